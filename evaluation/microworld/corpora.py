@@ -1,0 +1,123 @@
+"""What the micro models are pretrained on, as endless seeded streams of weighted texts.
+
+The student reads prose and questions about the `known` entities, and exercises in answering from a passage about
+`context` entities that are newly invented each time. The teacher reads passages about `teacher` entities, also invented
+anew each time, each followed by an edit.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+from evaluation.microworld.lines import MIXTURES, write_edit
+from evaluation.microworld.templates import ATTRIBUTES
+from evaluation.microworld.vocabulary import ENTITY_KINDS, VALUES
+from evaluation.microworld.world import (
+    ENTITIES_PER_DOCUMENT,
+    WORLD_SEED,
+    Fact,
+    Pool,
+    Sheet,
+    draw_sheet,
+    name_pools,
+    take_names,
+    write_passage,
+)
+
+EDIT_HEADINGS = {
+    "implications": "Implications:",
+    "rewrite": "Rewritten passages:",
+    "self-qa": "Questions and answers:",
+}
+"""Instruction that ends the teacher's prompt, by mixture."""
+
+QUESTIONED_SHARE = 0.5
+"""Share of the known entities whose questions are in the student's pretraining; of the others it reads prose only."""
+
+
+class Text(NamedTuple):
+    """A pretraining text: a part to read and a part to learn."""
+
+    given: str
+    """Context that carries no loss; may be empty."""
+    learned: str
+    """Continuation that carries the loss."""
+
+
+@lru_cache(maxsize=1)
+def known_facts() -> tuple[tuple[Fact, ...], tuple[Fact, ...]]:
+    """Return all facts of the known entities: of those with questions in the pretraining, and of those without."""
+    rng = random.Random(f"{WORLD_SEED}:known")
+    questioned: list[Fact] = []
+    prose_only: list[Fact] = []
+    for kind in ENTITY_KINDS:
+        names = name_pools()[kind, "known"]
+        for i, name in enumerate(names):
+            side = questioned if i < QUESTIONED_SHARE * len(names) else prose_only
+            side += [Fact(kind, a, name, rng.choice(VALUES[w.values])) for a, w in sorted(ATTRIBUTES[kind].items())]
+    return tuple(questioned), tuple(prose_only)
+
+
+def _student_line(rng: random.Random) -> Text:
+    """Return a line about a known entity: a statement, a value-first sentence, or a question with its answer."""
+    questioned, prose_only = known_facts()
+    draw = rng.random()
+    if draw < 0.3:
+        fact = rng.choice(questioned)
+        # The last phrasing stays out of every training.
+        question = rng.choice(fact.words.questions[:3]).format(name=fact.name)
+        return Text("", f"Question: {question}\nAnswer: {fact.value}")
+    fact = rng.choice(questioned if rng.random() < 0.5 else prose_only)
+    forms = fact.words.statements if draw < 0.9 else fact.words.passage
+    return Text("", rng.choice(forms).format(name=fact.name, value=fact.value))
+
+
+def student_lines(seed: int) -> Iterator[Text]:
+    """Yield short lines about known entities without end."""
+    rng = random.Random(f"student-lines:{seed}")
+    while True:
+        yield _student_line(rng)
+
+
+def _invented_sheet(rng: random.Random, pool: Pool, entities: int, attributes: int) -> Sheet:
+    """Return a sheet about random names of `pool` with facts invented on the spot."""
+    kind = rng.choice(ENTITY_KINDS)
+    names = take_names(rng.sample(name_pools()[kind, pool], 4 * entities), entities)
+    return draw_sheet(rng, names, kind, attributes=attributes)
+
+
+def student_readings(seed: int, *, largest: int = ENTITIES_PER_DOCUMENT) -> Iterator[Text]:
+    """Yield exercises without end: a passage about up to `largest` newly invented entities, then questions on it."""
+    rng = random.Random(f"student-readings:{seed}:{largest}")
+    while True:
+        sheet = _invented_sheet(rng, "context", rng.randint(1, largest), rng.randint(1, 2))
+        asked = []
+        for fact in rng.sample(sheet.facts, min(4, len(sheet.facts))):
+            question = rng.choice(fact.words.questions[:3]).format(name=fact.name)
+            asked.append(f"Question: {question}\nAnswer: {fact.value}")
+        yield Text(f"Passage: {write_passage(rng, sheet)}", "\n" + "\n".join(asked))
+
+
+def teacher_prompt(passage: str, mixture: str) -> str:
+    """Return the micro teacher's prompt for a passage."""
+    return f"Passage: {passage}\n{EDIT_HEADINGS[mixture]}\n"
+
+
+def teacher_edits(seed: int, *, clean: bool, largest: int = ENTITIES_PER_DOCUMENT) -> Iterator[Text]:
+    """Yield prompts with edits without end.
+
+    Args:
+        seed: Of all choices.
+        clean: Only true lines about named entities: copying and binding are learned before the mixture.
+        largest: Most entities in a passage; fewer make binding easier to discover.
+    """
+    rng = random.Random(f"teacher-edits:{seed}:{clean}:{largest}")
+    while True:
+        entities = rng.randint(1, largest) if clean else ENTITIES_PER_DOCUMENT
+        sheet = _invented_sheet(rng, "teacher", entities, rng.randint(1, 2) if clean else 2)
+        mixture = rng.choices(list(MIXTURES), [0.5, 0.25, 0.25])[0]
+        passage = write_passage(rng, sheet)
+        yield Text(teacher_prompt(passage, mixture), write_edit(rng, sheet, mixture, clean=clean))

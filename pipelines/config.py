@@ -1,0 +1,173 @@
+"""The configuration of a run: one YAML file, validated as a whole before anything expensive starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from evaluation.answers import AnswerFormat
+from evaluation.data_config import DataConfig
+from evaluation.digests import digest_json
+from evaluation.errors import ConfigError
+from student.config import UpdateRecipe
+from teacher.config import TeacherConfig
+from teacher.prompts import PROMPTS
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StudentConfig(_Frozen):
+    """The student: a frozen base and the recipe by which self-edits are taken into LoRA adapters on it."""
+
+    model: str = Field(min_length=1)
+    """Directory, hub name, or `micro-student` for the one that ships with the package."""
+    update: UpdateRecipe = UpdateRecipe()
+    answer_format: AnswerFormat = AnswerFormat()
+    bank_slots: int = Field(default=32, ge=1, le=1024)
+    """Adapters trained in one batch, in [1, 1024]: one unit of work, done whole or not at all."""
+
+
+class LoopConfig(_Frozen):
+    """How long the teacher learns, and on how much."""
+
+    rounds: int = Field(default=10, ge=0, le=10_000)
+    """Rounds of sampling, updating, scoring and learning, in [0, 10000]; 0 compares the untrained teacher only."""
+    documents: int = Field(default=8, ge=1, le=10_000)
+    """Training documents of a round, in [1, 10000]; new ones each round until all have been used."""
+    replicates: int = Field(default=1, ge=1, le=32)
+    """Updates of the student for each self-edit, with other seeds, in [1, 32]; their scores are averaged."""
+
+
+class ComparisonConfig(_Frozen):
+    """How the variants are compared at the end, on documents that no training saw."""
+
+    edits: int = Field(default=1, ge=1, le=64)
+    """Self-edits sampled for each document and variant, in [1, 64]; each is one update with a seed of its own."""
+    fixed_prompts: tuple[str, ...] = ()
+    """Prompts of the untrained teacher that compete as the best fixed kind; the one that is best on the development
+    documents enters the comparison. Empty: no such variant."""
+    confidence: float = Field(default=0.95, gt=0.5, lt=1.0)
+    """Level of the intervals, in (0.5, 1)."""
+    resamples: int = Field(default=10_000, ge=100, le=1_000_000)
+    """Bootstrap resamples of the documents, in [100, 1000000]."""
+    keep_adapters: int = Field(default=4, ge=0, le=10_000)
+    """Adapters of the trained teacher's variant that are kept as artifacts, in [0, 10000]."""
+
+
+class TrackingConfig(_Frozen):
+    """Where the lineage goes."""
+
+    uri: str | None = None
+    """MLflow tracking URI; None is an SQLite file in the work directory."""
+    experiment: str = Field(default="preceptor/train-teacher", min_length=1)
+    """MLflow experiment."""
+    registry_prefix: str = Field(default="preceptor", pattern=r"^[A-Za-z0-9_-]+$")
+    """Registered models are called `<prefix>-teacher` and `<prefix>-student`."""
+
+
+class RunConfig(_Frozen):
+    """Everything about one run of `train-teacher`."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    """Shown in MLflow and Prefect; letters, digits, `_`, `.` and `-`, at most 64."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Of everything that is random, in [0, 2^31)."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the models run."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the frozen bases."""
+    threads: int | None = Field(default=None, ge=1, le=1024)
+    """CPU threads of torch, in [1, 1024]; None is one for each core."""
+    data: DataConfig
+    teacher: TeacherConfig
+    student: StudentConfig
+    loop: LoopConfig = LoopConfig()
+    comparison: ComparisonConfig = ComparisonConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        unknown = [name for name in self.comparison.fixed_prompts if name not in PROMPTS]
+        if unknown:
+            raise ValueError(f"comparison.fixed_prompts: got {unknown}, allowed are {sorted(PROMPTS)}")
+        if self.teacher.learning.algorithm == "group-relative" and self.loop.rounds and self.teacher.samples < 2:
+            raise ValueError(
+                f"teacher.samples: group-relative learning compares the samples of a document, got "
+                f"{self.teacher.samples}, allowed is at least 2"
+            )
+        if self.comparison.fixed_prompts and self.data.development_documents < 1:
+            raise ValueError(
+                "data.development_documents: the best fixed prompt is chosen on development documents, got "
+                f"{self.data.development_documents}, allowed is at least 1 (or empty comparison.fixed_prompts)"
+            )
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what may change the result; where the lineage goes is left out."""
+        return digest_json(self.model_dump(mode="json", exclude={"tracking"}))
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Return the configuration in a YAML file with `overrides` applied.
+
+    Args:
+        path: The file.
+        overrides: Settings such as `loop.rounds=3`; the value is read as YAML.
+
+    Raises:
+        ConfigError: The file cannot be read, or is refused; all mistakes are listed at once.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {str(path)!r} cannot be read: {error}. Give the path of a YAML file.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config {str(path)!r} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"config {str(path)!r}: got {type(content).__name__}, allowed is a mapping of sections.")
+    for override in overrides:
+        _apply_override(content, override)
+    try:
+        return RunConfig.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(_explain(path, error)) from error
+
+
+def _apply_override(content: dict[str, Any], override: str) -> None:
+    """Set one dotted key of `content` in place."""
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ConfigError(f"--set {override!r}: allowed is a dotted key, `=` and a value, such as loop.rounds=3.")
+    *parents, last = key.split(".")
+    place: Any = content
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise ConfigError(f"--set {override!r}: {parent!r} is not a section of the configuration.")
+    try:
+        place[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from error
+
+
+def _explain(path: Path, error: ValidationError) -> str:
+    """Return one message that lists every mistake by its dotted key."""
+    lines = []
+    for mistake in error.errors(include_url=False):
+        place = ".".join(str(part) for part in mistake["loc"]) or "(whole file)"
+        got = f", got {mistake['input']!r}" if not isinstance(mistake["input"], Mapping) else ""
+        lines.append(f"  - {place}: {mistake['msg']}{got}")
+    count = f"{len(lines)} mistake" + ("s" if len(lines) > 1 else "")
+    return f"config {str(path)!r} has {count}:\n" + "\n".join(lines) + "\nNothing was started."
+
+
+def to_yaml(config: RunConfig) -> str:
+    """Return the resolved configuration as YAML, every default written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

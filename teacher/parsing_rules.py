@@ -1,0 +1,281 @@
+"""What one line of a language model's output is, seen by itself: the rules under the parser of self-edits.
+
+Everything here is a pure function of one line. Every regular expression is bounded or anchored, so that a line of
+any length is read in linear time. What a line means among its neighbours is decided in `teacher.parsing_assembly`.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class DropReason(StrEnum):
+    """Why a line that was written did not become part of the self-edit."""
+
+    MARKER_ONLY = "marker_only"
+    """No letter in it: a rule, a fence, a lone number or bullet, a tag."""
+    HEADING = "heading"
+    """A title, a label or the introduction of a list; it states nothing."""
+    PREAMBLE = "preamble"
+    """Courtesy before the content ("Certainly! Here is ...:")."""
+    ECHOED_PROMPT = "echoed_prompt"
+    """Repeats the prompt: its instruction, one of its labels or its passage."""
+    OTHER_TASK = "other_task"
+    """Follows the end of the edit: the model went on with another passage, a chat or a closing remark."""
+    DUPLICATE = "duplicate"
+    """Says what an earlier line of this edit says, up to case, spaces and final punctuation."""
+    DIGIT_LOOP = "digit_loop"
+    """Counts or repeats a number ("1. 1. 1.", "1. 2. 3.")."""
+    UNANSWERED_QUESTION = "unanswered_question"
+    """A question that got no answer."""
+    UNPAIRED_ANSWER = "unpaired_answer"
+    """An answer to no question."""
+    CHOICE = "choice"
+    """An option of a multiple-choice question."""
+    CUT_LINE = "cut_line"
+    """The last line, when the engine stopped at the token limit in the middle of it."""
+    LINE_TOO_LONG = "line_too_long"
+    """Longer than `max_line_characters`."""
+    OVER_LIMIT = "over_limit"
+    """Comes after `max_lines` implications."""
+    EXTRA_SPECIFICATION = "extra_specification"
+    """A JSON block whose parts an earlier block has already given."""
+
+
+class Kind(StrEnum):
+    """What a line looks like by itself."""
+
+    STATEMENT = "statement"
+    QUESTION = "question"
+    ANSWER = "answer"
+    PAIR = "pair"
+    CHOICE = "choice"
+    HEADING = "heading"
+    PREAMBLE = "preamble"
+    PASSAGE = "passage"
+    """`Passage:`, with or without text after it."""
+    TASK_START = "task_start"
+    """An instruction to read a passage, or a system prompt."""
+    ECHO = "echo"
+    """A label of the prompt, or a line of it."""
+    MARKER_ONLY = "marker_only"
+    DIGIT_LOOP = "digit_loop"
+
+
+class Line(NamedTuple):
+    """A line with its markers removed."""
+
+    index: int
+    """Position among the non-blank lines."""
+    kind: Kind
+    text: str
+    """The statement or the question; the answer of an `ANSWER`; may be empty after a bare label."""
+    answer: str | None = None
+    """The answer of a `PAIR`; "" for a question whose line ends with a bare "Answer:"."""
+    numbers: tuple[int, ...] = ()
+    """Numbers in its markers and its label, outermost first."""
+    marked: bool = False
+    """It began with a list marker."""
+    gap: bool = False
+    """A blank line stands before it."""
+    indented: bool = False
+    weak_heading: bool = False
+    """So short, unmarked and unterminated that it is a title unless it continues the line before."""
+
+
+_INVISIBLE = "\ufeff\u200b\u200c\u200d\u2060"
+_TERMINATED = re.compile(r"[.!?…。！？][\"'”’»)\]*_]{0,3}\Z")  # noqa: RUF001
+_STAR_RUN = re.compile(r"(?<![\w*])\*{2,}+|(?<!\*)\*{2,}+(?!\w)")
+_BOLD_ONLY = re.compile(r"\*\*[^*]+\*\*[:.]?\Z|__[^_]+__[:.]?\Z")
+_TAG = re.compile(r"(?:`{3,}|~{3,})\s?\w{0,20}\Z|</?\w[^<>]{0,40}>\Z")
+_MARKER = re.compile(
+    r"[-*+][ \t\xa0]+|[•‣◦▪●·∙]\s?|[–—>][ \t\xa0]+|#{1,6}\s+"
+    r"|\((?P<n1>\d{1,3})\)\s?|(?P<n2>\d{1,3})[.)](?:\s+|(?=[^\W\d_]|[\"“*(]))|(?P<n3>\d{1,3}):\s+"
+    r"|\([a-h]\)\s|[a-h][.)]\s|\([ivx]{1,4}\)\s|[ivx]{1,4}[.)]\s"
+)
+_LABEL = re.compile(
+    r"(?i:(?:(?:rewritten|rephrased|reworded|revised|alternative|paraphrased)\s)?"
+    r"(?:passage|version|implication|rewrite|rewriting|rephrasing|paraphrase|statement|variation|alternative|option))"
+    r"\s?#?(?P<n>\d{1,3})\s?(?:[:.)]|[-–—](?=\s)|\Z)\s*"
+)
+_SECTION = re.compile(
+    r"(?i:(?:list of |the )?(?:direct |indirect )?implications|rewritten passages?|rephrased passages?|rewrites"
+    r"|questions and answers|question-answer (?:format|pairs))\s?[:.]?\s*"
+)
+_PASSAGE = re.compile(r"(?:Passage|PASSAGE|Text|Original passage|Original Passage)\s?:\s*")
+_QUESTION = re.compile(
+    r"(?i:question)\s?#?(?P<n1>\d{1,4})?\s?(?:[:.)]|[-–—](?=\s))\s*|Q\s?(?P<n2>\d{1,4})?\s?:\s*|Q(?P<n3>\d{1,4})[.)]\s*"
+)
+_ANSWER = re.compile(
+    r"(?i:answer|ans)\s?#?(?P<n1>\d{1,4})?\s?(?:[:)]|\.(?=\s|\Z)|[-–—](?=\s))\s*"
+    r"|A\s?(?P<n2>\d{1,4})?\s?:\s*|A(?P<n3>\d{1,4})[.)]\s*"
+)
+_INLINE_ANSWER = re.compile(r"(?<=[\s?.!])(?:Answer|ANSWER|Ans)\s?\d{0,4}\s?:|(?<=[?\s])A\s?\d{0,4}\s?:(?=\s)")
+_UNLABELLED_PAIR = re.compile(r"\?[\"'”’)]{0,2}\s{0,3}(?:Answer|ANSWER|Ans|A)\s?\d{0,4}\s?:")
+_CHOICE = re.compile(r"\(?(?P<letter>[A-H])[.)]\s+(?=\S)")
+_TASK_START = re.compile(
+    r"(?i:(?:now,?\s|next,?\s)?let(?:'|’)?s\s(?:now\s)?(?:read|examine|review|analy[sz]e|consider|explore|look at|use|take)\b"  # noqa: RUF001
+    r".{0,80}\b(?:passage|excerpt|text|paragraph|article)\b"
+    r"|(?:please\s)?(?:read|consider|rewrite|rephrase|summari[sz]e)\sthe\s(?:following|passage|text|paragraph)"
+    r"|you\sare\s(?:an?|the)\s.{0,40}\b(?:assistant|teacher|expert|model|chatbot)\b"
+    r"|(?:human|user|system|assistant)\s?:|<\|\w{1,20}\|>)"
+)
+_COURTESY = re.compile(r"(?i:certainly|sure|of course|absolutely|okay|ok|great)\b\s?[!,.:]")
+_HERE_IS = re.compile(
+    r"(?i:here(?:'s|’s|\s(?:is|are))|below\s(?:is|are)|(?:the|these)\sfollowing|i(?:'ve|\shave)\s(?:rewritten|listed))\b"  # noqa: RUF001
+)
+
+
+def strip_space(text: str) -> str:
+    """Return `text` without white space and invisible joiners at both ends."""
+    return text.strip().strip(_INVISIBLE).strip()
+
+
+def is_terminated(text: str) -> bool:
+    """Say whether `text` ends like a finished sentence."""
+    return _TERMINATED.search(text, max(0, len(text) - 4)) is not None
+
+
+def has_letter(text: str) -> bool:
+    """Say whether any character of `text` is a letter of any script."""
+    return any(character.isalpha() for character in text)
+
+
+def normalise(text: str) -> str:
+    """Return what duplicates have in common: words and marks, case-folded, without spaces around or a final stop."""
+    return " ".join(text.casefold().split()).rstrip(" .!;,:")
+
+
+def is_digit_loop(text: str) -> bool:
+    """Say whether `text` holds at least six numbers, no letter, and nearly all steps between them are 0 or 1."""
+    if has_letter(text):
+        return False
+    digits = [int(run[-9:]) for run in re.findall(r"[0-9]+", text)]
+    if len(digits) < 6:
+        return False
+    steps = [b - a for a, b in zip(digits, digits[1:], strict=False)]
+    return sum(step in (0, 1) for step in steps) >= 0.8 * len(steps)
+
+
+def remove_bold(text: str) -> str:
+    """Return `text` without the asterisks of bold marks; those between two word characters (2**3) stay."""
+    return _STAR_RUN.sub("", text)
+
+
+class Stripped(NamedTuple):
+    """A line without its list markers."""
+
+    text: str
+    numbers: tuple[int, ...]
+    marked: bool
+    """At least one marker was there; a label such as "Version 2:" counts."""
+
+
+def strip_markers(text: str) -> Stripped:
+    """Return `text` without leading list markers, however nested: bullets, numbers, letters, "Passage 3:" labels."""
+    position, numbers, marked = 0, [], False
+    while match := _MARKER.match(text, position) or _LABEL.match(text, position):
+        position, marked = match.end(), True
+        numbers += [int(value) for value in match.groupdict().values() if value]
+    return Stripped(strip_space(text[position:]), tuple(numbers), marked)
+
+
+def classify(
+    raw: str, index: int = 0, *, gap: bool = False, prompt_lines: frozenset[str] = frozenset(), marked: bool = False
+) -> Line:
+    """Return what one non-blank line looks like by itself.
+
+    Args:
+        raw: The line as written.
+        index: Its position among the non-blank lines.
+        gap: Whether a blank line stands before it.
+        prompt_lines: `normalise`d lines of the prompt; an unmarked line that equals one is an echo. A line written as
+            a list item is not: a teacher may well choose a sentence of the passage.
+        marked: The line is a list item although no marker is on it (the prompt ended with one, or it comes from JSON).
+    """
+    line = strip_space(raw)
+    common = {"index": index, "gap": gap, "indented": raw[:2].isspace() and len(raw) > 2}
+    if _TAG.match(line) or not has_letter(line):
+        kind = Kind.DIGIT_LOOP if is_digit_loop(line) else Kind.MARKER_ONLY
+        return Line(kind=kind, text=line, **common)  # type: ignore[arg-type]
+    bare, numbers, has_marker = strip_markers(remove_bold(line))
+    common |= {"numbers": numbers, "marked": marked or has_marker}
+    if not has_letter(bare):
+        kind = Kind.HEADING if _LABEL.search(remove_bold(line)) else Kind.MARKER_ONLY
+        return Line(kind=kind, text=bare, **common)  # type: ignore[arg-type]
+    kind, text, answer, inner = _label(bare)
+    if kind is Kind.STATEMENT:
+        kind, text = _statement_kind(bare, line, marked=marked or has_marker, prompt_lines=prompt_lines)
+    common["numbers"] = (*numbers, *inner)
+    weak = kind is Kind.STATEMENT and not common["marked"] and not is_terminated(text) and _is_short(text)
+    return Line(kind=kind, text=text, answer=answer, weak_heading=weak, **common)  # type: ignore[arg-type]
+
+
+def _label(bare: str) -> tuple[Kind, str, str | None, tuple[int, ...]]:
+    """Return kind, text, answer and numbers of a question, an answer or a pair; anything else is a statement."""
+    if match := _QUESTION.match(bare):
+        outer = tuple(int(value) for value in match.groupdict().values() if value)
+        rest, inner, _ = strip_markers(bare[match.end() :])
+        split = _INLINE_ANSWER.search(rest)
+        if split is None:
+            return Kind.QUESTION, rest, None, outer + inner
+        question, answer = strip_space(rest[: split.start()]), strip_space(rest[split.end() :])
+        if not question:
+            return Kind.ANSWER, answer, None, outer + inner
+        return (Kind.PAIR if answer else Kind.QUESTION), question, answer, outer + inner
+    if match := _ANSWER.match(bare):
+        numbers = tuple(int(value) for value in match.groupdict().values() if value)
+        return Kind.ANSWER, strip_space(bare[match.end() :]), None, numbers
+    if match := _UNLABELLED_PAIR.search(bare):
+        question, answer = strip_space(bare[: bare.index("?", match.start()) + 1]), strip_space(bare[match.end() :])
+        return (Kind.PAIR if answer else Kind.QUESTION), question, answer, ()
+    return Kind.STATEMENT, bare, None, ()
+
+
+def _statement_kind(bare: str, line: str, *, marked: bool, prompt_lines: frozenset[str]) -> tuple[Kind, str]:
+    """Return the kind and the text of a line that is neither question nor answer."""
+    if _TASK_START.match(bare):
+        return Kind.TASK_START, bare
+    if match := _PASSAGE.match(bare):
+        text = bare[match.end() :]
+        return (Kind.PASSAGE, "" if normalise(text) in prompt_lines else text)
+    if match := _SECTION.match(bare):
+        if match.end() == len(bare):
+            return Kind.ECHO, bare
+        if bare[: match.end()].rstrip().endswith(":"):
+            bare = bare[match.end() :]
+    if not marked and normalise(bare) in prompt_lines:
+        return Kind.ECHO, bare
+    if not marked and (_COURTESY.match(bare) or (_HERE_IS.match(bare))):
+        return Kind.PREAMBLE, bare
+    if _CHOICE.match(bare):
+        return Kind.CHOICE, bare
+    return (Kind.HEADING if _is_heading(bare, line) else Kind.STATEMENT), bare
+
+
+def _is_heading(bare: str, line: str) -> bool:
+    """Say whether a line is a title or a label: it ends with a colon, or is set as a heading and is no sentence."""
+    if bare.rstrip("*_ ").endswith((":", "：")):
+        return len(bare.split()) <= 25
+    if is_terminated(bare):
+        return False
+    words = bare.split()
+    if line.startswith("#"):
+        return True
+    if _BOLD_ONLY.search(line) is None or not _BOLD_ONLY.match(_bold_part(line)):
+        return False
+    long_words = [word for word in words if len(word) > 3]
+    capitals = sum(word[0].isupper() for word in long_words)
+    return len(words) <= 5 or capitals >= 0.6 * len(long_words)
+
+
+def _bold_part(line: str) -> str:
+    """Return a line from its first bold mark on when only a list marker stands before it, else the whole line."""
+    start = line.find("**")
+    return line[start:] if start > 0 and not has_letter(line[:start]) else line
+
+
+def _is_short(text: str) -> bool:
+    return len(text) < 40 and len(text.split()) <= 4

@@ -1,0 +1,83 @@
+"""The same update made the usual way: PEFT around the model, torch's AdamW, transformers' schedules, one job alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.nn.functional import cross_entropy
+from transformers import get_constant_schedule_with_warmup, get_linear_schedule_with_warmup
+
+from student.batching import sequence_order
+from student.sequences import TrainingSequence
+from student.training import UpdateJob
+
+Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
+
+
+def train_alone(model: Any, job: UpdateJob, start: Factors) -> tuple[Factors, list[float]]:
+    """Return the factors and losses of one PEFT training of `model`, which is used up, from the factors `start`."""
+    recipe = job.recipe
+    targets = "all-linear" if recipe.target_modules == "all-linear" else list(recipe.target_modules)
+    config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=targets, task_type="CAUSAL_LM")
+    peft_model = get_peft_model(model, config).to(model.dtype)
+    layers = {
+        name.removeprefix("base_model.model."): module
+        for name, module in peft_model.named_modules()
+        if hasattr(module, "lora_A")
+    }
+    assert set(layers) == set(start)
+    with torch.no_grad():
+        for name, layer in layers.items():
+            layer.lora_A["default"].weight.copy_(start[name][0])
+            layer.lora_B["default"].weight.copy_(start[name][1])
+    peft_model.eval()
+    parameters = [p for p in peft_model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters,
+        lr=recipe.learning_rate,
+        betas=recipe.adam_betas,
+        eps=recipe.adam_epsilon,
+        weight_decay=recipe.weight_decay,
+    )
+    total = recipe.total_steps(len(job.sequences))
+    if recipe.schedule == "linear":
+        schedule = get_linear_schedule_with_warmup(optimizer, recipe.warmup_steps, total)
+    else:
+        schedule = get_constant_schedule_with_warmup(optimizer, recipe.warmup_steps)
+    losses: list[float] = []
+    for order in sequence_order(len(job.sequences), job.seed, recipe.epochs):
+        for i in range(0, len(order), recipe.batch_size):
+            if len(losses) == total:
+                break
+            ids, mask, labels = _pad([job.sequences[j] for j in order[i : i + recipe.batch_size]])
+            logits = peft_model(input_ids=ids, attention_mask=mask).logits
+            loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+            loss.backward()
+            if recipe.max_gradient_norm is not None:
+                torch.nn.utils.clip_grad_norm_(parameters, recipe.max_gradient_norm)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+    trained = {
+        name: (
+            layer.lora_A["default"].weight.detach().clone(),
+            layer.lora_B["default"].weight.detach().clone(),
+        )
+        for name, layer in layers.items()
+    }
+    return trained, losses
+
+
+def _pad(sequences: list[TrainingSequence]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    width = max(len(s.tokens) for s in sequences)
+    ids = torch.zeros(len(sequences), width, dtype=torch.long)
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
+    for i, sequence in enumerate(sequences):
+        n = len(sequence.tokens)
+        ids[i, :n] = torch.tensor(sequence.tokens)
+        mask[i, :n] = 1
+        labels[i, :n] = ids[i, :n].masked_fill(~torch.tensor(sequence.loss_mask), -100)
+    return ids, mask, labels

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from evaluation.errors import ModelError
+from teacher.config import PolicyConfig
+from teacher.policy import Base, TeacherPolicy, load_base
+
+
+def tiny_base(vocabulary: int = 300, seed: int = 0, context: int = 128) -> Base:
+    """Return a random Llama over the words w0, w1, ... with `<pad>`, `<eos>` and `<unk>` as tokens 0, 1 and 2."""
+    words = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{i}": i + 3 for i in range(vocabulary - 3)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=context,
+        initializer_range=0.1,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config).eval()
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    )
+    return Base(model, wrapped)
+
+
+def shaken(policy: TeacherPolicy, seed: int = 5) -> TeacherPolicy:
+    """Give every adapter weight, B included, a random value, so that the policy differs from its base."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in policy.adapter_parameters():
+            weight.copy_(0.1 * torch.randn(weight.shape, generator=generator))
+    return policy
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(torch.arange(3, 23)[None]).logits
+    return found
+
+
+def test_create_equals_its_base() -> None:
+    base = tiny_base()
+    expected = logits(base.model)
+    policy = TeacherPolicy.create(base, PolicyConfig(rank=4), seed=1)
+    assert torch.equal(logits(policy.model), expected)
+    assert policy.optimizer_state is None
+
+
+def test_create_adapts_all_linear_layers_but_the_output_layer() -> None:
+    policy = TeacherPolicy.create(tiny_base(), PolicyConfig(rank=4), seed=1)
+    assert len(policy.adapter_parameters()) == 2 * 2 * 7  # A and B of 7 linear layers in 2 blocks
+    trained = {name for name, weight in policy.model.named_parameters() if weight.requires_grad}
+    assert all(".lora_" in name for name in trained)
+    assert not any("lm_head" in name for name in trained)
+
+
+def test_create_depends_on_its_seed_alone_and_leaves_the_global_generator() -> None:
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    first = TeacherPolicy.create(tiny_base(), PolicyConfig(rank=4), seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(12)
+    assert TeacherPolicy.create(tiny_base(), PolicyConfig(rank=4), seed=1).digest == first.digest
+    assert TeacherPolicy.create(tiny_base(), PolicyConfig(rank=4), seed=2).digest != first.digest
+    assert TeacherPolicy.create(tiny_base(), PolicyConfig(rank=4, alpha=8.0), seed=1).digest != first.digest
+    assert TeacherPolicy.create(tiny_base(seed=3), PolicyConfig(rank=4), seed=1).digest != first.digest
+
+
+def test_create_refuses_a_base_that_carries_an_adapter() -> None:
+    base = tiny_base()
+    policy = TeacherPolicy.create(base, PolicyConfig(rank=4), seed=1)
+    with pytest.raises(ModelError, match="already carries an adapter"):
+        TeacherPolicy.create(Base(policy.model, base.tokenizer), PolicyConfig(rank=4), seed=1)
+    with pytest.raises(ModelError, match="already carries an adapter"):
+        TeacherPolicy.create(base, PolicyConfig(rank=4), seed=1)
+
+
+def test_reference_is_the_base_and_ends() -> None:
+    base = tiny_base()
+    expected = logits(base.model)
+    policy = shaken(TeacherPolicy.create(base, PolicyConfig(rank=4), seed=1))
+    adapted = logits(policy.model)
+    assert not torch.allclose(adapted, expected, atol=1e-2)
+    with policy.reference():
+        assert torch.equal(logits(policy.model), expected)
+    assert torch.equal(logits(policy.model), adapted)
+    assert all(weight.requires_grad for weight in policy.adapter_parameters())
+
+
+def test_reset_makes_the_policy_its_base_again() -> None:
+    fresh = TeacherPolicy.create(tiny_base(), PolicyConfig(rank=4), seed=1)
+    policy = shaken(TeacherPolicy.create(tiny_base(), PolicyConfig(rank=4), seed=2))
+    policy.optimizer_state = {"state": {}}
+    policy.reset(seed=1)
+    assert policy.digest == fresh.digest
+    assert policy.optimizer_state is None
+
+
+def test_save_then_load_is_exact_and_in_peft_format(tmp_path: Path) -> None:
+    policy = shaken(TeacherPolicy.create(tiny_base(), PolicyConfig(rank=4, alpha=6.0), seed=1))
+    policy.optimizer_state = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1}]}
+    policy.save(tmp_path / "policy")
+    loaded = TeacherPolicy.load(tmp_path / "policy", tiny_base())
+    assert loaded.digest == policy.digest
+    assert loaded.config == policy.config
+    assert loaded.optimizer_state == policy.optimizer_state
+    assert torch.equal(logits(loaded.model), logits(policy.model))
+    opened = PeftModel.from_pretrained(tiny_base().model, str(tmp_path / "policy"))
+    assert torch.equal(logits(opened), logits(policy.model))
+
+
+def test_save_replaces_what_is_there_and_leaves_nothing_else(tmp_path: Path) -> None:
+    policy = TeacherPolicy.create(tiny_base(), PolicyConfig(rank=4), seed=1)
+    policy.save(tmp_path / "policy")
+    (tmp_path / "policy" / "stale.txt").write_text("of the old version")
+    shaken(policy).save(tmp_path / "policy")
+    assert TeacherPolicy.load(tmp_path / "policy", tiny_base()).digest == policy.digest
+    assert [path.name for path in tmp_path.iterdir()] == ["policy"]
+    assert not (tmp_path / "policy" / "stale.txt").exists()
+
+
+def test_load_refuses_another_base_and_damaged_directories(tmp_path: Path) -> None:
+    shaken(TeacherPolicy.create(tiny_base(), PolicyConfig(rank=4), seed=1)).save(tmp_path / "policy")
+    with pytest.raises(ModelError, match="trained on the base"):
+        TeacherPolicy.load(tmp_path / "policy", tiny_base(seed=9))
+    with pytest.raises(ModelError, match="holds no whole policy"):
+        TeacherPolicy.load(tmp_path / "nowhere", tiny_base())
+    for name in ("optimizer.pt", "adapter_model.safetensors"):
+        shutil.copytree(tmp_path / "policy", tmp_path / name)
+        (tmp_path / name / name).write_bytes(b"torn")
+        with pytest.raises(ModelError, match="changed or damaged"):
+            TeacherPolicy.load(tmp_path / name, tiny_base())
+        (tmp_path / name / name).unlink()
+        with pytest.raises(ModelError, match="changed or damaged"):
+            TeacherPolicy.load(tmp_path / name, tiny_base())
+    (tmp_path / "policy" / "policy.json").write_text('{"config": {}}')
+    with pytest.raises(ModelError, match="holds no whole policy"):
+        TeacherPolicy.load(tmp_path / "policy", tiny_base())
+
+
+def test_load_base_opens_a_checkpoint_and_names_one_it_cannot(tmp_path: Path) -> None:
+    base = tiny_base()
+    base.model.save_pretrained(tmp_path / "model")
+    base.tokenizer.save_pretrained(tmp_path / "model")
+    opened = load_base(str(tmp_path / "model"))
+    assert torch.equal(logits(opened.model), logits(base.model))
+    assert opened.tokenizer("w4 w5")["input_ids"] == [7, 8]
+    with pytest.raises(ModelError, match="no-such-model"):
+        load_base(str(tmp_path / "no-such-model"))

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import inspect
+import typing
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+from tokenizers.processors import TemplateProcessing
+
+from evaluation.errors import ConfigError, ModelError
+from evaluation.tasks import Document, KnowledgeTask, Question
+from teacher.config import GroupRelativeConfig, LearningConfig, RestEmConfig, TeacherConfig
+from teacher.prompts import PROMPTS, PromptTemplate, prompt_template, prompt_token_ids
+from tests.teacher.test_policy import tiny_base
+
+DOCUMENT = Document(id="d1", title="Estonian language", text="Writings in Estonian became significant.")
+TEXTS = st.text(min_size=1, max_size=60).filter(str.strip)
+
+
+def test_render_micro_forms_are_exact() -> None:
+    expected = {
+        "micro-implications": "Passage: {}\nImplications:\n",
+        "micro-rewrite": "Passage: {}\nRewritten passages:\n",
+        "micro-self-qa": "Passage: {}\nQuestions and answers:\n",
+    }
+    for name, text in expected.items():
+        assert prompt_template(name).render(DOCUMENT) == text.format(DOCUMENT.text)
+
+
+@pytest.mark.parametrize("name", ["implications", "rewrite", "self-qa"])
+def test_render_shows_title_above_passage_and_drops_an_empty_title(name: str) -> None:
+    template = prompt_template(name)
+    assert f"Passage:\n{DOCUMENT.title}\n{DOCUMENT.text}\n\n" in template.render(DOCUMENT)
+    untitled = template.render(DOCUMENT.model_copy(update={"title": ""}))
+    assert f"Passage:\n{DOCUMENT.text}\n\n" in untitled
+
+
+def test_render_takes_a_document_alone() -> None:
+    """A document has no questions, so a prompt cannot show any."""
+    hints = typing.get_type_hints(PromptTemplate.render)
+    assert list(inspect.signature(PromptTemplate.render).parameters) == ["self", "document"]
+    assert hints["document"] is Document
+    assert not any("question" in name for name in Document.model_fields)
+
+
+@given(title=TEXTS, passage=TEXTS, name=st.sampled_from(sorted(PROMPTS)), other=TEXTS)
+def test_render_depends_on_title_and_passage_alone(title: str, passage: str, name: str, other: str) -> None:
+    bare = Document(id="a", title=title, text=passage)
+    task = KnowledgeTask(
+        document=Document(id="b", title=title, text=passage, source=other, entities=(other,)),
+        questions=(Question(question=other, answer=other),),
+    )
+    rendered = PROMPTS[name].render(bare)
+    assert PROMPTS[name].render(task.document) == rendered
+    frame = PROMPTS[name].text
+    assert len(rendered) == len(frame.replace("{passage}", "").replace("{title}", "")) + len(passage) + (
+        len(title) if "{title}" in frame else 0
+    )
+
+
+def test_render_leaves_braces_of_the_document() -> None:
+    document = Document(id="d", title="{passage}", text="a {title} {0} }{")
+    assert "\n{passage}\na {title} {0} }{\n" in prompt_template("implications").render(document)
+
+
+@pytest.mark.parametrize(
+    "text", ["no place", "{passage} {passage}", "{title}", "{passage} {questions}", "{passage} {}"]
+)
+def test_template_refuses_other_placeholders(text: str) -> None:
+    with pytest.raises(ValidationError, match="placeholders"):
+        PromptTemplate(name="x", text=text)
+
+
+def test_prompt_template_unknown_name_lists_the_known() -> None:
+    with pytest.raises(ConfigError, match=r"'summary'.*'implications'"):
+        prompt_template("summary")
+    with pytest.raises(ValidationError, match="summary"):
+        TeacherConfig(model="m", prompt="summary")
+
+
+def test_render_chat_uses_the_template_up_to_the_answer_with_one_opening_token() -> None:
+    tokenizer = tiny_base().tokenizer
+    with pytest.raises(ModelError, match="chat template"):
+        prompt_template("implications").render_chat(DOCUMENT, tokenizer)
+    tokenizer.bos_token = "<unk>"
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<unk> $A <eos>", special_tokens=[("<unk>", 2), ("<eos>", 1)]
+    )
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %} [{{ m.role }}] {{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %} [assistant]{% endif %}"
+    )
+    template = PromptTemplate(name="t", text="w1 {passage} w2")
+    chat = template.render_chat(Document(id="d", text="w3"), tokenizer)
+    assert chat == "<unk> [user] w1 w3 w2 [assistant]"
+    assert prompt_token_ids(tokenizer, chat) == [2, 2, 4, 6, 5, 2]  # one opening token, then [user] as unknown
+    assert prompt_token_ids(tokenizer, "w1 w3") == [2, 4, 6]  # opening token added, closing token taken off
+
+
+def test_learning_config_is_told_apart_by_algorithm() -> None:
+    adapter: TypeAdapter[LearningConfig] = TypeAdapter(LearningConfig)
+    assert adapter.validate_python({"algorithm": "rest-em", "keep": 2}) == RestEmConfig(keep=2)
+    assert adapter.validate_python({"algorithm": "group-relative"}) == GroupRelativeConfig()
+    for wrong in ({"algorithm": "ppo"}, {"algorithm": "rest-em", "clip_low": 0.1}, {"algorithm": "rest-em", "keep": 0}):
+        with pytest.raises(ValidationError):
+            adapter.validate_python(wrong)
