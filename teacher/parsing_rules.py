@@ -88,7 +88,7 @@ class Line(NamedTuple):
 _INVISIBLE = "\ufeff\u200b\u200c\u200d\u2060"
 _TERMINATED = re.compile(r"[.!?…。！？][\"'”’»)\]*_]{0,3}\Z")  # noqa: RUF001
 _STAR_RUN = re.compile(r"(?<![\w*])\*{2,}+|(?<!\*)\*{2,}+(?!\w)")
-_BOLD_ONLY = re.compile(r"\*\*[^*]+\*\*[:.]?\Z|__[^_]+__[:.]?\Z")
+_BOLD_ONLY = re.compile(r"\*\*[^*]+\*\*[:.]?\Z")
 _TAG = re.compile(r"(?:`{3,}|~{3,})\s?\w{0,20}\Z|</?\w[^<>]{0,40}>\Z")
 _MARKER = re.compile(
     r"[-*+][ \t\xa0]+|[•‣◦▪●·∙]\s?|[–—>][ \t\xa0]+|#{1,6}\s+"
@@ -104,7 +104,7 @@ _SECTION = re.compile(
     r"(?i:(?:list of |the )?(?:direct |indirect )?implications|rewritten passages?|rephrased passages?|rewrites"
     r"|questions and answers|question-answer (?:format|pairs))\s?[:.]?\s*"
 )
-_PASSAGE = re.compile(r"(?:Passage|PASSAGE|Text|Original passage|Original Passage)\s?:\s*")
+_PASSAGE = re.compile(r"(?:Passage|PASSAGE|Original [Pp]assage)\s?:\s*")
 _QUESTION = re.compile(
     r"(?i:question)\s?#?(?P<n1>\d{1,4})?\s?(?:[:.)]|[-–—](?=\s))\s*|Q\s?(?P<n2>\d{1,4})?\s?:\s*|Q(?P<n3>\d{1,4})[.)]\s*"
 )
@@ -112,8 +112,8 @@ _ANSWER = re.compile(
     r"(?i:answer|ans)\s?#?(?P<n1>\d{1,4})?\s?(?:[:)]|\.(?=\s|\Z)|[-–—](?=\s))\s*"
     r"|A\s?(?P<n2>\d{1,4})?\s?:\s*|A(?P<n3>\d{1,4})[.)]\s*"
 )
-_INLINE_ANSWER = re.compile(r"(?<=[\s?.!])(?:Answer|ANSWER|Ans)\s?\d{0,4}\s?:|(?<=[?\s])A\s?\d{0,4}\s?:(?=\s)")
-_UNLABELLED_PAIR = re.compile(r"\?[\"'”’)]{0,2}\s{0,3}(?:Answer|ANSWER|Ans|A)\s?\d{0,4}\s?:")
+_INLINE_ANSWER = re.compile(r"(?<=[\s?.!])(?:Answer|ANSWER|Ans)\s?\d{0,4}\s?:|(?:(?<=\?\s)|(?<=\?))A\s?\d{0,4}\s?:")
+_UNLABELLED_PAIR = re.compile(r"\?[\"'”’)]{0,2}\s{0,3}(?P<answer>(?:Answer|ANSWER|Ans|A)\s?\d{0,4}\s?:)")
 _CHOICE = re.compile(r"\(?(?P<letter>[A-H])[.)]\s+(?=\S)")
 _TASK_START = re.compile(
     r"(?i:(?:now,?\s|next,?\s)?let(?:'|’)?s\s(?:now\s)?(?:read|examine|review|analy[sz]e|consider|explore|look at|use|take)\b"  # noqa: RUF001
@@ -175,10 +175,11 @@ class Stripped(NamedTuple):
 
 def strip_markers(text: str) -> Stripped:
     """Return `text` without leading list markers, however nested: bullets, numbers, letters, "Passage 3:" labels."""
-    position, numbers, marked = 0, [], False
+    numbers: list[int] = []
+    position, marked = 0, False
     while match := _MARKER.match(text, position) or _LABEL.match(text, position):
         position, marked = match.end(), True
-        numbers += [int(value) for value in match.groupdict().values() if value]
+        numbers += _numbers(match)
     return Stripped(strip_space(text[position:]), tuple(numbers), marked)
 
 
@@ -195,64 +196,74 @@ def classify(
             a list item is not: a teacher may well choose a sentence of the passage.
         marked: The line is a list item although no marker is on it (the prompt ended with one, or it comes from JSON).
     """
-    line = strip_space(raw)
-    common = {"index": index, "gap": gap, "indented": raw[:2].isspace() and len(raw) > 2}
-    if _TAG.match(line) or not has_letter(line):
-        kind = Kind.DIGIT_LOOP if is_digit_loop(line) else Kind.MARKER_ONLY
-        return Line(kind=kind, text=line, **common)  # type: ignore[arg-type]
-    bare, numbers, has_marker = strip_markers(remove_bold(line))
-    common |= {"numbers": numbers, "marked": marked or has_marker}
-    if not has_letter(bare):
-        kind = Kind.HEADING if _LABEL.search(remove_bold(line)) else Kind.MARKER_ONLY
-        return Line(kind=kind, text=bare, **common)  # type: ignore[arg-type]
-    kind, text, answer, inner = _label(bare)
-    if kind is Kind.STATEMENT:
-        kind, text = _statement_kind(bare, line, marked=marked or has_marker, prompt_lines=prompt_lines)
-    common["numbers"] = (*numbers, *inner)
-    weak = kind is Kind.STATEMENT and not common["marked"] and not is_terminated(text) and _is_short(text)
-    return Line(kind=kind, text=text, answer=answer, weak_heading=weak, **common)  # type: ignore[arg-type]
+    text = strip_space(raw)
+    indented = len(raw) - len(raw.lstrip()) >= 2 or raw.startswith("\t")
+    line = Line(index, Kind.MARKER_ONLY, text, marked=marked, gap=gap, indented=indented)
+    if _TAG.match(text) or not has_letter(text):
+        return line._replace(kind=Kind.DIGIT_LOOP) if is_digit_loop(text) else line
+    stripped = strip_markers(remove_bold(text))
+    line = line._replace(text=stripped.text, numbers=stripped.numbers, marked=marked or stripped.marked)
+    if not has_letter(stripped.text):
+        return line._replace(kind=Kind.HEADING)
+    labelled = _label(line)
+    if labelled is not None:
+        return labelled
+    kind, bare = _statement_kind(line, text, prompt_lines)
+    weak = kind is Kind.STATEMENT and not line.marked and not is_terminated(bare) and _is_short(bare)
+    return line._replace(kind=kind, text=bare, weak_heading=weak)
 
 
-def _label(bare: str) -> tuple[Kind, str, str | None, tuple[int, ...]]:
-    """Return kind, text, answer and numbers of a question, an answer or a pair; anything else is a statement."""
+def _label(line: Line) -> Line | None:
+    """Return `line` as a question, an answer or a pair when a label says so, else None."""
+    bare = line.text
     if match := _QUESTION.match(bare):
-        outer = tuple(int(value) for value in match.groupdict().values() if value)
-        rest, inner, _ = strip_markers(bare[match.end() :])
-        split = _INLINE_ANSWER.search(rest)
+        rest = strip_markers(bare[match.end() :])
+        line = line._replace(numbers=(*line.numbers, *_numbers(match), *rest.numbers))
+        split = _INLINE_ANSWER.search(rest.text)
         if split is None:
-            return Kind.QUESTION, rest, None, outer + inner
-        question, answer = strip_space(rest[: split.start()]), strip_space(rest[split.end() :])
-        if not question:
-            return Kind.ANSWER, answer, None, outer + inner
-        return (Kind.PAIR if answer else Kind.QUESTION), question, answer, outer + inner
+            return line._replace(kind=Kind.QUESTION, text=rest.text)
+        return _pair(line, rest.text[: split.start()], rest.text[split.end() :])
     if match := _ANSWER.match(bare):
-        numbers = tuple(int(value) for value in match.groupdict().values() if value)
-        return Kind.ANSWER, strip_space(bare[match.end() :]), None, numbers
+        text = strip_space(bare[match.end() :])
+        return line._replace(kind=Kind.ANSWER, text=text, numbers=(*line.numbers, *_numbers(match)))
     if match := _UNLABELLED_PAIR.search(bare):
-        question, answer = strip_space(bare[: bare.index("?", match.start()) + 1]), strip_space(bare[match.end() :])
-        return (Kind.PAIR if answer else Kind.QUESTION), question, answer, ()
-    return Kind.STATEMENT, bare, None, ()
+        return _pair(line, bare[: match.start("answer")], bare[match.end() :])
+    return None
 
 
-def _statement_kind(bare: str, line: str, *, marked: bool, prompt_lines: frozenset[str]) -> tuple[Kind, str]:
+def _pair(line: Line, question: str, answer: str) -> Line:
+    """Return `line` as a pair, or as what is left of one when the question or the answer is empty."""
+    question, answer = strip_space(question), strip_space(answer)
+    if not question:
+        return line._replace(kind=Kind.ANSWER, text=answer)
+    return line._replace(kind=Kind.PAIR if answer else Kind.QUESTION, text=question, answer=answer)
+
+
+def _numbers(match: re.Match[str]) -> tuple[int, ...]:
+    return tuple(int(value) for value in match.groupdict().values() if value)
+
+
+def _statement_kind(line: Line, written: str, prompt_lines: frozenset[str]) -> tuple[Kind, str]:
     """Return the kind and the text of a line that is neither question nor answer."""
+    bare = line.text
     if _TASK_START.match(bare):
         return Kind.TASK_START, bare
     if match := _PASSAGE.match(bare):
         text = bare[match.end() :]
-        return (Kind.PASSAGE, "" if normalise(text) in prompt_lines else text)
+        return Kind.PASSAGE, "" if normalise(text) in prompt_lines else text
     if match := _SECTION.match(bare):
         if match.end() == len(bare):
             return Kind.ECHO, bare
         if bare[: match.end()].rstrip().endswith(":"):
             bare = bare[match.end() :]
-    if not marked and normalise(bare) in prompt_lines:
-        return Kind.ECHO, bare
-    if not marked and (_COURTESY.match(bare) or (_HERE_IS.match(bare))):
-        return Kind.PREAMBLE, bare
+    if not line.marked:
+        if normalise(bare) in prompt_lines:
+            return Kind.ECHO, bare
+        if _COURTESY.match(bare) or _HERE_IS.match(bare):
+            return Kind.PREAMBLE, bare
     if _CHOICE.match(bare):
         return Kind.CHOICE, bare
-    return (Kind.HEADING if _is_heading(bare, line) else Kind.STATEMENT), bare
+    return Kind.HEADING if _is_heading(bare, written) else Kind.STATEMENT, bare
 
 
 def _is_heading(bare: str, line: str) -> bool:
@@ -264,7 +275,7 @@ def _is_heading(bare: str, line: str) -> bool:
     words = bare.split()
     if line.startswith("#"):
         return True
-    if _BOLD_ONLY.search(line) is None or not _BOLD_ONLY.match(_bold_part(line)):
+    if not _BOLD_ONLY.match(_bold_part(line)):
         return False
     long_words = [word for word in words if len(word) > 3]
     capitals = sum(word[0].isupper() for word in long_words)

@@ -1,0 +1,101 @@
+"""The `data` section of a run's configuration: where documents with questions come from and how they are split.
+
+Importable without datasets or torch: validating a configuration opens no data. The variants are told apart by `type`;
+to add one, subclass `DataSplit`, give it a `type` literal, name it in `DataConfig` and in `evaluation.loaders`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class DataSplit(BaseModel):
+    """How the documents of any source are divided; what development and test leave over is for training."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    development_documents: int = Field(default=20, ge=0)
+    """Documents to make choices on, at least 0."""
+    test_documents: int = Field(default=50, ge=1)
+    """Documents to compare variants on, at least 1."""
+    split_seed: int = Field(default=0, ge=0)
+    """Seed of the split, at least 0; the same documents and seed give the same split."""
+
+
+class SampledData(DataSplit):
+    """A source that may be far larger than a run needs."""
+
+    max_documents: int | None = Field(default=None, ge=1)
+    """Take at most this many documents, at least 1, after a seeded shuffle; None takes all, in the source's order."""
+    sample_seed: int = Field(default=42, ge=0)
+    """Seed of that shuffle, at least 0; 42 with 200 of SQuAD's development documents gives SEAL's evaluation set."""
+
+
+class JsonLinesData(DataSplit):
+    """A JSON Lines file, one document with its questions on each line (`evaluation.loaders.json_lines`)."""
+
+    type: Literal["jsonl"] = "jsonl"
+    path: Path
+    """The file, plain or gzipped; a relative path starts at the current directory."""
+
+
+class SquadData(SampledData):
+    """A SQuAD v1.1 file, in the official nested form or regrouped by paragraph (`evaluation.loaders.squad`)."""
+
+    type: Literal["squad"] = "squad"
+    path: Path
+    """The JSON file, plain or gzipped; a relative path starts at the current directory."""
+
+
+class ColumnMapping(BaseModel):
+    """Which columns of a data set hold what.
+
+    Either `question` and `answer`: one question a row, rows with the same text are one document. Or `questions`: one
+    document a row, with a list of `{question, answer}`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text: str = Field(default="text", min_length=1)
+    """Column with the passage."""
+    title: str | None = Field(default=None, min_length=1)
+    """Column with the title; None leaves titles empty."""
+    id: str | None = Field(default=None, min_length=1)
+    """Column with the document's id (not the question's); None derives ids from title and content."""
+    question: str | None = Field(default=None, min_length=1)
+    """Column with one question; goes with `answer`, excludes `questions`."""
+    answer: str | None = Field(default=None, min_length=1)
+    """Column with its answer: a string, a list of which the first counts, or SQuAD's `{"text": [...]}`."""
+    questions: str | None = Field(default=None, min_length=1)
+    """Column with a list of `{question, answer}`; excludes `question` and `answer`."""
+
+    @model_validator(mode="after")
+    def _one_way_to_ask(self) -> ColumnMapping:
+        flat = (self.question is not None, self.answer is not None)
+        if flat not in ((True, True), (False, False)) or (self.questions is not None) == all(flat):
+            raise ValueError(
+                f"give either both question and answer, or questions alone; got question={self.question!r}, "
+                f"answer={self.answer!r}, questions={self.questions!r}"
+            )
+        return self
+
+
+class HuggingFaceData(SampledData):
+    """A data set that the `datasets` library opens (`evaluation.loaders.hugging_face`)."""
+
+    type: Literal["huggingface"] = "huggingface"
+    path: str = Field(min_length=1)
+    """A hub id, a directory from `save_to_disk`, or a local data file or directory (JSON, CSV, Parquet, Arrow)."""
+    name: str | None = Field(default=None, min_length=1)
+    """The data set's configuration on the hub; None takes its default one."""
+    split: str = Field(default="train", min_length=1)
+    """The split to take, such as `train` or `validation`."""
+    columns: ColumnMapping
+    """Which columns hold what."""
+
+
+DataConfig = Annotated[JsonLinesData | SquadData | HuggingFaceData, Field(discriminator="type")]
+"""Any `data` section; `type` says which."""

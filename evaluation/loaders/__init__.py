@@ -1,0 +1,46 @@
+"""Loaders: documents with questions from files and data sets, validated as a whole before anything else happens."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from evaluation.data_config import DataConfig, HuggingFaceData, JsonLinesData, SquadData
+from evaluation.loaders.files import check_file
+from evaluation.loaders.hugging_face import check_hugging_face, load_hugging_face
+from evaluation.loaders.json_lines import load_json_lines
+from evaluation.loaders.squad import load_squad
+from evaluation.tasks import KnowledgeTask
+
+__all__ = ["check_data", "load_tasks"]
+
+
+def load_tasks(config: DataConfig) -> tuple[KnowledgeTask, ...]:
+    """Return all tasks of the source that `config` names; ids are unique.
+
+    Raises:
+        InputError: The source cannot be read or has bad rows; one message lists all of them with place and reason.
+    """
+    match config:
+        case JsonLinesData():
+            return load_json_lines(config)
+        case SquadData():
+            return load_squad(config)
+        case HuggingFaceData():
+            return load_hugging_face(config)
+        case _:
+            assert_never(config)
+
+
+def check_data(config: DataConfig) -> None:
+    """Refuse at once a source that is not there, without opening it.
+
+    Raises:
+        InputError: A local file or directory does not exist, is empty, or may not be read.
+    """
+    match config:
+        case JsonLinesData() | SquadData():
+            check_file(config.path)
+        case HuggingFaceData():
+            check_hugging_face(config)
+        case _:
+            assert_never(config)

@@ -1,0 +1,210 @@
+"""What units of work give back: plain JSON records, stored under content keys, so that a resumed run reads them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from teacher.rewards import RewardFailure
+from teacher.self_edit import SelfEdit
+
+RECORDS_VERSION = 1
+"""Part of every content key; raised when the meaning of a record changes."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EditRecord(_Record):
+    """A self-edit as sampled and as parsed."""
+
+    document_id: str
+    index: int
+    """Place among the samples of its document and prompt."""
+    text: str
+    token_ids: tuple[int, ...]
+    """Every sampled token, the one that ended it included; empty for edits that no teacher wrote."""
+    finish_reason: Literal["stop", "length"]
+    edit: SelfEdit | None
+    """None when the text holds no self-edit."""
+    rejection: str = ""
+    """Why not, typed by the parser; empty when there is an edit."""
+    dropped: dict[str, int] = Field(default_factory=dict)
+    """Lines that the parser dropped, by reason."""
+    flags: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """Document and index."""
+        return f"{self.document_id}#{self.index}"
+
+
+class SamplingRecord(_Record):
+    """What a teacher wrote for some documents."""
+
+    edits: tuple[EditRecord, ...]
+    """Ordered by document, then by index."""
+    too_long: dict[str, str] = Field(default_factory=dict)
+    """Documents that do not fit the teacher's context, with what was got and allowed."""
+    seconds: float
+
+
+class ReplicateRecord(_Record):
+    """One update of the student with one self-edit and one seed, and its scores."""
+
+    document_id: str
+    index: int
+    """Of the self-edit among those of its document."""
+    seed: int
+    failure: RewardFailure | None = None
+    """Why there are no scores."""
+    detail: str = ""
+    """What failed, or what was left out of a success."""
+    adapter_digest: str | None = None
+    exact: tuple[bool, ...] = ()
+    """Per question: greedy decoding writes the gold answer."""
+    probability: tuple[float, ...] = ()
+    """Per question: probability of the gold answer, in [0, 1]."""
+    empty: int = 0
+    """Questions to which the student says nothing; many of them mean that it has collapsed."""
+    steps: int = 0
+    tokens: int = 0
+    """Training tokens computed, without padding, over all steps."""
+    padded_tokens: int = 0
+    first_loss: float | None = None
+    last_loss: float | None = None
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of questions answered exactly, in [0, 1]; None after a failure."""
+        return sum(self.exact) / len(self.exact) if self.exact and self.failure is None else None
+
+    @property
+    def mean_probability(self) -> float | None:
+        """Mean probability of the gold answers, in [0, 1]; None after a failure."""
+        return sum(self.probability) / len(self.probability) if self.probability and self.failure is None else None
+
+
+class BankRecord(_Record):
+    """A bank of candidates, trained and scored in one piece."""
+
+    replicates: tuple[ReplicateRecord, ...]
+    """In the order asked for."""
+    seconds: float
+
+
+class CandidateRecord(_Record):
+    """A self-edit with everything that came of it."""
+
+    edit: EditRecord
+    replicates: tuple[ReplicateRecord, ...] = ()
+    reward: float | None = None
+    """None when there is none, with a reason."""
+    reason: RewardFailure | None = None
+    base_reward: float | None = None
+    """The student's reward on the same questions without an update."""
+    weight: float | None = None
+    """Its weight in the teacher's learning step; None when it was not learned from."""
+
+
+class LearningRecord(_Record):
+    """A step of the teacher."""
+
+    policy: str
+    """Name of the new policy's directory in the work directory."""
+    policy_digest: str
+    examples: int
+    tokens: int
+    loss: float | None = None
+    kl: float | None = None
+    """From the base teacher, nats per token."""
+    entropy: float | None = None
+    """Nats per token."""
+    clip_fraction: float | None = None
+    gradient_norm: float | None = None
+    seconds: float
+
+
+class RoundRecord(_Record):
+    """A round of the loop."""
+
+    round: int
+    """Counted from 0."""
+    document_ids: tuple[str, ...]
+    candidates: tuple[CandidateRecord, ...]
+    left_out: dict[str, str] = Field(default_factory=dict)
+    """Documents that nothing was learned from, with the reason."""
+    mean_reward: float | None
+    """Mean over the candidates that have a reward; None when none has."""
+    base_reward: float | None
+    """Mean reward of the student without an update on the round's documents."""
+    learning: LearningRecord
+    seconds: dict[str, float]
+    """By stage: sample, update, learn."""
+    notes: dict[str, float] = Field(default_factory=dict)
+    """Further figures about the edits, such as the share of each kind of line where the world can tell."""
+
+
+class VariantRecord(_Record):
+    """A way to adapt the student, scored on the comparison documents."""
+
+    name: str
+    """`base`, `raw_passage`, `fixed_kind`, `untrained_teacher` or `trained_teacher`."""
+    label: str
+    """For people, such as `best fixed kind (micro-self-qa)`."""
+    candidates: tuple[CandidateRecord, ...]
+    """For `base` none: its scores are in `accuracy` alone."""
+    accuracy: dict[str, float]
+    """Mean accuracy by document id, over its edits that have scores, in [0, 1]; failed documents are missing."""
+    phrasings: dict[str, float] = Field(default_factory=dict)
+    """Mean accuracy by question phrasing, where questions have one."""
+    failures: dict[str, int] = Field(default_factory=dict)
+    """Updates without scores, by reason."""
+    edit_tokens: float | None = None
+    """Mean tokens of an edit as the teacher wrote it; None where no teacher wrote one."""
+    training_tokens: float | None = None
+    """Mean training tokens of an update, without padding."""
+    notes: dict[str, float] = Field(default_factory=dict)
+
+
+class Interval(_Record):
+    """A mean with its interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class ComparisonRecord(_Record):
+    """The variants side by side."""
+
+    documents: int
+    """Documents on which every variant has a score; intervals and gains are over these."""
+    variants: dict[str, Interval]
+    """Accuracy by variant, in [0, 1]."""
+    gains: dict[str, Interval]
+    """Paired differences, such as `trained_minus_untrained`, in [-1, 1]."""
+    confidence: float
+    minimum_detectable: dict[str, float]
+    """By gain: the smallest true difference that this many documents show with 80 % power."""
+
+
+class RunResult(_Record):
+    """The result for scripts (`--json`)."""
+
+    variants: dict[str, Interval]
+    gains: dict[str, Interval]
+    rounds: tuple[dict[str, float | int | None], ...]
+    """Per round: `mean_reward` and further figures."""
+    seconds: dict[str, float]
+    """By stage, over the whole run."""
+    documents: int
+    mlflow_run_id: str
+    config_digest: str
+    code_digest: str
+    """Of the project's source files."""
+    seed: int
+    notes: tuple[str, ...] = ()
+    """What a reader must know beside the figures: failures, scores near zero, a gain within noise."""
