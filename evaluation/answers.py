@@ -68,11 +68,7 @@ class AnswerScore(NamedTuple):
 
 @dataclass(frozen=True)
 class LabelBatch:
-    """Right-padded rows with the places whose next token is a label. No attention mask is needed.
-
-    Under causal attention a token never sees what stands to its right, so right pads cannot change any label's logits,
-    and positions count from the first token as they would without pads.
-    """
+    """Right-padded rows with the places whose next token is a label."""
 
     input_ids: torch.Tensor
     """(N, T) token ids, each row without its last token, which is only ever a label."""
@@ -149,40 +145,6 @@ def answer_batch(rows: Sequence[EncodedAnswer | None], device: Any = None) -> La
     return LabelBatch(torch.from_numpy(ids).to(device), places, targets, of_row)
 
 
-def label_logits(model: Any, input_ids: torch.Tensor, positions: torch.Tensor, *, direct_head: bool) -> torch.Tensor:
-    """Return the logits (L, V) at `positions` of the N * T flattened places.
-
-    Args:
-        model: A Hugging Face causal language model.
-        input_ids: (N, T) token ids, right-padded.
-        positions: (L,) indices into the flattened places.
-        direct_head: Apply the output head to the chosen hidden states alone; see `has_direct_head`.
-    """
-    if not direct_head:
-        logits: torch.Tensor = model(input_ids=input_ids, use_cache=False).logits
-        return logits.flatten(0, 1).index_select(0, positions)
-    hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-    chosen: torch.Tensor = model.get_output_embeddings()(hidden.flatten(0, 1).index_select(0, positions))
-    return chosen
-
-
-def has_direct_head(model: Any) -> bool:
-    """Return whether the logits are the output head applied to the backbone's last hidden state, and nothing more.
-
-    Decided by trying both on four tokens, because some architectures scale or cap their logits in between.
-    """
-    import torch
-
-    head = model.get_output_embeddings()
-    if head is None or model.base_model is model:
-        return False
-    ids = torch.arange(4, device=head.weight.device)[None] % head.weight.shape[0]
-    with torch.inference_mode():
-        whole = label_logits(model, ids, ids[0], direct_head=False)
-        direct = label_logits(model, ids, ids[0], direct_head=True)
-    return whole.shape == direct.shape and bool(torch.allclose(whole, direct, rtol=1e-3, atol=1e-5))
-
-
 def answer_scores(
     logits: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor, count: int, end_tokens: frozenset[int]
 ) -> list[AnswerScore | None]:
@@ -242,6 +204,8 @@ def score_answers(
         ScoringError: A question has no token boundary before its answer, or a logit is not finite.
     """
     import torch
+
+    from evaluation.label_logits import has_direct_head, label_logits
 
     encoded = encode_questions(tokenizer, questions, answer_format)
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].tokens))

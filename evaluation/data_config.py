@@ -97,5 +97,20 @@ class HuggingFaceData(SampledData):
     """Which columns hold what."""
 
 
-DataConfig = Annotated[JsonLinesData | SquadData | HuggingFaceData, Field(discriminator="type")]
+class MicroworldData(DataSplit):
+    """Documents of the micro-world (`evaluation.microworld`); its three sides never share an entity."""
+
+    type: Literal["microworld"] = "microworld"
+    train_documents: int = Field(default=240, ge=1, le=400)
+    """Documents that rewards are earned on, in [1, 400]."""
+    development_documents: int = Field(default=12, ge=0, le=48)
+    """Documents to make choices on, in [0, 48]."""
+    test_documents: int = Field(default=64, ge=1, le=150)
+    """Documents to compare variants on, in [1, 150]."""
+
+
+LoadedData = JsonLinesData | SquadData | HuggingFaceData
+"""The sections whose documents are loaded from files or data sets; `evaluation.loaders` reads them."""
+
+DataConfig = Annotated[LoadedData | MicroworldData, Field(discriminator="type")]
 """Any `data` section; `type` says which."""

@@ -31,3 +31,8 @@ def digest_files(directory: Path, patterns: Iterable[str] = ("*",)) -> str:
         whole.update(path.name.encode())
         whole.update(hashlib.sha256(path.read_bytes()).digest())
     return whole.hexdigest()
+
+
+def derive_seed(*parts: str | int) -> int:
+    """Return a seed in [0, 2^31) that depends on every part and on nothing else: the same in every process."""
+    return int(digest_json([*parts])[:15], 16) % 2**31

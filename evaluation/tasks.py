@@ -98,7 +98,7 @@ class Split(NamedTuple):
 def split_tasks(tasks: Sequence[KnowledgeTask], *, development: int, test: int, seed: int) -> Split:
     """Return a seeded split by document; what is left after `development` and `test` is for training.
 
-    Tasks whose documents have the same digest, or share an entity, never end up on different sides.
+    Tasks whose documents have the same text, or share an entity, never end up on different sides.
 
     Args:
         tasks: At least `development + test + 1` tasks.
@@ -132,7 +132,7 @@ def split_tasks(tasks: Sequence[KnowledgeTask], *, development: int, test: int, 
 
 
 def _connected_groups(tasks: Sequence[KnowledgeTask]) -> list[list[KnowledgeTask]]:
-    """Return the tasks grouped so that equal documents and documents with a common entity are in one group."""
+    """Return the tasks grouped so that equal texts and documents with a common entity are in one group."""
     parent = list(range(len(tasks)))
 
     def root(i: int) -> int:
@@ -143,7 +143,7 @@ def _connected_groups(tasks: Sequence[KnowledgeTask]) -> list[list[KnowledgeTask
 
     first_with: dict[str, int] = {}
     for i, task in enumerate(tasks):
-        for mark in (f"digest:{task.document.digest}", *(f"entity:{name}" for name in task.document.entities)):
+        for mark in (f"text:{task.document.text}", *(f"entity:{name}" for name in task.document.entities)):
             parent[root(i)] = root(first_with.setdefault(mark, i))
     groups: dict[int, list[KnowledgeTask]] = {}
     for i, task in enumerate(tasks):

@@ -40,7 +40,9 @@ class Adapter:
         """SHA-256 (64 hex digits) of rank, alpha, base digest and all factors in the order of their names."""
         head = {"rank": self.rank, "alpha": self.alpha, "base": self.base_digest}
         whole = hashlib.sha256(digest_json(head).encode())
-        _hash_tensors(whole, {f"{name}.{part}": t for name, ab in self.factors.items() for part, t in zip("AB", ab)})
+        _hash_tensors(
+            whole, {f"{name}.{part}": t for name, ab in self.factors.items() for part, t in zip("AB", ab, strict=True)}
+        )
         return whole.hexdigest()
 
 
@@ -49,7 +51,7 @@ def _hash_tensors(whole: Any, tensors: Mapping[str, Tensor]) -> None:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         whole.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
-        whole.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+        whole.update(tensor.flatten().view(torch.uint8).numpy().data)
 
 
 def model_digest(model: torch.nn.Module) -> str:
@@ -81,7 +83,7 @@ def save_adapter(adapter: Adapter, directory: Path, base_name_or_path: str = "")
     try:
         LoraConfig(
             r=adapter.rank,
-            lora_alpha=adapter.alpha,
+            lora_alpha=int(adapter.alpha) if adapter.alpha.is_integer() else adapter.alpha,
             target_modules=sorted(adapter.factors),
             lora_dropout=0.0,
             task_type="CAUSAL_LM",
@@ -145,7 +147,14 @@ def _read_config(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ModelError(f"adapter: {str(directory)!r} has no {CONFIG_FILE}. Give a directory that PEFT wrote.")
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    unsupported = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save", "trainable_token_indices")
+    unsupported = (
+        "use_dora",
+        "use_rslora",
+        "rank_pattern",
+        "alpha_pattern",
+        "modules_to_save",
+        "trainable_token_indices",
+    )
     found = [name for name in unsupported if config.get(name)]
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or found:
         raise ModelError(

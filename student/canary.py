@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from student.adapters import Adapter
-from student.banked_linear import BankedModel
+from student.banked_model import BankedModel
 
 _PROBE_LENGTH = 8
 _NOISE = 8.0
@@ -48,7 +48,7 @@ class Canary:
     def problems(
         self,
         views: Mapping[str, tuple[Tensor, Tensor]],
-        scales: Tensor,
+        scales: Sequence[float],
         adapters: Sequence[Adapter],
         initial: Sequence[Adapter | None],
     ) -> list[str]:
@@ -57,7 +57,7 @@ class Canary:
         Args:
             views: Factors of K + 1 slots, those of the last all zero: the base in the same batch, so that what differs
                 from it does so by the factors alone.
-            scales: (K + 1, 1, 1).
+            scales: alpha / rank of each of the K + 1 slots.
             adapters: K adapters as they leave the bank.
             initial: For each the adapter that it continued from, or None.
         """
@@ -76,7 +76,9 @@ class Canary:
             elif len(adapter.digest) != 64 or (start is not None and start.digest == adapter.digest):
                 found.append("the adapter has the digest of the one it continued from; training changed nothing")
             elif not difference > noise:  # A logit that is not a number fails here too.
-                found.append(f"logits differ from the base's by {difference:g}; a trained adapter gives more than {noise:g}")
+                found.append(
+                    f"logits differ from the base's by {difference:g}; a trained adapter gives more than {noise:g}"
+                )
             else:
                 found.append("")
         return found

@@ -42,7 +42,7 @@ class SkipReason(StrEnum):
 class SkippedLine(NamedTuple):
     """A line of a self-edit that is not trained on."""
 
-    index: int
+    line: int
     """Place among the implications; -1 for the document's own passage."""
     reason: SkipReason
     detail: str
@@ -106,9 +106,7 @@ def _statement(text: str, tokenizer: Any) -> _Tokens:
     return tokens, (True,) * len(tokens)
 
 
-def _answered(
-    question: str, answer: str, tokenizer: Any, recipe: UpdateRecipe, answer_format: AnswerFormat
-) -> _Tokens:
+def _answered(question: str, answer: str, tokenizer: Any, recipe: UpdateRecipe, answer_format: AnswerFormat) -> _Tokens:
     """Return the tokens of a question with its answer and the end token, with loss where the recipe wants it."""
     encoded = encode_answer(tokenizer, question, answer, answer_format)
     eos = tokenizer.eos_token_id

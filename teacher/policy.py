@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from evaluation.checkpoints import Checkpoint, digest_tensors, model_digest
 from evaluation.digests import digest_files, digest_json
 from evaluation.errors import ModelError
 from teacher.config import PolicyConfig
@@ -29,45 +30,13 @@ _WEIGHTS = "adapter_model.safetensors"
 _OPTIMIZER = "optimizer.pt"
 
 
-class Base(NamedTuple):
-    """A frozen language model to put an adapter on."""
-
-    model: Any
-    """A causal language model of transformers."""
-    tokenizer: Any
-
-
-def load_base(name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Base:
-    """Return the model and tokenizer of a checkpoint.
-
-    Args:
-        name: Directory or hub name of a causal language model with a tokenizer.
-        device: Where to put the model.
-        dtype: Of its weights.
-
-    Raises:
-        ModelError: The checkpoint could not be opened.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"teacher: could not open the checkpoint {name!r}: {error}. Give the directory or hub name of a causal "
-            "language model with its tokenizer."
-        ) from error
-    return Base(model.to(device).eval(), tokenizer)
-
-
 class TeacherPolicy:
     """A frozen base with one LoRA adapter on all its linear layers but the output layer.
 
     `create` and `load` take the base over: its layers are wrapped in place, and its own weights never change.
     """
 
-    def __init__(self, base: Base, config: PolicyConfig, seed: int) -> None:
+    def __init__(self, base: Checkpoint, config: PolicyConfig, seed: int) -> None:
         """Wrap `base`; see `create`."""
         from peft import LoraConfig, get_peft_model
 
@@ -75,7 +44,7 @@ class TeacherPolicy:
             raise ModelError("teacher policy: the base already carries an adapter; open the checkpoint afresh")
         self.config = config
         self.tokenizer = base.tokenizer
-        self.base_digest = _digest_tensors(base.model.state_dict())
+        self.base_digest = model_digest(base.model)
         """SHA-256 of the base's weights (64 hex digits)."""
         lora = LoraConfig(
             task_type="CAUSAL_LM",
@@ -92,7 +61,7 @@ class TeacherPolicy:
         self.reset(seed)
 
     @classmethod
-    def create(cls, base: Base, config: PolicyConfig, seed: int) -> TeacherPolicy:
+    def create(cls, base: Checkpoint, config: PolicyConfig, seed: int) -> TeacherPolicy:
         """Return a policy that equals its base.
 
         Args:
@@ -106,7 +75,7 @@ class TeacherPolicy:
         return cls(base, config, seed)
 
     @classmethod
-    def load(cls, directory: Path, base: Base) -> TeacherPolicy:
+    def load(cls, directory: Path, base: Checkpoint) -> TeacherPolicy:
         """Return the policy saved in `directory`, optimizer state included.
 
         Args:
@@ -116,31 +85,31 @@ class TeacherPolicy:
         Raises:
             ModelError: The directory holds no whole policy, or one of another base.
         """
+        policy = cls(base, _read_record(directory).config, seed=0)
+        policy.restore(directory)
+        return policy
+
+    def restore(self, directory: Path) -> None:
+        """Become the policy saved in `directory`, optimizer state included, without opening the base again.
+
+        Raises:
+            ModelError: The directory holds no whole policy, or one of another base or configuration.
+        """
         from safetensors.torch import load_file
 
-        try:
-            record = json.loads((directory / _RECORD).read_text())
-            config = PolicyConfig.model_validate(record["config"])
-            saved_base, saved_files = record["base_digest"], record["files"]
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise ModelError(
-                f"teacher policy: {str(directory)!r} holds no whole policy: {error}. Give a directory that was saved "
-                "by this version."
-            ) from error
-        if digest_files(directory, (_WEIGHTS, _OPTIMIZER)) != saved_files:
+        record = _read_record(directory)
+        if digest_files(directory, (_WEIGHTS, _OPTIMIZER)) != record.files:
             raise ModelError(
                 f"teacher policy: {_WEIGHTS!r} or {_OPTIMIZER!r} in {str(directory)!r} is missing, changed or damaged: "
-                f"the digest is not the recorded {saved_files[:12]!r}. Restore the directory."
+                f"the digest is not the recorded {record.files[:12]!r}. Restore the directory."
             )
-        policy = cls(base, config, seed=0)
-        if policy.base_digest != saved_base:
+        if self.base_digest != record.base_digest or self.config != record.config:
             raise ModelError(
-                f"teacher policy {str(directory)!r}: it was trained on the base {saved_base[:12]!r}, got "
-                f"{policy.base_digest[:12]!r}. Open it with the base that it was trained on."
+                f"teacher policy {str(directory)!r}: it was trained on the base {record.base_digest[:12]!r} with "
+                f"{record.config}, got {self.base_digest[:12]!r} with {self.config}. Open it with its own base."
             )
-        policy._set_adapter(load_file(directory / _WEIGHTS))
-        policy.optimizer_state = torch.load(directory / _OPTIMIZER, map_location="cpu", weights_only=True)
-        return policy
+        self._set_adapter(load_file(directory / _WEIGHTS))
+        self.optimizer_state = torch.load(directory / _OPTIMIZER, map_location="cpu", weights_only=True)
 
     @property
     def device(self) -> torch.device:
@@ -151,8 +120,9 @@ class TeacherPolicy:
     @property
     def digest(self) -> str:
         """SHA-256 of base, configuration and adapter weights (64 hex digits): two equal policies have the same."""
-        adapter = _digest_tensors(dict(self._named_adapter()))
-        return digest_json({"base": self.base_digest, "config": self.config.model_dump(), "adapter": adapter})
+        whole = hashlib.sha256()
+        digest_tensors(whole, dict(self._named_adapter()))
+        return digest_json({"base": self.base_digest, "config": self.config.model_dump(), "adapter": whole.hexdigest()})
 
     def adapter_parameters(self) -> list[nn.Parameter]:
         """Return the weights that learn, in an order that is the same in every process."""
@@ -221,11 +191,23 @@ def _global_random_state_kept(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _digest_tensors(tensors: dict[str, Any]) -> str:
-    """Return the SHA-256 of names, types, shapes and bytes."""
-    whole = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        whole.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        whole.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return whole.hexdigest()
+class _SavedRecord(NamedTuple):
+    config: PolicyConfig
+    base_digest: str
+    files: str
+
+
+def _read_record(directory: Path) -> _SavedRecord:
+    """Return what `save` recorded about a policy.
+
+    Raises:
+        ModelError: The directory holds no whole policy.
+    """
+    try:
+        record = json.loads((directory / _RECORD).read_text())
+        return _SavedRecord(PolicyConfig.model_validate(record["config"]), record["base_digest"], record["files"])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"teacher policy: {str(directory)!r} holds no whole policy: {error}. Give a directory that was saved by "
+            "this version."
+        ) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from evaluation.data_config import DataConfig, HuggingFaceData, JsonLinesData, SquadData
+from evaluation.data_config import HuggingFaceData, JsonLinesData, LoadedData, SquadData
 from evaluation.loaders.files import check_file
 from evaluation.loaders.hugging_face import check_hugging_face, load_hugging_face
 from evaluation.loaders.json_lines import load_json_lines
@@ -14,7 +14,7 @@ from evaluation.tasks import KnowledgeTask
 __all__ = ["check_data", "load_tasks"]
 
 
-def load_tasks(config: DataConfig) -> tuple[KnowledgeTask, ...]:
+def load_tasks(config: LoadedData) -> tuple[KnowledgeTask, ...]:
     """Return all tasks of the source that `config` names; ids are unique.
 
     Raises:
@@ -31,7 +31,7 @@ def load_tasks(config: DataConfig) -> tuple[KnowledgeTask, ...]:
             assert_never(config)
 
 
-def check_data(config: DataConfig) -> None:
+def check_data(config: LoadedData) -> None:
     """Refuse at once a source that is not there, without opening it.
 
     Raises:

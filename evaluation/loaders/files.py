@@ -83,13 +83,13 @@ def parse_json(content: bytes) -> Any:
         ) from error
     except json.JSONDecodeError as error:
         place = f"line {error.lineno} column {error.colno}" if b"\n" in content else f"column {error.colno}"
-        raise JsonSyntaxError(f"broken JSON: {error.msg} at {place}") from error
+        raise JsonSyntaxError(f"broken JSON: {error.msg.removesuffix(' at')} at {place}") from error
     except RecursionError as error:
         raise JsonSyntaxError("broken JSON: nested too deeply") from error
     except JsonSyntaxError:
         raise
-    except ValueError as error:  # an integer with more digits than Python converts
-        raise JsonSyntaxError(f"broken JSON: {error}") from error
+    except ValueError as error:  # the one that is left: Python's limit on the digits of an integer
+        raise JsonSyntaxError("broken JSON: a number has too many digits") from error
 
 
 def _position(content: bytes, offset: int) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from evaluation.data_config import ColumnMapping, HuggingFaceData
 from evaluation.errors import InputError
+from evaluation.loaders.files import check_file
 from evaluation.loaders.intake import Intake, sample_documents
 from evaluation.loaders.rows import DocumentRow, Location
 from evaluation.tasks import KnowledgeTask
@@ -44,14 +45,16 @@ def load_hugging_face(config: HuggingFaceData) -> tuple[KnowledgeTask, ...]:
 
 
 def check_hugging_face(config: HuggingFaceData) -> None:
-    """Refuse a local path that does not exist; a hub id is not looked up.
+    """Refuse a local path that does not exist or is an empty file; a hub id is not looked up.
 
     Raises:
-        InputError: `path` can only mean a local file or directory, and there is none.
+        InputError: `path` can only mean a local file or directory and there is none, or the file is empty.
     """
     path = Path(config.path).expanduser()
     local = config.path.startswith(("/", ".", "~")) or config.path.count("/") > 1 or _builder(path) is not None
-    if local and not path.exists():
+    if path.is_file():
+        check_file(path)
+    elif local and not path.exists():
         raise InputError(
             f"data set '{config.path}' does not exist (current directory: '{Path.cwd()}'). Correct data.path in the "
             "config: a local file or directory, or a hub id such as 'rajpurkar/squad'."
@@ -66,23 +69,22 @@ def _builder(path: Path) -> str | None:
 
 def _open(config: HuggingFaceData) -> Any:
     """Return the split as a `datasets.Dataset`."""
-    # Imported here: the library takes a second to load, and validating a config must not wait for it.
-    from datasets.exceptions import DatasetsError
-
     check_hugging_face(config)
     try:
         return _open_any(config)
     except InputError:
         raise
-    except (OSError, ValueError, TypeError, RuntimeError, DatasetsError) as error:
+    except Exception as error:  # the library's readers raise anything, down to StopIteration for a blank file
         cause = f" ({error.__cause__})" if error.__cause__ else ""
         raise InputError(
-            f"data set '{config.path}', split '{config.split}', could not be opened: {error}{cause}. "
+            f"data set '{config.path}', split '{config.split}', could not be opened: "
+            f"{str(error) or type(error).__name__}{cause}. "
             "Check data.path, data.name and data.split; a data set from the hub needs the network on first use."
         ) from error
 
 
 def _open_any(config: HuggingFaceData) -> Any:
+    # Imported here: the library takes a second to load, and validating a config must not wait for it.
     from datasets import DatasetDict, load_dataset, load_from_disk
 
     path = Path(config.path).expanduser()
@@ -91,7 +93,7 @@ def _open_any(config: HuggingFaceData) -> Any:
         if builder is None:
             raise InputError(
                 f"data file '{config.path}': its name must end in one of {', '.join(_BUILDERS)} "
-                f"(then {', '.join(_COMPRESSIONS)} where compressed)."
+                f"(then {', '.join(_COMPRESSIONS)} where compressed). Rename it, or convert it to one of these."
             )
         return load_dataset(builder, data_files=str(path), split=config.split)
     if not any((path / marker).is_file() for marker in ("state.json", "dataset_dict.json")):
@@ -100,7 +102,8 @@ def _open_any(config: HuggingFaceData) -> Any:
     splits = saved if isinstance(saved, DatasetDict) else {str(saved.split or config.split): saved}
     if config.split not in splits:
         raise InputError(
-            f"data set '{config.path}' has no split '{config.split}', only {', '.join(map(repr, splits))}."
+            f"data set '{config.path}' has no split '{config.split}', only {', '.join(map(repr, splits))}. "
+            "Correct data.split in the config."
         )
     return splits[config.split]
 

@@ -7,6 +7,7 @@ is. Strings with NUL characters or unpaired surrogates are refused: tokenizers, 
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -16,9 +17,14 @@ Location = tuple[int | str, ...]
 """Keys and indices from a row, or a file, to the value meant."""
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
 def _clean(value: str) -> str:
     if "\0" in value:
         raise ValueError("holds a NUL character (U+0000)")
+    if _SURROGATE.search(value):
+        raise ValueError("holds an unpaired surrogate, which is not Unicode text")
     return value.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -91,8 +97,8 @@ def reason(details: ErrorDetails) -> str:
             return f"is an unknown key (allowed: {', '.join(_allowed_beside(details['loc']))})"
         case "too_short":
             return "is empty, must hold at least one item"
-        case "string_unicode":
-            return "holds an unpaired surrogate, which is not Unicode text"
+        case "string_unicode":  # values are checked by `_clean`
+            return "has a key with an unpaired surrogate, which is not Unicode text"
         case "value_error":
             return str(details["ctx"]["error"])
         case kind if kind in _KINDS:

@@ -5,7 +5,7 @@ Two forms, told apart by the top level:
 - regrouped by paragraph: `[{"title", "context", "questions": [{"question", "answer"}]}]`, with an optional `id`.
 
 The first of several answers is the gold one. Other keys (`version`, `answer_start`, question ids) are ignored, as the
-format has them. Repeats are kept: SQuAD's development set asks 33 questions twice about the same paragraph, and its
+format has them. Repeats are kept: SQuAD's development set asks 35 questions twice about the same paragraph, and its
 published count of 10,570 includes them; a repeated paragraph is a document of its own with the same digest, which
 splits keep on one side.
 """

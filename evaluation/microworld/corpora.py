@@ -7,14 +7,15 @@ anew each time, each followed by an edit.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
-from evaluation.microworld.lines import MIXTURES, write_edit
+from evaluation.microworld.lines import LINES_PER_EDIT, MIXTURES, write_edit
 from evaluation.microworld.templates import ATTRIBUTES
-from evaluation.microworld.vocabulary import ENTITY_KINDS, VALUES
+from evaluation.microworld.vocabulary import ENTITY_KINDS, NAME_PARTS, VALUES
 from evaluation.microworld.world import (
     ENTITIES_PER_DOCUMENT,
     WORLD_SEED,
@@ -61,6 +62,20 @@ def known_facts() -> tuple[tuple[Fact, ...], tuple[Fact, ...]]:
     return tuple(questioned), tuple(prose_only)
 
 
+def repeated_words(seed: int) -> Iterator[Text]:
+    """Yield lists of 4 to 16 random names and values, each list twice, without end.
+
+    The second half can only be predicted by copying: a few hundred steps on such texts form the induction heads
+    (arXiv 2209.11895) that copying unseen names and binding values to them are built on. Without them neither model
+    had learned either task after five million tokens.
+    """
+    rng = random.Random(f"repeated-words:{seed}")
+    words = list(itertools.chain(*VALUES.values(), *(part for parts in NAME_PARTS.values() for part in parts)))
+    while True:
+        listed = " ".join(rng.sample(words, rng.randint(4, 16)))
+        yield Text(listed, f" {listed}")
+
+
 def _student_line(rng: random.Random) -> Text:
     """Return a line about a known entity: a statement, a value-first sentence, or a question with its answer."""
     questioned, prose_only = known_facts()
@@ -89,13 +104,13 @@ def _invented_sheet(rng: random.Random, pool: Pool, entities: int, attributes: i
     return draw_sheet(rng, names, kind, attributes=attributes)
 
 
-def student_readings(seed: int, *, largest: int = ENTITIES_PER_DOCUMENT) -> Iterator[Text]:
-    """Yield exercises without end: a passage about up to `largest` newly invented entities, then questions on it."""
-    rng = random.Random(f"student-readings:{seed}:{largest}")
+def student_readings(seed: int, *, largest: int = ENTITIES_PER_DOCUMENT, questions: int = 4) -> Iterator[Text]:
+    """Yield exercises without end: a passage about up to `largest` newly invented entities, then `questions` on it."""
+    rng = random.Random(f"student-readings:{seed}:{largest}:{questions}")
     while True:
         sheet = _invented_sheet(rng, "context", rng.randint(1, largest), rng.randint(1, 2))
         asked = []
-        for fact in rng.sample(sheet.facts, min(4, len(sheet.facts))):
+        for fact in rng.sample(sheet.facts, min(questions, len(sheet.facts))):
             question = rng.choice(fact.words.questions[:3]).format(name=fact.name)
             asked.append(f"Question: {question}\nAnswer: {fact.value}")
         yield Text(f"Passage: {write_passage(rng, sheet)}", "\n" + "\n".join(asked))
@@ -106,18 +121,25 @@ def teacher_prompt(passage: str, mixture: str) -> str:
     return f"Passage: {passage}\n{EDIT_HEADINGS[mixture]}\n"
 
 
-def teacher_edits(seed: int, *, clean: bool, largest: int = ENTITIES_PER_DOCUMENT) -> Iterator[Text]:
+def teacher_edits(
+    seed: int,
+    *,
+    clean: bool,
+    largest: int = ENTITIES_PER_DOCUMENT,
+    length: tuple[int, int] = LINES_PER_EDIT,
+) -> Iterator[Text]:
     """Yield prompts with edits without end.
 
     Args:
         seed: Of all choices.
         clean: Only true lines about named entities: copying and binding are learned before the mixture.
         largest: Most entities in a passage; fewer make binding easier to discover.
+        length: Fewest and most lines of an edit; more lines give more to learn from each passage.
     """
-    rng = random.Random(f"teacher-edits:{seed}:{clean}:{largest}")
+    rng = random.Random(f"teacher-edits:{seed}:{clean}:{largest}:{length}")
     while True:
         entities = rng.randint(1, largest) if clean else ENTITIES_PER_DOCUMENT
         sheet = _invented_sheet(rng, "teacher", entities, rng.randint(1, 2) if clean else 2)
         mixture = rng.choices(list(MIXTURES), [0.5, 0.25, 0.25])[0]
         passage = write_passage(rng, sheet)
-        yield Text(teacher_prompt(passage, mixture), write_edit(rng, sheet, mixture, clean=clean))
+        yield Text(teacher_prompt(passage, mixture), write_edit(rng, sheet, mixture, clean=clean, length=length))

@@ -88,9 +88,16 @@ def write_line(rng: random.Random, sheet: Sheet, mixture: str, *, clean: bool = 
     return rng.choice(templates).format(name=fact.name, value=fact.value)
 
 
-def write_edit(rng: random.Random, sheet: Sheet, mixture: str, *, clean: bool = False) -> str:
-    """Return a whole edit as the teacher's pretraining has it: a list of 4 to 9 independent lines."""
-    lines = [write_line(rng, sheet, mixture, clean=clean) for _ in range(rng.randint(*LINES_PER_EDIT))]
+def write_edit(
+    rng: random.Random,
+    sheet: Sheet,
+    mixture: str,
+    *,
+    clean: bool = False,
+    length: tuple[int, int] = LINES_PER_EDIT,
+) -> str:
+    """Return a whole edit as the teacher's pretraining has it: a list of independent lines, fewest and most given."""
+    lines = [write_line(rng, sheet, mixture, clean=clean) for _ in range(rng.randint(*length))]
     return "\n".join(f"- {line}" for line in lines)
 
 

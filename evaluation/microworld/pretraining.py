@@ -1,4 +1,4 @@
-"""Pretraining of a micro model: standard Llama, Muon for the hidden matrices, AdamW for the rest."""
+"""Pretraining of a micro model: a standard Llama, AdamW, weighted next-token loss."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from evaluation.microworld.vocabulary import NAME_PARTS, VALUES
 
 CONTENT_WEIGHT = 4.0
 """Weight of name and value tokens in the loss: they are a tenth of the tokens and nearly all of the information."""
+
+LEARNING_RATE = 2e-3
+"""Peak step size of AdamW. Copying formed after 350 steps with it; Muon at 0.02 and 0.05 had not formed it by 450."""
 
 
 class Shape(NamedTuple):
@@ -100,32 +103,6 @@ def weighted_loss(model: Any, batch: Batch) -> Tensor:
     return (losses * weights[chosen]).sum() / weights.sum()
 
 
-class Optimizers(NamedTuple):
-    """Muon on the hidden matrices (it reached the same loss in a third of AdamW's steps here), AdamW on the rest."""
-
-    muon: torch.optim.Optimizer
-    adamw: torch.optim.Optimizer
-    rates: tuple[float, float]
-
-    def step(self, scale: float) -> None:
-        """Take one step at `scale` times the peak learning rates and clear the gradients."""
-        for optimizer, rate in zip((self.muon, self.adamw), self.rates, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * scale
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-
-def new_optimizers(model: Any, muon_rate: float = 0.02, adamw_rate: float = 3e-3) -> Optimizers:
-    """Return the optimizers of `model`."""
-    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
-    muon = torch.optim.Muon(matrices, lr=muon_rate, momentum=0.95, weight_decay=0.01)
-    adamw = torch.optim.AdamW(rest, lr=adamw_rate, betas=(0.9, 0.98), weight_decay=0.0)
-    return Optimizers(muon, adamw, (muon_rate, adamw_rate))
-
-
 class Phase(NamedTuple):
     """A stretch of pretraining: streams with the number of texts that each gives to a step."""
 
@@ -152,7 +129,8 @@ def pretrain(
     """
     phases = list(phases)
     total = sum(phase.steps for phase in phases)
-    batcher, optimizers = Batcher(tokenizer), new_optimizers(model)
+    batcher = Batcher(tokenizer)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.0)
     model.train()
     step, tokens, started = 0, 0, time.perf_counter()
     for phase in phases:
@@ -165,7 +143,10 @@ def pretrain(
                 losses.append(loss.item())
                 tokens += int(batch.mask.sum())
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizers.step(min(1.0, (step + 1) / 50, (total - step) / (0.4 * total)))
+            for group in optimizer.param_groups:
+                group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 50, (total - step) / (0.4 * total))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
             step += 1
             if step % report_every == 0:
                 seconds = time.perf_counter() - started

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.digests import digest_files, digest_json
+from evaluation.digests import derive_seed, digest_files, digest_json
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -74,7 +74,7 @@ def _rewrite(directory: Path) -> None:
 
 
 def _rename(directory: Path) -> None:
-    (directory / "a.bin").rename(directory / "c.bin")
+    (directory / "a.bin").rename(directory / "aa.bin")  # still the first in order
 
 
 def _add(directory: Path) -> None:
@@ -105,3 +105,15 @@ def test_digest_files_ignores_inner_directories_and_files_outside_the_patterns(d
 
 def test_digest_files_counts_a_file_once_however_many_patterns_match(directory: Path) -> None:
     assert digest_files(directory, ["*.json", "b.*"]) == digest_files(directory, ["*.json"])
+
+
+@given(st.lists(st.text() | st.integers(), max_size=4))
+def test_derive_seed_is_a_31_bit_number_that_the_parts_alone_decide(parts: list[str | int]) -> None:
+    seed = derive_seed(*parts)
+    assert 0 <= seed < 2**31
+    assert derive_seed(*parts) == seed
+
+
+def test_derive_seed_depends_on_every_part_its_type_and_its_place() -> None:
+    parts: list[tuple[str | int, ...]] = [(), ("a",), ("a", 1), (1, "a"), ("a", "1"), ("a1",), ("a", 2), ("b", 1)]
+    assert len({derive_seed(*each) for each in parts}) == len(parts)

@@ -11,7 +11,7 @@ from transformers import get_constant_schedule_with_warmup, get_linear_schedule_
 
 from student.batching import sequence_order
 from student.sequences import TrainingSequence
-from student.training import UpdateJob
+from student.updates import UpdateJob
 
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
@@ -54,7 +54,7 @@ def train_alone(model: Any, job: UpdateJob, start: Factors) -> tuple[Factors, li
             ids, mask, labels = _pad([job.sequences[j] for j in order[i : i + recipe.batch_size]])
             logits = peft_model(input_ids=ids, attention_mask=mask).logits
             loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             if recipe.max_gradient_norm is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, recipe.max_gradient_norm)
             optimizer.step()

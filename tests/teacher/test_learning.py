@@ -7,14 +7,15 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from evaluation.checkpoints import Checkpoint
 from evaluation.errors import InputError
 from teacher.config import GroupRelativeConfig, PolicyConfig, RestEmConfig, TransformersSampling
 from teacher.learning import LearningReport, learn, log_likelihoods
-from teacher.policy import Base, TeacherPolicy
+from teacher.policy import TeacherPolicy
 from teacher.prompts import prompt_token_ids
 from teacher.samplers import build_sampler
 from teacher.selection import Candidate, CandidateGroup, WeightedExample, group_relative
-from tests.teacher.test_policy import shaken, tiny_base
+from tests.teacher.tiny import shaken, tiny_base
 
 EXAMPLES = [
     WeightedExample("w1 w2 w3", (5, 6, 7, 1), 1.0, "a"),
@@ -51,7 +52,7 @@ def test_log_likelihoods_are_right_where_positions_are_absolute() -> None:
     config = GPT2Config(vocab_size=300, n_embd=64, n_head=2, n_layer=2, n_positions=128, initializer_range=0.1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        base = Base(GPT2LMHeadModel(config).eval(), tiny_base().tokenizer)
+        base = Checkpoint(GPT2LMHeadModel(config).eval(), tiny_base().tokenizer)
     teacher = shaken(TeacherPolicy.create(base, PolicyConfig(rank=4), seed=1))
     expected = [float(token_log_probs(teacher, example).sum()) for example in EXAMPLES]
     assert log_likelihoods(teacher, EXAMPLES, micro_batch_size=4) == pytest.approx(expected, abs=1e-3)

@@ -7,48 +7,12 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from evaluation.checkpoints import Checkpoint, load_checkpoint
 from evaluation.errors import ModelError
 from teacher.config import PolicyConfig
-from teacher.policy import Base, TeacherPolicy, load_base
-
-
-def tiny_base(vocabulary: int = 300, seed: int = 0, context: int = 128) -> Base:
-    """Return a random Llama over the words w0, w1, ... with `<pad>`, `<eos>` and `<unk>` as tokens 0, 1 and 2."""
-    words = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{i}": i + 3 for i in range(vocabulary - 3)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=context,
-        initializer_range=0.1,
-        bos_token_id=None,
-        eos_token_id=1,
-        pad_token_id=0,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(config).eval()
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
-    )
-    return Base(model, wrapped)
-
-
-def shaken(policy: TeacherPolicy, seed: int = 5) -> TeacherPolicy:
-    """Give every adapter weight, B included, a random value, so that the policy differs from its base."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for weight in policy.adapter_parameters():
-            weight.copy_(0.1 * torch.randn(weight.shape, generator=generator))
-    return policy
+from teacher.policy import TeacherPolicy
+from tests.teacher.tiny import shaken, tiny_base
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -89,7 +53,7 @@ def test_create_refuses_a_base_that_carries_an_adapter() -> None:
     base = tiny_base()
     policy = TeacherPolicy.create(base, PolicyConfig(rank=4), seed=1)
     with pytest.raises(ModelError, match="already carries an adapter"):
-        TeacherPolicy.create(Base(policy.model, base.tokenizer), PolicyConfig(rank=4), seed=1)
+        TeacherPolicy.create(Checkpoint(policy.model, base.tokenizer), PolicyConfig(rank=4), seed=1)
     with pytest.raises(ModelError, match="already carries an adapter"):
         TeacherPolicy.create(base, PolicyConfig(rank=4), seed=1)
 
@@ -157,12 +121,12 @@ def test_load_refuses_another_base_and_damaged_directories(tmp_path: Path) -> No
         TeacherPolicy.load(tmp_path / "policy", tiny_base())
 
 
-def test_load_base_opens_a_checkpoint_and_names_one_it_cannot(tmp_path: Path) -> None:
+def test_load_checkpoint_opens_a_checkpoint_and_names_one_it_cannot(tmp_path: Path) -> None:
     base = tiny_base()
     base.model.save_pretrained(tmp_path / "model")
     base.tokenizer.save_pretrained(tmp_path / "model")
-    opened = load_base(str(tmp_path / "model"))
+    opened = load_checkpoint(str(tmp_path / "model"))
     assert torch.equal(logits(opened.model), logits(base.model))
     assert opened.tokenizer("w4 w5")["input_ids"] == [7, 8]
     with pytest.raises(ModelError, match="no-such-model"):
-        load_base(str(tmp_path / "no-such-model"))
+        load_checkpoint(str(tmp_path / "no-such-model"))

@@ -13,7 +13,7 @@ from evaluation.errors import ConfigError, ModelError
 from evaluation.tasks import Document, KnowledgeTask, Question
 from teacher.config import GroupRelativeConfig, LearningConfig, RestEmConfig, TeacherConfig
 from teacher.prompts import PROMPTS, PromptTemplate, prompt_template, prompt_token_ids
-from tests.teacher.test_policy import tiny_base
+from tests.teacher.tiny import tiny_base
 
 DOCUMENT = Document(id="d1", title="Estonian language", text="Writings in Estonian became significant.")
 TEXTS = st.text(min_size=1, max_size=60).filter(str.strip)

@@ -7,18 +7,19 @@ import pytest
 import torch
 from scipy import stats
 
+from evaluation.checkpoints import Checkpoint
 from evaluation.errors import ConfigError, GenerationError
 from teacher.config import PolicyConfig, TransformersSampling
-from teacher.policy import Base, TeacherPolicy
+from teacher.policy import TeacherPolicy
 from teacher.prompts import prompt_token_ids
 from teacher.samplers import PromptTooLong, build_sampler, prompts_too_long
 from teacher.samplers.transformers_engine import TransformersSampler, gumbel_noise, row_key
-from tests.teacher.test_policy import shaken, tiny_base
+from tests.teacher.tiny import shaken, tiny_base
 
 PROMPTS = [" ".join(f"w{(7 * i + j) % 290}" for j in range(3 + 4 * i)) for i in range(4)]
 
 
-def sampler(base: Base | None = None, **options: float) -> TransformersSampler:
+def sampler(base: Checkpoint | None = None, **options: float) -> TransformersSampler:
     base = base or tiny_base()
     settings = {"max_new_tokens": 12, "batch_size": 16} | options
     return TransformersSampler(base.model, base.tokenizer, TransformersSampling.model_validate(settings))

@@ -1,7 +1,7 @@
 """What one line of a language model's output is, seen by itself: the rules under the parser of self-edits.
 
 Everything here is a pure function of one line. Every regular expression is bounded or anchored, so that a line of
-any length is read in linear time. What a line means among its neighbours is decided in `teacher.parsing_assembly`.
+any length is read in linear time. What a line means among its neighbours is decided in `teacher.parsing.assembly`.
 """
 
 from __future__ import annotations
@@ -10,38 +10,16 @@ import re
 from enum import StrEnum
 from typing import NamedTuple
 
-
-class DropReason(StrEnum):
-    """Why a line that was written did not become part of the self-edit."""
-
-    MARKER_ONLY = "marker_only"
-    """No letter in it: a rule, a fence, a lone number or bullet, a tag."""
-    HEADING = "heading"
-    """A title, a label or the introduction of a list; it states nothing."""
-    PREAMBLE = "preamble"
-    """Courtesy before the content ("Certainly! Here is ...:")."""
-    ECHOED_PROMPT = "echoed_prompt"
-    """Repeats the prompt: its instruction, one of its labels or its passage."""
-    OTHER_TASK = "other_task"
-    """Follows the end of the edit: the model went on with another passage, a chat or a closing remark."""
-    DUPLICATE = "duplicate"
-    """Says what an earlier line of this edit says, up to case, spaces and final punctuation."""
-    DIGIT_LOOP = "digit_loop"
-    """Counts or repeats a number ("1. 1. 1.", "1. 2. 3.")."""
-    UNANSWERED_QUESTION = "unanswered_question"
-    """A question that got no answer."""
-    UNPAIRED_ANSWER = "unpaired_answer"
-    """An answer to no question."""
-    CHOICE = "choice"
-    """An option of a multiple-choice question."""
-    CUT_LINE = "cut_line"
-    """The last line, when the engine stopped at the token limit in the middle of it."""
-    LINE_TOO_LONG = "line_too_long"
-    """Longer than `max_line_characters`."""
-    OVER_LIMIT = "over_limit"
-    """Comes after `max_lines` implications."""
-    EXTRA_SPECIFICATION = "extra_specification"
-    """A JSON block whose parts an earlier block has already given."""
+from teacher.parsing.text import (
+    has_letter,
+    is_digit_loop,
+    is_terminated,
+    label_numbers,
+    normalise,
+    remove_bold,
+    strip_markers,
+    strip_space,
+)
 
 
 class Kind(StrEnum):
@@ -67,7 +45,7 @@ class Kind(StrEnum):
 class Line(NamedTuple):
     """A line with its markers removed."""
 
-    index: int
+    at: int
     """Position among the non-blank lines."""
     kind: Kind
     text: str
@@ -85,21 +63,8 @@ class Line(NamedTuple):
     """So short, unmarked and unterminated that it is a title unless it continues the line before."""
 
 
-_INVISIBLE = "\ufeff\u200b\u200c\u200d\u2060"
-_TERMINATED = re.compile(r"[.!?…。！？][\"'”’»)\]*_]{0,3}\Z")  # noqa: RUF001
-_STAR_RUN = re.compile(r"(?<![\w*])\*{2,}+|(?<!\*)\*{2,}+(?!\w)")
 _BOLD_ONLY = re.compile(r"\*\*[^*]+\*\*[:.]?\Z")
 _TAG = re.compile(r"(?:`{3,}|~{3,})\s?\w{0,20}\Z|</?\w[^<>]{0,40}>\Z")
-_MARKER = re.compile(
-    r"[-*+][ \t\xa0]+|[•‣◦▪●·∙]\s?|[–—>][ \t\xa0]+|#{1,6}\s+"
-    r"|\((?P<n1>\d{1,3})\)\s?|(?P<n2>\d{1,3})[.)](?:\s+|(?=[^\W\d_]|[\"“*(]))|(?P<n3>\d{1,3}):\s+"
-    r"|\([a-h]\)\s|[a-h][.)]\s|\([ivx]{1,4}\)\s|[ivx]{1,4}[.)]\s"
-)
-_LABEL = re.compile(
-    r"(?i:(?:(?:rewritten|rephrased|reworded|revised|alternative|paraphrased)\s)?"
-    r"(?:passage|version|implication|rewrite|rewriting|rephrasing|paraphrase|statement|variation|alternative|option))"
-    r"\s?#?(?P<n>\d{1,3})\s?(?:[:.)]|[-–—](?=\s)|\Z)\s*"
-)
 _SECTION = re.compile(
     r"(?i:(?:list of |the )?(?:direct |indirect )?implications|rewritten passages?|rephrased passages?|rewrites"
     r"|questions and answers|question-answer (?:format|pairs))\s?[:.]?\s*"
@@ -116,81 +81,40 @@ _INLINE_ANSWER = re.compile(r"(?<=[\s?.!])(?:Answer|ANSWER|Ans)\s?\d{0,4}\s?:|(?
 _UNLABELLED_PAIR = re.compile(r"\?[\"'”’)]{0,2}\s{0,3}(?P<answer>(?:Answer|ANSWER|Ans|A)\s?\d{0,4}\s?:)")
 _CHOICE = re.compile(r"\(?(?P<letter>[A-H])[.)]\s+(?=\S)")
 _TASK_START = re.compile(
-    r"(?i:(?:now,?\s|next,?\s)?let(?:'|’)?s\s(?:now\s)?(?:read|examine|review|analy[sz]e|consider|explore|look at|use|take)\b"  # noqa: RUF001
+    r"(?i:(?:now,?\s|next,?\s)?let(?:'|’)?s\s(?:now\s)?"
+    r"(?:read|examine|review|analy[sz]e|consider|explore|look at|use|take)\b"
     r".{0,80}\b(?:passage|excerpt|text|paragraph|article)\b"
     r"|(?:please\s)?(?:read|consider|rewrite|rephrase|summari[sz]e)\sthe\s(?:following|passage|text|paragraph)"
     r"|you\sare\s(?:an?|the)\s.{0,40}\b(?:assistant|teacher|expert|model|chatbot)\b"
-    r"|(?:human|user|system|assistant)\s?:|<\|\w{1,20}\|>)"
+    r"|<\|\w{1,20}\|>)"
 )
-_COURTESY = re.compile(r"(?i:certainly|sure|of course|absolutely|okay|ok|great)\b\s?[!,.:]")
-_HERE_IS = re.compile(
-    r"(?i:here(?:'s|’s|\s(?:is|are))|below\s(?:is|are)|(?:the|these)\sfollowing|i(?:'ve|\shave)\s(?:rewritten|listed))\b"  # noqa: RUF001
+_ROLE = re.compile(r"(?:Human|User|System|Assistant)\s?:")
+_COURTESY = re.compile(r"(?i:certainly|sure|of course|absolutely|okay|ok)\b\s?[!,.:]")
+_HERE_IS = re.compile(r"(?i:here(?:'s|’s|\s(?:is|are))|below\s(?:is|are)|i(?:'ve|\shave)\s(?:rewritten|listed))\b")
+_REMARK = re.compile(
+    r"(?i:(?:each|all|both) of (?:these|the) (?:alternative|version|rewr|rephras|variation|passage)"
+    r"|these (?:alternative|version|rewr|rephras|variation|implications|passages)"
+    r"|(?:please )?(?:let me know|feel free)\b"
+    r"|i hope (?:this|these)\b|please note\b)"
 )
+_ABOUT_EDIT = re.compile(r"(?i:\b(?:implications|versions?|rewrit\w+|rephras\w+|ways|questions|summary|passage)\b)")
 
 
-def strip_space(text: str) -> str:
-    """Return `text` without white space and invisible joiners at both ends."""
-    return text.strip().strip(_INVISIBLE).strip()
-
-
-def is_terminated(text: str) -> bool:
-    """Say whether `text` ends like a finished sentence."""
-    return _TERMINATED.search(text, max(0, len(text) - 4)) is not None
-
-
-def has_letter(text: str) -> bool:
-    """Say whether any character of `text` is a letter of any script."""
-    return any(character.isalpha() for character in text)
-
-
-def normalise(text: str) -> str:
-    """Return what duplicates have in common: words and marks, case-folded, without spaces around or a final stop."""
-    return " ".join(text.casefold().split()).rstrip(" .!;,:")
-
-
-def is_digit_loop(text: str) -> bool:
-    """Say whether `text` holds at least six numbers, no letter, and nearly all steps between them are 0 or 1."""
-    if has_letter(text):
-        return False
-    digits = [int(run[-9:]) for run in re.findall(r"[0-9]+", text)]
-    if len(digits) < 6:
-        return False
-    steps = [b - a for a, b in zip(digits, digits[1:], strict=False)]
-    return sum(step in (0, 1) for step in steps) >= 0.8 * len(steps)
-
-
-def remove_bold(text: str) -> str:
-    """Return `text` without the asterisks of bold marks; those between two word characters (2**3) stay."""
-    return _STAR_RUN.sub("", text)
-
-
-class Stripped(NamedTuple):
-    """A line without its list markers."""
-
-    text: str
-    numbers: tuple[int, ...]
-    marked: bool
-    """At least one marker was there; a label such as "Version 2:" counts."""
-
-
-def strip_markers(text: str) -> Stripped:
-    """Return `text` without leading list markers, however nested: bullets, numbers, letters, "Passage 3:" labels."""
-    numbers: list[int] = []
-    position, marked = 0, False
-    while match := _MARKER.match(text, position) or _LABEL.match(text, position):
-        position, marked = match.end(), True
-        numbers += _numbers(match)
-    return Stripped(strip_space(text[position:]), tuple(numbers), marked)
+def prompt_echoes(prompt: str) -> frozenset[str]:
+    """Return the lines of `prompt`, and what follows a "Passage:" on one of them, `normalise`d."""
+    lines = [strip_space(line) for line in prompt.splitlines()]
+    passages = [line[match.end() :] for line in lines if (match := _PASSAGE.match(line))]
+    return frozenset(filter(None, map(normalise, lines + passages)))
 
 
 def classify(
-    raw: str, index: int = 0, *, gap: bool = False, prompt_lines: frozenset[str] = frozenset(), marked: bool = False
+    raw: str, at: int = 0, *, gap: bool = False, prompt_lines: frozenset[str] = frozenset(), marked: bool = False
 ) -> Line:
     """Return what one non-blank line looks like by itself.
 
     Args:
         raw: The line as written.
-        index: Its position among the non-blank lines.
+        at: Its position among the non-blank lines.
         gap: Whether a blank line stands before it.
         prompt_lines: `normalise`d lines of the prompt; an unmarked line that equals one is an echo. A line written as
             a list item is not: a teacher may well choose a sentence of the passage.
@@ -198,7 +122,7 @@ def classify(
     """
     text = strip_space(raw)
     indented = len(raw) - len(raw.lstrip()) >= 2 or raw.startswith("\t")
-    line = Line(index, Kind.MARKER_ONLY, text, marked=marked, gap=gap, indented=indented)
+    line = Line(at, Kind.MARKER_ONLY, text, marked=marked, gap=gap, indented=indented)
     if _TAG.match(text) or not has_letter(text):
         return line._replace(kind=Kind.DIGIT_LOOP) if is_digit_loop(text) else line
     stripped = strip_markers(remove_bold(text))
@@ -218,14 +142,14 @@ def _label(line: Line) -> Line | None:
     bare = line.text
     if match := _QUESTION.match(bare):
         rest = strip_markers(bare[match.end() :])
-        line = line._replace(numbers=(*line.numbers, *_numbers(match), *rest.numbers))
+        line = line._replace(numbers=(*line.numbers, *label_numbers(match), *rest.numbers))
         split = _INLINE_ANSWER.search(rest.text)
         if split is None:
             return line._replace(kind=Kind.QUESTION, text=rest.text)
         return _pair(line, rest.text[: split.start()], rest.text[split.end() :])
     if match := _ANSWER.match(bare):
-        text = strip_space(bare[match.end() :])
-        return line._replace(kind=Kind.ANSWER, text=text, numbers=(*line.numbers, *_numbers(match)))
+        numbers = (*line.numbers, *label_numbers(match))
+        return line._replace(kind=Kind.ANSWER, text=_answer_text(bare[match.end() :], numbers), numbers=numbers)
     if match := _UNLABELLED_PAIR.search(bare):
         return _pair(line, bare[: match.start("answer")], bare[match.end() :])
     return None
@@ -233,20 +157,23 @@ def _label(line: Line) -> Line | None:
 
 def _pair(line: Line, question: str, answer: str) -> Line:
     """Return `line` as a pair, or as what is left of one when the question or the answer is empty."""
-    question, answer = strip_space(question), strip_space(answer)
+    question, answer = strip_space(question), _answer_text(answer, line.numbers)
     if not question:
         return line._replace(kind=Kind.ANSWER, text=answer)
     return line._replace(kind=Kind.PAIR if answer else Kind.QUESTION, text=question, answer=answer)
 
 
-def _numbers(match: re.Match[str]) -> tuple[int, ...]:
-    return tuple(int(value) for value in match.groupdict().values() if value)
+def _answer_text(written: str, numbers: tuple[int, ...]) -> str:
+    """Return an answer without a bullet, and without a number that only repeats its label's ("Answer 2: 2. Paris")."""
+    rest = strip_markers(strip_space(written))
+    repeats = not rest.numbers or set(rest.numbers) <= set(numbers)
+    return rest.text if repeats and has_letter(rest.text) else strip_space(written)
 
 
 def _statement_kind(line: Line, written: str, prompt_lines: frozenset[str]) -> tuple[Kind, str]:
     """Return the kind and the text of a line that is neither question nor answer."""
     bare = line.text
-    if _TASK_START.match(bare):
+    if _TASK_START.match(bare) or (not line.marked and _ROLE.match(bare)):
         return Kind.TASK_START, bare
     if match := _PASSAGE.match(bare):
         text = bare[match.end() :]
@@ -259,7 +186,8 @@ def _statement_kind(line: Line, written: str, prompt_lines: frozenset[str]) -> t
     if not line.marked:
         if normalise(bare) in prompt_lines:
             return Kind.ECHO, bare
-        if _COURTESY.match(bare) or _HERE_IS.match(bare):
+        opening = _HERE_IS.match(bare) and (bare.endswith((":", "：")) or _ABOUT_EDIT.search(bare))
+        if opening or _COURTESY.match(bare) or _REMARK.match(bare):
             return Kind.PREAMBLE, bare
     if _CHOICE.match(bare):
         return Kind.CHOICE, bare
@@ -289,4 +217,4 @@ def _bold_part(line: str) -> str:
 
 
 def _is_short(text: str) -> bool:
-    return len(text) < 40 and len(text.split()) <= 4
+    return len(text) < 40 and len(text.split()) <= 4 and not text.endswith((",", ";"))

@@ -1,0 +1,193 @@
+"""PNG figures of a run: rewards over the rounds, and the variants' accuracies with their documents.
+
+Figures are drawn on canvases of their own, so nothing of pyplot's global state is touched. Colours are those of Okabe
+and Ito (jfly.uni-koeln.de/color), which stay apart for colour-blind readers; no meaning rests on colour alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipelines.records import ComparisonRecord, RoundRecord, VariantRecord
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#8A8A8A", "#222222"
+
+_DPI = 150
+_MISSING = float("nan")
+
+
+def plot_rewards(rounds: Sequence[RoundRecord], path: Path) -> None:
+    """Write a figure of the rewards by round, and below it the share of self-edits with a reward and the KL.
+
+    Args:
+        rounds: In order; with none the figure says so.
+        path: PNG file to write; its directory exists.
+    """
+    numbers = [record.round + 1 for record in rounds]
+    figure = _figure(7.2, 5.6)
+    rewards, scored, divergence = figure.subplots(3, 1, sharex=True, height_ratios=(3.2, 1, 1))
+    documents = len({document for record in rounds for document in record.document_ids})
+    _titled(figure, "Reward of the teacher's self-edits by round", _subtitle(rounds, documents))
+    _draw_rewards(rewards, rounds, numbers)
+    shares = [_share(sum(c.reward is not None for c in r.candidates), len(r.candidates)) for r in rounds]
+    _line(scored, numbers, [100 * share for share in shares], GREEN)
+    scored.set(ylabel="scored (%)", ylim=(-4, 108), yticks=(0, 50, 100))
+    _line(divergence, numbers, [_or_missing(record.learning.kl) for record in rounds], INK)
+    divergence.set(ylabel="KL (nats\nper token)", xlabel="round")
+    divergence.set_ylim(bottom=-0.06 * divergence.get_ylim()[1])
+    if numbers:
+        divergence.set_xlim(min(numbers) - 0.5, max(numbers) + 0.5)
+        divergence.xaxis.get_major_locator().set_params(integer=True)
+    figure.align_ylabels()
+    _save(figure, path)
+
+
+def plot_accuracy(comparison: ComparisonRecord, variants: Sequence[VariantRecord], path: Path) -> None:
+    """Write a figure of each variant's accuracy with its interval, every document as a dot behind it.
+
+    Args:
+        comparison: Intervals by variant.
+        variants: From top to bottom; those that are not in the comparison are drawn without an interval.
+        path: PNG file to write; its directory exists.
+    """
+    figure = _figure(7.2, 1.7 + 0.62 * max(len(variants), 1))
+    axes = figure.subplots()
+    places = list(range(len(variants)))
+    level = f"{100 * comparison.confidence:g} %"
+    _titled(
+        figure,
+        f"Accuracy by variant on {comparison.documents} test document" + ("s" if comparison.documents != 1 else ""),
+        f"line: mean with {level} bootstrap interval over documents · dots: single documents",
+    )
+    for place, variant in zip(places, variants, strict=True):
+        _draw_variant(axes, place, variant, comparison)
+    seen = [score for variant in variants for score in variant.accuracy.values()]
+    seen += [interval.high for interval in comparison.variants.values()]
+    right = 10 * math.ceil(10 * max(seen, default=1.0)) or 10
+    axes.set(xlim=(-0.02 * right, 1.02 * right), ylim=(len(variants) - 0.45, -0.55), yticks=places)
+    axes.set_xlabel("questions answered exactly (%)")
+    axes.text(1.03, 1.0, "mean", transform=axes.transAxes, va="bottom", color=BLUE, fontsize=9)
+    axes.set_yticklabels([_two_lines(variant.label) for variant in variants])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color="#E4E4E4", linewidth=0.8)
+    axes.spines["left"].set_visible(False)
+    _save(figure, path)
+
+
+def _draw_rewards(axes: Axes, rounds: Sequence[RoundRecord], numbers: Sequence[int]) -> None:
+    """Draw the mean, the spread between candidates and the student's reward without an update."""
+    values = [[c.reward for c in record.candidates if c.reward is not None] for record in rounds]
+    low, high = ([_quantile(rewards, share) for rewards in values] for share in (0.1, 0.9))
+    if len(rounds) == 1:
+        axes.vlines(numbers, low, high, color=BLUE, alpha=0.25, linewidth=10, label="middle 80 % of self-edits")
+    else:
+        axes.fill_between(numbers, low, high, color=BLUE, alpha=0.18, linewidth=0, label="middle 80 % of self-edits")
+    _line(axes, numbers, [_or_missing(record.mean_reward) for record in rounds], BLUE, "mean of self-edits")
+    base = [_or_missing(record.base_reward) for record in rounds]
+    axes.plot(numbers, base, "--s", color=ORANGE, linewidth=1.6, markersize=4, label="student without an update")
+    axes.set_ylabel("reward")
+    if rounds:
+        axes.legend(loc="best", frameon=False, fontsize=9)
+    else:
+        axes.text(0.5, 0.5, "no rounds", transform=axes.transAxes, ha="center", va="center", color=GREY)
+
+
+def _draw_variant(axes: Axes, place: int, variant: VariantRecord, comparison: ComparisonRecord) -> None:
+    """Draw one row: the documents' strip, the interval, and the mean in figures above it."""
+    scores = sorted(100 * score for score in variant.accuracy.values())
+    strip = [place + shift for shift in _spread(scores)]
+    axes.scatter(scores, strip, s=14, color=GREY, alpha=0.42, linewidths=0, zorder=2, clip_on=False)
+    interval = comparison.variants.get(variant.name)
+    if interval is None:
+        axes.text(1.03, place, "no scores", transform=axes.get_yaxis_transform(), va="center", color=GREY, fontsize=9)
+        return
+    mean, low, high = (100 * end for end in (interval.mean, interval.low, interval.high))
+    axes.plot([low, high], [place, place], color=BLUE, linewidth=3.2, solid_capstyle="butt", zorder=3)
+    axes.plot(mean, place, "o", color=BLUE, markersize=8.5, markeredgecolor="white", markeredgewidth=1.2, zorder=4)
+    axes.text(
+        1.03, place, f"{mean:.1f}", transform=axes.get_yaxis_transform(), va="center", fontweight="bold", color=BLUE
+    )
+
+
+def _line(axes: Axes, x: Sequence[int], y: Sequence[float], color: str, label: str | None = None) -> None:
+    axes.plot(x, y, "-o", color=color, linewidth=2, markersize=4.5, label=label)
+    axes.grid(axis="y", color="#E4E4E4", linewidth=0.8)
+
+
+def _figure(width: float, height: float) -> Figure:
+    """Return an empty figure (inches) on a canvas that needs no display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08)
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout=layout, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _titled(figure: Figure, title: str, subtitle: str) -> None:
+    """Write both at a fixed distance from the top, whatever the figure's height; the axes start below."""
+    height = figure.get_figheight()
+    figure.text(0.02, 1 - 0.10 / height, title, va="top", fontsize=13, fontweight="bold", color=INK)
+    figure.text(0.02, 1 - 0.38 / height, subtitle, va="top", fontsize=9.5, color="#555555")
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.set(rect=(0, 0, 1, 1 - 0.58 / height))
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Write the figure as a whole or not at all, and free it."""
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_axisbelow(True)
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        figure.savefig(staging, format="png")
+        os.replace(staging, path)
+    finally:
+        staging.unlink(missing_ok=True)
+        figure.clear()
+
+
+def _subtitle(rounds: Sequence[RoundRecord], documents: int) -> str:
+    candidates = sum(len(record.candidates) for record in rounds)
+    return f"{len(rounds)} rounds · {candidates} self-edits for {documents} training documents"
+
+
+def _spread(scores: Sequence[float], reach: float = 0.28, step: float = 0.06) -> list[float]:
+    """Return where each of the ascending `scores` goes beside its row's middle, so that equal ones stay apart."""
+    places: list[float] = []
+    for _, equal in itertools.groupby(scores, key=lambda score: round(score, 6)):
+        count = len(list(equal))
+        gap = min(step, 2 * reach / max(count - 1, 1))
+        places += [gap * (i - (count - 1) / 2) for i in range(count)]
+    return places
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else _MISSING
+
+
+def _or_missing(value: float | None) -> float:
+    return _MISSING if value is None else value
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    return float(np.quantile(values, share)) if values else _MISSING
+
+
+def _two_lines(label: str) -> str:
+    """Return a label with a break before its bracket, so that the names of variants take little width."""
+    return label.replace(" (", "\n(")

@@ -1,0 +1,247 @@
+"""The model registry: teachers and students as versions that hold a plain PEFT directory, and the aliases on them.
+
+An adapter is stored as MLflow's LoggedModel without a flavor: what is downloaded goes straight into
+`PeftModel.from_pretrained` or vLLM. (`mlflow.transformers` stores an adapter of a local base wrongly, without a word:
+github.com/mlflow/mlflow/issues/23761.)
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from evaluation.errors import LineageError
+from pipelines.config import TrackingConfig
+from pipelines.lineage_store import Store, lineage_errors, open_store
+
+Role = Literal["teacher", "student"]
+
+CHAMPION, PREVIOUS, CANDIDATE = "champion", "previous", "candidate"
+"""Aliases: in use, in use before, newest."""
+
+_ADAPTER, _RUN, _MODEL = "preceptor.adapter_sha", "preceptor.run_id", "preceptor.model_id"
+_CONFIG_FILE = "adapter_config.json"
+
+
+class RegisteredVersion(NamedTuple):
+    """A version of a registered model."""
+
+    name: str
+    """Of the registered model, such as `preceptor-teacher`."""
+    version: int
+    model_id: str
+    """Of the LoggedModel that holds the files."""
+
+    @property
+    def uri(self) -> str:
+        """What `mlflow.artifacts.download_artifacts` takes."""
+        return f"models:/{self.name}/{self.version}"
+
+
+class Promotion(NamedTuple):
+    """Where the aliases stand after a promotion."""
+
+    champion: int
+    previous: int | None
+    """None when there was no champion before."""
+
+
+class Registry:
+    """Versions and aliases of the teacher and the student."""
+
+    def __init__(self, store: Store, prefix: str, saved: Sequence[str] = ()) -> None:
+        """Use an open store.
+
+        Args:
+            store: From `open_store`.
+            prefix: Models are called `<prefix>-teacher` and `<prefix>-student`.
+            saved: What errors say is in the store already; read when one occurs.
+        """
+        self._store = store
+        self._prefix = prefix
+        self._saved = saved
+        self._made: set[Role] = set()
+
+    @classmethod
+    def open(cls, tracking: TrackingConfig, work_dir: Path) -> Registry:
+        """Return the registry without a run, to promote, roll back or download.
+
+        Raises:
+            LineageError: The store cannot be used.
+        """
+        return cls(open_store(tracking, work_dir), tracking.registry_prefix)
+
+    def name(self, role: Role) -> str:
+        """Return the name of the registered model."""
+        return f"{self._prefix}-{role}"
+
+    def register(
+        self,
+        role: Role,
+        directory: Path,
+        *,
+        digest: str,
+        run_id: str,
+        parent_run_id: str | None = None,
+        tags: Mapping[str, str],
+        metrics: Mapping[str, float] | None = None,
+    ) -> RegisteredVersion:
+        """Return the version that holds an adapter, made if this run has not registered it yet.
+
+        The alias `candidate` is moved to it.
+
+        Args:
+            role: Whose adapter it is.
+            directory: In PEFT's format; stored whole.
+            digest: SHA-256 of the adapter: one run registers it once, however often it is resumed.
+            run_id: Run that made the adapter.
+            parent_run_id: Run within which an adapter counts as the same one; None is `run_id`.
+            tags: Of the version.
+            metrics: Shown with the model.
+
+        Raises:
+            LineageError: The directory holds no adapter, or the registry refused it.
+        """
+        if not (directory / _CONFIG_FILE).is_file():
+            raise LineageError(
+                f"registry: {str(directory)!r} has no {_CONFIG_FILE}, so it is no adapter of the {role}. Give a "
+                "directory that PEFT, save_adapter or TeacherPolicy.save wrote."
+            )
+        marks = {_ADAPTER: digest, _RUN: parent_run_id or run_id}
+        name = self.name(role)
+        with lineage_errors(f"register adapter {digest[:12]!r} as {name!r}", self._store.uri, self._saved):
+            version = self._find(name, marks)
+            if version is None:
+                model = self._logged_model(role, directory, marks, run_id, metrics or {})
+                version = self._create(role, model, {**tags, **marks}, run_id)
+            self._store.client.set_registered_model_alias(name, CANDIDATE, str(version.version))
+        return version
+
+    def promote(self, role: Role, version: int) -> Promotion:
+        """Make a version the champion, and the champion so far the previous one.
+
+        Promoting the champion again changes nothing; promoting the previous one is a rollback.
+
+        Args:
+            role: Whose version it is.
+            version: Number of the version.
+
+        Raises:
+            LineageError: There is no such version, or the registry refused.
+        """
+        name, client = self.name(role), self._store.client
+        with lineage_errors(f"promote version {version} of {name!r}", self._store.uri), self._store.lock:
+            client.get_model_version(name, str(version))  # an alias on nothing would only fail when it is used
+            aliases = self.aliases(role)
+            champion = aliases.get(CHAMPION)
+            if champion == version:
+                return Promotion(version, aliases.get(PREVIOUS))
+            if champion is not None:
+                client.set_registered_model_alias(name, PREVIOUS, str(champion))
+            client.set_registered_model_alias(name, CHAMPION, str(version))
+        return Promotion(version, champion)
+
+    def aliases(self, role: Role) -> dict[str, int]:
+        """Return the version that each alias stands on; empty for a model that was never registered.
+
+        Raises:
+            LineageError: The registry cannot be read.
+        """
+        from mlflow.exceptions import MlflowException
+
+        name = self.name(role)
+        with lineage_errors(f"read the aliases of {name!r}", self._store.uri):
+            try:
+                found = self._store.client.get_registered_model(name).aliases
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                return {}
+        return {alias: int(version) for alias, version in found.items()}
+
+    def download(self, role: Role, version: int | str, destination: Path) -> Path:
+        """Return a directory under `destination` with the files of a version.
+
+        Args:
+            role: Whose version it is.
+            version: Its number, or an alias such as `champion`.
+            destination: Directory to copy into; made if it does not exist.
+
+        Raises:
+            LineageError: There is no such version or alias, or its files cannot be read.
+        """
+        from mlflow.artifacts import download_artifacts
+
+        name, client = self.name(role), self._store.client
+        with lineage_errors(f"download {version!r} of {name!r}", self._store.uri):
+            number = (
+                str(version) if isinstance(version, int) else client.get_model_version_by_alias(name, version).version
+            )
+            source = client.get_model_version_download_uri(name, str(number))
+            destination.mkdir(parents=True, exist_ok=True)
+            place = tempfile.mkdtemp(prefix=f"{name}-{number}-", dir=destination)
+            return Path(download_artifacts(artifact_uri=source, dst_path=place, tracking_uri=self._store.uri))
+
+    def _find(self, name: str, marks: Mapping[str, str]) -> RegisteredVersion | None:
+        """Return the version with these tags, if there is one."""
+        found = self._store.client.search_model_versions(f"name = '{name}' and {_filter(marks)}", max_results=1)
+        return RegisteredVersion(name, int(found[0].version), found[0].tags.get(_MODEL, "")) if found else None
+
+    def _logged_model(
+        self, role: Role, directory: Path, marks: Mapping[str, str], run_id: str, metrics: Mapping[str, float]
+    ) -> Any:
+        """Return a finished LoggedModel with the files; one that a killed run left unfinished is finished."""
+        from mlflow.entities import LoggedModelOutput, Metric
+
+        client, experiments = self._store.client, [self._store.experiment_id]
+        found = client.search_logged_models(experiments, filter_string=_filter(marks), max_results=1)
+        model = (
+            found[0]
+            if found
+            else client.create_logged_model(
+                experiments[0],
+                name=role,
+                source_run_id=run_id,
+                tags=dict(marks),
+                params={"adapter_sha256": marks[_ADAPTER]},
+            )
+        )
+        client.log_model_artifacts(model.model_id, str(directory))
+        at = model.creation_timestamp  # the same when this is done again, so that no figure comes twice
+        client.log_batch(run_id, metrics=[Metric(k, v, at, 0, model_id=model.model_id) for k, v in metrics.items()])
+        outputs = client.get_run(run_id).outputs
+        if model.model_id not in {output.model_id for output in (outputs.model_outputs if outputs else [])}:
+            client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
+        return client.finalize_logged_model(model.model_id, "READY")
+
+    def _create(self, role: Role, model: Any, tags: Mapping[str, str], run_id: str) -> RegisteredVersion:
+        """Make a version of a LoggedModel."""
+        name = self.name(role)
+        if role not in self._made:
+            self._ensure_model(name)
+            self._made.add(role)
+        # The files' own place as source: a `models:/` source is looked up in MLflow's global store instead of this one.
+        version = self._store.client.create_model_version(
+            name,
+            model.artifact_location,
+            run_id=run_id,
+            tags={**tags, _MODEL: model.model_id},
+            model_id=model.model_id,
+        )
+        return RegisteredVersion(name, int(version.version), model.model_id)
+
+    def _ensure_model(self, name: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._store.client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+
+def _filter(tags: Mapping[str, str]) -> str:
+    """Return a search filter for all of the tags."""
+    return " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())

@@ -1,0 +1,274 @@
+"""The units of work of a run, as plain functions: sample, update and score, learn. No Prefect, no MLflow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from evaluation.answers import AnswerScore
+from evaluation.errors import UpdateError
+from evaluation.tasks import KnowledgeTask, Question
+from pipelines.records import (
+    BankRecord,
+    CandidateRecord,
+    EditRecord,
+    LearningRecord,
+    ReplicateRecord,
+    SamplingRecord,
+)
+from pipelines.workspace import Workspace
+from student.adapters import save_adapter
+from student.lora_bank import LoraBank, ScoringFailure, make_job
+from student.training import UpdateJob, UpdateOutcome, UpdateResult
+from teacher.learning import learn
+from teacher.parser import parse_self_edit
+from teacher.rewards import Replicate, RewardFailure, RewardOutcome, no_reward, reward_of
+from teacher.samplers import Completion, prompts_too_long
+from teacher.selection import Candidate, CandidateGroup, WeightedExample
+from teacher.self_edit import Implication, SelfEdit
+
+QuestionSet = Literal["rewards", "comparison"]
+"""Which questions a student is asked: those that rewards use, or the held-out phrasings."""
+
+
+class UpdateRequest(NamedTuple):
+    """One update to make: a self-edit of a document, with a seed."""
+
+    document_id: str
+    index: int
+    """Of the self-edit among those of its document."""
+    edit: SelfEdit | None
+    """None is the student without an update."""
+    seed: int
+
+
+def sample_edits(
+    ws: Workspace, policy: str | None, prompt: str, tasks: Sequence[KnowledgeTask], *, n: int, seed: int
+) -> SamplingRecord:
+    """Return `n` parsed self-edits for each task from the teacher at a saved state.
+
+    Args:
+        ws: The run's workspace.
+        policy: Name of the teacher's state; None is the untrained teacher.
+        prompt: Name of the prompt template.
+        tasks: What to write about; the questions are not read.
+        n: Samples of each document.
+        seed: Of the sampling.
+    """
+    started = time.perf_counter()
+    ws.at_policy(policy)
+    prompts = [ws.prompt(prompt, task.document) for task in tasks]
+    refused = {record.index: record for record in prompts_too_long(ws.sampler, prompts)}
+    fitting = [i for i in range(len(tasks)) if i not in refused]
+    sampled = ws.sampler.sample([prompts[i] for i in fitting], n=n, seed=seed) if fitting else []
+    edits = [
+        _parsed(tasks[i], prompts[i], index, completion)
+        for i, completions in zip(fitting, sampled, strict=True)
+        for index, completion in enumerate(completions)
+    ]
+    too_long = {tasks[i].id: f"prompt of {r.tokens} tokens, allowed are {r.limit}" for i, r in refused.items()}
+    return SamplingRecord(edits=tuple(edits), too_long=too_long, seconds=time.perf_counter() - started)
+
+
+def _parsed(task: KnowledgeTask, prompt: str, index: int, completion: Completion) -> EditRecord:
+    parsed = parse_self_edit(completion.text, prompt=prompt, finish_reason=completion.finish_reason)
+    return EditRecord(
+        document_id=task.id,
+        index=index,
+        text=completion.text,
+        token_ids=completion.token_ids,
+        finish_reason=completion.finish_reason,
+        edit=parsed.edit,
+        rejection="" if parsed.reason is None else f"{parsed.reason.value}: {parsed.detail}",
+        dropped={reason.value: count for reason, count in parsed.dropped.items()},
+        flags=tuple(flag.value for flag in parsed.flags),
+    )
+
+
+def written_edit(task: KnowledgeTask, text: str) -> EditRecord:
+    """Return a self-edit that no teacher wrote: one line of text, such as the raw passage."""
+    return EditRecord(
+        document_id=task.id,
+        index=0,
+        text=text,
+        token_ids=(),
+        finish_reason="stop",
+        edit=SelfEdit(implications=(Implication(text=text),)),
+    )
+
+
+def run_bank(
+    ws: Workspace, requests: Sequence[UpdateRequest], questions: QuestionSet, *, keep: Path | None = None
+) -> BankRecord:
+    """Return the scores of one bank of updates; what fails does so alone, with a reason.
+
+    Args:
+        ws: The run's workspace.
+        requests: Updates to train together and score together.
+        questions: Which questions to ask.
+        keep: Directory that gets the adapters in PEFT's format, one directory for each document; None keeps none.
+    """
+    started = time.perf_counter()
+    student, config = ws.student, ws.config.student
+    jobs: dict[int, UpdateJob] = {}
+    for i, request in enumerate(requests):
+        if request.edit is not None:
+            document = ws.tasks[request.document_id].document
+            jobs[i] = make_job(
+                f"{request.document_id}#{request.index}",
+                request.edit,
+                document,
+                student.tokenizer,
+                config.update,
+                config.answer_format,
+                request.seed,
+            )
+    with LoraBank(
+        student.model, config.update.target_modules, max_slots=config.bank_slots, base_digest=ws.student_digest
+    ) as bank:
+        results = dict(zip(jobs, bank.train(list(jobs.values())), strict=True))
+        asked = [i for i in range(len(requests)) if i not in results or results[i].outcome is UpdateOutcome.OK]
+        adapters = [results[i].adapter if i in results else None for i in asked]
+        sets = [_questions(ws.tasks[requests[i].document_id], questions) for i in asked]
+        scores = dict(zip(asked, bank.score(adapters, sets, student.tokenizer, config.answer_format), strict=True))
+    records = []
+    for i, request in enumerate(requests):
+        result = results.get(i)
+        if keep is not None and result is not None and result.adapter is not None:
+            save_adapter(result.adapter, keep / request.document_id, config.model)
+        records.append(_replicate(request, result, scores.get(i)))
+    return BankRecord(replicates=tuple(records), seconds=time.perf_counter() - started)
+
+
+def _questions(task: KnowledgeTask, which: QuestionSet) -> tuple[Question, ...]:
+    return task.questions if which == "rewards" else task.comparison_questions
+
+
+_FAILURES = {
+    UpdateOutcome.CANARY_FAILED: RewardFailure.CANARY_FAILED,
+    UpdateOutcome.NON_FINITE: RewardFailure.NON_FINITE,
+}
+"""What an update's outcome means for the reward; every other failed outcome is `update_failed`."""
+
+
+def _replicate(
+    request: UpdateRequest, result: UpdateResult | None, scores: list[AnswerScore] | ScoringFailure | None
+) -> ReplicateRecord:
+    """Return the record of one update and its scores; `result` is None for the student without an update."""
+    failure, detail = None, "" if result is None else result.detail
+    if result is not None and result.outcome is not UpdateOutcome.OK:
+        failure = _FAILURES.get(result.outcome, RewardFailure.UPDATE_FAILED)
+        detail = f"{result.outcome.value}: {result.detail}"
+    elif scores is None or isinstance(scores, ScoringFailure):
+        failure = RewardFailure.SCORING_FAILED
+        detail = "not scored" if scores is None else scores.reason
+    answered = scores if isinstance(scores, list) and failure is None else []
+    losses = () if result is None else result.losses
+    return ReplicateRecord(
+        document_id=request.document_id,
+        index=request.index,
+        seed=request.seed,
+        failure=failure,
+        detail=detail,
+        adapter_digest=None if result is None or result.adapter is None else result.adapter.digest,
+        exact=tuple(score.exact for score in answered),
+        probability=tuple(score.probability for score in answered),
+        empty=sum(score.empty for score in answered),
+        steps=0 if result is None else result.steps,
+        tokens=0 if result is None else result.tokens,
+        padded_tokens=0 if result is None else result.padded_tokens,
+        first_loss=losses[0] if losses and failure is None else None,
+        last_loss=losses[-1] if losses and failure is None else None,
+    )
+
+
+def _reward(ws: Workspace, replicates: Sequence[ReplicateRecord]) -> RewardOutcome:
+    """Return the reward of one self-edit, or of the student without one."""
+    plain = [
+        Replicate(seed=r.seed, accuracy=r.accuracy, probability=r.mean_probability, failure=r.failure)
+        for r in replicates
+    ]
+    return reward_of(plain, ws.config.teacher.reward)
+
+
+def judge(
+    ws: Workspace,
+    sampling: SamplingRecord,
+    replicates: Sequence[ReplicateRecord],
+    base: Mapping[str, ReplicateRecord],
+) -> list[CandidateRecord]:
+    """Return every sampled self-edit with its replicates and its reward, or the reason why it has none.
+
+    Args:
+        ws: The run's workspace.
+        sampling: The self-edits.
+        replicates: Scores of those that could be parsed, in any order.
+        base: Scores of the student without an update, by document id, on the same questions.
+    """
+    by_edit: dict[tuple[str, int], list[ReplicateRecord]] = {}
+    for replicate in replicates:
+        by_edit.setdefault((replicate.document_id, replicate.index), []).append(replicate)
+    candidates = []
+    for edit in sampling.edits:
+        mine = tuple(by_edit.get((edit.document_id, edit.index), ()))
+        outcome = no_reward(RewardFailure.PARSE_FAILED) if edit.edit is None else _reward(ws, mine)
+        floor = _reward(ws, [base[edit.document_id]]).value if edit.document_id in base else None
+        candidates.append(
+            CandidateRecord(
+                edit=edit, replicates=mine, reward=outcome.value, reason=outcome.reason, base_reward=floor
+            )
+        )
+    return candidates
+
+
+def groups_of(ws: Workspace, prompt: str, candidates: Sequence[CandidateRecord]) -> list[CandidateGroup]:
+    """Return the candidates grouped by document, as the teacher's selection takes them."""
+    by_document: dict[str, list[CandidateRecord]] = {}
+    for candidate in candidates:
+        by_document.setdefault(candidate.edit.document_id, []).append(candidate)
+    return [
+        CandidateGroup(
+            id=document_id,
+            prompt=ws.prompt(prompt, ws.tasks[document_id].document),
+            candidates=tuple(Candidate(c.edit.token_ids, c.reward) for c in members),
+            base_reward=members[0].base_reward,
+        )
+        for document_id, members in by_document.items()
+    ]
+
+
+def learn_round(
+    ws: Workspace, policy: str | None, examples: Sequence[WeightedExample], *, seed: int
+) -> LearningRecord:
+    """Return the step of the teacher from a saved state on a round's examples; the new state is saved.
+
+    Args:
+        ws: The run's workspace.
+        policy: State to start from; None is the untrained teacher.
+        examples: With their weights; none leaves the teacher as it was.
+        seed: Of the order of the examples.
+    """
+    started = time.perf_counter()
+    teacher = ws.at_policy(policy)
+    ws.forget_policy()
+    report = learn(teacher, examples, ws.config.teacher.learning, seed)
+    if report.skipped_steps:
+        raise UpdateError(
+            f"teacher: {report.skipped_steps} of {len(report.steps)} learning steps had a loss or gradient that is not "
+            "finite. Lower teacher.learning.learning_rate; the rounds before this one are kept."
+        )
+    name = ws.keep_policy()
+    return LearningRecord(
+        policy=name,
+        policy_digest=teacher.digest,
+        examples=report.examples,
+        tokens=report.tokens,
+        loss=report.loss,
+        kl=report.kl,
+        entropy=report.entropy,
+        clip_fraction=report.clip_fraction,
+        gradient_norm=report.gradient_norm,
+        seconds=time.perf_counter() - started,
+    )

@@ -1,0 +1,138 @@
+"""What the units of a run work with: configuration, documents, open models, directories. One for each process."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from evaluation.checkpoints import Checkpoint, load_checkpoint, model_digest
+from evaluation.digests import derive_seed, digest_json
+from evaluation.errors import ConfigError
+from evaluation.splits import load_split
+from evaluation.tasks import Document, KnowledgeTask, Split
+from pipelines.config import RunConfig
+from pipelines.records import RECORDS_VERSION
+from teacher.policy import TeacherPolicy
+from teacher.prompts import prompt_template
+from teacher.samplers import Sampler, build_sampler
+
+PACKAGE_ROOT = Path(__file__).resolve().parents[1]
+_CODE = ("evaluation", "teacher", "student", "pipelines")
+
+
+def code_digest() -> str:
+    """Return the SHA-256 of the project's Python files: units made by other code are never reused."""
+    files = sorted(path for package in _CODE for path in (PACKAGE_ROOT / package).rglob("*.py"))
+    return digest_json([[str(path.relative_to(PACKAGE_ROOT)), path.read_text(encoding="utf-8")] for path in files])
+
+
+class Workspace:
+    """Opens models when they are first needed; everything that is random gets its seed here."""
+
+    def __init__(self, config: RunConfig, work_dir: Path) -> None:
+        """Load and check the documents; models wait until they are used.
+
+        Raises:
+            InputError: The documents were refused.
+        """
+        self.config = config
+        self.work_dir = work_dir
+        self.split: Split = load_split(config.data)
+        self.tasks: dict[str, KnowledgeTask] = {task.id: task for side in self.split for task in side}
+        self.code_digest = code_digest()
+        self._policy_name: str | None = None
+
+    def key(self, kind: str, content: Any) -> str:
+        """Return the content key of a unit of work: kind, schema version and a digest of all that decides its result.
+
+        Models, recipes and code are part of it; run ids, paths, dates and the device's speed are not.
+        """
+        whole = {"code": self.code_digest, "dtype": self.config.dtype, "device": self.config.device, "content": content}
+        digest = digest_json(whole)
+        return f"{kind}/v{RECORDS_VERSION}/{digest[:2]}/{digest}"
+
+    def seed(self, *parts: str | int) -> int:
+        """Return the seed of one purpose in this run."""
+        return derive_seed(self.config.seed, *parts)
+
+    @cached_property
+    def student(self) -> Checkpoint:
+        """The frozen student."""
+        return self._open(self.config.student.model)
+
+    @cached_property
+    def student_digest(self) -> str:
+        """SHA-256 of the student's weights."""
+        return model_digest(self.student.model)
+
+    @cached_property
+    def policy(self) -> TeacherPolicy:
+        """The teacher, at the state that `at_policy` put it in last."""
+        base = self._open(self.config.teacher.model)
+        return TeacherPolicy.create(base, self.config.teacher.policy, self.seed("policy"))
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        """The engine that samples from `policy`."""
+        return build_sampler(self.config.teacher.sampling, self.policy)
+
+    def at_policy(self, name: str | None) -> TeacherPolicy:
+        """Return the teacher at a saved state.
+
+        Args:
+            name: Directory under `teachers` in the work directory; None is the untrained teacher.
+        """
+        policy = self.policy
+        if name != self._policy_name:
+            if name is None:
+                policy.reset(self.seed("policy"))
+            else:
+                policy.restore(self.policy_dir(name))
+            self._policy_name = name
+        return policy
+
+    def keep_policy(self) -> str:
+        """Save the teacher as it is now under its own digest, and return the directory's name."""
+        name = self.policy.digest[:20]
+        if not self.policy_dir(name).exists():
+            self.policy.save(self.policy_dir(name))
+        self._policy_name = name
+        return name
+
+    def forget_policy(self) -> None:
+        """Note that the teacher's weights are being changed, so that the next use restores a saved state."""
+        self._policy_name = "(changed)"
+
+    def policy_dir(self, name: str) -> Path:
+        """Return where a teacher's adapter is."""
+        return self.work_dir / "teachers" / name
+
+    def prompt(self, template: str, document: Document) -> str:
+        """Return what the teacher reads about a document."""
+        chosen = prompt_template(template)
+        if self.config.teacher.chat:
+            return chosen.render_chat(document, self.policy.tokenizer)
+        return chosen.render(document)
+
+    def round_documents(self, number: int) -> list[KnowledgeTask]:
+        """Return the training documents of a round: a fresh shuffle each time all of them have been used."""
+        import random
+
+        train, size = self.split.train, self.config.loop.documents
+        if size > len(train):
+            raise ConfigError(
+                f"loop.documents: got {size}, but there are only {len(train)} training documents. Lower it, or give "
+                "more documents."
+            )
+        rounds_in_pass = len(train) // size
+        order = list(train)
+        random.Random(self.seed("documents", number // rounds_in_pass)).shuffle(order)
+        start = number % rounds_in_pass * size
+        return order[start : start + size]
+
+    def _open(self, name: str) -> Checkpoint:
+        import torch
+
+        torch.set_num_threads(self.config.threads or torch.get_num_threads())
+        return load_checkpoint(name, device=self.config.device, dtype=getattr(torch, self.config.dtype))

@@ -1,0 +1,234 @@
+"""Specifications in JSON inside a language model's output: found, read and checked.
+
+Two vocabularies are read: that of SEAL's few-shot self-edits (arXiv 2506.10943, section 3.2), and the fields of
+`SelfEdit` itself, so that `SelfEdit.model_dump_json` and structured output parse back.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from annotated_types import Ge, Le
+from pydantic import BaseModel, ValidationError
+
+from teacher.parsing.reasons import RejectReason
+from teacher.parsing.text import count_lines
+from teacher.self_edit import AugmentationSpec, TrainingSpec
+
+_Spec = TypeVar("_Spec", bound=BaseModel)
+
+_PART_NAMES = {"data_generation": "augmentations"}
+_PARTS = ("augmentations", "training", "implications")
+_TRAINING_NAMES = {"num_train_epochs": "epochs", "strategy": "loss_on"}
+_STRATEGIES = {"train_using_all_tokens": "all", "train_using_output_tokens": "answer"}
+_AUGMENTATION_FIELDS = frozenset(AugmentationSpec.model_fields)
+_TRAINING_FIELDS = frozenset(TrainingSpec.model_fields) | frozenset(_TRAINING_NAMES)
+
+_OBJECT_START = re.compile(r'\{\s*["\'}]')
+_SPECIFICATION_START = re.compile(
+    r"\{\s*[\"']?(?:data_generation|augmentations|training|implications|use_(?:basic|size|chain|repeat)_augmentations"
+    r"|learning_rate|num_train_epochs|epochs|rank|strategy|loss_on)[\"']?\s*:"
+)
+_BLOCK_END = re.compile(r"```|\n[ \t]*\n")
+_NO_LINE_BREAK = re.compile(r"[^\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+_MOST_BLOCKS = 64
+"""After so many specifications and broken objects together, the rest of a text is not searched."""
+
+
+class _SpecificationError(Exception):
+    """A specification cannot be honoured; carries the reason and what is wrong."""
+
+    def __init__(self, reason: RejectReason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+@dataclass
+class Specification:
+    """What the JSON blocks of a text say."""
+
+    augmentations: AugmentationSpec | None = None
+    training: TrainingSpec | None = None
+    entries: list[tuple[str, str | None]] = field(default_factory=list)
+    """Texts of the implications, each with its answer or None, as written."""
+    reason: RejectReason | None = None
+    """Why the first bad block cannot be honoured; None when all can."""
+    detail: str = ""
+    rest: str = ""
+    """The text with the blocks blanked out, line breaks kept."""
+    extra_lines: int = 0
+    """Non-blank lines of blocks that give a part which an earlier block has given; such a block is left out whole."""
+
+
+def read_specification(text: str) -> Specification:
+    """Return what the JSON blocks in `text` specify; a bad block is reported in `reason`, never raised."""
+    found = Specification(rest=text)
+    seen: set[str] = set()
+    for start, end, value in _blocks(text):
+        block = _NO_LINE_BREAK.sub(" ", text[start:end])
+        before = count_lines(found.rest)
+        found.rest = found.rest[:start] + block + found.rest[end:]
+        if found.reason is not None:
+            continue
+        try:
+            parts = _parts(value)
+            if seen & set(parts):
+                found.extra_lines += before - count_lines(found.rest)
+                continue
+            _take(parts, found)
+            seen |= set(parts)
+        except _SpecificationError as error:
+            found.reason, found.detail = error.reason, str(error)
+    return found
+
+
+def _blocks(text: str) -> Iterator[tuple[int, int, Mapping[str, Any] | str]]:
+    """Yield start, end and value of each specification; the value of one that is not JSON is the decoder's message."""
+    decoder = json.JSONDecoder(strict=False, object_pairs_hook=_no_duplicates)
+    position, found = 0, 0
+    while found < _MOST_BLOCKS and (match := _OBJECT_START.search(text, position)):
+        start = match.start()
+        try:
+            value, position = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError) as error:
+            found += 1
+            position = start + 1
+            if _SPECIFICATION_START.match(text, start):
+                end = _BLOCK_END.search(text, start)
+                position = end.start() if end else len(text)
+                yield start, position, f"not JSON: {error}"
+            continue
+        while len(value) == 1 and not _is_specification(value) and isinstance(only := next(iter(value.values())), dict):
+            value = only
+        if _is_specification(value):
+            found += 1
+            yield start, position, value
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError(f"a field is given twice among {_shown(sorted(name for name, _ in pairs))}")
+    return value
+
+
+def _is_specification(value: Mapping[str, Any]) -> bool:
+    """Say whether an object is meant as a specification: a part's name, or nothing but fields of one."""
+    names = set(value)
+    return bool(names & {*_PARTS, *_PART_NAMES}) or (bool(names) and names <= _AUGMENTATION_FIELDS | _TRAINING_FIELDS)
+
+
+def _parts(value: Mapping[str, Any] | str) -> dict[str, Any]:
+    """Return the parts of a block by our names; bare fields are put into the part that they belong to."""
+    if isinstance(value, str):
+        raise _SpecificationError(RejectReason.INVALID_JSON, value)
+    parts: dict[str, Any] = {}
+    for name, content in value.items():
+        if name in _AUGMENTATION_FIELDS or name in _TRAINING_FIELDS:
+            part, content = ("augmentations" if name in _AUGMENTATION_FIELDS else "training"), {name: content}
+        else:
+            part = _PART_NAMES.get(name, name)
+        if part not in _PARTS:
+            allowed = [*_PARTS, *_PART_NAMES]
+            raise _SpecificationError(
+                RejectReason.UNKNOWN_FIELD, f"got the field {_shown(name)}, allowed are {allowed}"
+            )
+        if isinstance(parts.get(part), dict) and isinstance(content, dict) and not set(parts[part]) & set(content):
+            content = parts[part] | content
+        elif part in parts:
+            raise _SpecificationError(RejectReason.INVALID_VALUE, f"{part}: given twice in one block")
+        parts[part] = content
+    return parts
+
+
+def _take(parts: Mapping[str, Any], found: Specification) -> None:
+    """Check `parts` and put them into `found`; nothing is put there when one of them is bad."""
+    augmentations = _model(AugmentationSpec, parts.get("augmentations"), "augmentations", {})
+    training = _model(TrainingSpec, parts.get("training"), "training", _TRAINING_NAMES)
+    entries = _entries(parts.get("implications"))
+    found.augmentations = augmentations or found.augmentations
+    found.training = training or found.training
+    found.entries += entries
+
+
+def _model(model: type[_Spec], value: Any, part: str, names: Mapping[str, str]) -> _Spec | None:
+    """Return `value` as a model; `names` maps other names of its fields to ours."""
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise _SpecificationError(RejectReason.INVALID_VALUE, f"{part}: got {_shown(value)}, allowed is an object")
+    fields: dict[str, Any] = {}
+    for name, content in value.items():
+        own = names.get(name, name)
+        if own not in model.model_fields:
+            allowed = sorted({*model.model_fields, *names})
+            detail = f"{part}: got the field {_shown(name)}, allowed are {allowed}"
+            raise _SpecificationError(RejectReason.UNKNOWN_FIELD, detail)
+        if own in fields:
+            raise _SpecificationError(RejectReason.INVALID_VALUE, f"{part}.{name}: given twice, as {own} too")
+        fields[own] = _own_value(name, content, part)
+    try:
+        return model.model_validate(fields, strict=True)
+    except ValidationError as error:
+        written = {names.get(name, name): name for name in value}
+        raise _rejection(model, fields, written, part, error) from None
+
+
+def _own_value(name: str, content: Any, part: str) -> Any:
+    """Return a field's value in our terms: strategies by their short names, whole floats as integers."""
+    if name == "strategy":
+        if not isinstance(content, str) or content not in _STRATEGIES:
+            detail = f"{part}.strategy: got {_shown(content)}, allowed are {sorted(_STRATEGIES)}"
+            raise _SpecificationError(RejectReason.INVALID_VALUE, detail)
+        return _STRATEGIES[content]
+    whole = isinstance(content, float) and content.is_integer() and name != "learning_rate"
+    return int(content) if whole else content
+
+
+def _rejection(
+    model: type[BaseModel], fields: Mapping[str, Any], written: Mapping[str, str], part: str, error: ValidationError
+) -> _SpecificationError:
+    """Return the typed rejection for the first bad field."""
+    first = error.errors(include_url=False)[0]
+    name, kind = str(first["loc"][0]), first["type"]
+    bounds = model.model_fields[name].metadata
+    low = next((bound.ge for bound in bounds if isinstance(bound, Ge)), None)
+    high = next((bound.le for bound in bounds if isinstance(bound, Le)), None)
+    ranged = kind in ("greater_than_equal", "less_than_equal")
+    allowed = f"{low} to {high}" if low is not None else str(model.model_fields[name].annotation)
+    if not ranged and low is not None:
+        allowed = f"a number from {allowed}"
+    reason = RejectReason.OUT_OF_RANGE if ranged else RejectReason.INVALID_VALUE
+    return _SpecificationError(reason, f"{part}.{written[name]}: got {_shown(fields[name])}, allowed: {allowed}")
+
+
+def _entries(value: Any) -> list[tuple[str, str | None]]:
+    """Return the implications of a block: strings, or objects with `text` (or `question`) and `answer`."""
+    if value is None:
+        return []
+    entries: list[tuple[str, str | None]] = []
+    for entry in value if isinstance(value, list) else [value]:
+        pair = entry if isinstance(entry, dict) else {"text": entry}
+        text = pair.get("text", pair.get("question"))
+        answer = pair.get("answer")
+        known = set(pair) <= {"text", "answer"} or set(pair) <= {"question", "answer"}
+        if not known or not isinstance(text, str) or not isinstance(answer, str | None) or not isinstance(value, list):
+            detail = (
+                f"implications: got {_shown(entry)}, allowed is a list of strings or of objects with text and answer"
+            )
+            raise _SpecificationError(RejectReason.INVALID_VALUE, detail)
+        entries.append((text, answer))
+    return entries
+
+
+def _shown(value: Any) -> str:
+    """Return `value` for a message, ASCII only and at most 80 characters."""
+    try:
+        shown = ascii(value)
+    except RecursionError:
+        shown = f"a deeply nested {type(value).__name__}"
+    return shown if len(shown) <= 80 else shown[:77] + "..."
