@@ -302,8 +302,8 @@ def _refuse_other_params(run: Any, params: Mapping[str, str | int | float]) -> N
     ]
     if other:
         raise LineageError(
-            f"lineage: run {run.info.run_id!r} has this run key but other parameters: {', '.join(other)}. Resume it with "
-            "the configuration that it was started with, or start another run under another key."
+            f"lineage: run {run.info.run_id!r} has this run key but other parameters: {', '.join(other)}. Resume it "
+            "with the configuration that it was started with, or start another run under another key."
         )
 
 

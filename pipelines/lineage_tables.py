@@ -38,20 +38,20 @@ _CANDIDATE_COLUMNS = {
     "dropped": "string",
     "flags": "strings",
     "seeds": "int64s",
-    "accuracy": "doubles",
-    "probability": "doubles",
+    "accuracy": "float64s",
+    "probability": "float64s",
     "empty": "int64s",
     "failures": "strings",
     "details": "strings",
     "adapter_digests": "strings",
     "steps": "int64s",
     "training_tokens": "int64s",
-    "first_loss": "doubles",
-    "last_loss": "doubles",
-    "reward": "double",
+    "first_loss": "float64s",
+    "last_loss": "float64s",
+    "reward": "float64",
     "reason": "string",
-    "base_reward": "double",
-    "weight": "double",
+    "base_reward": "float64",
+    "weight": "float64",
 }
 """Types are fixed, so that the tables of all rounds can be read as one; a plural is a list, one item a replicate."""
 
@@ -132,7 +132,7 @@ def _write_parquet(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-    types = {name: getattr(pa, name)() for name in ("string", "int32", "int64", "double")}
+    types = {name: getattr(pa, name)() for name in ("string", "int32", "int64", "float64")}
     types |= {f"{name}s": pa.list_(of) for name, of in types.items()}
     schema = pa.schema([(name, types[kind]) for name, kind in columns.items()])
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipelines.records import ComparisonRecord, RoundRecord, VariantRecord
+from pipelines.report import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,11 +35,11 @@ def plot_rewards(rounds: Sequence[RoundRecord], path: Path) -> None:
         rounds: In order; with none the figure says so.
         path: PNG file to write; its directory exists.
     """
-    numbers = [record.round + 1 for record in rounds]
-    figure = _figure(7.2, 5.6)
+    from matplotlib.ticker import MaxNLocator
+
+    numbers = [record.round for record in rounds]
+    figure = _figure(7.2, 5.6, "Reward of the teacher's self-edits by round", _extent(rounds))
     rewards, scored, divergence = figure.subplots(3, 1, sharex=True, height_ratios=(3.2, 1, 1))
-    documents = len({document for record in rounds for document in record.document_ids})
-    _titled(figure, "Reward of the teacher's self-edits by round", _subtitle(rounds, documents))
     _draw_rewards(rewards, rounds, numbers)
     shares = [_share(sum(c.reward is not None for c in r.candidates), len(r.candidates)) for r in rounds]
     _line(scored, numbers, [100 * share for share in shares], GREEN)
@@ -46,9 +47,8 @@ def plot_rewards(rounds: Sequence[RoundRecord], path: Path) -> None:
     _line(divergence, numbers, [_or_missing(record.learning.kl) for record in rounds], INK)
     divergence.set(ylabel="KL (nats\nper token)", xlabel="round")
     divergence.set_ylim(bottom=-0.06 * divergence.get_ylim()[1])
-    if numbers:
-        divergence.set_xlim(min(numbers) - 0.5, max(numbers) + 0.5)
-        divergence.xaxis.get_major_locator().set_params(integer=True)
+    divergence.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    divergence.set_xlim(min(numbers, default=0) - 0.5, max(numbers, default=0) + 0.5)
     figure.align_ylabels()
     _save(figure, path)
 
@@ -61,15 +61,15 @@ def plot_accuracy(comparison: ComparisonRecord, variants: Sequence[VariantRecord
         variants: From top to bottom; those that are not in the comparison are drawn without an interval.
         path: PNG file to write; its directory exists.
     """
-    figure = _figure(7.2, 1.7 + 0.62 * max(len(variants), 1))
-    axes = figure.subplots()
-    places = list(range(len(variants)))
     level = f"{100 * comparison.confidence:g} %"
-    _titled(
-        figure,
-        f"Accuracy by variant on {comparison.documents} test document" + ("s" if comparison.documents != 1 else ""),
+    figure = _figure(
+        7.2,
+        1.7 + 0.62 * max(len(variants), 1),
+        f"Accuracy by variant on {counted(comparison.documents, 'test document')}",
         f"line: mean with {level} bootstrap interval over documents · dots: single documents",
     )
+    axes = figure.subplots()
+    places = range(len(variants))
     for place, variant in zip(places, variants, strict=True):
         _draw_variant(axes, place, variant, comparison)
     seen = [score for variant in variants for score in variant.accuracy.values()]
@@ -98,9 +98,7 @@ def _draw_rewards(axes: Axes, rounds: Sequence[RoundRecord], numbers: Sequence[i
     axes.plot(numbers, base, "--s", color=ORANGE, linewidth=1.6, markersize=4, label="student without an update")
     axes.set_ylabel("reward")
     if rounds:
-        axes.legend(loc="best", frameon=False, fontsize=9)
-    else:
-        axes.text(0.5, 0.5, "no rounds", transform=axes.transAxes, ha="center", va="center", color=GREY)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=9, borderaxespad=0.2)
 
 
 def _draw_variant(axes: Axes, place: int, variant: VariantRecord, comparison: ComparisonRecord) -> None:
@@ -125,26 +123,21 @@ def _line(axes: Axes, x: Sequence[int], y: Sequence[float], color: str, label: s
     axes.grid(axis="y", color="#E4E4E4", linewidth=0.8)
 
 
-def _figure(width: float, height: float) -> Figure:
-    """Return an empty figure (inches) on a canvas that needs no display."""
+def _figure(width: float, height: float, title: str, subtitle: str) -> Figure:
+    """Return a figure (inches) with its two lines of heading, on a canvas that needs no display.
+
+    The heading's distance from the top does not depend on the height, and axes start below it.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08)
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08, rect=(0, 0, 1, 1 - 0.58 / height))
     figure = Figure(figsize=(width, height), dpi=_DPI, layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
-    return figure
-
-
-def _titled(figure: Figure, title: str, subtitle: str) -> None:
-    """Write both at a fixed distance from the top, whatever the figure's height; the axes start below."""
-    height = figure.get_figheight()
     figure.text(0.02, 1 - 0.10 / height, title, va="top", fontsize=13, fontweight="bold", color=INK)
     figure.text(0.02, 1 - 0.38 / height, subtitle, va="top", fontsize=9.5, color="#555555")
-    engine = figure.get_layout_engine()
-    if engine is not None:
-        engine.set(rect=(0, 0, 1, 1 - 0.58 / height))
+    return figure
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -161,9 +154,12 @@ def _save(figure: Figure, path: Path) -> None:
         figure.clear()
 
 
-def _subtitle(rounds: Sequence[RoundRecord], documents: int) -> str:
+def _extent(rounds: Sequence[RoundRecord]) -> str:
+    """Return how much the figure is made of."""
     candidates = sum(len(record.candidates) for record in rounds)
-    return f"{len(rounds)} rounds · {candidates} self-edits for {documents} training documents"
+    documents = len({document for record in rounds for document in record.document_ids})
+    parts = (len(rounds), "round"), (candidates, "self-edit"), (documents, "training document")
+    return " · ".join(itertools.starmap(counted, parts))
 
 
 def _spread(scores: Sequence[float], reach: float = 0.28, step: float = 0.06) -> list[float]:

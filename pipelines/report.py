@@ -41,6 +41,11 @@ def verdict(gain: Interval) -> Verdict:
     return "below 0" if gain.high < 0.0 else "within noise"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless it is 1."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
 def round_line(record: RoundRecord) -> str:
     """Return one line about a round: reward beside the student's without an update, what was scored, KL, time."""
     scored = sum(candidate.reward is not None for candidate in record.candidates)
@@ -61,7 +66,7 @@ def round_line(record: RoundRecord) -> str:
 def comparison_table(comparison: ComparisonRecord, variants: Sequence[VariantRecord]) -> Table:
     """Return the variants side by side: accuracy with its interval, by phrasing, tokens, updates without scores."""
     table = _table(
-        title=f"Variants on {_count(comparison.documents, 'test document')}",
+        title=f"Variants on {counted(comparison.documents, 'test document')}",
         caption=f"Accuracy in % with {_level(comparison)} bootstrap interval over documents. Tokens are means: an edit "
         "as the teacher wrote it; an update without padding. Failed: updates without scores.",
     )
@@ -90,7 +95,7 @@ def comparison_table(comparison: ComparisonRecord, variants: Sequence[VariantRec
 def gains_table(comparison: ComparisonRecord) -> Table:
     """Return the paired differences in points: interval, whether it excludes 0, smallest difference that would show."""
     table = _table(
-        title=f"Differences on {_count(comparison.documents, 'test document')}",
+        title=f"Differences on {counted(comparison.documents, 'test document')}",
         caption=f"Paired by document, in points, with {_level(comparison)} bootstrap interval. Detectable: the "
         "smallest true difference that so many documents show with 80 % power; - where it cannot be told.",
     )
@@ -126,7 +131,7 @@ def _result_notes(result: RunResult) -> Iterator[str]:
     """Yield notes on rounds, levels, differences and the number of documents."""
     empty = sum(figures.get("mean_reward") is None for figures in result.rounds)
     if empty:
-        yield f"No self-edit had a reward in {empty} of {_count(len(result.rounds), 'round')}."
+        yield f"No self-edit had a reward in {empty} of {counted(len(result.rounds), 'round')}."
     if result.variants and all(interval.mean < NEAR_ZERO for interval in result.variants.values()):
         yield (
             f"All variants answer under {100 * NEAR_ZERO:.0f} % of the questions: these models are too small for these "
@@ -143,7 +148,7 @@ def _result_notes(result: RunResult) -> Iterator[str]:
         yield f"Below 0, so the first did worse than the second: {'; '.join(worse)}."
     if result.variants and result.documents < SMALL_SAMPLE:
         yield (
-            f"Only {_count(result.documents, 'test document')}: intervals from fewer than {SMALL_SAMPLE} are too "
+            f"Only {counted(result.documents, 'test document')}: intervals from fewer than {SMALL_SAMPLE} are too "
             "narrow, so a difference that looks clear here may not be."
         )
 
@@ -158,7 +163,7 @@ def _variant_notes(result: RunResult, variants: Sequence[VariantRecord]) -> Iter
             yield f"No document has a score for {variant.label}; it is not compared."
     left_out = len({document for variant in variants for document in variant.accuracy}) - result.documents
     if left_out > 0:
-        yield f"Left out of the comparison: {_count(left_out, 'document')} on which a variant has no score."
+        yield f"Left out of the comparison: {counted(left_out, 'document')} on which a variant has no score."
 
 
 def closing(result: RunResult, work_dir: Path, config_path: Path, run_ids: Mapping[str, str] | None = None) -> str:
@@ -203,8 +208,8 @@ def print_report(
 
 def _opening(result: RunResult) -> str:
     """Return a sentence on how much was done, with the course of the reward, claiming nothing."""
-    sentence = f"Compared on {_count(result.documents, 'test document')}"
-    sentence += f" after {_count(len(result.rounds), 'round')} of learning." if result.rounds else "; nothing learned."
+    sentence = f"Compared on {counted(result.documents, 'test document')}"
+    sentence += f" after {counted(len(result.rounds), 'round')} of learning." if result.rounds else "; nothing learned."
     rewards = [figures.get("mean_reward") for figures in result.rounds]
     known = [reward for reward in rewards if reward is not None]
     if len(known) > 1:
@@ -257,10 +262,6 @@ def _phrasings(variant: VariantRecord) -> list[str]:
 
 def _in_words(name: str) -> str:
     return name.replace("_", " ")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _level(comparison: ComparisonRecord) -> str:

@@ -20,8 +20,9 @@ from pipelines.records import (
 )
 from pipelines.workspace import Workspace
 from student.adapters import save_adapter
-from student.lora_bank import LoraBank, ScoringFailure, make_job
-from student.training import UpdateJob, UpdateOutcome, UpdateResult
+from student.lora_bank import LoraBank
+from student.scoring import ScoringFailure
+from student.updates import UpdateJob, UpdateOutcome, UpdateResult, make_job
 from teacher.learning import learn
 from teacher.parser import parse_self_edit
 from teacher.rewards import Replicate, RewardFailure, RewardOutcome, no_reward, reward_of
@@ -37,8 +38,8 @@ class UpdateRequest(NamedTuple):
     """One update to make: a self-edit of a document, with a seed."""
 
     document_id: str
-    index: int
-    """Of the self-edit among those of its document."""
+    sample: int
+    """Index of the self-edit among those of its document."""
     edit: SelfEdit | None
     """None is the student without an update."""
     seed: int
@@ -117,7 +118,7 @@ def run_bank(
         if request.edit is not None:
             document = ws.tasks[request.document_id].document
             jobs[i] = make_job(
-                f"{request.document_id}#{request.index}",
+                f"{request.document_id}#{request.sample}",
                 request.edit,
                 document,
                 student.tokenizer,
@@ -168,7 +169,7 @@ def _replicate(
     losses = () if result is None else result.losses
     return ReplicateRecord(
         document_id=request.document_id,
-        index=request.index,
+        index=request.sample,
         seed=request.seed,
         failure=failure,
         detail=detail,

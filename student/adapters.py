@@ -13,9 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from evaluation.checkpoints import digest_tensors
 from evaluation.digests import digest_json
 from evaluation.errors import ModelError
 
@@ -40,28 +40,10 @@ class Adapter:
         """SHA-256 (64 hex digits) of rank, alpha, base digest and all factors in the order of their names."""
         head = {"rank": self.rank, "alpha": self.alpha, "base": self.base_digest}
         whole = hashlib.sha256(digest_json(head).encode())
-        _hash_tensors(
+        digest_tensors(
             whole, {f"{name}.{part}": t for name, ab in self.factors.items() for part, t in zip("AB", ab, strict=True)}
         )
         return whole.hexdigest()
-
-
-def _hash_tensors(whole: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Feed names, shapes, types and bytes to a hash, in the order of the names."""
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        whole.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
-        whole.update(tensor.flatten().view(torch.uint8).numpy().data)
-
-
-def model_digest(model: torch.nn.Module) -> str:
-    """Return the SHA-256 (64 hex digits) of a model's parameters and persistent buffers, names included.
-
-    Takes about a second for each gigabyte.
-    """
-    whole = hashlib.sha256()
-    _hash_tensors(whole, model.state_dict())
-    return whole.hexdigest()
 
 
 def save_adapter(adapter: Adapter, directory: Path, base_name_or_path: str = "") -> Path:

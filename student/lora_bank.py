@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from evaluation.answers import AnswerFormat
+from evaluation.checkpoints import model_digest
 from evaluation.errors import ScoringError, UpdateError
 from evaluation.tasks import Question
-from student.adapters import Adapter, model_digest
+from student.adapters import Adapter
 from student.banked_linear import FlatLayout
 from student.banked_model import BankedModel
 from student.batching import SlotWork

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from evaluation.answers import AnswerFormat, score_answers
+from evaluation.checkpoints import model_digest
 from evaluation.errors import ScoringError, UpdateError
 from evaluation.tasks import Document, Question
-from student.adapters import Adapter, model_digest
+from student.adapters import Adapter
 from student.banked_linear import FactorShape, FlatLayout
 from student.banked_model import find_targets
 from student.config import UpdateRecipe

@@ -1,0 +1,175 @@
+"""The comparison at the end: ways to adapt the student, side by side on documents that no training saw."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from evaluation.statistics import compare
+from evaluation.tasks import KnowledgeTask
+from pipelines.diagnostics import edit_notes
+from pipelines.records import (
+    CandidateRecord,
+    ComparisonRecord,
+    Interval,
+    ReplicateRecord,
+    SamplingRecord,
+    VariantRecord,
+)
+from pipelines.rounds import base_scores, update_requests
+from pipelines.units import Units
+from pipelines.work import judge, written_edit
+from pipelines.workspace import Workspace
+
+PAIRS = (
+    ("trained_teacher", "untrained_teacher"),
+    ("trained_teacher", "fixed_kind"),
+    ("trained_teacher", "raw_passage"),
+    ("trained_teacher", "base"),
+    ("untrained_teacher", "raw_passage"),
+    ("untrained_teacher", "base"),
+)
+"""Differences that are reported, where both variants are there."""
+
+
+def base_variant(ws: Workspace, units: Units, tasks: Sequence[KnowledgeTask]) -> VariantRecord:
+    """Return the student without any update."""
+    scores = base_scores(ws, units, tasks, "comparison")
+    return VariantRecord(
+        name="base",
+        label="base student, no update",
+        candidates=(),
+        accuracy={name: score.accuracy for name, score in scores.items() if score.accuracy is not None},
+        phrasings=_by_phrasing(ws, list(scores.values())),
+        failures=_failures(list(scores.values())),
+    )
+
+
+def raw_variant(ws: Workspace, units: Units, tasks: Sequence[KnowledgeTask]) -> VariantRecord:
+    """Return the student trained on the passages as they are."""
+    edits = tuple(written_edit(task, task.document.text) for task in tasks)
+    return _scored(ws, units, "raw_passage", "raw passage", SamplingRecord(edits=edits, seconds=0.0), tasks)
+
+
+def teacher_variant(
+    ws: Workspace, units: Units, name: str, label: str, policy: str | None, prompt: str, tasks: Sequence[KnowledgeTask]
+) -> VariantRecord:
+    """Return the student trained on the self-edits of a teacher at a saved state."""
+    sampling = units.sample(
+        policy, prompt, tasks, n=ws.config.comparison.edits, seed=ws.seed("sample", "comparison")
+    )
+    return _scored(ws, units, name, label, sampling, tasks)
+
+
+def best_fixed_variant(
+    ws: Workspace, units: Units, development: Sequence[KnowledgeTask], test: Sequence[KnowledgeTask]
+) -> VariantRecord | None:
+    """Return the untrained teacher with the fixed prompt that is best on the development documents, or None."""
+    means: dict[str, float] = {}
+    for prompt in ws.config.comparison.fixed_prompts:
+        tried = teacher_variant(ws, units, "fixed_kind", prompt, None, prompt, development)
+        if tried.accuracy:
+            means[prompt] = sum(tried.accuracy.values()) / len(tried.accuracy)
+    if not means:
+        return None
+    best = max(means, key=lambda prompt: means[prompt])
+    label = f"best fixed kind ({best.removeprefix('micro-')})"
+    chosen = teacher_variant(ws, units, "fixed_kind", label, None, best, test)
+    notes = {f"development accuracy of {prompt}": mean for prompt, mean in means.items()}
+    return chosen.model_copy(update={"notes": {**chosen.notes, **notes}})
+
+
+def kept_adapters(ws: Workspace, units: Units, variant: VariantRecord) -> dict[str, Path]:
+    """Return directories of the adapters of a variant's first documents, trained again when they were not kept."""
+    chosen = [c for c in variant.candidates if c.edit.index == 0][: ws.config.comparison.keep_adapters]
+    sampling = SamplingRecord(edits=tuple(c.edit for c in chosen), seconds=0.0)
+    requests = update_requests(ws, sampling, "comparison", 1)
+    if not requests:
+        return {}
+    _, place = units.bank(requests, "comparison", keep=True)
+    found = {r.document_id: place / r.document_id for r in requests} if place is not None else {}
+    return {name: path for name, path in found.items() if path.is_dir()}
+
+
+def compare_variants(ws: Workspace, variants: Sequence[VariantRecord]) -> ComparisonRecord:
+    """Return the variants with their intervals and paired gains, over the documents that all of them could score."""
+    settings = ws.config.comparison
+    names = {variant.name for variant in variants}
+    found = compare(
+        {variant.name: variant.accuracy for variant in variants},
+        [pair for pair in PAIRS if names.issuperset(pair)],
+        confidence=settings.confidence,
+        resamples=settings.resamples,
+        seed=ws.seed("bootstrap"),
+    )
+    return ComparisonRecord(
+        documents=found.documents,
+        variants={name: Interval(mean=i.mean, low=i.low, high=i.high) for name, i in found.variants.items()},
+        gains={_gain_name(name): Interval(mean=i.mean, low=i.low, high=i.high) for name, i in found.gains.items()},
+        confidence=settings.confidence,
+        minimum_detectable={_gain_name(name): value for name, value in found.minimum_detectable.items()},
+    )
+
+
+def _gain_name(name: str) -> str:
+    """Return the short name of a difference: `trained_minus_untrained`."""
+    return name.replace("_teacher", "")
+
+
+def _scored(
+    ws: Workspace,
+    units: Units,
+    name: str,
+    label: str,
+    sampling: SamplingRecord,
+    tasks: Sequence[KnowledgeTask],
+) -> VariantRecord:
+    """Return the variant whose self-edits are given."""
+    replicates = units.replicates(update_requests(ws, sampling, "comparison", 1), "comparison")
+    candidates = judge(ws, sampling, replicates, {})
+    by_document: dict[str, list[float]] = defaultdict(list)
+    for replicate in replicates:
+        if replicate.accuracy is not None:
+            by_document[replicate.document_id].append(replicate.accuracy)
+    written = [len(edit.token_ids) for edit in sampling.edits if edit.token_ids]
+    trained = [replicate.tokens for replicate in replicates if replicate.failure is None]
+    return VariantRecord(
+        name=name,
+        label=label,
+        candidates=tuple(candidates),
+        accuracy={task.id: _mean(by_document[task.id]) for task in tasks if by_document[task.id]},
+        phrasings=_by_phrasing(ws, replicates),
+        failures={**_failures(replicates), **_unparsed(candidates), **_too_long(sampling)},
+        edit_tokens=_mean(written) if written else None,
+        training_tokens=_mean(trained) if trained else None,
+        notes=edit_notes(ws, sampling.edits),
+    )
+
+
+def _by_phrasing(ws: Workspace, replicates: Sequence[ReplicateRecord]) -> dict[str, float]:
+    """Return the mean accuracy of each question phrasing over all updates."""
+    hits: dict[str, list[float]] = defaultdict(list)
+    for replicate in replicates:
+        if replicate.failure is None:
+            questions = ws.tasks[replicate.document_id].comparison_questions
+            for question, exact in zip(questions, replicate.exact, strict=True):
+                if question.phrasing:
+                    hits[question.phrasing].append(float(exact))
+    return {phrasing: _mean(values) for phrasing, values in sorted(hits.items())}
+
+
+def _failures(replicates: Sequence[ReplicateRecord]) -> dict[str, int]:
+    return dict(Counter(r.failure.value for r in replicates if r.failure is not None))
+
+
+def _unparsed(candidates: Sequence[CandidateRecord]) -> dict[str, int]:
+    return dict(Counter(c.reason.value for c in candidates if c.reason is not None and not c.replicates))
+
+
+def _too_long(sampling: SamplingRecord) -> dict[str, int]:
+    return {"prompt_too_long": len(sampling.too_long)} if sampling.too_long else {}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

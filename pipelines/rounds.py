@@ -1,0 +1,87 @@
+"""One round of the loop: sample self-edits, update students, score them, form rewards, let the teacher learn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+from evaluation.tasks import KnowledgeTask
+from pipelines.diagnostics import edit_notes
+from pipelines.records import CandidateRecord, ReplicateRecord, RoundRecord, SamplingRecord
+from pipelines.units import Units
+from pipelines.work import QuestionSet, UpdateRequest, groups_of, judge
+from pipelines.workspace import Workspace
+from teacher.selection import Selection, select_examples
+
+
+def update_requests(ws: Workspace, sampling: SamplingRecord, purpose: str, replicates: int) -> list[UpdateRequest]:
+    """Return the updates to make for the self-edits that could be parsed.
+
+    All self-edits of a document share their seeds (common random numbers): what differs between them is the edit.
+    Seeds differ between purposes, so that no comparison reuses a round's luck.
+    """
+    return [
+        UpdateRequest(e.document_id, e.index, e.edit, ws.seed("update", purpose, e.document_id, replicate))
+        for replicate in range(replicates)
+        for e in sampling.edits
+        if e.edit is not None
+    ]
+
+
+def base_scores(
+    ws: Workspace, units: Units, tasks: Sequence[KnowledgeTask], questions: QuestionSet
+) -> dict[str, ReplicateRecord]:
+    """Return the scores of the student without an update, by document id."""
+    requests = [UpdateRequest(task.id, 0, None, 0) for task in tasks]
+    return {record.document_id: record for record in units.replicates(requests, questions)}
+
+
+def run_round(ws: Workspace, units: Units, number: int, policy: str | None) -> RoundRecord:
+    """Run one round and return its record; the teacher's new state is in the work directory.
+
+    Args:
+        ws: The run's workspace.
+        units: Where units run.
+        number: Counted from 0.
+        policy: The teacher's state to start from; None is the untrained teacher.
+    """
+    teacher = ws.config.teacher
+    tasks = ws.round_documents(number)
+    sampling = units.sample(
+        policy, teacher.prompt, tasks, n=teacher.samples, seed=ws.seed("sample", f"round {number}")
+    )
+    started = time.perf_counter()
+    replicates = units.replicates(
+        update_requests(ws, sampling, f"round {number}", ws.config.loop.replicates), "rewards"
+    )
+    base = base_scores(ws, units, tasks, "rewards")
+    updating = time.perf_counter() - started
+    candidates = judge(ws, sampling, replicates, base)
+    selection = select_examples(groups_of(ws, teacher.prompt, candidates), teacher.learning)
+    learning = units.learn(policy, selection.examples, seed=ws.seed("learn", number))
+    return RoundRecord(
+        round=number,
+        document_ids=tuple(task.id for task in tasks),
+        candidates=_weighted(candidates, selection),
+        left_out={**{name: reason.value for name, reason in selection.left_out.items()}, **sampling.too_long},
+        mean_reward=_mean([c.reward for c in candidates]),
+        base_reward=_mean([c.base_reward for c in candidates]),
+        learning=learning,
+        seconds={"sample": sampling.seconds, "update": updating, "learn": learning.seconds},
+        notes=edit_notes(ws, sampling.edits),
+    )
+
+
+def _weighted(candidates: Sequence[CandidateRecord], selection: Selection) -> tuple[CandidateRecord, ...]:
+    """Return the candidates with the weights that selection gave them."""
+    weights: Mapping[tuple[str, tuple[int, ...]], float] = {
+        (example.group_id, example.token_ids): example.weight for example in selection.examples
+    }
+    return tuple(
+        c.model_copy(update={"weight": weights.get((c.edit.document_id, c.edit.token_ids))}) for c in candidates
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
