@@ -92,6 +92,32 @@ def kept_adapters(ws: Workspace, units: Units, variant: VariantRecord) -> dict[s
     return {name: path for name, path in found.items() if path.is_dir()}
 
 
+def joint_variant(
+    ws: Workspace, units: Units, trained: VariantRecord, tasks: Sequence[KnowledgeTask]
+) -> tuple[VariantRecord, Path] | None:
+    """Return one student trained on all self-edits of the trained teacher together, and its adapter; None without one.
+
+    It is the student to deploy: one adapter that holds all documents at once. It is reported beside the comparison, not
+    in it, because every other variant adapts to one document at a time.
+    """
+    recipe = ws.config.comparison.joint_update
+    edits = [c.edit.edit for c in trained.candidates if c.edit.index == 0 and c.edit.edit is not None]
+    if recipe is None or not edits:
+        return None
+    record, place = units.joint(edits, tasks, recipe, seed=ws.seed("update", "joint"))
+    accuracy = {r.document_id: r.accuracy for r in record.replicates if r.accuracy is not None}
+    variant = VariantRecord(
+        name="joint_student",
+        label="one student for all documents",
+        candidates=(),
+        accuracy=accuracy,
+        phrasings=_by_phrasing(ws, record.replicates),
+        failures=_failures(record.replicates),
+        training_tokens=float(record.replicates[0].tokens),
+    )
+    return (variant, place) if accuracy else None
+
+
 def compare_variants(ws: Workspace, variants: Sequence[VariantRecord]) -> ComparisonRecord:
     """Return the variants with their intervals and paired gains, over the documents that all of them could score."""
     settings = ws.config.comparison

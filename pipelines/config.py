@@ -56,6 +56,9 @@ class ComparisonConfig(_Frozen):
     """Level of the intervals, in (0.5, 1)."""
     resamples: int = Field(default=10_000, ge=100, le=1_000_000)
     """Bootstrap resamples of the documents, in [100, 1000000]."""
+    joint_update: UpdateRecipe | None = None
+    """Recipe of one more student, a single adapter trained on the trained teacher's self-edits of all comparison
+    documents together, which is registered; None makes none."""
     keep_adapters: int = Field(default=4, ge=0, le=10_000)
     """Adapters of the trained teacher's variant that are kept as artifacts, in [0, 10000]."""
 

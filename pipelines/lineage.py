@@ -25,6 +25,7 @@ from pipelines.records import CandidateRecord, ComparisonRecord, Interval, Round
 from pipelines.registry import RegisteredVersion, Registry, Role
 
 _RUN_KEY, _UNIT, _PARENT = "preceptor.run_key", "preceptor.unit", "mlflow.parentRunId"
+_COMPARED = "preceptor.compared_at"
 _KEY_PATTERN = r"[A-Za-z0-9_.:/-]{1,250}"
 _DIGEST_LENGTH = 36
 """Longest data set digest that MLflow takes."""
@@ -51,7 +52,6 @@ class Lineage:
         """Of the parent run."""
         self.resumed = resumed
         """Whether the run was there before."""
-        self._started: int = run.info.start_time
         self._digests: dict[str, str] = {}
         self._saved: list[str] = [f"run {self.run_id!r}"]
         self.registry = Registry(store, registry_prefix, self._saved)
@@ -209,8 +209,7 @@ class Lineage:
             self._log_tables(self.run_id, tables.comparison_tables(comparison))
             for figure in figures:
                 client.log_artifact(self.run_id, str(figure), "plots")
-            end = self._started + round(1000 * sum(result.seconds.values()))
-            self._log_metrics(self.run_id, tables.comparison_metrics(comparison), end, 0)
+            self._log_metrics(self.run_id, tables.comparison_metrics(comparison), self._first_compared(), 0)
 
     def register(
         self, role: Role, directory: Path, *, digest: str, tags: Mapping[str, str], metrics: Mapping[str, float]
@@ -260,6 +259,15 @@ class Lineage:
             )
         )
         return _Child(run.info.run_id, run.info.start_time + took, run.info.status == "FINISHED")
+
+    def _first_compared(self) -> int:
+        """Return when the comparison was logged first, in ms since 1970; noted in the run."""
+        client = self.store.client
+        noted = client.get_run(self.run_id).data.tags.get(_COMPARED)
+        if noted is None:
+            noted = str(int(1000 * time.time()))
+            client.set_tag(self.run_id, _COMPARED, noted)
+        return int(noted)
 
     def _close(self, child: _Child) -> None:
         self.store.client.set_terminated(child.run_id, status="FINISHED", end_time=child.end)

@@ -93,12 +93,20 @@ def _draw_rewards(axes: Axes, rounds: Sequence[RoundRecord], numbers: Sequence[i
         axes.vlines(numbers, low, high, color=BLUE, alpha=0.25, linewidth=10, label="middle 80 % of self-edits")
     else:
         axes.fill_between(numbers, low, high, color=BLUE, alpha=0.18, linewidth=0, label="middle 80 % of self-edits")
-    _line(axes, numbers, [_or_missing(record.mean_reward) for record in rounds], BLUE, "mean of self-edits")
+    _line(axes, numbers, [_or_missing(record.mean_reward) for record in rounds], BLUE, "their mean")
     base = [_or_missing(record.base_reward) for record in rounds]
     axes.plot(numbers, base, "--s", color=ORANGE, linewidth=1.6, markersize=4, label="student without an update")
     axes.set_ylabel("reward")
     if rounds:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=9, borderaxespad=0.2)
+        axes.legend(
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=3,
+            frameon=False,
+            fontsize=9,
+            borderaxespad=0.2,
+            columnspacing=1.4,
+        )
 
 
 def _draw_variant(axes: Axes, place: int, variant: VariantRecord, comparison: ComparisonRecord) -> None:

@@ -99,7 +99,7 @@ class Registry:
             run_id: Run that made the adapter.
             parent_run_id: Run within which an adapter counts as the same one; None is `run_id`.
             tags: Of the version.
-            metrics: Shown with the model.
+            metrics: Shown with the model, and in the run `run_id`.
 
         Raises:
             LineageError: The directory holds no adapter, or the registry refused it.
@@ -210,7 +210,8 @@ class Registry:
         )
         client.log_model_artifacts(model.model_id, str(directory))
         at = model.creation_timestamp  # the same when this is done again, so that no figure comes twice
-        client.log_batch(run_id, metrics=[Metric(k, v, at, 0, model_id=model.model_id) for k, v in metrics.items()])
+        if metrics:
+            client.log_batch(run_id, metrics=[Metric(k, v, at, 0, model_id=model.model_id) for k, v in metrics.items()])
         outputs = client.get_run(run_id).outputs
         if model.model_id not in {output.model_id for output in (outputs.model_outputs if outputs else [])}:
             client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])

@@ -65,7 +65,7 @@ def round_line(record: RoundRecord) -> str:
 
 def comparison_table(comparison: ComparisonRecord, variants: Sequence[VariantRecord]) -> Table:
     """Return the variants side by side: accuracy with its interval, by phrasing, tokens, updates without scores."""
-    table = _table(
+    table = plain_table(
         title=f"Variants on {counted(comparison.documents, 'test document')}",
         caption=f"Accuracy in % with {_level(comparison)} bootstrap interval over documents. Tokens are means: an edit "
         "as the teacher wrote it; an update without padding. Failed: updates without scores.",
@@ -94,7 +94,7 @@ def comparison_table(comparison: ComparisonRecord, variants: Sequence[VariantRec
 
 def gains_table(comparison: ComparisonRecord) -> Table:
     """Return the paired differences in points: interval, whether it excludes 0, smallest difference that would show."""
-    table = _table(
+    table = plain_table(
         title=f"Differences on {counted(comparison.documents, 'test document')}",
         caption=f"Paired by document, in points, with {_level(comparison)} bootstrap interval. Detectable: the "
         "smallest true difference that so many documents show with 80 % power; - where it cannot be told.",
@@ -234,7 +234,7 @@ def _findings(result: RunResult) -> Iterator[str]:
         yield f"{_in_words(name)}: {figures}. {meaning[verdict(gain)]}"
 
 
-def _table(title: str, caption: str) -> Table:
+def plain_table(title: str, caption: str) -> Table:
     """Return an empty table without vertical lines, which cost columns."""
     return Table(
         title=title,

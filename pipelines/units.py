@@ -21,7 +21,9 @@ from pipelines.progress import Reporter
 from pipelines.records import BankRecord, LearningRecord, ReplicateRecord, SamplingRecord
 from pipelines.work import QuestionSet, UpdateRequest
 from pipelines.workspace import Workspace
+from student.config import UpdateRecipe
 from teacher.selection import WeightedExample
+from teacher.self_edit import SelfEdit
 
 
 def _content_key(_: TaskRunContext, parameters: dict[str, Any]) -> str:
@@ -57,6 +59,15 @@ def _learn(
     key: str, ws: Workspace, policy: str | None, examples: Sequence[WeightedExample], seed: int
 ) -> LearningRecord:
     return work.learn_round(ws, policy, examples, seed=seed)
+
+
+@task(name="joint-update", **_STORED)
+def _joint(
+    key: str, ws: Workspace, edits: Sequence[SelfEdit], tasks: Sequence[KnowledgeTask], seed: int, keep: Path
+) -> BankRecord:
+    recipe = ws.config.comparison.joint_update
+    assert recipe is not None
+    return work.run_joint(ws, edits, tasks, recipe, seed=seed, keep=keep)
 
 
 class Units:
@@ -134,6 +145,27 @@ class Units:
             record = _learn.with_options(refresh_cache=True)(key, ws, policy, examples, seed)
         self._reporter.done()
         return record
+
+    def joint(
+        self, edits: Sequence[SelfEdit], tasks: Sequence[KnowledgeTask], recipe: UpdateRecipe, *, seed: int
+    ) -> tuple[BankRecord, Path]:
+        """Return the scores of one adapter trained on all self-edits together, and where it is."""
+        ws = self._ws
+        content = {
+            "student": ws.student_digest,
+            "recipe": recipe.model_dump(mode="json"),
+            "format": ws.config.student.answer_format.model_dump(mode="json"),
+            "edits": [edit.digest for edit in edits],
+            "tasks": [task.digest for task in tasks],
+            "seed": seed,
+        }
+        key = ws.key("joint", content)
+        place = ws.work_dir / "adapters" / key.rsplit("/", 1)[1][:20]
+        self._reporter.begin(f"training one student on {len(edits)} self-edits")
+        unit = _joint if place.is_dir() else _joint.with_options(refresh_cache=True)
+        record: BankRecord = unit(key, ws, edits, tasks, seed, place)
+        self._reporter.done()
+        return record, place
 
     def _policy_content(self, policy: str | None) -> Any:
         """Return what identifies a teacher: its base and configuration, and its state."""

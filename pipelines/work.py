@@ -20,6 +20,7 @@ from pipelines.records import (
 )
 from pipelines.workspace import Workspace
 from student.adapters import save_adapter
+from student.config import UpdateRecipe
 from student.lora_bank import LoraBank
 from student.scoring import ScoringFailure
 from student.updates import UpdateJob, UpdateOutcome, UpdateResult, make_job
@@ -141,6 +142,37 @@ def run_bank(
             save_adapter(result.adapter, keep / request.document_id, config.model)
         records.append(_replicate(request, result, scores.get(i)))
     return BankRecord(replicates=tuple(records), seconds=time.perf_counter() - started)
+
+
+def run_joint(
+    ws: Workspace, edits: Sequence[SelfEdit], tasks: Sequence[KnowledgeTask], recipe: UpdateRecipe, *, seed: int, keep: Path
+) -> BankRecord:
+    """Return the scores, document by document, of one adapter that is trained on all self-edits together.
+
+    Args:
+        ws: The run's workspace.
+        edits: Whose lines are trained on; specs of single edits do not apply.
+        tasks: What to ask, with the held-out phrasings.
+        recipe: Of the one update.
+        seed: Of the adapter's start and of the order of lines.
+        keep: Directory that gets the adapter in PEFT's format.
+    """
+    started = time.perf_counter()
+    student, config = ws.student, ws.config.student
+    whole = SelfEdit(implications=tuple(line for edit in edits for line in edit.implications))
+    document = tasks[0].document
+    job = make_job("joint", whole, document, student.tokenizer, recipe, config.answer_format, seed)
+    with LoraBank(student.model, recipe.target_modules, base_digest=ws.student_digest) as bank:
+        result = bank.train([job])[0]
+        asked = [_questions(task, "comparison") for task in tasks] if result.adapter is not None else []
+        scores = bank.score([result.adapter] * len(asked), asked, student.tokenizer, config.answer_format)
+    if result.adapter is not None:
+        save_adapter(result.adapter, keep, config.model)
+    replicates = [
+        _replicate(UpdateRequest(task.id, 0, whole, seed), result, scores[i] if scores else None)
+        for i, task in enumerate(tasks)
+    ]
+    return BankRecord(replicates=tuple(replicates), seconds=time.perf_counter() - started)
 
 
 def _questions(task: KnowledgeTask, which: QuestionSet) -> tuple[Question, ...]:

@@ -120,30 +120,19 @@ def test_encode_answer_merge_across_the_boundary_is_refused() -> None:
 
 
 def test_has_direct_head_notices_a_model_that_scales_its_logits() -> None:
-    from transformers import GraniteConfig, GraniteForCausalLM
-
-    sizes = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
-    heads = {"num_attention_heads": 1, "num_key_value_heads": 1}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        scaled = GraniteForCausalLM(GraniteConfig(**sizes, **heads, logits_scaling=4.0)).eval()
-        plain = GraniteForCausalLM(GraniteConfig(**sizes, **heads, logits_scaling=1.0)).eval()
-    assert not has_direct_head(scaled)
-    assert has_direct_head(plain)
+    assert not has_direct_head(tiny_model("granite"))
+    assert has_direct_head(tiny_model("llama"))
+    assert has_direct_head(tiny_model("qwen2"))
 
 
-def test_score_answers_of_a_model_that_scales_its_logits_uses_them(tokenizer: Any) -> None:
-    from transformers import GraniteConfig, GraniteForCausalLM
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = GraniteConfig(
-            vocab_size=VOCABULARY, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1,
-            num_key_value_heads=1, logits_scaling=1000.0, initializer_range=1.0,
-        )  # fmt: skip
-        model = GraniteForCausalLM(config).eval()
-    (score,) = score_answers(model, tokenizer, [Question(question="q", answer="a")], AnswerFormat())
-    assert score.log_probability == pytest.approx(-2 * math.log(VOCABULARY), rel=0.05)  # Scaled to almost uniform.
+def test_score_answers_of_a_model_that_scales_its_logits_uses_the_scaled_ones(tokenizer: Any) -> None:
+    model, question = tiny_model("granite"), Question(question="q", answer="a")
+    encoded = encode_answer(tokenizer, "q", "a", AnswerFormat())
+    with torch.inference_mode():
+        logs = model(torch.tensor([encoded.tokens])).logits[0].log_softmax(-1)
+    (score,) = score_answers(model, tokenizer, [question], AnswerFormat())
+    expected = sum(float(logs[i - 1, encoded.tokens[i]]) for i in range(encoded.prompt_length, len(encoded.tokens)))
+    assert score.log_probability == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("prompt", ["no place", "{question} {question}"])

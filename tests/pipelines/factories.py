@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from evaluation.tasks import Document, KnowledgeTask, Question
 from pipelines.records import (
     CandidateRecord,
@@ -16,6 +18,7 @@ from pipelines.records import (
     RunResult,
     VariantRecord,
 )
+from student.adapters import Adapter
 from teacher.rewards import RewardFailure
 from teacher.self_edit import Implication, SelfEdit
 
@@ -31,8 +34,9 @@ def make_task(document_id: str = "doc-0", questions: int = 2) -> KnowledgeTask:
 
 def make_edit(document_id: str = "doc-0", index: int = 0, text: str = "It is a text.", **changes: Any) -> EditRecord:
     """Return an edit of one line."""
-    parsed = SelfEdit(implications=(Implication(text=text),))
-    fields: dict[str, Any] = {"token_ids": (5, 6, 7), "finish_reason": "stop", "edit": parsed} | changes
+    if "edit" not in changes:
+        changes["edit"] = SelfEdit(implications=(Implication(text=text),))
+    fields: dict[str, Any] = {"token_ids": (5, 6, 7), "finish_reason": "stop"} | changes
     return EditRecord(document_id=document_id, index=index, text=text, **fields)
 
 
@@ -148,3 +152,8 @@ def make_result(run_id: str, comparison: ComparisonRecord | None = None) -> RunR
         code_digest="d" * 64,
         seed=0,
     )
+
+
+def make_adapter(value: float) -> Adapter:
+    """Return a LoRA adapter of one layer (R = 2, D_in = 4, D_out = 3), all of one value."""
+    return Adapter({"layer": (torch.full((2, 4), value), torch.full((3, 2), value))}, 2, 4.0, "b" * 64)

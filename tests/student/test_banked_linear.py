@@ -31,7 +31,7 @@ def test_banked_linear_output_and_gradients_equal_separate_products(bias: bool) 
     assert layer.a is not None
     assert layer.b is not None
     assert layer.scales is not None
-    parts = zip(x.split(2), layer.a, layer.b, layer.scales, strict=True)
+    parts = zip(torch.split(x, 2), layer.a, layer.b, layer.scales, strict=True)
     expected = torch.cat([base(rows) + scale * (rows @ a.t()) @ b for rows, a, b, scale in parts])
     inputs = (x, layer.a, layer.b)
     wanted = torch.autograd.grad((expected * weights).sum(), inputs)

@@ -65,6 +65,10 @@ def _adapter(result: UpdateResult) -> Adapter:
     return result.adapter
 
 
+def _without_a_layer(adapter: Adapter) -> Adapter:
+    return Adapter(dict(list(adapter.factors.items())[1:]), adapter.rank, adapter.alpha, adapter.base_digest)
+
+
 def _deltas(factors: Any, scale: float) -> torch.Tensor:
     return torch.cat([scale * (b.double() @ a.double()).flatten() for _, (a, b) in sorted(factors.items())])
 
@@ -73,7 +77,7 @@ def _same(left: Adapter, right: Adapter) -> bool:
     return all(torch.equal(x, y) for n in left.factors for x, y in zip(left.factors[n], right.factors[n], strict=True))
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "granite"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
 def test_train_mixed_slots_equal_separate_peft_trainings(
     make_model: MakeModel, kind: str, dtype: torch.dtype, tolerance: float
@@ -182,15 +186,25 @@ def test_train_jobs_that_cannot_be_trained_are_typed_records(make_model: MakeMod
                 UpdateJob("empty", (), UpdateRecipe(), 0),
                 UpdateJob("long", (), UpdateRecipe(), 0, skipped),
                 UpdateJob("other rank", jobs[0].sequences, UpdateRecipe(rank=4), 0, initial=_adapter(good)),
+                UpdateJob("positions", _sequences(0, [300]), UpdateRecipe(), 0),
+                UpdateJob("few layers", jobs[0].sequences, UpdateRecipe(), 0, initial=_without_a_layer(_adapter(good))),
                 UpdateJob("partly", jobs[0].sequences, UpdateRecipe(epochs=1), 0, skipped),
             ]
         )
         assert bank.train([]) == []
     outcomes = [result.outcome.value for result in results]
-    assert outcomes == ["empty_edit", "sequence_too_long", "initial_mismatch", "ok"]
+    assert outcomes == [
+        "empty_edit",
+        "sequence_too_long",
+        "initial_mismatch",
+        "sequence_too_long",
+        "initial_mismatch",
+        "ok",
+    ]
     assert "99 tokens" in results[1].detail
-    assert "1 of 6 lines" in results[3].detail
-    assert all(result.adapter is None and not result.losses for result in results[:3])
+    assert "256 positions" in results[3].detail
+    assert "1 of 6 lines" in results[-1].detail
+    assert all(result.adapter is None and not result.losses for result in results[:-1])
 
 
 def test_train_other_layers_or_foreign_tokens_are_refused(make_model: MakeModel) -> None:

@@ -6,7 +6,15 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 BOS, EOS, VOCABULARY = 256, 257, 260
 
@@ -23,7 +31,14 @@ def byte_tokenizer(merges: tuple[tuple[str, str], ...] = ()) -> Any:
 def tiny_model(
     kind: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0, initializer_range: float = 0.2
 ) -> Any:
-    """Return a random `llama` or `qwen2` (biases, tied output head, grouped queries) with heads of 32."""
+    """Return a random language model with heads of 32.
+
+    Args:
+        kind: `llama`, `qwen2` (biases, tied output head, grouped queries) or `granite` (scales its logits).
+        dtype: Of all weights.
+        seed: Of the weights.
+        initializer_range: Their standard deviation.
+    """
     sizes: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "hidden_size": 64,
@@ -39,6 +54,9 @@ def tiny_model(
         torch.manual_seed(seed)
         if kind == "qwen2":
             model = Qwen2ForCausalLM(Qwen2Config(**sizes, num_key_value_heads=1, tie_word_embeddings=True))
+        elif kind == "granite":
+            scales = {"attention_multiplier": 32**-0.5, "logits_scaling": 4.0}
+            model = GraniteForCausalLM(GraniteConfig(**sizes, num_key_value_heads=2, **scales))
         else:
             model = LlamaForCausalLM(LlamaConfig(**sizes))
     return model.to(dtype).eval()

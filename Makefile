@@ -1,0 +1,39 @@
+# `make demo` and `make test` set up a virtual environment on first use; nothing else is needed but Python 3.11 and pip.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+WORK ?= .preceptor
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-slow evidence lint clean help
+
+help:  ## Show the targets.
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
+
+$(READY): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (some minutes on first use) ..."
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## Train a teacher on the embedded micro-world and compare it (about 10 minutes on 2 cores).
+	@$(BIN)/preceptor train-teacher configs/demo.yaml --work-dir $(WORK) --json $(WORK)/demo.json
+
+test: $(READY)  ## Check style and types and run the tests.
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/pytest -m "not slow and not gpu"
+
+test-slow: $(READY)  ## Run the long tests.
+	@$(BIN)/pytest -m slow
+
+evidence: $(READY)  ## The demo over three seeds (about 30 minutes on 2 cores); prints the README's table.
+	@$(BIN)/python -m pipelines.evidence configs/demo.yaml --seeds 0 1 2 --work-dir $(WORK)/evidence
+
+lint: $(READY)  ## Check style and types only.
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+clean:  ## Remove the work directory; the virtual environment stays.
+	rm -rf $(WORK)

@@ -1,0 +1,140 @@
+"""The command line: `preceptor`. Heavy libraries are imported by the command that needs them, when it needs them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evaluation.errors import ConfigError, InputError, PreceptorError
+from pipelines.process import prepare_process
+
+EXIT_FAILED = 1
+"""A run started and failed."""
+EXIT_MISUSE = 2
+"""Configuration, documents or arguments were refused; nothing was started."""
+
+app = typer.Typer(
+    name="preceptor",
+    help="A teacher language model learns by reinforcement to write self-edits for a separate student.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+WorkDir = Annotated[Path, typer.Option("--work-dir", help="Directory for records, adapters and the embedded stores.")]
+
+
+@app.command("train-teacher")
+def train_teacher(
+    config: Annotated[Path, typer.Argument(help="YAML file, such as configs/demo.yaml.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a setting, such as loop.rounds=3; repeatable.")
+    ] = None,
+    work_dir: WorkDir = Path(".preceptor"),
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result for scripts to this file.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved configuration and what the run will cost; no run.")
+    ] = False,
+) -> None:
+    """Train a teacher on a student's progress, then compare it with the untrained one on unseen documents.
+
+    The same command goes on where a killed run was, in the same MLflow run.
+    """
+    from pipelines.config import load_config
+
+    settings = load_config(config, set_ or ())
+    if dry_run:
+        _print_dry_run(settings)
+        return
+    _check_documents(settings)
+    prepare_process(work_dir)
+    from pipelines.train_teacher import train_teacher as flow
+
+    result = flow(str(config), list(set_ or ()), str(work_dir))
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def _print_dry_run(settings: object) -> None:
+    """Print the resolved configuration and the estimate."""
+    from rich.console import Console
+
+    from pipelines.config import RunConfig, to_yaml
+    from pipelines.costs import cost_table, estimate
+
+    assert isinstance(settings, RunConfig)
+    sys.stdout.write(to_yaml(settings))
+    Console().print(cost_table(estimate(settings), settings))
+
+
+def _check_documents(settings: object) -> None:
+    """Refuse a data source that is not there before anything heavy is imported."""
+    from evaluation.data_config import MicroworldData
+    from pipelines.config import RunConfig
+
+    assert isinstance(settings, RunConfig)
+    if not isinstance(settings.data, MicroworldData):
+        from evaluation.loaders import check_data
+
+        check_data(settings.data)
+
+
+@app.command("build-micro")
+def build_micro(
+    out: Annotated[Path, typer.Option("--out", help="Directory that gets `student` and `teacher`.")] = Path(
+        "build/micro"
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Of initial weights and texts.")] = 0,
+    check_only: Annotated[bool, typer.Option("--check-only", help="Check the models in --out; build nothing.")] = False,
+    shipped: Annotated[bool, typer.Option("--shipped", help="Check the models that ship with the package.")] = False,
+) -> None:
+    """Rebuild the two micro models from a seed and print the checks that they must pass."""
+    prepare_process()
+    from rich.console import Console
+
+    from evaluation.microworld.build import build, check
+
+    console = Console()
+    if shipped:
+        from evaluation.checkpoints import MICRO_MODELS
+
+        out, check_only = MICRO_MODELS["micro-student"].parent, True
+    if not check_only:
+        build(out, seed, report=lambda line: console.print(line, highlight=False))
+    console.print(check(out))
+    if not check_only:
+        console.print(f"To run with them: preceptor train-teacher configs/demo.yaml --set teacher.model={out}/teacher "
+                      f"--set student.model={out}/student", soft_wrap=True, highlight=False)
+
+
+@app.command("ui")
+def ui(
+    work_dir: WorkDir = Path(".preceptor"),
+    mlflow_port: Annotated[int, typer.Option(min=1024, max=65535, help="Port of MLflow's dashboard.")] = 5000,
+    prefect_port: Annotated[int, typer.Option(min=1024, max=65535, help="Port of Prefect's dashboard.")] = 4200,
+) -> None:
+    """Open the dashboards of MLflow and Prefect on this machine's loopback address, until Ctrl-C."""
+    prepare_process(work_dir)
+    from pipelines.dashboards import serve
+
+    serve(work_dir, mlflow_port=mlflow_port, prefect_port=prefect_port)
+
+
+def main() -> None:
+    """Run the command line; the project's own errors become one message and an exit code."""
+    try:
+        app()
+    except (ConfigError, InputError) as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(EXIT_MISUSE)
+    except PreceptorError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(EXIT_FAILED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,315 @@
+"""What a run will cost, told before it starts: counts from the configuration, and sizes from checkpoints on disk.
+
+FLOPs are useful ones, two for each multiply-add, attention left out (small at these lengths). A token costs 2 P to
+read forward through P parameters. Training a LoRA adapter of L parameters on frozen weights costs 4 P + 6 L a token: a
+forward pass and the backward pass through the activations at 2 P each, without the weight gradients that make full
+training 6 P, and all three for the adapter. So says the usual count of Kaplan et al. (arXiv 2001.08361, section 2.1),
+less the frozen third.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from evaluation.checkpoints import resolve_model
+from evaluation.data_config import MicroworldData
+from pipelines.config import RunConfig
+from student.config import TargetModules, UpdateRecipe
+from teacher.config import GroupRelativeConfig, RestEmConfig
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+CPU_FLOPS_PER_SECOND = 15e9
+"""Useful FLOP/s of float32 models of about a million parameters on two AVX2 cores, as measured; rough: small steps
+are bound by overheads, and larger models reach several times more."""
+
+PASSAGE_TOKENS = 160
+"""Assumed length of a passage: a SQuAD paragraph's median of 700 characters."""
+QUESTIONS = 8
+"""Assumed questions of a document."""
+
+_QUESTION_TOKENS = 24
+_PROMPT_TOKENS = 32
+_LARGEST_HEADER = 100_000_000
+_NOT_LINEAR = ("embed", "wte", "wpe", "norm", "lm_head", "output_layer")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FlopEstimate(_Frozen):
+    """Useful floating-point operations by stage, at most."""
+
+    sampling: float
+    """The teacher writes."""
+    updates: float
+    """The student takes self-edits into adapters."""
+    scoring: float
+    """The student answers questions."""
+    learning: float
+    """The teacher learns."""
+
+    @property
+    def total(self) -> float:
+        """All stages."""
+        return self.sampling + self.updates + self.scoring + self.learning
+
+
+class CostEstimate(_Frozen):
+    """What a run will do, at most: edits that end before the longest allowed length cost less."""
+
+    teacher_parameters: int | None
+    """None where it cannot be told without a download or an import."""
+    student_parameters: int | None
+    teacher_samples: int
+    """Completions, over all rounds and the comparison."""
+    student_updates: int
+    """Adapters trained, over all rounds and the comparison."""
+    optimizer_steps: int
+    """Of all student updates."""
+    training_tokens: int
+    """Of all student updates, over all epochs, without padding."""
+    teacher_steps: int
+    """Optimizer steps of the teacher."""
+    learning_tokens: int
+    """Completion tokens that the teacher learns from, over all epochs."""
+    passage_tokens: int
+    """Assumed tokens of a passage."""
+    questions: int
+    """Assumed questions of a document."""
+    flops: FlopEstimate | None
+    """None where a model's size is not known."""
+    minutes: float | None
+    """At `CPU_FLOPS_PER_SECOND`; None on another device or where a model's size is not known."""
+
+
+class ModelSize(NamedTuple):
+    """Parameters of a checkpoint."""
+
+    parameters: int
+    """Of the frozen model."""
+    adapter: int
+    """Of one LoRA adapter on it."""
+
+
+def estimate(config: RunConfig, *, passage_tokens: int = PASSAGE_TOKENS, questions: int = QUESTIONS) -> CostEstimate:
+    """Return what a run with `config` will do, at most; reads headers of local checkpoints and loads nothing.
+
+    Args:
+        config: The run.
+        passage_tokens: Tokens of a passage, at most; the documents themselves are not opened.
+        questions: Questions of a document, at most.
+    """
+    work = _count_work(config)
+    recipe, policy = config.student.update, config.teacher.policy
+    written = config.teacher.sampling.max_new_tokens
+    passage = min(passage_tokens, recipe.max_sequence_tokens)
+    edit_cost = _update_cost(recipe, lines=max(1, written // 2), tokens=written, passage=passage)
+    passage_cost = _update_cost(
+        recipe.model_copy(update={"include_passage": False}), lines=1, tokens=passage, passage=0
+    )
+    teacher = model_size(config.teacher.model, policy.rank, "all-linear")
+    student = model_size(config.student.model, recipe.rank, recipe.target_modules)
+    training_tokens = work.edit_updates * edit_cost.tokens + work.passage_updates * passage_cost.tokens
+    flops = None
+    if teacher is not None and student is not None:
+        updates = work.edit_updates + work.passage_updates
+        read = passage_tokens + _PROMPT_TOKENS + written
+        flops = FlopEstimate(
+            sampling=work.samples * read * _forward(teacher),
+            updates=training_tokens * _training(student),
+            scoring=(updates + work.documents) * questions * _QUESTION_TOKENS * _forward(student),
+            learning=work.examples * read * _learning(teacher, config.teacher.learning),
+        )
+    epochs, minibatch = config.teacher.learning.epochs, config.teacher.learning.minibatch_size
+    return CostEstimate(
+        teacher_parameters=teacher.parameters if teacher else None,
+        student_parameters=student.parameters if student else None,
+        teacher_samples=work.samples,
+        student_updates=work.edit_updates + work.passage_updates,
+        optimizer_steps=work.edit_updates * edit_cost.steps + work.passage_updates * passage_cost.steps,
+        training_tokens=training_tokens,
+        teacher_steps=config.loop.rounds * epochs * math.ceil(work.round_examples / minibatch),
+        learning_tokens=work.examples * written * epochs,
+        passage_tokens=passage_tokens,
+        questions=questions,
+        flops=flops,
+        minutes=flops.total / CPU_FLOPS_PER_SECOND / 60 if flops and config.device == "cpu" else None,
+    )
+
+
+def cost_table(cost: CostEstimate, config: RunConfig) -> Table:
+    """Return the estimate for the terminal."""
+    from rich.text import Text
+
+    from pipelines.report import plain_table
+
+    table = plain_table(
+        title=f"Cost of {config.name}",
+        caption=f"For passages of up to {cost.passage_tokens} tokens and {cost.questions} questions a document; edits "
+        "that end early cost less. The time is rough: measured with models of a million parameters on two cores.",
+    )
+    table.add_column("Quantity", no_wrap=True)
+    table.add_column("At most", justify="right", overflow="fold")
+    rows = {
+        "Teacher": f"{config.teacher.model}, {_parameters(cost.teacher_parameters)}",
+        "Student": f"{config.student.model}, {_parameters(cost.student_parameters)}",
+        "Self-edits sampled": f"{cost.teacher_samples:,}",
+        "Student updates": f"{cost.student_updates:,}",
+        "Student optimizer steps": f"{cost.optimizer_steps:,}",
+        "Student training tokens": f"{cost.training_tokens:,}",
+        "Teacher optimizer steps": f"{cost.teacher_steps:,}",
+        "Teacher learning tokens": f"{cost.learning_tokens:,}",
+    }
+    if cost.flops is not None:
+        stages = cost.flops.model_dump().items()
+        rows["Useful FLOPs"] = f"{cost.flops.total:.1e}"
+        rows |= {f"  {stage}": f"{100 * value / cost.flops.total:.0f} %" for stage, value in stages}
+    minutes = "unknown" if cost.minutes is None else f"{cost.minutes:,.0f} min" if cost.minutes >= 1 else "under 1 min"
+    rows[f"Time at {CPU_FLOPS_PER_SECOND / 1e9:.0f} GFLOP/s"] = minutes
+    for name, value in rows.items():
+        table.add_row(Text(name), Text(value))
+    return table
+
+
+class _Work(NamedTuple):
+    """Units of work of a run."""
+
+    samples: int
+    edit_updates: int
+    passage_updates: int
+    documents: int
+    """On which the student is scored without an update, at most."""
+    round_examples: int
+    """Completions that the teacher learns from in a round."""
+    examples: int
+    """In all rounds."""
+
+
+def _count_work(config: RunConfig) -> _Work:
+    """Return the counts over rounds, the choice of the fixed prompt, and the comparison."""
+    loop, data, learning = config.loop, config.data, config.teacher.learning
+    documents = min(loop.documents, data.train_documents) if isinstance(data, MicroworldData) else loop.documents
+    sampled = loop.rounds * documents * config.teacher.samples
+    # The fixed prompts compete on the development documents; then one of them, the untrained teacher and, after any
+    # round, the trained one write for the test documents.
+    prompts = len(config.comparison.fixed_prompts)
+    teachers = 1 + (loop.rounds > 0) + (prompts > 0)
+    compared = config.comparison.edits * (prompts * data.development_documents + teachers * data.test_documents)
+    kept = min(learning.keep, config.teacher.samples) if isinstance(learning, RestEmConfig) else config.teacher.samples
+    return _Work(
+        samples=sampled + compared,
+        edit_updates=sampled * loop.replicates + compared,
+        passage_updates=config.comparison.edits * data.test_documents,
+        documents=loop.rounds * documents + data.development_documents + data.test_documents,
+        round_examples=documents * kept,
+        examples=loop.rounds * documents * kept,
+    )
+
+
+class _UpdateCost(NamedTuple):
+    steps: int
+    tokens: int
+
+
+def _update_cost(recipe: UpdateRecipe, *, lines: int, tokens: int, passage: int) -> _UpdateCost:
+    """Return the steps and tokens of one update, at most.
+
+    A line's list mark and line break in the completion make room for the tokens that open and close it in training.
+    """
+    sequences = lines + recipe.include_passage
+    passes = min(recipe.epochs, recipe.max_steps)
+    return _UpdateCost(recipe.total_steps(sequences), passes * (tokens + passage * recipe.include_passage))
+
+
+def _forward(model: ModelSize) -> float:
+    return 2.0 * (model.parameters + model.adapter)
+
+
+def _training(model: ModelSize) -> float:
+    return 4.0 * model.parameters + 6.0 * model.adapter
+
+
+def _learning(model: ModelSize, learning: RestEmConfig | GroupRelativeConfig) -> float:
+    """Return the FLOPs for a token of an example: training and the reference each epoch, old probabilities once."""
+    old = _forward(model) if isinstance(learning, GroupRelativeConfig) else 0.0
+    return old + learning.epochs * (_training(model) + 2.0 * model.parameters)
+
+
+def model_size(name: str, rank: int, targets: TargetModules) -> ModelSize | None:
+    """Return the parameters of a checkpoint and of one LoRA adapter, or None where they cannot be told.
+
+    Args:
+        name: Directory, `micro-student`, `micro-teacher`, or a hub name (None).
+        rank: LoRA rank R; a layer's adapter has R * (D_in + D_out) parameters.
+        targets: `all-linear` or ends of names, see `UpdateRecipe.target_modules`.
+    """
+    directory = Path(resolve_model(name))
+    try:
+        shapes = _safetensors_shapes(directory) or _config_shapes(directory)
+    except (OSError, ValueError, KeyError, TypeError, struct.error):
+        return None
+    if not shapes:
+        return None
+    adapted = [shape for weight, shape in shapes.items() if len(shape) == 2 and _is_target(weight, targets)]
+    return ModelSize(sum(map(math.prod, shapes.values())), sum(rank * (rows + columns) for rows, columns in adapted))
+
+
+_Shapes = Mapping[str, tuple[int, ...]]
+
+
+def _is_target(weight: str, targets: TargetModules) -> bool:
+    layer, _, kind = weight.rpartition(".")
+    if kind != "weight" or any(part in layer for part in _NOT_LINEAR):
+        return False
+    return targets == "all-linear" or any(layer == target or layer.endswith(f".{target}") for target in targets)
+
+
+def _safetensors_shapes(directory: Path) -> _Shapes:
+    """Return the tensors' shapes from the headers of a checkpoint's files; empty where there are none."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in sorted(directory.glob("model*.safetensors")):
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length)) if length <= _LARGEST_HEADER else None
+        if not isinstance(header, dict):
+            raise ValueError(f"{str(path)!r} has no safetensors header")
+        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    return shapes
+
+
+def _config_shapes(directory: Path) -> _Shapes:
+    """Return the shapes of a Llama-like model (Llama, Mistral, Qwen) from its `config.json`, without biases."""
+    path = directory / "config.json"
+    if not path.is_file():
+        return {}
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    hidden, inner, vocabulary = (config[f"{name}_size"] for name in ("hidden", "intermediate", "vocab"))
+    heads = config["num_attention_heads"]
+    head = config.get("head_dim") or hidden // heads
+    queries, keys = heads * head, (config.get("num_key_value_heads") or heads) * head
+    layer = {"self_attn.q_proj": (queries, hidden), "self_attn.k_proj": (keys, hidden)}
+    layer |= {"self_attn.v_proj": (keys, hidden), "self_attn.o_proj": (hidden, queries)}
+    layer |= {"mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden), "mlp.down_proj": (hidden, inner)}
+    shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (vocabulary, hidden), "norm.weight": (hidden,)}
+    if not config.get("tie_word_embeddings", False):
+        shapes["lm_head.weight"] = (vocabulary, hidden)
+    for i in range(config["num_hidden_layers"]):
+        shapes |= {f"layers.{i}.{name}.weight": shape for name, shape in layer.items()}
+        shapes |= {f"layers.{i}.norm_{place}.weight": (hidden,) for place in ("before", "after")}
+    return shapes
+
+
+def _parameters(number: int | None) -> str:
+    if number is None:
+        return "size unknown"
+    return f"{number / 1e9:.2f} billion parameters" if number >= 1e9 else f"{number / 1e6:.2f} million parameters"

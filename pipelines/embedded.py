@@ -1,0 +1,96 @@
+"""The embedded Prefect server: what a killed run leaves behind is put in order before the next one starts."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from evaluation.errors import PreceptorError
+
+_RECORD = "prefect-server.json"
+_MARK = "prefect.server.api.server"
+
+
+class BusyError(PreceptorError, RuntimeError):
+    """Another run is using the work directory."""
+
+
+@contextmanager
+def exclusive(work_dir: Path) -> Iterator[None]:
+    """Hold the work directory; the kernel frees it when the process dies, however it dies.
+
+    Raises:
+        BusyError: Another process holds it.
+    """
+    work_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(work_dir / "run.lock")
+    try:
+        with lock.acquire(timeout=0):
+            yield
+    except Timeout as error:
+        raise BusyError(
+            f"work directory {str(work_dir)!r} is in use by another run. Wait until it ends, or give another "
+            "directory with --work-dir."
+        ) from error
+
+
+def stop_orphans(work_dir: Path) -> int:
+    """Stop embedded servers that killed runs of this work directory left running; return how many."""
+    import psutil
+
+    try:
+        recorded = json.loads((work_dir / _RECORD).read_text())
+    except (OSError, ValueError):
+        return 0
+    stopped = 0
+    for entry in recorded:
+        try:
+            process = psutil.Process(entry["pid"])
+            # A process number is used again one day; start time and command make sure that it is ours.
+            if process.create_time() == entry["created"] and _MARK in " ".join(process.cmdline()):
+                process.terminate()
+                stopped += 1
+        except psutil.Error:
+            continue
+    (work_dir / _RECORD).unlink(missing_ok=True)
+    return stopped
+
+
+def record_server(work_dir: Path) -> None:
+    """Note the embedded server of this process, so that `stop_orphans` finds it after a kill."""
+    import psutil
+
+    children = []
+    for child in psutil.Process(os.getpid()).children(recursive=True):
+        try:
+            if _MARK in " ".join(child.cmdline()):
+                children.append({"pid": child.pid, "created": child.create_time()})
+        except psutil.Error:
+            continue
+    (work_dir / _RECORD).write_text(json.dumps(children))
+
+
+def close_stale_flow_runs(flow_name: str, own_id: str) -> int:
+    """Mark flow runs of this flow that are said to run, but are not ours, as crashed; return how many.
+
+    Only for the embedded server of a work directory that this process holds: nobody else can be running there.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
+    from prefect.states import Crashed
+
+    query: dict[str, Any] = {
+        "flow_filter": FlowFilter.model_validate({"name": {"any_": [flow_name]}}),
+        "flow_run_filter": FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING"]}}}),
+    }
+    with get_client(sync_client=True) as client:
+        stale = [run for run in client.read_flow_runs(**query) if str(run.id) != own_id]
+        for run in stale:
+            client.set_flow_run_state(run.id, Crashed(message="The process was killed."), force=True)
+    return len(stale)

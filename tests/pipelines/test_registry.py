@@ -1,0 +1,89 @@
+"""Versions and aliases in a real SQLite store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from evaluation.errors import LineageError
+from pipelines.config import TrackingConfig
+from pipelines.lineage import Lineage
+from pipelines.registry import Promotion, Registry
+from tests.pipelines.conftest import registered_versions
+from tests.pipelines.factories import (
+    make_round,
+)
+
+TRACKING = TrackingConfig()
+Open = Callable[..., Lineage]
+
+
+@pytest.mark.usefixtures("global_store")
+def test_registered_teacher_opens_with_peft_and_has_the_same_logits(open_run: Open, tmp_path: Path) -> None:
+    from mlflow.artifacts import download_artifacts
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+    def base() -> Any:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return LlamaForCausalLM(LlamaConfig(vocab_size=300, initializer_range=0.2, **sizes)).eval()
+
+    tokens = torch.arange(10, 26)[None]
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(1)
+        lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+        teacher = get_peft_model(base(), lora).eval()
+        expected, untrained = teacher(tokens).logits, base()(tokens).logits
+    teacher.save_pretrained(tmp_path / "teacher")
+    lineage = open_run()
+    lineage.log_round(make_round(), tmp_path / "teacher")
+    places = [
+        download_artifacts("models:/preceptor-teacher@candidate"),
+        str(lineage.registry.download("teacher", "candidate", tmp_path / "copies")),
+    ]
+    with torch.no_grad():
+        for place in places:
+            assert torch.equal(PeftModel.from_pretrained(base(), place).eval()(tokens).logits, expected)
+    assert not torch.allclose(expected, untrained)
+
+
+def test_register_student_ties_metrics_to_the_model_once(open_run: Open, policy_dir: Path) -> None:
+    lineage = open_run()
+    for _ in range(2):
+        version = lineage.register(
+            "student", policy_dir, digest="e" * 64, tags={"preceptor.gate": "passed"}, metrics={"eval/accuracy": 0.5}
+        )
+    (found,) = registered_versions(lineage, "student")
+    assert found.tags["preceptor.gate"] == "passed"
+    model = lineage.store.client.get_logged_model(version.model_id)
+    assert [(m.key, m.value) for m in model.metrics] == [("eval/accuracy", 0.5)]
+    assert str(model.status) == "READY"
+    assert lineage.registry.aliases("student") == {"candidate": 1}
+
+
+def test_promote_moves_previous_then_champion_and_rolls_back(open_run: Open, policy_dir: Path, work_dir: Path) -> None:
+    lineage = open_run()
+    for number in range(3):
+        lineage.log_round(make_round(number), policy_dir)
+    registry = Registry.open(TRACKING, work_dir)
+    assert registry.aliases("student") == {}
+    assert registry.promote("teacher", 1) == Promotion(champion=1, previous=None)
+    assert registry.promote("teacher", 2) == Promotion(champion=2, previous=1)
+    assert registry.promote("teacher", 2) == Promotion(champion=2, previous=1)
+    assert registry.promote("teacher", 1) == Promotion(champion=1, previous=2)
+    assert registry.aliases("teacher") == {"candidate": 3, "champion": 1, "previous": 2}
+    with pytest.raises(LineageError, match="promote version 9 of 'preceptor-teacher'"):
+        registry.promote("teacher", 9)
+    assert registry.aliases("teacher")["champion"] == 1
+
+
+def test_download_unknown_alias_is_a_typed_error(open_run: Open, tmp_path: Path) -> None:
+    with pytest.raises(LineageError, match="download 'champion' of 'preceptor-teacher'"):
+        open_run().registry.download("teacher", "champion", tmp_path)
