@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -42,7 +43,8 @@ def test_git_tags_tell_commit_and_changes(tmp_path: Path) -> None:
     def git(*arguments: str) -> str:
         identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
         command = ["git", "-C", str(tmp_path), *identity, *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # hooks set GIT_DIR
+        return subprocess.run(command, check=True, capture_output=True, text=True, env=own).stdout.strip()
 
     assert git_tags(tmp_path)["preceptor.git_sha"] == "unknown"
     (tmp_path / "pipelines").mkdir()

@@ -14,9 +14,7 @@ from pipelines.config import TrackingConfig
 from pipelines.lineage import Lineage
 from pipelines.registry import Promotion, Registry
 from tests.pipelines.conftest import registered_versions
-from tests.pipelines.factories import (
-    make_round,
-)
+from tests.pipelines.factories import make_round
 
 TRACKING = TrackingConfig()
 Open = Callable[..., Lineage]
