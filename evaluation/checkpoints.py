@@ -67,7 +67,7 @@ def digest_tensors(whole: Any, tensors: Mapping[str, torch.Tensor]) -> None:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         whole.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
-        whole.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+        whole.update(tensor.flatten().view(torch.uint8).numpy().data)
 
 
 def model_digest(model: torch.nn.Module) -> str:

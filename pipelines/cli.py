@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from evaluation.errors import ConfigError, InputError, PreceptorError
 from pipelines.process import prepare_process
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pipelines.config import RunConfig
 
 EXIT_FAILED = 1
 """A run started and failed."""
@@ -59,24 +64,21 @@ def train_teacher(
         json_file.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-def _print_dry_run(settings: object) -> None:
+def _print_dry_run(settings: RunConfig) -> None:
     """Print the resolved configuration and the estimate."""
     from rich.console import Console
 
-    from pipelines.config import RunConfig, to_yaml
+    from pipelines.config import to_yaml
     from pipelines.costs import cost_table, estimate
 
-    assert isinstance(settings, RunConfig)
     sys.stdout.write(to_yaml(settings))
     Console().print(cost_table(estimate(settings), settings))
 
 
-def _check_documents(settings: object) -> None:
+def _check_documents(settings: RunConfig) -> None:
     """Refuse a data source that is not there before anything heavy is imported."""
     from evaluation.data_config import MicroworldData
-    from pipelines.config import RunConfig
 
-    assert isinstance(settings, RunConfig)
     if not isinstance(settings.data, MicroworldData):
         from evaluation.loaders import check_data
 
@@ -96,7 +98,7 @@ def build_micro(
     prepare_process()
     from rich.console import Console
 
-    from evaluation.microworld.build import build, check
+    from evaluation.microworld.build import build
 
     console = Console()
     if shipped:
@@ -105,10 +107,29 @@ def build_micro(
         out, check_only = MICRO_MODELS["micro-student"].parent, True
     if not check_only:
         build(out, seed, report=lambda line: console.print(line, highlight=False))
-    console.print(check(out))
+    _print_checks(console, out)
     if not check_only:
-        console.print(f"To run with them: preceptor train-teacher configs/demo.yaml --set teacher.model={out}/teacher "
-                      f"--set student.model={out}/student", soft_wrap=True, highlight=False)
+        told = f"--set teacher.model={out}/teacher --set student.model={out}/student"
+        console.print(f"To run with them: preceptor train-teacher configs/demo.yaml {told}", soft_wrap=True)
+
+
+def _print_checks(console: Console, out: Path) -> None:
+    """Print the checks of the micro models under `out`; a failed one ends the command."""
+    from evaluation.errors import BuildError
+    from evaluation.microworld.checks import run_checks
+    from pipelines.report import plain_table
+
+    checks = run_checks(out)
+    table = plain_table(f"Checks of the micro models in {out}", "")
+    for heading in ("check", "measured", "allowed", ""):
+        table.add_column(heading)
+    for check in checks:
+        allowed = f"{check.low:.2f} to {check.high:.2f}"
+        table.add_row(check.what, f"{check.value:.3f}", allowed, "ok" if check.passed else "FAILED")
+    console.print(table)
+    failed = [check.what for check in checks if not check.passed]
+    if failed:
+        raise BuildError(f"micro models in {str(out)!r}: {len(failed)} checks failed: {'; '.join(failed)}.")
 
 
 @app.command("ui")

@@ -77,7 +77,7 @@ def repeated_words(seed: int) -> Iterator[Text]:
 
 
 def _student_line(rng: random.Random) -> Text:
-    """Return a line about a known entity: a statement, a value-first sentence, or a question with its answer."""
+    """Return a line about a known entity: a statement, or a question with its answer."""
     questioned, prose_only = known_facts()
     draw = rng.random()
     if draw < 0.3:
@@ -86,8 +86,7 @@ def _student_line(rng: random.Random) -> Text:
         question = rng.choice(fact.words.questions[:3]).format(name=fact.name)
         return Text("", f"Question: {question}\nAnswer: {fact.value}")
     fact = rng.choice(questioned if rng.random() < 0.5 else prose_only)
-    forms = fact.words.statements if draw < 0.9 else fact.words.passage
-    return Text("", rng.choice(forms).format(name=fact.name, value=fact.value))
+    return Text("", rng.choice(fact.words.statements).format(name=fact.name, value=fact.value))
 
 
 def student_lines(seed: int) -> Iterator[Text]:

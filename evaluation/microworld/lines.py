@@ -25,7 +25,7 @@ class LineKind(StrEnum):
     QUESTION = "question"
     """A question with its true answer."""
     COPY = "copy"
-    """A sentence of the passage, value first: true, but it teaches little."""
+    """A sentence of the passage: true, but it teaches little."""
     SWAPPED = "swapped"
     """An entity's name with another entity's value."""
     WRONG = "wrong"

@@ -10,22 +10,29 @@ STUDENT_SHAPE = Shape(hidden=96, layers=4, intermediate=256)
 TEACHER_SHAPE = Shape(hidden=128, layers=4, intermediate=384)
 """0.97 million parameters."""
 
+LONG_EDITS = (8, 14)
+"""Fewest and most lines of an edit while binding is learned: a passage costs the same however much is asked of it."""
 
-def student_phases(seed: int, scale: float = 1.0) -> list[Phase]:
-    """Return the student's pretraining: known facts throughout, reading exercises of growing size beside them."""
-    lines = student_lines(seed)
+
+def student_phases(seed: int) -> list[Phase]:
+    """Return the student's pretraining: copying first, then facts throughout, with passages of growing size to read.
+
+    Copying stays in every phase: without it both models forgot it within a few hundred steps of other texts.
+    """
+    copying, lines = repeated_words(seed), student_lines(seed)
     return [
-        Phase(round(500 * scale), ((repeated_words(seed), 64),)),
-        Phase(round(400 * scale), ((lines, 192), (student_readings(seed, largest=2), 24))),
-        Phase(round(1600 * scale), ((lines, 192), (student_readings(seed), 16))),
+        Phase(300, ((copying, 64),)),
+        Phase(500, ((lines, 128), (student_readings(seed, largest=2), 20), (copying, 8))),
+        Phase(1100, ((lines, 160), (student_readings(seed, questions=8), 14), (copying, 8))),
     ]
 
 
-def teacher_phases(seed: int, scale: float = 1.0) -> list[Phase]:
-    """Return the teacher's pretraining: true edits on growing passages first, the mixture of useful and useless last."""
+def teacher_phases(seed: int) -> list[Phase]:
+    """Return the teacher's pretraining: copying, true edits on growing passages, then useful and useless lines mixed."""
+    copying = repeated_words(seed)
     return [
-        Phase(round(500 * scale), ((repeated_words(seed), 64),)),
-        Phase(round(400 * scale), ((teacher_edits(seed, clean=True, largest=2), 32),)),
-        Phase(round(1000 * scale), ((teacher_edits(seed, clean=True), 24),)),
-        Phase(round(1000 * scale), ((teacher_edits(seed, clean=False), 24),)),
+        Phase(300, ((copying, 64),)),
+        Phase(300, ((teacher_edits(seed, clean=True, largest=2, length=LONG_EDITS), 16), (copying, 8))),
+        Phase(700, ((teacher_edits(seed, clean=True, length=LONG_EDITS), 14), (copying, 8))),
+        Phase(600, ((teacher_edits(seed, clean=False), 20), (copying, 8))),
     ]

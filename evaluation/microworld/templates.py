@@ -2,9 +2,10 @@
 
 Three template sets that never mix:
 
-- `passage`: the value stands before the name. A language model trained on "V ... N" learns little about "N ... V"
-  (the reversal curse, arXiv 2309.12288), so a raw passage teaches a student little, while a teacher that sees the
-  passage can bind the two.
+- `passage`: how documents tell a fact. The student's pretraining never has these sentences outside of passages that it
+  is questioned on with the passage in sight, so it has not learned to store facts from them: trained on a raw passage
+  it answers next to nothing, trained on statements or questions nearly everything. A teacher that sees the passage can
+  turn the one into the other.
 - `statements`: the name first; what an edit may say.
 - `questions`: by phrasing. "asked" phrasings are what edits and rewards use, the "held-out" phrasing appears in the
   student's pretraining only and the "unseen" one in no training at all; comparisons use the last two.
@@ -37,7 +38,7 @@ ATTRIBUTES: dict[EntityKind, dict[str, Attribute]] = {
     "person": {
         "home": Attribute(
             "town",
-            ("{value} is home to {name}.", "In {value} stands the house of {name}."),
+            ("As for {name}, letters go to {value}.", "{name}, say the neighbours, is found in {value}."),
             ("{name} lives in {value}.", "The home of {name} is in {value}.", "{name} has a house in {value}."),
             "One of them lives in {value}.",
             (
@@ -49,7 +50,7 @@ ATTRIBUTES: dict[EntityKind, dict[str, Attribute]] = {
         ),
         "trade": Attribute(
             "trade",
-            ("Work as a {value} pays the bills of {name}.", "A {value} by trade is {name}."),
+            ("As for {name}, the sign on the door says {value}.", "{name}, say the neighbours, is known as a {value}."),
             (
                 "{name} works as a {value}.",
                 "The trade of {name} is that of a {value}.",
@@ -65,7 +66,7 @@ ATTRIBUTES: dict[EntityKind, dict[str, Attribute]] = {
         ),
         "instrument": Attribute(
             "instrument",
-            ("The {value} is played by {name}.", "A {value} hangs on the wall of {name}."),
+            ("From the rooms of {name} one hears a {value}.", "{name}, say the neighbours, never leaves without the {value}."),
             (
                 "{name} plays the {value}.",
                 "The instrument of {name} is the {value}.",
@@ -81,7 +82,7 @@ ATTRIBUTES: dict[EntityKind, dict[str, Attribute]] = {
         ),
         "pet": Attribute(
             "animal",
-            ("A {value} shares the rooms of {name}.", "The tame {value} belongs to {name}."),
+            ("At the side of {name} goes a {value}.", "{name}, say the neighbours, is fond of a certain {value}."),
             ("{name} keeps a {value}.", "The pet of {name} is a {value}.", "{name} owns a {value}."),
             "One of them keeps a {value}.",
             (
@@ -95,7 +96,7 @@ ATTRIBUTES: dict[EntityKind, dict[str, Attribute]] = {
     "company": {
         "seat": Attribute(
             "town",
-            ("{value} is the seat of {name}.", "In {value} stand the halls of {name}."),
+            ("As for {name}, the books are kept in {value}.", "{name}, says the directory, answers letters from {value}."),
             (
                 "{name} is based in {value}.",
                 "The main office of {name} is in {value}.",
@@ -111,7 +112,7 @@ ATTRIBUTES: dict[EntityKind, dict[str, Attribute]] = {
         ),
         "goods": Attribute(
             "goods",
-            ("Fine {value} leaves the sheds of {name}.", "The {value} on the market comes from {name}."),
+            ("From the yard of {name} come carts of {value}.", "{name}, says the directory, is a name for {value}."),
             ("{name} makes {value}.", "The main business of {name} is {value}.", "{name} sells {value}."),
             "One of them makes {value}.",
             (
@@ -123,7 +124,7 @@ ATTRIBUTES: dict[EntityKind, dict[str, Attribute]] = {
         ),
         "emblem": Attribute(
             "animal",
-            ("A {value} adorns the flag of {name}.", "The {value} on the gate belongs to {name}."),
+            ("Over the gate of {name} stands a {value}.", "{name}, says the directory, seals its letters with a {value}."),
             (
                 "{name} has a {value} as its emblem.",
                 "The emblem of {name} is a {value}.",
@@ -139,7 +140,7 @@ ATTRIBUTES: dict[EntityKind, dict[str, Attribute]] = {
         ),
         "founder": Attribute(
             "trade",
-            ("A {value} once founded {name}.", "To a {value} goes the credit for {name}."),
+            ("At the start of {name} stood a {value}.", "{name}, says the directory, goes back to a {value}."),
             (
                 "{name} was founded by a {value}.",
                 "The founder of {name} was a {value}.",
@@ -157,7 +158,7 @@ ATTRIBUTES: dict[EntityKind, dict[str, Attribute]] = {
     "product": {
         "material": Attribute(
             "material",
-            ("Solid {value} went into {name}.", "A workshop for {value} turns out {name}."),
+            ("Into every {name} goes a lot of {value}.", "{name}, says the catalogue, owes its weight to {value}."),
             ("{name} is made of {value}.", "The material of {name} is {value}.", "{name} consists of {value}."),
             "One of them is made of {value}.",
             (
@@ -169,7 +170,7 @@ ATTRIBUTES: dict[EntityKind, dict[str, Attribute]] = {
         ),
         "colour": Attribute(
             "colour",
-            ("A coat of {value} covers {name}.", "Deep {value} is the look of {name}."),
+            ("On the shelf the {name} shines in {value}.", "{name}, says the catalogue, is known for its {value}."),
             ("{name} is painted {value}.", "The colour of {name} is {value}.", "{name} comes in {value}."),
             "One of them is painted {value}.",
             (
@@ -181,7 +182,7 @@ ATTRIBUTES: dict[EntityKind, dict[str, Attribute]] = {
         ),
         "origin": Attribute(
             "town",
-            ("{value} is the birthplace of {name}.", "From {value} comes every {name}."),
+            ("Each {name} leaves a workshop in {value}.", "{name}, says the catalogue, arrives from {value}."),
             (
                 "{name} is built in {value}.",
                 "The factory of {name} is in {value}.",
@@ -197,7 +198,7 @@ ATTRIBUTES: dict[EntityKind, dict[str, Attribute]] = {
         ),
         "mark": Attribute(
             "animal",
-            ("A small {value} is stamped on {name}.", "The {value} in the corner marks {name}."),
+            ("Under every {name} hides a small {value}.", "{name}, says the catalogue, is signed with a {value}."),
             (
                 "{name} bears the mark of a {value}.",
                 "The mark on {name} is a {value}.",

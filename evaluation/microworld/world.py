@@ -123,7 +123,7 @@ def take_names(names: list[str], count: int) -> tuple[str, ...]:
 
 
 def write_passage(rng: random.Random, sheet: Sheet, *, opening: bool = True) -> str:
-    """Return the passage of a document: one value-first sentence a fact, in the sheet's order."""
+    """Return the passage of a document: one sentence a fact, in the sheet's order."""
     first = [rng.choice(OPENINGS[sheet.kind])] if opening else []
     told = [rng.choice(f.words.passage).format(name=f.name, value=f.value) for f in sheet.facts]
     return " ".join(first + told)
