@@ -130,7 +130,7 @@ def compare_variants(ws: Workspace, variants: Sequence[VariantRecord]) -> Compar
         seed=ws.seed("bootstrap"),
     )
     return ComparisonRecord(
-        documents=found.documents,
+        documents=len(found.documents),
         variants={name: Interval(mean=i.mean, low=i.low, high=i.high) for name, i in found.variants.items()},
         gains={_gain_name(name): Interval(mean=i.mean, low=i.low, high=i.high) for name, i in found.gains.items()},
         confidence=settings.confidence,

@@ -51,7 +51,9 @@ def prepare_process(work_dir: Path | None = None) -> None:
     for name, value in {**_QUIET, **_PREFECT}.items():
         os.environ.setdefault(name, value)
     if work_dir is not None:
-        os.environ.setdefault("PREFECT_HOME", str(work_dir.resolve() / "prefect"))
+        home = work_dir.resolve() / "prefect"
+        home.mkdir(parents=True, exist_ok=True)  # Prefect's server does not start without it
+        os.environ.setdefault("PREFECT_HOME", str(home))
     if sys.platform == "linux":
         try:
             mallopt = ctypes.CDLL("libc.so.6").mallopt
