@@ -54,10 +54,16 @@ def train_teacher(
     if dry_run:
         _print_dry_run(settings)
         return
-    _check_documents(settings)
-    prepare_process(work_dir)
+    from pipelines.documents import load_documents
+    from pipelines.embedded import exclusive, hide_own_tracebacks
+
+    # Both are checked again by the flow; here they are refused before Prefect and its server start.
+    load_documents(settings)
+    with exclusive(work_dir):
+        prepare_process(work_dir)
     from pipelines.train_teacher import train_teacher as flow
 
+    hide_own_tracebacks()
     result = flow(str(config), list(set_ or ()), str(work_dir))
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
@@ -73,16 +79,6 @@ def _print_dry_run(settings: RunConfig) -> None:
 
     sys.stdout.write(to_yaml(settings))
     Console().print(cost_table(estimate(settings), settings))
-
-
-def _check_documents(settings: RunConfig) -> None:
-    """Refuse a data source that is not there before anything heavy is imported."""
-    from evaluation.data_config import MicroworldData
-
-    if not isinstance(settings.data, MicroworldData):
-        from evaluation.loaders import check_data
-
-        check_data(settings.data)
 
 
 @app.command("build-micro")

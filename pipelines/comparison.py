@@ -35,14 +35,14 @@ PAIRS = (
 
 def base_variant(ws: Workspace, units: Units, tasks: Sequence[KnowledgeTask]) -> VariantRecord:
     """Return the student without any update."""
-    scores = base_scores(ws, units, tasks, "comparison")
+    scores = base_scores(units, tasks, "comparison").replicates
     return VariantRecord(
         name="base",
         label="base student, no update",
         candidates=(),
-        accuracy={name: score.accuracy for name, score in scores.items() if score.accuracy is not None},
-        phrasings=_by_phrasing(ws, list(scores.values())),
-        failures=_failures(list(scores.values())),
+        accuracy={score.document_id: score.accuracy for score in scores if score.accuracy is not None},
+        phrasings=_by_phrasing(ws, scores),
+        failures=_failures(scores),
     )
 
 
@@ -56,9 +56,7 @@ def teacher_variant(
     ws: Workspace, units: Units, name: str, label: str, policy: str | None, prompt: str, tasks: Sequence[KnowledgeTask]
 ) -> VariantRecord:
     """Return the student trained on the self-edits of a teacher at a saved state."""
-    sampling = units.sample(
-        policy, prompt, tasks, n=ws.config.comparison.edits, seed=ws.seed("sample", "comparison")
-    )
+    sampling = units.sample(policy, prompt, tasks, n=ws.config.comparison.edits, seed=ws.seed("sample", "comparison"))
     return _scored(ws, units, name, label, sampling, tasks)
 
 
@@ -152,7 +150,7 @@ def _scored(
     tasks: Sequence[KnowledgeTask],
 ) -> VariantRecord:
     """Return the variant whose self-edits are given."""
-    replicates = units.replicates(update_requests(ws, sampling, "comparison", 1), "comparison")
+    replicates = units.banks(update_requests(ws, sampling, "comparison", 1), "comparison").replicates
     candidates = judge(ws, sampling, replicates, {})
     by_document: dict[str, list[float]] = defaultdict(list)
     for replicate in replicates:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,3 +95,18 @@ def close_stale_flow_runs(flow_name: str, own_id: str) -> int:
         for run in stale:
             client.set_flow_run_state(run.id, Crashed(message="The process was killed."), force=True)
     return len(stale)
+
+
+class _WithoutTraceback(logging.Filter):
+    """Takes the traceback off Prefect's lines about our own errors; whatever else fails keeps it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], PreceptorError):
+            record.exc_info = record.exc_text = None
+        return True
+
+
+def hide_own_tracebacks() -> None:
+    """Let Prefect report the project's own errors in a line, since their text is meant for the user as it is."""
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(_WithoutTraceback())

@@ -1,4 +1,4 @@
-"""The same run over several seeds, and one table of what they show: `python -m pipelines.evidence CONFIG --seeds 0 1 2`."""
+"""One run over several seeds, and a table of what they show: `python -m pipelines.evidence CONFIG --seeds 0 1 2`."""
 
 from __future__ import annotations
 

@@ -54,6 +54,9 @@ def prepare_process(work_dir: Path | None = None) -> None:
         home = work_dir.resolve() / "prefect"
         home.mkdir(parents=True, exist_ok=True)  # Prefect's server does not start without it
         os.environ.setdefault("PREFECT_HOME", str(home))
+        # Prefect derives these from the home in its own defaults, not from the one in the environment.
+        os.environ.setdefault("PREFECT_LOCAL_STORAGE_PATH", str(home / "storage"))
+        os.environ.setdefault("PREFECT_MEMO_STORE_PATH", str(home / "memo_store.toml"))
     if sys.platform == "linux":
         try:
             mallopt = ctypes.CDLL("libc.so.6").mallopt

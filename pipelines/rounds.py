@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 
 from evaluation.tasks import KnowledgeTask
 from pipelines.diagnostics import edit_notes
-from pipelines.records import CandidateRecord, ReplicateRecord, RoundRecord, SamplingRecord
+from pipelines.records import BankRecord, CandidateRecord, RoundRecord, SamplingRecord
 from pipelines.units import Units
 from pipelines.work import QuestionSet, UpdateRequest, groups_of, judge
 from pipelines.workspace import Workspace
@@ -28,12 +27,9 @@ def update_requests(ws: Workspace, sampling: SamplingRecord, purpose: str, repli
     ]
 
 
-def base_scores(
-    ws: Workspace, units: Units, tasks: Sequence[KnowledgeTask], questions: QuestionSet
-) -> dict[str, ReplicateRecord]:
-    """Return the scores of the student without an update, by document id."""
-    requests = [UpdateRequest(task.id, 0, None, 0) for task in tasks]
-    return {record.document_id: record for record in units.replicates(requests, questions)}
+def base_scores(units: Units, tasks: Sequence[KnowledgeTask], questions: QuestionSet) -> BankRecord:
+    """Return the scores of the student without an update, in the order of the tasks."""
+    return units.banks([UpdateRequest(task.id, 0, None, 0) for task in tasks], questions)
 
 
 def run_round(ws: Workspace, units: Units, number: int, policy: str | None) -> RoundRecord:
@@ -47,16 +43,10 @@ def run_round(ws: Workspace, units: Units, number: int, policy: str | None) -> R
     """
     teacher = ws.config.teacher
     tasks = ws.round_documents(number)
-    sampling = units.sample(
-        policy, teacher.prompt, tasks, n=teacher.samples, seed=ws.seed("sample", f"round {number}")
-    )
-    started = time.perf_counter()
-    replicates = units.replicates(
-        update_requests(ws, sampling, f"round {number}", ws.config.loop.replicates), "rewards"
-    )
-    base = base_scores(ws, units, tasks, "rewards")
-    updating = time.perf_counter() - started
-    candidates = judge(ws, sampling, replicates, base)
+    sampling = units.sample(policy, teacher.prompt, tasks, n=teacher.samples, seed=ws.seed("sample", f"round {number}"))
+    updates = units.banks(update_requests(ws, sampling, f"round {number}", ws.config.loop.replicates), "rewards")
+    base = base_scores(units, tasks, "rewards")
+    candidates = judge(ws, sampling, updates.replicates, {record.document_id: record for record in base.replicates})
     selection = select_examples(groups_of(ws, teacher.prompt, candidates), teacher.learning)
     learning = units.learn(policy, selection.examples, seed=ws.seed("learn", number))
     return RoundRecord(
@@ -67,7 +57,7 @@ def run_round(ws: Workspace, units: Units, number: int, policy: str | None) -> R
         mean_reward=_mean([c.reward for c in candidates]),
         base_reward=_mean([c.base_reward for c in candidates]),
         learning=learning,
-        seconds={"sample": sampling.seconds, "update": updating, "learn": learning.seconds},
+        seconds={"sample": sampling.seconds, "update": updates.seconds + base.seconds, "learn": learning.seconds},
         notes=edit_notes(ws, sampling.edits),
     )
 

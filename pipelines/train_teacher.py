@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from prefect import flow
 from prefect.context import get_run_context
 from rich.console import Console
 
+from evaluation.errors import LineageError
 from pipelines import comparison as compared
 from pipelines.config import RunConfig, load_config, to_yaml
 from pipelines.embedded import close_stale_flow_runs, exclusive, record_server, stop_orphans
@@ -17,7 +19,7 @@ from pipelines.lineage import Lineage
 from pipelines.lineage_store import flatten_params, run_tags
 from pipelines.plots import plot_accuracy, plot_rewards
 from pipelines.progress import Reporter
-from pipelines.records import ComparisonRecord, Interval, RoundRecord, RunResult, VariantRecord
+from pipelines.records import ComparisonRecord, RoundRecord, RunResult, VariantRecord
 from pipelines.report import closing, next_notes, print_report, round_line
 from pipelines.rounds import run_round
 from pipelines.units import Units
@@ -60,7 +62,8 @@ def train_teacher(config_path: str, overrides: list[str] | None = None, work_dir
             try:
                 result, comparison, variants = _train_and_compare(run)
             except BaseException:
-                lineage.finish("FAILED")
+                with suppress(LineageError):  # the first failure is the one to report
+                    lineage.finish("FAILED")
                 raise
         last_words = closing(result, place, Path(config_path), {"Prefect flow run": flow_run})
         print_report(console, comparison, variants, last_words)
@@ -157,7 +160,7 @@ def _log_variants(run: _Run, variants: list[VariantRecord], comparison: Comparis
             place,
             digest=place.name,
             tags={"preceptor.documents": str(len(record.accuracy)), "preceptor.student": run.ws.student_digest},
-            metrics={"eval/accuracy": mean},
+            metrics={"eval/joint_accuracy": mean},
         )
         run.reporter.say(f"one student for all {len(record.accuracy)} documents: {100 * mean:.1f} % (registered)")
 
@@ -208,6 +211,3 @@ def _figures(
     rewards = place / "rewards.png"
     plot_rewards(rounds, rewards)
     return [rewards, accuracy]
-
-
-__all__ = ["FLOW_NAME", "Interval", "train_teacher"]

@@ -18,7 +18,7 @@ from evaluation.digests import digest_json
 from evaluation.tasks import KnowledgeTask
 from pipelines import work
 from pipelines.progress import Reporter
-from pipelines.records import BankRecord, LearningRecord, ReplicateRecord, SamplingRecord
+from pipelines.records import BankRecord, LearningRecord, SamplingRecord
 from pipelines.work import QuestionSet, UpdateRequest
 from pipelines.workspace import Workspace
 from student.config import UpdateRecipe
@@ -122,12 +122,13 @@ class Units:
         self._reporter.done()
         return record, place
 
-    def replicates(self, requests: Sequence[UpdateRequest], questions: QuestionSet) -> list[ReplicateRecord]:
-        """Return the scores of any number of updates, bank by bank."""
+    def banks(self, requests: Sequence[UpdateRequest], questions: QuestionSet) -> BankRecord:
+        """Return the scores of any number of updates, bank by bank, and the seconds that all of them took."""
         slots = self._ws.config.student.bank_slots
         parts = [requests[start : start + slots] for start in range(0, len(requests), slots)]
         banks = [self.bank(part, questions)[0] for part in parts]
-        return [replicate for bank in banks for replicate in bank.replicates]
+        replicates = tuple(replicate for bank in banks for replicate in bank.replicates)
+        return BankRecord(replicates=replicates, seconds=sum(bank.seconds for bank in banks))
 
     def learn(self, policy: str | None, examples: Sequence[WeightedExample], *, seed: int) -> LearningRecord:
         """Return the teacher's step from a saved state; the new state is in the work directory."""

@@ -145,7 +145,13 @@ def run_bank(
 
 
 def run_joint(
-    ws: Workspace, edits: Sequence[SelfEdit], tasks: Sequence[KnowledgeTask], recipe: UpdateRecipe, *, seed: int, keep: Path
+    ws: Workspace,
+    edits: Sequence[SelfEdit],
+    tasks: Sequence[KnowledgeTask],
+    recipe: UpdateRecipe,
+    *,
+    seed: int,
+    keep: Path,
 ) -> BankRecord:
     """Return the scores, document by document, of one adapter that is trained on all self-edits together.
 
@@ -249,9 +255,7 @@ def judge(
         outcome = no_reward(RewardFailure.PARSE_FAILED) if edit.edit is None else _reward(ws, mine)
         floor = _reward(ws, [base[edit.document_id]]).value if edit.document_id in base else None
         candidates.append(
-            CandidateRecord(
-                edit=edit, replicates=mine, reward=outcome.value, reason=outcome.reason, base_reward=floor
-            )
+            CandidateRecord(edit=edit, replicates=mine, reward=outcome.value, reason=outcome.reason, base_reward=floor)
         )
     return candidates
 
@@ -272,9 +276,7 @@ def groups_of(ws: Workspace, prompt: str, candidates: Sequence[CandidateRecord])
     ]
 
 
-def learn_round(
-    ws: Workspace, policy: str | None, examples: Sequence[WeightedExample], *, seed: int
-) -> LearningRecord:
+def learn_round(ws: Workspace, policy: str | None, examples: Sequence[WeightedExample], *, seed: int) -> LearningRecord:
     """Return the step of the teacher from a saved state on a round's examples; the new state is saved.
 
     Args:

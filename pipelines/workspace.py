@@ -8,10 +8,9 @@ from typing import Any
 
 from evaluation.checkpoints import Checkpoint, load_checkpoint, model_digest
 from evaluation.digests import derive_seed, digest_json
-from evaluation.errors import ConfigError
-from evaluation.splits import load_split
 from evaluation.tasks import Document, KnowledgeTask, Split
 from pipelines.config import RunConfig
+from pipelines.documents import load_documents
 from pipelines.records import RECORDS_VERSION
 from teacher.policy import TeacherPolicy
 from teacher.prompts import prompt_template
@@ -35,10 +34,11 @@ class Workspace:
 
         Raises:
             InputError: The documents were refused.
+            ConfigError: They are too few for a round.
         """
         self.config = config
         self.work_dir = work_dir
-        self.split: Split = load_split(config.data)
+        self.split: Split = load_documents(config)
         self.tasks: dict[str, KnowledgeTask] = {task.id: task for side in self.split for task in side}
         self.code_digest = code_digest()
         self._policy_name: str | None = None
@@ -120,11 +120,6 @@ class Workspace:
         import random
 
         train, size = self.split.train, self.config.loop.documents
-        if size > len(train):
-            raise ConfigError(
-                f"loop.documents: got {size}, but there are only {len(train)} training documents. Lower it, or give "
-                "more documents."
-            )
         rounds_in_pass = len(train) // size
         order = list(train)
         random.Random(self.seed("documents", number // rounds_in_pass)).shuffle(order)

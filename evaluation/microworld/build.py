@@ -29,8 +29,13 @@ def build_one(role: Role, out: Path, seed: int) -> Path:
     shape = recipes.STUDENT_SHAPE if student else recipes.TEACHER_SHAPE
     phases = recipes.student_phases(seed) if student else recipes.teacher_phases(seed)
     model = new_model(shape, tokenizer, seed)
-    pretrain(model, tokenizer, phases, report=lambda line: print(f"{role:8s}{line}", flush=True))
     directory = out / role
+
+    def report(line: str) -> None:
+        print(f"{role:8s}{line}", flush=True)
+        model.save_pretrained(directory)
+
+    pretrain(model, tokenizer, phases, report=report)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory

@@ -19,6 +19,7 @@ from evaluation.tasks import Question
 _SEED = 7
 _DOCUMENTS = 24
 _FACTS = 300
+"""Most facts to ask for on each side of the known ones."""
 _EDITS = 4
 """Sampled for each document."""
 
@@ -51,7 +52,7 @@ def run_checks(directory: Path) -> list[Check]:
 
 def _student_checks(student: Checkpoint, documents: Sequence[WorldDocument]) -> list[Check]:
     rng = random.Random(_SEED)
-    questioned, prose_only = (rng.sample(facts, _FACTS) for facts in known_facts())
+    questioned, prose_only = (rng.sample(facts, min(_FACTS, len(facts))) for facts in known_facts())
     new = [fact for document in documents for fact in document.sheet.facts]
     plain = AnswerFormat()
 

@@ -115,6 +115,28 @@ def student_readings(seed: int, *, largest: int = ENTITIES_PER_DOCUMENT, questio
         yield Text(f"Passage: {write_passage(rng, sheet)}", "\n" + "\n".join(asked))
 
 
+def bound_values(seed: int, pool: Pool, *, largest: int, attributes: int) -> Iterator[Text]:
+    """Yield passages without end, each followed by its facts in another order, name before value.
+
+    The shortest text from which a model learns to look a value up by name: with one attribute a passage, the value is
+    asked for right after the name, and 100 steps took value accuracy on four entities from chance to 0.96. Whole edits
+    had not done it in 1,500 steps, nor had these texts with the attribute's word in between from the start.
+
+    Args:
+        seed: Of all choices.
+        pool: Names to use.
+        largest: Most entities in a passage.
+        attributes: 1, or 2 for passages of one or two attributes with the word for the value's class after the name.
+    """
+    rng = random.Random(f"bound-values:{seed}:{pool}:{largest}:{attributes}")
+    while True:
+        sheet = _invented_sheet(rng, pool, rng.randint(1, largest), rng.randint(1, attributes))
+        told = rng.sample(sheet.facts, len(sheet.facts))
+        middle = [f" {fact.words.values}" if attributes > 1 else "" for fact in told]
+        listed = (f"{fact.name}{word} {fact.value}." for fact, word in zip(told, middle, strict=True))
+        yield Text(write_passage(rng, sheet), " " + " ".join(listed))
+
+
 def teacher_prompt(passage: str, mixture: str) -> str:
     """Return the micro teacher's prompt for a passage."""
     return f"Passage: {passage}\n{EDIT_HEADINGS[mixture]}\n"

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from evaluation.microworld.corpora import repeated_words, student_lines, student_readings, teacher_edits
+from collections.abc import Iterator
+
+from evaluation.microworld.corpora import (
+    Text,
+    bound_values,
+    repeated_words,
+    student_lines,
+    student_readings,
+    teacher_edits,
+)
 from evaluation.microworld.pretraining import Phase, Shape
+from evaluation.microworld.world import Pool
 
 STUDENT_SHAPE = Shape(hidden=96, layers=4, intermediate=256)
 """0.53 million parameters."""
@@ -14,25 +24,35 @@ LONG_EDITS = (8, 14)
 """Fewest and most lines of an edit while binding is learned: a passage costs the same however much is asked of it."""
 
 
-def student_phases(seed: int) -> list[Phase]:
-    """Return the student's pretraining: copying first, then facts throughout, with passages of growing size to read.
+def _looking_up(seed: int, pool: Pool) -> list[Phase]:
+    """Return the phases that both models begin with: copying, then looking values up by name."""
+    copying = repeated_words(seed)
 
-    Copying stays in every phase: without it both models forgot it within a few hundred steps of other texts.
-    """
-    copying, lines = repeated_words(seed), student_lines(seed)
+    def binding(largest: int, attributes: int) -> tuple[Iterator[Text], int]:
+        return bound_values(seed, pool, largest=largest, attributes=attributes), 40
+
     return [
-        Phase(300, ((copying, 64),)),
-        Phase(500, ((lines, 128), (student_readings(seed, largest=2), 20), (copying, 8))),
-        Phase(1100, ((lines, 160), (student_readings(seed, questions=8), 14), (copying, 8))),
+        Phase(220, ((copying, 64),)),
+        Phase(150, (binding(2, 1),)),
+        Phase(250, (binding(4, 1),)),
+        Phase(250, (binding(4, 2), (copying, 4))),
+    ]
+
+
+def student_phases(seed: int) -> list[Phase]:
+    """Return the student's pretraining: looking up, then facts, with passages to be questioned on beside them."""
+    lines, readings = student_lines(seed), student_readings(seed, questions=8)
+    return [
+        *_looking_up(seed, "context"),
+        Phase(950, ((lines, 192), (readings, 10), (repeated_words(seed), 4))),
     ]
 
 
 def teacher_phases(seed: int) -> list[Phase]:
-    """Return the teacher's pretraining: copying, true edits on growing passages, then useful and useless lines mixed."""
+    """Return the teacher's pretraining: looking up, true edits, then useful and useless lines mixed."""
     copying = repeated_words(seed)
     return [
-        Phase(300, ((copying, 64),)),
-        Phase(300, ((teacher_edits(seed, clean=True, largest=2, length=LONG_EDITS), 16), (copying, 8))),
-        Phase(700, ((teacher_edits(seed, clean=True, length=LONG_EDITS), 14), (copying, 8))),
-        Phase(600, ((teacher_edits(seed, clean=False), 20), (copying, 8))),
+        *_looking_up(seed, "teacher"),
+        Phase(710, ((teacher_edits(seed, clean=True, length=LONG_EDITS), 16), (copying, 4))),
+        Phase(400, ((teacher_edits(seed, clean=False), 20), (copying, 4))),
     ]

@@ -66,7 +66,10 @@ ATTRIBUTES: dict[EntityKind, dict[str, Attribute]] = {
         ),
         "instrument": Attribute(
             "instrument",
-            ("From the rooms of {name} one hears a {value}.", "{name}, say the neighbours, never leaves without the {value}."),
+            (
+                "From the rooms of {name} one hears a {value}.",
+                "{name}, say the neighbours, never leaves without the {value}.",
+            ),
             (
                 "{name} plays the {value}.",
                 "The instrument of {name} is the {value}.",
@@ -96,7 +99,10 @@ ATTRIBUTES: dict[EntityKind, dict[str, Attribute]] = {
     "company": {
         "seat": Attribute(
             "town",
-            ("As for {name}, the books are kept in {value}.", "{name}, says the directory, answers letters from {value}."),
+            (
+                "As for {name}, the books are kept in {value}.",
+                "{name}, says the directory, answers letters from {value}.",
+            ),
             (
                 "{name} is based in {value}.",
                 "The main office of {name} is in {value}.",
@@ -124,7 +130,10 @@ ATTRIBUTES: dict[EntityKind, dict[str, Attribute]] = {
         ),
         "emblem": Attribute(
             "animal",
-            ("Over the gate of {name} stands a {value}.", "{name}, says the directory, seals its letters with a {value}."),
+            (
+                "Over the gate of {name} stands a {value}.",
+                "{name}, says the directory, seals its letters with a {value}.",
+            ),
             (
                 "{name} has a {value} as its emblem.",
                 "The emblem of {name} is a {value}.",

@@ -1,4 +1,4 @@
-"""The micro models' tokenizer: byte-level BPE in which every word of the world is one token and any other text is bytes.
+"""The micro models' tokenizer: byte-level BPE in which every word of the world is one token, any other text is bytes.
 
 The word list is exact, not learned: with `ignore_merges` (as in Llama 3) a word in the vocabulary is taken whole and
 everything else falls back to its bytes, so that no text is ever unknown and real documents round-trip.
@@ -9,15 +9,17 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from evaluation.microworld.lines import FILLERS
-from evaluation.microworld.templates import ATTRIBUTES, OPENINGS
+from evaluation.microworld.templates import ATTRIBUTES, FILLERS, OPENINGS
 from evaluation.microworld.vocabulary import NAME_PARTS, VALUES
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
 CONTEXT_TOKENS = 1024
 """Longest text that the micro models take, in tokens."""
 
-FRAME = "Passage: x\nImplications:\n- x\nRewritten passages:\n- x\nQuestions and answers:\n- Question: x\nAnswer: x Answer: x"
+FRAME = (
+    "Passage: x\nImplications:\n- x\nRewritten passages:\n- x\nQuestions and answers:\n"
+    "- Question: x\nAnswer: x Answer: x"
+)
 """All the words that prompts put around passages, questions and answers."""
 
 
@@ -25,8 +27,8 @@ def _world_texts() -> list[str]:
     """Return texts in which every word of the world occurs in every position that it can take."""
     sentences = [FRAME, *FILLERS, *itertools.chain(*OPENINGS.values())]
     for attributes in ATTRIBUTES.values():
-        for words in attributes.values():
-            sentences += [*words.passage, *words.statements, words.anonymous, *words.questions]
+        for forms in attributes.values():
+            sentences += [*forms.passage, *forms.statements, forms.anonymous, *forms.questions]
     texts = [text.format(name="x", value="x") if "{" in text else text for text in sentences]
     words = [*itertools.chain(*VALUES.values()), *itertools.chain(*itertools.chain(*NAME_PARTS.values()))]
     return texts + [f"- {text}" for text in texts] + words

@@ -1,8 +1,10 @@
 """Words of the micro-world: invented names, and the closed classes from which attribute values come.
 
-Every value is one word that begins with a consonant sound, so that "a" is right in front of it, and no word is in two
-classes, so that a value alone tells which kind of attribute it belongs to.
+Every value is one word, and no word is in two classes, so that a value alone tells which kind of attribute it belongs
+to. In the classes whose sentences put "a" in front of a value, every value begins with a consonant sound.
 """
+
+# ruff: noqa: SIM905 - lists of words are easier to read and to extend as running text.
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@ import random
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
+from evaluation.errors import InputError
 from evaluation.microworld.templates import ATTRIBUTES, OPENINGS, PHRASINGS, Attribute
 from evaluation.microworld.vocabulary import ENTITY_KINDS, NAME_PARTS, VALUES, EntityKind
-from evaluation.errors import InputError
 from evaluation.tasks import Document, KnowledgeTask, Question
 
 WORLD_SEED = 20261122
@@ -21,10 +21,10 @@ WORLD_SEED = 20261122
 
 Pool = Literal["known", "context", "teacher", "train", "development", "test"]
 POOL_SHARES: dict[Pool, float] = {
-    "known": 0.04,
+    "known": 0.02,
     "context": 0.22,
     "teacher": 0.22,
-    "train": 0.32,
+    "train": 0.34,
     "development": 0.05,
     "test": 0.15,
 }

@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from evaluation.checkpoints import MICRO_MODELS
+from evaluation.errors import ModelError
+from evaluation.microworld import recipes
+from evaluation.microworld.build import ROLES, Role, build_one
+from evaluation.microworld.checks import Check, run_checks
+from evaluation.microworld.corpora import Text, repeated_words, student_lines
+from evaluation.microworld.pretraining import (
+    CONTENT_WEIGHT,
+    Batcher,
+    Phase,
+    Shape,
+    content_tokens,
+    new_model,
+    pretrain,
+    weighted_loss,
+)
+from evaluation.microworld.templates import ATTRIBUTES, FILLERS, OPENINGS
+from evaluation.microworld.tokenizer import CONTEXT_TOKENS, SPECIAL_TOKENS, build_tokenizer
+from evaluation.microworld.vocabulary import ENTITY_KINDS, NAME_PARTS, VALUES
+
+MODELS = MICRO_MODELS["micro-student"].parent
+TINY = Shape(hidden=32, layers=1, intermediate=32)
+TOKENIZER = build_tokenizer()
+CHECKS = (
+    "student answers on entities it saw questions about",
+    "student answers on entities it only saw in prose",
+    "the same in the held-out phrasing",
+    "the same in a phrasing it never saw",
+    "student answers on new entities (chance is 0.04)",
+    "student reads answers on new entities from the passage",
+    "teacher copies unseen names correctly, share of lines",
+    "teacher's likeliest value is the right one",
+    "untrained teacher: useful lines",
+    "untrained teacher: copies of the passage",
+    "untrained teacher: nameless lines",
+    "untrained teacher: filler",
+    "untrained teacher: swapped or wrong values",
+    "untrained teacher: broken lines",
+)
+
+
+def ids_of(text: str) -> list[int]:
+    ids: list[int] = TOKENIZER(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def filled_sentences() -> list[str]:
+    """Return every form of the world, filled with a name and a value."""
+    sentences = [*FILLERS, *itertools.chain(*OPENINGS.values())]
+    for kind in ENTITY_KINDS:
+        name = " ".join(part[0] for part in NAME_PARTS[kind])
+        for words in ATTRIBUTES[kind].values():
+            questions = [f"Question: {q} Answer: {{value}}" for q in words.questions]
+            forms = [*words.passage, *words.statements, words.anonymous, *questions]
+            sentences += [form.format(name=name, value=VALUES[words.values][0]) for form in forms]
+    return sentences
+
+
+def words_of_the_world() -> list[str]:
+    return [*itertools.chain(*VALUES.values()), *itertools.chain(*itertools.chain(*NAME_PARTS.values()))]
+
+
+# Tokenizer
+
+
+def test_tokenizer_names_and_values_are_one_token_wherever_they_stand() -> None:
+    for word in [*words_of_the_world(), *VALUES]:
+        (alone,) = ids_of(word)
+        assert ids_of(f"{word} {word}") == [alone, alone]
+        assert ids_of(f"- {word}.")[1:-1] == [alone]
+
+
+@pytest.mark.parametrize("prefix", ["", "- ", "Passage: ", "Answer: x\n- "])
+def test_tokenizer_words_of_sentences_are_one_token(prefix: str) -> None:
+    """One token for each word and mark, the line break and the prefix's own tokens aside."""
+    for sentence in filled_sentences():
+        pieces = TOKENIZER.backend_tokenizer.pre_tokenizer.pre_tokenize_str(prefix + sentence)
+        assert len(ids_of(prefix + sentence)) == len(pieces), sentence
+
+
+def test_tokenizer_sentences_are_short() -> None:
+    assert max(len(ids_of(sentence)) for sentence in filled_sentences()) < 25
+
+
+def test_tokenizer_starts_texts_with_bos() -> None:
+    assert TOKENIZER("Bram Dahl")["input_ids"] == [TOKENIZER.bos_token_id, *ids_of("Bram Dahl")]
+    assert [TOKENIZER.pad_token_id, TOKENIZER.bos_token_id, TOKENIZER.eos_token_id] == [0, 1, 2]
+
+
+def assert_round_trip(text: str, tokenizer: Any = TOKENIZER) -> None:
+    expected = text if text.startswith(" ") or not text else f" {text}"
+    assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == expected
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text().filter(lambda text: not any(token in text for token in SPECIAL_TOKENS)))
+def test_tokenizer_any_text_round_trips(text: str) -> None:
+    assert_round_trip(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Alle Menschen sind frei und gleich an Würde und Rechten geboren.\n\n„Öl“ – 10 °C, Maßstab 1:5.",
+        "人人生而自由，在尊严和权利上一律平等。すべての人間は、生まれながらにして自由である。",
+        "def f(x):\n\treturn {'a': x ** 2}  # naïve 🙂\r\n",
+        "It 's n't spaced , as usual . Is it ?",
+    ],
+    ids=["german", "cjk", "code", "spaces before marks"],
+)
+def test_tokenizer_real_text_round_trips(text: str) -> None:
+    assert_round_trip(text)
+    assert TOKENIZER.unk_token_id is None
+
+
+def test_tokenizer_builds_are_equal_and_survive_saving(tmp_path: Path) -> None:
+    again = build_tokenizer()
+    assert again.backend_tokenizer.to_str() == TOKENIZER.backend_tokenizer.to_str()
+    TOKENIZER.save_pretrained(tmp_path)
+    opened = AutoTokenizer.from_pretrained(tmp_path)
+    texts = [*filled_sentences(), "Größe 東京 \n x", "  two  spaces", ""]
+    assert opened(texts)["input_ids"] == TOKENIZER(texts)["input_ids"]
+    assert opened.model_max_length == CONTEXT_TOKENS
+    assert_round_trip("Größe , 東京 .", opened)
+
+
+# Batches and pretraining
+
+
+def test_batcher_weighs_what_is_learned_only() -> None:
+    texts = [Text("Passage: Bram Dahl", " lives in Velmora."), Text("", "Kira Voss keeps a cat.")]
+    batch = Batcher(TOKENIZER)(texts)
+    content = CONTENT_WEIGHT
+    # bos, Passage, :, Bram, Dahl | lives, in, Velmora, ., eos
+    assert batch.weights[0].tolist() == [0.0] * 5 + [1.0, 1.0, content, 1.0, 1.0]
+    # bos | Kira, Voss, keeps, a, cat, ., eos, pad, pad
+    assert batch.weights[1].tolist() == [0.0, content, content, 1.0, 1.0, content, 1.0, 1.0, 0.0, 0.0]
+    assert CONTENT_WEIGHT == 4.0
+    assert batch.ids[:, 0].tolist() == [TOKENIZER.bos_token_id] * 2
+    assert batch.ids[0, -1] == batch.ids[1, 7] == TOKENIZER.eos_token_id
+    assert batch.ids[1, 8:].tolist() == [TOKENIZER.pad_token_id] * 2
+    assert batch.mask.tolist() == [[1] * 10, [1] * 8 + [0] * 2]
+
+
+def test_content_tokens_are_names_and_values_alone() -> None:
+    marked = {TOKENIZER.decode([i]).strip() for i in content_tokens(TOKENIZER).nonzero().flatten().tolist()}
+    assert marked == set(words_of_the_world())
+
+
+def test_weighted_loss_is_the_weighted_mean_of_token_losses() -> None:
+    model = new_model(TINY, TOKENIZER, seed=0)
+    batch = Batcher(TOKENIZER)([*itertools.islice(student_lines(0), 3), *itertools.islice(repeated_words(0), 2)])
+    with torch.no_grad():
+        logits = model(input_ids=batch.ids, attention_mask=batch.mask).logits[:, :-1]
+        losses = -logits.log_softmax(-1).gather(-1, batch.ids[:, 1:, None])[..., 0]
+        expected = (losses * batch.weights[:, 1:]).sum() / batch.weights[:, 1:].sum()
+        assert weighted_loss(model, batch).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_new_model_depends_on_its_seed_and_leaves_the_global_generator_alone() -> None:
+    state = torch.get_rng_state()
+    one, same, other = (new_model(TINY, TOKENIZER, seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(one[key], same[key]) for key in one)
+    assert not torch.equal(one["model.embed_tokens.weight"], other["model.embed_tokens.weight"])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def tiny_phases(seed: int) -> list[Phase]:
+    return [Phase(12, ((student_lines(seed), 8), (repeated_words(seed), 2))), Phase(8, ((student_lines(seed + 1), 8),))]
+
+
+def pretrained_tiny(seed: int) -> tuple[Any, list[str]]:
+    model, lines = new_model(TINY, TOKENIZER, seed), list[str]()
+    pretrain(model, TOKENIZER, tiny_phases(seed), report=lines.append, report_every=10)
+    return model, lines
+
+
+def test_pretrain_lowers_the_loss() -> None:
+    """20 steps bring new lines from log(V) = 6.8 nats down by several tenths."""
+    batch = Batcher(TOKENIZER)(list(itertools.islice(student_lines(99), 64)))
+    trained, lines = pretrained_tiny(0)
+    with torch.no_grad():
+        before, after = (weighted_loss(model, batch).item() for model in (new_model(TINY, TOKENIZER, 0), trained))
+    assert after < before - 0.1
+    assert [line.split("  ")[0] for line in lines] == ["step 10/20", "step 20/20"]
+    assert not trained.training
+    assert all(parameter.grad is None for parameter in trained.parameters())
+
+
+def test_pretrain_is_deterministic_given_the_seed() -> None:
+    one, same, other = (pretrained_tiny(seed)[0].state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(one[key], same[key]) for key in one)
+    assert any(not torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_recipes_texts_fit_the_context(role: Role) -> None:
+    phases = recipes.student_phases(0) if role == "student" else recipes.teacher_phases(0)
+    batcher = Batcher(TOKENIZER)
+    for stream, _ in itertools.chain(*(phase.streams for phase in phases)):
+        assert batcher(list(itertools.islice(stream, 100))).ids.shape[1] <= CONTEXT_TOKENS
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_build_one_writes_a_directory_that_opens(role: Role, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(recipes, f"{role.upper()}_SHAPE", TINY)
+    monkeypatch.setattr(recipes, f"{role}_phases", tiny_phases)
+    try:
+        directory = build_one(role, tmp_path, 5)
+    finally:
+        torch.set_num_threads(threads)
+    assert directory == tmp_path / role
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    expected = pretrained_tiny(5)[0].state_dict()
+    assert all(torch.allclose(model.state_dict()[key], expected[key], atol=1e-5) for key in expected)
+    assert AutoTokenizer.from_pretrained(directory).get_vocab() == TOKENIZER.get_vocab()
+
+
+# The shipped models
+
+
+class Gate(NamedTuple):
+    checks: dict[str, Check]
+    generator_left_alone: bool
+
+
+@pytest.fixture(scope="module")
+def gate() -> Gate:
+    state = torch.get_rng_state()
+    checks = {check.what: check for check in run_checks(MODELS)}
+    return Gate(checks, torch.equal(torch.get_rng_state(), state))
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_shipped_model_opens_and_has_the_recipes_size(role: Role) -> None:
+    model = AutoModelForCausalLM.from_pretrained(MODELS / role)
+    shape = recipes.STUDENT_SHAPE if role == "student" else recipes.TEACHER_SHAPE
+    config = model.config
+    assert 0.5e6 <= sum(parameter.numel() for parameter in model.parameters()) <= 2e6
+    assert config.hidden_size / config.num_attention_heads == config.head_dim == 32
+    assert Shape(config.hidden_size, config.num_hidden_layers, config.intermediate_size) == shape
+    assert config.max_position_embeddings == CONTEXT_TOKENS
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_shipped_tokenizer_is_the_one_that_is_built_today(role: Role) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(MODELS / role)
+    assert tokenizer.get_vocab() == TOKENIZER.get_vocab()
+    assert AutoModelForCausalLM.from_pretrained(MODELS / role).config.vocab_size == len(TOKENIZER)
+    assert tokenizer(filled_sentences())["input_ids"] == TOKENIZER(filled_sentences())["input_ids"]
+    assert tokenizer.padding_side == "right"
+
+
+def test_shipped_models_are_small_on_disk() -> None:
+    assert sum(path.stat().st_size for path in MODELS.rglob("*") if path.is_file()) <= 16 * 2**20
+
+
+def test_run_checks_measures_each_property_and_leaves_the_global_generator_alone(gate: Gate) -> None:
+    assert tuple(gate.checks) == CHECKS
+    assert gate.generator_left_alone
+
+
+@pytest.mark.parametrize("what", CHECKS)
+def test_shipped_models_pass_the_check(gate: Gate, what: str) -> None:
+    check = gate.checks[what]
+    assert check.passed, f"{check.value:.3f} is outside [{check.low}, {check.high}]"
+
+
+@pytest.mark.parametrize(
+    ("value", "passed"), [(0.19, False), (0.2, True), (0.5, True), (0.8, True), (0.81, False), (float("nan"), False)]
+)
+def test_check_passes_within_its_range_only(value: float, passed: bool) -> None:
+    assert Check("any", value, 0.2, 0.8).passed is passed
+
+
+def test_run_checks_without_models_is_a_model_error(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="student"):
+        run_checks(tmp_path)

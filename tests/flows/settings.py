@@ -1,0 +1,148 @@
+"""The real command on settings small enough for a test, as a child process that can be watched and killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
+
+TINY = (
+    "threads=1",
+    "loop={rounds: 2, documents: 2}",
+    "data.train_documents=4",
+    "data.development_documents=1",
+    "data.test_documents=4",
+    "teacher.samples=3",
+    "teacher.sampling.max_new_tokens=64",
+    "teacher.policy={rank: 2, alpha: 4}",
+    "student.update.rank=2",
+    "student.update.epochs=2",
+    "comparison.edits=1",
+    "comparison.fixed_prompts=[micro-self-qa]",
+    "comparison.resamples=200",
+    "comparison.keep_adapters=1",
+    "comparison.joint_update={rank: 2, alpha: 4, learning_rate: 5.0e-3, epochs: 1}",
+)
+"""Overrides that make `configs/demo.yaml` a matter of seconds, with every stage and every variant left in."""
+
+PATIENCE_SECONDS = 240.0
+"""Longest wait for anything in a child process; far above what is needed, because machines can be busy."""
+
+
+def command(config: Path, work_dir: Path, overrides: Sequence[str] = (), result: Path | None = None) -> list[str]:
+    """Return the command line of one run."""
+    told = [part for override in overrides for part in ("--set", override)]
+    wanted = ["--json", str(result)] if result is not None else []
+    start = [sys.executable, "-m", "pipelines.cli", "train-teacher", str(config)]
+    return [*start, "--work-dir", str(work_dir), *told, *wanted]
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Return the environment of a child whose home directory is empty: what it leaves there can be seen."""
+    home.mkdir(parents=True, exist_ok=True)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
+    caches = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))  # of fonts, which take long to find
+    ours = {"HOME": str(home), "XDG_CACHE_HOME": caches, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return {**kept, **ours, "PYTHONFAULTHANDLER": "1"}
+
+
+class Child:
+    """The command in a process group of its own."""
+
+    def __init__(self, arguments: Sequence[str], home: Path) -> None:
+        self.log = home / "output.txt"
+        home.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                arguments, cwd=ROOT, env=environment(home), stdout=log, stderr=log, start_new_session=True
+            )
+
+    @property
+    def output(self) -> str:
+        """What it and those before it with the same home have printed."""
+        return self.log.read_text(encoding="utf-8")
+
+    def wait(self) -> int:
+        """Return the exit code; a command that hangs fails with the place where it hangs."""
+        try:
+            return self.process.wait(timeout=PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)  # Python's fault handler prints the stacks
+            self.process.wait(timeout=30)
+            raise AssertionError(f"did not end within {PATIENCE_SECONDS} s:\n{self.output[-6000:]}") from None
+
+    def wait_until(self, reached: Callable[[], bool]) -> None:
+        """Return as soon as something is so; fail when the child ends before."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not reached():
+            assert self.process.poll() is None, f"the command ended early:\n{self.output[-3000:]}"
+            assert time.monotonic() < deadline, f"not reached in time:\n{self.output[-3000:]}"
+            time.sleep(0.002)
+
+    def kill(self) -> None:
+        """Kill the command as a power cut would, with Prefect's server."""
+        self._signal_group()
+        self.process.wait(timeout=30)
+
+    def kill_alone(self) -> None:
+        """Kill the command as the kernel does when memory runs out: Prefect's server is left behind."""
+        self.process.kill()
+        self.process.wait(timeout=30)
+
+    def clean_up(self) -> None:
+        """Leave no process behind, whatever happened."""
+        self._signal_group()
+        self.process.wait(timeout=30)
+
+    def _signal_group(self) -> None:
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+
+
+def run_command(arguments: Sequence[str], home: Path) -> tuple[int, str]:
+    """Return exit code and output of the command."""
+    child = Child(arguments, home)
+    try:
+        return child.wait(), child.output
+    finally:
+        child.clean_up()
+
+
+def records(work_dir: Path) -> dict[str, int]:
+    """Return the stored records of units by content key, with the time of their last change in ns."""
+    storage = work_dir / "prefect" / "storage"
+    found = {}
+    for path in storage.glob("*/v*/*/*"):
+        state = path.stat()
+        if state.st_size:
+            found[str(path.relative_to(storage))] = state.st_mtime_ns
+    return found
+
+
+def counts(work_dir: Path) -> Counter[str]:
+    """Return how many records of each kind of unit are stored."""
+    return Counter(key.partition("/")[0] for key in records(work_dir))
+
+
+def figures(result: Path) -> dict[str, Any]:
+    """Return a result for scripts without what may differ between two runs of the same configuration."""
+    whole: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+    return {name: value for name, value in whole.items() if name not in ("seconds", "mlflow_run_id")}
+
+
+def run_id_in(output: str) -> list[str]:
+    """Return the MLflow runs that the output of one or several commands names, in order."""
+    return re.findall(r"(?:new|going on with) MLflow run ([0-9a-f]{32})", output)

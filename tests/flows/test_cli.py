@@ -1,0 +1,145 @@
+"""The command line from outside: how fast it answers, what it refuses and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.embedded import exclusive
+from tests.flows.settings import CONFIGS, PATIENCE_SECONDS, ROOT, command, environment, run_command
+
+HEAVY = ("torch", "transformers", "mlflow", "prefect", "datasets")
+
+
+def cpu_seconds(arguments: list[str], home: Path) -> tuple[float, str]:
+    """Return user and system time of a command that must succeed, and what it prints."""
+    with (home / "printed.txt").open("wb") as printed:
+        process = subprocess.Popen(arguments, cwd=ROOT, env=environment(home), stdout=printed, stderr=printed)
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    output = (home / "printed.txt").read_text(encoding="utf-8")
+    assert process.returncode == 0, output
+    return usage.ru_utime + usage.ru_stime, output
+
+
+def preceptor(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "pipelines.cli", *arguments]
+
+
+def test_help_takes_under_two_seconds_of_cpu_time(tmp_path: Path) -> None:
+    seconds, output = cpu_seconds(preceptor("--help"), tmp_path)
+    assert "train-teacher" in output
+    assert seconds < 2.0
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_dry_run_takes_under_two_seconds_of_cpu_time_and_starts_nothing(config: Path, tmp_path: Path) -> None:
+    work_dir = tmp_path / "work"
+    arguments = preceptor("train-teacher", str(config), "--dry-run", "--work-dir", str(work_dir))
+    seconds, output = cpu_seconds(arguments, tmp_path)
+    assert f"name: {config.stem}" in output
+    assert "Student updates" in output
+    assert not work_dir.exists()
+    assert seconds < 2.0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["train-teacher", "--help"],
+        ["train-teacher", "configs/demo.yaml", "--dry-run"],
+        ["train-teacher", "configs/demo.yaml", "--set", "loop.round=1"],
+        ["train-teacher", "configs/demo.yaml", "--set", "loop.documents=300"],
+    ],
+    ids=" ".join,
+)
+def test_answers_without_a_run_import_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from pipelines.cli import app\n"
+        f"CliRunner().invoke(app, {arguments!r})\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=PATIENCE_SECONDS
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def refused(tmp_path: Path, *overrides: str, config: Path = CONFIGS / "demo.yaml") -> str:
+    """Return what the command says when it refuses to start; it must say it in plain words and start nothing."""
+    code, output = run_command(command(config, tmp_path / "work", overrides), tmp_path / "home")
+    assert code == 2, output
+    assert "Traceback" not in output
+    assert "MLflow run" not in output
+    assert not (tmp_path / "work").exists()
+    return output
+
+
+def test_bad_config_is_refused_with_all_mistakes_and_code_2(tmp_path: Path) -> None:
+    output = refused(tmp_path, "loop.rounds=-1", "student.modell=x", "teacher.samples=many")
+    assert "3 mistakes" in output
+    for place in ("loop.rounds", "student.modell", "teacher.samples"):
+        assert place in output
+
+
+def test_config_that_is_not_there_is_refused_with_code_2(tmp_path: Path) -> None:
+    assert "nothing.yaml" in refused(tmp_path, config=tmp_path / "nothing.yaml")
+
+
+def test_documents_with_bad_rows_are_refused_with_code_2(tmp_path: Path) -> None:
+    path = tmp_path / "documents.jsonl"
+    path.write_text('{"id": "a", "text": ""}\nnot JSON\n', encoding="utf-8")
+    output = refused(tmp_path, f"data={{type: jsonl, path: '{path}'}}")
+    assert "line 1" in output
+    assert "line 2" in output
+
+
+def test_documents_that_are_not_there_are_refused_with_code_2(tmp_path: Path) -> None:
+    assert "nothing.jsonl" in refused(tmp_path, f"data={{type: jsonl, path: '{tmp_path / 'nothing.jsonl'}'}}")
+
+
+def test_too_few_documents_are_refused_with_code_2(tmp_path: Path) -> None:
+    path = tmp_path / "documents.jsonl"
+    rows = [
+        {"id": f"d{i}", "text": f"Text {i}.", "questions": [{"question": f"Which {i}?", "answer": "this"}]}
+        for i in range(6)
+    ]
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    data = f"data={{type: jsonl, path: '{path}', development_documents: 2, test_documents: %d}}"
+    assert "need at least 8" in refused(tmp_path, data % 5)
+    assert "loop.documents: got 8, but there are only 2" in refused(tmp_path, data % 2)
+
+
+def test_second_command_on_a_work_directory_says_why_not_and_fails_with_code_1(tmp_path: Path) -> None:
+    work_dir = tmp_path / "work"
+    with exclusive(work_dir):
+        code, output = run_command(command(CONFIGS / "demo.yaml", work_dir), tmp_path / "home")
+    assert code == 1
+    assert "in use by another run" in output
+    assert "--work-dir" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.flow
+def test_run_that_fails_ends_with_the_reason_and_code_1(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    absent = tmp_path / "no model"
+    work_dir = tmp_path / "work"
+    arguments = command(CONFIGS / "demo.yaml", work_dir, [f"teacher.model='{absent}'"], tmp_path / "result.json")
+    code, output = run_command(arguments, tmp_path / "home")
+    assert code == 1, output
+    assert "no model" in output.splitlines()[-1]
+    assert "Traceback" not in output
+    assert not (tmp_path / "result.json").exists()
+    client = MlflowClient(f"sqlite:///{work_dir / 'mlflow.db'}")
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert [run.info.status for run in runs] == ["FAILED"]

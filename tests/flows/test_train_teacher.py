@@ -1,0 +1,183 @@
+"""The whole flow through the real command: its result for scripts, and what it leaves in MLflow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.config import TrackingConfig, load_config
+from pipelines.registry import CANDIDATE, Registry
+from tests.flows.conftest import FinishedRun
+from tests.flows.settings import CONFIGS, command, counts, run_command, run_id_in
+
+pytestmark = pytest.mark.flow
+
+VARIANTS = {"base", "raw_passage", "fixed_kind", "untrained_teacher", "trained_teacher"}
+GAINS = {
+    "trained_minus_untrained",
+    "trained_minus_fixed_kind",
+    "trained_minus_raw_passage",
+    "trained_minus_base",
+    "untrained_minus_raw_passage",
+    "untrained_minus_base",
+}
+
+
+@pytest.fixture(scope="module")
+def result(finished_run: FinishedRun) -> dict[str, Any]:
+    whole: dict[str, Any] = json.loads(finished_run.result.read_text(encoding="utf-8"))
+    return whole
+
+
+@pytest.fixture(scope="module")
+def client(finished_run: FinishedRun) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(f"sqlite:///{finished_run.work_dir / 'mlflow.db'}")
+
+
+@pytest.fixture(scope="module")
+def units(client: Any, result: dict[str, Any]) -> dict[str, Any]:
+    parent = client.get_run(result["mlflow_run_id"])
+    wanted = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    children = client.search_runs([parent.info.experiment_id], wanted)
+    return {child.data.tags["preceptor.unit"]: child for child in children}
+
+
+def files(client: Any, run_id: str, place: str) -> set[str]:
+    return {entry.path for entry in client.list_artifacts(run_id, place)}
+
+
+def test_result_has_the_shape_that_scripts_rely_on(result: dict[str, Any]) -> None:
+    fields = {"variants", "gains", "rounds", "seconds", "documents", "mlflow_run_id", "config_digest", "code_digest"}
+    assert set(result) == fields | {"seed", "notes"}
+    assert set(result["variants"]) == VARIANTS
+    assert set(result["gains"]) == GAINS
+    for interval in [*result["variants"].values(), *result["gains"].values()]:
+        assert set(interval) == {"mean", "low", "high"}
+    for accuracy in result["variants"].values():
+        assert 0.0 <= accuracy["low"] <= accuracy["mean"] <= accuracy["high"] <= 1.0
+    assert [entry["round"] for entry in result["rounds"]] == [0, 1]
+    assert all(0.0 <= entry[name] <= 1.0 for entry in result["rounds"] for name in ("mean_reward", "base_reward"))
+    assert set(result["seconds"]) == {"sample", "update", "learn", "compare"}
+    assert all(seconds > 0.0 for seconds in result["seconds"].values())
+    assert 1 <= result["documents"] <= 4
+    assert all(isinstance(note, str) for note in result["notes"])
+
+
+def test_gains_are_the_differences_of_the_variants(result: dict[str, Any]) -> None:
+    means = {name.removesuffix("_teacher"): interval["mean"] for name, interval in result["variants"].items()}
+    for name, gain in result["gains"].items():
+        left, right = name.split("_minus_")
+        assert gain["mean"] == pytest.approx(means[left] - means[right], abs=1e-12)
+        assert gain["low"] <= gain["mean"] <= gain["high"]
+
+
+def test_parent_run_holds_configuration_documents_and_result(client: Any, result: dict[str, Any]) -> None:
+    run_id = result["mlflow_run_id"]
+    parent = client.get_run(run_id)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["preceptor.kind"] == "train-teacher"
+    assert {"config.yaml", "result.json", "documents", "plots"} <= files(client, run_id, "")
+    assert {"plots/accuracy.png", "plots/rewards.png"} <= files(client, run_id, "plots")
+    inputs = {entry.tags[0].value: entry.dataset for entry in parent.inputs.dataset_inputs}
+    assert set(inputs) == {"train", "development", "test"}
+    assert all(len(dataset.digest) == 36 for dataset in inputs.values())
+    assert len({dataset.digest for dataset in inputs.values()}) == 3
+
+
+def test_files_of_the_parent_run_are_those_of_the_run(
+    client: Any, result: dict[str, Any], tmp_path: Path, finished_run: FinishedRun
+) -> None:
+    logged = Path(client.download_artifacts(result["mlflow_run_id"], "result.json", str(tmp_path)))
+    assert json.loads(logged.read_text(encoding="utf-8")) == result
+    resolved = Path(client.download_artifacts(result["mlflow_run_id"], "config.yaml", str(tmp_path)))
+    assert load_config(resolved).digest == result["config_digest"]
+    assert run_id_in(finished_run.output) == [result["mlflow_run_id"]]
+
+
+def test_every_round_and_variant_has_a_finished_child_run(
+    client: Any, units: dict[str, Any], result: dict[str, Any]
+) -> None:
+    rounds = {"round-000", "round-001"}
+    assert set(units) == rounds | {f"variant-{name}" for name in {*VARIANTS, "joint_student"}}
+    assert {child.info.status for child in units.values()} == {"FINISHED"}
+    for name in units.keys() - {"variant-base", "variant-joint_student"}:
+        tables = files(client, units[name].info.run_id, "candidates")
+        assert any(path.endswith(".parquet") for path in tables), name
+    kept = files(client, units["variant-trained_teacher"].info.run_id, "adapters")
+    assert len(kept) <= 1  # one was asked for; there is none when the first document's self-edit cannot be parsed
+
+
+def test_candidates_of_a_round_say_what_each_self_edit_was_worth(
+    client: Any, units: dict[str, Any], result: dict[str, Any], tmp_path: Path
+) -> None:
+    import pyarrow.parquet as parquet
+
+    run_id = units["round-000"].info.run_id
+    place = Path(client.download_artifacts(run_id, "candidates", str(tmp_path)))
+    rows = parquet.read_table(next(place.glob("*.parquet"))).to_pylist()
+    assert len(rows) == 2 * 3  # documents, samples
+    assert all((row["reward"] is None) == (row["reason"] is not None) for row in rows)
+    rewards = [row["reward"] for row in rows if row["reward"] is not None]
+    assert sum(rewards) / len(rewards) == pytest.approx(result["rounds"][0]["mean_reward"], abs=1e-9)
+
+
+def test_teachers_and_the_student_are_registered_as_candidates(finished_run: FinishedRun, tmp_path: Path) -> None:
+    registry = Registry.open(TrackingConfig(), finished_run.work_dir)
+    assert registry.aliases("teacher") == {CANDIDATE: 2}
+    assert registry.aliases("student") == {CANDIDATE: 1}
+    for role in ("teacher", "student"):
+        place = registry.download(role, CANDIDATE, tmp_path / role)
+        names = {path.name for path in place.iterdir()}
+        assert {"adapter_config.json", "adapter_model.safetensors"} <= names
+
+
+def test_registered_student_opens_with_peft(finished_run: FinishedRun, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    from evaluation.checkpoints import load_checkpoint
+
+    place = Registry.open(TrackingConfig(), finished_run.work_dir).download("student", CANDIDATE, tmp_path / "student")
+    opened = PeftModel.from_pretrained(load_checkpoint("micro-student").model, str(place))
+    factors = {name: tensor for name, tensor in opened.state_dict().items() if "lora_B" in name}
+    assert factors
+    assert any(tensor.abs().max() > 0 for tensor in factors.values())
+
+
+def test_run_keeps_to_its_work_directory(finished_run: FinishedRun) -> None:
+    assert not (finished_run.home / ".prefect").exists()
+    kept = counts(finished_run.work_dir)
+    assert (kept["learn"], kept["joint"]) == (2, 1)
+    assert kept["sample"] == 2 + 2 + 2  # rounds, the fixed prompt on both sides, both teachers
+    assert kept["bank"] == 2 * 2 + 2 + 4 + 1  # rounds with their floors, fixed prompt, other variants, kept adapters
+
+
+def test_squad_paragraphs_go_through_the_same_command(shared_data: Callable[..., Path], tmp_path: Path) -> None:
+    path = shared_data("squad", "squad_val.json.gz")
+    overrides = (
+        f"data.path={path}",
+        "threads=1",
+        "data.max_documents=6",
+        "data.development_documents=1",
+        "data.test_documents=3",
+        "loop={rounds: 1, documents: 2}",
+        "teacher.samples=2",
+        "teacher.sampling.max_new_tokens=48",
+        "student.update.epochs=1",
+        "comparison.fixed_prompts=[]",
+        "comparison.resamples=200",
+    )
+    wanted = tmp_path / "result.json"
+    arguments = command(CONFIGS / "squad-smoke.yaml", tmp_path / "work", overrides, wanted)
+    code, output = run_command(arguments, tmp_path / "home")
+    assert code == 0, output[-4000:]
+    result = json.loads(wanted.read_text(encoding="utf-8"))
+    assert set(result["variants"]) == VARIANTS - {"fixed_kind"}
+    assert 1 <= result["documents"] <= 3
+    assert all(0.0 <= accuracy["mean"] <= 1.0 for accuracy in result["variants"].values())
+    assert any("near zero" in note for note in result["notes"]), result["notes"]
