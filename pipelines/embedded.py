@@ -43,7 +43,7 @@ def exclusive(work_dir: Path) -> Iterator[None]:
 
 def stop_orphans(work_dir: Path) -> int:
     """Stop embedded servers that killed runs of this work directory left running; return how many."""
-    import psutil
+    import psutil  # type: ignore[import-untyped]
 
     try:
         recorded = json.loads((work_dir / _RECORD).read_text())

@@ -1,4 +1,8 @@
-"""How the two shipped micro models are pretrained: sizes, phases, seeds."""
+"""How the two shipped micro models are pretrained: sizes, phases, seeds.
+
+The shipped checkpoints went through these phases in three sittings, each with its own warm-up and decay; a rebuild goes
+through them in one.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +48,7 @@ def student_phases(seed: int) -> list[Phase]:
     lines, readings = student_lines(seed), student_readings(seed, questions=8)
     return [
         *_looking_up(seed, "context"),
-        Phase(950, ((lines, 192), (readings, 10), (repeated_words(seed), 4))),
+        Phase(1700, ((lines, 200), (readings, 8), (repeated_words(seed), 4))),
     ]
 
 
@@ -54,5 +58,5 @@ def teacher_phases(seed: int) -> list[Phase]:
     return [
         *_looking_up(seed, "teacher"),
         Phase(710, ((teacher_edits(seed, clean=True, length=LONG_EDITS), 16), (copying, 4))),
-        Phase(400, ((teacher_edits(seed, clean=False), 20), (copying, 4))),
+        Phase(900, ((teacher_edits(seed, clean=False), 20), (copying, 4))),
     ]

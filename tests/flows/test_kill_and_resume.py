@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from tests.flows.conftest import FinishedRun
 from tests.flows.settings import CONFIGS, TINY, Child, command, counts, figures, records, run_id_in
 
-pytestmark = pytest.mark.flow
+pytestmark = [pytest.mark.flow, pytest.mark.timeout(1200)]  # the runs are made by the first test that needs them
 
 SERVER = "prefect.server.api.server"
 

@@ -116,7 +116,7 @@ def test_every_round_and_variant_has_a_finished_child_run(
 def test_candidates_of_a_round_say_what_each_self_edit_was_worth(
     client: Any, units: dict[str, Any], result: dict[str, Any], tmp_path: Path
 ) -> None:
-    import pyarrow.parquet as parquet
+    import pyarrow.parquet as parquet  # type: ignore[import-untyped]
 
     run_id = units["round-000"].info.run_id
     place = Path(client.download_artifacts(run_id, "candidates", str(tmp_path)))
