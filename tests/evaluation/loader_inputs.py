@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from evaluation.data_config import DataConfig, JsonLinesData, SquadData
+from evaluation.data_config import JsonLinesData, LoadedData, SquadData
 from evaluation.errors import InputError
 from evaluation.loaders import load_tasks
 from evaluation.tasks import KnowledgeTask
@@ -31,7 +31,7 @@ def write_squad(path: Path, value: object) -> SquadData:
     return SquadData(path=path)
 
 
-def refusal(config: DataConfig) -> str:
+def refusal(config: LoadedData) -> str:
     with pytest.raises(InputError) as caught:
         load_tasks(config)
     return str(caught.value)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from evaluation.data_config import ColumnMapping, DataConfig, HuggingFaceData, JsonLinesData, SquadData
+from evaluation.data_config import ColumnMapping, DataConfig, HuggingFaceData, JsonLinesData, LoadedData, SquadData
 from evaluation.errors import InputError
 from evaluation.loaders import check_data
 from tests.evaluation.loader_inputs import row, write_lines
@@ -79,7 +79,7 @@ def test_check_data_passes_what_may_be_there_and_refuses_what_is_not(tmp_path: P
     check_data(HuggingFaceData(path="rajpurkar/squad", columns=columns))
     check_data(HuggingFaceData(path=str(tmp_path), columns=columns))
     (tmp_path / "empty").touch()
-    refused: list[DataConfig] = [
+    refused: list[LoadedData] = [
         HuggingFaceData(path=str(tmp_path / "empty"), columns=columns),
         JsonLinesData(path=tmp_path / "missing"),
         SquadData(path=tmp_path / "missing"),
