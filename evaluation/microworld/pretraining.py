@@ -75,8 +75,13 @@ class Batcher:
         self._tokenizer = tokenizer
         self._content = content_tokens(tokenizer)
 
-    def __call__(self, texts: Sequence[Text]) -> Batch:
-        """Return the batch of `texts`: `bos`, what is given (weight 0), what is learned and `eos`."""
+    def __call__(self, texts: Sequence[Text], content_weight: float = CONTENT_WEIGHT) -> Batch:
+        """Return the batch of `texts`: `bos`, what is given (weight 0), what is learned and `eos`.
+
+        Args:
+            texts: At least one.
+            content_weight: Weight of names and values among what is learned; other tokens weigh 1.
+        """
         bos, eos, pad = (getattr(self._tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad"))
         encode = self._tokenizer.backend_tokenizer.encode_batch
         given = [e.ids for e in encode([t.given for t in texts], add_special_tokens=False)]
@@ -88,7 +93,7 @@ class Batcher:
         first = torch.tensor([1 + len(g) for g in given])[:, None]
         last = torch.tensor([len(row) for row in rows])[:, None]
         weights = ((columns >= first) & (columns < last)).float()
-        weights = weights * torch.where(self._content[ids], CONTENT_WEIGHT, 1.0)
+        weights = weights * torch.where(self._content[ids], content_weight, 1.0)
         return Batch(ids, (columns < last).long(), weights)
 
 
@@ -108,6 +113,9 @@ class Phase(NamedTuple):
 
     steps: int
     streams: tuple[tuple[Iterator[Text], int], ...]
+    content_weight: float = CONTENT_WEIGHT
+    """Weight of name and value tokens. Above 1 it tilts what is written where a name and another word may both come, so
+    a phase that teaches how often each kind of line is written takes 1."""
 
 
 def pretrain(
@@ -137,7 +145,7 @@ def pretrain(
         for _ in range(phase.steps):
             losses = []
             for stream, count in phase.streams:
-                batch = batcher(list(itertools.islice(stream, count)))
+                batch = batcher(list(itertools.islice(stream, count)), phase.content_weight)
                 loss = weighted_loss(model, batch)
                 loss.backward()  # type: ignore[no-untyped-call]
                 losses.append(loss.item())

@@ -58,5 +58,6 @@ def teacher_phases(seed: int) -> list[Phase]:
     return [
         *_looking_up(seed, "teacher"),
         Phase(710, ((teacher_edits(seed, clean=True, length=LONG_EDITS), 16), (copying, 4))),
-        Phase(900, ((teacher_edits(seed, clean=False), 20), (copying, 4))),
+        Phase(500, ((teacher_edits(seed, clean=False), 20), (copying, 4))),
+        Phase(420, ((teacher_edits(seed, clean=False), 28),), content_weight=1.0),
     ]
