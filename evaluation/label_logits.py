@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+_NOTHING: Mapping[str, Any] = {}
 
-def label_hidden(model: Any, input_ids: Tensor, positions: Tensor) -> Tensor:
+
+def label_hidden(model: Any, input_ids: Tensor, positions: Tensor, extra: Mapping[str, Any] = _NOTHING) -> Tensor:
     """Return the backbone's last hidden states (L, D) at `positions` of the N * T flattened places.
 
     Args:
@@ -16,12 +19,15 @@ def label_hidden(model: Any, input_ids: Tensor, positions: Tensor) -> Tensor:
         input_ids: (N, T) token ids, right-padded. No attention mask is needed: under causal attention a token never
             sees what stands to its right, and positions count from the first token as they would without pads.
         positions: (L,) indices into the flattened places.
+        extra: Further arguments of the model's forward pass, for rows that are laid out in another way.
     """
-    hidden: Tensor = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+    hidden: Tensor = model.base_model(input_ids=input_ids, use_cache=False, **extra).last_hidden_state
     return hidden.flatten(0, 1).index_select(0, positions)
 
 
-def label_logits(model: Any, input_ids: Tensor, positions: Tensor, *, direct_head: bool) -> Tensor:
+def label_logits(
+    model: Any, input_ids: Tensor, positions: Tensor, *, direct_head: bool, extra: Mapping[str, Any] = _NOTHING
+) -> Tensor:
     """Return the logits (L, V) at `positions` of the N * T flattened places.
 
     Args:
@@ -29,11 +35,12 @@ def label_logits(model: Any, input_ids: Tensor, positions: Tensor, *, direct_hea
         input_ids: As for `label_hidden`.
         positions: As for `label_hidden`.
         direct_head: Apply the output head to the chosen hidden states alone; see `has_direct_head`.
+        extra: As for `label_hidden`.
     """
     if direct_head:
-        chosen: Tensor = model.get_output_embeddings()(label_hidden(model, input_ids, positions))
+        chosen: Tensor = model.get_output_embeddings()(label_hidden(model, input_ids, positions, extra))
         return chosen
-    logits: Tensor = model(input_ids=input_ids, use_cache=False).logits
+    logits: Tensor = model(input_ids=input_ids, use_cache=False, **extra).logits
     return logits.flatten(0, 1).index_select(0, positions)
 
 

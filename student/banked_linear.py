@@ -44,10 +44,10 @@ class _BankedProduct(torch.autograd.Function):
 class BankedLinear(nn.Module):
     """A frozen linear layer whose input rows are grouped by adapter; without factors it is the layer itself.
 
-    Rows are grouped by slot: an input (K * N, T, D_in) is read as (K, N * T, D_in).
+    Rows are grouped by slot: an input (1, K * L, D_in) or (K * N, T, D_in) is read as (K, -1, D_in).
     """
 
-    def __init__(self, base: nn.Linear) -> None:
+    def __init__(self, base: Any) -> None:
         super().__init__()
         self.base = base
         self._plain = type(base) is nn.Linear
@@ -61,12 +61,12 @@ class BankedLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The frozen weight (D_out, D_in); some architectures look at their layers' weight."""
-        return self.base.weight
+        return self.base.weight  # type: ignore[no-any-return]
 
     @property
     def bias(self) -> Tensor | None:
         """The frozen bias (D_out,) or None."""
-        return self.base.bias
+        return self.base.bias  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output of x's leading shape, with each slot's low-rank part added to its rows."""

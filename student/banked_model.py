@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -11,12 +12,17 @@ from torch import Tensor, nn
 from evaluation.errors import ModelError
 from evaluation.label_logits import has_direct_head, label_hidden, label_logits
 from student.banked_linear import BankedLinear, FactorShape
+from student.batching import BankBatch
 from student.config import TargetModules
+from student.packing import packed, takes_packed_rows
 from student.token_loss import frozen_head_loss, weighted_loss
 
 
-def find_targets(model: Any, target_modules: TargetModules) -> dict[str, nn.Linear]:
+def find_targets(model: Any, target_modules: TargetModules) -> dict[str, Any]:
     """Return the linear layers that get factors, by name, in the model's order.
+
+    A layer that already carries an adapter of PEFT counts as one layer, adapter included, so that a bank can start
+    from a student whose champion is not merged.
 
     Args:
         model: A Hugging Face causal language model.
@@ -25,7 +31,7 @@ def find_targets(model: Any, target_modules: TargetModules) -> dict[str, nn.Line
     Raises:
         ModelError: A name fits no linear layer.
     """
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linears = dict(_linear_layers(model))
     if target_modules == "all-linear":
         head = model.get_output_embeddings()
         targets = {name: module for name, module in linears.items() if module is not head}
@@ -43,6 +49,21 @@ def find_targets(model: Any, target_modules: TargetModules) -> dict[str, nn.Line
     return targets
 
 
+def _linear_layers(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the linear layers of a model, those inside of PEFT's layers left out."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    inside: tuple[str, ...] = ()
+    for name, module in model.named_modules():
+        if name.startswith(inside) and inside:
+            continue
+        if isinstance(module, BaseTunerLayer) and isinstance(module.get_base_layer(), nn.Linear):
+            inside = (*inside, f"{name}.")
+            yield name, module
+        elif isinstance(module, nn.Linear):
+            yield name, module
+
+
 def _ends_with(name: str, end: str) -> bool:
     return name == end or name.endswith(f".{end}")
 
@@ -53,58 +74,112 @@ class BankedModel:
     def __init__(self, model: Any, target_modules: TargetModules) -> None:
         """Freeze the model, put it in evaluation mode and wrap its target layers.
 
+        Args:
+            model: A Hugging Face causal language model, or PEFT's wrapper of one, whose active adapters then belong to
+                the frozen base.
+            target_modules: As for `find_targets`.
+
         Raises:
             ModelError: As for `find_targets`.
         """
+        model = model.get_base_model() if hasattr(model, "get_base_model") else model
         targets = find_targets(model, target_modules)
         self.model = model
+        self.target_modules = target_modules
         self.shapes = {name: FactorShape(layer.in_features, layer.out_features) for name, layer in targets.items()}
         parameters = list(model.parameters())
         self.device: torch.device = parameters[0].device
-        base_dtype = next(iter(targets.values())).weight.dtype
-        self.dtype = torch.float32 if base_dtype in (torch.float16, torch.bfloat16) else base_dtype
+        base_dtype: torch.dtype = next(iter(targets.values())).weight.dtype
+        self.dtype: torch.dtype = torch.float32 if base_dtype in (torch.float16, torch.bfloat16) else base_dtype
         """Of the factors: float32 for a half-precision base, as in PEFT, else the base's own."""
         self._training = {module: module.training for module in model.modules()}
         self._requires_grad = [(parameter, parameter.requires_grad) for parameter in parameters]
+        self._checkpointed_before = bool(getattr(model, "is_gradient_checkpointing", False))
+        self.checkpoints = False
+        """Whether layers are computed again in the backward pass instead of kept."""
         model.eval()
         model.requires_grad_(False)
         self.direct_head = has_direct_head(model)
+        self.packed = takes_packed_rows(model)
+        """Whether a slot's sequences stand end to end in one row; else one a row, padded."""
         self._layers = {name: BankedLinear(layer) for name, layer in targets.items()}
         for name, layer in self._layers.items():
             _set_module(model, name, layer)
+        self._contexts = ExitStack()
+        if self.packed:
+            self._contexts.enter_context(packed(model))
 
     def attach(self, views: Mapping[str, tuple[Tensor, Tensor]], scales: Sequence[float]) -> None:
-        """Use the factors that `FlatLayout.views` gives, with alpha / rank of each of the K slots."""
+        """Use the factors that `FlatLayout.views` gives for some or all layers, with alpha / rank of each slot."""
         column = torch.tensor(scales, dtype=self.dtype, device=self.device)[:, None, None]
-        for name, layer in self._layers.items():
-            (layer.a, layer.b), layer.scales = views[name], column
+        self.detach()
+        for name, (a, b) in views.items():
+            layer = self._layers[name]
+            layer.a, layer.b, layer.scales = a, b, column
 
     def detach(self) -> None:
         """Use no factors: the model computes what the base does."""
         for layer in self._layers.values():
             layer.a = layer.b = layer.scales = None
 
-    def label_logits(self, input_ids: Tensor, positions: Tensor) -> Tensor:
-        """Return logits (L, V) at places of (K * N, T) rows grouped by slot; see `evaluation.answers.label_logits`."""
-        return label_logits(self.model, input_ids, positions, direct_head=self.direct_head)
+    def layers_of(self, target_modules: TargetModules) -> list[str] | None:
+        """Return the names of the wrapped layers that a slot adapts, or None when it asks for others."""
+        if target_modules == "all-linear":
+            return list(self.shapes) if self.target_modules == "all-linear" else None
+        if any(not any(_ends_with(name, end) for name in self.shapes) for end in target_modules):
+            return None
+        return [name for name in self.shapes if any(_ends_with(name, end) for end in target_modules)]
 
-    def loss(self, input_ids: Tensor, positions: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the weighted sum of label losses, and each label's weighted loss (L,) without gradient, in nats.
+    @contextmanager
+    def unpacked(self) -> Iterator[None]:
+        """Give the model its own attention back for a while: one sequence a row, with a mask."""
+        self._contexts.close()
+        try:
+            yield
+        finally:
+            if self.packed:
+                self._contexts.enter_context(packed(self.model))
+
+    def checkpoint(self) -> bool:
+        """Compute layers again in the backward pass from now on; return whether that changes anything.
+
+        Takes about a third more time and, of each layer, keeps only its input.
+        """
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        layers = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        if self.checkpoints or not layers or not self.model.supports_gradient_checkpointing:
+            return False
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        for layer in layers:  # Its own flag alone: what is inside stays in evaluation mode.
+            layer.training = True
+        self.checkpoints = True
+        return True
+
+    def label_logits(self, batch: BankBatch) -> Tensor:
+        """Return the logits (C, V) at the labelled places of a batch."""
+        return label_logits(
+            self.model, batch.input_ids, batch.positions, direct_head=self.direct_head, extra=batch.extra
+        )
+
+    def loss(self, batch: BankBatch, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the weighted sum of label losses, and each label's weighted loss (C,) without gradient, in nats.
 
         Args:
-            input_ids: (K * N, T) token ids, rows grouped by slot.
-            positions: (L,) places among the K * N * T.
-            labels: (L,) the token after each place.
-            weights: (L,) factors of the labels' losses.
+            batch: The forward pass.
+            weights: (C,) factors of the labels' losses.
         """
         if not self.direct_head:
-            return weighted_loss(self.label_logits(input_ids, positions), labels, weights)
+            return weighted_loss(self.label_logits(batch), batch.labels, weights)
         head = self.model.get_output_embeddings()
-        hidden = label_hidden(self.model, input_ids, positions)
-        return frozen_head_loss(hidden, head.weight, head.bias, labels, weights)
+        hidden = label_hidden(self.model, batch.input_ids, batch.positions, batch.extra)
+        return frozen_head_loss(hidden, head.weight, head.bias, batch.labels, weights)
 
     def restore(self) -> None:
-        """Put the original layers, their modes and gradient flags back."""
+        """Put the original layers, their modes, gradient flags and attention back."""
+        self._contexts.close()
+        if self.checkpoints and not self._checkpointed_before:
+            self.model.gradient_checkpointing_disable()
         for name, layer in self._layers.items():
             _set_module(self.model, name, layer.base)
         for parameter, flag in self._requires_grad:

@@ -1,61 +1,70 @@
-"""Which sequences each slot of a bank sees in each step, as tensors that a step only has to index."""
+"""What each slot of a bank sees in each step, laid out as the tensors of one forward pass."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from student.config import UpdateRecipe
+from student.packing import pack_places
 from student.sequences import TrainingSequence
 
 
-class SlotWork(NamedTuple):
-    """What one slot of a group has to do; `steps` is the group's sort key, longest first."""
+class Line(NamedTuple):
+    """A sequence as a forward pass sees it: the last token is only ever a label."""
+
+    ids: NDArray[np.int64]
+    """(T,) token ids."""
+    labels: NDArray[np.int64]
+    """(T,) the token after each place, or -1 where it carries no loss."""
+
+
+@dataclass(frozen=True)
+class SlotWork:
+    """What one slot has to do."""
 
     sequences: Sequence[TrainingSequence]
     recipe: UpdateRecipe
     seed: int
+
+    @cached_property
+    def lines(self) -> tuple[Line, ...]:
+        """The sequences as arrays."""
+        made = []
+        for sequence in self.sequences:
+            tokens = np.array(sequence.tokens, dtype=np.int64)
+            labels = np.where(np.array(sequence.loss_mask[1:]), tokens[1:], -1)
+            made.append(Line(tokens[:-1], labels))
+        return tuple(made)
 
     @property
     def steps(self) -> int:
         """Number of optimizer steps."""
         return self.recipe.total_steps(len(self.sequences))
 
-    @property
-    def rows(self) -> int:
-        """Sequences in a full step."""
-        return min(self.recipe.batch_size, len(self.sequences))
+    @cached_property
+    def places(self) -> int:
+        """Most places of a step, were its longest sequences to come together."""
+        lengths = sorted((len(sequence.tokens) - 1 for sequence in self.sequences), reverse=True)
+        return sum(lengths[: self.recipe.batch_size])
 
-    @property
-    def width(self) -> int:
-        """Places that the longest sequence takes: its last token is only ever a label."""
-        return max(len(sequence.tokens) for sequence in self.sequences) - 1
+    def at(self, step: int) -> list[Line]:
+        """Return the lines of optimizer step `step`, in [0, steps); every sequence comes once an epoch."""
+        size = self.recipe.batch_size
+        epoch, part = divmod(step, -(-len(self.sequences) // size))
+        return [self.lines[i] for i in self._orders[epoch][part * size : (part + 1) * size]]
 
-
-class StepBatch(NamedTuple):
-    """One step of the active slots, which are the first K of the group."""
-
-    slots: int
-    """K."""
-    input_ids: Tensor
-    """(K * N, T) token ids, right-padded, rows grouped by slot."""
-    positions: Tensor
-    """(L,) places among the K * N * T whose next token carries loss."""
-    labels: Tensor
-    """(L,) those tokens."""
-    label_slots: Tensor
-    """(L,) slot of each label."""
-    weights: Tensor
-    """(L,) 1 / number of the slot's labels in this step, so that a slot's sum is its token mean."""
-    tokens: np.ndarray[tuple[int], np.dtype[np.int64]]
-    """(K,) places of each slot that are not padding."""
-    padded_tokens: int
-    """Places of each slot, padding included: N * T."""
+    @cached_property
+    def _orders(self) -> list[list[int]]:
+        return sequence_order(len(self.sequences), self.seed, self.recipe.epochs)
 
 
 def sequence_order(count: int, seed: int, epoch_count: int) -> list[list[int]]:
@@ -69,73 +78,62 @@ def sequence_order(count: int, seed: int, epoch_count: int) -> list[list[int]]:
     return orders
 
 
-class GroupBatches:
-    """The steps of a group of slots, sorted so that those still active are always the first ones."""
+class BankBatch(NamedTuple):
+    """The forward pass of K slots."""
 
-    def __init__(self, slots: Sequence[SlotWork], dtype: torch.dtype, device: torch.device) -> None:
-        """Pad all sequences once and lay out the steps.
+    slots: int
+    """K."""
+    input_ids: Tensor
+    """(1, K * L) packed, or (K * N, T) one sequence a row; the places of a slot stand together."""
+    extra: Mapping[str, Any]
+    """Further arguments of the model's forward pass."""
+    positions: Tensor
+    """(C,) places among all whose next token carries loss."""
+    labels: Tensor
+    """(C,) those tokens."""
+    label_slots: Tensor
+    """(C,) slot of each label, ascending."""
+    tokens: list[int]
+    """Of each slot, places that are not padding."""
+    places: int
+    """Of each slot, padding included."""
 
-        Args:
-            slots: K slots by falling number of steps.
-            dtype: Of the label weights.
-            device: Where the batches go.
-        """
-        self._dtype, self._device = dtype, device
-        sequences = [sequence for slot in slots for sequence in slot.sequences]
-        width = max(slot.width for slot in slots)
-        # Row 0 is the empty sequence that fills up steps in which a slot has fewer sequences than another.
-        self._ids = np.zeros((len(sequences) + 1, width), dtype=np.int64)
-        self._labels = np.full((len(sequences) + 1, width), -1, dtype=np.int64)
-        self._lengths = np.zeros(len(sequences) + 1, dtype=np.int64)
-        for i, sequence in enumerate(sequences, start=1):
-            n = len(sequence.tokens) - 1
-            self._ids[i, :n] = sequence.tokens[:-1]
-            self._labels[i, :n] = np.where(sequence.loss_mask[1:], sequence.tokens[1:], -1)
-            self._lengths[i] = n
-        self._rows = self._lay_out(slots)
-        self._active = [sum(slot.steps > step for slot in slots) for step in range(self._rows.shape[0])]
 
-    @staticmethod
-    def _lay_out(slots: Sequence[SlotWork]) -> np.ndarray[tuple[int, int, int], np.dtype[np.int64]]:
-        """Return (steps, K, N) indices into the padded sequences; 0 is no sequence."""
-        rows = np.zeros((slots[0].steps, len(slots), max(slot.rows for slot in slots)), dtype=np.int64)
-        first = 1
-        for k, slot in enumerate(slots):
-            size, count, step = slot.recipe.batch_size, len(slot.sequences), 0
-            steps_per_epoch = -(-count // size)
-            for order in sequence_order(count, slot.seed, -(-slot.steps // steps_per_epoch)):
-                for start in range(0, count, size):
-                    if step < slot.steps:
-                        part = order[start : start + size]
-                        rows[step, k, : len(part)] = np.asarray(part) + first
-                        step += 1
-            first += count
-        return rows
+def lay_out(lines: Sequence[Sequence[Line]], device: torch.device, *, packed: bool) -> BankBatch:
+    """Return one forward pass over the lines of K slots.
 
-    def __len__(self) -> int:
-        """Return the number of steps of the longest slot."""
-        return len(self._active)
-
-    def __getitem__(self, step: int) -> StepBatch:
-        """Return a step, padded to its longest sequence and its fullest slot."""
-        k = self._active[step]
-        rows = self._rows[step, :k]
-        rows = rows[:, : int((rows > 0).sum(1).max())]
-        lengths = self._lengths[rows]
-        width = int(lengths.max())
-        targets = self._labels[rows.reshape(-1), :width].reshape(-1)
-        positions = np.flatnonzero(targets >= 0)
-        places = rows.shape[1] * width
-        owners = positions // places
-        counts = np.bincount(owners, minlength=k)
-        device = self._device
-        return StepBatch(
-            slots=k,
-            input_ids=torch.from_numpy(self._ids[rows.reshape(-1), :width]).to(device),
-            positions=torch.from_numpy(positions).to(device),
-            labels=torch.from_numpy(targets[positions]).to(device),
-            label_slots=torch.from_numpy(owners).to(device),
-            weights=torch.from_numpy(1.0 / counts[owners]).to(device, self._dtype),
-            tokens=lengths.sum(1),
-            padded_tokens=places,
-        )
+    Args:
+        lines: For each slot at least one line.
+        device: Where the tensors go.
+        packed: Lay a slot's lines end to end, for models that take packed rows; else one line a row, right-padded.
+    """
+    flat = [line for slot in lines for line in slot]
+    lengths = [[len(line.ids) for line in slot] for slot in lines]
+    extra: dict[str, Any] = {}
+    if packed:
+        found = pack_places(lengths, device)
+        shape, places, starts = (1, len(lines) * found.places), found.places, found.starts
+        position_ids = torch.from_numpy(found.position_ids)[None].to(device)
+        extra = {"position_ids": position_ids, "packing": found.packing}
+    else:
+        most, width = max(map(len, lengths)), max(map(max, lengths))
+        shape, places = (len(lines) * most, width), most * width
+        rows = [k * most + i for k, slot in enumerate(lengths) for i in range(len(slot))]
+        starts = np.array(rows, dtype=np.int64) * width
+    sizes = np.array([len(line.ids) for line in flat], dtype=np.int64)
+    at = np.repeat(starts - np.cumsum(sizes) + sizes, sizes) + np.arange(int(sizes.sum()))
+    ids = np.zeros(shape[0] * shape[1], dtype=np.int64)
+    ids[at] = np.concatenate([line.ids for line in flat])
+    targets = np.concatenate([line.labels for line in flat])
+    kept = targets >= 0
+    positions = at[kept]
+    return BankBatch(
+        slots=len(lines),
+        input_ids=torch.from_numpy(ids).view(shape).to(device),
+        extra=extra,
+        positions=torch.from_numpy(positions).to(device),
+        labels=torch.from_numpy(targets[kept]).to(device),
+        label_slots=torch.from_numpy(positions // places).to(device),
+        tokens=[sum(slot) for slot in lengths],
+        places=places,
+    )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from student.adapters import Adapter
 from student.banked_model import BankedModel
+from student.batching import Line, lay_out
 
 _PROBE_LENGTH = 8
 _NOISE = 8.0
@@ -23,15 +25,15 @@ class Canary:
         self._student = student
         vocabulary = student.model.get_input_embeddings().weight.shape[0]
         # A stride that is coprime to most vocabulary sizes spreads the probe over the vocabulary.
-        self._probe = (torch.arange(1, _PROBE_LENGTH + 1) * 7919 % vocabulary).to(student.device)
+        ids = np.arange(1, _PROBE_LENGTH + 1, dtype=np.int64) * 7919 % vocabulary
+        self._probe = Line(ids, ids)
         self._reference = self._base_logits()
 
     def _logits(self, rows: int) -> Tensor:
         """Return the probe's logits (rows, T, V) with what is attached."""
-        ids = self._probe.expand(rows, -1)
-        positions = torch.arange(ids.numel(), device=ids.device)
+        batch = lay_out([[self._probe]] * rows, self._student.device, packed=self._student.packed)
         with torch.inference_mode():
-            return self._student.label_logits(ids, positions).view(rows, _PROBE_LENGTH, -1)
+            return self._student.label_logits(batch).view(rows, _PROBE_LENGTH, -1)
 
     def _base_logits(self) -> Tensor:
         self._student.detach()

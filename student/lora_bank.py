@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,10 +19,12 @@ from student.banked_model import BankedModel
 from student.batching import SlotWork
 from student.canary import Canary
 from student.config import TargetModules
-from student.scoring import SlotScores, score_slots
+from student.generation import generate_group
+from student.memory import MemoryPlan, PeakMemory, bytes_of_slot, plan_memory
+from student.scoring import ScoringFailure, SlotScores, score_slots
 from student.sequences import SkipReason
 from student.stacks import misfit, stack, unstack
-from student.training import TrainedGroup, initial_factors, train_group
+from student.training import BankLimits, BankTrainer, BankUsage, TrainedSlot, initial_factors
 from student.updates import UpdateJob, UpdateOutcome, UpdateResult
 
 
@@ -40,26 +42,33 @@ class LoraBank:
         target_modules: TargetModules = "all-linear",
         *,
         max_slots: int = 64,
-        max_step_tokens: int = 8192,
+        max_pass_places: int = 16_384,
+        memory_bytes: int | None = None,
         base_digest: str | None = None,
     ) -> None:
         """Prepare a bank; nothing is wrapped yet.
 
         Args:
-            model: A Hugging Face causal language model with causal attention.
-            target_modules: Layers that get factors; every job's recipe must say the same.
-            max_slots: Adapters trained at once, at least 1; more jobs go in several groups.
-            max_step_tokens: Token places, padding included, in one step of a group; bounds its memory. A single slot
-                that needs more is trained alone.
+            model: A Hugging Face causal language model with causal attention, or PEFT's wrapper of one: what is active
+                in it, such as a champion's adapter, belongs to the frozen base.
+            target_modules: Layers that may get factors; a job's recipe names these or some of them.
+            max_slots: Adapters trained at once, at least 1; further jobs wait until one is done.
+            max_pass_places: Token places, padding included, in one forward pass; a single slot may need more.
+            memory_bytes: What slots and activations may take, the base left out; None is a share of what is free. The
+                number of slots follows from it, and a single slot that needs more has its layers computed again in
+                the backward pass.
             base_digest: `model_digest` of the model where it is known; None computes it.
         """
         self._model = model
         self._target_modules = target_modules
-        self._max_slots, self._max_step_tokens = max_slots, max_step_tokens
+        self._max_slots, self._max_pass_places, self._memory_bytes = max_slots, max_pass_places, memory_bytes
         self.base_digest = model_digest(model) if base_digest is None else base_digest
         """Identity of the frozen base, in every adapter."""
+        self.usage = BankUsage()
+        """What the last training took."""
         self._student: BankedModel | None = None
         self._canary: Canary | None = None
+        self._plan: MemoryPlan | None = None
 
     def __enter__(self) -> Self:
         if self._student is not None:
@@ -67,6 +76,7 @@ class LoraBank:
         student = BankedModel(self._model, self._target_modules)
         try:
             self._canary = Canary(student)
+            self._plan = plan_memory(student, self._memory_bytes)
         except BaseException:
             student.restore()
             raise
@@ -78,7 +88,7 @@ class LoraBank:
     ) -> None:
         if self._student is not None:
             self._student.restore()
-        self._student = self._canary = None
+        self._student = self._canary = self._plan = None
 
     def _opened(self) -> tuple[BankedModel, Canary]:
         if self._student is None or self._canary is None:
@@ -92,26 +102,28 @@ class LoraBank:
             UpdateError: The bank is not open, or a job was made for other layers or another tokenizer.
         """
         student, _ = self._opened()
-        self._check(jobs, student)
+        layers = self._check(jobs, student)
         results: dict[int, UpdateResult] = {}
         for i, job in enumerate(jobs):
-            refused = _refusal(job, student, self.base_digest)
+            refused = _refusal(job, student, layers[i], self.base_digest)
             if refused is not None:
                 results[i] = refused
-        todo = [i for i in range(len(jobs)) if i not in results]
-        for group in self._groups(todo, [SlotWork(job.sequences, job.recipe, job.seed) for job in jobs]):
-            for i, result in zip(group, self._train_group([jobs[i] for i in group]), strict=True):
-                results[i] = result
+        self.usage = BankUsage()
+        for group in _rank_groups([i for i in range(len(jobs)) if i not in results], jobs):
+            trained = self._train_group([jobs[i] for i in group], [layers[i] for i in group])
+            results.update(zip(group, trained, strict=True))
         return [results[i] for i in range(len(jobs))]
 
-    def _check(self, jobs: Sequence[UpdateJob], student: BankedModel) -> None:
-        """Refuse mistakes that concern the whole batch."""
+    def _check(self, jobs: Sequence[UpdateJob], student: BankedModel) -> list[list[str]]:
+        """Refuse mistakes that concern the whole batch; return the layers that each job adapts."""
         vocabulary = student.model.get_input_embeddings().weight.shape[0]
+        found = []
         for job in jobs:
-            if job.recipe.target_modules != self._target_modules:
+            layers = student.layers_of(job.recipe.target_modules)
+            if layers is None:
                 raise UpdateError(
                     f"update {job.key!r}: recipe.target_modules is {job.recipe.target_modules!r}, the bank has "
-                    f"{self._target_modules!r}. Open the bank with the recipe's target modules."
+                    f"{self._target_modules!r}. Open the bank with target modules that include the recipe's."
                 )
             highest = max((max(sequence.tokens) for sequence in job.sequences), default=0)
             if highest >= vocabulary:
@@ -119,50 +131,59 @@ class LoraBank:
                     f"update {job.key!r}: token {highest} is outside the student's vocabulary of {vocabulary}. "
                     "Use the student's own tokenizer."
                 )
+            found.append(layers)
+        return found
 
-    def _groups(self, todo: Sequence[int], works: Sequence[SlotWork]) -> Iterator[list[int]]:
-        """Yield jobs that fit in one bank, similar in size so that little of a step is padding, longest first."""
-
-        def similar(i: int) -> tuple[Any, ...]:
-            work = works[i]
-            return (work.recipe.adam_betas, work.recipe.adam_epsilon, -work.width, -work.rows, -work.steps)
-
-        group: list[int] = []
-        for i in sorted(todo, key=similar):
-            grown = [*group, i]
-            places = len(grown) * max(works[j].rows for j in grown) * max(works[j].width for j in grown)
-            fits = len(grown) <= self._max_slots and places <= self._max_step_tokens
-            if group and not (fits and similar(group[0])[:2] == similar(i)[:2]):
-                yield sorted(group, key=lambda j: -works[j].steps)
-                grown = [i]
-            group = grown
-        if group:
-            yield sorted(group, key=lambda j: -works[j].steps)
-
-    def _train_group(self, jobs: Sequence[UpdateJob]) -> list[UpdateResult]:
-        """Train jobs sorted by falling steps in one bank and return their results."""
+    def _train_group(self, jobs: Sequence[UpdateJob], layers: Sequence[list[str]]) -> list[UpdateResult]:
+        """Train jobs of similar ranks in one bank and return their results."""
         student, _ = self._opened()
-        layout = FlatLayout(student.shapes, max(job.recipe.rank for job in jobs))
-        starts = [
-            initial_factors(layout, job.recipe, job.seed) if job.initial is None else stack(layout, [job.initial])[0]
-            for job in jobs
+        adapted = {name for names in layers for name in names}
+        shapes = {name: shape for name, shape in student.shapes.items() if name in adapted}
+        layout = FlatLayout(shapes, max(job.recipe.rank for job in jobs))
+        works = [job.work for job in jobs]
+
+        def start(i: int) -> Tensor:
+            job = jobs[i]
+            if job.initial is not None:
+                return stack(layout, [job.initial])[0]
+            return initial_factors(layout, job.recipe, job.seed, layers[i])
+
+        trainer = BankTrainer(student, layout, self._limits(student, layout, works))
+        with PeakMemory(student.device) as peak:
+            trained = trainer.train(works, start)
+        self.usage = self.usage.merged(trainer.usage, peak.grown)
+        adapters = [
+            Adapter(
+                unstack(layout, slot.flat, job.recipe.rank, names), job.recipe.rank, job.recipe.alpha, self.base_digest
+            )
+            for slot, job, names in zip(trained, jobs, layers, strict=True)
         ]
-        flat = torch.stack(starts).to(student.device, student.dtype)
-        slots = [SlotWork(job.sequences, job.recipe, job.seed) for job in jobs]
-        trained = train_group(student, layout, slots, flat)
-        finite = trained.flat.isfinite().all(1).tolist()
-        adapters = unstack(layout, trained.flat, [job.recipe for job in jobs], self.base_digest)
-        problems = self._canaries(jobs, layout, trained.flat, adapters)
-        return [_result(job, trained, k, adapters[k], finite[k], problems[k]) for k, job in enumerate(jobs)]
+        problems = self._canaries(jobs, layout, trained, adapters)
+        return [_result(*all_of_it) for all_of_it in zip(jobs, trained, adapters, problems, strict=True)]
+
+    def _limits(self, student: BankedModel, layout: FlatLayout, works: Sequence[SlotWork]) -> BankLimits:
+        """Return how much may be done at once, and keep fewer activations if a single slot needs that."""
+        assert self._plan is not None
+        widest = max(work.places for work in works)
+        need = bytes_of_slot(layout, student.dtype) + widest * self._plan.place_bytes
+        if need > self._plan.budget and student.checkpoint():
+            self._plan = plan_memory(student, self._memory_bytes)
+        return BankLimits(self._max_slots, self._max_pass_places, self._plan)
 
     def _canaries(
-        self, jobs: Sequence[UpdateJob], layout: FlatLayout, flat: Tensor, adapters: Sequence[Adapter]
+        self, jobs: Sequence[UpdateJob], layout: FlatLayout, trained: Sequence[TrainedSlot], adapters: Sequence[Adapter]
     ) -> list[str]:
-        """Return what the canary finds wrong with each slot."""
-        _, canary = self._opened()
-        with_base = torch.cat([flat, torch.zeros_like(flat[:1])])
-        scales = [*(job.recipe.scale for job in jobs), 1.0]
-        return canary.problems(layout.views(with_base), scales, adapters, [job.initial for job in jobs])
+        """Return what the canary finds wrong with each slot, as many at once as a bank holds."""
+        student, canary = self._opened()
+        problems: list[str] = []
+        for begin in range(0, len(jobs), self._max_slots):
+            part = slice(begin, begin + self._max_slots)
+            flat = torch.stack([slot.flat for slot in trained[part]]).to(student.device, student.dtype)
+            with_base = torch.cat([flat, torch.zeros_like(flat[:1])])
+            scales = [*(job.recipe.scale for job in jobs[part]), 1.0]
+            initial = [job.initial for job in jobs[part]]
+            problems += canary.problems(layout.views(with_base), scales, adapters[part], initial)
+        return problems
 
     def score(
         self,
@@ -188,11 +209,59 @@ class LoraBank:
             raise ScoringError(
                 f"score: got {len(adapters)} adapters and {len(questions)} lists of questions; give one each."
             )
-        limits = {"max_slots": self._max_slots, "max_step_tokens": self._max_step_tokens}
+        limits = {"max_slots": self._max_slots, "max_pass_places": self._max_pass_places}
         return score_slots(student, self.base_digest, adapters, questions, tokenizer, answer_format, **limits)
 
+    def generate(
+        self,
+        adapters: Sequence[Adapter | None],
+        prompts: Sequence[Sequence[str]],
+        tokenizer: Any,
+        *,
+        max_new_tokens: int,
+    ) -> list[list[str] | ScoringFailure]:
+        """Return for each slot what it writes greedily after each of its prompts, or why it writes nothing.
 
-def _refusal(job: UpdateJob, student: BankedModel, base_digest: str) -> UpdateResult | None:
+        Args:
+            adapters: K adapters; None asks the base student.
+            prompts: K lists of prompts, of any lengths.
+            tokenizer: The student's Hugging Face tokenizer.
+            max_new_tokens: Longest answer, at least 1.
+
+        Raises:
+            UpdateError: The bank is not open.
+            ScoringError: There are not as many lists of prompts as adapters.
+        """
+        student, _ = self._opened()
+        if len(adapters) != len(prompts):
+            raise ScoringError(
+                f"generate: got {len(adapters)} adapters and {len(prompts)} lists of prompts; give one each."
+            )
+        done: dict[int, list[str] | ScoringFailure] = {}
+        for k, (adapter, asked) in enumerate(zip(adapters, prompts, strict=True)):
+            problem = "" if adapter is None else misfit(adapter, student.shapes, self.base_digest)
+            if problem or not asked:
+                done[k] = ScoringFailure(problem) if problem else []
+        todo = [k for k in range(len(adapters)) if k not in done]
+        for begin in range(0, len(todo), self._max_slots):
+            part = todo[begin : begin + self._max_slots]
+            texts = generate_group(
+                student, [adapters[k] for k in part], [prompts[k] for k in part], tokenizer, max_new_tokens
+            )
+            done.update(zip(part, texts, strict=True))
+        return [done[k] for k in range(len(adapters))]
+
+
+def _rank_groups(todo: Sequence[int], jobs: Sequence[UpdateJob]) -> list[list[int]]:
+    """Return jobs whose ranks are alike together: every slot of a bank has room for the largest rank in it."""
+    groups: dict[int, list[int]] = {}
+    for i in todo:
+        size = max(8, 1 << (jobs[i].recipe.rank - 1).bit_length())
+        groups.setdefault(size, []).append(i)
+    return [groups[size] for size in sorted(groups)]
+
+
+def _refusal(job: UpdateJob, student: BankedModel, layers: Sequence[str], base_digest: str) -> UpdateResult | None:
     """Return the result of a job that cannot be trained, or None."""
     if not job.sequences:
         too_long = any(line.reason is SkipReason.TOO_LONG for line in job.skipped)
@@ -208,26 +277,26 @@ def _refusal(job: UpdateJob, student: BankedModel, base_digest: str) -> UpdateRe
         problem = misfit(job.initial, student.shapes, base_digest)
         if got != wanted:
             problem = f"the adapter to continue from has rank and alpha {got}, the recipe wants {wanted}"
-        elif not problem and len(job.initial.factors) < len(student.shapes):
-            problem = f"the adapter to continue from has {len(job.initial.factors)} of {len(student.shapes)} layers"
+        elif not problem and set(job.initial.factors) != set(layers):
+            problem = (
+                f"the adapter to continue from has {len(job.initial.factors)} layers, the recipe adapts {len(layers)}"
+            )
         if problem:
             return UpdateResult(job.key, UpdateOutcome.INITIAL_MISMATCH, problem)
     return None
 
 
-def _result(
-    job: UpdateJob, trained: TrainedGroup, k: int, adapter: Adapter, finite: bool, problem: str
-) -> UpdateResult:
+def _result(job: UpdateJob, slot: TrainedSlot, adapter: Adapter, problem: str) -> UpdateResult:
     """Return a trained slot's result."""
-    losses = tuple(trained.losses[k])
+    losses = tuple(slot.losses)
     bad = next((i for i, loss in enumerate(losses) if loss - loss != 0), None)
     outcome, detail = UpdateOutcome.OK, job.left_out
-    if bad is not None or not finite:
+    if slot.failure:
+        outcome, detail = UpdateOutcome.OUT_OF_MEMORY, slot.failure
+    elif bad is not None or not bool(slot.flat.isfinite().all()):
         where = f"loss of step {bad} is {losses[bad]}" if bad is not None else "factors are not finite"
         outcome, detail = UpdateOutcome.NON_FINITE, f"{where} (learning rate {job.recipe.learning_rate:g})"
     elif problem:
         outcome, detail = UpdateOutcome.CANARY_FAILED, problem
     kept = adapter if outcome is UpdateOutcome.OK else None
-    return UpdateResult(
-        job.key, outcome, detail, kept, losses, len(losses), trained.tokens[k], trained.padded_tokens[k]
-    )
+    return UpdateResult(job.key, outcome, detail, kept, losses, len(losses), slot.tokens, slot.places)

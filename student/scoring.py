@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from evaluation.answers import (
     AnswerFormat,
     AnswerScore,
     EncodedAnswer,
-    answer_batch,
     answer_scores,
     encode_questions,
     end_tokens_of,
@@ -21,6 +21,7 @@ from evaluation.tasks import Question
 from student.adapters import Adapter
 from student.banked_linear import FlatLayout
 from student.banked_model import BankedModel
+from student.batching import Line, lay_out
 from student.stacks import misfit, stack
 
 
@@ -43,7 +44,7 @@ def score_slots(
     answer_format: AnswerFormat,
     *,
     max_slots: int,
-    max_step_tokens: int,
+    max_pass_places: int,
 ) -> list[SlotScores]:
     """Return the scores of K slots, in order; see `LoraBank.score`."""
     done: dict[int, SlotScores] = {}
@@ -58,22 +59,21 @@ def score_slots(
         except ScoringError as error:
             done[k] = ScoringFailure(str(error))
     ends = end_tokens_of(student.model, tokenizer)
-    for group in _groups(encoded, max_slots, max_step_tokens):
+    for group in _groups(encoded, max_slots, max_pass_places):
         scores = _score_group(student, [adapters[k] for k in group], [encoded[k] for k in group], ends)
         done.update(zip(group, scores, strict=True))
     return [done[k] for k in range(len(adapters))]
 
 
 def _groups(
-    encoded: Mapping[int, Sequence[EncodedAnswer]], max_slots: int, max_step_tokens: int
+    encoded: Mapping[int, Sequence[EncodedAnswer]], max_slots: int, max_pass_places: int
 ) -> Iterator[list[int]]:
-    """Yield slots that fit in one forward pass, similar in length so that little of it is padding."""
-    widths = {k: max(len(row.tokens) for row in rows) for k, rows in encoded.items()}
+    """Yield slots that fit in one forward pass, similar in size so that little of it is padding."""
+    places = {k: sum(len(row.tokens) - 1 for row in rows) for k, rows in encoded.items()}
     group: list[int] = []
-    for k in sorted(encoded, key=lambda k: (-widths[k], -len(encoded[k]))):
+    for k in sorted(encoded, key=lambda k: -places[k]):
         grown = [*group, k]
-        places = len(grown) * max(len(encoded[j]) for j in grown) * widths[grown[0]]
-        if group and (len(grown) > max_slots or places > max_step_tokens):
+        if group and (len(grown) > max_slots or len(grown) * places[grown[0]] > max_pass_places):
             yield group
             grown = [k]
         group = grown
@@ -88,20 +88,29 @@ def _score_group(
     end_tokens: frozenset[int],
 ) -> list[SlotScores]:
     """Return the scores of the slots of one forward pass; a base slot has zero factors."""
-    layout = FlatLayout(student.shapes, max((a.rank for a in adapters if a is not None), default=1))
-    flat = stack(layout, adapters).to(student.device, student.dtype)
-    scales = [1.0 if a is None else a.alpha / a.rank for a in adapters]
-    most = max(len(rows) for rows in encoded)
-    padded = [row for rows in encoded for row in (*rows, *[None] * (most - len(rows)))]
-    batch = answer_batch(padded, student.device)
-    student.attach(layout.views(flat), scales)
+    layers = {name for adapter in adapters if adapter is not None for name in adapter.factors}
+    shapes = {name: shape for name, shape in student.shapes.items() if name in layers}
+    layout = FlatLayout(shapes, max((a.rank for a in adapters if a is not None), default=1))
+    batch = lay_out([[_line(row) for row in rows] for rows in encoded], student.device, packed=student.packed)
+    if shapes:
+        flat = stack(layout, adapters).to(student.device, student.dtype)
+        student.attach(layout.views(flat), [1.0 if a is None else a.alpha / a.rank for a in adapters])
     try:
         with torch.inference_mode():
-            logits = student.label_logits(batch.input_ids, batch.positions)
+            logits = student.label_logits(batch)
     finally:
         student.detach()
-    scores = iter(answer_scores(logits, batch.labels, batch.rows, sum(map(len, encoded)), end_tokens))
+    labels = [len(row.tokens) - row.prompt_length for rows in encoded for row in rows]
+    owners = torch.arange(len(labels)).repeat_interleave(torch.tensor(labels)).to(student.device)
+    scores = iter(answer_scores(logits, batch.labels, owners, len(labels), end_tokens))
     return [_whole([next(scores) for _ in rows]) for rows in encoded]
+
+
+def _line(answer: EncodedAnswer) -> Line:
+    """Return an encoded answer with its own tokens as labels."""
+    tokens = np.array(answer.tokens, dtype=np.int64)
+    labels = np.where(np.arange(1, len(tokens)) >= answer.prompt_length, tokens[1:], -1)
+    return Line(tokens[:-1], labels)
 
 
 def _whole(scores: Sequence[AnswerScore | None]) -> SlotScores:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from student.adapters import Adapter
 from student.banked_linear import FactorShape, FlatLayout
-from student.config import UpdateRecipe
 
 
 def misfit(adapter: Adapter, shapes: Mapping[str, FactorShape], base_digest: str) -> str:
@@ -42,19 +41,20 @@ def stack(layout: FlatLayout, adapters: Sequence[Adapter | None]) -> Tensor:
     return flat
 
 
-def unstack(layout: FlatLayout, flat: Tensor, recipes: Sequence[UpdateRecipe], base_digest: str) -> list[Adapter]:
-    """Return each slot of (K, P) as an adapter with memory of its own, in PEFT's orientation, on the CPU."""
-    views = layout.views(flat.detach().cpu())
-    turned = {name: (a, b.transpose(1, 2)) for name, (a, b) in views.items()}
-    return [
-        Adapter(
-            {
-                name: (a[k, : r.rank].clone(), b[k, :, : r.rank].clone(memory_format=torch.contiguous_format))
-                for name, (a, b) in turned.items()
-            },
-            r.rank,
-            r.alpha,
-            base_digest,
+def unstack(layout: FlatLayout, flat: Tensor, rank: int, layers: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return a slot's (P,) factors in PEFT's orientation, each with memory of its own, on the CPU.
+
+    Args:
+        layout: The bank's.
+        flat: (P,) of the slot.
+        rank: Of the slot; what the layout has beyond it is zero.
+        layers: Those that the slot adapts.
+    """
+    views = layout.views(flat.detach().cpu()[None])
+    return {
+        name: (
+            views[name][0][0, :rank].clone(),
+            views[name][1][0, :rank].t().clone(memory_format=torch.contiguous_format),
         )
-        for k, r in enumerate(recipes)
-    ]
+        for name in layers
+    }

@@ -9,6 +9,7 @@ from typing import Any
 from evaluation.answers import AnswerFormat
 from evaluation.tasks import Document
 from student.adapters import Adapter
+from student.batching import SlotWork
 from student.config import UpdateRecipe
 from student.sequences import SkippedLine, TrainingSequence, build_sequences
 from teacher.self_edit import SelfEdit
@@ -22,6 +23,7 @@ class UpdateOutcome(StrEnum):
     SEQUENCE_TOO_LONG = "sequence_too_long"
     INITIAL_MISMATCH = "initial_mismatch"
     NON_FINITE = "non_finite"
+    OUT_OF_MEMORY = "out_of_memory"
     CANARY_FAILED = "canary_failed"
 
 
@@ -40,6 +42,11 @@ class UpdateJob:
     """Lines that did not become sequences."""
     initial: Adapter | None = None
     """Continue from this adapter of the same rank, alpha and layers; None starts from a new one."""
+
+    @property
+    def work(self) -> SlotWork:
+        """What a slot of a bank has to do for it."""
+        return SlotWork(self.sequences, self.recipe, self.seed)
 
     @property
     def left_out(self) -> str:

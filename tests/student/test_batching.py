@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from student.batching import GroupBatches, SlotWork, sequence_order
+from student.batching import BankBatch, Line, SlotWork, lay_out, sequence_order
 from student.config import UpdateRecipe
 from student.sequences import TrainingSequence
+
+CPU = torch.device("cpu")
+LENGTHS = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1, max_size=5)
 
 
 def _work(lengths: list[int], seed: int = 0, **recipe: int) -> SlotWork:
@@ -15,52 +21,82 @@ def _work(lengths: list[int], seed: int = 0, **recipe: int) -> SlotWork:
     return SlotWork(sequences, UpdateRecipe.model_validate(recipe), seed)
 
 
-def _batches(slots: list[SlotWork]) -> GroupBatches:
-    return GroupBatches(slots, torch.float64, torch.device("cpu"))
+def _lines(lengths: list[list[int]]) -> list[list[Line]]:
+    """Return lines whose token ids tell slot, line and place, each with a label on every second place."""
+    made: list[list[Line]] = []
+    for k, slot in enumerate(lengths):
+        made.append([])
+        for i, n in enumerate(slot):
+            ids = 10_000 * (k + 1) + 100 * (i + 1) + np.arange(n, dtype=np.int64)
+            made[-1].append(Line(ids, np.where(np.arange(n) % 2 == (n - 1) % 2, ids + 1, -1)))
+    return made
 
 
-def test_group_batches_pad_to_the_longest_of_the_step_and_drop_finished_slots() -> None:
-    batches = _batches([_work([5, 3], epochs=2, batch_size=1), _work([4], epochs=1, batch_size=8)])
-    assert len(batches) == 4
-    assert [batches[i].slots for i in range(4)] == [2, 1, 1, 1]
-    widths = {batches[i].input_ids.shape[1] for i in range(1, 4)}
-    assert widths == {2, 4}
+def test_slot_work_steps_cover_every_sequence_once_an_epoch() -> None:
+    work = _work([5, 3, 4, 2, 6], epochs=3, batch_size=2)
+    assert work.steps == 9
+    shown = [int(line.ids[0]) // 100 for step in range(work.steps) for line in work.at(step)]
+    assert len(shown) == 15
+    for epoch in range(3):
+        assert sorted(shown[5 * epoch : 5 * epoch + 5]) == [1, 2, 3, 4, 5]
+    assert [len(work.at(step)) for step in range(3)] == [2, 2, 1]
 
 
-def test_group_batches_labels_follow_their_places() -> None:
+def test_slot_work_places_bound_every_step() -> None:
+    work = _work([5, 3, 4, 2, 6], epochs=20, batch_size=2)
+    assert work.places == 5 + 4
+    assert max(sum(len(line.ids) for line in work.at(step)) for step in range(work.steps)) == work.places
+
+
+def test_slot_work_lines_have_labels_where_the_mask_says_so() -> None:
     sequence = TrainingSequence((7, 8, 9, 10), (True, False, True, True))
-    batch = _batches([SlotWork([sequence], UpdateRecipe(epochs=1), 0)])[0]
-    assert batch.input_ids.tolist() == [[7, 8, 9]]
-    assert batch.positions.tolist() == [1, 2]
-    assert batch.labels.tolist() == [9, 10]
-    assert batch.weights.tolist() == [0.5, 0.5]
+    (line,) = SlotWork([sequence], UpdateRecipe(epochs=1), 0).at(0)
+    assert line.ids.tolist() == [7, 8, 9]
+    assert line.labels.tolist() == [-1, 9, 10]
 
 
-@given(
-    lengths=st.lists(st.lists(st.integers(2, 9), min_size=1, max_size=7), min_size=1, max_size=4),
-    batch_size=st.integers(1, 4),
-    epochs=st.integers(1, 3),
-)
-@settings(max_examples=60, deadline=None)
-def test_group_batches_show_every_sequence_once_an_epoch(
-    lengths: list[list[int]], batch_size: int, epochs: int
-) -> None:
-    slots = [_work(part, seed, batch_size=batch_size, epochs=epochs) for seed, part in enumerate(lengths)]
-    slots.sort(key=lambda slot: -slot.steps)
-    batches = _batches(slots)
-    seen: list[list[int]] = [[] for _ in slots]
-    for step in range(len(batches)):
-        batch = batches[step]
-        rows = batch.input_ids.view(batch.slots, -1, batch.input_ids.shape[1])
-        assert batch.padded_tokens == rows.shape[1] * rows.shape[2]
-        sums = torch.zeros(batch.slots, dtype=torch.float64).index_add_(0, batch.label_slots, batch.weights)
-        assert sums.tolist() == pytest.approx([1.0] * batch.slots)
-        for k in range(batch.slots):
-            seen[k] += [int(row[0]) // 100 for row in rows[k] if int(row[0]) >= 100]
-    for slot, shown in zip(slots, seen, strict=True):
-        count = len(slot.sequences)
-        for epoch in range(epochs):
-            assert sorted(shown[epoch * count : (epoch + 1) * count]) == list(range(1, count + 1))
+@pytest.mark.parametrize("packed", [True, False])
+@given(lengths=LENGTHS)
+@settings(max_examples=100, deadline=None)
+def test_lay_out_labels_stand_right_of_their_tokens(packed: bool, lengths: list[list[int]]) -> None:
+    batch = lay_out(_lines(lengths), CPU, packed=packed)
+    flat = batch.input_ids.flatten()
+    assert (flat[batch.positions] + 1).equal(batch.labels)
+    assert (batch.labels // 10_000 - 1).equal(batch.label_slots)
+    assert batch.label_slots.tolist() == sorted(batch.label_slots.tolist())
+    assert len(batch.labels) == sum(-(-n // 2) for slot in lengths for n in slot)
+    assert batch.tokens == [sum(slot) for slot in lengths]
+    assert batch.places * batch.slots == len(flat)
+    slots = flat.view(len(lengths), -1)
+    for k, row in enumerate(slots.tolist()):
+        assert [token // 10_000 for token in row if token] == [k + 1] * batch.tokens[k]
+
+
+@given(lengths=LENGTHS)
+@settings(max_examples=100, deadline=None)
+def test_lay_out_packed_has_no_padding_in_the_fullest_slot_and_restarts_positions(lengths: list[list[int]]) -> None:
+    batch = lay_out(_lines(lengths), CPU, packed=True)
+    assert batch.places == max(batch.tokens)
+    ids, positions = batch.input_ids[0], batch.extra["position_ids"][0]
+    assert (positions[ids > 0] == ids[ids > 0] % 100).all()
+
+
+@given(lengths=LENGTHS)
+@settings(max_examples=100, deadline=None)
+def test_packing_takes_places_apart_and_puts_them_together(lengths: list[list[int]]) -> None:
+    batch: BankBatch = lay_out(_lines(lengths), CPU, packed=True)
+    packing: Any = batch.extra["packing"]
+    apart = batch.input_ids[0][packing.gather].view(packing.rows, packing.width)
+    expected = [line for slot in _lines(lengths) for line in slot]
+    for row, line in zip(apart.tolist(), expected, strict=True):
+        assert row[: len(line.ids)] == line.ids.tolist()
+        assert set(row[len(line.ids) :]) <= {int(line.ids[0])}
+    together = apart.flatten()[packing.scatter]
+    real = ~packing.scatter_pads.flatten()
+    assert together[real].equal(batch.input_ids[0][real])
+    assert int(real.sum()) == sum(batch.tokens)
+    # What fills a slot up is its own: a slot that is not finite reaches no other one.
+    assert (together.view(len(lengths), -1) // 10_000 == torch.arange(1, len(lengths) + 1)[:, None]).all()
 
 
 def test_sequence_order_is_seeded_and_differs_between_epochs() -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import pytest
@@ -18,35 +17,11 @@ from student.lora_bank import LoraBank
 from student.scoring import ScoringFailure
 from student.sequences import SkippedLine, SkipReason, TrainingSequence
 from student.training import initial_factors
-from student.updates import UpdateJob, UpdateOutcome, UpdateResult, make_job
+from student.updates import UpdateJob, UpdateOutcome, make_job
 from teacher.self_edit import Implication, SelfEdit, TrainingSpec
 from tests.student.conftest import MakeModel
+from tests.student.jobs import adapter_of, deltas, mixed_jobs, same_bits, sequences
 from tests.student.reference import Factors, train_alone
-
-
-def _sequences(seed: int, lengths: list[int], answers_only: bool = False) -> tuple[TrainingSequence, ...]:
-    generator = random.Random(seed)
-    return tuple(
-        TrainingSequence(
-            tuple(generator.randrange(260) for _ in range(n)), tuple(not answers_only or i >= n // 2 for i in range(n))
-        )
-        for n in lengths
-    )
-
-
-def _mixed_jobs() -> list[UpdateJob]:
-    """Four slots that differ in everything a self-edit or a recipe may choose."""
-    recipes = [
-        UpdateRecipe(epochs=3, batch_size=4),
-        UpdateRecipe(rank=2, alpha=5.0, learning_rate=2e-3, epochs=5, batch_size=2, warmup_steps=3, weight_decay=0.1),
-        UpdateRecipe(rank=4, learning_rate=1e-2, epochs=4, batch_size=3, schedule="constant", max_gradient_norm=None),
-        UpdateRecipe(rank=1, learning_rate=1e-3, epochs=9, batch_size=8, max_steps=5, max_gradient_norm=0.1),
-    ]
-    lengths = [[5, 9, 3, 7, 4], [12, 2, 6], [4, 4, 4, 4, 4, 4, 4], [8, 11]]
-    return [
-        UpdateJob(f"job-{k}", _sequences(k, lengths[k], answers_only=k in (1, 3)), recipe, seed=10 + k)
-        for k, recipe in enumerate(recipes)
-    ]
 
 
 def _start(model: Any, job: UpdateJob) -> Factors:
@@ -59,36 +34,22 @@ def _start(model: Any, job: UpdateJob) -> Factors:
     return {name: (a[0], b[0].t()) for name, (a, b) in views.items()}
 
 
-def _adapter(result: UpdateResult) -> Adapter:
-    assert result.outcome is UpdateOutcome.OK, result.detail
-    assert result.adapter is not None
-    return result.adapter
-
-
 def _without_a_layer(adapter: Adapter) -> Adapter:
     return Adapter(dict(list(adapter.factors.items())[1:]), adapter.rank, adapter.alpha, adapter.base_digest)
 
 
-def _deltas(factors: Any, scale: float) -> torch.Tensor:
-    return torch.cat([scale * (b.double() @ a.double()).flatten() for _, (a, b) in sorted(factors.items())])
-
-
-def _same(left: Adapter, right: Adapter) -> bool:
-    return all(torch.equal(x, y) for n in left.factors for x, y in zip(left.factors[n], right.factors[n], strict=True))
-
-
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "granite"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma", "granite"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
 def test_train_mixed_slots_equal_separate_peft_trainings(
     make_model: MakeModel, kind: str, dtype: torch.dtype, tolerance: float
 ) -> None:
-    jobs = _mixed_jobs()
+    jobs = mixed_jobs()
     model = make_model(kind, dtype)
     with LoraBank(model) as bank:
         results = bank.train(jobs)
     for job, result in zip(jobs, results, strict=True):
         expected, losses = train_alone(make_model(kind, dtype), job, _start(model, job))
-        got, want = _deltas(_adapter(result).factors, job.recipe.scale), _deltas(expected, job.recipe.scale)
+        got, want = deltas(adapter_of(result).factors, job.recipe.scale), deltas(expected, job.recipe.scale)
         if dtype is torch.float64:
             assert float((got - want).abs().max()) < tolerance
         else:
@@ -100,43 +61,43 @@ def test_train_mixed_slots_equal_separate_peft_trainings(
 
 def test_train_named_modules_equal_peft(make_model: MakeModel) -> None:
     recipe = UpdateRecipe(target_modules=("q_proj", "v_proj"), epochs=2, batch_size=2)
-    job = UpdateJob("a", _sequences(0, [4, 6, 5]), recipe, seed=3)
+    job = UpdateJob("a", sequences(0, [4, 6, 5]), recipe, seed=3)
     model = make_model(dtype=torch.float64)
     with LoraBank(model, recipe.target_modules) as bank:
         (result,) = bank.train([job])
     expected, _ = train_alone(make_model(dtype=torch.float64), job, _start(model, job))
-    assert sorted(expected) == sorted(_adapter(result).factors)
-    assert torch.allclose(_deltas(_adapter(result).factors, 2.0), _deltas(expected, 2.0), rtol=0, atol=1e-9)
+    assert sorted(expected) == sorted(adapter_of(result).factors)
+    assert torch.allclose(deltas(adapter_of(result).factors, 2.0), deltas(expected, 2.0), rtol=0, atol=1e-9)
 
 
 def test_train_permuted_slots_permute_results(make_model: MakeModel) -> None:
-    jobs = _mixed_jobs()
+    jobs = mixed_jobs()
     order = [2, 0, 3, 1]
     with LoraBank(make_model(dtype=torch.float64)) as bank:
         results, permuted = bank.train(jobs), bank.train([jobs[i] for i in order])
     assert [result.key for result in permuted] == [jobs[i].key for i in order]
     for i, other in zip(order, permuted, strict=True):
-        left, right = _deltas(_adapter(results[i]).factors, 1.0), _deltas(_adapter(other).factors, 1.0)
+        left, right = deltas(adapter_of(results[i]).factors, 1.0), deltas(adapter_of(other).factors, 1.0)
         assert torch.allclose(left, right, rtol=0, atol=1e-12)
 
 
 def test_train_does_not_depend_on_neighbours_or_groups(make_model: MakeModel) -> None:
-    jobs = _mixed_jobs()
-    long = UpdateJob("long", _sequences(9, [40, 3, 3]), UpdateRecipe(rank=16, epochs=8), seed=1)
+    jobs = mixed_jobs()
+    long = UpdateJob("long", sequences(9, [40, 3, 3]), UpdateRecipe(rank=16, epochs=8), seed=1)
     with LoraBank(make_model(dtype=torch.float64)) as bank:
         together = bank.train([*jobs, long])
-    with LoraBank(make_model(dtype=torch.float64), max_slots=2, max_step_tokens=64) as bank:
+    with LoraBank(make_model(dtype=torch.float64), max_slots=2, max_pass_places=64) as bank:
         apart = bank.train(jobs)
     for left, right in zip(together, apart, strict=False):
-        pair = _deltas(_adapter(left).factors, 1.0), _deltas(_adapter(right).factors, 1.0)
+        pair = deltas(adapter_of(left).factors, 1.0), deltas(adapter_of(right).factors, 1.0)
         assert torch.allclose(*pair, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("place", [0, 2, 4])
 def test_train_poisoned_slot_fails_alone(make_model: MakeModel, place: int) -> None:
-    jobs = _mixed_jobs()
+    jobs = mixed_jobs()
     values = UpdateRecipe(epochs=5, batch_size=2).model_dump()
-    healthy = UpdateJob("poisoned", _sequences(7, [6, 6]), UpdateRecipe(**values), seed=0)
+    healthy = UpdateJob("poisoned", sequences(7, [6, 6]), UpdateRecipe(**values), seed=0)
     poison = UpdateRecipe.model_construct(**{**values, "learning_rate": 1e30})
     poisoned = UpdateJob("poisoned", healthy.sequences, poison, seed=0)
     with LoraBank(make_model()) as bank:
@@ -149,35 +110,35 @@ def test_train_poisoned_slot_fails_alone(make_model: MakeModel, place: int) -> N
     for k, (left, right) in enumerate(zip(clean, results, strict=True)):
         if k != place:
             assert left.losses == right.losses
-            assert _same(_adapter(left), _adapter(right))
+            assert same_bits(adapter_of(left), adapter_of(right))
     assert after[0].outcome is UpdateOutcome.OK
 
 
 def test_train_continued_adapter_continues_the_loss(make_model: MakeModel) -> None:
     recipe = UpdateRecipe(epochs=12, batch_size=4, max_gradient_norm=None)
-    job = UpdateJob("first", _sequences(4, [6, 8, 7, 5]), recipe, seed=2)
+    job = UpdateJob("first", sequences(4, [6, 8, 7, 5]), recipe, seed=2)
     model = make_model(dtype=torch.float64)
     with LoraBank(model) as bank:
         (first,) = bank.train([job])
-        again = UpdateJob("second", job.sequences, recipe, seed=3, initial=_adapter(first))
+        again = UpdateJob("second", job.sequences, recipe, seed=3, initial=adapter_of(first))
         (second,) = bank.train([again])
     assert second.losses[0] < 0.5 * first.losses[0]
     assert second.losses[0] <= first.losses[-1]
     expected, losses = train_alone(make_model(dtype=torch.float64), again, _start(model, again))
     assert second.losses == pytest.approx(losses, rel=1e-6)
-    assert torch.allclose(_deltas(_adapter(second).factors, 2.0), _deltas(expected, 2.0), rtol=0, atol=1e-9)
+    assert torch.allclose(deltas(adapter_of(second).factors, 2.0), deltas(expected, 2.0), rtol=0, atol=1e-9)
 
 
 def test_train_same_seed_is_bitwise_reproducible_and_leaves_the_global_generator(make_model: MakeModel) -> None:
     before = torch.random.get_rng_state()
     with LoraBank(make_model()) as bank:
-        first, second = bank.train(_mixed_jobs()), bank.train(_mixed_jobs())
-    assert [_adapter(r).digest for r in first] == [_adapter(r).digest for r in second]
+        first, second = bank.train(mixed_jobs()), bank.train(mixed_jobs())
+    assert [adapter_of(r).digest for r in first] == [adapter_of(r).digest for r in second]
     assert torch.equal(before, torch.random.get_rng_state())
 
 
 def test_train_jobs_that_cannot_be_trained_are_typed_records(make_model: MakeModel) -> None:
-    jobs = _mixed_jobs()
+    jobs = mixed_jobs()
     with LoraBank(make_model()) as bank:
         good = bank.train(jobs[:1])[0]
         skipped = (SkippedLine(0, SkipReason.TOO_LONG, "99 tokens, allowed are 9"),)
@@ -185,9 +146,11 @@ def test_train_jobs_that_cannot_be_trained_are_typed_records(make_model: MakeMod
             [
                 UpdateJob("empty", (), UpdateRecipe(), 0),
                 UpdateJob("long", (), UpdateRecipe(), 0, skipped),
-                UpdateJob("other rank", jobs[0].sequences, UpdateRecipe(rank=4), 0, initial=_adapter(good)),
-                UpdateJob("positions", _sequences(0, [300]), UpdateRecipe(), 0),
-                UpdateJob("few layers", jobs[0].sequences, UpdateRecipe(), 0, initial=_without_a_layer(_adapter(good))),
+                UpdateJob("other rank", jobs[0].sequences, UpdateRecipe(rank=4), 0, initial=adapter_of(good)),
+                UpdateJob("positions", sequences(0, [300]), UpdateRecipe(), 0),
+                UpdateJob(
+                    "few layers", jobs[0].sequences, UpdateRecipe(), 0, initial=_without_a_layer(adapter_of(good))
+                ),
                 UpdateJob("partly", jobs[0].sequences, UpdateRecipe(epochs=1), 0, skipped),
             ]
         )
@@ -209,8 +172,8 @@ def test_train_jobs_that_cannot_be_trained_are_typed_records(make_model: MakeMod
 
 def test_train_other_layers_or_foreign_tokens_are_refused(make_model: MakeModel) -> None:
     with LoraBank(make_model()) as bank:
-        with pytest.raises(UpdateError, match="q_proj"):
-            bank.train([UpdateJob("a", _sequences(0, [4]), UpdateRecipe(target_modules=("q_proj",)), 0)])
+        with pytest.raises(UpdateError, match="no_proj"):
+            bank.train([UpdateJob("a", sequences(0, [4]), UpdateRecipe(target_modules=("no_proj",)), 0)])
         with pytest.raises(UpdateError, match="vocabulary of 260"):
             bank.train([UpdateJob("a", (TrainingSequence((1, 260), (True, True)),), UpdateRecipe(), 0)])
     with pytest.raises(UpdateError, match="not open"):
@@ -219,11 +182,11 @@ def test_train_other_layers_or_foreign_tokens_are_refused(make_model: MakeModel)
 
 def test_train_counts_useful_and_padded_tokens(make_model: MakeModel) -> None:
     recipe = UpdateRecipe(epochs=2, batch_size=2)
-    jobs = [UpdateJob("a", _sequences(0, [5, 3]), recipe, 0), UpdateJob("b", _sequences(1, [9]), recipe, 0)]
+    jobs = [UpdateJob("a", sequences(0, [5, 3]), recipe, 0), UpdateJob("b", sequences(1, [9]), recipe, 0)]
     with LoraBank(make_model()) as bank:
         a, b = bank.train(jobs)
     assert (a.tokens, b.tokens) == (2 * (4 + 2), 2 * 8)
-    assert a.padded_tokens == b.padded_tokens == 2 * 2 * 8
+    assert a.padded_tokens == b.padded_tokens == 2 * 8
 
 
 def test_bank_restores_the_model_exactly(make_model: MakeModel) -> None:
@@ -236,10 +199,10 @@ def test_bank_restores_the_model_exactly(make_model: MakeModel) -> None:
     ids = torch.arange(12).view(2, 6)
     before, digest = model(ids).logits, model_digest(model)
     with LoraBank(model) as bank:
-        bank.train(_mixed_jobs())
+        bank.train(mixed_jobs())
         assert not model.training
     with pytest.raises(UpdateError), LoraBank(model) as bank:
-        bank.train([UpdateJob("refused", (), UpdateRecipe(target_modules=("q_proj",)), 0)])
+        bank.train([UpdateJob("refused", (), UpdateRecipe(target_modules=("no_proj",)), 0)])
     assert all(module is modules[name] for name, module in model.named_modules())
     assert flags == [p.requires_grad for p in model.parameters()]
     assert modes == [m.training for m in model.modules()]
@@ -261,7 +224,7 @@ def test_score_equals_plain_scores_of_each_adapter(make_model: MakeModel, tokeni
     model = make_model()
     base = score_answers(model, tokenizer, questions, wrapper)
     with LoraBank(model) as bank:
-        cat, dog = (_adapter(result) for result in bank.train(jobs))
+        cat, dog = (adapter_of(result) for result in bank.train(jobs))
         scores = bank.score([cat, None, dog, cat], [questions, questions, questions[1:], []], tokenizer, wrapper)
     with LoraBank(model, max_slots=1) as bank:
         alone = bank.score([cat, None, dog], [questions, questions, questions[1:]], tokenizer, wrapper)
@@ -284,7 +247,7 @@ def test_score_slot_without_finite_logits_or_fit_fails_alone(make_model: MakeMod
     wrapper, questions = AnswerFormat(), [Question(question="who", answer="me")]
     model = make_model()
     with LoraBank(model) as bank:
-        good = _adapter(bank.train(_mixed_jobs()[:1])[0])
+        good = adapter_of(bank.train(mixed_jobs()[:1])[0])
         bad = Adapter({n: (a * float("nan"), b) for n, (a, b) in good.factors.items()}, 8, 16.0, "")
         foreign = Adapter(good.factors, 8, 16.0, "other base")
         odd = Adapter({"no.such.layer": next(iter(good.factors.values()))}, 8, 16.0, "")
@@ -310,7 +273,7 @@ def test_make_job_takes_the_training_spec_into_the_recipe(tokenizer: Any) -> Non
 
 def test_bank_half_precision_base_keeps_float32_factors(make_model: MakeModel) -> None:
     with LoraBank(make_model(dtype=torch.bfloat16)) as bank:
-        results = bank.train(_mixed_jobs())
+        results = bank.train(mixed_jobs())
     for result in results:
-        assert {t.dtype for pair in _adapter(result).factors.values() for t in pair} == {torch.float32}
+        assert {t.dtype for pair in adapter_of(result).factors.values() for t in pair} == {torch.float32}
         assert result.losses[-1] < result.losses[0]

@@ -1,0 +1,130 @@
+"""How many slots a bank may train at once: memory estimated before, measured after."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import torch
+
+from student.banked_linear import FlatLayout
+from student.banked_model import BankedModel
+from student.batching import Line, lay_out
+
+_PROBE_PLACES = 64
+_COPIES = 5
+"""Of a slot's factors: themselves, two moments, their gradients, and the gradients as autograd gathers them."""
+_TRANSIENT = 2.0
+"""What a pass takes for each byte that it saves for its backward pass: measured at 1.4 to 2.1, allocator's losses included."""
+_FREE_SHARE = {"cuda": 0.85, "cpu": 0.5}
+"""Share of the free memory that a bank takes when no budget is given: others use a machine's main memory, too."""
+
+
+class MemoryPlan(NamedTuple):
+    """What a bank may take and needs, in bytes."""
+
+    budget: int
+    place_bytes: int
+    """Activations of one place, saved and passing."""
+
+
+def bytes_of_slot(layout: FlatLayout, dtype: torch.dtype) -> int:
+    """Return the bytes of one slot's factors, moments and gradients."""
+    return _COPIES * layout.size * dtype.itemsize
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the memory that a bank may take on a device when no budget is given."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] * _FREE_SHARE["cuda"])
+    import psutil  # type: ignore[import-untyped]
+
+    return int(psutil.virtual_memory().available * _FREE_SHARE["cpu"])
+
+
+def plan_memory(student: BankedModel, budget: int | None) -> MemoryPlan:
+    """Return what a place of a slot costs on this model, found by one small pass, with the budget.
+
+    Args:
+        student: The wrapped base.
+        budget: Bytes for slots and activations, the base itself left out; None takes a share of what is free.
+    """
+    layout = FlatLayout(student.shapes, 1)
+    saved = [_saved_bytes(student, layout, places) for places in (_PROBE_PLACES // 4, _PROBE_PLACES)]
+    place = (saved[1] - saved[0]) / (_PROBE_PLACES - _PROBE_PLACES // 4)
+    if student.checkpoints:  # A layer's input for each layer, and all of one layer at a time.
+        layers = max(1, int(getattr(student.model.config, "num_hidden_layers", 1)))
+        itemsize = student.model.get_input_embeddings().weight.element_size()
+        place = place / layers + layers * itemsize * int(student.model.config.hidden_size)
+    return MemoryPlan(budget if budget is not None else free_bytes(student.device), max(1, int(place * _TRANSIENT)))
+
+
+def _saved_bytes(student: BankedModel, layout: FlatLayout, places: int) -> int:
+    """Return the bytes that a forward pass over one line saves for its backward pass."""
+    import numpy as np
+
+    vocabulary = student.model.get_input_embeddings().weight.shape[0]
+    ids = np.arange(1, places + 1, dtype=np.int64) * 7919 % vocabulary
+    batch = lay_out([[Line(ids, ids)]], student.device, packed=student.packed)
+    flat = torch.zeros(1, layout.size, dtype=student.dtype, device=student.device, requires_grad=True)
+    known = {parameter.untyped_storage().data_ptr() for parameter in student.model.parameters()}
+    found: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    student.attach(layout.views(flat), [1.0])
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            total, _ = student.loss(batch, torch.ones(len(batch.labels), dtype=student.dtype, device=student.device))
+        del total
+    finally:
+        student.detach()
+    return sum(found.values())
+
+
+class PeakMemory:
+    """Context manager that measures by how much memory grew at its highest.
+
+    On a GPU what PyTorch allocated, on Linux the resident memory of the process. `grown` is None where neither can be
+    read; memory that the process held in reserve before is not seen.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._start = 0
+        self.grown: int | None = None
+        """Bytes, after the context."""
+
+    def __enter__(self) -> Self:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._start = torch.cuda.memory_allocated(self._device)
+        else:
+            self._start = _resident_peak(reset=True) or 0
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._device.type == "cuda":
+            self.grown = torch.cuda.max_memory_allocated(self._device) - self._start
+        elif self._start:
+            peak = _resident_peak(reset=False)
+            self.grown = None if peak is None else max(0, peak - self._start)
+
+
+def _resident_peak(*, reset: bool) -> int | None:
+    """Return the highest resident memory of the process in bytes since the last reset, None where it is not told."""
+    try:
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    kilobytes = next((line.split()[1] for line in lines if line.startswith("VmHWM:")), None)
+    return None if kilobytes is None else 1024 * int(kilobytes)
