@@ -38,7 +38,7 @@ def plot_rewards(rounds: Sequence[RoundRecord], path: Path) -> None:
     from matplotlib.ticker import MaxNLocator
 
     numbers = [record.round for record in rounds]
-    figure = _figure(7.2, 5.6, "Reward of the teacher's self-edits by round", _extent(rounds))
+    figure = new_figure(7.2, 5.6, "Reward of the teacher's self-edits by round", _extent(rounds))
     rewards, scored, divergence = figure.subplots(3, 1, sharex=True, height_ratios=(3.2, 1, 1))
     _draw_rewards(rewards, rounds, numbers)
     shares = [_share(sum(c.reward is not None for c in r.candidates), len(r.candidates)) for r in rounds]
@@ -50,7 +50,7 @@ def plot_rewards(rounds: Sequence[RoundRecord], path: Path) -> None:
     divergence.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     divergence.set_xlim(min(numbers, default=0) - 0.5, max(numbers, default=0) + 0.5)
     figure.align_ylabels()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_accuracy(comparison: ComparisonRecord, variants: Sequence[VariantRecord], path: Path) -> None:
@@ -62,7 +62,7 @@ def plot_accuracy(comparison: ComparisonRecord, variants: Sequence[VariantRecord
         path: PNG file to write; its directory exists.
     """
     level = f"{100 * comparison.confidence:g} %"
-    figure = _figure(
+    figure = new_figure(
         7.2,
         1.7 + 0.62 * max(len(variants), 1),
         f"Accuracy by variant on {counted(comparison.documents, 'test document')}",
@@ -82,7 +82,7 @@ def plot_accuracy(comparison: ComparisonRecord, variants: Sequence[VariantRecord
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color="#E4E4E4", linewidth=0.8)
     axes.spines["left"].set_visible(False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_rewards(axes: Axes, rounds: Sequence[RoundRecord], numbers: Sequence[int]) -> None:
@@ -131,7 +131,7 @@ def _line(axes: Axes, x: Sequence[int], y: Sequence[float], color: str, label: s
     axes.grid(axis="y", color="#E4E4E4", linewidth=0.8)
 
 
-def _figure(width: float, height: float, title: str, subtitle: str) -> Figure:
+def new_figure(width: float, height: float, title: str, subtitle: str) -> Figure:
     """Return a figure (inches) with its two lines of heading, on a canvas that needs no display.
 
     The heading's distance from the top does not depend on the height, and axes start below it.
@@ -148,7 +148,7 @@ def _figure(width: float, height: float, title: str, subtitle: str) -> Figure:
     return figure
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     """Write the figure as a whole or not at all, and free it."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
