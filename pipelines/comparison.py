@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from evaluation.statistics import compare
+from evaluation.statistics import compare, known_mean
 from evaluation.tasks import KnowledgeTask
 from pipelines.diagnostics import edit_notes
 from pipelines.records import (
@@ -17,7 +18,7 @@ from pipelines.records import (
     SamplingRecord,
     VariantRecord,
 )
-from pipelines.rounds import base_scores, update_requests
+from pipelines.rounds import update_requests
 from pipelines.units import Units
 from pipelines.work import judge, written_edit
 from pipelines.workspace import Workspace
@@ -35,7 +36,7 @@ PAIRS = (
 
 def base_variant(ws: Workspace, units: Units, tasks: Sequence[KnowledgeTask]) -> VariantRecord:
     """Return the student without any update."""
-    scores = base_scores(units, tasks, "comparison").replicates
+    scores = units.base(tasks, "comparison").replicates
     return VariantRecord(
         name="base",
         label="base student, no update",
@@ -53,11 +54,30 @@ def raw_variant(ws: Workspace, units: Units, tasks: Sequence[KnowledgeTask]) -> 
 
 
 def teacher_variant(
-    ws: Workspace, units: Units, name: str, label: str, policy: str | None, prompt: str, tasks: Sequence[KnowledgeTask]
+    ws: Workspace,
+    units: Units,
+    name: str,
+    label: str,
+    policy: str | None,
+    prompt: str,
+    tasks: Sequence[KnowledgeTask],
+    *,
+    keep: int = 0,
 ) -> VariantRecord:
-    """Return the student trained on the self-edits of a teacher at a saved state."""
+    """Return the student trained on the self-edits of a teacher at a saved state.
+
+    Args:
+        ws: The run's workspace.
+        units: Where units run.
+        name: Of the variant.
+        label: Of the variant, for people.
+        policy: Name of the teacher's state; None is the untrained teacher.
+        prompt: Name of the prompt template.
+        tasks: Documents to write about and to ask about.
+        keep: Documents, from the first on, of which the adapter of the first self-edit is kept (`kept_adapters`).
+    """
     sampling = units.sample(policy, prompt, tasks, n=ws.config.comparison.edits, seed=ws.seed("sample", "comparison"))
-    return _scored(ws, units, name, label, sampling, tasks)
+    return _scored(ws, units, name, label, sampling, tasks, keep=keep)
 
 
 def best_fixed_variant(
@@ -67,8 +87,9 @@ def best_fixed_variant(
     means: dict[str, float] = {}
     for prompt in ws.config.comparison.fixed_prompts:
         tried = teacher_variant(ws, units, "fixed_kind", prompt, None, prompt, development)
-        if tried.accuracy:
-            means[prompt] = sum(tried.accuracy.values()) / len(tried.accuracy)
+        mean = known_mean(tried.accuracy.values())
+        if mean is not None:
+            means[prompt] = mean
     if not means:
         return None
     best = max(means, key=lambda prompt: means[prompt])
@@ -78,22 +99,27 @@ def best_fixed_variant(
     return chosen.model_copy(update={"notes": {**chosen.notes, **notes}})
 
 
-def kept_adapters(ws: Workspace, units: Units, variant: VariantRecord) -> dict[str, Path]:
-    """Return directories of the adapters of a variant's first documents, trained again when they were not kept."""
+def kept_adapters(ws: Workspace, variant: VariantRecord) -> dict[str, Path]:
+    """Return directories of the adapters that were kept of a variant's first documents, by document id."""
     chosen = [c for c in variant.candidates if c.edit.index == 0][: ws.config.comparison.keep_adapters]
-    sampling = SamplingRecord(edits=tuple(c.edit for c in chosen), seconds=0.0)
-    requests = update_requests(ws, sampling, "comparison", 1)
-    if not requests:
-        return {}
-    _, place = units.bank(requests, "comparison", keep=True)
-    found = {r.document_id: place / r.document_id for r in requests} if place is not None else {}
-    return {name: path for name, path in found.items() if path.is_dir()}
+    digests = {c.edit.document_id: r.adapter_digest for c in chosen for r in c.replicates}
+    return {name: ws.adapter_dir(digest) for name, digest in digests.items() if digest is not None}
 
 
-def joint_variant(
+class JointStudent(NamedTuple):
+    """One student for all documents."""
+
+    variant: VariantRecord
+    directory: Path
+    """Of its adapter, in PEFT's format."""
+    digest: str
+    """SHA-256 of its adapter."""
+
+
+def joint_student(
     ws: Workspace, units: Units, trained: VariantRecord, tasks: Sequence[KnowledgeTask]
-) -> tuple[VariantRecord, Path] | None:
-    """Return one student trained on all self-edits of the trained teacher together, and its adapter; None without one.
+) -> JointStudent | None:
+    """Return one student trained on all self-edits of the trained teacher together; None where there is none.
 
     It is the student to deploy: one adapter that holds all documents at once. It is reported beside the comparison, not
     in it, because every other variant adapts to one document at a time.
@@ -102,8 +128,11 @@ def joint_variant(
     edits = [c.edit.edit for c in trained.candidates if c.edit.index == 0 and c.edit.edit is not None]
     if recipe is None or not edits:
         return None
-    record, place = units.joint(edits, tasks, recipe, seed=ws.seed("update", "joint"))
+    record = units.joint(edits, tasks, recipe, seed=ws.seed("update", "joint"))
     accuracy = {r.document_id: r.accuracy for r in record.replicates if r.accuracy is not None}
+    digest = record.replicates[0].adapter_digest
+    if digest is None or not accuracy:
+        return None
     variant = VariantRecord(
         name="joint_student",
         label="one student for all documents",
@@ -112,8 +141,9 @@ def joint_variant(
         phrasings=_by_phrasing(ws, record.replicates),
         failures=_failures(record.replicates),
         training_tokens=float(record.replicates[0].tokens),
+        usage=record.usage,
     )
-    return (variant, place) if accuracy else None
+    return JointStudent(variant, ws.adapter_dir(digest), digest)
 
 
 def compare_variants(ws: Workspace, variants: Sequence[VariantRecord]) -> ComparisonRecord:
@@ -148,25 +178,32 @@ def _scored(
     label: str,
     sampling: SamplingRecord,
     tasks: Sequence[KnowledgeTask],
+    *,
+    keep: int = 0,
 ) -> VariantRecord:
-    """Return the variant whose self-edits are given."""
-    replicates = units.banks(update_requests(ws, sampling, "comparison", 1), "comparison").replicates
+    """Return the variant whose self-edits are given; see `teacher_variant`."""
+    first = {edit.document_id for edit in [e for e in sampling.edits if e.index == 0][:keep]}
+    requests = [
+        request._replace(keep=request.sample == 0 and request.document_id in first)
+        for request in update_requests(ws, sampling, "comparison", 1)
+    ]
+    updates = units.banks(requests, "comparison")
+    replicates = updates.replicates
     candidates = judge(ws, sampling, replicates, {})
-    by_document: dict[str, list[float]] = defaultdict(list)
+    by_document: dict[str, list[float | None]] = defaultdict(list)
     for replicate in replicates:
-        if replicate.accuracy is not None:
-            by_document[replicate.document_id].append(replicate.accuracy)
-    written = [len(edit.token_ids) for edit in sampling.edits if edit.token_ids]
-    trained = [replicate.tokens for replicate in replicates if replicate.failure is None]
+        by_document[replicate.document_id].append(replicate.accuracy)
+    means = {task.id: known_mean(by_document[task.id]) for task in tasks}
     return VariantRecord(
         name=name,
         label=label,
         candidates=tuple(candidates),
-        accuracy={task.id: _mean(by_document[task.id]) for task in tasks if by_document[task.id]},
+        accuracy={name: mean for name, mean in means.items() if mean is not None},
         phrasings=_by_phrasing(ws, replicates),
         failures={**_failures(replicates), **_unparsed(candidates), **_too_long(sampling)},
-        edit_tokens=_mean(written) if written else None,
-        training_tokens=_mean(trained) if trained else None,
+        edit_tokens=known_mean(len(edit.token_ids) for edit in sampling.edits if edit.token_ids),
+        training_tokens=known_mean(replicate.tokens for replicate in replicates if replicate.failure is None),
+        usage=updates.usage,
         notes=edit_notes(ws, sampling.edits),
     )
 
@@ -180,7 +217,7 @@ def _by_phrasing(ws: Workspace, replicates: Sequence[ReplicateRecord]) -> dict[s
             for question, exact in zip(questions, replicate.exact, strict=True):
                 if question.phrasing:
                     hits[question.phrasing].append(float(exact))
-    return {phrasing: _mean(values) for phrasing, values in sorted(hits.items())}
+    return {phrasing: sum(values) / len(values) for phrasing, values in sorted(hits.items())}
 
 
 def _failures(replicates: Sequence[ReplicateRecord]) -> dict[str, int]:
@@ -193,7 +230,3 @@ def _unparsed(candidates: Sequence[CandidateRecord]) -> dict[str, int]:
 
 def _too_long(sampling: SamplingRecord) -> dict[str, int]:
     return {"prompt_too_long": len(sampling.too_long)} if sampling.too_long else {}
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -29,8 +29,17 @@ class StudentConfig(_Frozen):
     """Directory, hub name, or `micro-student` for the one that ships with the package."""
     update: UpdateRecipe = UpdateRecipe()
     answer_format: AnswerFormat = AnswerFormat()
+    unit_updates: int = Field(default=64, ge=1, le=4096)
+    """Updates in one unit of work, done whole or not at all, in [1, 4096]."""
     bank_slots: int = Field(default=32, ge=1, le=1024)
-    """Adapters trained in one batch, in [1, 1024]: one unit of work, done whole or not at all."""
+    """Adapters trained at once at most, memory permitting, in [1, 1024]."""
+    bank_memory_gb: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+    """Memory for slots and activations, the model left out, in GB (10^9 bytes); None is a share of what is free."""
+
+    @property
+    def bank_memory_bytes(self) -> int | None:
+        """`bank_memory_gb` in bytes."""
+        return None if self.bank_memory_gb is None else int(self.bank_memory_gb * 1e9)
 
 
 class LoopConfig(_Frozen):

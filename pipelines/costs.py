@@ -126,7 +126,7 @@ def estimate(config: RunConfig, *, passage_tokens: int = PASSAGE_TOKENS, questio
         read = passage_tokens + _PROMPT_TOKENS + written
         flops = FlopEstimate(
             sampling=work.samples * read * _forward(teacher),
-            updates=training_tokens * _training(student),
+            updates=training_tokens * training_flops(student),
             scoring=(updates + work.documents) * questions * _QUESTION_TOKENS * _forward(student),
             learning=work.examples * read * _learning(teacher, config.teacher.learning),
         )
@@ -235,14 +235,15 @@ def _forward(model: ModelSize) -> float:
     return 2.0 * (model.parameters + model.adapter)
 
 
-def _training(model: ModelSize) -> float:
+def training_flops(model: ModelSize) -> float:
+    """Return the useful FLOPs of training a LoRA adapter on one token: 4 P + 6 L."""
     return 4.0 * model.parameters + 6.0 * model.adapter
 
 
 def _learning(model: ModelSize, learning: RestEmConfig | GroupRelativeConfig) -> float:
     """Return the FLOPs for a token of an example: training and the reference each epoch, old probabilities once."""
     old = _forward(model) if isinstance(learning, GroupRelativeConfig) else 0.0
-    return old + learning.epochs * (_training(model) + 2.0 * model.parameters)
+    return old + learning.epochs * (training_flops(model) + 2.0 * model.parameters)
 
 
 def model_size(name: str, rank: int, targets: TargetModules) -> ModelSize | None:

@@ -3,47 +3,106 @@
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+
+from evaluation.statistics import hierarchical_bootstrap_mean, known_mean
+from pipelines.records import Interval, RunResult
 
 VARIANTS = ("base", "raw_passage", "fixed_kind", "untrained_teacher", "trained_teacher")
 
+RESAMPLES = 10_000
+"""Of the intervals over seeds and documents."""
 
-def run_seed(config: Path, seed: int, work_dir: Path) -> dict[str, Any]:
+
+class _Gain(NamedTuple):
+    """A difference of two variants that has a column."""
+
+    heading: str
+    left: str
+    right: str
+    key: str
+    """In `RunResult.gains`."""
+
+
+_GAINS = (
+    _Gain("trained − untrained", "trained_teacher", "untrained_teacher", "trained_minus_untrained"),
+    _Gain("trained − best fixed kind", "trained_teacher", "fixed_kind", "trained_minus_fixed_kind"),
+)
+
+
+def run_seed(config: Path, seed: int, work_dir: Path) -> RunResult:
     """Return the result of one seed; a process of its own, so that a killed one resumes and memory is given back."""
     result = work_dir / f"seed-{seed}.json"
     command = [sys.executable, "-m", "pipelines.cli", "train-teacher", str(config), "--set", f"seed={seed}"]
     # The documents of each seed are others, too: a gain must not hang on one draw of them.
     command += ["--set", f"data.split_seed={seed}", "--work-dir", str(work_dir), "--json", str(result)]
     subprocess.run(command, check=True)
-    loaded: dict[str, Any] = json.loads(result.read_text())
-    return loaded
+    return RunResult.model_validate_json(result.read_text(encoding="utf-8"))
 
 
-def markdown_table(results: dict[int, dict[str, Any]]) -> str:
-    """Return accuracies in per cent with their intervals, a row a seed, and the gain in points."""
-    shown = [name for name in VARIANTS if all(name in result["variants"] for result in results.values())]
-    gain = "trained_minus_untrained"
-    heads = ["seed", *(name.replace("_", " ") for name in shown), "trained − untrained"]
-    rows = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+def markdown_table(results: Mapping[int, RunResult], generator: np.random.Generator) -> str:
+    """Return accuracies in per cent and gains in points with their 95 % intervals, a row a seed, and one over all.
+
+    Intervals of a seed are over its documents; those of the last row are over seeds and documents
+    (`hierarchical_bootstrap_mean`). Variants and gains that some seed lacks have no column.
+
+    Args:
+        results: By seed, at least one.
+        generator: Of the resamples behind the last row.
+    """
+    shown = [name for name in VARIANTS if all(name in result.variants for result in results.values())]
+    gains = [gain for gain in _GAINS if all(gain.key in result.gains for result in results.values())]
+    heads = ["seed", *(name.replace("_", " ") for name in shown), *(gain.heading for gain in gains)]
+    rows = [heads, ["---"] * len(heads)]
     for seed, result in results.items():
-        cells = [_cell(result["variants"][name]) for name in shown]
-        rows.append(f"| {seed} | {' | '.join(cells)} | {_cell(result['gains'][gain], signed=True)} |")
-    means = [statistics.fmean(r["variants"][name]["mean"] for r in results.values()) for name in shown]
-    mean_gain = statistics.fmean(r["gains"][gain]["mean"] for r in results.values())
-    cells = [f"{100 * mean:.1f}" for mean in means]
-    rows.append(f"| mean | {' | '.join(cells)} | {100 * mean_gain:+.1f} |")
-    return "\n".join(rows)
+        cells = [_cell(result.variants[name]) for name in shown]
+        rows.append([str(seed), *cells, *(_cell(result.gains[gain.key], signed=True) for gain in gains)])
+    columns = [_shared_accuracies(result) for result in results.values()]
+    last = [
+        _cell(_over_all([[scores[name] for scores in seed] for seed in columns], generator, low=0.0)) for name in shown
+    ]
+    last += [
+        _cell(
+            _over_all([[s[gain.left] - s[gain.right] for s in seed] for seed in columns], generator, low=-1.0),
+            signed=True,
+        )
+        for gain in gains
+    ]
+    rows.append(["all", *last])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _cell(interval: dict[str, float], *, signed: bool = False) -> str:
-    mean = f"{100 * interval['mean']:+.1f}" if signed else f"{100 * interval['mean']:.1f}"
-    return f"{mean} [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
+def edit_lengths(results: Mapping[int, RunResult]) -> str:
+    """Return a sentence on the mean tokens of each variant's self-edits over the seeds; empty where none is known."""
+    means = {name: known_mean(result.edit_tokens.get(name) for result in results.values()) for name in VARIANTS}
+    told = [f"{name.replace('_', ' ')} {mean:.0f}" for name, mean in means.items() if mean is not None]
+    return f"Mean tokens of a self-edit: {', '.join(told)}." if told else ""
+
+
+def _shared_accuracies(result: RunResult) -> list[dict[str, float]]:
+    """Return the accuracy by variant of each document on which every compared variant has a score."""
+    compared = {name: result.document_accuracy[name] for name in result.variants}
+    shared = sorted(set.intersection(*(set(scores) for scores in compared.values())))
+    return [{name: scores[document] for name, scores in compared.items()} for document in shared]
+
+
+def _over_all(groups: list[list[float]], generator: np.random.Generator, *, low: float) -> Interval:
+    """Return the mean over seeds and documents of values in [low, 1] with its 95 % interval."""
+    found = hierarchical_bootstrap_mean(groups, generator, resamples=RESAMPLES, bounds=(low, 1.0))
+    return Interval(mean=found.mean, low=found.low, high=found.high)
+
+
+def _cell(interval: Interval, *, signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    mean, low, high = (f"{round(100 * end, 1) + 0.0:{sign}.1f}" for end in (interval.mean, interval.low, interval.high))
+    return f"{mean} [{low}, {high}]"
 
 
 def main() -> None:
@@ -55,13 +114,15 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.work_dir.mkdir(parents=True, exist_ok=True)
     results = {seed: run_seed(arguments.config, seed, arguments.work_dir) for seed in arguments.seeds}
-    documents = {result["documents"] for result in results.values()}
-    minutes = [sum(result["seconds"].values()) / 60 for result in results.values()]
+    documents = {result.documents for result in results.values()}
+    minutes = [sum(result.seconds.values()) / 60 for result in results.values()]
     title = (
         f"{datetime.now(UTC):%Y-%m-%d}, {arguments.config}, {sorted(documents)} test documents a seed, "
-        f"{min(minutes):.1f} to {max(minutes):.1f} minutes each; accuracy in %, 95 % intervals over documents"
+        f"{min(minutes):.1f} to {max(minutes):.1f} minutes each; accuracy in %, 95 % intervals over "
+        "documents, in the last row over seeds and documents"
     )
-    text = f"{title}\n\n{markdown_table(results)}\n"
+    table = markdown_table(results, np.random.default_rng(0))
+    text = "\n\n".join(part for part in (title, table, edit_lengths(results)) if part) + "\n"
     (arguments.work_dir / "evidence.md").write_text(text, encoding="utf-8")
     sys.stdout.write(f"\n{text}\nsaved {arguments.work_dir / 'evidence.md'}\n")
 

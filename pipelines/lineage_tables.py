@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
+from evaluation.statistics import known_mean
 from evaluation.tasks import KnowledgeTask
 from pipelines.records import CandidateRecord, ComparisonRecord, Interval, RoundRecord, VariantRecord
 
@@ -158,8 +159,8 @@ def best_candidates(candidates: Iterable[CandidateRecord]) -> Table:
             c.edit.index,
             reward,
             c.base_reward,
-            _mean(r.accuracy for r in c.replicates),
-            _mean(r.mean_probability for r in c.replicates),
+            known_mean(r.accuracy for r in c.replicates),
+            known_mean(r.mean_probability for r in c.replicates),
             c.weight,
             _storable(c.edit.text),
         ]
@@ -184,7 +185,7 @@ def round_metrics(record: RoundRecord) -> Metrics:
         "candidate/left_out_documents": len(record.left_out),
         "candidate/reward_mean": record.mean_reward,
         "candidate/base_reward": record.base_reward,
-        "candidate/positive_fraction": _mean(gain > 0.0 for gain in gains),
+        "candidate/positive_fraction": known_mean(gain > 0.0 for gain in gains),
         **_quantiles([reward for reward, _ in scored]),
         **{f"failure/{reason}": count for reason, count in failures.items()},
         "teacher/examples": learning.examples,
@@ -194,6 +195,9 @@ def round_metrics(record: RoundRecord) -> Metrics:
         "teacher/entropy": learning.entropy,
         "teacher/clip_fraction": learning.clip_fraction,
         "teacher/gradient_norm": learning.gradient_norm,
+        "bank/slots": record.usage.slots,
+        "bank/padding_share": record.usage.padding_share,
+        "memory/bank_peak_bytes": record.usage.peak_bytes,
         **{f"time/{_part(stage)}_s": seconds for stage, seconds in record.seconds.items()},
         **{f"notes/{_part(name)}": value for name, value in record.notes.items()},
     }
@@ -261,12 +265,6 @@ def _interval(name: str, interval: Interval | None) -> dict[str, float | None]:
 
 def _known(figures: Mapping[str, float | None]) -> Metrics:
     return {name: float(value) for name, value in figures.items() if value is not None}
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    """Return the mean of what is known; None when nothing is."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
 
 
 def _part(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -9,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from teacher.rewards import RewardFailure
 from teacher.self_edit import SelfEdit
 
-RECORDS_VERSION = 1
+RECORDS_VERSION = 2
 """Part of every content key; raised when the meaning of a record changes."""
 
 
@@ -87,12 +88,42 @@ class ReplicateRecord(_Record):
         return sum(self.probability) / len(self.probability) if self.probability and self.failure is None else None
 
 
+class UsageRecord(_Record):
+    """What training students in banks took."""
+
+    slots: int = 0
+    """Most adapters trained at once."""
+    tokens: int = 0
+    """Training tokens computed, without padding, over all steps."""
+    places: int = 0
+    """Token places computed, padding included."""
+    peak_bytes: int | None = None
+    """Most by which memory grew, in bytes; None where it cannot be measured."""
+
+    @property
+    def padding_share(self) -> float | None:
+        """Share of the places that were padding, in [0, 1); None when nothing was trained."""
+        return 1.0 - self.tokens / self.places if self.places else None
+
+    @classmethod
+    def merged(cls, parts: Iterable[UsageRecord]) -> UsageRecord:
+        """Return what several banks took, one after another."""
+        usages = tuple(parts)
+        return cls(
+            slots=max((usage.slots for usage in usages), default=0),
+            tokens=sum(usage.tokens for usage in usages),
+            places=sum(usage.places for usage in usages),
+            peak_bytes=max((usage.peak_bytes for usage in usages if usage.peak_bytes is not None), default=None),
+        )
+
+
 class BankRecord(_Record):
-    """A bank of candidates, trained and scored in one piece."""
+    """Some candidates, trained and scored in one piece."""
 
     replicates: tuple[ReplicateRecord, ...]
     """In the order asked for."""
     seconds: float
+    usage: UsageRecord = UsageRecord()
 
 
 class CandidateRecord(_Record):
@@ -143,6 +174,8 @@ class RoundRecord(_Record):
     learning: LearningRecord
     seconds: dict[str, float]
     """By stage: sample, update, learn."""
+    usage: UsageRecord = UsageRecord()
+    """Of the round's updates."""
     notes: dict[str, float] = Field(default_factory=dict)
     """Further figures about the edits, such as the share of each kind of line where the world can tell."""
 
@@ -166,6 +199,8 @@ class VariantRecord(_Record):
     """Mean tokens of an edit as the teacher wrote it; None where no teacher wrote one."""
     training_tokens: float | None = None
     """Mean training tokens of an update, without padding."""
+    usage: UsageRecord = UsageRecord()
+    """Of all its updates."""
     notes: dict[str, float] = Field(default_factory=dict)
 
 
@@ -206,5 +241,12 @@ class RunResult(_Record):
     code_digest: str
     """Of the project's source files."""
     seed: int
+    document_accuracy: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """Accuracy in [0, 1] by variant and document id; documents without a score are missing."""
+    edit_tokens: dict[str, float] = Field(default_factory=dict)
+    """Mean tokens of a self-edit by variant, where a teacher wrote it."""
+    padding_share: float | None = None
+    """Share of padding in the token places that training students took, over rounds and comparison, in [0, 1); None
+    when no student was trained."""
     notes: tuple[str, ...] = ()
     """What a reader must know beside the figures: failures, scores near zero, a gain within noise."""

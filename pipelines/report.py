@@ -180,6 +180,8 @@ def closing(result: RunResult, work_dir: Path, config_path: Path, run_ids: Mappi
     """
     lines = ["What was found", *_wrapped(_opening(result))]
     lines += [line for sentence in _findings(result) for line in _wrapped(sentence, bullet=True)]
+    if result.padding_share is not None:
+        lines += _wrapped(f"Padding in training the students: {100 * result.padding_share:.1f} % of token places.")
     if result.notes:
         lines += ["", "Mind", *(line for note in result.notes for line in _wrapped(note, bullet=True))]
     places = {"work directory": str(work_dir), "MLflow run": result.mlflow_run_id, **(run_ids or {})}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from evaluation.tasks import KnowledgeTask
+from evaluation.statistics import known_mean
 from pipelines.diagnostics import edit_notes
-from pipelines.records import BankRecord, CandidateRecord, RoundRecord, SamplingRecord
+from pipelines.records import CandidateRecord, RoundRecord, SamplingRecord
 from pipelines.units import Units
-from pipelines.work import QuestionSet, UpdateRequest, groups_of, judge
+from pipelines.work import UpdateRequest, groups_of, judge
 from pipelines.workspace import Workspace
 from teacher.selection import Selection, select_examples
 
@@ -27,11 +27,6 @@ def update_requests(ws: Workspace, sampling: SamplingRecord, purpose: str, repli
     ]
 
 
-def base_scores(units: Units, tasks: Sequence[KnowledgeTask], questions: QuestionSet) -> BankRecord:
-    """Return the scores of the student without an update, in the order of the tasks."""
-    return units.banks([UpdateRequest(task.id, 0, None, 0) for task in tasks], questions)
-
-
 def run_round(ws: Workspace, units: Units, number: int, policy: str | None) -> RoundRecord:
     """Run one round and return its record; the teacher's new state is in the work directory.
 
@@ -45,7 +40,7 @@ def run_round(ws: Workspace, units: Units, number: int, policy: str | None) -> R
     tasks = ws.round_documents(number)
     sampling = units.sample(policy, teacher.prompt, tasks, n=teacher.samples, seed=ws.seed("sample", f"round {number}"))
     updates = units.banks(update_requests(ws, sampling, f"round {number}", ws.config.loop.replicates), "rewards")
-    base = base_scores(units, tasks, "rewards")
+    base = units.base(tasks, "rewards")
     candidates = judge(ws, sampling, updates.replicates, {record.document_id: record for record in base.replicates})
     selection = select_examples(groups_of(ws, teacher.prompt, candidates), teacher.learning)
     learning = units.learn(policy, selection.examples, seed=ws.seed("learn", number))
@@ -54,10 +49,11 @@ def run_round(ws: Workspace, units: Units, number: int, policy: str | None) -> R
         document_ids=tuple(task.id for task in tasks),
         candidates=_weighted(candidates, selection),
         left_out={**{name: reason.value for name, reason in selection.left_out.items()}, **sampling.too_long},
-        mean_reward=_mean([c.reward for c in candidates]),
-        base_reward=_mean([c.base_reward for c in candidates]),
+        mean_reward=known_mean([c.reward for c in candidates]),
+        base_reward=known_mean([c.base_reward for c in candidates]),
         learning=learning,
         seconds={"sample": sampling.seconds, "update": updates.seconds + base.seconds, "learn": learning.seconds},
+        usage=updates.usage,
         notes=edit_notes(ws, sampling.edits),
     )
 
@@ -70,8 +66,3 @@ def _weighted(candidates: Sequence[CandidateRecord], selection: Selection) -> tu
     return tuple(
         c.model_copy(update={"weight": weights.get((c.edit.document_id, c.edit.token_ids))}) for c in candidates
     )
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None

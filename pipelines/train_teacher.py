@@ -19,7 +19,7 @@ from pipelines.lineage import Lineage
 from pipelines.lineage_store import flatten_params, run_tags
 from pipelines.plots import plot_accuracy, plot_rewards
 from pipelines.progress import Reporter
-from pipelines.records import ComparisonRecord, RoundRecord, RunResult, VariantRecord
+from pipelines.records import ComparisonRecord, RoundRecord, RunResult, UsageRecord, VariantRecord
 from pipelines.report import closing, next_notes, print_report, round_line
 from pipelines.rounds import run_round
 from pipelines.units import Units
@@ -73,16 +73,17 @@ def train_teacher(config_path: str, overrides: list[str] | None = None, work_dir
 
 def total_units(config: RunConfig) -> int:
     """Return how many units of work a run has, for its progress bar."""
-    slots, loop, after, data = config.student.bank_slots, config.loop, config.comparison, config.data
+    size, loop, after, data = config.student.unit_updates, config.loop, config.comparison, config.data
 
-    def banks(updates: int) -> int:
-        return -(-updates // slots)
+    def chunks(updates: int) -> int:
+        return -(-updates // size)
 
-    a_round = 2 + banks(loop.documents * config.teacher.samples * loop.replicates) + banks(loop.documents)
-    taught = 1 + banks(data.test_documents * after.edits)
-    tried = len(after.fixed_prompts) * (1 + banks(data.development_documents * after.edits))
-    plain = 2 * banks(data.test_documents)
-    return loop.rounds * a_round + 2 * taught + plain + (tried + taught if after.fixed_prompts else 0) + 2
+    a_round = 3 + chunks(loop.documents * config.teacher.samples * loop.replicates)  # sampling, base scores, learning
+    taught = 1 + chunks(data.test_documents * after.edits)
+    tried = len(after.fixed_prompts) * (1 + chunks(data.development_documents * after.edits))
+    plain = 1 + chunks(data.test_documents)
+    joint = after.joint_update is not None
+    return loop.rounds * a_round + 2 * taught + plain + (tried + taught if after.fixed_prompts else 0) + joint
 
 
 def _open_lineage(ws: Workspace, flow_run: str) -> Lineage:
@@ -133,32 +134,32 @@ def _train_and_compare(run: _Run) -> tuple[RunResult, ComparisonRecord, list[Var
 def _variants(run: _Run, policy: str | None) -> list[VariantRecord]:
     """Return every variant, scored on the test documents."""
     ws, units, test = run.ws, run.units, run.ws.split.test
-    prompt = ws.config.teacher.prompt
+    prompt, keep = ws.config.teacher.prompt, ws.config.comparison.keep_adapters
     fixed = compared.best_fixed_variant(ws, units, ws.split.development, test)
     return [
         compared.base_variant(ws, units, test),
         compared.raw_variant(ws, units, test),
         *([fixed] if fixed is not None else []),
         compared.teacher_variant(ws, units, "untrained_teacher", "untrained teacher", None, prompt, test),
-        compared.teacher_variant(ws, units, "trained_teacher", "trained teacher", policy, prompt, test),
+        compared.teacher_variant(ws, units, "trained_teacher", "trained teacher", policy, prompt, test, keep=keep),
     ]
 
 
 def _log_variants(run: _Run, variants: list[VariantRecord], comparison: ComparisonRecord) -> None:
-    """Log every variant, keep adapters of the trained teacher's, and register the student that holds all documents."""
+    """Log every variant, the trained teacher's with kept adapters, and register the student for all documents."""
     for variant in variants:
         trained = variant.name == "trained_teacher"
-        adapters = compared.kept_adapters(run.ws, run.units, variant) if trained else {}
+        adapters = compared.kept_adapters(run.ws, variant) if trained else {}
         run.lineage.log_variant(variant, comparison.variants.get(variant.name), adapters)
-    joint = compared.joint_variant(run.ws, run.units, variants[-1], run.ws.split.test)
+    joint = compared.joint_student(run.ws, run.units, variants[-1], run.ws.split.test)
     if joint is not None:
-        record, place = joint
+        record = joint.variant
         mean = sum(record.accuracy.values()) / len(record.accuracy)
         run.lineage.log_variant(record, None, {})
         run.lineage.register(
             "student",
-            place,
-            digest=place.name,
+            joint.directory,
+            digest=joint.digest,
             tags={"preceptor.documents": str(len(record.accuracy)), "preceptor.student": run.ws.student_digest},
             metrics={"eval/joint_accuracy": mean},
         )
@@ -194,6 +195,9 @@ def _result(
         config_digest=run.ws.config.digest,
         code_digest=run.ws.code_digest,
         seed=run.ws.config.seed,
+        document_accuracy={variant.name: variant.accuracy for variant in variants},
+        edit_tokens={variant.name: variant.edit_tokens for variant in variants if variant.edit_tokens is not None},
+        padding_share=UsageRecord.merged([*(r.usage for r in rounds), *(v.usage for v in variants)]).padding_share,
     )
     return result.model_copy(update={"notes": next_notes(result, variants)})
 

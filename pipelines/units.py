@@ -1,14 +1,13 @@
 """Units of work as Prefect tasks: each is stored under its content key, so that a killed run goes on where it was.
 
-A unit is a bank of candidates or a step of the teacher, seconds to minutes of work, never a single candidate. What a
+A unit is a chunk of candidates or a step of the teacher, seconds to minutes of work, never a single candidate. What a
 unit leaves in the work directory (adapters, teacher states) is named by content and moved into place whole before its
-record is stored; a record whose directory is gone is made again.
+record is stored; a record whose directory is gone, or was not wanted when it was made, is made again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from prefect import task
@@ -17,8 +16,9 @@ from prefect.context import TaskRunContext
 from evaluation.digests import digest_json
 from evaluation.tasks import KnowledgeTask
 from pipelines import work
+from pipelines.base_scores import base_scores
 from pipelines.progress import Reporter
-from pipelines.records import BankRecord, LearningRecord, SamplingRecord
+from pipelines.records import BankRecord, LearningRecord, ReplicateRecord, SamplingRecord, UsageRecord
 from pipelines.work import QuestionSet, UpdateRequest
 from pipelines.workspace import Workspace
 from student.config import UpdateRecipe
@@ -48,10 +48,8 @@ def _sample(
 
 
 @task(name="update-and-score", **_STORED)
-def _bank(
-    key: str, ws: Workspace, requests: Sequence[UpdateRequest], questions: QuestionSet, keep: Path | None
-) -> BankRecord:
-    return work.run_bank(ws, requests, questions, keep=keep)
+def _bank(key: str, ws: Workspace, requests: Sequence[UpdateRequest], questions: QuestionSet) -> BankRecord:
+    return work.run_bank(ws, requests, questions)
 
 
 @task(name="learn", **_STORED)
@@ -62,12 +60,10 @@ def _learn(
 
 
 @task(name="joint-update", **_STORED)
-def _joint(
-    key: str, ws: Workspace, edits: Sequence[SelfEdit], tasks: Sequence[KnowledgeTask], seed: int, keep: Path
-) -> BankRecord:
+def _joint(key: str, ws: Workspace, edits: Sequence[SelfEdit], tasks: Sequence[KnowledgeTask], seed: int) -> BankRecord:
     recipe = ws.config.comparison.joint_update
     assert recipe is not None
-    return work.run_joint(ws, edits, tasks, recipe, seed=seed, keep=keep)
+    return work.run_joint(ws, edits, tasks, recipe, seed=seed)
 
 
 class Units:
@@ -95,40 +91,50 @@ class Units:
         self._reporter.done()
         return record
 
-    def bank(
-        self, requests: Sequence[UpdateRequest], questions: QuestionSet, *, keep: bool = False
-    ) -> tuple[BankRecord, Path | None]:
-        """Return the scores of updates trained in one batch, and where their adapters are when `keep` is set."""
+    def bank(self, requests: Sequence[UpdateRequest], questions: QuestionSet) -> BankRecord:
+        """Return the scores of one chunk of updates; the adapters of those with `keep` are in the work directory.
+
+        What is kept is no part of the key: it changes no score.
+        """
         ws = self._ws
         student = ws.config.student
         content = {
             "student": ws.student_digest,
             "recipe": student.update.model_dump(mode="json"),
             "format": student.answer_format.model_dump(mode="json"),
+            # Both may change in which batches an update is computed, and with that how its sums are rounded.
             "slots": student.bank_slots,
+            "memory": student.bank_memory_gb,
             "requests": [
                 [r.document_id, r.sample, ws.tasks[r.document_id].digest, r.edit.digest if r.edit else None, r.seed]
                 for r in requests
             ],
             "questions": questions,
-            "keep": keep,
         }
         key = ws.key("bank", content)
-        place = ws.work_dir / "adapters" / key.rsplit("/", 1)[1][:20] if keep else None
-        lost = place is not None and not place.is_dir()
         self._reporter.begin(f"training and scoring {len(requests)} adapters")
-        unit = _bank.with_options(refresh_cache=True) if lost else _bank
-        record: BankRecord = unit(key, ws, requests, questions, place)
+        record: BankRecord = _bank(key, ws, requests, questions)
+        if any(r.keep and self._is_lost(done) for r, done in zip(requests, record.replicates, strict=True)):
+            record = _bank.with_options(refresh_cache=True)(key, ws, requests, questions)
         self._reporter.done()
-        return record, place
+        return record
 
     def banks(self, requests: Sequence[UpdateRequest], questions: QuestionSet) -> BankRecord:
-        """Return the scores of any number of updates, bank by bank, and the seconds that all of them took."""
-        slots = self._ws.config.student.bank_slots
-        parts = [requests[start : start + slots] for start in range(0, len(requests), slots)]
-        banks = [self.bank(part, questions)[0] for part in parts]
-        replicates = tuple(replicate for bank in banks for replicate in bank.replicates)
-        return BankRecord(replicates=replicates, seconds=sum(bank.seconds for bank in banks))
+        """Return the scores of any number of updates, chunk by chunk, and what all of them took."""
+        size = self._ws.config.student.unit_updates
+        parts = [self.bank(requests[start : start + size], questions) for start in range(0, len(requests), size)]
+        return BankRecord(
+            replicates=tuple(replicate for part in parts for replicate in part.replicates),
+            seconds=sum(part.seconds for part in parts),
+            usage=UsageRecord.merged(part.usage for part in parts),
+        )
+
+    def base(self, tasks: Sequence[KnowledgeTask], questions: QuestionSet) -> BankRecord:
+        """Return the scores of the student without an update, in the order of the tasks."""
+        self._reporter.begin(f"scoring the student without an update on {len(tasks)} documents")
+        record = base_scores(self._ws, tasks, questions)
+        self._reporter.done()
+        return record
 
     def learn(self, policy: str | None, examples: Sequence[WeightedExample], *, seed: int) -> LearningRecord:
         """Return the teacher's step from a saved state; the new state is in the work directory."""
@@ -149,8 +155,8 @@ class Units:
 
     def joint(
         self, edits: Sequence[SelfEdit], tasks: Sequence[KnowledgeTask], recipe: UpdateRecipe, *, seed: int
-    ) -> tuple[BankRecord, Path]:
-        """Return the scores of one adapter trained on all self-edits together, and where it is."""
+    ) -> BankRecord:
+        """Return the scores of one adapter trained on all self-edits together; it is in the work directory."""
         ws = self._ws
         content = {
             "student": ws.student_digest,
@@ -161,12 +167,17 @@ class Units:
             "seed": seed,
         }
         key = ws.key("joint", content)
-        place = ws.work_dir / "adapters" / key.rsplit("/", 1)[1][:20]
         self._reporter.begin(f"training one student on {len(edits)} self-edits")
-        unit = _joint if place.is_dir() else _joint.with_options(refresh_cache=True)
-        record: BankRecord = unit(key, ws, edits, tasks, seed, place)
+        record: BankRecord = _joint(key, ws, edits, tasks, seed)
+        if any(self._is_lost(replicate) for replicate in record.replicates):
+            record = _joint.with_options(refresh_cache=True)(key, ws, edits, tasks, seed)
         self._reporter.done()
-        return record, place
+        return record
+
+    def _is_lost(self, replicate: ReplicateRecord) -> bool:
+        """Return whether an update left an adapter that is not in the work directory."""
+        digest = replicate.adapter_digest
+        return digest is not None and not self._ws.adapter_dir(digest).is_dir()
 
     def _policy_content(self, policy: str | None) -> Any:
         """Return what identifies a teacher: its base and configuration, and its state."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 from evaluation.answers import AnswerScore
@@ -17,6 +16,7 @@ from pipelines.records import (
     LearningRecord,
     ReplicateRecord,
     SamplingRecord,
+    UsageRecord,
 )
 from pipelines.workspace import Workspace
 from student.adapters import save_adapter
@@ -44,6 +44,8 @@ class UpdateRequest(NamedTuple):
     edit: SelfEdit | None
     """None is the student without an update."""
     seed: int
+    keep: bool = False
+    """Leave the adapter in the work directory, under its own digest."""
 
 
 def sample_edits(
@@ -101,35 +103,30 @@ def written_edit(task: KnowledgeTask, text: str) -> EditRecord:
     )
 
 
-def run_bank(
-    ws: Workspace, requests: Sequence[UpdateRequest], questions: QuestionSet, *, keep: Path | None = None
-) -> BankRecord:
-    """Return the scores of one bank of updates; what fails does so alone, with a reason.
+def update_job(ws: Workspace, request: UpdateRequest) -> UpdateJob | None:
+    """Return the training of one update by the run's recipe; None for the student without an update."""
+    if request.edit is None:
+        return None
+    config = ws.config.student
+    document = ws.tasks[request.document_id].document
+    key = f"{request.document_id}#{request.sample}"
+    tokenizer = ws.student.tokenizer
+    return make_job(key, request.edit, document, tokenizer, config.update, config.answer_format, request.seed)
+
+
+def run_bank(ws: Workspace, requests: Sequence[UpdateRequest], questions: QuestionSet) -> BankRecord:
+    """Return the scores of some updates; what fails does so alone, with a reason.
 
     Args:
         ws: The run's workspace.
-        requests: Updates to train together and score together.
+        requests: Updates to train, as many at once as the bank has slots, and to score.
         questions: Which questions to ask.
-        keep: Directory that gets the adapters in PEFT's format, one directory for each document; None keeps none.
     """
     started = time.perf_counter()
     student, config = ws.student, ws.config.student
-    jobs: dict[int, UpdateJob] = {}
-    for i, request in enumerate(requests):
-        if request.edit is not None:
-            document = ws.tasks[request.document_id].document
-            jobs[i] = make_job(
-                f"{request.document_id}#{request.sample}",
-                request.edit,
-                document,
-                student.tokenizer,
-                config.update,
-                config.answer_format,
-                request.seed,
-            )
-    with LoraBank(
-        student.model, config.update.target_modules, max_slots=config.bank_slots, base_digest=ws.student_digest
-    ) as bank:
+    made = [update_job(ws, request) for request in requests]
+    jobs = {i: job for i, job in enumerate(made) if job is not None}
+    with _bank(ws, config.update) as bank:
         results = dict(zip(jobs, bank.train(list(jobs.values())), strict=True))
         asked = [i for i in range(len(requests)) if i not in results or results[i].outcome is UpdateOutcome.OK]
         adapters = [results[i].adapter if i in results else None for i in asked]
@@ -138,10 +135,28 @@ def run_bank(
     records = []
     for i, request in enumerate(requests):
         result = results.get(i)
-        if keep is not None and result is not None and result.adapter is not None:
-            save_adapter(result.adapter, keep / request.document_id, config.model)
+        if request.keep and result is not None and result.adapter is not None:
+            save_adapter(result.adapter, ws.adapter_dir(result.adapter.digest), config.model)
         records.append(_replicate(request, result, scores.get(i)))
-    return BankRecord(replicates=tuple(records), seconds=time.perf_counter() - started)
+    return BankRecord(replicates=tuple(records), seconds=time.perf_counter() - started, usage=_usage(bank))
+
+
+def _bank(ws: Workspace, recipe: UpdateRecipe) -> LoraBank:
+    """Return a bank on the run's student, not yet open."""
+    config = ws.config.student
+    return LoraBank(
+        ws.student.model,
+        recipe.target_modules,
+        max_slots=config.bank_slots,
+        memory_bytes=config.bank_memory_bytes,
+        base_digest=ws.student_digest,
+    )
+
+
+def _usage(bank: LoraBank) -> UsageRecord:
+    """Return what the bank's last training took."""
+    usage = bank.usage
+    return UsageRecord(slots=usage.slots, tokens=usage.tokens, places=usage.places, peak_bytes=usage.peak_bytes)
 
 
 def run_joint(
@@ -151,9 +166,8 @@ def run_joint(
     recipe: UpdateRecipe,
     *,
     seed: int,
-    keep: Path,
 ) -> BankRecord:
-    """Return the scores, document by document, of one adapter that is trained on all self-edits together.
+    """Return the scores, document by document, of one adapter that is trained on all self-edits together and kept.
 
     Args:
         ws: The run's workspace.
@@ -161,24 +175,23 @@ def run_joint(
         tasks: What to ask, with the held-out phrasings.
         recipe: Of the one update.
         seed: Of the adapter's start and of the order of lines.
-        keep: Directory that gets the adapter in PEFT's format.
     """
     started = time.perf_counter()
     student, config = ws.student, ws.config.student
     whole = SelfEdit(implications=tuple(line for edit in edits for line in edit.implications))
     document = tasks[0].document
     job = make_job("joint", whole, document, student.tokenizer, recipe, config.answer_format, seed)
-    with LoraBank(student.model, recipe.target_modules, base_digest=ws.student_digest) as bank:
+    with _bank(ws, recipe) as bank:
         result = bank.train([job])[0]
         asked = [_questions(task, "comparison") for task in tasks] if result.adapter is not None else []
         scores = bank.score([result.adapter] * len(asked), asked, student.tokenizer, config.answer_format)
     if result.adapter is not None:
-        save_adapter(result.adapter, keep, config.model)
+        save_adapter(result.adapter, ws.adapter_dir(result.adapter.digest), config.model)
     replicates = [
         _replicate(UpdateRequest(task.id, 0, whole, seed), result, scores[i] if scores else None)
         for i, task in enumerate(tasks)
     ]
-    return BankRecord(replicates=tuple(replicates), seconds=time.perf_counter() - started)
+    return BankRecord(replicates=tuple(replicates), seconds=time.perf_counter() - started, usage=_usage(bank))
 
 
 def _questions(task: KnowledgeTask, which: QuestionSet) -> tuple[Question, ...]:

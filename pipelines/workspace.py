@@ -108,6 +108,10 @@ class Workspace:
         """Return where a teacher's adapter is."""
         return self.work_dir / "teachers" / name
 
+    def adapter_dir(self, digest: str) -> Path:
+        """Return where a student's adapter is, if it was kept."""
+        return self.work_dir / "adapters" / digest[:20]
+
     def prompt(self, template: str, document: Document) -> str:
         """Return what the teacher reads about a document."""
         chosen = prompt_template(template)

@@ -102,10 +102,12 @@ class GradientPasses:
         todo = split_into_passes([sum(len(line.ids) for line in slot) for slot in lines], self.most_places)
         while todo:
             part = todo.pop(0)
-            # All slots in one pass is the usual case; a copy of the factors is made for others alone.
+            # All slots in one pass: no copy of the factors or the gradients is made.
             rows = torch.tensor(part, device=flat.device) if len(part) < k else slice(None)
             chosen = flat[rows], [scales[i] for i in part], [lines[i] for i in part]
             found = self._try(*chosen, [_labels(lines[i]) for i in part])
+            if found is not None and len(part) == k:
+                return found
             if found is None and len(part) > 1:
                 half = len(part) // 2
                 self.most_places = half * max(sum(len(line.ids) for line in lines[i]) for i in part)

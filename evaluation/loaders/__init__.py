@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import assert_never
 
 from evaluation.data_config import HuggingFaceData, JsonLinesData, LoadedData, SquadData
-from evaluation.loaders.files import check_file
-from evaluation.loaders.hugging_face import check_hugging_face, load_hugging_face
+from evaluation.loaders.hugging_face import load_hugging_face
 from evaluation.loaders.json_lines import load_json_lines
 from evaluation.loaders.squad import load_squad
 from evaluation.tasks import KnowledgeTask
 
-__all__ = ["check_data", "load_tasks"]
+__all__ = ["load_tasks"]
 
 
 def load_tasks(config: LoadedData) -> tuple[KnowledgeTask, ...]:
@@ -27,20 +26,5 @@ def load_tasks(config: LoadedData) -> tuple[KnowledgeTask, ...]:
             return load_squad(config)
         case HuggingFaceData():
             return load_hugging_face(config)
-        case _:
-            assert_never(config)
-
-
-def check_data(config: LoadedData) -> None:
-    """Refuse at once a source that is not there, without opening it.
-
-    Raises:
-        InputError: A local file or directory does not exist, is empty, or may not be read.
-    """
-    match config:
-        case JsonLinesData() | SquadData():
-            check_file(config.path)
-        case HuggingFaceData():
-            check_hugging_face(config)
         case _:
             assert_never(config)

@@ -44,7 +44,7 @@ def load_hugging_face(config: HuggingFaceData) -> tuple[KnowledgeTask, ...]:
     return sample_documents(intake.tasks(), config)
 
 
-def check_hugging_face(config: HuggingFaceData) -> None:
+def _check_place(config: HuggingFaceData) -> None:
     """Refuse a local path that does not exist or is an empty file; a hub id is not looked up.
 
     Raises:
@@ -69,7 +69,7 @@ def _builder(path: Path) -> str | None:
 
 def _open(config: HuggingFaceData) -> Any:
     """Return the split as a `datasets.Dataset`."""
-    check_hugging_face(config)
+    _check_place(config)
     try:
         return _open_any(config)
     except InputError:

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from evaluation.data_config import ColumnMapping, DataConfig, HuggingFaceData, JsonLinesData, LoadedData, SquadData
 from evaluation.errors import InputError
-from evaluation.loaders import check_data
+from evaluation.loaders import load_tasks
 from tests.evaluation.loader_inputs import row, write_lines
 
 ADAPTER: TypeAdapter[DataConfig] = TypeAdapter(DataConfig)
@@ -57,14 +57,14 @@ def test_data_config_refuses(section: dict[str, Any]) -> None:
         ADAPTER.validate_python(section)
 
 
-def test_data_config_and_check_import_nothing_heavy(tmp_path: Path) -> None:
+def test_data_config_and_loaders_of_files_import_nothing_heavy(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "d.jsonl", row()).path
     code = (
         "import sys\n"
         "from evaluation.data_config import JsonLinesData\n"
-        "from evaluation.loaders import check_data, load_tasks\n"
+        "from evaluation.loaders import load_tasks\n"
         f"config = JsonLinesData(path={str(path)!r})\n"
-        "check_data(config); load_tasks(config)\n"
+        "load_tasks(config)\n"
         "print(sorted({'torch', 'datasets', 'transformers', 'pandas', 'pyarrow', 'numpy'} & set(sys.modules)))\n"
     )
     root = Path(__file__).resolve().parents[2]
@@ -72,12 +72,8 @@ def test_data_config_and_check_import_nothing_heavy(tmp_path: Path) -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_check_data_passes_what_may_be_there_and_refuses_what_is_not(tmp_path: Path) -> None:
+def test_source_that_is_not_there_is_refused_by_its_path(tmp_path: Path) -> None:
     columns = ColumnMapping(questions="questions")
-    config = write_lines(tmp_path / "broken.jsonl", "not json")
-    check_data(config)  # the content is not looked at
-    check_data(HuggingFaceData(path="rajpurkar/squad", columns=columns))
-    check_data(HuggingFaceData(path=str(tmp_path), columns=columns))
     (tmp_path / "empty").touch()
     refused: list[LoadedData] = [
         HuggingFaceData(path=str(tmp_path / "empty"), columns=columns),
@@ -91,4 +87,4 @@ def test_check_data_passes_what_may_be_there_and_refuses_what_is_not(tmp_path: P
     ]
     for each in refused:
         with pytest.raises(InputError, match=r"does not exist|is a directory|is empty"):
-            check_data(each)
+            load_tasks(each)

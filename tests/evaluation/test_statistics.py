@@ -18,6 +18,8 @@ from evaluation.statistics import (
     Interval,
     bootstrap_mean,
     compare,
+    hierarchical_bootstrap_mean,
+    known_mean,
     minimum_detectable_difference,
     paired_difference,
     required_documents,
@@ -240,3 +242,60 @@ def test_compare_without_a_common_document_says_which_have_some() -> None:
 def test_compare_refuses_a_pair_of_unknown_variants() -> None:
     with pytest.raises(InputError, match="'trained_teacher'"):
         compare({"base": {"a": 0.1}}, [("trained_teacher", "base")])
+
+
+def test_hierarchical_bootstrap_of_one_group_is_the_bootstrap_of_its_values() -> None:
+    values = np.random.default_rng(1).random(40).tolist()
+    one = hierarchical_bootstrap_mean([values], np.random.default_rng(2))
+    plain = bootstrap_mean(values)
+    assert one.mean == pytest.approx(plain.mean)
+    assert (one.low, one.high) == pytest.approx((plain.low, plain.high), abs=0.01)
+
+
+def test_hierarchical_bootstrap_has_the_spread_of_both_levels() -> None:
+    # Davison and Hinkley 1997, section 3.8: with S groups of N values the variance of the resampled mean is that of the
+    # group means (divided by S) plus the mean variance within a group (divided by S N), both as variances of a sample
+    # of the size that it has, without correction.
+    generator = np.random.default_rng(3)
+    groups = [(0.5 + shift + generator.uniform(-0.2, 0.2, 30)).tolist() for shift in (-0.2, -0.05, 0.05, 0.2)]
+    found = hierarchical_bootstrap_mean(groups, np.random.default_rng(4), confidence=0.9)
+    between = np.var([np.mean(group) for group in groups]) / 4
+    within = np.mean([np.var(group) for group in groups]) / 30 / 4
+    assert (found.high - found.low) / 2 == pytest.approx(1.645 * math.sqrt(between + within), rel=0.1)
+    pooled = bootstrap_mean([value for group in groups for value in group], confidence=0.9)
+    assert found.mean == pytest.approx(pooled.mean)
+    assert found.high - found.low > 2 * (pooled.high - pooled.low)
+
+
+def test_hierarchical_bootstrap_counts_groups_alike_whatever_their_size() -> None:
+    assert hierarchical_bootstrap_mean([[0.0] * 9, [1.0]], np.random.default_rng(0), resamples=FEW).mean == 0.5
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(samples, min_size=1, max_size=4), st.integers(0, 2**31))
+def test_hierarchical_bootstrap_depends_on_its_generator_and_stays_within_the_values(
+    groups: list[list[float]], seed: int
+) -> None:
+    first, again = (hierarchical_bootstrap_mean(groups, np.random.default_rng(seed), resamples=FEW) for _ in range(2))
+    assert first == again
+    assert 0.0 <= first.low <= first.high <= 1.0
+
+
+def test_hierarchical_bootstrap_of_equal_values_is_the_rule_of_three() -> None:
+    equal = hierarchical_bootstrap_mean([[0.0] * 50, [0.0] * 50], np.random.default_rng(0))
+    assert equal == bootstrap_mean([0.0] * 100)
+
+
+@pytest.mark.parametrize(
+    ("groups", "options"),
+    [([], {}), ([[]], {}), ([[0.5], [1.2]], {}), ([[0.5]], {"confidence": 1.0}), ([[0.5]], {"resamples": 0})],
+)
+def test_hierarchical_bootstrap_refuses_what_is_no_score(groups: list[list[float]], options: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=r"allowed|need"):
+        hierarchical_bootstrap_mean(groups, np.random.default_rng(0), **options)  # type: ignore[arg-type]
+
+
+def test_known_mean_leaves_out_what_is_not_known() -> None:
+    assert known_mean([0.25, None, 0.75]) == 0.5
+    assert known_mean([None]) is None
+    assert known_mean([]) is None

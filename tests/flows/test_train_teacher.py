@@ -11,8 +11,10 @@ import pytest
 
 from pipelines.config import TrackingConfig, load_config
 from pipelines.registry import CANDIDATE, Registry
+from pipelines.train_teacher import total_units
+from student.adapters import load_adapter
 from tests.flows.conftest import FinishedRun
-from tests.flows.settings import CONFIGS, command, counts, run_command, run_id_in
+from tests.flows.settings import CONFIGS, TINY, command, counts, run_command, run_id_in
 
 pytestmark = pytest.mark.flow
 
@@ -54,7 +56,7 @@ def files(client: Any, run_id: str, place: str) -> set[str]:
 
 def test_result_has_the_shape_that_scripts_rely_on(result: dict[str, Any]) -> None:
     fields = {"variants", "gains", "rounds", "seconds", "documents", "mlflow_run_id", "config_digest", "code_digest"}
-    assert set(result) == fields | {"seed", "notes"}
+    assert set(result) == fields | {"seed", "notes", "document_accuracy", "edit_tokens", "padding_share"}
     assert set(result["variants"]) == VARIANTS
     assert set(result["gains"]) == GAINS
     for interval in [*result["variants"].values(), *result["gains"].values()]:
@@ -67,6 +69,18 @@ def test_result_has_the_shape_that_scripts_rely_on(result: dict[str, Any]) -> No
     assert all(seconds > 0.0 for seconds in result["seconds"].values())
     assert 1 <= result["documents"] <= 4
     assert all(isinstance(note, str) for note in result["notes"])
+    assert set(result["document_accuracy"]) == VARIANTS
+    assert set(result["edit_tokens"]) == VARIANTS - {"base", "raw_passage"}
+    assert 0.0 <= result["padding_share"] < 1.0
+
+
+def test_accuracy_of_a_variant_is_the_mean_over_the_documents_that_all_share(result: dict[str, Any]) -> None:
+    accuracy = result["document_accuracy"]
+    shared = set.intersection(*(set(scores) for scores in accuracy.values()))
+    assert len(shared) == result["documents"]
+    for name, interval in result["variants"].items():
+        mean = sum(accuracy[name][document] for document in shared) / len(shared)
+        assert interval["mean"] == pytest.approx(mean, abs=1e-12)
 
 
 def test_gains_are_the_differences_of_the_variants(result: dict[str, Any]) -> None:
@@ -131,10 +145,12 @@ def test_teachers_and_the_student_are_registered_as_candidates(finished_run: Fin
     registry = Registry.open(TrackingConfig(), finished_run.work_dir)
     assert registry.aliases("teacher") == {CANDIDATE: 2}
     assert registry.aliases("student") == {CANDIDATE: 1}
+    (student,) = registry._store.client.search_model_versions("name = 'preceptor-student'")
     for role in ("teacher", "student"):
         place = registry.download(role, CANDIDATE, tmp_path / role)
         names = {path.name for path in place.iterdir()}
         assert {"adapter_config.json", "adapter_model.safetensors"} <= names
+    assert student.tags["preceptor.adapter_sha"] == load_adapter(place).digest
 
 
 def test_registered_student_opens_with_peft(finished_run: FinishedRun, tmp_path: Path) -> None:
@@ -154,7 +170,11 @@ def test_run_keeps_to_its_work_directory(finished_run: FinishedRun) -> None:
     kept = counts(finished_run.work_dir)
     assert (kept["learn"], kept["joint"]) == (2, 1)
     assert kept["sample"] == 2 + 2 + 2  # rounds, the fixed prompt on both sides, both teachers
-    assert kept["bank"] == 2 * 2 + 2 + 4 + 1  # rounds with their floors, fixed prompt, other variants, kept adapters
+    assert kept["bank"] == 2 + 2 + 3  # rounds, the fixed prompt on both sides, raw passage and both teachers
+    scores = list((finished_run.work_dir / "base-scores").iterdir())
+    assert len(scores) == 2 * 2 + 4  # the documents of the rounds, which are all others, and those of the comparison
+    base_scorings = 2 + 1
+    assert total_units(load_config(CONFIGS / "demo.yaml", TINY)) == kept.total() + base_scorings
 
 
 def test_squad_paragraphs_go_through_the_same_command(shared_data: Callable[..., Path], tmp_path: Path) -> None:

@@ -78,6 +78,9 @@ def test_all_mistakes_are_listed_in_one_message() -> None:
         ("loop.rounds=1.5", "loop.rounds"),
         ("comparison.confidence=1.0", "comparison.confidence"),
         ("comparison.joint_update.rank=0", "comparison.joint_update.rank"),
+        ("student.unit_updates=0", "student.unit_updates"),
+        ("student.unit_updates=4097", "student.unit_updates"),
+        ("student.bank_memory_gb=0", "student.bank_memory_gb"),
     ],
 )
 def test_one_mistake_is_refused_by_its_place(override: str, place: str) -> None:
@@ -140,6 +143,8 @@ CHANGES = (
     "teacher.sampling.temperature=0.9",
     "teacher.learning.epochs=7",
     "student.bank_slots=31",
+    "student.unit_updates=63",
+    "student.bank_memory_gb=1.5",
     "student.update.max_steps=255",
     "loop.rounds=19",
     "comparison.resamples=9999",

@@ -7,9 +7,11 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mlflow.utils.validation import _validate_metric_name
 
 from pipelines.lineage import _file_name
 from pipelines.lineage_tables import TOP_CANDIDATES, _part, best_candidates, round_metrics
+from pipelines.records import UsageRecord
 from tests.pipelines.factories import (
     make_candidate,
     make_round,
@@ -33,6 +35,17 @@ def test_round_metrics_figures() -> None:
     assert metrics["time/update_s"] == 2.0
 
 
+def test_round_metrics_tell_what_the_bank_took() -> None:
+    taken = UsageRecord.merged(
+        [UsageRecord(slots=32, tokens=60, places=70, peak_bytes=5), UsageRecord(slots=8, tokens=30, places=30)]
+    )
+    metrics = round_metrics(make_round(usage=taken))
+    assert (metrics["bank/slots"], metrics["memory/bank_peak_bytes"]) == (32.0, 5.0)
+    assert metrics["bank/padding_share"] == pytest.approx(0.1)
+    unknown = round_metrics(make_round())
+    assert not {"bank/padding_share", "memory/bank_peak_bytes"} & set(unknown)
+
+
 @given(rewards=st.lists(st.floats(0.0, 1.0), max_size=130))
 def test_best_candidates_are_the_highest_rewards_in_order(rewards: list[float]) -> None:
     table = best_candidates([*(make_candidate(index=i, reward=r) for i, r in enumerate(rewards)), make_unparsable()])
@@ -43,8 +56,6 @@ def test_best_candidates_are_the_highest_rewards_in_order(rewards: list[float]) 
 
 @given(name=st.text(max_size=130))
 def test_part_of_any_text_is_a_metric_name_that_mlflow_takes(name: str) -> None:
-    from mlflow.utils.validation import _validate_metric_name
-
     _validate_metric_name(f"notes/{_part(name)}")
 
 

@@ -172,6 +172,12 @@ def test_closing_calls_a_gain_shown_only_when_its_interval_excludes_0() -> None:
     assert text.count("Shown: ") == 1
 
 
+def test_closing_tells_the_padding_in_one_line_where_students_were_trained() -> None:
+    line = "  Padding in training the students: 12.5 % of token places."
+    assert line in closing(_result(padding_share=0.125), Path("r"), Path("c")).splitlines()
+    assert "Padding" not in closing(_result(), Path("r"), Path("c"))
+
+
 def test_closing_never_shows_minus_zero() -> None:
     gains = {"a_minus_b": Interval(mean=-0.0001, low=-0.02, high=0.0002)}
     assert "+0.0 points [-2.0, +0.0]" in closing(_result(gains=gains), Path("r"), Path("c"))

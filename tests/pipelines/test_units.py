@@ -17,13 +17,15 @@ from evaluation.checkpoints import MICRO_MODELS
 from evaluation.digests import derive_seed
 from evaluation.errors import ConfigError
 from evaluation.tasks import KnowledgeTask
+from pipelines.comparison import kept_adapters, teacher_variant
 from pipelines.config import RunConfig, load_config
 from pipelines.progress import Reporter
 from pipelines.records import CandidateRecord, ReplicateRecord, SamplingRecord
-from pipelines.rounds import base_scores, run_round, update_requests
+from pipelines.rounds import run_round, update_requests
 from pipelines.units import Units
 from pipelines.work import UpdateRequest, groups_of, judge, learn_round, run_bank, run_joint, sample_edits, written_edit
 from pipelines.workspace import Workspace
+from student.adapters import load_adapter
 from student.config import UpdateRecipe
 from teacher.rewards import RewardFailure
 from teacher.selection import WeightedExample
@@ -105,7 +107,7 @@ def test_workspace_refuses_rounds_that_are_larger_than_the_data(tmp_path: Path) 
 
 def test_content_key_depends_on_what_decides_the_result_and_on_nothing_else(ws: Workspace, tmp_path: Path) -> None:
     key = ws.key("bank", {"seed": 1})
-    assert key.startswith("bank/v1/")
+    assert key.startswith("bank/v2/")
     assert (
         Workspace(small_config("name=other", "loop.rounds=1"), tmp_path / "elsewhere").key("bank", {"seed": 1}) == key
     )
@@ -225,15 +227,17 @@ def test_update_moves_the_students_answers_and_repeats_exactly(models: Workspace
     assert run_bank(models, requests, "rewards").replicates == replicates
 
 
-def test_joint_update_holds_the_lines_of_all_edits_and_is_kept(models: Workspace, tmp_path: Path) -> None:
+def test_joint_update_holds_the_lines_of_all_edits_and_is_kept(models: Workspace) -> None:
     tasks = models.split.test
     edits = [edit for task in tasks if (edit := written_edit(task, task.document.text).edit) is not None]
     recipe = UpdateRecipe(rank=2, alpha=4, epochs=2, batch_size=1)
-    record = run_joint(models, edits, tasks, recipe, seed=1, keep=tmp_path / "joint")
+    record = run_joint(models, edits, tasks, recipe, seed=1)
     assert [replicate.document_id for replicate in record.replicates] == [task.id for task in tasks]
     assert {replicate.steps for replicate in record.replicates} == {2 * len(tasks)}
-    assert len({replicate.adapter_digest for replicate in record.replicates}) == 1
-    assert (tmp_path / "joint" / "adapter_model.safetensors").is_file()
+    (digest,) = {replicate.adapter_digest for replicate in record.replicates}
+    assert digest is not None
+    assert load_adapter(models.adapter_dir(digest)).digest == digest
+    assert record.usage.tokens == record.replicates[0].tokens
 
 
 # The teacher's step
@@ -276,11 +280,12 @@ def test_checkpoint_directories_serve_as_teacher_and_as_student(tmp_path: Path) 
     task = ws.split.train[0]
     sampling = sample_edits(ws, None, "micro-implications", [task], n=2, seed=1)
     assert len(sampling.edits) == 2
-    request = UpdateRequest(task.id, 0, written_edit(task, task.document.text).edit, 1)
-    replicate = run_bank(ws, [request], "rewards", keep=tmp_path / "kept").replicates[0]
+    request = UpdateRequest(task.id, 0, written_edit(task, task.document.text).edit, 1, keep=True)
+    replicate = run_bank(ws, [request], "rewards").replicates[0]
     assert replicate.failure is None
     assert replicate.accuracy is not None
-    assert (tmp_path / "kept" / task.id / "adapter_config.json").is_file()
+    assert replicate.adapter_digest is not None
+    assert (ws.adapter_dir(replicate.adapter_digest) / "adapter_config.json").is_file()
     example = WeightedExample(ws.prompt("micro-implications", task.document), sampling.edits[0].token_ids, 1.0, task.id)
     learned = learn_round(ws, None, [example], seed=1)
     assert ws.policy_dir(learned.policy).is_dir()
@@ -340,13 +345,14 @@ def test_unit_is_run_once_and_then_read(fresh: Callable[..., tuple[Workspace, Un
 def test_unit_whose_record_a_kill_left_empty_is_run_again(fresh: Callable[..., tuple[Workspace, Units]]) -> None:
     ws, units = fresh()
     known = set(record_of("bank"))
-    base = base_scores(units, ws.split.test, "rewards")
+    requests = [UpdateRequest(task.id, 0, None, 0) for task in ws.split.test]
+    base = units.banks(requests, "rewards")
     (path,) = set(record_of("bank")) - known
     whole = path.read_bytes()
     for left in (b"", whole[: len(whole) // 2]):
         path.write_bytes(left)
         ws, units = fresh()
-        assert base_scores(units, ws.split.test, "rewards").replicates == base.replicates
+        assert units.banks(requests, "rewards").replicates == base.replicates
         assert path.stat().st_size > len(whole) // 2
 
 
@@ -362,26 +368,72 @@ def test_teacher_whose_files_are_gone_is_made_again(fresh: Callable[..., tuple[W
     assert ws.policy_dir(first.policy).is_dir()
 
 
-def test_kept_adapters_that_are_gone_are_made_again(fresh: Callable[..., tuple[Workspace, Units]]) -> None:
+def test_kept_adapters_are_those_asked_for_and_are_made_again_when_they_are_gone(
+    fresh: Callable[..., tuple[Workspace, Units]],
+) -> None:
+    ws, units = fresh()
+    edits = {task.id: written_edit(task, task.document.text).edit for task in ws.split.test}
+    requests = [UpdateRequest(name, 0, edit, 1) for name, edit in edits.items()]
+    known = set(record_of("bank"))
+    plain = units.bank(requests, "comparison")
+    assert not (ws.work_dir / "adapters").exists()
+    (path,) = set(record_of("bank")) - known
+    wanted = [requests[0]._replace(keep=True), requests[1]]
+    first = units.bank(wanted, "comparison")
+    assert first.replicates == plain.replicates
+    digest = first.replicates[0].adapter_digest
+    assert digest is not None
+    assert [place.name for place in (ws.work_dir / "adapters").iterdir()] == [digest[:20]]
+    assert load_adapter(ws.adapter_dir(digest)).digest == digest
+    made = path.stat().st_mtime_ns
+    ws, units = fresh()
+    assert units.bank(wanted, "comparison") == first  # from the record: it is there, and so is the adapter
+    assert path.stat().st_mtime_ns == made
+    shutil.rmtree(ws.adapter_dir(digest))
+    assert units.bank(wanted, "comparison").replicates == first.replicates
+    assert load_adapter(ws.adapter_dir(digest)).digest == digest
+    assert path.stat().st_mtime_ns > made
+    assert set(record_of("bank")) - known == {path}
+
+
+def test_update_that_failed_leaves_nothing_to_keep_and_is_not_made_again(
+    fresh: Callable[..., tuple[Workspace, Units]],
+) -> None:
     ws, units = fresh()
     task = ws.split.test[0]
-    requests = [UpdateRequest(task.id, 0, written_edit(task, task.document.text).edit, 1)]
-    first, place = units.bank(requests, "comparison", keep=True)
-    assert place is not None
-    shutil.rmtree(place)
-    ws, units = fresh()
-    again, same = units.bank(requests, "comparison", keep=True)
-    assert same == place
-    assert (place / task.id / "adapter_model.safetensors").is_file()
-    assert again.replicates == first.replicates
+    long = written_edit(task, (task.document.text + " ") * (1 + 12_000 // len(task.document.text)))
+    requests = [UpdateRequest(task.id, 0, long.edit, 1, keep=True)]
+    first = units.bank(requests, "comparison")
+    assert first.replicates[0].failure is RewardFailure.UPDATE_FAILED
+    assert units.bank(requests, "comparison") == first
 
 
-def test_updates_are_cut_into_banks_and_come_back_in_order(fresh: Callable[..., tuple[Workspace, Units]]) -> None:
-    ws, units = fresh("student.bank_slots=2")
+def test_trained_variant_keeps_the_first_self_edit_of_its_first_documents(
+    fresh: Callable[..., tuple[Workspace, Units]],
+) -> None:
+    ws, units = fresh("comparison={edits: 2, keep_adapters: 1, fixed_prompts: []}")
+    known = set(record_of("bank"))
+    prompt, test = "micro-implications", ws.split.test
+    variant = teacher_variant(ws, units, "trained_teacher", "trained teacher", None, prompt, test, keep=1)
+    kept = kept_adapters(ws, variant)
+    assert set(kept) <= {test[0].id}
+    first = next(c for c in variant.candidates if c.edit.index == 0)
+    if first.edit.edit is not None:
+        (place,) = kept.values()
+        assert load_adapter(place).digest == first.replicates[0].adapter_digest
+        assert list((ws.work_dir / "adapters").iterdir()) == [place]
+    assert len(set(record_of("bank")) - known) == 1
+
+
+def test_updates_are_cut_into_units_and_come_back_in_order(fresh: Callable[..., tuple[Workspace, Units]]) -> None:
+    ws, units = fresh("student.unit_updates=3", "student.bank_slots=2")
     known = set(record_of("bank"))
     tasks = ws.split.train
-    requests = [UpdateRequest(task.id, 0, None, 0) for task in tasks]
+    requests = [UpdateRequest(task.id, 0, written_edit(task, task.document.text).edit, 1) for task in tasks]
     whole = units.banks(requests, "rewards")
     assert [replicate.document_id for replicate in whole.replicates] == [task.id for task in tasks]
     assert whole == units_of(ws).banks(requests, "rewards")  # the seconds too: a resumed run reports the same
-    assert len(set(record_of("bank")) - known) == 3
+    assert len(set(record_of("bank")) - known) == 2
+    assert whole.usage.slots == 2
+    assert whole.usage.tokens == sum(replicate.tokens for replicate in whole.replicates)
+    assert whole.usage.places == sum(replicate.padded_tokens for replicate in whole.replicates)
