@@ -22,6 +22,9 @@ from evaluation.errors import InputError, ScoringError
 SMALL_SAMPLE = 20
 """Documents below which bootstrap intervals are noticeably too narrow (95 % ones held 85 to 94 % with 10 documents)."""
 
+SMALL_GROUPS = 10
+"""Groups below which hierarchical intervals are noticeably too narrow (`hierarchical_bootstrap_mean`)."""
+
 _NO_SPREAD = 1e-12
 """Values that differ by no more than this are equal: sums of the same fractions in another order."""
 
@@ -116,11 +119,13 @@ def hierarchical_bootstrap_mean(
     has, with replacement (Davison and Hinkley 1997, "Bootstrap Methods and their Application", section 3.8, the second
     strategy). With seeds as groups and documents as values the interval tells how far another seed with other
     documents may lie. Every group counts the same. Resampling S groups understates the variance between them by the
-    factor (S - 1) / S, so with two or three seeds the interval is still too narrow; with one it is over documents
-    alone. Equal values have the interval of `bootstrap_mean` over all of them.
+    factor (S - 1) / S, so with few groups the interval is too narrow. In simulations with 64 values a group, and groups
+    that differ by one to four times the standard error of their means, 95 % intervals held 65 to 91 % with 2 groups, 79
+    to 93 % with 3, 85 to 95 % with 5 and 92 to 97 % with 10; one group has the interval over its values alone. Equal
+    values have the interval of `bootstrap_mean` over all of them.
 
     Args:
-        groups: At least one, each with at least one value, all finite and within `bounds`.
+        groups: S of at least one, each with N of at least one value (N may differ), all finite and within `bounds`.
         generator: Of the resamples.
         confidence: Level of the interval, in (0, 1).
         resamples: Bootstrap resamples, at least 1.

@@ -16,7 +16,7 @@ from student.batching import Line, lay_out
 _NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
 """What PyTorch's allocators say when they fail without an exception type of their own."""
 
-PASS_COST = 128
+PASS_COST = 256
 """Fixed cost of a pass, in places of padding that it is worth."""
 
 

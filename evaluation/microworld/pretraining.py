@@ -73,7 +73,8 @@ class Batcher:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._content = content_tokens(tokenizer)
+        self.content = content_tokens(tokenizer)
+        """(V,) mask of names and values."""
 
     def __call__(self, texts: Sequence[Text], content_weight: float = CONTENT_WEIGHT) -> Batch:
         """Return the batch of `texts`: `bos`, what is given (weight 0), what is learned and `eos`.
@@ -93,19 +94,33 @@ class Batcher:
         first = torch.tensor([1 + len(g) for g in given])[:, None]
         last = torch.tensor([len(row) for row in rows])[:, None]
         weights = ((columns >= first) & (columns < last)).float()
-        weights = weights * torch.where(self._content[ids], content_weight, 1.0)
+        weights = weights * torch.where(self.content[ids], content_weight, 1.0)
         return Batch(ids, (columns < last).long(), weights)
 
 
-def weighted_loss(model: Any, batch: Batch) -> Tensor:
-    """Return the weighted mean negative log-likelihood of the batch's learned tokens, a scalar."""
-    hidden = model.model(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state[:, :-1]
+def weighted_loss(model: Any, batch: Batch, choices: Tensor | None = None, choice_weight: float = 0.0) -> Tensor:
+    """Return the weighted mean negative log-likelihood of the batch's learned tokens, a scalar.
+
+    Args:
+        model: Micro Llama.
+        batch: What is learned, with weights.
+        choices: (V,) mask of the tokens among which a choice is made, such as names and values; None is no such term.
+        choice_weight: Weight of a further term: the likelihood of a learned token given that one of `choices` comes.
+            It sharpens which name is written and leaves untouched how often a name is written at all.
+    """
+    # Rows are padded on the right, so causal attention needs no mask; without one it takes PyTorch's faster kernel.
+    hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state[:, :-1]
     weights = batch.weights[:, 1:]
-    chosen = weights > 0
-    losses = torch.nn.functional.cross_entropy(
-        model.lm_head(hidden[chosen]), batch.ids[:, 1:][chosen], reduction="none"
-    )
-    return (losses * weights[chosen]).sum() / weights.sum()
+    learned = weights > 0
+    logits, targets, of_token = model.lm_head(hidden[learned]), batch.ids[:, 1:][learned], weights[learned]
+    losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    total, whole = (losses * of_token).sum(), of_token.sum()
+    if choices is not None and choice_weight > 0:
+        chosen = choices[targets]
+        among = logits[chosen].masked_fill(~choices, float("-inf"))
+        total = total + choice_weight * torch.nn.functional.cross_entropy(among, targets[chosen], reduction="sum")
+        whole = whole + choice_weight * chosen.sum()
+    return total / whole
 
 
 class Phase(NamedTuple):
@@ -116,6 +131,8 @@ class Phase(NamedTuple):
     content_weight: float = CONTENT_WEIGHT
     """Weight of name and value tokens. Above 1 it tilts what is written where a name and another word may both come, so
     a phase that teaches how often each kind of line is written takes 1."""
+    choice_weight: float = 0.0
+    """Weight of which name or value is written, given that one is; see `weighted_loss`."""
 
 
 def pretrain(
@@ -146,7 +163,7 @@ def pretrain(
             losses = []
             for stream, count in phase.streams:
                 batch = batcher(list(itertools.islice(stream, count)), phase.content_weight)
-                loss = weighted_loss(model, batch)
+                loss = weighted_loss(model, batch, batcher.content, phase.choice_weight)
                 loss.backward()  # type: ignore[no-untyped-call]
                 losses.append(loss.item())
                 tokens += int(batch.mask.sum())

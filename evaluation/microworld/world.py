@@ -21,10 +21,10 @@ WORLD_SEED = 20261122
 
 Pool = Literal["known", "context", "teacher", "train", "development", "test"]
 POOL_SHARES: dict[Pool, float] = {
-    "known": 0.02,
+    "known": 0.04,
     "context": 0.22,
     "teacher": 0.22,
-    "train": 0.34,
+    "train": 0.32,
     "development": 0.05,
     "test": 0.15,
 }

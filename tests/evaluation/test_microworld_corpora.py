@@ -218,7 +218,8 @@ def test_bound_values_list_the_facts_of_their_passage(largest: int, attributes: 
 @pytest.mark.parametrize("role", ["student", "teacher"])
 def test_recipes_train_on_no_unseen_phrasing_and_no_entity_of_a_run(role: str) -> None:
     """Lists of repeated words aside, whose chance pairs of words can be anyone's name; they tell nothing."""
-    phases = recipes.student_phases(5) if role == "student" else recipes.teacher_phases(5)
+    stages = recipes.student_stages(5) if role == "student" else recipes.teacher_stages(5)
+    phases = [phase for stage in stages for phase in stage]
     texts = itertools.chain(*(itertools.islice(stream, 200) for phase in phases for stream, _ in phase.streams))
     telling = [given_part + learned for given_part, learned in texts if learned != f" {given_part}"]
     assert len(telling) > 400

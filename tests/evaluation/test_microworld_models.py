@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -14,7 +16,7 @@ from evaluation.checkpoints import MICRO_MODELS
 from evaluation.errors import ModelError
 from evaluation.microworld import recipes
 from evaluation.microworld.build import ROLES, Role, build_one
-from evaluation.microworld.checks import Check, run_checks
+from evaluation.microworld.checks import LEARNING_TEMPERATURE, Check, run_checks
 from evaluation.microworld.corpora import Text, repeated_words, student_lines
 from evaluation.microworld.pretraining import (
     CONTENT_WEIGHT,
@@ -40,14 +42,16 @@ CHECKS = (
     "the same in a phrasing it never saw",
     "student answers on new entities (chance is 0.04)",
     "student reads answers on new entities from the passage",
-    "teacher copies unseen names correctly, share of lines",
+    "teacher copies unseen names correctly, share of lines, at temperature 0.7",
     "teacher's likeliest value is the right one",
     "untrained teacher: useful lines",
     "untrained teacher: copies of the passage",
     "untrained teacher: nameless lines",
     "untrained teacher: filler",
     "untrained teacher: swapped or wrong values",
-    "untrained teacher: broken lines",
+    "untrained teacher: broken lines, at temperature 0.7",
+    "teacher copies unseen names correctly, share of lines, at temperature 1",
+    "untrained teacher: broken lines, at temperature 1",
 )
 
 
@@ -169,6 +173,26 @@ def test_weighted_loss_is_the_weighted_mean_of_token_losses() -> None:
         assert weighted_loss(model, batch).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_weighted_loss_choice_term_moves_choices_alone() -> None:
+    """It is the likelihood among names and values: how likely one comes at all has no part in it."""
+    model = new_model(TINY, TOKENIZER, seed=0)
+    batcher = Batcher(TOKENIZER)
+    batch = batcher(list(itertools.islice(student_lines(0), 3)), 1.0)
+    with torch.no_grad():
+        logits = model(input_ids=batch.ids, attention_mask=batch.mask).logits[:, :-1]
+        targets, learned = batch.ids[:, 1:], batch.weights[:, 1:] > 0
+        chosen = learned & batcher.content[targets]
+        plain = torch.nn.functional.cross_entropy(logits[learned], targets[learned], reduction="sum")
+        among = logits[chosen][:, batcher.content].log_softmax(-1)
+        places = batcher.content.cumsum(0)[targets[chosen]] - 1
+        choice = -among.gather(1, places[:, None]).sum()
+        expected = (plain + 4 * choice) / (learned.sum() + 4 * chosen.sum())
+        assert weighted_loss(model, batch, batcher.content, 4.0).item() == pytest.approx(expected.item(), rel=1e-5)
+        assert weighted_loss(model, batch, batcher.content).item() == pytest.approx(
+            (plain / learned.sum()).item(), rel=1e-5
+        )
+
+
 def test_new_model_depends_on_its_seed_and_leaves_the_global_generator_alone() -> None:
     state = torch.get_rng_state()
     one, same, other = (new_model(TINY, TOKENIZER, seed).state_dict() for seed in (0, 0, 1))
@@ -207,9 +231,9 @@ def test_pretrain_is_deterministic_given_the_seed() -> None:
 
 @pytest.mark.parametrize("role", ROLES)
 def test_recipes_texts_fit_the_context(role: Role) -> None:
-    phases = recipes.student_phases(0) if role == "student" else recipes.teacher_phases(0)
+    stages = recipes.student_stages(0) if role == "student" else recipes.teacher_stages(0)
     batcher = Batcher(TOKENIZER)
-    for stream, _ in itertools.chain(*(phase.streams for phase in phases)):
+    for stream, _ in itertools.chain(*(phase.streams for phases in stages for phase in phases)):
         assert batcher(list(itertools.islice(stream, 100))).ids.shape[1] <= CONTEXT_TOKENS
 
 
@@ -217,7 +241,7 @@ def test_recipes_texts_fit_the_context(role: Role) -> None:
 def test_build_one_writes_a_directory_that_opens(role: Role, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     threads = torch.get_num_threads()
     monkeypatch.setattr(recipes, f"{role.upper()}_SHAPE", TINY)
-    monkeypatch.setattr(recipes, f"{role}_phases", tiny_phases)
+    monkeypatch.setattr(recipes, f"{role}_stages", lambda seed: [tiny_phases(seed)])
     try:
         directory = build_one(role, tmp_path, 5)
     finally:
@@ -227,6 +251,36 @@ def test_build_one_writes_a_directory_that_opens(role: Role, tmp_path: Path, mon
     expected = pretrained_tiny(5)[0].state_dict()
     assert all(torch.allclose(model.state_dict()[key], expected[key], atol=1e-5) for key in expected)
     assert AutoTokenizer.from_pretrained(directory).get_vocab() == TOKENIZER.get_vocab()
+
+
+def test_build_one_goes_on_after_the_stages_that_a_killed_build_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(seed: int) -> Iterator[Text]:
+        yield from itertools.islice(student_lines(seed), 40)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipes, "STUDENT_SHAPE", TINY)
+    whole = [[Phase(4, ((student_lines(1), 8),))], [Phase(9, ((student_lines(2), 8),))]]
+    killed = [whole[0], [Phase(9, ((broken(2), 8),))]]
+    again = [[Phase(4, ((broken(1), 8),))], [Phase(9, ((student_lines(2), 8),))]]
+    threads = torch.get_num_threads()
+    try:
+        monkeypatch.setattr(recipes, "student_stages", lambda seed: killed)
+        with pytest.raises(KeyboardInterrupt):
+            build_one("student", tmp_path / "a", 5)
+        assert not (tmp_path / "a" / "student").exists()
+        # Were the first stage done again, it would find too few texts.
+        again[0][0] = Phase(4, ((broken(1), 8),))
+        monkeypatch.setattr(recipes, "student_stages", lambda seed: again)
+        resumed = build_one("student", tmp_path / "a", 5)
+        whole[0][0] = Phase(4, ((student_lines(1), 8),))
+        monkeypatch.setattr(recipes, "student_stages", lambda seed: whole)
+        undisturbed = build_one("student", tmp_path / "b", 5)
+    finally:
+        torch.set_num_threads(threads)
+    one, other = (AutoModelForCausalLM.from_pretrained(place).state_dict() for place in (resumed, undisturbed))
+    assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 # The shipped models
@@ -275,11 +329,8 @@ def test_run_checks_measures_each_property_and_leaves_the_global_generator_alone
 
 
 NOT_MET = {
-    "student answers on entities it only saw in prose",
-    "the same in the held-out phrasing",
-    "student reads answers on new entities from the passage",
-    "teacher copies unseen names correctly, share of lines",
-    "untrained teacher: broken lines",
+    "teacher copies unseen names correctly, share of lines, at temperature 1",
+    "untrained teacher: broken lines, at temperature 1",
 }
 """Checks that the shipped models do not pass yet; `preceptor build-micro --shipped` says so, too. Strict: the day that
 one passes, its name must go."""
@@ -297,6 +348,11 @@ one passes, its name must go."""
 def test_shipped_models_pass_the_check(gate: Gate, what: str) -> None:
     check = gate.checks[what]
     assert check.passed, f"{check.value:.3f} is outside [{check.low}, {check.high}]"
+
+
+def test_checks_sample_as_the_demo_does() -> None:
+    text = (Path(__file__).parents[2] / "configs" / "demo.yaml").read_text(encoding="utf-8")
+    assert yaml.safe_load(text)["teacher"]["sampling"]["temperature"] == LEARNING_TEMPERATURE
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from evaluation.errors import InputError, ScoringError
 from evaluation.statistics import (
+    SMALL_GROUPS,
     Interval,
     bootstrap_mean,
     compare,
@@ -265,6 +266,20 @@ def test_hierarchical_bootstrap_has_the_spread_of_both_levels() -> None:
     pooled = bootstrap_mean([value for group in groups for value in group], confidence=0.9)
     assert found.mean == pytest.approx(pooled.mean)
     assert found.high - found.low > 2 * (pooled.high - pooled.low)
+
+
+@pytest.mark.parametrize(("groups", "low", "high"), [(3, 0.75, 0.9), (SMALL_GROUPS, 0.9, 0.98)])
+def test_hierarchical_bootstrap_holds_the_true_mean_less_often_than_it_says_with_few_groups(
+    groups: int, low: float, high: float
+) -> None:
+    generator = np.random.default_rng(5)
+    trials, held = 300, 0
+    for _ in range(trials):
+        # Groups that differ by twice the standard error of their means.
+        values = [(0.5 + generator.normal(0, 0.04) + generator.normal(0, 0.16, 64)).clip(0, 1) for _ in range(groups)]
+        interval = hierarchical_bootstrap_mean([v.tolist() for v in values], generator, resamples=499)
+        held += interval.low <= 0.5 <= interval.high
+    assert low <= held / trials <= high
 
 
 def test_hierarchical_bootstrap_counts_groups_alike_whatever_their_size() -> None:

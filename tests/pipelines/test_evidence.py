@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines.evidence import VARIANTS, edit_lengths, markdown_table
+from evaluation.statistics import SMALL_GROUPS
+from pipelines.evidence import VARIANTS, edit_lengths, few_seeds, markdown_table
 from pipelines.records import Interval, RunResult
 from tests.pipelines.factories import make_result
 
@@ -94,3 +95,10 @@ def test_edit_lengths_are_means_over_seeds_of_the_variants_that_have_some() -> N
     told = edit_lengths({0: seed_result(-0.1), 1: seed_result(0.1)})
     assert told == "Mean tokens of a self-edit: untrained teacher 80, trained teacher 112."
     assert edit_lengths({0: make_result("run")}) == ""
+
+
+def test_few_seeds_come_with_a_caution_and_enough_without() -> None:
+    assert "tells nothing of how another seed" in few_seeds(1)
+    assert few_seeds(3).startswith("Intervals over 3 seeds are too narrow")
+    assert few_seeds(SMALL_GROUPS - 1) != ""
+    assert few_seeds(SMALL_GROUPS) == ""

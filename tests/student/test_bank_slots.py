@@ -96,10 +96,15 @@ def test_packed_slots_carry_little_padding(make_model: MakeModel) -> None:
         return int(torch.randint(low, high + 1, (1,), generator=generator))
 
     jobs = [
-        UpdateJob(f"{k}", sequences(k, [draw(3, 20) for _ in range(draw(2, 12))]), UpdateRecipe(epochs=2), seed=k)
+        UpdateJob(
+            f"{k}",
+            sequences(k, [draw(3, 20) for _ in range(draw(2, 12))]),
+            UpdateRecipe(epochs=2, batch_size=16),
+            seed=k,
+        )
         for k in range(64)
     ]
-    with LoraBank(make_model(), max_slots=32) as bank:
+    with LoraBank(make_model()) as bank:
         results = bank.train(jobs)
         usage = bank.usage
     assert usage.padding_share < 0.15
