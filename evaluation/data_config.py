@@ -101,8 +101,8 @@ class MicroworldData(DataSplit):
     """Documents of the micro-world (`evaluation.microworld`); its three sides never share an entity."""
 
     type: Literal["microworld"] = "microworld"
-    train_documents: int = Field(default=240, ge=1, le=360)
-    """Documents that rewards are earned on, in [1, 360]."""
+    train_documents: int = Field(default=240, ge=1, le=330)
+    """Documents that rewards are earned on, in [1, 330]."""
     development_documents: int = Field(default=12, ge=0, le=48)
     """Documents to make choices on, in [0, 48]."""
     test_documents: int = Field(default=64, ge=1, le=150)
