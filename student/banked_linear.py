@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -41,22 +42,33 @@ class _BankedProduct(torch.autograd.Function):
         return dx, None, None, da, db, None
 
 
+class Attached:
+    """The factors that banked layers use at the moment."""
+
+    def __init__(self) -> None:
+        self.factors: Mapping[str, tuple[Tensor, Tensor]] = {}
+        """By layer: A (K, R, D_in) and B (K, R, D_out); a layer that is missing is itself."""
+        self.scales: Tensor | None = None
+        """(K, 1, 1): alpha / rank of each slot."""
+
+
+class AttachedHere(Attached, threading.local):
+    """The same for each thread on its own, so that several can run passes of one model."""
+
+
 class BankedLinear(nn.Module):
     """A frozen linear layer whose input rows are grouped by adapter; without factors it is the layer itself.
 
     Rows are grouped by slot: an input (1, K * L, D_in) or (K * N, T, D_in) is read as (K, -1, D_in).
     """
 
-    def __init__(self, base: Any) -> None:
+    def __init__(self, base: Any, name: str, attached: Attached) -> None:
+        """Wrap the layer called `name` in what is attached to the model."""
         super().__init__()
         self.base = base
         self._plain = type(base) is nn.Linear
-        self.a: Tensor | None = None
-        """(K, R, D_in), or None when no adapters are attached."""
-        self.b: Tensor | None = None
-        """(K, R, D_out)."""
-        self.scales: Tensor | None = None
-        """(K, 1, 1): alpha / rank of each slot."""
+        self._name = name
+        self._attached = attached
 
     @property
     def weight(self) -> Tensor:
@@ -70,17 +82,19 @@ class BankedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output of x's leading shape, with each slot's low-rank part added to its rows."""
-        if self.a is None or self.b is None or self.scales is None:
+        found, scales = self._attached.factors.get(self._name), self._attached.scales
+        if found is None or scales is None:
             return self.base(x)  # type: ignore[no-any-return]
-        grouped = x.reshape(self.a.shape[0], -1, x.shape[-1])
-        if self._plain and grouped.dtype == self.a.dtype:
+        a, b = found
+        grouped = x.reshape(a.shape[0], -1, x.shape[-1])
+        if self._plain and grouped.dtype == a.dtype:
             y = _BankedProduct.apply(  # type: ignore[no-untyped-call]
-                grouped, self.base.weight, self.base.bias, self.a, self.b, self.scales
+                grouped, self.base.weight, self.base.bias, a, b, scales
             )
         else:  # A half-precision base, whose factors are float32 as in PEFT, or a quantised layer.
-            reduced = torch.bmm(grouped.to(self.a.dtype), self.a.transpose(1, 2)) * self.scales
+            reduced = torch.bmm(grouped.to(a.dtype), a.transpose(1, 2)) * scales
             base = self.base(grouped)
-            y = (base + torch.bmm(reduced, self.b)).to(base.dtype)
+            y = (base + torch.bmm(reduced, b)).to(base.dtype)
         return y.view(*x.shape[:-1], y.shape[-1])  # type: ignore[no-any-return]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from evaluation.errors import ModelError
 from evaluation.label_logits import has_direct_head, label_hidden, label_logits
-from student.banked_linear import BankedLinear, FactorShape
+from student.banked_linear import Attached, AttachedHere, BankedLinear, FactorShape
 from student.batching import BankBatch
 from student.config import TargetModules
 from student.packing import packed, takes_packed_rows
@@ -102,7 +102,9 @@ class BankedModel:
         self.direct_head = has_direct_head(model)
         self.packed = takes_packed_rows(model)
         """Whether a slot's sequences stand end to end in one row; else one a row, padded."""
-        self._layers = {name: BankedLinear(layer) for name, layer in targets.items()}
+        # On a GPU the backward pass runs in a thread of its own, which computes checkpointed layers again.
+        self._attached = AttachedHere() if self.device.type == "cpu" else Attached()
+        self._layers = {name: BankedLinear(layer, name, self._attached) for name, layer in targets.items()}
         for name, layer in self._layers.items():
             _set_module(model, name, layer)
         self._contexts = ExitStack()
@@ -111,16 +113,12 @@ class BankedModel:
 
     def attach(self, views: Mapping[str, tuple[Tensor, Tensor]], scales: Sequence[float]) -> None:
         """Use the factors that `FlatLayout.views` gives for some or all layers, with alpha / rank of each slot."""
-        column = torch.tensor(scales, dtype=self.dtype, device=self.device)[:, None, None]
-        self.detach()
-        for name, (a, b) in views.items():
-            layer = self._layers[name]
-            layer.a, layer.b, layer.scales = a, b, column
+        self._attached.scales = torch.tensor(scales, dtype=self.dtype, device=self.device)[:, None, None]
+        self._attached.factors = views
 
     def detach(self) -> None:
         """Use no factors: the model computes what the base does."""
-        for layer in self._layers.values():
-            layer.a = layer.b = layer.scales = None
+        self._attached.factors, self._attached.scales = {}, None
 
     def layers_of(self, target_modules: TargetModules) -> list[str] | None:
         """Return the names of the wrapped layers that a slot adapts, or None when it asks for others."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
-from typing import NamedTuple
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -16,7 +19,7 @@ from student.batching import Line, lay_out
 _NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
 """What PyTorch's allocators say when they fail without an exception type of their own."""
 
-PASS_COST = 256
+PASS_COST = 128
 """Fixed cost of a pass, in places of padding that it is worth."""
 
 
@@ -35,6 +38,23 @@ class SlotGradients(NamedTuple):
     """Slots whose step does not fit in memory even alone, a line at a time."""
     widest_pass: int
     """Places of the largest pass, padding included."""
+
+    @classmethod
+    def zeros(cls, flat: Tensor) -> SlotGradients:
+        """Return a step of no pass yet, for factors (K, P)."""
+        k = len(flat)
+        return cls(torch.zeros_like(flat), flat.new_zeros(k), [0] * k, [0] * k, frozenset(), 0)
+
+    def with_part(self, rows: Tensor | slice, part: Sequence[int], found: SlotGradients | None) -> SlotGradients:
+        """Return this step with the gradients of some slots filled in; None says that the first of them failed."""
+        if found is None:
+            return self._replace(failed=self.failed | {part[0]})
+        if len(part) == len(self.losses):
+            return found
+        self.gradients[rows], self.losses[rows] = found.gradients, found.losses
+        for i, slot in enumerate(part):
+            self.tokens[slot], self.places[slot] = found.tokens[i], found.places[i]
+        return self._replace(widest_pass=max(self.widest_pass, found.widest_pass))
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -87,6 +107,27 @@ class GradientPasses:
         """Falls when a pass runs out of memory."""
         self.splits = 0
         """Passes that ran out of memory and were split."""
+        self._threads = torch.get_num_threads() if student.device.type == "cpu" else 1
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        """Let each core run passes of its own, one thread each.
+
+        Threads that share the small products of one pass spend more time meeting than computing: with two, an adapter
+        of the micro student took longer than with one.
+        """
+        if self._threads > 1:
+            self._pool = ThreadPoolExecutor(self._threads)
+            torch.set_num_threads(1)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+            torch.set_num_threads(self._threads)
 
     def run(self, flat: Tensor, scales: Sequence[float], lines: Sequence[Sequence[Line]]) -> SlotGradients:
         """Return the gradients of K slots' losses on their lines.
@@ -96,33 +137,45 @@ class GradientPasses:
             scales: alpha / rank of each slot.
             lines: Of each slot, those of its step.
         """
-        k = len(lines)
-        gradients, losses = torch.zeros_like(flat), flat.new_zeros(k)
-        tokens, places, failed, widest = [0] * k, [0] * k, set[int](), 0
-        todo = split_into_passes([sum(len(line.ids) for line in slot) for slot in lines], self.most_places)
+        sizes = [sum(len(line.ids) for line in slot) for slot in lines]
+        whole = SlotGradients.zeros(flat)
+        todo = split_into_passes(sizes, self._places_of_a_pass(sizes))
         while todo:
-            part = todo.pop(0)
-            # All slots in one pass: no copy of the factors or the gradients is made.
-            rows = torch.tensor(part, device=flat.device) if len(part) < k else slice(None)
-            chosen = flat[rows], [scales[i] for i in part], [lines[i] for i in part]
-            found = self._try(*chosen, [_labels(lines[i]) for i in part])
-            if found is not None and len(part) == k:
-                return found
-            if found is None and len(part) > 1:
-                half = len(part) // 2
-                self.most_places = half * max(sum(len(line.ids) for line in lines[i]) for i in part)
-                todo[:0] = [part[:half], part[half:]]
-                continue
-            if found is None:
-                found = self._alone(chosen[0], chosen[1], lines[part[0]])
-            if found is None:
-                failed.add(part[0])
-                continue
-            widest = max(widest, found.widest_pass)
-            gradients[rows], losses[rows] = found.gradients, found.losses
-            for i, slot in enumerate(part):
-                tokens[slot], places[slot] = found.tokens[i], found.places[i]
-        return SlotGradients(gradients, losses, tokens, places, frozenset(failed), widest)
+            # All slots in one pass: no copy of the factors is made.
+            rows = [torch.tensor(part, device=flat.device) if len(part) < len(lines) else slice(None) for part in todo]
+            arguments = [
+                (flat[row], [scales[i] for i in part], [lines[i] for i in part])
+                for row, part in zip(rows, todo, strict=True)
+            ]
+            found = list(self._map(self._try, arguments))
+            failed: list[list[int]] = []
+            for row, part, argument, gradients in zip(rows, todo, arguments, found, strict=True):
+                if gradients is None and len(part) > 1:
+                    half = len(part) // 2
+                    self.most_places = min(self.most_places, half * max(sizes[i] for i in part))
+                    failed += [part[:half], part[half:]]
+                    continue
+                done = self._alone(argument[0], argument[1], argument[2][0]) if gradients is None else gradients
+                whole = whole.with_part(row, part, done)
+            todo = failed
+        return whole
+
+    def _places_of_a_pass(self, sizes: Sequence[int]) -> int:
+        """Return the most places of a pass: few enough that every thread has a pass, and their memory suffices."""
+        if self._pool is None:
+            return self.most_places
+        share = max(max(sizes), -(-sum(sizes) // self._threads))
+        return min(self.most_places // self._threads, share + share // 8)
+
+    def _map(
+        self,
+        function: Callable[..., SlotGradients | None],
+        arguments: Sequence[tuple[Tensor, list[float], list[Sequence[Line]]]],
+    ) -> Iterator[SlotGradients | None]:
+        """Yield what `function` returns for each of the arguments, computed by all threads."""
+        if self._pool is None or len(arguments) == 1:
+            return itertools.starmap(function, arguments)
+        return self._pool.map(lambda given: function(*given), arguments)
 
     def _alone(self, flat: Tensor, scales: Sequence[float], lines: Sequence[Line]) -> SlotGradients | None:
         """Return the step of one slot a few lines at a time, summed; None when a single line does not fit."""
@@ -149,7 +202,11 @@ class GradientPasses:
                 return None
 
     def _try(
-        self, flat: Tensor, scales: Sequence[float], lines: Sequence[Sequence[Line]], labels: Sequence[int]
+        self,
+        flat: Tensor,
+        scales: Sequence[float],
+        lines: Sequence[Sequence[Line]],
+        labels: Sequence[int] | None = None,
     ) -> SlotGradients | None:
         """Return one pass over K slots, or None when memory does not suffice.
 
@@ -157,10 +214,10 @@ class GradientPasses:
             flat: (K, P).
             scales: Of the K slots.
             lines: Of the K slots, perhaps a part of their step.
-            labels: Labels of each slot's whole step, by which its losses are divided.
+            labels: Labels of each slot's whole step, by which its losses are divided; None where `lines` are whole.
         """
         try:
-            return self._pass(flat, scales, lines, labels)
+            return self._pass(flat, scales, lines, labels or [_labels(slot) for slot in lines])
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

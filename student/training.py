@@ -158,20 +158,21 @@ class BankTrainer:
         queue = deque(sorted(range(len(works)), key=lambda i: -works[i].steps * works[i].places))
         lanes: list[_Lane] = []
         done: dict[int, TrainedSlot] = {}
-        while queue or lanes:
-            while queue and len(lanes) < capacity:
-                index = queue.popleft()
-                flat[len(lanes)].copy_(start(index))
-                optimizer.reset(len(lanes))
-                lanes.append(_Lane(index, works[index]))
-            failed = self._step(flat, optimizer, passes, lanes)
-            for i in reversed(range(len(lanes))):
-                if lanes[i].step == lanes[i].work.steps or i in failed:
-                    done[lanes[i].index] = _finished(lanes[i], flat[i], failed=i in failed)
-                    if i < len(lanes) - 1:
-                        optimizer.move(len(lanes) - 1, i)
-                        lanes[i] = lanes[-1]
-                    lanes.pop()
+        with passes:
+            while queue or lanes:
+                while queue and len(lanes) < capacity:
+                    index = queue.popleft()
+                    flat[len(lanes)].copy_(start(index))
+                    optimizer.reset(len(lanes))
+                    lanes.append(_Lane(index, works[index]))
+                failed = self._step(flat, optimizer, passes, lanes)
+                for i in reversed(range(len(lanes))):
+                    if lanes[i].step == lanes[i].work.steps or i in failed:
+                        done[lanes[i].index] = _finished(lanes[i], flat[i], failed=i in failed)
+                        if i < len(lanes) - 1:
+                            optimizer.move(len(lanes) - 1, i)
+                            lanes[i] = lanes[-1]
+                        lanes.pop()
         self.usage.splits = passes.splits
         self.usage.estimated_bytes = capacity * slot_bytes + self._widest_pass * self._limits.plan.place_bytes
         return [done[i] for i in range(len(works))]

@@ -1,39 +1,41 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
 
 from evaluation.errors import ModelError
-from student.banked_linear import BankedLinear, FactorShape, FlatLayout
+from student.banked_linear import Attached, AttachedHere, BankedLinear, FactorShape, FlatLayout
 from student.banked_model import find_targets
 from student.frozen_product import frozen_product
 from student.token_loss import frozen_head_loss, weighted_loss
 from tests.student.conftest import MakeModel
 
 
-def _banked(bias: bool, slots: int = 3) -> tuple[BankedLinear, nn.Linear]:
+def _banked(bias: bool, slots: int = 3) -> tuple[BankedLinear, nn.Linear, Attached]:
     torch.manual_seed(0)
     base = nn.Linear(6, 5, bias=bias, dtype=torch.float64).requires_grad_(False)
-    layer = BankedLinear(base)
-    layer.a = torch.randn(slots, 2, 6, dtype=torch.float64, requires_grad=True)
-    layer.b = torch.randn(slots, 2, 5, dtype=torch.float64, requires_grad=True)
-    layer.scales = torch.tensor([0.5, 2.0, 3.0], dtype=torch.float64)[:slots, None, None]
-    return layer, base
+    attached = AttachedHere()
+    a = torch.randn(slots, 2, 6, dtype=torch.float64, requires_grad=True)
+    b = torch.randn(slots, 2, 5, dtype=torch.float64, requires_grad=True)
+    attached.factors = {"here": (a, b)}
+    attached.scales = torch.tensor([0.5, 2.0, 3.0], dtype=torch.float64)[:slots, None, None]
+    return BankedLinear(base, "here", attached), base, attached
 
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_banked_linear_output_and_gradients_equal_separate_products(bias: bool) -> None:
     with torch.random.fork_rng():
-        layer, base = _banked(bias)
+        layer, base, attached = _banked(bias)
         x = torch.randn(6, 4, 6, dtype=torch.float64, requires_grad=True)
         weights = torch.randn(6, 4, 5, dtype=torch.float64)
-    assert layer.a is not None
-    assert layer.b is not None
-    assert layer.scales is not None
-    parts = zip(torch.split(x, 2), layer.a, layer.b, layer.scales, strict=True)
-    expected = torch.cat([base(rows) + scale * (rows @ a.t()) @ b for rows, a, b, scale in parts])
-    inputs = (x, layer.a, layer.b)
+    a, b = attached.factors["here"]
+    assert attached.scales is not None
+    parts = zip(torch.split(x, 2), a, b, attached.scales, strict=True)
+    expected = torch.cat([base(rows) + scale * (rows @ left.t()) @ right for rows, left, right, scale in parts])
+    inputs = (x, a, b)
     wanted = torch.autograd.grad((expected * weights).sum(), inputs)
     got = layer(x)
     assert torch.allclose(got, expected, rtol=0, atol=1e-12)
@@ -43,12 +45,22 @@ def test_banked_linear_output_and_gradients_equal_separate_products(bias: bool) 
 
 def test_banked_linear_without_factors_is_the_base_bitwise() -> None:
     with torch.random.fork_rng():
-        layer, base = _banked(bias=True)
+        layer, base, attached = _banked(bias=True)
         x = torch.randn(3, 6, dtype=torch.float64)
-    layer.a = layer.b = layer.scales = None
+    attached.factors = {"elsewhere": attached.factors["here"]}
     assert torch.equal(layer(x), base(x))
     assert layer.weight is base.weight
     assert layer.bias is base.bias
+
+
+def test_attached_factors_are_each_threads_own() -> None:
+    with torch.random.fork_rng():
+        layer, base, _ = _banked(bias=True)
+        x = torch.randn(3, 6, dtype=torch.float64)
+    with ThreadPoolExecutor(1) as pool:
+        elsewhere = pool.submit(layer, x).result()
+    assert torch.equal(elsewhere, base(x))
+    assert not torch.equal(layer(x), base(x))
 
 
 def test_flat_layout_views_share_memory_and_cover_every_number_once() -> None:
