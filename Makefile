@@ -17,7 +17,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(READY)  ## Train a teacher on the embedded micro-world and compare it (about 10 minutes on 2 cores).
+demo: $(READY)  ## Train a teacher on the embedded micro-world and compare it (about 6 minutes on 2 cores).
 	@$(BIN)/preceptor train-teacher configs/demo.yaml --work-dir $(WORK) --json $(WORK)/demo.json
 
 test: $(READY)  ## Check style and types and run the tests.
@@ -29,7 +29,7 @@ test: $(READY)  ## Check style and types and run the tests.
 test-slow: $(READY)  ## Run the long tests.
 	@$(BIN)/pytest -m slow
 
-evidence: $(READY)  ## The demo over three seeds (about 30 minutes on 2 cores); prints the README's table.
+evidence: $(READY)  ## The demo over three seeds (about 20 minutes on 2 cores); prints the README's table.
 	@$(BIN)/python -m pipelines.evidence configs/demo.yaml --seeds 0 1 2 --work-dir $(WORK)/evidence
 
 lint: $(READY)  ## Check style and types only.

@@ -23,6 +23,10 @@ PASS_COST = 128
 """Fixed cost of a pass, in places of padding that it is worth."""
 
 
+_SMALL_MODEL = 50_000_000
+"""Parameters up to which threads run passes of their own."""
+
+
 class SlotGradients(NamedTuple):
     """One step of K slots before the optimizer."""
 
@@ -100,24 +104,34 @@ class GradientPasses:
     with weights that are fixed before.
     """
 
-    def __init__(self, student: BankedModel, layout: FlatLayout, most_places: int) -> None:
-        """Run passes of at most `most_places` places, padding included, wherever a slot alone has no more."""
+    def __init__(self, student: BankedModel, layout: FlatLayout, slots: int, most_places: int) -> None:
+        """Prepare passes.
+
+        Args:
+            student: The wrapped base.
+            layout: Of the slots' factors.
+            slots: Most slots of a step.
+            most_places: Of a pass, padding included, wherever a slot alone has no more.
+        """
         self._student, self._layout = student, layout
         self.most_places = most_places
         """Falls when a pass runs out of memory."""
         self.splits = 0
         """Passes that ran out of memory and were split."""
-        self._threads = torch.get_num_threads() if student.device.type == "cpu" else 1
+        threads = torch.get_num_threads() if student.device.type == "cpu" else 1
+        small = sum(parameter.numel() for parameter in student.model.parameters()) <= _SMALL_MODEL
+        self.threads = threads if small and slots >= threads else 1
+        """Passes at a time."""
         self._pool: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> Self:
         """Let each core run passes of its own, one thread each.
 
-        Threads that share the small products of one pass spend more time meeting than computing: with two, an adapter
-        of the micro student took longer than with one.
+        Threads that share the small products of a small model spend more time meeting than computing: with two, an
+        adapter of the micro student took longer than with one. Large products are better shared.
         """
-        if self._threads > 1:
-            self._pool = ThreadPoolExecutor(self._threads)
+        if self.threads > 1:
+            self._pool = ThreadPoolExecutor(self.threads)
             torch.set_num_threads(1)
         return self
 
@@ -127,7 +141,7 @@ class GradientPasses:
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
-            torch.set_num_threads(self._threads)
+            torch.set_num_threads(self.threads)
 
     def run(self, flat: Tensor, scales: Sequence[float], lines: Sequence[Sequence[Line]]) -> SlotGradients:
         """Return the gradients of K slots' losses on their lines.
@@ -164,8 +178,8 @@ class GradientPasses:
         """Return the most places of a pass: few enough that every thread has a pass, and their memory suffices."""
         if self._pool is None:
             return self.most_places
-        share = max(max(sizes), -(-sum(sizes) // self._threads))
-        return min(self.most_places // self._threads, share + share // 8)
+        share = max(max(sizes), -(-sum(sizes) // self.threads))
+        return min(self.most_places // self.threads, share + share // 8)
 
     def _map(
         self,

@@ -151,7 +151,8 @@ class BankTrainer:
         """
         slot_bytes, widest = bytes_of_slot(self._layout, self._student.dtype), max(work.places for work in works)
         capacity = min(self._limits.slots(widest, slot_bytes), len(works))
-        passes = GradientPasses(self._student, self._layout, self._limits.pass_places(capacity, slot_bytes))
+        places = self._limits.pass_places(capacity, slot_bytes)
+        passes = GradientPasses(self._student, self._layout, capacity, places)
         flat = torch.zeros(capacity, self._layout.size, device=self._student.device, dtype=self._student.dtype)
         optimizer = SlotAdamW(flat)
         # The longest first, as in any schedule that should end early.
@@ -174,7 +175,8 @@ class BankTrainer:
                             lanes[i] = lanes[-1]
                         lanes.pop()
         self.usage.splits = passes.splits
-        self.usage.estimated_bytes = capacity * slot_bytes + self._widest_pass * self._limits.plan.place_bytes
+        at_once = passes.threads * self._widest_pass
+        self.usage.estimated_bytes = capacity * slot_bytes + at_once * self._limits.plan.place_bytes
         return [done[i] for i in range(len(works))]
 
     def _step(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import torch
 
 from tests.student.tiny import byte_tokenizer, tiny_model
 
@@ -22,3 +23,12 @@ def tokenizer() -> Any:
 def make_model() -> MakeModel:
     """The function that builds a tiny random student; called twice with the same arguments, it builds the same."""
     return tiny_model
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """A bank that makes as few passes as it can: with more threads, each gets passes of its own."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -31,6 +31,7 @@ def _limit_places(model: Any, most: int) -> None:
     model.model.register_forward_pre_hook(refuse, with_kwargs=True)
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("most", [60, 40, 18])
 def test_pass_that_runs_out_of_memory_is_split_and_gives_the_same(make_model: MakeModel, most: int) -> None:
     """At 40 places the bank is split, at 18 a single slot's lines as well: its step has 24 to 28 places."""
@@ -47,6 +48,30 @@ def test_pass_that_runs_out_of_memory_is_split_and_gives_the_same(make_model: Ma
         assert left.losses == pytest.approx(right.losses, rel=1e-9)
         pair = deltas(adapter_of(left).factors, 1.0), deltas(adapter_of(right).factors, 1.0)
         assert torch.allclose(*pair, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_passes_of_several_threads_give_the_same_and_are_split_alike(make_model: MakeModel, threads: int) -> None:
+    jobs = mixed_jobs()
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        with LoraBank(make_model(dtype=torch.float64)) as bank:
+            expected = bank.train(jobs)
+        torch.set_num_threads(threads)
+        model = make_model(dtype=torch.float64)
+        with LoraBank(model) as bank:
+            together = bank.train(jobs)
+            _limit_places(model, 18)
+            split = bank.train(jobs)
+            assert bank.usage.splits > 0
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    for left, middle, right in zip(expected, together, split, strict=True):
+        for other in (middle, right):
+            pair = deltas(adapter_of(left).factors, 1.0), deltas(adapter_of(other).factors, 1.0)
+            assert torch.allclose(*pair, rtol=0, atol=1e-9)
 
 
 def test_slot_that_never_fits_fails_alone(make_model: MakeModel) -> None:

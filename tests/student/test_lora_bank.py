@@ -180,6 +180,7 @@ def test_train_other_layers_or_foreign_tokens_are_refused(make_model: MakeModel)
         bank.train([])
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_train_counts_useful_and_padded_tokens(make_model: MakeModel) -> None:
     recipe = UpdateRecipe(epochs=2, batch_size=2)
     jobs = [UpdateJob("a", sequences(0, [5, 3]), recipe, 0), UpdateJob("b", sequences(1, [9]), recipe, 0)]
