@@ -1,7 +1,7 @@
 """Sequences packed end to end: linear layers see no padding, attention sees each sequence alone.
 
-Padding every sequence of a bank to the longest one, and every slot to the fullest one, made more than half of the
-demo's arithmetic padding. Nearly all of that arithmetic is in linear layers, which do not care where a sequence ends.
+Padding every sequence of a bank to the longest one, and every slot to the fullest one, spends arithmetic on places that
+mean nothing. Nearly all of that arithmetic is in linear layers, which do not care where a sequence ends.
 So a slot's sequences stand one after the other in a single row; only attention, a small part of the work at these
 lengths, takes them apart and puts them together again.
 """

@@ -88,8 +88,8 @@ def test_finished_slot_is_frozen_to_the_bit(make_model: MakeModel) -> None:
 
 
 def test_packed_slots_carry_little_padding(make_model: MakeModel) -> None:
-    """Edits of 2 to 12 lines of 3 to 20 tokens; padding every line to the longest and every slot to the fullest would
-    make more than half of the places padding."""
+    """Edits of 2 to 12 lines of 3 to 20 tokens; a full step of the fullest slot has many times the places of
+    the smallest one's."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(low: int, high: int) -> int:
