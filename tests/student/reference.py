@@ -9,11 +9,24 @@ from peft import LoraConfig, get_peft_model
 from torch.nn.functional import cross_entropy
 from transformers import get_constant_schedule_with_warmup, get_linear_schedule_with_warmup
 
+from student.banked_linear import FactorShape, FlatLayout
+from student.banked_model import find_targets
 from student.batching import sequence_order
 from student.sequences import TrainingSequence
+from student.training import initial_factors
 from student.updates import UpdateJob
 
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
+
+
+def starting_point(model: Any, job: UpdateJob) -> Factors:
+    """The initial factors in PEFT's orientation; zeros for B."""
+    if job.initial is not None:
+        return dict(job.initial.factors)
+    targets = find_targets(model, job.recipe.target_modules)
+    layout = FlatLayout({n: FactorShape(m.in_features, m.out_features) for n, m in targets.items()}, job.recipe.rank)
+    views = layout.views(initial_factors(layout, job.recipe, job.seed)[None])
+    return {name: (a[0], b[0].t()) for name, (a, b) in views.items()}
 
 
 def train_alone(model: Any, job: UpdateJob, start: Factors) -> tuple[Factors, list[float]]:

@@ -12,16 +12,13 @@ from evaluation.answers import AnswerFormat
 from evaluation.errors import ScoringError
 from evaluation.tasks import Question
 from student.adapters import Adapter, save_adapter
-from student.banked_linear import FactorShape, FlatLayout
-from student.banked_model import find_targets
 from student.config import UpdateRecipe
 from student.lora_bank import LoraBank
 from student.scoring import ScoringFailure
-from student.training import initial_factors
 from student.updates import UpdateJob
 from tests.student.conftest import MakeModel
 from tests.student.jobs import adapter_of, deltas, mixed_jobs, same_bits, sequences
-from tests.student.reference import Factors, train_alone
+from tests.student.reference import starting_point, train_alone
 
 
 def _targets(k: int) -> Any:
@@ -33,14 +30,6 @@ def _job(k: int, **recipe: Any) -> UpdateJob:
     return UpdateJob(f"job-{k}", sequences(k, [5, 3 + k, 6]), UpdateRecipe.model_validate(values), seed=k)
 
 
-def _start(model: Any, job: UpdateJob) -> Factors:
-    """Return the starting point of a job in PEFT's orientation."""
-    targets = find_targets(model, job.recipe.target_modules)
-    layout = FlatLayout({n: FactorShape(m.in_features, m.out_features) for n, m in targets.items()}, job.recipe.rank)
-    views = layout.views(initial_factors(layout, job.recipe, job.seed)[None])
-    return {name: (a[0], b[0].t()) for name, (a, b) in views.items()}
-
-
 def test_slots_with_layers_of_their_own_equal_peft(make_model: MakeModel) -> None:
     jobs = [_job(k) for k in range(4)]
     with LoraBank(make_model(dtype=torch.float64)) as bank:
@@ -48,7 +37,7 @@ def test_slots_with_layers_of_their_own_equal_peft(make_model: MakeModel) -> Non
         assert bank.usage.slots == 4
     for job, result in zip(jobs, results, strict=True):
         model = make_model(dtype=torch.float64)
-        expected, losses = train_alone(model, job, _start(make_model(), job))
+        expected, losses = train_alone(model, job, starting_point(make_model(), job))
         scale = job.recipe.scale
         assert sorted(expected) == sorted(adapter_of(result).factors)
         assert float((deltas(adapter_of(result).factors, scale) - deltas(expected, scale)).abs().max()) < 1e-9

@@ -10,28 +10,15 @@ from evaluation.checkpoints import model_digest
 from evaluation.errors import ScoringError, UpdateError
 from evaluation.tasks import Document, Question
 from student.adapters import Adapter
-from student.banked_linear import FactorShape, FlatLayout
-from student.banked_model import find_targets
 from student.config import UpdateRecipe
 from student.lora_bank import LoraBank
 from student.scoring import ScoringFailure
 from student.sequences import SkippedLine, SkipReason, TrainingSequence
-from student.training import initial_factors
 from student.updates import UpdateJob, UpdateOutcome, make_job
 from teacher.self_edit import Implication, SelfEdit, TrainingSpec
 from tests.student.conftest import MakeModel
 from tests.student.jobs import adapter_of, deltas, mixed_jobs, same_bits, sequences
-from tests.student.reference import Factors, train_alone
-
-
-def _start(model: Any, job: UpdateJob) -> Factors:
-    """The initial factors in PEFT's orientation; zeros for B."""
-    if job.initial is not None:
-        return dict(job.initial.factors)
-    targets = find_targets(model, job.recipe.target_modules)
-    layout = FlatLayout({n: FactorShape(m.in_features, m.out_features) for n, m in targets.items()}, job.recipe.rank)
-    views = layout.views(initial_factors(layout, job.recipe, job.seed)[None])
-    return {name: (a[0], b[0].t()) for name, (a, b) in views.items()}
+from tests.student.reference import starting_point, train_alone
 
 
 def _without_a_layer(adapter: Adapter) -> Adapter:
@@ -48,7 +35,7 @@ def test_train_mixed_slots_equal_separate_peft_trainings(
     with LoraBank(model) as bank:
         results = bank.train(jobs)
     for job, result in zip(jobs, results, strict=True):
-        expected, losses = train_alone(make_model(kind, dtype), job, _start(model, job))
+        expected, losses = train_alone(make_model(kind, dtype), job, starting_point(model, job))
         got, want = deltas(adapter_of(result).factors, job.recipe.scale), deltas(expected, job.recipe.scale)
         if dtype is torch.float64:
             assert float((got - want).abs().max()) < tolerance
@@ -65,7 +52,7 @@ def test_train_named_modules_equal_peft(make_model: MakeModel) -> None:
     model = make_model(dtype=torch.float64)
     with LoraBank(model, recipe.target_modules) as bank:
         (result,) = bank.train([job])
-    expected, _ = train_alone(make_model(dtype=torch.float64), job, _start(model, job))
+    expected, _ = train_alone(make_model(dtype=torch.float64), job, starting_point(model, job))
     assert sorted(expected) == sorted(adapter_of(result).factors)
     assert torch.allclose(deltas(adapter_of(result).factors, 2.0), deltas(expected, 2.0), rtol=0, atol=1e-9)
 
@@ -124,7 +111,7 @@ def test_train_continued_adapter_continues_the_loss(make_model: MakeModel) -> No
         (second,) = bank.train([again])
     assert second.losses[0] < 0.5 * first.losses[0]
     assert second.losses[0] <= first.losses[-1]
-    expected, losses = train_alone(make_model(dtype=torch.float64), again, _start(model, again))
+    expected, losses = train_alone(make_model(dtype=torch.float64), again, starting_point(model, again))
     assert second.losses == pytest.approx(losses, rel=1e-6)
     assert torch.allclose(deltas(adapter_of(second).factors, 2.0), deltas(expected, 2.0), rtol=0, atol=1e-9)
 
