@@ -139,14 +139,14 @@ class BankedModel:
                 self._contexts.enter_context(packed(self.model))
 
     def checkpoint(self) -> bool:
-        """Compute layers again in the backward pass from now on; return whether that changes anything.
+        """Compute layers again in the backward pass from now on; return whether the model can do that.
 
         Takes about a third more time and, of each layer, keeps only its input.
         """
         from transformers.modeling_layers import GradientCheckpointingLayer
 
         layers = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
-        if self.checkpoints or not layers or not self.model.supports_gradient_checkpointing:
+        if not layers or not self.model.supports_gradient_checkpointing:
             return False
         self.model.gradient_checkpointing_enable({"use_reentrant": False})
         for layer in layers:  # Its own flag alone: what is inside stays in evaluation mode.

@@ -166,7 +166,7 @@ class LoraBank:
         assert self._plan is not None
         widest = max(work.places for work in works)
         need = bytes_of_slot(layout, student.dtype) + widest * self._plan.place_bytes
-        if need > self._plan.budget and student.checkpoint():
+        if need > self._plan.budget and not student.checkpoints and student.checkpoint():
             self._plan = plan_memory(student, self._memory_bytes)
         return BankLimits(self._max_slots, self._max_pass_places, self._plan)
 

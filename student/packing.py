@@ -150,7 +150,7 @@ def packed_attention(
         if packing is None:
             return x
         rows = _Rearrange.apply(  # type: ignore[no-untyped-call]
-            x[0].transpose(0, 1), packing.gather, packing.scatter, packing.scatter_pads
+            x.squeeze(0).transpose(0, 1), packing.gather, packing.scatter, packing.scatter_pads
         )
         shaped: Tensor = rows.view(packing.rows, packing.width, *rows.shape[1:]).transpose(1, 2)
         return shaped

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import gc
-import itertools
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
-from typing import NamedTuple, Self
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,10 +18,6 @@ _NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
 
 PASS_COST = 128
 """Fixed cost of a pass, in places of padding that it is worth."""
-
-
-_SMALL_MODEL = 50_000_000
-"""Parameters up to which threads run passes of their own."""
 
 
 class SlotGradients(NamedTuple):
@@ -97,20 +90,19 @@ def split_into_passes(sizes: Sequence[int], most_places: int) -> list[list[int]]
 
 
 class GradientPasses:
-    """Runs the passes of one bank and remembers how large one may be.
+    """Runs the passes of one thread's slots and remembers how large one may be.
 
     A pass that runs out of memory is split, slots first, then the lines of a single slot, and tried again; later steps
     begin with smaller passes. Splitting changes results by rounding alone: a slot's loss is a sum of its labels' losses
     with weights that are fixed before.
     """
 
-    def __init__(self, student: BankedModel, layout: FlatLayout, slots: int, most_places: int) -> None:
+    def __init__(self, student: BankedModel, layout: FlatLayout, most_places: int) -> None:
         """Prepare passes.
 
         Args:
             student: The wrapped base.
             layout: Of the slots' factors.
-            slots: Most slots of a step.
             most_places: Of a pass, padding included, wherever a slot alone has no more.
         """
         self._student, self._layout = student, layout
@@ -118,30 +110,6 @@ class GradientPasses:
         """Falls when a pass runs out of memory."""
         self.splits = 0
         """Passes that ran out of memory and were split."""
-        threads = torch.get_num_threads() if student.device.type == "cpu" else 1
-        small = sum(parameter.numel() for parameter in student.model.parameters()) <= _SMALL_MODEL
-        self.threads = threads if small and slots >= threads else 1
-        """Passes at a time."""
-        self._pool: ThreadPoolExecutor | None = None
-
-    def __enter__(self) -> Self:
-        """Let each core run passes of its own, one thread each.
-
-        Threads that share the small products of a small model spend more time meeting than computing: with two, an
-        adapter of the micro student took longer than with one. Large products are better shared.
-        """
-        if self.threads > 1:
-            self._pool = ThreadPoolExecutor(self.threads)
-            torch.set_num_threads(1)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
-            self._pool = None
-            torch.set_num_threads(self.threads)
 
     def run(self, flat: Tensor, scales: Sequence[float], lines: Sequence[Sequence[Line]]) -> SlotGradients:
         """Return the gradients of K slots' losses on their lines.
@@ -153,49 +121,28 @@ class GradientPasses:
         """
         sizes = [sum(len(line.ids) for line in slot) for slot in lines]
         whole = SlotGradients.zeros(flat)
-        todo = split_into_passes(sizes, self._places_of_a_pass(sizes))
+        todo = split_into_passes(sizes, self.most_places)
         while todo:
+            part = todo.pop()
             # All slots in one pass: no copy of the factors is made.
-            rows = [torch.tensor(part, device=flat.device) if len(part) < len(lines) else slice(None) for part in todo]
-            arguments = [
-                (flat[row], [scales[i] for i in part], [lines[i] for i in part])
-                for row, part in zip(rows, todo, strict=True)
-            ]
-            found = list(self._map(self._try, arguments))
-            failed: list[list[int]] = []
-            for row, part, argument, gradients in zip(rows, todo, arguments, found, strict=True):
-                if gradients is None and len(part) > 1:
-                    half = len(part) // 2
-                    self.most_places = min(self.most_places, half * max(sizes[i] for i in part))
-                    failed += [part[:half], part[half:]]
-                    continue
-                done = self._alone(argument[0], argument[1], argument[2][0]) if gradients is None else gradients
-                whole = whole.with_part(row, part, done)
-            todo = failed
+            rows = torch.tensor(part, device=flat.device) if len(part) < len(lines) else slice(None)
+            factors, chosen = flat[rows], [lines[i] for i in part]
+            found = self._try(factors, [scales[i] for i in part], chosen)
+            if found is None and len(part) > 1:
+                half = len(part) // 2
+                self.most_places = min(self.most_places, half * max(sizes[i] for i in part))
+                todo += [part[:half], part[half:]]
+                continue
+            if found is None:
+                found = self._alone(factors, [scales[i] for i in part], chosen[0])
+            whole = whole.with_part(rows, part, found)
         return whole
-
-    def _places_of_a_pass(self, sizes: Sequence[int]) -> int:
-        """Return the most places of a pass: few enough that every thread has a pass, and their memory suffices."""
-        if self._pool is None:
-            return self.most_places
-        share = max(max(sizes), -(-sum(sizes) // self.threads))
-        return min(self.most_places // self.threads, share + share // 8)
-
-    def _map(
-        self,
-        function: Callable[..., SlotGradients | None],
-        arguments: Sequence[tuple[Tensor, list[float], list[Sequence[Line]]]],
-    ) -> Iterator[SlotGradients | None]:
-        """Yield what `function` returns for each of the arguments, computed by all threads."""
-        if self._pool is None or len(arguments) == 1:
-            return itertools.starmap(function, arguments)
-        return self._pool.map(lambda given: function(*given), arguments)
 
     def _alone(self, flat: Tensor, scales: Sequence[float], lines: Sequence[Line]) -> SlotGradients | None:
         """Return the step of one slot a few lines at a time, summed; None when a single line does not fit."""
         labels, size = [_labels(lines)], len(lines)
         while True:
-            parts = []
+            parts, kept_little = [], self._student.checkpoints
             for start in range(0, len(lines), size):
                 part = self._try(flat, scales, [lines[start : start + size]], labels)
                 if part is None:
@@ -212,7 +159,7 @@ class GradientPasses:
                 )
             if size > 1:
                 size = -(-size // 2)
-            elif not self._student.checkpoint():
+            elif kept_little or not self._student.checkpoint():
                 return None
 
     def _try(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,6 +19,7 @@ from student.config import UpdateRecipe
 from student.memory import MemoryPlan, bytes_of_slot
 from student.optimizer import SlotAdamW, SlotStep
 from student.passes import GradientPasses
+from student.threads import run_apart, threads_apart
 
 
 class BankLimits(NamedTuple):
@@ -28,10 +31,10 @@ class BankLimits(NamedTuple):
     plan: MemoryPlan
 
     def slots(self, widest: int, slot_bytes: int) -> int:
-        """Return how many slots fit in memory beside the activations of one of them, at least 1.
+        """Return how many slots fit in memory beside the activations of the passes that run at once, at least 1.
 
         Args:
-            widest: Places of the fullest slot.
+            widest: Places of the fullest slot, times the passes at once.
             slot_bytes: Of a slot's factors, gradients and moments.
         """
         room = (self.plan.budget - widest * self.plan.place_bytes) // slot_bytes
@@ -65,7 +68,7 @@ class BankUsage:
     slots: int = 0
     """Most slots at once."""
     steps: int = 0
-    """Steps of the bank."""
+    """Steps of the bank; of each thread's part of it, added up."""
     tokens: int = 0
     """Places computed that were not padding."""
     places: int = 0
@@ -89,6 +92,15 @@ class BankUsage:
             max(self.estimated_bytes, other.estimated_bytes),
             max(peaks, default=None),
         )
+
+    def add_beside(self, other: BankUsage) -> None:
+        """Count in the usage of a part that another thread trained at the same time, memory left out."""
+        self.slots, self.steps, self.splits = (
+            self.slots + other.slots,
+            self.steps + other.steps,
+            self.splits + other.splits,
+        )
+        self.tokens, self.places = self.tokens + other.tokens, self.places + other.places
 
     @property
     def padding_share(self) -> float:
@@ -137,7 +149,6 @@ class BankTrainer:
         """Prepare a bank of `layout`, whose rank is at least that of every slot."""
         self._student, self._layout, self._limits = student, layout, limits
         self.usage = BankUsage()
-        self._widest_pass = 0
 
     def train(self, works: Sequence[SlotWork], start: Callable[[int], Tensor]) -> list[TrainedSlot]:
         """Return all slots trained, in order.
@@ -147,46 +158,75 @@ class BankTrainer:
 
         Args:
             works: At least one.
-            start: Gives the (P,) starting point of a slot when its turn comes.
+            start: Gives the (P,) starting point of a slot when its turn comes; called by any thread.
         """
         slot_bytes, widest = bytes_of_slot(self._layout, self._student.dtype), max(work.places for work in works)
-        capacity = min(self._limits.slots(widest, slot_bytes), len(works))
+        threads = threads_apart(self._student.model, self._student.device, len(works))
+        while threads > 1 and self._limits.slots(threads * widest, slot_bytes) < threads:
+            threads -= 1
+        capacity = min(self._limits.slots(threads * widest, slot_bytes), len(works))
         places = self._limits.pass_places(capacity, slot_bytes)
-        passes = GradientPasses(self._student, self._layout, capacity, places)
-        flat = torch.zeros(capacity, self._layout.size, device=self._student.device, dtype=self._student.dtype)
-        optimizer = SlotAdamW(flat)
-        # The longest first, as in any schedule that should end early.
-        queue = deque(sorted(range(len(works)), key=lambda i: -works[i].steps * works[i].places))
-        lanes: list[_Lane] = []
-        done: dict[int, TrainedSlot] = {}
-        with passes:
-            while queue or lanes:
-                while queue and len(lanes) < capacity:
-                    index = queue.popleft()
-                    flat[len(lanes)].copy_(start(index))
-                    optimizer.reset(len(lanes))
-                    lanes.append(_Lane(index, works[index]))
-                failed = self._step(flat, optimizer, passes, lanes)
-                for i in reversed(range(len(lanes))):
-                    if lanes[i].step == lanes[i].work.steps or i in failed:
-                        done[lanes[i].index] = _finished(lanes[i], flat[i], failed=i in failed)
-                        if i < len(lanes) - 1:
-                            optimizer.move(len(lanes) - 1, i)
-                            lanes[i] = lanes[-1]
-                        lanes.pop()
-        self.usage.splits = passes.splits
-        at_once = passes.threads * self._widest_pass
-        self.usage.estimated_bytes = capacity * slot_bytes + at_once * self._limits.plan.place_bytes
+        # The longest first, as in any schedule that should end early; dealt out before, so that which slots share a
+        # pass does not depend on which thread is faster.
+        order = sorted(range(len(works)), key=lambda i: -works[i].steps * works[i].places)
+        parts = []
+        for i in range(threads):
+            slots = -(-(capacity - i) // threads)
+            parts.append(_Lanes(self._student, self._layout, slots, max(1, places // threads)))
+        found = run_apart([partial(part.train, order[i::threads], works, start) for i, part in enumerate(parts)])
+        for part in parts:
+            self.usage.add_beside(part.usage)
+        self.usage.estimated_bytes = capacity * slot_bytes + self._limits.plan.place_bytes * sum(
+            part.widest_pass for part in parts
+        )
+        done = {index: slot for slots in found for index, slot in slots.items()}
         return [done[i] for i in range(len(works))]
 
-    def _step(
-        self, flat: Tensor, optimizer: SlotAdamW, passes: GradientPasses, lanes: Sequence[_Lane]
-    ) -> frozenset[int]:
-        """Move all slots in the bank by one step and return those that do not fit in memory."""
-        k = len(lanes)
+
+class _Lanes:
+    """The slots that one thread trains side by side."""
+
+    def __init__(self, student: BankedModel, layout: FlatLayout, capacity: int, most_places: int) -> None:
+        self._flat = torch.zeros(capacity, layout.size, device=student.device, dtype=student.dtype)
+        self._optimizer = SlotAdamW(self._flat)
+        self._passes = GradientPasses(student, layout, most_places)
+        self._lanes: list[_Lane] = []
+        self.usage = BankUsage()
+        self.widest_pass = 0
+        """Places of the largest pass so far."""
+
+    def train(
+        self,
+        indices: Sequence[int],
+        works: Sequence[SlotWork],
+        start: Callable[[int], Tensor],
+        stop: threading.Event,
+    ) -> dict[int, TrainedSlot]:
+        """Return the slots of `indices` trained, in which order they come to their turn; fewer when told to stop."""
+        queue, lanes, done = deque(indices), self._lanes, dict[int, TrainedSlot]()
+        while (queue or lanes) and not stop.is_set():
+            while queue and len(lanes) < len(self._flat):
+                index = queue.popleft()
+                self._flat[len(lanes)].copy_(start(index))
+                self._optimizer.reset(len(lanes))
+                lanes.append(_Lane(index, works[index]))
+            failed = self._step()
+            for i in reversed(range(len(lanes))):
+                if lanes[i].step == lanes[i].work.steps or i in failed:
+                    done[lanes[i].index] = _finished(lanes[i], self._flat[i], failed=i in failed)
+                    if i < len(lanes) - 1:
+                        self._optimizer.move(len(lanes) - 1, i)
+                        lanes[i] = lanes[-1]
+                    lanes.pop()
+        self.usage.splits = self._passes.splits
+        return done
+
+    def _step(self) -> frozenset[int]:
+        """Move all slots by one step and return those that do not fit in memory."""
+        lanes, k = self._lanes, len(self._lanes)
         lines = [lane.work.at(lane.step) for lane in lanes]
-        found = passes.run(flat[:k], [lane.work.recipe.scale for lane in lanes], lines)
-        optimizer.step(found.gradients, [SlotStep(n.work.recipe, n.step, n.work.steps) for n in lanes])
+        found = self._passes.run(self._flat[:k], [lane.work.recipe.scale for lane in lanes], lines)
+        self._optimizer.step(found.gradients, [SlotStep(n.work.recipe, n.step, n.work.steps) for n in lanes])
         for i, lane in enumerate(lanes):
             lane.step += 1
             lane.losses.append(found.losses[i])
@@ -195,7 +235,7 @@ class BankTrainer:
         usage = self.usage
         usage.slots, usage.steps = max(usage.slots, k), usage.steps + 1
         usage.tokens, usage.places = usage.tokens + sum(found.tokens), usage.places + sum(found.places)
-        self._widest_pass = max(self._widest_pass, found.widest_pass)
+        self.widest_pass = max(self.widest_pass, found.widest_pass)
         return found.failed
 
 

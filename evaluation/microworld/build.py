@@ -26,7 +26,7 @@ def build_one(role: Role, out: Path, seed: int) -> Path:
     import torch
 
     from evaluation.microworld import recipes
-    from evaluation.microworld.pretraining import new_model, pretrain
+    from evaluation.microworld.pretraining import new_model, pretrain, sharpen
     from evaluation.microworld.tokenizer import build_tokenizer
 
     torch.set_num_threads(1)
@@ -49,6 +49,7 @@ def build_one(role: Role, out: Path, seed: int) -> Path:
 
         pretrain(model, tokenizer, phases, report=report)
         _save(model, place)
+    sharpen(model, 1.0 if student else recipes.TEACHER_SHARPNESS)
     directory = out / role
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)

@@ -22,7 +22,7 @@ _FACTS = 300
 """Most facts to ask for on each side of the known ones."""
 _EDITS = 4
 """Sampled for each document."""
-LEARNING_TEMPERATURE = 0.7
+SAMPLING_TEMPERATURE = 1.0
 """At which the shipped configurations sample: what is learned from must be legible there."""
 
 
@@ -95,42 +95,34 @@ def _teacher_checks(teacher: Checkpoint, documents: Sequence[WorldDocument]) -> 
         )
         for document in documents
     ]
-    learning, prior = (_written_kinds(teacher, documents, temperature) for temperature in (LEARNING_TEMPERATURE, 1.0))
-    kinds, total = prior.kinds, prior.kinds.total()
+    written = _written_kinds(teacher, documents)
+    kinds, total = written.kinds, written.kinds.total()
     altered = sum(kinds[LineKind(kind)] for kind in ALTERED) / total
-    at = f"at temperature {LEARNING_TEMPERATURE}"
     return [
-        Check(f"teacher copies unseen names correctly, share of lines, {at}", learning.copied, 0.95, 1.0),
+        Check("teacher copies unseen names correctly, share of lines", written.copied, 0.95, 1.0),
         Check("teacher's likeliest value is the right one", sum(bound) / len(bound), 0.90, 1.0),
         Check("untrained teacher: useful lines", sum(kinds[kind] for kind in USEFUL) / total, 0.15, 0.45),
         Check("untrained teacher: copies of the passage", kinds[LineKind.COPY] / total, 0.05, 0.35),
         Check("untrained teacher: nameless lines", kinds[LineKind.ANONYMOUS] / total, 0.05, 0.35),
         Check("untrained teacher: filler", kinds[LineKind.FILLER] / total, 0.05, 0.35),
         Check("untrained teacher: swapped or wrong values", altered, 0.10, 0.50),
-        Check(f"untrained teacher: broken lines, {at}", learning.broken, 0.0, 0.10),
-        Check("teacher copies unseen names correctly, share of lines, at temperature 1", prior.copied, 0.95, 1.0),
-        Check("untrained teacher: broken lines, at temperature 1", prior.broken, 0.0, 0.10),
+        Check("untrained teacher: broken lines", kinds[LineKind.BROKEN] / total, 0.0, 0.10),
     ]
 
 
 class _Written(NamedTuple):
-    """What a teacher writes about documents at one temperature."""
+    """What a teacher writes about documents."""
 
     kinds: Counter[LineKind]
     copied: float
     """Share of the lines about an entity that name one of the passage, in [0, 1]."""
 
-    @property
-    def broken(self) -> float:
-        """Share of the lines that are none of the world's, in [0, 1]."""
-        return self.kinds[LineKind.BROKEN] / self.kinds.total()
 
-
-def _written_kinds(teacher: Checkpoint, documents: Sequence[WorldDocument], temperature: float) -> _Written:
+def _written_kinds(teacher: Checkpoint, documents: Sequence[WorldDocument]) -> _Written:
     """Return what lines a teacher writes, and how many of them name an entity of the passage."""
     copied = named = 0
     kinds: Counter[LineKind] = Counter()
-    for document, text in _sampled_edits(teacher, documents, temperature):
+    for document, text in _sampled_edits(teacher, documents):
         for line in (line.strip().removeprefix("- ") for line in text.splitlines() if line.strip()):
             kind = classify_line(line, document.sheet).kind
             kinds[kind] += 1
@@ -140,9 +132,7 @@ def _written_kinds(teacher: Checkpoint, documents: Sequence[WorldDocument], temp
     return _Written(kinds, copied / max(1, named))
 
 
-def _sampled_edits(
-    teacher: Checkpoint, documents: Sequence[WorldDocument], temperature: float
-) -> list[tuple[WorldDocument, str]]:
+def _sampled_edits(teacher: Checkpoint, documents: Sequence[WorldDocument]) -> list[tuple[WorldDocument, str]]:
     """Return some edits of each document."""
     import torch
 
@@ -152,7 +142,7 @@ def _sampled_edits(
     with torch.random.fork_rng():
         torch.manual_seed(_SEED)
         written = teacher.model.generate(
-            **encoded, do_sample=True, temperature=temperature, top_k=0, top_p=1.0, max_new_tokens=150
+            **encoded, do_sample=True, temperature=SAMPLING_TEMPERATURE, top_k=0, top_p=1.0, max_new_tokens=150
         )
     texts = tokenizer.batch_decode(written[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
     return [(documents[i // _EDITS], text) for i, text in enumerate(texts)]

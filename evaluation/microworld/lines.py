@@ -45,19 +45,20 @@ ALTERED = ("swapped", "wrong")
 
 MIXTURES: dict[str, dict[str, float]] = {
     "implications": {
-        "statement": 0.15,
-        "question": 0.13,
-        "copy": 0.17,
+        "statement": 0.13,
+        "question": 0.08,
+        "copy": 0.18,
         "anonymous": 0.15,
-        "filler": 0.12,
-        "swapped": 0.16,
-        "wrong": 0.12,
+        "filler": 0.14,
+        "swapped": 0.17,
+        "wrong": 0.15,
     },
     "rewrite": {"statement": 0.36, "copy": 0.36, "swapped": 0.16, "wrong": 0.12},
     "self-qa": {"question": 0.64, "swapped": 0.20, "wrong": 0.16},
 }
-"""Share of each kind among the lines that the untrained teacher writes, by the instruction in its prompt. The altered
-kinds take the sentence form of the instruction's true ones."""
+"""Share of each kind among the lines that the teacher is pretrained on, by the instruction in its prompt. The altered
+kinds take the sentence form of the instruction's true ones. Sharpening (`recipes.TEACHER_SHARPNESS`) moves the written
+shares towards what is told in few first words, questions above all, so they start lower here."""
 
 LINES_PER_EDIT = (4, 9)
 """Fewest and most lines of an edit in the teacher's pretraining."""

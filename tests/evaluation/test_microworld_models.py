@@ -16,7 +16,7 @@ from evaluation.checkpoints import MICRO_MODELS
 from evaluation.errors import ModelError
 from evaluation.microworld import recipes
 from evaluation.microworld.build import ROLES, Role, build_one
-from evaluation.microworld.checks import LEARNING_TEMPERATURE, Check, run_checks
+from evaluation.microworld.checks import SAMPLING_TEMPERATURE, Check, run_checks
 from evaluation.microworld.corpora import Text, repeated_words, student_lines
 from evaluation.microworld.pretraining import (
     CONTENT_WEIGHT,
@@ -26,6 +26,7 @@ from evaluation.microworld.pretraining import (
     content_tokens,
     new_model,
     pretrain,
+    sharpen,
     weighted_loss,
 )
 from evaluation.microworld.templates import ATTRIBUTES, FILLERS, OPENINGS
@@ -42,16 +43,14 @@ CHECKS = (
     "the same in a phrasing it never saw",
     "student answers on new entities (chance is 0.04)",
     "student reads answers on new entities from the passage",
-    "teacher copies unseen names correctly, share of lines, at temperature 0.7",
+    "teacher copies unseen names correctly, share of lines",
     "teacher's likeliest value is the right one",
     "untrained teacher: useful lines",
     "untrained teacher: copies of the passage",
     "untrained teacher: nameless lines",
     "untrained teacher: filler",
     "untrained teacher: swapped or wrong values",
-    "untrained teacher: broken lines, at temperature 0.7",
-    "teacher copies unseen names correctly, share of lines, at temperature 1",
-    "untrained teacher: broken lines, at temperature 1",
+    "untrained teacher: broken lines",
 )
 
 
@@ -229,6 +228,16 @@ def test_pretrain_is_deterministic_given_the_seed() -> None:
     assert any(not torch.equal(one[key], other[key]) for key in one)
 
 
+@pytest.mark.parametrize("factor", [1.0, 1.5, 4.0])
+def test_sharpen_multiplies_the_logits(factor: float) -> None:
+    ids = torch.tensor([ids_of("Bram Dahl lives in Velmora.")])
+    model = new_model(TINY, TOKENIZER, seed=0)
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+        sharpen(model, factor)
+        torch.testing.assert_close(model(input_ids=ids).logits, factor * before)
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_recipes_texts_fit_the_context(role: Role) -> None:
     stages = recipes.student_stages(0) if role == "student" else recipes.teacher_stages(0)
@@ -248,7 +257,9 @@ def test_build_one_writes_a_directory_that_opens(role: Role, tmp_path: Path, mon
         torch.set_num_threads(threads)
     assert directory == tmp_path / role
     model = AutoModelForCausalLM.from_pretrained(directory)
-    expected = pretrained_tiny(5)[0].state_dict()
+    trained = pretrained_tiny(5)[0]
+    sharpen(trained, recipes.TEACHER_SHARPNESS if role == "teacher" else 1.0)
+    expected = trained.state_dict()
     assert all(torch.allclose(model.state_dict()[key], expected[key], atol=1e-5) for key in expected)
     assert AutoTokenizer.from_pretrained(directory).get_vocab() == TOKENIZER.get_vocab()
 
@@ -328,23 +339,7 @@ def test_run_checks_measures_each_property_and_leaves_the_global_generator_alone
     assert gate.generator_left_alone
 
 
-NOT_MET = {
-    "teacher copies unseen names correctly, share of lines, at temperature 1",
-    "untrained teacher: broken lines, at temperature 1",
-}
-"""Checks that the shipped models do not pass yet; `preceptor build-micro --shipped` says so, too. Strict: the day that
-one passes, its name must go."""
-
-
-@pytest.mark.parametrize(
-    "what",
-    [
-        pytest.param(what, marks=[pytest.mark.xfail(reason="the shipped models are not there yet", strict=True)])
-        if what in NOT_MET
-        else what
-        for what in CHECKS
-    ],
-)
+@pytest.mark.parametrize("what", CHECKS)
 def test_shipped_models_pass_the_check(gate: Gate, what: str) -> None:
     check = gate.checks[what]
     assert check.passed, f"{check.value:.3f} is outside [{check.low}, {check.high}]"
@@ -352,7 +347,7 @@ def test_shipped_models_pass_the_check(gate: Gate, what: str) -> None:
 
 def test_checks_sample_as_the_demo_does() -> None:
     text = (Path(__file__).parents[2] / "configs" / "demo.yaml").read_text(encoding="utf-8")
-    assert yaml.safe_load(text)["teacher"]["sampling"]["temperature"] == LEARNING_TEMPERATURE
+    assert yaml.safe_load(text)["teacher"]["sampling"]["temperature"] == SAMPLING_TEMPERATURE
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def make_model() -> MakeModel:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """A bank that makes as few passes as it can: with more threads, each gets passes of its own."""
+    """A bank whose slots all share their passes: with more threads, each trains slots of its own."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

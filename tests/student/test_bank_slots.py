@@ -44,6 +44,7 @@ def test_slots_with_layers_of_their_own_equal_peft(make_model: MakeModel) -> Non
         assert result.losses == pytest.approx(losses, rel=1e-6)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_slots_leave_and_new_ones_take_their_place(make_model: MakeModel) -> None:
     jobs = [
         UpdateJob(f"{k}", sequences(k, [4, 5, 6]), UpdateRecipe(epochs=1 + k % 4, batch_size=2), seed=k)
