@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -37,12 +37,21 @@ _GAINS = (
 )
 
 
-def run_seed(config: Path, seed: int, work_dir: Path) -> RunResult:
-    """Return the result of one seed; a process of its own, so that a killed one resumes and memory is given back."""
+def run_seed(config: Path, seed: int, work_dir: Path, overrides: Sequence[str] = ()) -> RunResult:
+    """Return the result of one seed; a process of its own, so that a killed one resumes and memory is given back.
+
+    Args:
+        config: YAML file of the run.
+        seed: Of everything random, the choice of documents included.
+        work_dir: Gets the run and its result.
+        overrides: Settings such as `loop.rounds=3`.
+    """
     result = work_dir / f"seed-{seed}.json"
     command = [sys.executable, "-m", "pipelines.cli", "train-teacher", str(config), "--set", f"seed={seed}"]
     # The documents of each seed are others, too: a gain must not hang on one draw of them.
-    command += ["--set", f"data.split_seed={seed}", "--work-dir", str(work_dir), "--json", str(result)]
+    command += ["--set", f"data.split_seed={seed}"]
+    command += [word for override in overrides for word in ("--set", override)]
+    command += ["--work-dir", str(work_dir), "--json", str(result)]
     subprocess.run(command, check=True)
     return RunResult.model_validate_json(result.read_text(encoding="utf-8"))
 
@@ -123,13 +132,17 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--work-dir", type=Path, default=Path(".preceptor/evidence"))
+    parser.add_argument("--set", action="append", default=[], dest="overrides", help="as of train-teacher; repeatable")
     arguments = parser.parse_args()
     arguments.work_dir.mkdir(parents=True, exist_ok=True)
-    results = {seed: run_seed(arguments.config, seed, arguments.work_dir) for seed in arguments.seeds}
+    results = {
+        seed: run_seed(arguments.config, seed, arguments.work_dir, arguments.overrides) for seed in arguments.seeds
+    }
     documents = {result.documents for result in results.values()}
     minutes = [sum(result.seconds.values()) / 60 for result in results.values()]
+    told = " --set ".join([str(arguments.config), *arguments.overrides])
     title = (
-        f"{datetime.now(UTC):%Y-%m-%d}, {arguments.config}, {sorted(documents)} test documents a seed, "
+        f"{datetime.now(UTC):%Y-%m-%d}, {told}, {sorted(documents)} test documents a seed, "
         f"{min(minutes):.1f} to {max(minutes):.1f} minutes each; accuracy in %, 95 % intervals over "
         "documents, in the last row over seeds and documents"
     )
