@@ -205,10 +205,7 @@ class LoraBank:
             ScoringError: There are not as many lists of questions as adapters.
         """
         student, _ = self._opened()
-        if len(adapters) != len(questions):
-            raise ScoringError(
-                f"score: got {len(adapters)} adapters and {len(questions)} lists of questions; give one each."
-            )
+        _check_pairs("score", adapters, questions)
         limits = {"max_slots": self._max_slots, "max_pass_places": self._max_pass_places}
         return score_slots(student, self.base_digest, adapters, questions, tokenizer, answer_format, **limits)
 
@@ -233,10 +230,7 @@ class LoraBank:
             ScoringError: There are not as many lists of prompts as adapters.
         """
         student, _ = self._opened()
-        if len(adapters) != len(prompts):
-            raise ScoringError(
-                f"generate: got {len(adapters)} adapters and {len(prompts)} lists of prompts; give one each."
-            )
+        _check_pairs("generate", adapters, prompts)
         done: dict[int, list[str] | ScoringFailure] = {}
         for k, (adapter, asked) in enumerate(zip(adapters, prompts, strict=True)):
             problem = "" if adapter is None else misfit(adapter, student.shapes, self.base_digest)
@@ -250,6 +244,12 @@ class LoraBank:
             )
             done.update(zip(part, texts, strict=True))
         return [done[k] for k in range(len(adapters))]
+
+
+def _check_pairs(what: str, adapters: Sequence[Adapter | None], asked: Sequence[Sequence[object]]) -> None:
+    """Refuse another number of lists than of adapters."""
+    if len(adapters) != len(asked):
+        raise ScoringError(f"{what}: got {len(adapters)} adapters and {len(asked)} lists to ask them; give one each.")
 
 
 def _rank_groups(todo: Sequence[int], jobs: Sequence[UpdateJob]) -> list[list[int]]:

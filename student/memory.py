@@ -19,6 +19,8 @@ _TRANSIENT = 2.0
 """What a pass takes for each byte that it saves for its backward pass; 1.4 to 2.1 with glibc's allocator."""
 _FREE_SHARE = {"cuda": 0.85, "cpu": 0.5}
 """Share of the free memory that a bank takes when no budget is given: others use a machine's main memory, too."""
+_CLEAR_PEAK = "5"
+"""What `clear_refs` takes to set the peak of resident memory to what is resident now (man proc_pid_clear_refs)."""
 
 
 class MemoryPlan(NamedTuple):
@@ -91,7 +93,8 @@ class PeakMemory:
     """Context manager that measures by how much memory grew at its highest.
 
     On a GPU what PyTorch allocated, on Linux the resident memory of the process. `grown` is None where neither can be
-    read; memory that the process held in reserve before is not seen.
+    read; memory that the process held in reserve before is not seen. The peak is the process's own: of two such
+    contexts, the outer one sees what came after the inner one had begun.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -122,7 +125,7 @@ def _resident_peak(*, reset: bool) -> int | None:
     """Return the highest resident memory of the process in bytes since the last reset, None where it is not told."""
     try:
         if reset:
-            Path("/proc/self/clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_text(_CLEAR_PEAK)
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return None

@@ -146,25 +146,12 @@ def packed_attention(
     if asked or attention_mask is not None:
         raise ValueError(f"packed attention: {type(module).__name__} asks for {asked or 'a mask of its own'}")
 
-    def apart(x: Tensor) -> Tensor:
-        if packing is None:
-            return x
-        rows = _Rearrange.apply(  # type: ignore[no-untyped-call]
-            x.squeeze(0).transpose(0, 1), packing.gather, packing.scatter, packing.scatter_pads
-        )
-        shaped: Tensor = rows.view(packing.rows, packing.width, *rows.shape[1:]).transpose(1, 2)
-        return shaped
-
-    q, k, v = apart(query), apart(key), apart(value)
+    q, k, v = (_apart(x, packing) for x in (query, key, value))
     shared = q.shape[1] != k.shape[1]
     if shared and q.device.type == "cpu":  # The fused kernel on CPUs takes no shared keys.
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
         shared = False
-    mask, width = None, q.shape[2]
-    if sliding_window is not None and sliding_window < width:
-        at = torch.arange(width, device=q.device)
-        distance = at[:, None] - at
-        mask = (distance >= 0) & (distance < sliding_window)
+    mask = _window_mask(q.shape[2], sliding_window, q.device)
     y = torch.nn.functional.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=shared
     )
@@ -175,6 +162,26 @@ def packed_attention(
         flat, packing.scatter, packing.gather, packing.gather_pads
     )
     return together[None], None
+
+
+def _apart(x: Tensor, packing: Packing | None) -> Tensor:
+    """Return heads (1, H, P, D_head) of a packed row as (N, H, T, D_head), a sequence a row."""
+    if packing is None:
+        return x
+    rows = _Rearrange.apply(  # type: ignore[no-untyped-call]
+        x.squeeze(0).transpose(0, 1), packing.gather, packing.scatter, packing.scatter_pads
+    )
+    shaped: Tensor = rows.view(packing.rows, packing.width, *rows.shape[1:]).transpose(1, 2)
+    return shaped
+
+
+def _window_mask(width: int, sliding_window: int | None, device: torch.device) -> Tensor | None:
+    """Return which of `width` places each place sees, (T, T), or None where it sees all before it."""
+    if sliding_window is None or sliding_window >= width:
+        return None
+    at = torch.arange(width, device=device)
+    distance = at[:, None] - at
+    return (distance >= 0) & (distance < sliding_window)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A real SQLite store for lineage, without a server; it is migrated once and copied for each test."""
+"""A real SQLite store for lineage, without a server, migrated once and copied for each test; and a Prefect server."""
 
 from __future__ import annotations
 
@@ -68,3 +68,13 @@ def global_store(work_dir: Path) -> Iterator[None]:
     mlflow.set_tracking_uri(f"sqlite:///{work_dir / 'mlflow.db'}")
     yield
     mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+    from prefect.testing.utilities import prefect_test_harness
+
+    storage = tmp_path_factory.mktemp("storage")
+    with prefect_test_harness(server_startup_timeout=180), temporary_settings({PREFECT_LOCAL_STORAGE_PATH: storage}):
+        yield

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.base_scores import base_scores, score_path
 from pipelines.workspace import Workspace
-from tests.pipelines.test_units import small_config
+from tests.pipelines.small import small_config
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,12 @@ from pipelines.bench.workloads import (
     synthetic_jobs,
     typical_job,
 )
-from pipelines.config import RunConfig, load_config
+from pipelines.config import load_config
 from pipelines.workspace import Workspace
 from student.config import UpdateRecipe
 from student.sequences import TrainingSequence
 from student.updates import UpdateJob
-from tests.pipelines.test_units import SMALL, save_tiny_model
+from tests.pipelines.small import save_tiny_model, small_config
 
 RECIPE = UpdateRecipe(epochs=2)
 
@@ -34,10 +34,6 @@ def content(of: tuple[UpdateJob, ...]) -> list[tuple[object, ...]]:
 
 def job(name: str, *lengths: int) -> UpdateJob:
     return UpdateJob(name, tuple(TrainingSequence((1,) * n, (True,) * n) for n in lengths), RECIPE, seed=0)
-
-
-def small_config(*overrides: str) -> RunConfig:
-    return load_config(demo_config(), [*SMALL, *overrides])
 
 
 def test_synthetic_jobs_are_decided_by_the_seed() -> None:
