@@ -46,8 +46,6 @@ class SlotGradients(NamedTuple):
         """Return this step with the gradients of some slots filled in; None says that the first of them failed."""
         if found is None:
             return self._replace(failed=self.failed | {part[0]})
-        if len(part) == len(self.losses):
-            return found
         self.gradients[rows], self.losses[rows] = found.gradients, found.losses
         for i, slot in enumerate(part):
             self.tokens[slot], self.places[slot] = found.tokens[i], found.places[i]
@@ -120,11 +118,11 @@ class GradientPasses:
             lines: Of each slot, those of its step.
         """
         sizes = [sum(len(line.ids) for line in slot) for slot in lines]
-        whole = SlotGradients.zeros(flat)
+        whole: SlotGradients | None = None
         todo = split_into_passes(sizes, self.most_places)
         while todo:
             part = todo.pop()
-            # All slots in one pass: no copy of the factors is made.
+            # All slots in one pass: neither factors nor gradients are copied.
             rows = torch.tensor(part, device=flat.device) if len(part) < len(lines) else slice(None)
             factors, chosen = flat[rows], [lines[i] for i in part]
             found = self._try(factors, [scales[i] for i in part], chosen)
@@ -135,7 +133,11 @@ class GradientPasses:
                 continue
             if found is None:
                 found = self._alone(factors, [scales[i] for i in part], chosen[0])
+            if found is not None and len(part) == len(lines):
+                return found
+            whole = SlotGradients.zeros(flat) if whole is None else whole
             whole = whole.with_part(rows, part, found)
+        assert whole is not None
         return whole
 
     def _alone(self, flat: Tensor, scales: Sequence[float], lines: Sequence[Line]) -> SlotGradients | None:

@@ -95,12 +95,11 @@ class BankUsage:
 
     def add_beside(self, other: BankUsage) -> None:
         """Count in the usage of a part that another thread trained at the same time, memory left out."""
-        self.slots, self.steps, self.splits = (
-            self.slots + other.slots,
-            self.steps + other.steps,
-            self.splits + other.splits,
-        )
-        self.tokens, self.places = self.tokens + other.tokens, self.places + other.places
+        self.slots += other.slots
+        self.steps += other.steps
+        self.splits += other.splits
+        self.tokens += other.tokens
+        self.places += other.places
 
     @property
     def padding_share(self) -> float:

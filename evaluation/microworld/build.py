@@ -70,7 +70,7 @@ def _save(model: Any, place: Path) -> None:
 
 
 def build(out: Path, seed: int, report: Callable[[str], None]) -> None:
-    """Rebuild both models under `out`; takes about 50 minutes on two free cores.
+    """Rebuild both models under `out`; takes about an hour on two cores.
 
     Args:
         out: Gets the directories `student` and `teacher`.
