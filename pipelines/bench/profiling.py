@@ -29,14 +29,21 @@ _SHOWN = 12
 
 
 def profile_run(work: Callable[[], Any], device: torch.device) -> Profile:
-    """Return where the time of `work` goes: of the GPU's for a GPU, else of the CPU's.
+    """Return where the time of `work` goes: of the GPU's for a GPU, else of the CPU's, which then runs one thread.
 
-    What no operation accounts for is Python and waiting, which the profiler itself makes larger.
+    What no operation accounts for is Python and waiting, which the profiler itself makes larger. It does not see what
+    threads started by `work` do, so on a CPU nothing is shared out while it looks.
     """
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with profile(activities=activities) as recorded:
-        seconds, _ = timed(work, device)
+    usual = torch.get_num_threads()
+    threads = usual if on_gpu else 1
+    torch.set_num_threads(threads)
+    try:
+        with profile(activities=activities) as recorded:
+            seconds, _ = timed(work, device)
+    finally:
+        torch.set_num_threads(usual)
     operations = []
     for event in recorded.key_averages():
         # On a GPU a kernel's time is told twice: by the kernel and by the operation that started it.
@@ -45,7 +52,12 @@ def profile_run(work: Callable[[], Any], device: torch.device) -> Profile:
             name = event.key
             operations.append(Operation(name=name, group=group_of(name), calls=event.count, seconds=micro / 1e6))
     operations.sort(key=lambda operation: -operation.seconds)
-    return Profile(seconds=seconds, shares=group_shares(operations, seconds), operations=tuple(operations[:_SHOWN]))
+    return Profile(
+        seconds=seconds,
+        threads=threads,
+        shares=group_shares(operations, seconds),
+        operations=tuple(operations[:_SHOWN]),
+    )
 
 
 def group_of(name: str) -> str:

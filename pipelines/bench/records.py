@@ -130,6 +130,8 @@ class Profile(_Frozen):
 
     seconds: float
     """Of the run under the profiler, which makes it slower."""
+    threads: int
+    """One on a CPU, where the profiler does not see what further threads do."""
     shares: dict[str, float]
     """Group of operations -> share of the run, in [0, 1]."""
     operations: tuple[Operation, ...]

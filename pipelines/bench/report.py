@@ -71,7 +71,8 @@ def profile_table(profile: Profile) -> Table:
     """Return where the time of one run of the largest bank goes."""
     table = plain_table(
         title="Where the time of the largest bank goes",
-        caption=f"One run under the profiler, {profile.seconds:.2f} s; the profiler makes it slower.",
+        caption=f"One run of {profile.seconds:.2f} s on {counted(profile.threads, 'thread')} under the profiler, which "
+        "makes it slower.",
     )
     table.add_column("What", overflow="fold")
     table.add_column("Calls", justify="right", no_wrap=True)

@@ -83,3 +83,10 @@ def test_profile_finds_the_operation_that_takes_the_time() -> None:
     assert found.operations[0].calls == 50
     assert found.shares["matrix products"] > 0.5
     assert sum(found.shares.values()) == pytest.approx(1.0)
+
+
+def test_profile_of_a_cpu_keeps_the_work_on_one_thread_and_gives_the_others_back() -> None:
+    usual = torch.get_num_threads()
+    seen: list[int] = []
+    found = profile_run(lambda: seen.append(torch.get_num_threads()), CPU)
+    assert (seen, found.threads, torch.get_num_threads()) == ([1], 1, usual)

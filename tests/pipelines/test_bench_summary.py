@@ -44,6 +44,7 @@ SECONDS = {
 COUNTS = {"published": 1, "bank-40-of-10": 10, "bank-40-of-20": 20, "bank-1": 16}
 PROFILE = Profile(
     seconds=2.0,
+    threads=1,
     shares={"matrix products": 0.75, "loss": 0.25},
     operations=(Operation(name="aten::mm", group="matrix products", calls=1234, seconds=1.5),),
 )
