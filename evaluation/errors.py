@@ -31,6 +31,14 @@ class GenerationError(PreceptorError, RuntimeError):
     """An engine could not sample from a language model."""
 
 
+class EndpointError(PreceptorError, RuntimeError):
+    """An endpoint refused in a way that no retry mends; what was answered before is stored."""
+
+
+class BudgetError(PreceptorError, RuntimeError):
+    """The next call to an endpoint could exceed the budget; what was answered before is stored."""
+
+
 class UpdateError(PreceptorError, RuntimeError):
     """A student could not be updated as a whole batch; failures of one slot are records, not exceptions."""
 

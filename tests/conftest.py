@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.vllm_server import vllm_micro_teacher
+
+__all__ = ["vllm_micro_teacher"]
+
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 

