@@ -184,6 +184,11 @@ def end_tokens_of(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(int(token) for token in (*listed, tokenizer.eos_token_id) if token is not None)
 
 
+def first_line(text: str) -> str:
+    """Return the first line with text in it, stripped: base models go on with questions of their own."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
 def score_answers(
     model: Any,
     tokenizer: Any,

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from evaluation.tasks import KnowledgeTask
 from pipelines.records import BankRecord
-from pipelines.work import QuestionSet, UpdateRequest, run_bank
+from pipelines.work import QuestionSet, UpdateRequest, answer_settings, run_bank
 from pipelines.workspace import Workspace
 
 
@@ -51,6 +51,7 @@ def score_path(ws: Workspace, task: KnowledgeTask, questions: QuestionSet) -> Pa
         "format": ws.config.student.answer_format.model_dump(mode="json"),
         "task": task.digest,
         "questions": questions,
+        "answers": answer_settings(ws.config),
     }
     digest = ws.key("base", content).rsplit("/", 1)[1]
     return ws.work_dir / "base-scores" / f"{digest}.json"

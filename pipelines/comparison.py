@@ -19,13 +19,15 @@ from pipelines.records import (
     VariantRecord,
 )
 from pipelines.rounds import update_requests
+from pipelines.sampling import written_edit
 from pipelines.units import Units
-from pipelines.work import judge, written_edit
+from pipelines.work import judge
 from pipelines.workspace import Workspace
 
 PAIRS = (
     ("trained_teacher", "untrained_teacher"),
     ("trained_teacher", "fixed_kind"),
+    ("trained_teacher", "external_generator"),
     ("trained_teacher", "raw_passage"),
     ("trained_teacher", "base"),
     ("untrained_teacher", "raw_passage"),
@@ -78,6 +80,15 @@ def teacher_variant(
     """
     sampling = units.sample(policy, prompt, tasks, n=ws.config.comparison.edits, seed=ws.seed("sample", "comparison"))
     return _scored(ws, units, name, label, sampling, tasks, keep=keep)
+
+
+def external_variant(ws: Workspace, units: Units, tasks: Sequence[KnowledgeTask]) -> VariantRecord | None:
+    """Return the student trained on the self-edits of the generator that is not ours; None where there is none."""
+    external = ws.config.comparison.external
+    if external is None:
+        return None
+    sampling = units.external(tasks, n=ws.config.comparison.edits, seed=ws.seed("sample", "external"))
+    return _scored(ws, units, "external_generator", external.label, sampling, tasks)
 
 
 def best_fixed_variant(
@@ -201,7 +212,7 @@ def _scored(
         accuracy={name: mean for name, mean in means.items() if mean is not None},
         phrasings=_by_phrasing(ws, replicates),
         failures={**_failures(replicates), **_unparsed(candidates), **_too_long(sampling)},
-        edit_tokens=known_mean(len(edit.token_ids) for edit in sampling.edits if edit.token_ids),
+        edit_tokens=known_mean(edit.tokens for edit in sampling.edits if edit.tokens),
         training_tokens=known_mean(replicate.tokens for replicate in replicates if replicate.failure is None),
         usage=updates.usage,
         notes=edit_notes(ws, sampling.edits),
@@ -214,14 +225,17 @@ def _by_phrasing(ws: Workspace, replicates: Sequence[ReplicateRecord]) -> dict[s
     for replicate in replicates:
         if replicate.failure is None:
             questions = ws.tasks[replicate.document_id].comparison_questions
-            for question, exact in zip(questions, replicate.exact, strict=True):
-                if question.phrasing:
-                    hits[question.phrasing].append(float(exact))
+            for question, right in zip(questions, replicate.verdicts, strict=True):
+                if question.phrasing and right is not None:
+                    hits[question.phrasing].append(float(right))
     return {phrasing: sum(values) / len(values) for phrasing, values in sorted(hits.items())}
 
 
 def _failures(replicates: Sequence[ReplicateRecord]) -> dict[str, int]:
-    return dict(Counter(r.failure.value for r in replicates if r.failure is not None))
+    counts = Counter(r.failure.value for r in replicates if r.failure is not None)
+    for replicate in replicates:
+        counts.update({f"answers {reason}": count for reason, count in replicate.ungraded.items()})
+    return dict(counts)
 
 
 def _unparsed(candidates: Sequence[CandidateRecord]) -> dict[str, int]:

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from evaluation.answers import AnswerFormat
 from evaluation.data_config import DataConfig
 from evaluation.digests import digest_json
+from evaluation.engines.vllm_options import VllmOptions
 from evaluation.errors import ConfigError
+from evaluation.grader_config import GraderConfig
 from student.config import UpdateRecipe
-from teacher.config import TeacherConfig
-from teacher.prompts import PROMPTS
+from teacher.config import OpenAISampling, TeacherConfig
+from teacher.prompts import PROMPTS, prompt_template
 
 
 class _Frozen(BaseModel):
@@ -53,6 +55,21 @@ class LoopConfig(_Frozen):
     """Updates of the student for each self-edit, with other seeds, in [1, 32]; their scores are averaged."""
 
 
+class ExternalGenerator(_Frozen):
+    """A model that others run, which writes self-edits to compare the trained teacher's with; it is never trained."""
+
+    sampling: OpenAISampling
+    prompt: str = "implications"
+    """Name of the prompt template."""
+    label: str = Field(default="external generator", min_length=1, max_length=60)
+    """Shown in tables and plots, at most 60 characters."""
+
+    @field_validator("prompt")
+    @classmethod
+    def _known_prompt(cls, value: str) -> str:
+        return prompt_template(value).name
+
+
 class ComparisonConfig(_Frozen):
     """How the variants are compared at the end, on documents that no training saw."""
 
@@ -61,6 +78,8 @@ class ComparisonConfig(_Frozen):
     fixed_prompts: tuple[str, ...] = ()
     """Prompts of the untrained teacher that compete as the best fixed kind; the one that is best on the development
     documents enters the comparison. Empty: no such variant."""
+    external: ExternalGenerator | None = None
+    """A generator behind an endpoint that competes as one more variant; None makes none."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1.0)
     """Level of the intervals, in (0.5, 1)."""
     resamples: int = Field(default=10_000, ge=100, le=1_000_000)
@@ -70,6 +89,22 @@ class ComparisonConfig(_Frozen):
     documents together, which is registered; None makes none."""
     keep_adapters: int = Field(default=4, ge=0, le=10_000)
     """Adapters of the trained teacher's variant that are kept as artifacts, in [0, 10000]."""
+
+
+class GradingConfig(_Frozen):
+    """Free-text answers and who grades them, in place of exact match by one teacher-forced pass."""
+
+    grader: GraderConfig
+    """Decides whether an answer is right; what it cannot decide counts for nothing, neither right nor wrong."""
+    engine: Literal["bank", "vllm"] = "bank"
+    """What writes the answers: the bank that trained the adapters, or vLLM with an adapter for each request."""
+    max_new_tokens: int = Field(default=32, ge=1, le=4096)
+    """Longest answer in tokens, in [1, 4096]; of the text, the first line that is not blank is the answer."""
+    vllm: VllmOptions = VllmOptions()
+    """For the engine `vllm`."""
+    max_rank: int | None = Field(default=None, ge=1, le=512)
+    """Largest LoRA rank that the engine `vllm` takes, in [1, 512]; a self-edit that asks for more has no score. None is
+    the recipe's."""
 
 
 class TrackingConfig(_Frozen):
@@ -99,6 +134,8 @@ class RunConfig(_Frozen):
     data: DataConfig
     teacher: TeacherConfig
     student: StudentConfig
+    grading: GradingConfig | None = None
+    """None: an answer is right if greedy decoding writes the gold answer, token by token."""
     loop: LoopConfig = LoopConfig()
     comparison: ComparisonConfig = ComparisonConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -108,6 +145,10 @@ class RunConfig(_Frozen):
         unknown = [name for name in self.comparison.fixed_prompts if name not in PROMPTS]
         if unknown:
             raise ValueError(f"comparison.fixed_prompts: got {unknown}, allowed are {sorted(PROMPTS)}")
+        if isinstance(self.teacher.sampling, OpenAISampling) and self.loop.rounds:
+            raise ValueError(
+                f"loop.rounds: a teacher behind an endpoint does not learn, got {self.loop.rounds}, allowed is 0"
+            )
         if self.teacher.learning.algorithm == "group-relative" and self.loop.rounds and self.teacher.samples < 2:
             raise ValueError(
                 f"teacher.samples: group-relative learning compares the samples of a document, got "

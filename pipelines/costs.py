@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,9 +20,11 @@ from pydantic import BaseModel, ConfigDict
 
 from evaluation.checkpoints import resolve_model
 from evaluation.data_config import MicroworldData
+from evaluation.endpoints.config import EndpointConfig
+from evaluation.grader_config import JudgeGrading
 from pipelines.config import RunConfig
 from student.config import TargetModules, UpdateRecipe
-from teacher.config import GroupRelativeConfig, RestEmConfig
+from teacher.config import GroupRelativeConfig, OpenAISampling, RestEmConfig
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,6 +39,8 @@ QUESTIONS = 8
 """Assumed questions of a document."""
 
 _QUESTION_TOKENS = 24
+_JUDGE_TOKENS = 160
+"""Of a judge's instructions."""
 _PROMPT_TOKENS = 32
 _LARGEST_HEADER = 100_000_000
 _NOT_LINEAR = ("embed", "wte", "wpe", "norm", "lm_head", "output_layer")
@@ -64,6 +68,22 @@ class FlopEstimate(_Frozen):
         return self.sampling + self.updates + self.scoring + self.learning
 
 
+class EndpointCost(_Frozen):
+    """What an endpoint is asked for, at most, retries left out."""
+
+    role: str
+    """`teacher`, `external` or `judge`."""
+    model: str
+    calls: int
+    tokens: int
+    """Prompts and completions."""
+    cost: float | None
+    """In `currency`; None without prices."""
+    currency: str
+    budget: str
+    """What the run may spend, in words; empty where there is no limit."""
+
+
 class CostEstimate(_Frozen):
     """What a run will do, at most: edits that end before the longest allowed length cost less."""
 
@@ -86,6 +106,8 @@ class CostEstimate(_Frozen):
     """Assumed tokens of a passage."""
     questions: int
     """Assumed questions of a document."""
+    endpoints: tuple[EndpointCost, ...]
+    """What endpoints are asked for; empty where none is."""
     flops: FlopEstimate | None
     """None where a model's size is not known."""
     minutes: float | None
@@ -142,6 +164,7 @@ def estimate(config: RunConfig, *, passage_tokens: int = PASSAGE_TOKENS, questio
         learning_tokens=work.examples * written * epochs,
         passage_tokens=passage_tokens,
         questions=questions,
+        endpoints=tuple(_endpoint_costs(config, work, passage_tokens, questions)),
         flops=flops,
         minutes=flops.total / CPU_FLOPS_PER_SECOND / 60 if flops and config.device == "cpu" else None,
     )
@@ -170,6 +193,10 @@ def cost_table(cost: CostEstimate, config: RunConfig) -> Table:
         "Teacher optimizer steps": f"{cost.teacher_steps:,}",
         "Teacher learning tokens": f"{cost.learning_tokens:,}",
     }
+    for asked in cost.endpoints:
+        price = "" if asked.cost is None else f", {asked.cost:,.2f} {asked.currency}"
+        limit = f" (budget {asked.budget})" if asked.budget else " (no budget)"
+        rows[f"Endpoint: {asked.role}"] = f"{asked.model}: {asked.calls:,} calls, {asked.tokens:,} tokens{price}{limit}"
     if cost.flops is not None:
         stages = cost.flops.model_dump().items()
         rows["Useful FLOPs"] = f"{cost.flops.total:.1e}"
@@ -205,14 +232,47 @@ def _count_work(config: RunConfig) -> _Work:
     prompts = len(config.comparison.fixed_prompts)
     teachers = 1 + (loop.rounds > 0) + (prompts > 0)
     compared = config.comparison.edits * (prompts * data.development_documents + teachers * data.test_documents)
+    external = config.comparison.edits * data.test_documents if config.comparison.external is not None else 0
     kept = min(learning.keep, config.teacher.samples) if isinstance(learning, RestEmConfig) else config.teacher.samples
     return _Work(
         samples=sampled + compared,
-        edit_updates=sampled * loop.replicates + compared,
+        edit_updates=sampled * loop.replicates + compared + external,
         passage_updates=config.comparison.edits * data.test_documents,
         documents=loop.rounds * documents + data.development_documents + data.test_documents,
         round_examples=documents * kept,
         examples=loop.rounds * documents * kept,
+    )
+
+
+def _endpoint_costs(config: RunConfig, work: _Work, passage_tokens: int, questions: int) -> Iterator[EndpointCost]:
+    """Yield what each endpoint of the run is asked for."""
+    read = passage_tokens + _PROMPT_TOKENS
+    sampling, external, grading = config.teacher.sampling, config.comparison.external, config.grading
+    tests = config.data.test_documents
+    if isinstance(sampling, OpenAISampling):
+        yield _endpoint_cost("teacher", sampling.endpoint, work.samples, read, sampling.max_new_tokens)
+    if external is not None:
+        calls = config.comparison.edits * tests
+        yield _endpoint_cost("external", external.sampling.endpoint, calls, read, external.sampling.max_new_tokens)
+    if grading is not None and isinstance(grading.grader, JudgeGrading):
+        judge = grading.grader
+        answers = questions * (work.edit_updates + work.passage_updates + work.documents)
+        answers += questions * tests if config.comparison.joint_update is not None else 0
+        seen = _JUDGE_TOKENS + _QUESTION_TOKENS + grading.max_new_tokens
+        yield _endpoint_cost("judge", judge.endpoint, answers * judge.repeats, seen, judge.max_tokens)
+
+
+def _endpoint_cost(role: str, endpoint: EndpointConfig, calls: int, read: int, written: int) -> EndpointCost:
+    limits = [] if endpoint.budget_tokens is None else [f"{endpoint.budget_tokens:,} tokens"]
+    limits += [] if endpoint.budget_cost is None else [f"{endpoint.budget_cost:,.2f} {endpoint.currency}"]
+    return EndpointCost(
+        role=role,
+        model=endpoint.model,
+        calls=calls,
+        tokens=calls * (read + written),
+        cost=endpoint.cost(calls * read, calls * written),
+        currency=endpoint.currency,
+        budget=" and ".join(limits),
     )
 
 

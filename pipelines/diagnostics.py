@@ -32,7 +32,7 @@ def edit_notes(ws: Workspace, edits: Sequence[EditRecord]) -> dict[str, float]:
     notes = {
         "parsed": len(parsed) / len(edits),
         "lines": lines / len(edits),
-        "tokens": sum(len(edit.token_ids) for edit in edits) / len(edits),
+        "tokens": sum(edit.tokens for edit in edits) / len(edits),
     }
     if isinstance(ws.config.data, MicroworldData) and parsed:
         notes |= _line_shares(_sheets(ws.config.data), parsed)

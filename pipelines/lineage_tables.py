@@ -106,7 +106,7 @@ def _candidate_row(candidate: CandidateRecord, digests: Mapping[str, str]) -> di
         "text": edit.text,
         "edit": json.dumps(edit.edit.model_dump(mode="json"), ensure_ascii=False) if edit.edit else None,
         "edit_digest": edit.edit.digest if edit.edit else None,
-        "edit_tokens": len(edit.token_ids),
+        "edit_tokens": edit.tokens,
         "finish_reason": edit.finish_reason,
         "rejection": edit.rejection,
         "dropped": json.dumps(edit.dropped, ensure_ascii=False),

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from teacher.rewards import RewardFailure
 from teacher.self_edit import SelfEdit
 
-RECORDS_VERSION = 2
+RECORDS_VERSION = 3
 """Part of every content key; raised when the meaning of a record changes."""
 
 
@@ -26,12 +26,17 @@ class EditRecord(_Record):
     """Place among the samples of its document and prompt."""
     text: str
     token_ids: tuple[int, ...]
-    """Every sampled token, the one that ended it included; empty for edits that no teacher wrote."""
+    """Every sampled token, the one that ended it included; empty for edits that no teacher wrote, and where an engine
+    tells text alone."""
+    completion_tokens: int | None = None
+    """Tokens sampled as such an engine counts them."""
     finish_reason: Literal["stop", "length"]
     edit: SelfEdit | None
     """None when the text holds no self-edit."""
     rejection: str = ""
-    """Why not, typed by the parser; empty when there is an edit."""
+    """Why not, typed by the parser or the engine; empty when there is an edit."""
+    failure: RewardFailure | None = None
+    """Why nothing was scored, when there is no edit."""
     dropped: dict[str, int] = Field(default_factory=dict)
     """Lines that the parser dropped, by reason."""
     flags: tuple[str, ...] = ()
@@ -40,6 +45,11 @@ class EditRecord(_Record):
     def id(self) -> str:
         """Document and index."""
         return f"{self.document_id}#{self.index}"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that a teacher wrote; 0 for edits that none did."""
+        return len(self.token_ids) if self.completion_tokens is None else self.completion_tokens
 
 
 class SamplingRecord(_Record):
@@ -68,6 +78,12 @@ class ReplicateRecord(_Record):
     """Per question: greedy decoding writes the gold answer."""
     probability: tuple[float, ...] = ()
     """Per question: probability of the gold answer, in [0, 1]."""
+    answers: tuple[str, ...] = ()
+    """Per question: what the student wrote; none where exact match decides and no text is written."""
+    correct: tuple[bool | None, ...] = ()
+    """Per question: the grader's verdict on that text, None where it gave none; empty where exact match decides."""
+    ungraded: dict[str, int] = Field(default_factory=dict)
+    """Answers without a verdict, by reason."""
     empty: int = 0
     """Questions to which the student says nothing; many of them mean that it has collapsed."""
     steps: int = 0
@@ -78,9 +94,15 @@ class ReplicateRecord(_Record):
     last_loss: float | None = None
 
     @property
+    def verdicts(self) -> tuple[bool | None, ...]:
+        """Per question: the answer is right by the grader of the run; None where there is no verdict."""
+        return self.correct if self.answers else self.exact
+
+    @property
     def accuracy(self) -> float | None:
-        """Share of questions answered exactly, in [0, 1]; None after a failure."""
-        return sum(self.exact) / len(self.exact) if self.exact and self.failure is None else None
+        """Share of the questions with a verdict that are answered right, in [0, 1]; None after a failure."""
+        known = [verdict for verdict in self.verdicts if verdict is not None]
+        return sum(known) / len(known) if known and self.failure is None else None
 
     @property
     def mean_probability(self) -> float | None:
@@ -115,6 +137,19 @@ class UsageRecord(_Record):
             places=sum(usage.places for usage in usages),
             peak_bytes=max((usage.peak_bytes for usage in usages if usage.peak_bytes is not None), default=None),
         )
+
+
+class SpentRecord(_Record):
+    """What was spent at an endpoint, killed runs included."""
+
+    calls: int
+    failures: int
+    """Calls that brought no reply."""
+    tokens: int
+    """Prompts and completions; an upper bound where a server did not tell."""
+    cost: float | None
+    """In `currency`; None without prices."""
+    currency: str
 
 
 class BankRecord(_Record):
@@ -212,6 +247,23 @@ class Interval(_Record):
     high: float
 
 
+class JudgeRecord(_Record):
+    """How far a judge that was asked more than once about an answer disagreed with itself, over the whole run."""
+
+    repeated: int
+    """Answers with at least two clear verdicts; the intervals are over these."""
+    disagreeing: Interval | None
+    """Share of them whose clear verdicts differ, in [0, 1]."""
+    flips: Interval | None
+    """Chance that asking once more gives the other verdict, in [0, 1]."""
+    verdicts: int
+    """Verdicts asked for."""
+    unclear: int
+    """Of these, neither yes nor no."""
+    failed: int
+    """Of these, not answered."""
+
+
 class ComparisonRecord(_Record):
     """The variants side by side."""
 
@@ -245,6 +297,10 @@ class RunResult(_Record):
     """Accuracy in [0, 1] by variant and document id; documents without a score are missing."""
     edit_tokens: dict[str, float] = Field(default_factory=dict)
     """Mean tokens of a self-edit by variant, where a teacher wrote it."""
+    spent: dict[str, SpentRecord] = Field(default_factory=dict)
+    """What was spent at endpoints, by role: `teacher`, `external`, `judge`."""
+    judge: JudgeRecord | None = None
+    """None where no judge grades."""
     padding_share: float | None = None
     """Share of padding in the token places that training students took, over rounds and comparison, in [0, 1); None
     when no student was trained."""

@@ -124,7 +124,7 @@ def next_notes(result: RunResult, variants: Sequence[VariantRecord] = ()) -> tup
         result: Its `notes` are not read.
         variants: What the result was made from: tells of failed updates and of documents that were left out.
     """
-    return (*_result_notes(result), *_variant_notes(result, variants))
+    return (*_result_notes(result), *_variant_notes(result, variants), *_endpoint_notes(result))
 
 
 def _result_notes(result: RunResult) -> Iterator[str]:
@@ -151,6 +151,27 @@ def _result_notes(result: RunResult) -> Iterator[str]:
             f"Only {counted(result.documents, 'test document')}: intervals from fewer than {SMALL_SAMPLE} are too "
             "narrow, so a difference that looks clear here may not be."
         )
+
+
+def _endpoint_notes(result: RunResult) -> Iterator[str]:
+    """Yield how noisy the judge was, and what was spent at endpoints."""
+    judge = result.judge
+    if judge is not None:
+        missing = f"{judge.unclear:,} unclear, {judge.failed:,} failed: these count for nothing"
+        yield f"The judge was asked for {counted(judge.verdicts, 'verdict')}, {missing}."
+        if judge.flips is None:
+            yield "How far the judge disagrees with itself was not measured: set grading.grader.repeats above 1."
+        else:
+            low, high = 100 * judge.flips.low, 100 * judge.flips.high
+            yield (
+                f"Asked once more, the judge gives the other verdict in {100 * judge.flips.mean:.1f} % "
+                f"[{low:.1f}, {high:.1f}] of cases ({counted(judge.repeated, 'answer')} with repeats)."
+            )
+    for role, spent in result.spent.items():
+        price = "" if spent.cost is None else f", {spent.cost:,.4f} {spent.currency}"
+        failed = f", of which {spent.failures:,} brought no reply" if spent.failures else ""
+        used = f"{counted(spent.calls, 'call')}{failed}, {spent.tokens:,} tokens{price}"
+        yield f"Spent at the endpoint of the {role}: {used}."
 
 
 def _variant_notes(result: RunResult, variants: Sequence[VariantRecord]) -> Iterator[str]:

@@ -11,15 +11,17 @@ from prefect import flow
 from prefect.context import get_run_context
 from rich.console import Console
 
+from evaluation.endpoints.records import Spent
 from evaluation.errors import LineageError
 from pipelines import comparison as compared
 from pipelines.config import RunConfig, load_config, to_yaml
 from pipelines.embedded import close_stale_flow_runs, exclusive, record_server, stop_orphans
+from pipelines.grading import judge_record
 from pipelines.lineage import Lineage
 from pipelines.lineage_store import flatten_params, run_tags
 from pipelines.plots import plot_accuracy, plot_rewards
 from pipelines.progress import Reporter
-from pipelines.records import ComparisonRecord, RoundRecord, RunResult, UsageRecord, VariantRecord
+from pipelines.records import ComparisonRecord, RoundRecord, RunResult, SpentRecord, UsageRecord, VariantRecord
 from pipelines.report import closing, next_notes, print_report, round_line
 from pipelines.rounds import run_round
 from pipelines.units import Units
@@ -55,7 +57,8 @@ def train_teacher(config_path: str, overrides: list[str] | None = None, work_dir
         flow_run = str(get_run_context().flow_run.id)  # type: ignore[union-attr]
         close_stale_flow_runs(FLOW_NAME, flow_run)
         ws = Workspace(config, place)
-        with Reporter(console, total_units(config)) as reporter:
+        ws.check_endpoints()
+        with ws, Reporter(console, total_units(config)) as reporter:
             lineage = _open_lineage(ws, flow_run)
             reporter.say(f"{'going on with' if lineage.resumed else 'new'} MLflow run {lineage.run_id}")
             run = _Run(ws, Units(ws, reporter), lineage, reporter)
@@ -80,10 +83,11 @@ def total_units(config: RunConfig) -> int:
 
     a_round = 3 + chunks(loop.documents * config.teacher.samples * loop.replicates)  # sampling, base scores, learning
     taught = 1 + chunks(data.test_documents * after.edits)
+    teachers = 1 + (loop.rounds > 0) + (after.external is not None) + bool(after.fixed_prompts)
     tried = len(after.fixed_prompts) * (1 + chunks(data.development_documents * after.edits))
     plain = 1 + chunks(data.test_documents)
     joint = after.joint_update is not None
-    return loop.rounds * a_round + 2 * taught + plain + (tried + taught if after.fixed_prompts else 0) + joint
+    return loop.rounds * a_round + teachers * taught + plain + tried + joint
 
 
 def _open_lineage(ws: Workspace, flow_run: str) -> Lineage:
@@ -135,21 +139,26 @@ def _variants(run: _Run, policy: str | None) -> list[VariantRecord]:
     """Return every variant, scored on the test documents."""
     ws, units, test = run.ws, run.units, run.ws.split.test
     prompt, keep = ws.config.teacher.prompt, ws.config.comparison.keep_adapters
-    fixed = compared.best_fixed_variant(ws, units, ws.split.development, test)
-    return [
+    found: list[VariantRecord | None] = [
         compared.base_variant(ws, units, test),
         compared.raw_variant(ws, units, test),
-        *([fixed] if fixed is not None else []),
-        compared.teacher_variant(ws, units, "untrained_teacher", "untrained teacher", None, prompt, test),
-        compared.teacher_variant(ws, units, "trained_teacher", "trained teacher", policy, prompt, test, keep=keep),
+        compared.best_fixed_variant(ws, units, ws.split.development, test),
+        compared.external_variant(ws, units, test),
+        compared.teacher_variant(
+            ws, units, "untrained_teacher", "untrained teacher", None, prompt, test, keep=0 if policy else keep
+        ),
     ]
+    if policy is not None:  # without a round there is no trained teacher, and the untrained one is the last
+        found.append(
+            compared.teacher_variant(ws, units, "trained_teacher", "trained teacher", policy, prompt, test, keep=keep)
+        )
+    return [variant for variant in found if variant is not None]
 
 
 def _log_variants(run: _Run, variants: list[VariantRecord], comparison: ComparisonRecord) -> None:
-    """Log every variant, the trained teacher's with kept adapters, and register the student for all documents."""
+    """Log every variant, the last teacher's with kept adapters, and register the student for all documents."""
     for variant in variants:
-        trained = variant.name == "trained_teacher"
-        adapters = compared.kept_adapters(run.ws, variant) if trained else {}
+        adapters = compared.kept_adapters(run.ws, variant) if variant is variants[-1] else {}
         run.lineage.log_variant(variant, comparison.variants.get(variant.name), adapters)
     joint = compared.joint_student(run.ws, run.units, variants[-1], run.ws.split.test)
     if joint is not None:
@@ -197,9 +206,21 @@ def _result(
         seed=run.ws.config.seed,
         document_accuracy={variant.name: variant.accuracy for variant in variants},
         edit_tokens={variant.name: variant.edit_tokens for variant in variants if variant.edit_tokens is not None},
+        judge=judge_record(run.ws),
+        spent={role: _spent(spent) for role, spent in run.ws.spent().items()},
         padding_share=UsageRecord.merged([*(r.usage for r in rounds), *(v.usage for v in variants)]).padding_share,
     )
     return result.model_copy(update={"notes": next_notes(result, variants)})
+
+
+def _spent(spent: Spent) -> SpentRecord:
+    return SpentRecord(
+        calls=spent.calls,
+        failures=spent.failures,
+        tokens=spent.tokens,
+        cost=spent.cost,
+        currency=spent.currency,
+    )
 
 
 def _figures(

@@ -17,11 +17,15 @@ from evaluation.digests import digest_json
 from evaluation.tasks import KnowledgeTask
 from pipelines import work
 from pipelines.base_scores import base_scores
+from pipelines.grading import graded
 from pipelines.progress import Reporter
 from pipelines.records import BankRecord, LearningRecord, ReplicateRecord, SamplingRecord, UsageRecord
-from pipelines.work import QuestionSet, UpdateRequest
+from pipelines.sampling import sample_edits, sample_with
+from pipelines.work import QuestionSet, UpdateRequest, answer_settings
 from pipelines.workspace import Workspace
 from student.config import UpdateRecipe
+from teacher.prompts import prompt_template
+from teacher.samplers import Sampler
 from teacher.selection import WeightedExample
 from teacher.self_edit import SelfEdit
 
@@ -44,7 +48,7 @@ _STORED: dict[str, Any] = {
 def _sample(
     key: str, ws: Workspace, policy: str | None, prompt: str, tasks: Sequence[KnowledgeTask], n: int, seed: int
 ) -> SamplingRecord:
-    return work.sample_edits(ws, policy, prompt, tasks, n=n, seed=seed)
+    return sample_edits(ws, policy, prompt, tasks, n=n, seed=seed)
 
 
 @task(name="update-and-score", **_STORED)
@@ -79,6 +83,8 @@ class Units:
     ) -> SamplingRecord:
         """Return `n` self-edits for each task from the teacher at a saved state."""
         ws = self._ws
+        if not ws.taught_locally:
+            return self._asked(ws.sampler, prompt, tasks, n, seed)
         content = {
             "policy": self._policy_content(policy),
             "prompts": [[t.id, ws.prompt(prompt, t.document)] for t in tasks],
@@ -88,6 +94,22 @@ class Units:
         }
         self._reporter.begin(f"sampling {n * len(tasks)} self-edits")
         record: SamplingRecord = _sample(ws.key("sample", content), ws, policy, prompt, tasks, n, seed)
+        self._reporter.done()
+        return record
+
+    def external(self, tasks: Sequence[KnowledgeTask], *, n: int, seed: int) -> SamplingRecord:
+        """Return `n` self-edits for each task from the generator that is not ours."""
+        external = self._ws.config.comparison.external
+        assert external is not None
+        return self._asked(self._ws.external, external.prompt, tasks, n, seed)
+
+    def _asked(
+        self, sampler: Sampler, prompt: str, tasks: Sequence[KnowledgeTask], n: int, seed: int
+    ) -> SamplingRecord:
+        """Return what an endpoint wrote. Its ledger keeps replies and no unit is stored: failures are asked again."""
+        prompts = [prompt_template(prompt).render(task.document) for task in tasks]
+        self._reporter.begin(f"asking for {n * len(tasks)} self-edits")
+        record = sample_with(sampler, prompts, tasks, n=n, seed=seed)
         self._reporter.done()
         return record
 
@@ -110,12 +132,14 @@ class Units:
                 for r in requests
             ],
             "questions": questions,
+            "answers": answer_settings(ws.config),
         }
         key = ws.key("bank", content)
         self._reporter.begin(f"training and scoring {len(requests)} adapters")
         record: BankRecord = _bank(key, ws, requests, questions)
         if any(r.keep and self._is_lost(done) for r, done in zip(requests, record.replicates, strict=True)):
             record = _bank.with_options(refresh_cache=True)(key, ws, requests, questions)
+        record = graded(ws, record, questions)
         self._reporter.done()
         return record
 
@@ -132,7 +156,7 @@ class Units:
     def base(self, tasks: Sequence[KnowledgeTask], questions: QuestionSet) -> BankRecord:
         """Return the scores of the student without an update, in the order of the tasks."""
         self._reporter.begin(f"scoring the student without an update on {len(tasks)} documents")
-        record = base_scores(self._ws, tasks, questions)
+        record = graded(self._ws, base_scores(self._ws, tasks, questions), questions)
         self._reporter.done()
         return record
 
@@ -165,12 +189,14 @@ class Units:
             "edits": [edit.digest for edit in edits],
             "tasks": [task.digest for task in tasks],
             "seed": seed,
+            "answers": answer_settings(ws.config),
         }
         key = ws.key("joint", content)
         self._reporter.begin(f"training one student on {len(edits)} self-edits")
         record: BankRecord = _joint(key, ws, edits, tasks, seed)
         if any(self._is_lost(replicate) for replicate in record.replicates):
             record = _joint.with_options(refresh_cache=True)(key, ws, edits, tasks, seed)
+        record = graded(ws, record, "comparison")
         self._reporter.done()
         return record
 

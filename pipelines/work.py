@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from evaluation.answers import AnswerScore
+from evaluation.answers import AnswerScore, end_tokens_of, first_line
 from evaluation.errors import UpdateError
 from evaluation.tasks import KnowledgeTask, Question
+from pipelines.config import RunConfig
 from pipelines.records import (
     BankRecord,
     CandidateRecord,
-    EditRecord,
     LearningRecord,
     ReplicateRecord,
     SamplingRecord,
     UsageRecord,
 )
 from pipelines.workspace import Workspace
-from student.adapters import save_adapter
+from student.adapters import Adapter, save_adapter
 from student.config import UpdateRecipe
 from student.lora_bank import LoraBank
 from student.scoring import ScoringFailure
 from student.updates import UpdateJob, UpdateOutcome, UpdateResult, make_job
 from teacher.learning import learn
-from teacher.parser import parse_self_edit
 from teacher.rewards import Replicate, RewardFailure, RewardOutcome, no_reward, reward_of
-from teacher.samplers import Completion, prompts_too_long
 from teacher.selection import Candidate, CandidateGroup, WeightedExample
-from teacher.self_edit import Implication, SelfEdit
+from teacher.self_edit import SelfEdit
 
 QuestionSet = Literal["rewards", "comparison"]
 """Which questions a student is asked: those that rewards use, or the held-out phrasings."""
@@ -46,61 +44,6 @@ class UpdateRequest(NamedTuple):
     seed: int
     keep: bool = False
     """Leave the adapter in the work directory, under its own digest."""
-
-
-def sample_edits(
-    ws: Workspace, policy: str | None, prompt: str, tasks: Sequence[KnowledgeTask], *, n: int, seed: int
-) -> SamplingRecord:
-    """Return `n` parsed self-edits for each task from the teacher at a saved state.
-
-    Args:
-        ws: The run's workspace.
-        policy: Name of the teacher's state; None is the untrained teacher.
-        prompt: Name of the prompt template.
-        tasks: What to write about; the questions are not read.
-        n: Samples of each document.
-        seed: Of the sampling.
-    """
-    started = time.perf_counter()
-    ws.at_policy(policy)
-    prompts = [ws.prompt(prompt, task.document) for task in tasks]
-    refused = {record.index: record for record in prompts_too_long(ws.sampler, prompts)}
-    fitting = [i for i in range(len(tasks)) if i not in refused]
-    sampled = ws.sampler.sample([prompts[i] for i in fitting], n=n, seed=seed) if fitting else []
-    edits = [
-        _parsed(tasks[i], prompts[i], index, completion)
-        for i, completions in zip(fitting, sampled, strict=True)
-        for index, completion in enumerate(completions)
-    ]
-    too_long = {tasks[i].id: f"prompt of {r.tokens} tokens, allowed are {r.limit}" for i, r in refused.items()}
-    return SamplingRecord(edits=tuple(edits), too_long=too_long, seconds=time.perf_counter() - started)
-
-
-def _parsed(task: KnowledgeTask, prompt: str, index: int, completion: Completion) -> EditRecord:
-    parsed = parse_self_edit(completion.text, prompt=prompt, finish_reason=completion.finish_reason)
-    return EditRecord(
-        document_id=task.id,
-        index=index,
-        text=completion.text,
-        token_ids=completion.token_ids,
-        finish_reason=completion.finish_reason,
-        edit=parsed.edit,
-        rejection="" if parsed.reason is None else f"{parsed.reason.value}: {parsed.detail}",
-        dropped={reason.value: count for reason, count in parsed.dropped.items()},
-        flags=tuple(flag.value for flag in parsed.flags),
-    )
-
-
-def written_edit(task: KnowledgeTask, text: str) -> EditRecord:
-    """Return a self-edit that no teacher wrote: one line of text, such as the raw passage."""
-    return EditRecord(
-        document_id=task.id,
-        index=0,
-        text=text,
-        token_ids=(),
-        finish_reason="stop",
-        edit=SelfEdit(implications=(Implication(text=text),)),
-    )
 
 
 def update_job(ws: Workspace, request: UpdateRequest) -> UpdateJob | None:
@@ -130,14 +73,15 @@ def run_bank(ws: Workspace, requests: Sequence[UpdateRequest], questions: Questi
         results = dict(zip(jobs, bank.train(list(jobs.values())), strict=True))
         asked = [i for i in range(len(requests)) if i not in results or results[i].outcome is UpdateOutcome.OK]
         adapters = [results[i].adapter if i in results else None for i in asked]
-        sets = [_questions(ws.tasks[requests[i].document_id], questions) for i in asked]
+        sets = [questions_of(ws.tasks[requests[i].document_id], questions) for i in asked]
         scores = dict(zip(asked, bank.score(adapters, sets, student.tokenizer, config.answer_format), strict=True))
+        written = dict(zip(asked, write_answers(ws, bank, adapters, sets), strict=True))
     records = []
     for i, request in enumerate(requests):
         result = results.get(i)
         if request.keep and result is not None and result.adapter is not None:
             save_adapter(result.adapter, ws.adapter_dir(result.adapter.digest), config.model)
-        records.append(_replicate(request, result, scores.get(i)))
+        records.append(_replicate(request, result, scores.get(i), written.get(i)))
     return BankRecord(replicates=tuple(records), seconds=time.perf_counter() - started, usage=_usage(bank))
 
 
@@ -183,18 +127,59 @@ def run_joint(
     job = make_job("joint", whole, document, student.tokenizer, recipe, config.answer_format, seed)
     with _bank(ws, recipe) as bank:
         result = bank.train([job])[0]
-        asked = [_questions(task, "comparison") for task in tasks] if result.adapter is not None else []
-        scores = bank.score([result.adapter] * len(asked), asked, student.tokenizer, config.answer_format)
+        asked = [questions_of(task, "comparison") for task in tasks] if result.adapter is not None else []
+        adapters = [result.adapter] * len(asked)
+        scores = bank.score(adapters, asked, student.tokenizer, config.answer_format)
+        written = write_answers(ws, bank, adapters, asked)
     if result.adapter is not None:
         save_adapter(result.adapter, ws.adapter_dir(result.adapter.digest), config.model)
     replicates = [
-        _replicate(UpdateRequest(task.id, 0, whole, seed), result, scores[i] if scores else None)
+        _replicate(
+            UpdateRequest(task.id, 0, whole, seed),
+            result,
+            scores[i] if scores else None,
+            written[i] if written else None,
+        )
         for i, task in enumerate(tasks)
     ]
     return BankRecord(replicates=tuple(replicates), seconds=time.perf_counter() - started, usage=_usage(bank))
 
 
-def _questions(task: KnowledgeTask, which: QuestionSet) -> tuple[Question, ...]:
+def answer_settings(config: RunConfig) -> dict[str, Any] | None:
+    """Return what decides the students' texts, for content keys; None where none are written. Who grades is no part."""
+    return None if config.grading is None else config.grading.model_dump(mode="json", exclude={"grader"})
+
+
+def write_answers(
+    ws: Workspace, bank: LoraBank, adapters: Sequence[Adapter | None], questions: Sequence[Sequence[Question]]
+) -> Sequence[list[str] | ScoringFailure | None]:
+    """Return what each student writes in answer to its questions, for the run's grader; Nones where it has none.
+
+    Args:
+        ws: The run's workspace.
+        bank: Open.
+        adapters: K students.
+        questions: K lists, of any lengths.
+    """
+    grading, tokenizer = ws.config.grading, ws.student.tokenizer
+    if grading is None:
+        return [None] * len(adapters)
+    prompts = [[ws.config.student.answer_format.render(q.question) for q in asked] for asked in questions]
+    longest = grading.max_new_tokens
+    if grading.engine == "bank":
+        texts = bank.generate(adapters, prompts, tokenizer, max_new_tokens=longest)
+    else:
+        from student.vllm_answers import answer_with_vllm
+
+        ends = sorted(end_tokens_of(ws.student.model, tokenizer))
+        texts = answer_with_vllm(
+            ws.answer_engine, adapters, prompts, tokenizer, max_new_tokens=longest, end_tokens=ends
+        )
+    return [mine if isinstance(mine, ScoringFailure) else [first_line(text) for text in mine] for mine in texts]
+
+
+def questions_of(task: KnowledgeTask, which: QuestionSet) -> tuple[Question, ...]:
+    """Return the questions of a task that rewards use, or the held-out ones."""
     return task.questions if which == "rewards" else task.comparison_questions
 
 
@@ -206,9 +191,19 @@ _FAILURES = {
 
 
 def _replicate(
-    request: UpdateRequest, result: UpdateResult | None, scores: list[AnswerScore] | ScoringFailure | None
+    request: UpdateRequest,
+    result: UpdateResult | None,
+    scores: list[AnswerScore] | ScoringFailure | None,
+    written: list[str] | ScoringFailure | None,
 ) -> ReplicateRecord:
-    """Return the record of one update and its scores; `result` is None for the student without an update."""
+    """Return the record of one update and its scores.
+
+    Args:
+        request: What was asked for.
+        result: Of the training; None for the student without an update.
+        scores: By the forced pass.
+        written: The answers as text; None where none were wanted.
+    """
     failure, detail = None, "" if result is None else result.detail
     if result is not None and result.outcome is not UpdateOutcome.OK:
         failure = _FAILURES.get(result.outcome, RewardFailure.UPDATE_FAILED)
@@ -216,6 +211,8 @@ def _replicate(
     elif scores is None or isinstance(scores, ScoringFailure):
         failure = RewardFailure.SCORING_FAILED
         detail = "not scored" if scores is None else scores.reason
+    elif isinstance(written, ScoringFailure):
+        failure, detail = RewardFailure.SCORING_FAILED, written.reason
     answered = scores if isinstance(scores, list) and failure is None else []
     losses = () if result is None else result.losses
     return ReplicateRecord(
@@ -227,6 +224,7 @@ def _replicate(
         adapter_digest=None if result is None or result.adapter is None else result.adapter.digest,
         exact=tuple(score.exact for score in answered),
         probability=tuple(score.probability for score in answered),
+        answers=tuple(written) if isinstance(written, list) and failure is None else (),
         empty=sum(score.empty for score in answered),
         steps=0 if result is None else result.steps,
         tokens=0 if result is None else result.tokens,
@@ -265,7 +263,7 @@ def judge(
     candidates = []
     for edit in sampling.edits:
         mine = tuple(by_edit.get((edit.document_id, edit.index), ()))
-        outcome = no_reward(RewardFailure.PARSE_FAILED) if edit.edit is None else _reward(ws, mine)
+        outcome = _reward(ws, mine) if edit.edit is not None else no_reward(edit.failure or RewardFailure.PARSE_FAILED)
         floor = _reward(ws, [base[edit.document_id]]).value if edit.document_id in base else None
         candidates.append(
             CandidateRecord(edit=edit, replicates=mine, reward=outcome.value, reason=outcome.reason, base_reward=floor)

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evaluation.checkpoints import Checkpoint, load_checkpoint, model_digest
 from evaluation.digests import derive_seed, digest_json
+from evaluation.endpoints.records import Spent
+from evaluation.errors import ConfigError
+from evaluation.graders import Graded, Grader, build_grader
+from evaluation.judge import JudgeGrader
 from evaluation.tasks import Document, KnowledgeTask, Split
 from pipelines.config import RunConfig
 from pipelines.documents import load_documents
 from pipelines.records import RECORDS_VERSION
+from teacher.config import OpenAISampling
 from teacher.policy import TeacherPolicy
 from teacher.prompts import prompt_template
 from teacher.samplers import Sampler, build_sampler
+from teacher.samplers.openai_engine import OpenAISampler
+
+if TYPE_CHECKING:
+    from evaluation.engines.vllm_engine import VllmEngine
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 _CODE = ("evaluation", "teacher", "student", "pipelines")
@@ -41,6 +50,8 @@ class Workspace:
         self.split: Split = load_documents(config)
         self.tasks: dict[str, KnowledgeTask] = {task.id: task for side in self.split for task in side}
         self.code_digest = code_digest()
+        self.grades: list[Graded] = []
+        """Every verdict of the run's grader so far."""
         self._policy_name: str | None = None
 
     def key(self, kind: str, content: Any) -> str:
@@ -74,8 +85,95 @@ class Workspace:
 
     @cached_property
     def sampler(self) -> Sampler:
-        """The engine that samples from `policy`."""
-        return build_sampler(self.config.teacher.sampling, self.policy)
+        """The engine that samples from `policy`, or asks the endpoint that the teacher is behind."""
+        teacher = self.config.teacher
+        if isinstance(teacher.sampling, OpenAISampling):
+            return self._endpoint_sampler(teacher.sampling, "teacher")
+        return build_sampler(teacher.sampling, self.policy, teacher.model, self.config.dtype)
+
+    @cached_property
+    def external(self) -> OpenAISampler:
+        """The generator of the comparison that is not ours.
+
+        Raises:
+            ConfigError: The run has none.
+        """
+        external = self.config.comparison.external
+        if external is None:
+            raise ConfigError("comparison.external: got none, but a variant of it was asked for. Set it.")
+        return self._endpoint_sampler(external.sampling, "external")
+
+    @cached_property
+    def grader(self) -> Grader | None:
+        """Who grades the students' texts; None where exact match decides."""
+        grading = self.config.grading
+        return None if grading is None else build_grader(grading.grader, self.ledger_path, f"{self.config.name}/judge")
+
+    @cached_property
+    def answer_engine(self) -> VllmEngine:
+        """VLLM on the student, for its text."""
+        from evaluation.engines.vllm_engine import VllmEngine
+
+        grading, student = self.config.grading, self.config.student
+        assert grading is not None
+        return VllmEngine(
+            student.model,
+            grading.vllm,
+            device=self.config.device,
+            dtype=self.config.dtype,
+            max_rank=grading.max_rank or student.update.rank,
+        )
+
+    @property
+    def ledger_path(self) -> Path:
+        """Where replies of endpoints are kept, with what they cost."""
+        return self.work_dir / "endpoints.sqlite"
+
+    @property
+    def taught_locally(self) -> bool:
+        """Whether the teacher is a policy of this process, not a model behind an endpoint."""
+        return not isinstance(self.config.teacher.sampling, OpenAISampling)
+
+    def check_endpoints(self) -> None:
+        """See that every endpoint of the run can be asked, before anything expensive starts.
+
+        Raises:
+            ConfigError: A key is missing.
+            EndpointError: An endpoint refuses, or does not have the model.
+        """
+        asked = [] if self.taught_locally else [self.sampler]
+        asked += [self.external] if self.config.comparison.external is not None else []
+        for sampler in asked:
+            assert isinstance(sampler, OpenAISampler)
+            sampler.check()
+        if self.grader is not None and isinstance(self.grader, JudgeGrader):
+            self.grader.check()
+
+    def spent(self) -> dict[str, Spent]:
+        """Return what was spent at endpoints, by role: `teacher`, `external`, `judge`; killed runs included."""
+        roles: dict[str, Any] = {} if self.taught_locally else {"teacher": self.sampler}
+        if self.config.comparison.external is not None:
+            roles["external"] = self.external
+        if isinstance(self.grader, JudgeGrader):
+            roles["judge"] = self.grader
+        return {name: role.spent for name, role in roles.items()}
+
+    def close(self) -> None:
+        """Stop engines and close files; what is used again is opened anew."""
+        for name in ("sampler", "external", "answer_engine", "grader"):
+            part = self.__dict__.pop(name, None)
+            if hasattr(part, "close"):
+                part.close()
+
+    def __enter__(self) -> Workspace:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _endpoint_sampler(self, sampling: OpenAISampling, role: str) -> OpenAISampler:
+        # Budgets count by the run's name: one that is raised after it was spent goes on from what was spent.
+        return OpenAISampler(sampling, self.ledger_path, scope=f"{self.config.name}/{role}")
 
     def at_policy(self, name: str | None) -> TeacherPolicy:
         """Return the teacher at a saved state.
@@ -115,7 +213,7 @@ class Workspace:
     def prompt(self, template: str, document: Document) -> str:
         """Return what the teacher reads about a document."""
         chosen = prompt_template(template)
-        if self.config.teacher.chat:
+        if self.config.teacher.chat and self.taught_locally:
             return chosen.render_chat(document, self.policy.tokenizer)
         return chosen.render(document)
 

@@ -33,8 +33,7 @@ def generate_group(
     filler = next(prompt for asked in prompts for prompt in asked)
     rows = [prompt for asked in prompts for prompt in (*asked, *[filler] * (most - len(asked)))]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    encoded = [bos + tokenizer(row, add_special_tokens=False)["input_ids"] for row in rows]
+    encoded = [prompt_ids(tokenizer, row) for row in rows]
     width = max(map(len, encoded))
     ids = torch.tensor([[pad] * (width - len(row)) + row for row in encoded], device=student.device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in encoded], device=student.device)
@@ -50,3 +49,9 @@ def generate_group(
             student.detach()
     texts = tokenizer.batch_decode(written[:, width:], skip_special_tokens=True)
     return [texts[k * most : k * most + len(asked)] for k, asked in enumerate(prompts)]
+
+
+def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
+    """Return the tokens that a student reads for a prompt: its opening token, where it has one, and the text."""
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    return [*bos, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
+from evaluation.endpoints.config import EndpointConfig
+from evaluation.engines.vllm_options import VllmOptions
 from teacher.prompts import prompt_template
 
 
@@ -27,7 +30,56 @@ class TransformersSampling(_Frozen):
     """Completions sampled at once (rows), in [1, 4096]; bounds memory, and does not change what is sampled."""
 
 
-SamplingConfig: TypeAlias = TransformersSampling
+class VllmSampling(_Frozen):
+    """Sampling with vLLM in this process; the teacher's adapter goes with each request."""
+
+    type: Literal["vllm"]
+    temperature: float = Field(default=1.0, ge=0.0, le=5.0)
+    """Divides the logits, in [0, 5]; 0 takes the likeliest token each time (all samples of a prompt are then equal)."""
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Share of probability kept, in (0, 1]: the smallest set of tokens that reaches it; 1 keeps all tokens."""
+    max_new_tokens: int = Field(default=160, ge=1, le=32_768)
+    """Longest completion in tokens, in [1, 32768]; together with the prompt it must fit the model's context."""
+    structured: bool = False
+    """Write each self-edit as JSON of the self-edit's schema; for teachers that choose specs, and never on-policy: what
+    the schema forbids has no part in the log-probabilities that learning uses."""
+    engine: VllmOptions = VllmOptions()
+
+
+class OpenAISampling(_Frozen):
+    """Sampling from an endpoint: text alone, so a teacher behind one writes self-edits but does not learn.
+
+    Only temperature and nucleus are sent; what else a server applies, such as the authors' own top-k, is its own
+    (`vllm serve --generation-config vllm` applies nothing).
+    """
+
+    type: Literal["openai"]
+    endpoint: EndpointConfig
+    temperature: float = Field(default=1.0, ge=0.0, le=2.0)
+    """Divides the logits, in [0, 2]; 0 takes the likeliest token each time (each prompt is then asked once)."""
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Share of probability kept, in (0, 1]: the smallest set of tokens that reaches it; 1 keeps all tokens."""
+    max_new_tokens: int = Field(default=1024, ge=1, le=32_768)
+    """Longest completion in tokens, in [1, 32768]; together with the prompt it must fit the model's context."""
+    structured: bool = False
+    """Ask for each self-edit as JSON of the self-edit's schema; the server must know `response_format`."""
+
+
+LocalSampling: TypeAlias = TransformersSampling | VllmSampling
+"""How to sample from a model on this machine."""
+
+
+def _engine_of(value: Any) -> str:
+    """Return which kind of sampling is meant; a mapping without `type` means the embedded engine."""
+    return str(value.get("type", "transformers") if isinstance(value, Mapping) else getattr(value, "type", ""))
+
+
+SamplingConfig: TypeAlias = Annotated[
+    Annotated[TransformersSampling, Tag("transformers")]
+    | Annotated[VllmSampling, Tag("vllm")]
+    | Annotated[OpenAISampling, Tag("openai")],
+    Discriminator(_engine_of),
+]
 """How to sample: told apart by `type`."""
 
 
@@ -111,7 +163,7 @@ class TeacherConfig(_Frozen):
     """Everything about the teacher of a run."""
 
     model: str = Field(min_length=1)
-    """Directory or hub name of the frozen base model."""
+    """Directory or hub name of the frozen base model; behind an endpoint its name there, which need not be repeated."""
     prompt: str = "micro-implications"
     """Name of the prompt template."""
     chat: bool = False
@@ -127,3 +179,25 @@ class TeacherConfig(_Frozen):
     @classmethod
     def _known_prompt(cls, value: str) -> str:
         return prompt_template(value).name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_by_its_endpoint(cls, value: Any) -> Any:
+        """Take the model's name from the endpoint that it is behind."""
+        if isinstance(value, Mapping) and "model" not in value:
+            sampling = value.get("sampling")
+            endpoint = sampling.get("endpoint") if isinstance(sampling, Mapping) else None
+            if isinstance(endpoint, Mapping) and "model" in endpoint:
+                return {**value, "model": endpoint["model"]}
+        return value
+
+    @model_validator(mode="after")
+    def _fits_its_endpoint(self) -> TeacherConfig:
+        if isinstance(self.sampling, OpenAISampling):
+            if self.model != self.sampling.endpoint.model:
+                raise ValueError(
+                    f"model: got {self.model!r}, but the endpoint's is {self.sampling.endpoint.model!r}; leave one out"
+                )
+            if self.chat:
+                raise ValueError("chat: an endpoint formats messages itself; set sampling.endpoint.api to chat instead")
+        return self

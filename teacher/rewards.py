@@ -20,6 +20,8 @@ class RewardFailure(StrEnum):
 
     PROMPT_TOO_LONG = "prompt_too_long"
     """The document does not fit the teacher's context, so nothing was sampled."""
+    GENERATION_FAILED = "generation_failed"
+    """The engine did not deliver the completion."""
     PARSE_FAILED = "parse_failed"
     """The completion holds no self-edit."""
     LEAKED = "leaked"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -65,3 +66,45 @@ class SelfEdit(BaseModel):
     def digest(self) -> str:
         """SHA-256 of the content (64 hex digits)."""
         return digest_json(self.model_dump(mode="json"))
+
+
+def self_edit_schema(*, longest_line: int = 400, most_lines: int = 32) -> dict[str, Any]:
+    """Return the JSON schema of a self-edit for engines with structured output; what follows it parses back.
+
+    Strings and lists are bounded, because a weak model that may go on for ever does.
+
+    Args:
+        longest_line: Longest text or answer in characters, rounded up to hundreds, at least 1.
+        most_lines: Most implications, at least 1.
+    """
+    # Instead of minLength and maxLength, with which some engines write control characters into strings; counted in
+    # hundreds, since xgrammar does not compile larger counts.
+    plain = r'[^\x00-\x1f"\\]'
+    text = {"type": "string", "pattern": f"^({plain}{{1,100}}){{1,{math.ceil(longest_line / 100)}}}$"}
+    line = _object({"text": text, "answer": {"anyOf": [text, {"type": "null"}]}})
+    flags = _object({name: {"type": "boolean"} for name in AugmentationSpec.model_fields})
+    training = _object(
+        {
+            "learning_rate": {"anyOf": [{"type": "number", "minimum": 1e-6, "maximum": 0.1}, {"type": "null"}]},
+            "epochs": {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 100}, {"type": "null"}]},
+            "rank": {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 256}, {"type": "null"}]},
+            "loss_on": {"enum": ["all", "answer", None]},
+        }
+    )
+    return _object(
+        {
+            "implications": {"type": "array", "items": line, "minItems": 1, "maxItems": most_lines},
+            "augmentations": {"anyOf": [flags, {"type": "null"}]},
+            "training": {"anyOf": [training, {"type": "null"}]},
+        }
+    )
+
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of an object that has exactly these properties."""
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }

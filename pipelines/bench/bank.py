@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Sequence
 from functools import partial
@@ -21,9 +20,9 @@ from pipelines.bench.arms import (
     factor_difference,
     train_in_bank,
 )
-from pipelines.bench.measure import matrix_product_rate, peak_growth, timed
+from pipelines.bench.measure import machine_record, matrix_product_rate, peak_growth, timed
 from pipelines.bench.profiling import profile_run
-from pipelines.bench.records import BankBench, BankBenchResult, Machine, Work
+from pipelines.bench.records import BankBench, BankBenchResult, Work
 from pipelines.bench.summary import JobFacts, Measured, summarise
 from pipelines.bench.workloads import Workload, load_workload
 from pipelines.costs import ModelSize, training_flops
@@ -64,7 +63,7 @@ def bench_bank(bench: BankBench, work_dir: Path, console: Console, *, profile: b
         if profile:
             found = profile_run(partial(train_in_bank, workload, bench.sizes[-1], workload.jobs), device)
             reporter.say(f"profiled one run of the bank, K = {bench.sizes[-1]}")
-    machine = _machine(device, dtype, rate)
+    machine = machine_record(device, dtype, rate)
     return summarise(bench, arms, measured, facts, _work(bench, workload, facts), machine, found)
 
 
@@ -118,17 +117,6 @@ def _opening(bench: BankBench, workload: Workload, rate: float) -> str:
     work = f"{counted(len(workload.jobs), 'adapter')} ({bench.workload} workload)"
     threads = counted(torch.get_num_threads(), "CPU thread")
     return f"{work}, {threads}, matrix products at {rate / 1e9:,.0f} GFLOP/s"
-
-
-def _machine(device: torch.device, dtype: torch.dtype, rate: float) -> Machine:
-    return Machine(
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        dtype=str(dtype).removeprefix("torch."),
-        threads=torch.get_num_threads(),
-        cores=os.cpu_count(),
-        matrix_product_rate=rate,
-        torch=torch.__version__,
-    )
 
 
 def _work(bench: BankBench, workload: Workload, facts: JobFacts) -> Work:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 from pydantic import ValidationError
 
+from evaluation.engines.vllm_guards import INSTALL_HINT
 from evaluation.errors import ConfigError
-from pipelines.bench.records import BankBench, WorkloadName, demo_config
+from pipelines.bench.common import Record, demo_config
+from pipelines.bench.engine_records import EngineBench
+from pipelines.bench.records import BankBench, WorkloadName
 from pipelines.process import prepare_process
+
+Asked = TypeVar("Asked", bound=Record)
 
 app = typer.Typer(
     help="Time the parts whose speed is a promise, against what they replace.",
@@ -37,6 +42,11 @@ _Pairs = Annotated[int, typer.Option(min=1, help="Runs of every arm, in alternat
 _Device = Annotated[Literal["cpu", "cuda"] | None, typer.Option(help="Where models run [the configuration's].")]
 _Dtype = Annotated[Literal["float32", "bfloat16"] | None, typer.Option(help="Of the models [the configuration's].")]
 _Seed = Annotated[int, typer.Option(min=0, help="Of everything that is random.")]
+_Prompts = Annotated[list[int] | None, typer.Option(min=1, help="Prompts of a call; repeatable [1, 8, 64].")]
+_Samples = Annotated[int, typer.Option(min=1, help="Completions of each prompt.")]
+_EnginePairs = Annotated[int, typer.Option(min=1, help="Timed calls of each engine, in alternating order.")]
+_EngineConfig = Annotated[Path | None, typer.Option(help="YAML file for teacher and documents [the demo's].")]
+_EnginePlot = Annotated[Path | None, typer.Option(help="PNG file [bench/engines.png in the work directory].")]
 _Json = Annotated[Path | None, typer.Option("--json", help="Write the result for scripts to this file.")]
 _Plot = Annotated[Path | None, typer.Option(help="PNG file [bench/bank.png in the work directory].")]
 _WorkDir = Annotated[Path, typer.Option(help="Directory for what is left behind.")]
@@ -77,6 +87,7 @@ def bank(
         given = ", ".join(f"--{name}" for name in chosen)
         raise ConfigError(f"{given}: only for --workload synthetic; the demo's self-edits and recipe are as they are.")
     bench = _checked(
+        BankBench,
         config=config or demo_config(),
         workload=workload,
         student=student,
@@ -89,20 +100,46 @@ def bank(
         published=not skip_published,
         **chosen,
     )
-    _run(bench, work_dir, json_file, plot or work_dir / "bench" / "bank.png", profile=profile)
+    _run_bank(bench, work_dir, json_file, plot or work_dir / "bench" / "bank.png", profile=profile)
 
 
-def _checked(**fields: Any) -> BankBench:
+@app.command("engines")
+def engines(
+    config: _EngineConfig = None,
+    prompts: _Prompts = None,
+    samples: _Samples = 1,
+    pairs: _EnginePairs = 5,
+    seed: _Seed = 0,
+    json_file: _Json = None,
+    plot: _EnginePlot = None,
+    work_dir: _WorkDir = Path(".preceptor"),
+) -> None:
+    """Time vLLM against the transformers engine: the same teacher, adapter and prompts, sampled by both.
+
+    Compares their greedy completions first. Ratios come with their spread over the pairs, start-up times apart.
+    """
+    bench = _checked(
+        EngineBench,
+        config=config or demo_config(),
+        prompts=tuple(prompts or EngineBench.model_fields["prompts"].default),
+        samples=samples,
+        pairs=pairs,
+        seed=seed,
+    )
+    _run_engines(bench, work_dir, json_file, plot or work_dir / "bench" / "engines.png")
+
+
+def _checked(kind: type[Asked], **fields: Any) -> Asked:
     """Return what is asked for; what is out of range is refused in the words of the command line."""
     try:
-        return BankBench(**fields)
+        return kind(**fields)
     except ValidationError as error:
         mistakes = [f"--{'.'.join(map(str, m['loc']))}: {m['msg']}, got {m['input']!r}" for m in error.errors()]
         raise ConfigError("; ".join(mistakes)) from error
 
 
-def _run(bench: BankBench, work_dir: Path, json_file: Path | None, plot: Path, *, profile: bool) -> None:
-    """Run the benchmark, print it, and write its files."""
+def _run_bank(bench: BankBench, work_dir: Path, json_file: Path | None, plot: Path, *, profile: bool) -> None:
+    """Run the benchmark of the bank, print it, and write its files."""
     from pipelines.config import load_config
 
     load_config(bench.config)  # A file that is refused is refused before torch is imported.
@@ -115,9 +152,38 @@ def _run(bench: BankBench, work_dir: Path, json_file: Path | None, plot: Path, *
 
     console = Console()
     result = bench_bank(bench, work_dir, console, profile=profile)
+    _write_json(result, json_file)
     plot.parent.mkdir(parents=True, exist_ok=True)
     plot_bank(result, plot)
+    print_bank_report(console, result, bench, plot)
+
+
+def _run_engines(bench: EngineBench, work_dir: Path, json_file: Path | None, plot: Path) -> None:
+    """Run the benchmark of the engines, print it, and write its files."""
+    from importlib.util import find_spec
+
+    from pipelines.config import load_config
+
+    load_config(bench.config)
+    if find_spec("vllm") is None:
+        raise ConfigError(f"bench engines: vLLM is not installed, and it is one of the two. {INSTALL_HINT}.")
+    prepare_process()
+    from rich.console import Console
+
+    from pipelines.bench.engine_figure import plot_engines
+    from pipelines.bench.engine_report import print_engine_report
+    from pipelines.bench.engines import bench_engines
+
+    console = Console()
+    result = bench_engines(bench, work_dir, console)
+    _write_json(result, json_file)
+    plot.parent.mkdir(parents=True, exist_ok=True)
+    plot_engines(result, plot)
+    print_engine_report(console, result, bench, plot)
+
+
+def _write_json(result: Record, json_file: Path | None) -> None:
+    """Write the result for scripts, first of all files: it is what took the time."""
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    print_bank_report(console, result, bench, plot)

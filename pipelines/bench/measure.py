@@ -1,10 +1,11 @@
-"""Measuring: time, memory, and the machine's rate of matrix products."""
+"""Measuring: time, memory, the machine and its rate of matrix products."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import TypeVar
 
 import torch
 
+from pipelines.bench.common import Machine
 from student.memory import PeakMemory
 
 T = TypeVar("T")
@@ -69,6 +71,18 @@ def matrix_product_rate(device: torch.device, dtype: torch.dtype, *, side: int |
         if repeat >= 2 and time.perf_counter() > until:
             break
     return 2.0 * n**3 / best
+
+
+def machine_record(device: torch.device, dtype: torch.dtype, rate: float) -> Machine:
+    """Return where this runs, with the rate of matrix products that was measured here."""
+    return Machine(
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        dtype=str(dtype).removeprefix("torch."),
+        threads=torch.get_num_threads(),
+        cores=os.cpu_count(),
+        matrix_product_rate=rate,
+        torch=torch.__version__,
+    )
 
 
 def _wait_for(device: torch.device) -> None:

@@ -1,26 +1,18 @@
-"""What a benchmark is asked for and what it found, as frozen records; importable without torch."""
+"""What the benchmark of the bank is asked for and what it found, as frozen records; importable without torch."""
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from pipelines.bench.common import Machine, Record, Spread
 
 WorkloadName = Literal["demo", "synthetic"]
 
 
-def demo_config() -> Path:
-    """Return the demo's configuration as it ships."""
-    return Path(str(files("configs") / "demo.yaml"))
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class BankBench(_Frozen):
+class BankBench(Record):
     """What `preceptor bench bank` is asked to time."""
 
     config: Path
@@ -58,17 +50,7 @@ class BankBench(_Frozen):
         return tuple(sorted({min(size, self.adapters) for size in self.slots}))
 
 
-class Spread(_Frozen):
-    """Repeated measurements of one figure."""
-
-    median: float
-    low: float
-    """The lowest one."""
-    high: float
-    """The highest one."""
-
-
-class Ratios(_Frozen):
+class Ratios(Record):
     """How many times less time the largest bank takes for an adapter than a rival, pair by pair."""
 
     bank_over_sequential: Spread
@@ -76,7 +58,7 @@ class Ratios(_Frozen):
     """None where the published loop was left out."""
 
 
-class ArmResult(_Frozen):
+class ArmResult(Record):
     """One way to train the adapters, over all pairs."""
 
     label: str
@@ -97,7 +79,7 @@ class ArmResult(_Frozen):
     """Growth of memory at its highest, in the warm-up; None where it cannot be measured."""
 
 
-class Growth(_Frozen):
+class Growth(Record):
     """Time of the largest bank against the number of candidates."""
 
     adapters: tuple[int, ...]
@@ -106,7 +88,7 @@ class Growth(_Frozen):
     """Slope of log time over log number: 1 is linear. None where there is one number alone."""
 
 
-class Target(_Frozen):
+class Target(Record):
     """A figure that was promised for the demo's workload on two cores."""
 
     what: str
@@ -115,7 +97,7 @@ class Target(_Frozen):
     met: bool
 
 
-class Operation(_Frozen):
+class Operation(Record):
     """One kind of operation in a profiled run."""
 
     name: str
@@ -125,7 +107,7 @@ class Operation(_Frozen):
     """Without the operations that it calls."""
 
 
-class Profile(_Frozen):
+class Profile(Record):
     """Where the time of one run of the largest bank goes."""
 
     seconds: float
@@ -138,22 +120,7 @@ class Profile(_Frozen):
     """The most expensive ones, by falling time."""
 
 
-class Machine(_Frozen):
-    """Where it ran."""
-
-    device: str
-    """`cpu`, or the name of the GPU."""
-    dtype: str
-    threads: int
-    """CPU threads of torch."""
-    cores: int | None
-    """Logical ones of the machine."""
-    matrix_product_rate: float
-    """FLOP/s of a large matrix product in the same run."""
-    torch: str
-
-
-class Work(_Frozen):
+class Work(Record):
     """The timed work; figures of an adapter are means."""
 
     name: WorkloadName
@@ -174,7 +141,7 @@ class Work(_Frozen):
     weight changes over the norm of the change."""
 
 
-class BankBenchResult(_Frozen):
+class BankBenchResult(Record):
     """Everything that `preceptor bench bank` found."""
 
     ratios: Ratios

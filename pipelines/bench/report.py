@@ -1,4 +1,4 @@
-"""What a benchmark says in the terminal: the arms side by side, ratios, growth, targets, the next command.
+"""What the bank's benchmark says in the terminal: the arms side by side, ratios, growth, targets, the next command.
 
 Reads at 80 columns and without colour, as all reports do.
 """
@@ -6,7 +6,6 @@ Reads at 80 columns and without colour, as all reports do.
 from __future__ import annotations
 
 import shlex
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.bench.records import BankBench, BankBenchResult, Growth, Profile, Spread, demo_config
-from pipelines.report import WIDTH, counted, plain_table
+from pipelines.bench.common import demo_config
+from pipelines.bench.records import BankBench, BankBenchResult, Growth, Profile
+from pipelines.bench.wording import bulleted, three_digits, times
+from pipelines.report import counted, plain_table
 
 SAME = 0.01
 """Relative difference of two trainings of one adapter below which they count as the same work."""
@@ -57,8 +58,8 @@ def arms_table(result: BankBenchResult) -> Table:
         count = "" if arm.adapters == work.adapters else f", {counted(arm.adapters, 'adapter')}"
         table.add_row(
             f"{arm.label}{count}",
-            _figure(arm.adapters_per_minute),
-            _figure(arm.seconds_per_adapter.median),
+            three_digits(arm.adapters_per_minute),
+            three_digits(arm.seconds_per_adapter.median),
             f"{arm.useful_tokens_per_second:,.0f}",
             f"{100 * arm.useful_flop_share:.1f}",
             f"{100 * arm.padding_share:.0f}",
@@ -91,14 +92,14 @@ def profile_table(profile: Profile) -> Table:
 
 def closing_lines(result: BankBenchResult, bench: BankBench, plot: Path) -> list[str]:
     """Return the last words: what was found, what it means, and what to type next."""
-    lines = ["", "What was found", *_bulleted(_findings(result, bench)), "", "Targets (demo workload, 2 CPU threads)"]
+    lines = ["", "What was found", *bulleted(_findings(result, bench)), "", "Targets (demo workload, 2 CPU threads)"]
     if result.targets:
         lines += [
             f"  {'met    ' if target.met else 'NOT MET'} {target.what}: {target.measured:.2f}, wanted {target.wanted}"
             for target in result.targets
         ]
     else:
-        lines += _bulleted(iter(["They say nothing about this workload, student or machine."]))
+        lines += bulleted(iter(["They say nothing about this workload, student or machine."]))
     lines += ["", "Where it is", f"  figure: {plot}", "", "Next"]
     if result.profile is None:
         return [*lines, "  See where the time goes:", f"    {_command(bench)} --profile"]
@@ -115,15 +116,15 @@ def _findings(result: BankBenchResult, bench: BankBench) -> Iterator[str]:
         "useful tokens (means)."
     )
     yield (
-        f"Bank (K = {sizes[-1]}) over the sequential loop: {_times(result.ratios.bank_over_sequential)} as fast "
+        f"Bank (K = {sizes[-1]}) over the sequential loop: {times(result.ratios.bank_over_sequential)} as fast "
         f"(median of {counted(result.pairs, 'pair')} [lowest, highest])."
     )
     same = "so the work is the same" if work.factor_difference < SAME else "more than rounding: compare with care"
     yield f"Trained by both from one start, an adapter differs by {work.factor_difference:.1e} of its change: {same}."
     if result.ratios.bank_over_published is not None:
-        yield f"Bank (K = {sizes[-1]}) over the published loop: {_times(result.ratios.bank_over_published)} as fast."
+        yield f"Bank (K = {sizes[-1]}) over the published loop: {times(result.ratios.bank_over_published)} as fast."
     if len(sizes) > 1:
-        each = "; ".join(f"K = {k}: {_times(ratio)}" for k, ratio in result.ratios_by_slots.items())
+        each = "; ".join(f"K = {k}: {times(ratio)}" for k, ratio in result.ratios_by_slots.items())
         yield f"By size of the bank, over the sequential loop: {each}."
     if result.growth.exponent is not None:
         yield _growth_sentence(result.growth)
@@ -135,7 +136,7 @@ def _findings(result: BankBenchResult, bench: BankBench) -> Iterator[str]:
 
 def _growth_sentence(growth: Growth) -> str:
     points = [
-        f"{count} in {_figure(one.median)} s ({1000 * one.median / count:.1f} ms each)"
+        f"{count} in {three_digits(one.median)} s ({1000 * one.median / count:.1f} ms each)"
         for count, one in zip(growth.adapters, growth.seconds, strict=True)
     ]
     power = f"time grows as their number to the power {growth.exponent:.2f}"
@@ -157,25 +158,6 @@ def _command(bench: BankBench) -> str:
     if bench.slots != default.slots:
         words += [word for k in bench.slots for word in ("--slots", str(k))]
     return shlex.join([*words, *([] if bench.published else ["--skip-published"])])
-
-
-def _bulleted(sentences: Iterator[str]) -> list[str]:
-    return [
-        line
-        for sentence in sentences
-        for line in textwrap.wrap(
-            sentence, WIDTH, initial_indent="  - ", subsequent_indent="    ", break_long_words=False
-        )
-    ]
-
-
-def _times(ratio: Spread) -> str:
-    return f"{_figure(ratio.median)} times [{_figure(ratio.low)}, {_figure(ratio.high)}]"
-
-
-def _figure(value: float) -> str:
-    """Return a positive figure with three digits that count, never in powers of ten."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.3g}"
 
 
 def _part(part: float, whole: float) -> str:

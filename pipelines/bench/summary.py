@@ -8,15 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from pipelines.bench.arms import PUBLISHED, SEQUENTIAL, Arm, Places, bank_name, growth_counts
+from pipelines.bench.common import Machine, Spread, paired_ratios, spread
 from pipelines.bench.records import (
     ArmResult,
     BankBench,
     BankBenchResult,
     Growth,
-    Machine,
     Profile,
     Ratios,
-    Spread,
     Target,
     Work,
 )
@@ -52,16 +51,6 @@ class Measured(NamedTuple):
     places: Places
     memory: int | None
     """Bytes."""
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Return median, lowest and highest of at least one value."""
-    return Spread(median=statistics.median(values), low=min(values), high=max(values))
-
-
-def paired_ratios(slower: Sequence[float], faster: Sequence[float]) -> Spread:
-    """Return the spread of the ratios slower / faster, each of two measurements of the same pair."""
-    return spread([above / below for above, below in zip(slower, faster, strict=True)])
 
 
 def growth_exponent(numbers: Sequence[int], seconds: Sequence[float]) -> float | None:

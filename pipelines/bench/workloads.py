@@ -15,7 +15,8 @@ from evaluation.errors import ConfigError, GenerationError
 from pipelines.bench.records import BankBench
 from pipelines.config import RunConfig, load_config
 from pipelines.rounds import update_requests
-from pipelines.work import sample_edits, update_job
+from pipelines.sampling import sample_edits
+from pipelines.work import update_job
 from pipelines.workspace import Workspace
 from student.config import UpdateRecipe
 from student.sequences import TrainingSequence

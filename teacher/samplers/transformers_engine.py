@@ -12,7 +12,6 @@ tokens): 2.0 s, 3,500 tokens/s, of which the noise takes 0.07 s.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -27,10 +26,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from evaluation.errors import ConfigError, GenerationError
 from teacher.config import TransformersSampling
 from teacher.prompts import prompt_token_ids
-from teacher.samplers import Completion, PromptTooLong, prompts_too_long
+from teacher.samplers import Completion
+from teacher.samplers.local import completion_of, encoded_prompts, end_tokens, longest_prompt, row_key
 
 
 def _signed(value: int) -> int:
@@ -41,12 +40,6 @@ def _signed(value: int) -> int:
 _GOLDEN = _signed(0x9E3779B97F4A7C15)
 _MIX_1 = _signed(0xBF58476D1CE4E5B9)
 _MIX_2 = _signed(0x94D049BB133111EB)
-
-
-def row_key(seed: int, prompt: str, index: int) -> int:
-    """Return the 64-bit key of the noise of the completion number `index` of `prompt`."""
-    content = f"{seed}\x00{index}\x00{prompt}".encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.sha256(content).digest()[:8], "little", signed=True)
 
 
 def gumbel_noise(keys_N: Tensor, step: int, vocabulary: int) -> Tensor:
@@ -102,16 +95,8 @@ class TransformersSampler:
         self._model = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._tokenizer = tokenizer
         self._config = config
-        context = getattr(self._model.config, "max_position_embeddings", None)
-        self._max_prompt_tokens = None if context is None else int(context) - config.max_new_tokens
-        if self._max_prompt_tokens is not None and self._max_prompt_tokens < 1:
-            raise ConfigError(
-                f"sampling.max_new_tokens: got {config.max_new_tokens}, allowed is less than the model's context of "
-                f"{context} tokens. Lower it, or use a model with a longer context."
-            )
-        ends = getattr(self._model.generation_config, "eos_token_id", None)
-        ends = tokenizer.eos_token_id if ends is None else ends
-        self._ends: frozenset[int] = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+        self._max_prompt_tokens = longest_prompt(self._model, config.max_new_tokens)
+        self._ends = end_tokens(self._model, tokenizer)
 
     @property
     def max_prompt_tokens(self) -> int | None:
@@ -122,18 +107,15 @@ class TransformersSampler:
         """Return the number of tokens that the model reads for `prompt`."""
         return len(prompt_token_ids(self._tokenizer, prompt))
 
+    def close(self) -> None:
+        """Do nothing: the model is the policy's."""
+
     def sample(self, prompts: Sequence[str], *, n: int, seed: int) -> list[list[Completion]]:
         """Return `n` completions of each prompt; see `Sampler.sample`.
 
         Rows are sorted by prompt length before they are cut into batches, so that little of a batch is padding.
         """
-        if n < 1:
-            raise ValueError(f"n: got {n}, allowed is at least 1")
-        if too_long := prompts_too_long(self, prompts):
-            raise GenerationError(_too_long_message(prompts, too_long, self._config.max_new_tokens))
-        ids = [prompt_token_ids(self._tokenizer, prompt) for prompt in prompts]
-        if empty := [index for index, row in enumerate(ids) if not row]:
-            raise GenerationError(f"sampling: prompts {empty} hold no token; give prompts with text")
+        ids = encoded_prompts(self._tokenizer, prompts, n, self._max_prompt_tokens, self._config.max_new_tokens)
         distinct = n if self._config.temperature > 0.0 else 1
         rows = [(p, index) for p in sorted(range(len(prompts)), key=lambda p: len(ids[p])) for index in range(distinct)]
         done: dict[tuple[int, int], Completion] = {}
@@ -162,13 +144,7 @@ class TransformersSampler:
             output_NT = self._model.generate(
                 ids_NT.to(device), attention_mask=mask_NT.to(device), logits_processor=processors
             )
-        return [self._completion(row) for row in output_NT[:, width:].tolist()]
-
-    def _completion(self, sampled: list[int]) -> Completion:
-        end = next((i for i, token in enumerate(sampled) if token in self._ends), None)
-        kept = sampled if end is None else sampled[: end + 1]
-        text = self._tokenizer.decode(kept if end is None else kept[:-1], skip_special_tokens=True)
-        return Completion(text=text, token_ids=tuple(kept), finish_reason="length" if end is None else "stop")
+        return [completion_of(self._tokenizer, row, self._ends) for row in output_NT[:, width:].tolist()]
 
     @contextmanager
     def _neutral_model(self) -> Iterator[None]:
@@ -191,12 +167,3 @@ class TransformersSampler:
         finally:
             self._model.generation_config = own
             self._model.train(training)
-
-
-def _too_long_message(prompts: Sequence[str], records: Sequence[PromptTooLong], new_tokens: int) -> str:
-    listed = "; ".join(f"prompt {r.index} ({prompts[r.index][:40]!r}…): {r.tokens} tokens" for r in records)
-    return (
-        f"sampling: {len(records)} of {len(prompts)} prompts are longer than the {records[0].limit} tokens that leave "
-        f"room for {new_tokens} new ones: {listed}. Skip these documents (prompts_too_long finds them), shorten them, "
-        "or lower sampling.max_new_tokens."
-    )

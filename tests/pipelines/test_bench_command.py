@@ -91,7 +91,11 @@ def test_bank_command_refuses_what_makes_no_sense(tmp_path: Path) -> None:
     assert CliRunner().invoke(app, bench("--workload", "other")).exit_code == 2
 
 
-@pytest.mark.parametrize("arguments", [["bench", "--help"], bench("--help"), bench("--lines", "3")], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments",
+    [["bench", "--help"], ["bench", "engines", "--help"], bench("--help"), bench("--lines", "3")],
+    ids=" ".join,
+)
 def test_answers_without_a_benchmark_import_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys\n"

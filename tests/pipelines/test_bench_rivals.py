@@ -13,8 +13,9 @@ from torch import Tensor
 from evaluation.checkpoints import Checkpoint, model_digest
 from evaluation.errors import UpdateError
 from pipelines.bench.arms import build_arms, factor_difference, relative_difference, train_in_bank
+from pipelines.bench.common import demo_config
 from pipelines.bench.published import published_width, train_published
-from pipelines.bench.records import BankBench, demo_config
+from pipelines.bench.records import BankBench
 from pipelines.bench.sequential import train_sequentially
 from pipelines.bench.workloads import Workload, synthetic_jobs
 from student.adapters import Adapter

@@ -10,10 +10,11 @@ import pytest
 from rich.console import Console
 
 from pipelines.bench.arms import Arm, Places, growth_counts
+from pipelines.bench.common import Machine, Spread, demo_config, paired_ratios, spread
 from pipelines.bench.figure import plot_bank
-from pipelines.bench.records import BankBench, BankBenchResult, Machine, Operation, Profile, Spread, Work, demo_config
+from pipelines.bench.records import BankBench, BankBenchResult, Operation, Profile, Work
 from pipelines.bench.report import closing_lines, print_bank_report
-from pipelines.bench.summary import JobFacts, Measured, growth_exponent, paired_ratios, spread, summarise
+from pipelines.bench.summary import JobFacts, Measured, growth_exponent, summarise
 from student.config import UpdateRecipe
 from student.updates import UpdateJob
 

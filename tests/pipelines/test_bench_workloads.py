@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from evaluation.errors import ConfigError, GenerationError
-from pipelines.bench.records import BankBench, demo_config
+from pipelines.bench.common import demo_config
+from pipelines.bench.records import BankBench
 from pipelines.bench.workloads import (
     demo_workload,
     heaviest_job,

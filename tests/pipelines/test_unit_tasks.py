@@ -11,8 +11,9 @@ import pytest
 
 from evaluation.digests import derive_seed
 from pipelines.comparison import kept_adapters, teacher_variant
+from pipelines.sampling import written_edit
 from pipelines.units import Units
-from pipelines.work import UpdateRequest, written_edit
+from pipelines.work import UpdateRequest
 from pipelines.workspace import Workspace
 from student.adapters import load_adapter
 from teacher.rewards import RewardFailure

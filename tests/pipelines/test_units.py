@@ -8,9 +8,10 @@ import pytest
 
 from evaluation.errors import ConfigError
 from evaluation.tasks import KnowledgeTask
-from pipelines.records import CandidateRecord, ReplicateRecord, SamplingRecord
+from pipelines.records import RECORDS_VERSION, CandidateRecord, ReplicateRecord, SamplingRecord
 from pipelines.rounds import run_round, update_requests
-from pipelines.work import UpdateRequest, groups_of, judge, learn_round, run_bank, run_joint, sample_edits, written_edit
+from pipelines.sampling import sample_edits, written_edit
+from pipelines.work import UpdateRequest, groups_of, judge, learn_round, run_bank, run_joint
 from pipelines.workspace import Workspace
 from student.adapters import load_adapter
 from student.config import UpdateRecipe
@@ -54,7 +55,7 @@ def test_workspace_refuses_rounds_that_are_larger_than_the_data(tmp_path: Path) 
 
 def test_content_key_depends_on_what_decides_the_result_and_on_nothing_else(ws: Workspace, tmp_path: Path) -> None:
     key = ws.key("bank", {"seed": 1})
-    assert key.startswith("bank/v2/")
+    assert key.startswith(f"bank/v{RECORDS_VERSION}/")
     assert (
         Workspace(small_config("name=other", "loop.rounds=1"), tmp_path / "elsewhere").key("bank", {"seed": 1}) == key
     )

@@ -13,7 +13,7 @@ from teacher.config import GroupRelativeConfig, PolicyConfig, RestEmConfig, Tran
 from teacher.learning import LearningReport, learn, log_likelihoods
 from teacher.policy import TeacherPolicy
 from teacher.prompts import prompt_token_ids
-from teacher.samplers import build_sampler
+from teacher.samplers.transformers_engine import TransformersSampler
 from teacher.selection import Candidate, CandidateGroup, WeightedExample, group_relative
 from tests.teacher.tiny import shaken, tiny_base
 
@@ -238,7 +238,7 @@ def test_learn_refuses_bad_examples_all_at_once() -> None:
 def test_learn_group_relative_raises_the_reward_of_a_toy_bandit() -> None:
     """Reward: share of one of 32 tokens in the completion. Ten rounds (0.03 to 0.62) must gain 8 standard errors."""
     teacher = policy(vocabulary=32)
-    sampler = build_sampler(TransformersSampling(max_new_tokens=12), teacher)
+    sampler = TransformersSampler(teacher.model, teacher.tokenizer, TransformersSampling(max_new_tokens=12))
     prompts = [f"w{i} w{i + 1} w{i + 2}" for i in range(8)]
 
     def share(token_ids: tuple[int, ...]) -> float:

@@ -13,7 +13,8 @@ from teacher.config import PolicyConfig, TransformersSampling
 from teacher.policy import TeacherPolicy
 from teacher.prompts import prompt_token_ids
 from teacher.samplers import PromptTooLong, build_sampler, prompts_too_long
-from teacher.samplers.transformers_engine import TransformersSampler, gumbel_noise, row_key
+from teacher.samplers.local import row_key
+from teacher.samplers.transformers_engine import TransformersSampler, gumbel_noise
 from tests.teacher.tiny import shaken, tiny_base
 
 PROMPTS = [" ".join(f"w{(7 * i + j) % 290}" for j in range(3 + 4 * i)) for i in range(4)]
@@ -122,7 +123,7 @@ def test_sample_too_long_prompts_are_listed_and_can_be_skipped() -> None:
 
 def test_build_sampler_samples_from_the_policy_as_it_is() -> None:
     policy = TeacherPolicy.create(tiny_base(), PolicyConfig(rank=4), seed=0)
-    engine = build_sampler(TransformersSampling(max_new_tokens=12, temperature=0.0), policy)
+    engine = build_sampler(TransformersSampling(max_new_tokens=12, temperature=0.0), policy, "micro-teacher", "float32")
     before = engine.sample(PROMPTS, n=1, seed=0)
     assert before == sampler(temperature=0.0).sample(PROMPTS, n=1, seed=0)
     shaken(policy)

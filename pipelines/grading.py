@@ -1,0 +1,75 @@
+"""Grading what students wrote: after the units that trained them, so that a judge's failures are asked again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from evaluation import statistics
+from evaluation.graders import Grade, Graded, GradeItem
+from evaluation.judge import JudgeGrader, judge_noise
+from evaluation.tasks import Question
+from pipelines.records import BankRecord, Interval, JudgeRecord, ReplicateRecord
+from pipelines.work import QuestionSet, questions_of
+from pipelines.workspace import Workspace
+
+
+def graded(ws: Workspace, record: BankRecord, questions: QuestionSet) -> BankRecord:
+    """Return the record with the grader's verdicts on what students wrote; unchanged where exact match decides.
+
+    Rules are computed anew each time; a judge's replies come from the ledger, where it has been asked before.
+
+    Args:
+        ws: The run's workspace.
+        record: With `answers`.
+        questions: Those that were asked.
+
+    Raises:
+        BudgetError: The judge's next call could exceed its budget.
+        EndpointError: The judge's server refuses for good.
+    """
+    if ws.grader is None:
+        return record
+    asked = [questions_of(ws.tasks[r.document_id], questions) if r.answers else () for r in record.replicates]
+    items = [item for r, mine in zip(record.replicates, asked, strict=True) for item in _items(r, mine)]
+    verdicts = iter(ws.grader.grade(items))
+    replicates = [_with_verdicts(r, [next(verdicts) for _ in r.answers], ws) for r in record.replicates]
+    return record.model_copy(update={"replicates": tuple(replicates)})
+
+
+def judge_record(ws: Workspace) -> JudgeRecord | None:
+    """Return how noisy the judge was over all that it graded so far; None where no judge grades."""
+    if not isinstance(ws.grader, JudgeGrader):
+        return None
+    settings = ws.config.comparison
+    seed = ws.seed("bootstrap")
+    noise = judge_noise(ws.grades, confidence=settings.confidence, resamples=settings.resamples, seed=seed)
+    return JudgeRecord(
+        repeated=noise.repeated,
+        disagreeing=_interval(noise.disagreeing),
+        flips=_interval(noise.flips),
+        verdicts=noise.verdicts,
+        unclear=noise.unclear,
+        failed=noise.failed,
+    )
+
+
+def _interval(found: statistics.Interval | None) -> Interval | None:
+    return None if found is None else Interval(mean=found.mean, low=found.low, high=found.high)
+
+
+def _items(replicate: ReplicateRecord, questions: Sequence[Question]) -> list[GradeItem]:
+    pairs = zip(questions, replicate.answers, strict=True) if replicate.answers else ()
+    return [GradeItem(question.question, (question.answer,), answer) for question, answer in pairs]
+
+
+def _with_verdicts(replicate: ReplicateRecord, grades: Sequence[Graded], ws: Workspace) -> ReplicateRecord:
+    if not grades:
+        return replicate
+    ws.grades.extend(grades)
+    return replicate.model_copy(
+        update={
+            "correct": tuple(grade.correct if isinstance(grade, Grade) else None for grade in grades),
+            "ungraded": dict(Counter(grade.reason.value for grade in grades if not isinstance(grade, Grade))),
+        }
+    )
