@@ -10,6 +10,7 @@ import typer
 
 from evaluation.errors import ConfigError, InputError, PreceptorError
 from pipelines.bench.command import app as bench_app
+from pipelines.doctor.command import doctor
 from pipelines.process import prepare_process
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 
 app.add_typer(bench_app, name="bench")
+app.command("doctor")(doctor)
 
 WorkDir = Annotated[Path, typer.Option("--work-dir", help="Directory for records, adapters and the embedded stores.")]
 

@@ -14,6 +14,8 @@ from filelock import FileLock, Timeout
 
 from evaluation.errors import PreceptorError
 
+LOCK = "run.lock"
+"""File in the work directory that a run holds."""
 _RECORD = "prefect-server.json"
 _MARK = "prefect.server.api.server"
 
@@ -30,7 +32,7 @@ def exclusive(work_dir: Path) -> Iterator[None]:
         BusyError: Another process holds it.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(work_dir / "run.lock")
+    lock = FileLock(work_dir / LOCK)
     try:
         with lock.acquire(timeout=0):
             yield
@@ -41,22 +43,35 @@ def exclusive(work_dir: Path) -> Iterator[None]:
         ) from error
 
 
-def stop_orphans(work_dir: Path) -> int:
-    """Stop embedded servers that killed runs of this work directory left running; return how many."""
+def left_servers(work_dir: Path) -> list[int]:
+    """Return the process ids of the embedded servers that runs of this directory noted and that are alive."""
     import psutil  # type: ignore[import-untyped]
 
     try:
-        recorded = json.loads((work_dir / _RECORD).read_text())
+        recorded = json.loads((work_dir / _RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return 0
-    stopped = 0
+        return []
+    alive = []
     for entry in recorded:
         try:
             process = psutil.Process(entry["pid"])
             # A process number is used again one day; start time and command make sure that it is ours.
             if process.create_time() == entry["created"] and _MARK in " ".join(process.cmdline()):
-                process.terminate()
-                stopped += 1
+                alive.append(process.pid)
+        except psutil.Error:
+            continue
+    return alive
+
+
+def stop_orphans(work_dir: Path) -> int:
+    """Stop embedded servers that killed runs of this work directory left running; return how many."""
+    import psutil
+
+    stopped = 0
+    for number in left_servers(work_dir):
+        try:
+            psutil.Process(number).terminate()
+            stopped += 1
         except psutil.Error:
             continue
     (work_dir / _RECORD).unlink(missing_ok=True)

@@ -60,7 +60,7 @@ def open_store(tracking: TrackingConfig, work_dir: Path) -> Store:
 
     uri = tracking_uri(tracking, work_dir)
     with lineage_errors("open the tracking store", uri):
-        database = _sqlite_file(uri)
+        database = sqlite_file(uri)
         home = database.parent if database else work_dir.resolve()
         home.mkdir(parents=True, exist_ok=True)
         lock = FileLock(home / f"{database.name if database else 'mlflow'}.lock", timeout=_LOCK_SECONDS)
@@ -70,7 +70,7 @@ def open_store(tracking: TrackingConfig, work_dir: Path) -> Store:
     return Store(client, uri, experiment_id, lock)
 
 
-def _sqlite_file(uri: str) -> Path | None:
+def sqlite_file(uri: str) -> Path | None:
     """Return the absolute path of an SQLite URI's file; None for other stores and for databases in memory."""
     if not uri.startswith("sqlite"):
         return None
@@ -107,6 +107,11 @@ def _experiment(client: Any, name: str, artifacts: Path | None) -> str:
     return experiment_id
 
 
+def shown(uri: str) -> str:
+    """Return a URI without the user and password in it."""
+    return re.sub(r"//[^@/]*@", "//***@", uri)
+
+
 @contextmanager
 def lineage_errors(action: str, uri: str, saved: Sequence[str] = ()) -> Iterator[None]:
     """Turn whatever MLflow, its database or its files raise into `LineageError`.
@@ -122,12 +127,11 @@ def lineage_errors(action: str, uri: str, saved: Sequence[str] = ()) -> Iterator
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        shown = re.sub(r"//[^@/]*@", "//***@", uri)
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise LineageError(
-            f"lineage: could not {action} in the store {shown!r}: {reason}. Saved already: {_listed(saved)}. Check "
-            "that the store can be reached and has room, then give the same command again: it goes on where this one "
-            "stopped."
+            f"lineage: could not {action} in the store {shown(uri)!r}: {reason}. Saved already: {_listed(saved)}. "
+            "Check that the store can be reached and has room, then give the same command again: it goes on where this "
+            "one stopped."
         ) from error
 
 
