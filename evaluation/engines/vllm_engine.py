@@ -256,6 +256,8 @@ def _engine_settings(options: VllmOptions, device: str, max_rank: int | None) ->
         "max_num_seqs": options.max_sequences,
         "max_model_len": options.max_model_tokens,
         "enable_prefix_caching": options.prefix_caching,
+        # A prompt that is cut rewinds its request's random generator, which those of a CPU cannot do.
+        "enable_chunked_prefill": not on_cpu,
         "kv_cache_memory_bytes": None if cache is None else int(cache * 1e9),
         "gpu_memory_utilization": options.gpu_memory_share,
         "generation_config": "vllm",  # a checkpoint's own sampling settings are none of ours

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 from collections.abc import Iterator
@@ -45,6 +46,8 @@ def process_kept() -> Iterator[None]:
     import numpy as np
     import torch
 
+    # What its own configuration would print is switched off; without this its warnings reach the last-resort handler.
+    logging.getLogger("vllm").setLevel(logging.ERROR)
     set_threads, threads = torch.set_num_threads, torch.get_num_threads()
     environment, python_state, numpy_state = dict(os.environ), random.getstate(), np.random.get_state()
     try:

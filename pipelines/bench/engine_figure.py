@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _LINES: dict[EngineName, tuple[str, str]] = {"transformers": (ORANGE, "--s"), "vllm": (BLUE, "-o")}
 _ABOVE, _BELOW = 10, -17
-"""How far the figure of the faster and of the slower engine stands above its marker, in points."""
+"""How far the figure of the faster and of the slower engine stands above the end of its bar, in points."""
 
 
 def plot_engines(result: EngineBenchResult, path: Path) -> None:
@@ -62,9 +62,9 @@ def _draw_rates(axes: Axes, result: EngineBenchResult) -> None:
 def _write_rates(axes: Axes, result: EngineBenchResult, size: int) -> None:
     """Write both figures of a number of prompts, away from each other."""
     slower, faster = sorted(ENGINES, key=lambda engine: result.tokens_per_second[engine][size])
-    for engine, shift in ((slower, _BELOW), (faster, _ABOVE)):
-        rate, (color, _) = result.tokens_per_second[engine][size], _LINES[engine]
-        text, place = three_digits(rate), (size, rate)
+    for engine, end, shift in ((slower, min, _BELOW), (faster, max, _ABOVE)):
+        text, (color, _) = three_digits(result.tokens_per_second[engine][size]), _LINES[engine]
+        place = (size, end(token_rates(result.runs[engine][size])))
         axes.annotate(text, place, (0, shift), textcoords="offset points", ha="center", color=color, fontsize=9)
 
 

@@ -105,11 +105,13 @@ def test_a_teacher_behind_an_endpoint_writes_within_its_budget(tmp_path: Path) -
         assert code == 1
         assert "no model 'nobody'" in output
         assert server.seen == [], "a wrong name is seen before anything is asked or trained"
-        code, output = teach(1500)
+        code, output = teach(700)
         assert code == 1
         assert "budget" in output
         assert "Traceback" not in output
-        assert 1 <= len(server.seen) < 4
+        assert len(server.seen) == 2, (
+            "the third could exceed it: a prompt counts with a token a byte before its use is known"
+        )
         code, output = teach(10_000)
         assert code == 0, output[-4000:]
         assert len(server.seen) == 4, "what was paid for is not asked for again"

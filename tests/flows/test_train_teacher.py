@@ -56,7 +56,15 @@ def files(client: Any, run_id: str, place: str) -> set[str]:
 
 def test_result_has_the_shape_that_scripts_rely_on(result: dict[str, Any]) -> None:
     fields = {"variants", "gains", "rounds", "seconds", "documents", "mlflow_run_id", "config_digest", "code_digest"}
-    assert set(result) == fields | {"seed", "notes", "document_accuracy", "edit_tokens", "padding_share", "spent", "judge"}
+    assert set(result) == fields | {
+        "seed",
+        "notes",
+        "document_accuracy",
+        "edit_tokens",
+        "padding_share",
+        "spent",
+        "judge",
+    }
     assert set(result["variants"]) == VARIANTS
     assert set(result["gains"]) == GAINS
     for interval in [*result["variants"].values(), *result["gains"].values()]:

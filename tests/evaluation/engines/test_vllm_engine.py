@@ -148,6 +148,18 @@ def test_samples_follow_their_seed_and_not_their_neighbours(engine: VllmEngine, 
 
 
 @needs_vllm
+def test_more_prompts_than_one_pass_holds_are_sampled_as_each_alone(engine: VllmEngine, student: Any) -> None:
+    """vLLM computes some 4,096 prompt tokens at once; what is left over must not disturb the seeds."""
+    words = student.tokenizer("Mara Velt works for Brandt as a baker. " * 12, add_special_tokens=False)["input_ids"]
+    requests = [
+        EngineRequest([1, *words[i : i + 90], *words[:20]], 4, temperature=1.0, seed=1000 + i) for i in range(64)
+    ]
+    assert sum(len(request.token_ids) for request in requests) > 6000
+    together = engine.generate(requests)
+    assert [engine.generate([requests[i]])[0] for i in (0, 37, 63)] == [together[i] for i in (0, 37, 63)]
+
+
+@needs_vllm
 def test_bad_adapters_are_refused_and_the_engine_lives(
     engine: VllmEngine, student: Any, prompts: list[list[int]], tmp_path: Path
 ) -> None:
