@@ -46,8 +46,9 @@ def process_kept() -> Iterator[None]:
     import numpy as np
     import torch
 
-    # What its own configuration would print is switched off; without this its warnings reach the last-resort handler.
-    logging.getLogger("vllm").setLevel(logging.ERROR)
+    # Its logging is not configured, so that its lines would go to the last-resort handler: warnings, and pages of its
+    # state before an exception that says it all.
+    logging.getLogger("vllm").setLevel(logging.CRITICAL)
     set_threads, threads = torch.set_num_threads, torch.get_num_threads()
     environment, python_state, numpy_state = dict(os.environ), random.getstate(), np.random.get_state()
     try:
