@@ -47,6 +47,10 @@ class ScoringError(PreceptorError, RuntimeError):
     """Answers could not be scored."""
 
 
+class ServeError(PreceptorError, RuntimeError):
+    """A champion could not be fetched, loaded, proved or kept running."""
+
+
 class LineageError(PreceptorError, RuntimeError):
     """The tracking store or the model registry refused or lost something."""
 

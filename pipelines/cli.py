@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,6 +13,7 @@ from evaluation.errors import ConfigError, InputError, PreceptorError
 from pipelines.bench.command import app as bench_app
 from pipelines.doctor.command import doctor
 from pipelines.process import prepare_process
+from pipelines.serving.command import serve
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,9 +32,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-app.add_typer(bench_app, name="bench")
-app.command("doctor")(doctor)
 
 WorkDir = Annotated[Path, typer.Option("--work-dir", help="Directory for records, adapters and the embedded stores.")]
 
@@ -84,6 +83,29 @@ def _print_dry_run(settings: RunConfig) -> None:
 
     sys.stdout.write(to_yaml(settings))
     Console().print(cost_table(estimate(settings), settings))
+
+
+@app.command("promote")
+def promote(
+    role: Annotated[Literal["student", "teacher"], typer.Argument(help="Whose version it is.")],
+    version: Annotated[int, typer.Argument(min=1, help="Number of the registered version.")],
+    config: Annotated[Path | None, typer.Option("--config", help="YAML file of a run, for its store.")] = None,
+    work_dir: WorkDir = Path(".preceptor"),
+) -> None:
+    """Make a registered version the champion; promoting the previous one is a rollback."""
+    from pipelines.config import TrackingConfig, load_config
+
+    tracking = TrackingConfig() if config is None else load_config(config).tracking
+    prepare_process(work_dir)
+    from pipelines.lineage_store import require_store
+    from pipelines.registry import Registry
+
+    require_store(tracking, work_dir)
+    found = Registry.open(tracking, work_dir).promote(role, version)
+    before = "there was none before" if found.previous is None else f"the previous one is version {found.previous}"
+    sys.stdout.write(f"Version {found.champion} of the {role} is the champion; {before}.\n")
+    if role == "student":
+        sys.stdout.write(f"To serve it: preceptor serve --work-dir {shlex.quote(str(work_dir))}\n")
 
 
 @app.command("build-micro")
@@ -144,6 +166,11 @@ def ui(
     from pipelines.dashboards import serve
 
     serve(work_dir, mlflow_port=mlflow_port, prefect_port=prefect_port)
+
+
+app.command("serve")(serve)
+app.command("doctor")(doctor)
+app.add_typer(bench_app, name="bench")
 
 
 def main() -> None:

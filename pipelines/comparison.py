@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -155,6 +156,23 @@ def joint_student(
         usage=record.usage,
     )
     return JointStudent(variant, ws.adapter_dir(digest), digest)
+
+
+def probe_prompts(ws: Workspace, tasks: Sequence[KnowledgeTask], most: int = 16, characters: int = 4000) -> str:
+    """Return prompts that show whether a served student is the one registered, as a JSON list.
+
+    Args:
+        ws: The run's workspace.
+        tasks: What the student was taught; the first question of each is asked.
+        most: Prompts at most.
+        characters: Of the list, at most: registries limit what a tag may hold.
+    """
+    chosen: list[str] = []
+    for task in tasks:
+        prompt = ws.config.student.answer_format.render(task.comparison_questions[0].question)
+        if len(chosen) < most and len(json.dumps([*chosen, prompt])) <= characters:
+            chosen.append(prompt)
+    return json.dumps(chosen)
 
 
 def compare_variants(ws: Workspace, variants: Sequence[VariantRecord]) -> ComparisonRecord:

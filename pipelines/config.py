@@ -15,6 +15,7 @@ from evaluation.digests import digest_json
 from evaluation.engines.vllm_options import VllmOptions
 from evaluation.errors import ConfigError
 from evaluation.grader_config import GraderConfig
+from pipelines.serving.options import ServingOptions
 from student.config import UpdateRecipe
 from teacher.config import OpenAISampling, TeacherConfig
 from teacher.prompts import PROMPTS, prompt_template
@@ -139,6 +140,8 @@ class RunConfig(_Frozen):
     loop: LoopConfig = LoopConfig()
     comparison: ComparisonConfig = ComparisonConfig()
     tracking: TrackingConfig = TrackingConfig()
+    serving: ServingOptions = ServingOptions()
+    """For `preceptor serve`; changes nothing in a run."""
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
@@ -163,8 +166,8 @@ class RunConfig(_Frozen):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what may change the result; where the lineage goes is left out."""
-        return digest_json(self.model_dump(mode="json", exclude={"tracking"}))
+        """SHA-256 of what may change the result; where the lineage goes and how students are served is left out."""
+        return digest_json(self.model_dump(mode="json", exclude={"tracking", "serving"}))
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

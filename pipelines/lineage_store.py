@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from evaluation.errors import LineageError
+from evaluation.errors import ConfigError, LineageError
 from pipelines.config import TrackingConfig
 
 if TYPE_CHECKING:
@@ -39,6 +39,19 @@ class Store(NamedTuple):
 def tracking_uri(tracking: TrackingConfig, work_dir: Path) -> str:
     """Return the URI that `mlflow ui --backend-store-uri` takes: the configured one, or a file in `work_dir`."""
     return tracking.uri or f"sqlite:///{work_dir.resolve() / 'mlflow.db'}"
+
+
+def require_store(tracking: TrackingConfig, work_dir: Path) -> None:
+    """Refuse a work directory without a store, which would be made here, empty, in the wrong place.
+
+    Raises:
+        ConfigError: Nothing has been run there.
+    """
+    if tracking.uri is None and not (work_dir / "mlflow.db").is_file():
+        raise ConfigError(
+            f"work directory {str(work_dir)!r} holds no runs. Give the work directory of a run with --work-dir, or a "
+            "configuration with tracking.uri with --config."
+        )
 
 
 def open_store(tracking: TrackingConfig, work_dir: Path) -> Store:

@@ -21,7 +21,9 @@ Role = Literal["teacher", "student"]
 CHAMPION, PREVIOUS, CANDIDATE = "champion", "previous", "candidate"
 """Aliases: in use, in use before, newest."""
 
-_ADAPTER, _RUN, _MODEL = "preceptor.adapter_sha", "preceptor.run_id", "preceptor.model_id"
+ADAPTER_TAG, RUN_TAG, PROMPTS_TAG = "preceptor.adapter_sha", "preceptor.run_id", "preceptor.probe_prompts"
+"""Tags of a version: digest of the adapter, run that made it, and a JSON list of prompts that probe it."""
+_MODEL = "preceptor.model_id"
 _CONFIG_FILE = "adapter_config.json"
 
 
@@ -109,7 +111,7 @@ class Registry:
                 f"registry: {str(directory)!r} has no {_CONFIG_FILE}, so it is no adapter of the {role}. Give a "
                 "directory that PEFT, save_adapter or TeacherPolicy.save wrote."
             )
-        marks = {_ADAPTER: digest, _RUN: parent_run_id or run_id}
+        marks = {ADAPTER_TAG: digest, RUN_TAG: parent_run_id or run_id}
         name = self.name(role)
         with lineage_errors(f"register adapter {digest[:12]!r} as {name!r}", self._store.uri, self._saved):
             version = self._find(name, marks)
@@ -205,7 +207,7 @@ class Registry:
                 name=role,
                 source_run_id=run_id,
                 tags=dict(marks),
-                params={"adapter_sha256": marks[_ADAPTER]},
+                params={"adapter_sha256": marks[ADAPTER_TAG]},
             )
         )
         client.log_model_artifacts(model.model_id, str(directory))

@@ -22,6 +22,7 @@ from pipelines.lineage_store import flatten_params, run_tags
 from pipelines.plots import plot_accuracy, plot_rewards
 from pipelines.progress import Reporter
 from pipelines.records import ComparisonRecord, RoundRecord, RunResult, SpentRecord, UsageRecord, VariantRecord
+from pipelines.registry import PROMPTS_TAG
 from pipelines.report import closing, next_notes, print_report, round_line
 from pipelines.rounds import run_round
 from pipelines.units import Units
@@ -169,7 +170,11 @@ def _log_variants(run: _Run, variants: list[VariantRecord], comparison: Comparis
             "student",
             joint.directory,
             digest=joint.digest,
-            tags={"preceptor.documents": str(len(record.accuracy)), "preceptor.student": run.ws.student_digest},
+            tags={
+                "preceptor.documents": str(len(record.accuracy)),
+                "preceptor.student": run.ws.student_digest,
+                PROMPTS_TAG: compared.probe_prompts(run.ws, run.ws.split.test),
+            },
             metrics={"eval/joint_accuracy": mean},
         )
         run.reporter.say(f"one student for all {len(record.accuracy)} documents: {100 * mean:.1f} % (registered)")

@@ -149,6 +149,7 @@ CHANGES = (
     "loop.rounds=19",
     "comparison.resamples=9999",
     "comparison.joint_update=null",
+    "grading={grader: {type: exact}}",
 )
 
 
@@ -156,7 +157,7 @@ def test_digest_changes_with_every_setting_that_may_change_a_result() -> None:
     digests = [load_config(DEMO, [change]).digest for change in CHANGES]
     assert len({load_config(DEMO).digest, *digests}) == len(CHANGES) + 1
     covered = {change.partition("=")[0].partition(".")[0] for change in CHANGES}
-    assert covered == set(RunConfig.model_fields) - {"tracking"}
+    assert covered == set(RunConfig.model_fields) - {"tracking", "serving"}
 
 
 @pytest.mark.parametrize("change", ["uri=sqlite:///elsewhere.db", "experiment=other", "registry_prefix=other"])
@@ -164,3 +165,7 @@ def test_digest_does_not_depend_on_where_the_lineage_goes(change: str) -> None:
     changed = load_config(DEMO, [f"tracking.{change}"])
     assert changed.tracking != load_config(DEMO).tracking
     assert changed.digest == load_config(DEMO).digest
+
+
+def test_digest_does_not_depend_on_how_students_are_served() -> None:
+    assert load_config(DEMO, ["serving.restarts=7"]).digest == load_config(DEMO).digest

@@ -82,10 +82,11 @@ def test_a_late_probe_is_stopped_with_what_it_started(tmp_path: Path) -> None:
 
 def test_an_interrupt_leaves_no_process_behind(tmp_path: Path) -> None:
     package(tmp_path, "slow", "import time; time.sleep(60)")
+    before = {child.pid for child in psutil.Process().children()}
     started: list[int] = []
 
     def interrupt(_: object) -> None:
-        started.extend(child.pid for child in psutil.Process().children())
+        started.extend(child.pid for child in psutil.Process().children() if child.pid not in before)
         raise KeyboardInterrupt
 
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
