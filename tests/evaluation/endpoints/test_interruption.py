@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,15 @@ def test_killed_run_pays_for_nothing_twice(tmp_path: Path) -> None:
             assert ledger.spent().calls == spent.calls + 30 - stored
 
 
-def test_interrupt_ends_the_calls_at_once_and_leaves_no_thread(tmp_path: Path) -> None:
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Let an interrupt through even where the tests run in the background of a shell, which has them ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_interrupt_ends_the_calls_at_once_and_leaves_no_thread(tmp_path: Path, interruptible: None) -> None:
     with FaultyServer() as server, Ledger(tmp_path / "l.db") as ledger:
         server.always["prompt 00"] = "hang"
         endpoint = Endpoint(config_for(server, concurrency=4, timeout=60.0), ledger)
