@@ -14,8 +14,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from evaluation.tasks import KnowledgeTask
+from pipelines.config import QuestionSet
 from pipelines.records import BankRecord
-from pipelines.work import QuestionSet, UpdateRequest, answer_settings, run_bank
+from pipelines.work import UpdateRequest, answer_settings, run_bank
 from pipelines.workspace import Workspace
 
 
@@ -51,7 +52,7 @@ def score_path(ws: Workspace, task: KnowledgeTask, questions: QuestionSet) -> Pa
         "format": ws.config.student.answer_format.model_dump(mode="json"),
         "task": task.digest,
         "questions": questions,
-        "answers": answer_settings(ws.config),
+        "answers": answer_settings(ws.config, questions),
     }
     digest = ws.key("base", content).rsplit("/", 1)[1]
     return ws.work_dir / "base-scores" / f"{digest}.json"

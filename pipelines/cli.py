@@ -94,13 +94,13 @@ def promote(
 ) -> None:
     """Make a registered version the champion; promoting the previous one is a rollback."""
     from pipelines.config import TrackingConfig, load_config
+    from pipelines.lineage_store import require_store
 
     tracking = TrackingConfig() if config is None else load_config(config).tracking
-    prepare_process(work_dir)
-    from pipelines.lineage_store import require_store
+    require_store(tracking, work_dir)
+    prepare_process()
     from pipelines.registry import Registry
 
-    require_store(tracking, work_dir)
     found = Registry.open(tracking, work_dir).promote(role, version)
     before = "there was none before" if found.previous is None else f"the previous one is version {found.previous}"
     sys.stdout.write(f"Version {found.champion} of the {role} is the champion; {before}.\n")

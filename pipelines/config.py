@@ -20,6 +20,9 @@ from student.config import UpdateRecipe
 from teacher.config import OpenAISampling, TeacherConfig
 from teacher.prompts import PROMPTS, prompt_template
 
+QuestionSet = Literal["rewards", "comparison"]
+"""Which questions a student is asked: those that rewards use, or the held-out phrasings."""
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -93,7 +96,10 @@ class ComparisonConfig(_Frozen):
 
 
 class GradingConfig(_Frozen):
-    """Free-text answers and who grades them, in place of exact match by one teacher-forced pass."""
+    """Free-text answers and who grades them, in place of exact match by one teacher-forced pass.
+
+    Rewards by the probability of the gold answer need no text: then the comparison alone is graded.
+    """
 
     grader: GraderConfig
     """Decides whether an answer is right; what it cannot decide counts for nothing, neither right nor wrong."""
@@ -163,6 +169,11 @@ class RunConfig(_Frozen):
                 f"{self.data.development_documents}, allowed is at least 1 (or empty comparison.fixed_prompts)"
             )
         return self
+
+    def grading_for(self, questions: QuestionSet) -> GradingConfig | None:
+        """Return how the answers to some questions are graded; None where no text is needed."""
+        needless = questions == "rewards" and self.teacher.reward.metric == "probability"
+        return None if needless else self.grading
 
     @property
     def digest(self) -> str:

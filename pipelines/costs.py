@@ -214,8 +214,12 @@ class _Work(NamedTuple):
     samples: int
     edit_updates: int
     passage_updates: int
+    reward_updates: int
+    """Of the updates, those in rounds."""
     documents: int
     """On which the student is scored without an update, at most."""
+    reward_documents: int
+    """Of these, those in rounds."""
     round_examples: int
     """Completions that the teacher learns from in a round."""
     examples: int
@@ -238,7 +242,9 @@ def _count_work(config: RunConfig) -> _Work:
         samples=sampled + compared,
         edit_updates=sampled * loop.replicates + compared + external,
         passage_updates=config.comparison.edits * data.test_documents,
+        reward_updates=sampled * loop.replicates,
         documents=loop.rounds * documents + data.development_documents + data.test_documents,
+        reward_documents=loop.rounds * documents,
         round_examples=documents * kept,
         examples=loop.rounds * documents * kept,
     )
@@ -256,8 +262,11 @@ def _endpoint_costs(config: RunConfig, work: _Work, passage_tokens: int, questio
         yield _endpoint_cost("external", external.sampling.endpoint, calls, read, external.sampling.max_new_tokens)
     if grading is not None and isinstance(grading.grader, JudgeGrading):
         judge = grading.grader
-        answers = questions * (work.edit_updates + work.passage_updates + work.documents)
-        answers += questions * tests if config.comparison.joint_update is not None else 0
+        students = work.edit_updates + work.passage_updates + work.documents
+        if config.grading_for("rewards") is None:
+            students -= work.reward_updates + work.reward_documents
+        students += tests if config.comparison.joint_update is not None else 0
+        answers = questions * students
         seen = _JUDGE_TOKENS + _QUESTION_TOKENS + grading.max_new_tokens
         yield _endpoint_cost("judge", judge.endpoint, answers * judge.repeats, seen, judge.max_tokens)
 

@@ -9,8 +9,9 @@ from evaluation import statistics
 from evaluation.graders import Grade, Graded, GradeItem
 from evaluation.judge import JudgeGrader, judge_noise
 from evaluation.tasks import Question
+from pipelines.config import QuestionSet
 from pipelines.records import BankRecord, Interval, JudgeRecord, ReplicateRecord
-from pipelines.work import QuestionSet, questions_of
+from pipelines.work import questions_of
 from pipelines.workspace import Workspace
 
 

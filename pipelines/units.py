@@ -17,11 +17,12 @@ from evaluation.digests import digest_json
 from evaluation.tasks import KnowledgeTask
 from pipelines import work
 from pipelines.base_scores import base_scores
+from pipelines.config import QuestionSet
 from pipelines.grading import graded
 from pipelines.progress import Reporter
 from pipelines.records import BankRecord, LearningRecord, ReplicateRecord, SamplingRecord, UsageRecord
 from pipelines.sampling import sample_edits, sample_with
-from pipelines.work import QuestionSet, UpdateRequest, answer_settings
+from pipelines.work import UpdateRequest, answer_settings
 from pipelines.workspace import Workspace
 from student.config import UpdateRecipe
 from teacher.prompts import prompt_template
@@ -132,7 +133,7 @@ class Units:
                 for r in requests
             ],
             "questions": questions,
-            "answers": answer_settings(ws.config),
+            "answers": answer_settings(ws.config, questions),
         }
         key = ws.key("bank", content)
         self._reporter.begin(f"training and scoring {len(requests)} adapters")
@@ -189,7 +190,7 @@ class Units:
             "edits": [edit.digest for edit in edits],
             "tasks": [task.digest for task in tasks],
             "seed": seed,
-            "answers": answer_settings(ws.config),
+            "answers": answer_settings(ws.config, "comparison"),
         }
         key = ws.key("joint", content)
         self._reporter.begin(f"training one student on {len(edits)} self-edits")

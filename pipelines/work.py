@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from evaluation.answers import AnswerScore, end_tokens_of, first_line
 from evaluation.errors import UpdateError
 from evaluation.tasks import KnowledgeTask, Question
-from pipelines.config import RunConfig
+from pipelines.config import QuestionSet, RunConfig
 from pipelines.records import (
     BankRecord,
     CandidateRecord,
@@ -28,9 +28,6 @@ from teacher.learning import learn
 from teacher.rewards import Replicate, RewardFailure, RewardOutcome, no_reward, reward_of
 from teacher.selection import Candidate, CandidateGroup, WeightedExample
 from teacher.self_edit import SelfEdit
-
-QuestionSet = Literal["rewards", "comparison"]
-"""Which questions a student is asked: those that rewards use, or the held-out phrasings."""
 
 
 class UpdateRequest(NamedTuple):
@@ -75,7 +72,7 @@ def run_bank(ws: Workspace, requests: Sequence[UpdateRequest], questions: Questi
         adapters = [results[i].adapter if i in results else None for i in asked]
         sets = [questions_of(ws.tasks[requests[i].document_id], questions) for i in asked]
         scores = dict(zip(asked, bank.score(adapters, sets, student.tokenizer, config.answer_format), strict=True))
-        written = dict(zip(asked, write_answers(ws, bank, adapters, sets), strict=True))
+        written = dict(zip(asked, write_answers(ws, bank, adapters, sets, questions), strict=True))
     records = []
     for i, request in enumerate(requests):
         result = results.get(i)
@@ -130,7 +127,7 @@ def run_joint(
         asked = [questions_of(task, "comparison") for task in tasks] if result.adapter is not None else []
         adapters = [result.adapter] * len(asked)
         scores = bank.score(adapters, asked, student.tokenizer, config.answer_format)
-        written = write_answers(ws, bank, adapters, asked)
+        written = write_answers(ws, bank, adapters, asked, "comparison")
     if result.adapter is not None:
         save_adapter(result.adapter, ws.adapter_dir(result.adapter.digest), config.model)
     replicates = [
@@ -145,13 +142,18 @@ def run_joint(
     return BankRecord(replicates=tuple(replicates), seconds=time.perf_counter() - started, usage=_usage(bank))
 
 
-def answer_settings(config: RunConfig) -> dict[str, Any] | None:
+def answer_settings(config: RunConfig, which: QuestionSet) -> dict[str, Any] | None:
     """Return what decides the students' texts, for content keys; None where none are written. Who grades is no part."""
-    return None if config.grading is None else config.grading.model_dump(mode="json", exclude={"grader"})
+    grading = config.grading_for(which)
+    return None if grading is None else grading.model_dump(mode="json", exclude={"grader"})
 
 
 def write_answers(
-    ws: Workspace, bank: LoraBank, adapters: Sequence[Adapter | None], questions: Sequence[Sequence[Question]]
+    ws: Workspace,
+    bank: LoraBank,
+    adapters: Sequence[Adapter | None],
+    questions: Sequence[Sequence[Question]],
+    which: QuestionSet,
 ) -> Sequence[list[str] | ScoringFailure | None]:
     """Return what each student writes in answer to its questions, for the run's grader; Nones where it has none.
 
@@ -160,8 +162,9 @@ def write_answers(
         bank: Open.
         adapters: K students.
         questions: K lists, of any lengths.
+        which: Of a task's they are.
     """
-    grading, tokenizer = ws.config.grading, ws.student.tokenizer
+    grading, tokenizer = ws.config.grading_for(which), ws.student.tokenizer
     if grading is None:
         return [None] * len(adapters)
     prompts = [[ws.config.student.answer_format.render(q.question) for q in asked] for asked in questions]

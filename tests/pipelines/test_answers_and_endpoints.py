@@ -48,7 +48,9 @@ def server() -> Iterator[FaultyServer]:
 @pytest.fixture
 def opened(tmp_path: Path, prefect_server: None) -> Callable[..., tuple[Workspace, Units]]:
     def open_again(*overrides: str) -> tuple[Workspace, Units]:
-        ws = Workspace(small_config("student.update.epochs=8", *overrides), tmp_path / "work")
+        ws = Workspace(
+            small_config("student.update.epochs=8", "teacher.reward.metric=accuracy", *overrides), tmp_path / "work"
+        )
         return ws, units_of(ws)
 
     return open_again
@@ -73,7 +75,10 @@ def taught(ws: Workspace) -> list[UpdateRequest]:
 def test_text_is_the_gold_answer_exactly_where_the_forced_pass_says_so(tmp_path: Path, engine: str) -> None:
     told = {"grader": {"type": "exact"}, "engine": engine, "max_new_tokens": 24}
     told |= {"vllm": {"kv_cache_gb": 0.2, "max_sequences": 64}}
-    with Workspace(small_config("student.update.epochs=12", "grading=" + json.dumps(told)), tmp_path) as ws:
+    with Workspace(
+        small_config("teacher.reward.metric=accuracy", "student.update.epochs=12", "grading=" + json.dumps(told)),
+        tmp_path,
+    ) as ws:
         record = run_bank(ws, taught(ws), "rewards")
     right = 0
     for replicate in record.replicates:
@@ -101,6 +106,16 @@ def test_verdicts_are_the_graders_and_make_the_accuracy(opened: Callable[..., tu
     assert sum(len(r.answers) for r in exact.replicates) == len(plain.grades)
     ungraded, _ = opened()
     assert graded(ungraded, record, "rewards") is record
+
+
+def test_rewards_by_probability_need_no_text(opened: Callable[..., tuple[Workspace, Units]]) -> None:
+    ws, _ = opened("grading={grader: {type: exact}, max_new_tokens: 16}", "teacher.reward.metric=probability")
+    request = taught(ws)[:1]
+    (rewarded,) = graded(ws, run_bank(ws, request, "rewards"), "rewards").replicates
+    (compared,) = graded(ws, run_bank(ws, request, "comparison"), "comparison").replicates
+    assert rewarded.answers == ()
+    assert rewarded.verdicts == rewarded.exact
+    assert len(compared.answers) == len(compared.verdicts) > 0
 
 
 def test_a_judge_that_is_unclear_or_fails_gives_no_score_and_is_asked_again(

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from pipelines.config import RunConfig
 from pipelines.costs import CPU_FLOPS_PER_SECOND, CostEstimate, cost_table, estimate, model_size
+from teacher.config import RewardConfig
 
 
 def _config(**changes: Any) -> RunConfig:
@@ -90,6 +91,35 @@ def test_estimate_takes_no_more_documents_a_round_than_there_are() -> None:
     data = {"type": "microworld", "train_documents": 2, "development_documents": 7, "test_documents": 11}
     cost = estimate(RunConfig.model_validate({**sections, "data": data}))
     assert cost.teacher_samples == 30 + 94
+
+
+def test_estimate_of_endpoints_counts_calls_tokens_and_money() -> None:
+    address = {"base_url": "http://127.0.0.1:1/v1", "model": "large", "price_input": 2.0, "price_output": 10.0}
+    external = {"sampling": {"type": "openai", "max_new_tokens": 60, "endpoint": {**address, "budget_cost": 3.0}}}
+    judge = {"type": "judge", "repeats": 3, "max_tokens": 8, "endpoint": address}
+    sections = _config(comparison={"edits": 2, "external": external}).model_dump()
+    config = RunConfig.model_validate({**sections, "grading": {"grader": judge, "max_new_tokens": 20}})
+    cost = estimate(config, passage_tokens=100, questions=4)
+    asked = {one.role: one for one in cost.endpoints}
+    assert set(asked) == {"external", "judge"}
+    generator = asked["external"]
+    assert generator.calls == 2 * 11
+    prompts = generator.tokens - 22 * 60
+    assert generator.cost == pytest.approx((2.0 * prompts + 10.0 * 22 * 60) / 1e6)
+    assert generator.budget == "3.00 USD"
+    # Rewards by probability need no judge: 2 edits of 2 prompts on 7 documents, of 3 teachers and the generator on 11,
+    # 2 passages on 11, and the students without an update, each with 4 questions, each asked about 3 times.
+    compared = 2 * (2 * 7 + 3 * 11) + 22 + 22 + 7 + 11
+    assert asked["judge"].calls == 3 * 4 * compared
+    rewarded = config.model_copy(
+        update={"teacher": config.teacher.model_copy(update={"reward": RewardConfig(metric="accuracy")})}
+    )
+    more = {one.role: one for one in estimate(rewarded, passage_tokens=100, questions=4).endpoints}
+    assert more["judge"].calls - asked["judge"].calls == 3 * 4 * (120 + 12)
+    out = io.StringIO()
+    Console(file=out, width=100).print(cost_table(cost, config))
+    assert "Endpoint: external" in out.getvalue()
+    assert "budget 3.00 USD" in out.getvalue()
 
 
 def test_estimate_of_hub_models_leaves_sizes_and_time_open() -> None:

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from evaluation.errors import LineageError
+from evaluation.errors import ConfigError, LineageError
+from pipelines.cli import app
 from pipelines.config import TrackingConfig
 from pipelines.lineage import Lineage
 from pipelines.registry import Promotion, Registry
@@ -64,6 +66,19 @@ def test_register_student_ties_metrics_to_the_model_once(open_run: Open, policy_
     assert [(m.key, m.value) for m in model.metrics] == [("eval/accuracy", 0.5)]
     assert str(model.status) == "READY"
     assert lineage.registry.aliases("student") == {"candidate": 1}
+
+
+def test_promote_command_says_where_the_aliases_stand(open_run: Open, policy_dir: Path, work_dir: Path) -> None:
+    open_run().log_round(make_round(0), policy_dir)
+    told = CliRunner().invoke(app, ["promote", "teacher", "1", "--work-dir", str(work_dir)])
+    assert told.exit_code == 0, told.output
+    assert "Version 1 of the teacher is the champion; there was none before." in told.output
+    assert Registry.open(TRACKING, work_dir).aliases("teacher")["champion"] == 1
+    nowhere = work_dir / "nowhere"
+    refused = CliRunner().invoke(app, ["promote", "teacher", "1", "--work-dir", str(nowhere)])
+    assert isinstance(refused.exception, ConfigError)
+    assert "holds no runs" in str(refused.exception)
+    assert not (nowhere / "mlflow.db").exists()
 
 
 def test_promote_moves_previous_then_champion_and_rolls_back(open_run: Open, policy_dir: Path, work_dir: Path) -> None:
