@@ -153,6 +153,9 @@ def _result_notes(result: RunResult) -> Iterator[str]:
         )
 
 
+_ROLES = {"external": "external generator"}
+
+
 def _endpoint_notes(result: RunResult) -> Iterator[str]:
     """Yield how noisy the judge was, and what was spent at endpoints."""
     judge = result.judge
@@ -171,7 +174,7 @@ def _endpoint_notes(result: RunResult) -> Iterator[str]:
         price = "" if spent.cost is None else f", {spent.cost:,.4f} {spent.currency}"
         failed = f", of which {spent.failures:,} brought no reply" if spent.failures else ""
         used = f"{counted(spent.calls, 'call')}{failed}, {spent.tokens:,} tokens{price}"
-        yield f"Spent at the endpoint of the {role}: {used}."
+        yield f"Spent at the endpoint of the {_ROLES.get(role, role)}: {used}."
 
 
 def _variant_notes(result: RunResult, variants: Sequence[VariantRecord]) -> Iterator[str]:
