@@ -91,7 +91,7 @@ class VllmEngine:
         options: VllmOptions,
         *,
         device: str = "cpu",
-        dtype: str = "float32",
+        dtype: Literal["float32", "bfloat16"] = "float32",
         max_rank: int | None = None,
     ) -> None:
         """Load the model and reserve memory; seconds for a micro model, minutes for a large one.
