@@ -80,6 +80,12 @@ class LabelBatch:
     """(L,) answer that each label belongs to: its row's place among the rows that have labels, ascending."""
 
 
+def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
+    """Return the tokens that a student reads for a prompt: its opening token, where it has one, and the text."""
+    bos = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+    return [*bos, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+
+
 def encode_answer(tokenizer: Any, question: str, answer: str, answer_format: AnswerFormat) -> EncodedAnswer:
     """Return prompt and answer in tokens, cut where greedy decoding from the prompt would start.
 
@@ -96,9 +102,8 @@ def encode_answer(tokenizer: Any, question: str, answer: str, answer_format: Ans
         ScoringError: The prompt's tokens are not a prefix of the whole's, or the answer has no tokens.
     """
     prompt_text = answer_format.render(question)
-    bos = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
-    prompt = bos + tokenizer(prompt_text, add_special_tokens=False)["input_ids"]
-    whole = bos + tokenizer(prompt_text + answer_format.joiner + answer, add_special_tokens=False)["input_ids"]
+    prompt = prompt_ids(tokenizer, prompt_text)
+    whole = prompt_ids(tokenizer, prompt_text + answer_format.joiner + answer)
     if whole[: len(prompt)] != prompt or len(whole) == len(prompt):
         raise ScoringError(
             f"answer: question {question!r} with answer {answer!r} has no token boundary between prompt and answer "

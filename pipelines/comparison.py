@@ -188,8 +188,8 @@ def compare_variants(ws: Workspace, variants: Sequence[VariantRecord]) -> Compar
     )
     return ComparisonRecord(
         documents=len(found.documents),
-        variants={name: Interval(mean=i.mean, low=i.low, high=i.high) for name, i in found.variants.items()},
-        gains={_gain_name(name): Interval(mean=i.mean, low=i.low, high=i.high) for name, i in found.gains.items()},
+        variants={name: Interval.of(i) for name, i in found.variants.items()},
+        gains={_gain_name(name): Interval.of(i) for name, i in found.gains.items()},
         confidence=settings.confidence,
         minimum_detectable={_gain_name(name): value for name, value in found.minimum_detectable.items()},
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from evaluation.answers import AnswerFormat
 from evaluation.data_config import DataConfig
@@ -17,8 +17,8 @@ from evaluation.errors import ConfigError
 from evaluation.grader_config import GraderConfig
 from pipelines.serving.options import ServingOptions
 from student.config import UpdateRecipe
-from teacher.config import OpenAISampling, TeacherConfig
-from teacher.prompts import PROMPTS, prompt_template
+from teacher.config import OpenAISampling, PromptName, TeacherConfig
+from teacher.prompts import PROMPTS
 
 QuestionSet = Literal["rewards", "comparison"]
 """Which questions a student is asked: those that rewards use, or the held-out phrasings."""
@@ -63,15 +63,10 @@ class ExternalGenerator(_Frozen):
     """A model that others run, which writes self-edits to compare the trained teacher's with; it is never trained."""
 
     sampling: OpenAISampling
-    prompt: str = "implications"
+    prompt: PromptName = "implications"
     """Name of the prompt template."""
     label: str = Field(default="external generator", min_length=1, max_length=60)
     """Shown in tables and plots, at most 60 characters."""
-
-    @field_validator("prompt")
-    @classmethod
-    def _known_prompt(cls, value: str) -> str:
-        return prompt_template(value).name
 
 
 class ComparisonConfig(_Frozen):

@@ -8,11 +8,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from evaluation.errors import PreceptorError
+
+if TYPE_CHECKING:
+    import psutil  # type: ignore[import-untyped]
 
 LOCK = "run.lock"
 """File in the work directory that a run holds."""
@@ -43,9 +46,9 @@ def exclusive(work_dir: Path) -> Iterator[None]:
         ) from error
 
 
-def left_servers(work_dir: Path) -> list[int]:
-    """Return the process ids of the embedded servers that runs of this directory noted and that are alive."""
-    import psutil  # type: ignore[import-untyped]
+def left_servers(work_dir: Path) -> list[psutil.Process]:
+    """Return the embedded servers that runs of this directory noted and that are alive."""
+    import psutil
 
     try:
         recorded = json.loads((work_dir / _RECORD).read_text(encoding="utf-8"))
@@ -57,7 +60,7 @@ def left_servers(work_dir: Path) -> list[int]:
             process = psutil.Process(entry["pid"])
             # A process number is used again one day; start time and command make sure that it is ours.
             if process.create_time() == entry["created"] and _MARK in " ".join(process.cmdline()):
-                alive.append(process.pid)
+                alive.append(process)
         except psutil.Error:
             continue
     return alive
@@ -68,9 +71,9 @@ def stop_orphans(work_dir: Path) -> int:
     import psutil
 
     stopped = 0
-    for number in left_servers(work_dir):
+    for process in left_servers(work_dir):
         try:
-            psutil.Process(number).terminate()
+            process.terminate()
             stopped += 1
         except psutil.Error:
             continue

@@ -117,7 +117,7 @@ def _shared_accuracies(result: RunResult) -> list[dict[str, float]]:
 def _over_all(groups: list[list[float]], generator: np.random.Generator, *, low: float) -> Interval:
     """Return the mean over seeds and documents of values in [low, 1] with its 95 % interval."""
     found = hierarchical_bootstrap_mean(groups, generator, resamples=RESAMPLES, bounds=(low, 1.0))
-    return Interval(mean=found.mean, low=found.low, high=found.high)
+    return Interval.of(found)
 
 
 def _cell(interval: Interval, *, signed: bool = False) -> str:

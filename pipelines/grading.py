@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from evaluation import statistics
 from evaluation.graders import Grade, Graded, GradeItem
 from evaluation.judge import JudgeGrader, judge_noise
-from evaluation.tasks import Question
 from pipelines.config import QuestionSet
 from pipelines.records import BankRecord, Interval, JudgeRecord, ReplicateRecord
 from pipelines.work import questions_of
@@ -31,8 +29,12 @@ def graded(ws: Workspace, record: BankRecord, questions: QuestionSet) -> BankRec
     """
     if ws.grader is None:
         return record
-    asked = [questions_of(ws.tasks[r.document_id], questions) if r.answers else () for r in record.replicates]
-    items = [item for r, mine in zip(record.replicates, asked, strict=True) for item in _items(r, mine)]
+    items = [
+        GradeItem(question.question, (question.answer,), answer)
+        for r in record.replicates
+        if r.answers
+        for question, answer in zip(questions_of(ws.tasks[r.document_id], questions), r.answers, strict=True)
+    ]
     verdicts = iter(ws.grader.grade(items))
     replicates = [_with_verdicts(r, [next(verdicts) for _ in r.answers], ws) for r in record.replicates]
     return record.model_copy(update={"replicates": tuple(replicates)})
@@ -47,21 +49,12 @@ def judge_record(ws: Workspace) -> JudgeRecord | None:
     noise = judge_noise(ws.grades, confidence=settings.confidence, resamples=settings.resamples, seed=seed)
     return JudgeRecord(
         repeated=noise.repeated,
-        disagreeing=_interval(noise.disagreeing),
-        flips=_interval(noise.flips),
+        disagreeing=None if noise.disagreeing is None else Interval.of(noise.disagreeing),
+        flips=None if noise.flips is None else Interval.of(noise.flips),
         verdicts=noise.verdicts,
         unclear=noise.unclear,
         failed=noise.failed,
     )
-
-
-def _interval(found: statistics.Interval | None) -> Interval | None:
-    return None if found is None else Interval(mean=found.mean, low=found.low, high=found.high)
-
-
-def _items(replicate: ReplicateRecord, questions: Sequence[Question]) -> list[GradeItem]:
-    pairs = zip(questions, replicate.answers, strict=True) if replicate.answers else ()
-    return [GradeItem(question.question, (question.answer,), answer) for question, answer in pairs]
 
 
 def _with_verdicts(replicate: ReplicateRecord, grades: Sequence[Graded], ws: Workspace) -> ReplicateRecord:

@@ -47,7 +47,8 @@ def require_store(tracking: TrackingConfig, work_dir: Path) -> None:
     Raises:
         ConfigError: Nothing has been run there.
     """
-    if tracking.uri is None and not (work_dir / "mlflow.db").is_file():
+    database = sqlite_file(tracking_uri(tracking, work_dir))
+    if tracking.uri is None and not (database and database.is_file()):
         raise ConfigError(
             f"work directory {str(work_dir)!r} holds no runs. Give the work directory of a run with --work-dir, or a "
             "configuration with tracking.uri with --config."
@@ -120,9 +121,9 @@ def _experiment(client: Any, name: str, artifacts: Path | None) -> str:
     return experiment_id
 
 
-def shown(uri: str) -> str:
-    """Return a URI without the user and password in it."""
-    return re.sub(r"//[^@/]*@", "//***@", uri)
+def shown(uri: str, instead: str = "***@") -> str:
+    """Return a URI with `instead` for the user and password in it."""
+    return re.sub(r"//[^@/]*@", f"//{instead}", uri)
 
 
 @contextmanager

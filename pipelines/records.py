@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from evaluation import statistics
 from teacher.rewards import RewardFailure
 from teacher.self_edit import SelfEdit
 
@@ -245,6 +246,11 @@ class Interval(_Record):
     mean: float
     low: float
     high: float
+
+    @classmethod
+    def of(cls, found: statistics.Interval) -> Interval:
+        """Return a statistic's interval as a record."""
+        return cls(mean=found.mean, low=found.low, high=found.high)
 
 
 class JudgeRecord(_Record):

@@ -141,22 +141,21 @@ class Workspace:
             ConfigError: A key is missing.
             EndpointError: An endpoint refuses, or does not have the model.
         """
-        asked = [] if self.taught_locally else [self.sampler]
-        asked += [self.external] if self.config.comparison.external is not None else []
-        for sampler in asked:
-            assert isinstance(sampler, OpenAISampler)
-            sampler.check()
-        if self.grader is not None and isinstance(self.grader, JudgeGrader):
-            self.grader.check()
+        for part in self._endpoints().values():
+            part.check()
 
     def spent(self) -> dict[str, Spent]:
         """Return what was spent at endpoints, by role: `teacher`, `external`, `judge`; killed runs included."""
-        roles: dict[str, Any] = {} if self.taught_locally else {"teacher": self.sampler}
-        if self.config.comparison.external is not None:
-            roles["external"] = self.external
-        if isinstance(self.grader, JudgeGrader):
-            roles["judge"] = self.grader
-        return {name: role.spent for name, role in roles.items()}
+        return {role: part.spent for role, part in self._endpoints().items()}
+
+    def _endpoints(self) -> dict[str, OpenAISampler | JudgeGrader]:
+        """Return what asks an endpoint, by role."""
+        parts = {
+            "teacher": None if self.taught_locally else self.sampler,
+            "external": None if self.config.comparison.external is None else self.external,
+            "judge": self.grader,
+        }
+        return {role: part for role, part in parts.items() if isinstance(part, OpenAISampler | JudgeGrader)}
 
     def close(self) -> None:
         """Stop engines and close files; what is used again is opened anew."""
@@ -213,7 +212,7 @@ class Workspace:
     def prompt(self, template: str, document: Document) -> str:
         """Return what the teacher reads about a document."""
         chosen = prompt_template(template)
-        if self.config.teacher.chat and self.taught_locally:
+        if self.config.teacher.chat:
             return chosen.render_chat(document, self.policy.tokenizer)
         return chosen.render(document)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from evaluation.answers import prompt_ids
 from student.adapters import Adapter
 from student.banked_linear import FlatLayout
 from student.banked_model import BankedModel
@@ -49,9 +50,3 @@ def generate_group(
             student.detach()
     texts = tokenizer.batch_decode(written[:, width:], skip_special_tokens=True)
     return [texts[k * most : k * most + len(asked)] for k, asked in enumerate(prompts)]
-
-
-def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
-    """Return the tokens that a student reads for a prompt: its opening token, where it has one, and the text."""
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    return [*bos, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]

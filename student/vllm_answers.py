@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from evaluation.answers import prompt_ids
 from evaluation.engines.vllm_engine import AdapterHandle, EngineFailure, EngineRequest, VllmEngine
 from evaluation.errors import ModelError, ScoringError
 from student.adapters import Adapter, save_adapter
-from student.generation import prompt_ids
 from student.scoring import ScoringFailure
 
 

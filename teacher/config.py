@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from evaluation.endpoints.config import EndpointConfig
 from evaluation.engines.vllm_options import VllmOptions
@@ -81,6 +81,10 @@ SamplingConfig: TypeAlias = Annotated[
     Discriminator(_engine_of),
 ]
 """How to sample: told apart by `type`."""
+
+
+PromptName: TypeAlias = Annotated[str, AfterValidator(lambda name: prompt_template(name).name)]
+"""Name of a prompt template that there is."""
 
 
 class PolicyConfig(_Frozen):
@@ -164,7 +168,7 @@ class TeacherConfig(_Frozen):
 
     model: str = Field(min_length=1)
     """Directory or hub name of the frozen base model; behind an endpoint its name there, which need not be repeated."""
-    prompt: str = "micro-implications"
+    prompt: PromptName = "micro-implications"
     """Name of the prompt template."""
     chat: bool = False
     """Put the prompt into the tokenizer's chat format; for instruction-tuned teachers."""
@@ -174,11 +178,6 @@ class TeacherConfig(_Frozen):
     policy: PolicyConfig = PolicyConfig()
     reward: RewardConfig = RewardConfig()
     learning: LearningConfig = GroupRelativeConfig()
-
-    @field_validator("prompt")
-    @classmethod
-    def _known_prompt(cls, value: str) -> str:
-        return prompt_template(value).name
 
     @model_validator(mode="before")
     @classmethod

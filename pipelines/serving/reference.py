@@ -44,8 +44,8 @@ def compute_reference(request: ReferenceRequest) -> Reference:
     import torch
     from peft import PeftModel
 
+    from evaluation.answers import prompt_ids
     from evaluation.checkpoints import load_checkpoint
-    from student.generation import prompt_ids
 
     base, tokenizer = load_checkpoint(request.model)
     digests = _digests(base)  # before PEFT wraps the layers, which renames them

@@ -39,6 +39,7 @@ class OpenAISampler:
         """
         check_key(config.endpoint)
         self._config = config
+        self._schema = self_edit_schema() if config.structured else None
         self._ledger_path = ledger_path
         self._scope = scope
         self._progress = progress
@@ -97,7 +98,7 @@ class OpenAISampler:
             top_p=config.top_p,
             seed=derive_seed(seed, prompt, index),
             index=index,
-            schema=self_edit_schema() if config.structured else None,
+            schema=self._schema,
         )
 
     def _open(self) -> tuple[Ledger, Endpoint]:

@@ -48,6 +48,7 @@ class VllmSampler:
             longest = config.engine.max_model_tokens - config.max_new_tokens
             self._max_prompt_tokens = min(self._max_prompt_tokens or longest, longest)
         self._ends = end_tokens(base, policy.tokenizer)
+        self._schema = self_edit_schema() if config.structured else None
 
     @property
     def max_prompt_tokens(self) -> int | None:
@@ -105,7 +106,7 @@ class VllmSampler:
             config.top_p,
             seed=key & (2**63 - 1),
             end_tokens=sorted(self._ends),
-            schema=self_edit_schema() if config.structured else None,
+            schema=self._schema,
         )
 
     def _at_policy(self) -> tuple[VllmEngine, AdapterHandle]:

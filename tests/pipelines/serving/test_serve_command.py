@@ -16,9 +16,9 @@ from typing import Any
 import httpx
 import pytest
 
+from evaluation.answers import prompt_ids
 from evaluation.checkpoints import load_checkpoint, model_digest
 from student.adapters import Adapter
-from student.generation import prompt_ids
 from tests.pipelines.serving.parts import ServeProcess, Shelf, command_line
 from tests.vllm_parts import needs_vllm, random_adapter
 
