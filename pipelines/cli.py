@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from evaluation.errors import ConfigError, InputError, PreceptorError
+from evaluation.microworld.build import Role
 from pipelines.bench.command import app as bench_app
 from pipelines.doctor.command import doctor
 from pipelines.process import prepare_process
@@ -116,33 +118,36 @@ def build_micro(
     seed: Annotated[int, typer.Option(min=0, help="Of initial weights and texts.")] = 0,
     check_only: Annotated[bool, typer.Option("--check-only", help="Check the models in --out; build nothing.")] = False,
     shipped: Annotated[bool, typer.Option("--shipped", help="Check the models that ship with the package.")] = False,
+    role: Annotated[
+        list[Role] | None, typer.Option("--role", help="Build this model; repeatable. Without it the two that ship.")
+    ] = None,
 ) -> None:
-    """Rebuild the two micro models from a seed and print the checks that they must pass."""
+    """Rebuild micro models from a seed and print the checks that they must pass."""
     prepare_process()
     from rich.console import Console
 
-    from evaluation.microworld.build import build
+    from evaluation.microworld.build import SHIPPED, build
 
-    console = Console()
+    console, roles = Console(), tuple(role or SHIPPED)
     if shipped:
         from evaluation.checkpoints import MICRO_MODELS
 
         out, check_only = MICRO_MODELS["micro-student"].parent, True
     if not check_only:
-        build(out, seed, report=lambda line: console.print(line, highlight=False))
-    _print_checks(console, out)
-    if not check_only:
+        build(out, seed, report=lambda line: console.print(line, highlight=False), roles=roles)
+    _print_checks(console, out, roles)
+    if not check_only and set(SHIPPED) <= set(roles):
         told = f"--set teacher.model={out}/teacher --set student.model={out}/student"
         console.print(f"To run with them: preceptor train-teacher configs/demo.yaml {told}", soft_wrap=True)
 
 
-def _print_checks(console: Console, out: Path) -> None:
+def _print_checks(console: Console, out: Path, roles: Sequence[Role]) -> None:
     """Print the checks of the micro models under `out`; a failed one ends the command."""
     from evaluation.errors import BuildError
     from evaluation.microworld.checks import run_checks
     from pipelines.report import plain_table
 
-    checks = run_checks(out)
+    checks = run_checks(out, roles)
     table = plain_table(f"Checks of the micro models in {out}", "")
     for heading in ("check", "measured", "allowed", ""):
         table.add_column(heading)

@@ -4,35 +4,43 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from evaluation.statistics import compare, known_mean
+from evaluation.paired_tests import mcnemar_test, paired_tests
+from evaluation.statistics import bootstrap_mean, compare, known_mean
 from evaluation.tasks import KnowledgeTask
 from pipelines.diagnostics import edit_notes
 from pipelines.records import (
     CandidateRecord,
     ComparisonRecord,
     Interval,
+    PairedTestRecord,
     ReplicateRecord,
     SamplingRecord,
     VariantRecord,
 )
-from pipelines.rounds import update_requests
+from pipelines.rewarding import judge
 from pipelines.sampling import written_edit
+from pipelines.trials import Trials, update_requests
 from pipelines.units import Units
-from pipelines.work import judge
 from pipelines.workspace import Workspace
 
 PAIRS = (
     ("trained_teacher", "untrained_teacher"),
     ("trained_teacher", "fixed_kind"),
+    ("trained_teacher", "fixed_kind_equal_tokens"),
+    ("trained_teacher", "proxy_teacher"),
     ("trained_teacher", "external_generator"),
     ("trained_teacher", "raw_passage"),
     ("trained_teacher", "base"),
     ("untrained_teacher", "raw_passage"),
     ("untrained_teacher", "base"),
+    ("null_edit", "base"),
+    ("other_document", "base"),
+    ("swapped_values", "base"),
+    ("oracle", "trained_teacher"),
 )
 """Differences that are reported, where both variants are there."""
 
@@ -45,6 +53,7 @@ def base_variant(ws: Workspace, units: Units, tasks: Sequence[KnowledgeTask]) ->
         label="base student, no update",
         candidates=(),
         accuracy={score.document_id: score.accuracy for score in scores if score.accuracy is not None},
+        verdicts=_verdicts(scores),
         phrasings=_by_phrasing(ws, scores),
         failures=_failures(scores),
     )
@@ -53,7 +62,7 @@ def base_variant(ws: Workspace, units: Units, tasks: Sequence[KnowledgeTask]) ->
 def raw_variant(ws: Workspace, units: Units, tasks: Sequence[KnowledgeTask]) -> VariantRecord:
     """Return the student trained on the passages as they are."""
     edits = tuple(written_edit(task, task.document.text) for task in tasks)
-    return _scored(ws, units, "raw_passage", "raw passage", SamplingRecord(edits=edits, seconds=0.0), tasks)
+    return scored_variant(ws, units, "raw_passage", "raw passage", SamplingRecord(edits=edits, seconds=0.0), tasks)
 
 
 def teacher_variant(
@@ -80,7 +89,7 @@ def teacher_variant(
         keep: Documents, from the first on, of which the adapter of the first self-edit is kept (`kept_adapters`).
     """
     sampling = units.sample(policy, prompt, tasks, n=ws.config.comparison.edits, seed=ws.seed("sample", "comparison"))
-    return _scored(ws, units, name, label, sampling, tasks, keep=keep)
+    return scored_variant(ws, units, name, label, sampling, tasks, keep=keep)
 
 
 def external_variant(ws: Workspace, units: Units, tasks: Sequence[KnowledgeTask]) -> VariantRecord | None:
@@ -89,13 +98,19 @@ def external_variant(ws: Workspace, units: Units, tasks: Sequence[KnowledgeTask]
     if external is None:
         return None
     sampling = units.external(tasks, n=ws.config.comparison.edits, seed=ws.seed("sample", "external"))
-    return _scored(ws, units, "external_generator", external.label, sampling, tasks)
+    return scored_variant(ws, units, "external_generator", external.label, sampling, tasks)
 
 
-def best_fixed_variant(
-    ws: Workspace, units: Units, development: Sequence[KnowledgeTask], test: Sequence[KnowledgeTask]
-) -> VariantRecord | None:
-    """Return the untrained teacher with the fixed prompt that is best on the development documents, or None."""
+class FixedKind(NamedTuple):
+    """The fixed prompt of the untrained teacher that is best on the development documents."""
+
+    prompt: str
+    label: str
+    notes: dict[str, float]
+
+
+def best_fixed_kind(ws: Workspace, units: Units, development: Sequence[KnowledgeTask]) -> FixedKind | None:
+    """Return which fixed prompt is best on the development documents; None where none competes."""
     means: dict[str, float] = {}
     for prompt in ws.config.comparison.fixed_prompts:
         tried = teacher_variant(ws, units, "fixed_kind", prompt, None, prompt, development)
@@ -105,10 +120,18 @@ def best_fixed_variant(
     if not means:
         return None
     best = max(means, key=lambda prompt: means[prompt])
-    label = f"best fixed kind ({best.removeprefix('micro-')})"
-    chosen = teacher_variant(ws, units, "fixed_kind", label, None, best, test)
     notes = {f"development accuracy of {prompt}": mean for prompt, mean in means.items()}
-    return chosen.model_copy(update={"notes": {**chosen.notes, **notes}})
+    return FixedKind(best, f"best fixed kind ({best.removeprefix('micro-')})", notes)
+
+
+def fixed_variant(
+    ws: Workspace, units: Units, kind: FixedKind | None, tasks: Sequence[KnowledgeTask]
+) -> VariantRecord | None:
+    """Return the untrained teacher with the best fixed prompt; None where there is none."""
+    if kind is None:
+        return None
+    chosen = teacher_variant(ws, units, "fixed_kind", kind.label, None, kind.prompt, tasks)
+    return chosen.model_copy(update={"notes": {**chosen.notes, **kind.notes}})
 
 
 def kept_adapters(ws: Workspace, variant: VariantRecord) -> dict[str, Path]:
@@ -177,30 +200,63 @@ def probe_prompts(ws: Workspace, tasks: Sequence[KnowledgeTask], most: int = 16,
 
 def compare_variants(ws: Workspace, variants: Sequence[VariantRecord]) -> ComparisonRecord:
     """Return the variants with their intervals and paired gains, over the documents that all of them could score."""
-    settings = ws.config.comparison
+    settings, seed = ws.config.comparison, ws.seed("bootstrap")
     names = {variant.name for variant in variants}
-    found = compare(
-        {variant.name: variant.accuracy for variant in variants},
-        [pair for pair in PAIRS if names.issuperset(pair)],
-        confidence=settings.confidence,
-        resamples=settings.resamples,
-        seed=ws.seed("bootstrap"),
-    )
+    pairs = [pair for pair in PAIRS if names.issuperset(pair)]
+    accuracies = {variant.name: variant.accuracy for variant in variants}
+    found = compare(accuracies, pairs, confidence=settings.confidence, resamples=settings.resamples, seed=seed)
+    shared = {name: {d: scores[d] for d in found.documents} for name, scores in accuracies.items() if scores}
+    tested = [pair for pair in pairs if shared.keys() >= set(pair)]
+    tests = paired_tests(shared, tested, method=settings.correction, seed=seed)
+    verdicts = {variant.name: variant.verdicts for variant in variants}
     return ComparisonRecord(
         documents=len(found.documents),
         variants={name: Interval.of(i) for name, i in found.variants.items()},
-        gains={_gain_name(name): Interval.of(i) for name, i in found.gains.items()},
+        gains={gain_name(name): Interval.of(i) for name, i in found.gains.items()},
         confidence=settings.confidence,
-        minimum_detectable={_gain_name(name): value for name, value in found.minimum_detectable.items()},
+        minimum_detectable={gain_name(name): value for name, value in found.minimum_detectable.items()},
+        tests={
+            gain_name(f"{a}_minus_{b}"): PairedTestRecord(
+                sign_flip=tests[f"{a}_minus_{b}"].sign_flip,
+                adjusted=tests[f"{a}_minus_{b}"].adjusted,
+                required_documents=tests[f"{a}_minus_{b}"].required_documents,
+                mcnemar=_mcnemar(verdicts[a], verdicts[b]),
+            )
+            for a, b in tested
+        },
+        forgetting={
+            variant.name: Interval.of(
+                bootstrap_mean(
+                    list(variant.forgetting.values()),
+                    confidence=settings.confidence,
+                    resamples=settings.resamples,
+                    seed=seed,
+                    bounds=(-1.0, 1.0),
+                )
+            )
+            for variant in variants
+            if variant.forgetting
+        },
     )
 
 
-def _gain_name(name: str) -> str:
+def _mcnemar(a: Mapping[str, Sequence[bool | None]], b: Mapping[str, Sequence[bool | None]]) -> float | None:
+    """Return the p-value over the questions that both variants have a verdict on; None where there is none."""
+    pairs = [
+        (x, y)
+        for document in sorted(a.keys() & b.keys())
+        for x, y in zip(a[document], b[document], strict=True)
+        if x is not None and y is not None
+    ]
+    return mcnemar_test([x for x, _ in pairs], [y for _, y in pairs]) if pairs else None
+
+
+def gain_name(name: str) -> str:
     """Return the short name of a difference: `trained_minus_untrained`."""
     return name.replace("_teacher", "")
 
 
-def _scored(
+def scored_variant(
     ws: Workspace,
     units: Units,
     name: str,
@@ -214,20 +270,21 @@ def _scored(
     first = {edit.document_id for edit in [e for e in sampling.edits if e.index == 0][:keep]}
     requests = [
         request._replace(keep=request.sample == 0 and request.document_id in first)
-        for request in update_requests(ws, sampling, "comparison", 1)
+        for request in update_requests(ws, sampling.edits, "comparison", 1)
     ]
     updates = units.banks(requests, "comparison")
     replicates = updates.replicates
-    candidates = judge(ws, sampling, replicates, {})
-    by_document: dict[str, list[float | None]] = defaultdict(list)
-    for replicate in replicates:
-        by_document[replicate.document_id].append(replicate.accuracy)
-    means = {task.id: known_mean(by_document[task.id]) for task in tasks}
+    trials = Trials(replicates={f"{r.document_id}#{r.index}": (r,) for r in replicates})
+    reward = ws.config.teacher.reward
+    plain = reward.model_copy(update={"minimum_replicates": 1, "retention_weight": 0.0, "metric": "probability"})
+    candidates = judge(sampling, trials, {}, plain)
     return VariantRecord(
         name=name,
         label=label,
         candidates=tuple(candidates),
-        accuracy={name: mean for name, mean in means.items() if mean is not None},
+        accuracy=_means(tasks, ((r.document_id, r.accuracy) for r in replicates)),
+        verdicts=_verdicts(replicates),
+        forgetting=_means(tasks, ((r.document_id, r.forgetting) for r in replicates)),
         phrasings=_by_phrasing(ws, replicates),
         failures={**_failures(replicates), **_unparsed(candidates), **_too_long(sampling)},
         edit_tokens=known_mean(edit.tokens for edit in sampling.edits if edit.tokens),
@@ -235,6 +292,20 @@ def _scored(
         usage=updates.usage,
         notes=edit_notes(ws, sampling.edits),
     )
+
+
+def _means(tasks: Sequence[KnowledgeTask], values: Iterable[tuple[str, float | None]]) -> dict[str, float]:
+    """Return the mean of the known values by document, in the order of the tasks."""
+    found: dict[str, list[float | None]] = defaultdict(list)
+    for document, value in values:
+        found[document].append(value)
+    means = {task.id: known_mean(found[task.id]) for task in tasks}
+    return {name: mean for name, mean in means.items() if mean is not None}
+
+
+def _verdicts(replicates: Iterable[ReplicateRecord]) -> dict[str, tuple[bool | None, ...]]:
+    """Return the verdicts on each document's first self-edit."""
+    return {r.document_id: r.verdicts for r in replicates if r.index == 0 and r.failure is None}
 
 
 def _by_phrasing(ws: Workspace, replicates: Sequence[ReplicateRecord]) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -48,6 +48,40 @@ class StudentConfig(_Frozen):
         return None if self.bank_memory_gb is None else int(self.bank_memory_gb * 1e9)
 
 
+class HalvingStage(_Frozen):
+    """One stage of successive halving: the best so far of each document are updated again."""
+
+    keep: int = Field(ge=1, le=1024)
+    """Self-edits of a document that go on, in [1, 1024]; no more than in the stage before."""
+    replicates: int = Field(default=1, ge=1, le=32)
+    """Further updates for each of them, with other seeds, in [1, 32]."""
+
+
+class PilotConfig(_Frozen):
+    """How the reliability of rewards is measured before any learning: training documents, the untrained teacher."""
+
+    documents: int = Field(default=8, ge=1, le=1000)
+    """In [1, 1000]."""
+    samples: int = Field(default=5, ge=2, le=1024)
+    """Self-edits of each document, in [2, 1024]."""
+    replicates: int = Field(default=3, ge=2, le=32)
+    """Updates for each self-edit, in [2, 32]."""
+
+
+class DevelopmentConfig(_Frozen):
+    """When learning is looked at on the development documents, and when it is undone or ends."""
+
+    every: int = Field(default=3, ge=1, le=1000)
+    """Rounds between two looks, in [1, 1000]; the last round is always followed by one."""
+    edits: int = Field(default=2, ge=1, le=64)
+    """Self-edits for each document, in [1, 64]; the same seeds at each look."""
+    patience: int = Field(default=2, ge=1, le=1000)
+    """Looks in a row without a better teacher after which learning ends, in [1, 1000]."""
+    fall: float = Field(default=0.05, ge=0.0, le=1.0)
+    """When the mean reward is below the best one by more than this, in [0, 1], learning goes on from the best teacher
+    instead: the rounds since then are undone."""
+
+
 class LoopConfig(_Frozen):
     """How long the teacher learns, and on how much."""
 
@@ -57,6 +91,22 @@ class LoopConfig(_Frozen):
     """Training documents of a round, in [1, 10000]; new ones each round until all have been used."""
     replicates: int = Field(default=1, ge=1, le=32)
     """Updates of the student for each self-edit, with other seeds, in [1, 32]; their scores are averaged."""
+    halving: tuple[HalvingStage, ...] = ()
+    """Successive halving after these: each stage updates the best so far of each document again. Empty: no stage."""
+    repeated_documents: int = Field(default=0, ge=0, le=10_000)
+    """Documents of a round, the first ones, whose self-edits are all updated once more, in [0, 10000]: for the estimate
+    of the rewards' reliability each round."""
+    common_random_numbers: bool = True
+    """All self-edits of a document start from the same adapter and order of lines, so that they differ by what they
+    say alone; other seeds in each round and in the comparison. False: each self-edit has seeds of its own."""
+    pilot: PilotConfig | None = None
+    """None measures no reliability before learning."""
+    development: DevelopmentConfig | None = None
+    """None: the teacher of the last round is the trained one."""
+
+    def updates_per_document(self, samples: int) -> int:
+        """Return the updates of students that one document takes in a round, repeats left out."""
+        return samples * self.replicates + sum(stage.keep * stage.replicates for stage in self.halving)
 
 
 class ExternalGenerator(_Frozen):
@@ -67,6 +117,29 @@ class ExternalGenerator(_Frozen):
     """Name of the prompt template."""
     label: str = Field(default="external generator", min_length=1, max_length=60)
     """Shown in tables and plots, at most 60 characters."""
+
+
+Control = Literal["null_edit", "other_document", "swapped_values", "equal_tokens", "oracle", "proxy_teacher"]
+
+
+class TransferConfig(_Frozen):
+    """Another student that the same self-edits are tried on; no teacher is trained on it."""
+
+    model: str = Field(min_length=1)
+    """Directory or hub name."""
+    label: str = Field(default="another student", min_length=1, max_length=60)
+    """Shown in tables and plots, at most 60 characters."""
+    update: UpdateRecipe | None = None
+    """Its recipe; None takes that of the student that rewards come from."""
+
+
+class CurveConfig(_Frozen):
+    """Accuracy against tokens: self-edits cut or lengthened, by more of the same teacher's lines, to given lengths."""
+
+    tokens: tuple[Annotated[int, Field(ge=8, le=32_768)], ...] = (40, 80, 120, 160)
+    """Lengths in tokens of the teacher, each in [8, 32768]."""
+    samples: int = Field(default=3, ge=1, le=64)
+    """Self-edits of each document whose lines are used one after another, in [1, 64]."""
 
 
 class ComparisonConfig(_Frozen):
@@ -88,6 +161,18 @@ class ComparisonConfig(_Frozen):
     documents together, which is registered; None makes none."""
     keep_adapters: int = Field(default=4, ge=0, le=10_000)
     """Adapters of the trained teacher's variant that are kept as artifacts, in [0, 10000]."""
+    controls: tuple[Control, ...] = ()
+    """Further variants that show what a gain is made of: a self-edit that says nothing; the trained teacher's for
+    another document; its with values bound to other names; the best fixed kind at the trained teacher's tokens; all
+    facts (where the world knows them); a teacher trained on the proxy reward."""
+    retention_probes: int = Field(default=24, ge=0, le=10_000)
+    """Questions on what the student knew before, in [0, 10000], where the data has such; 0 asks none."""
+    curve: CurveConfig | None = None
+    """None draws no curve."""
+    transfer: TransferConfig | None = None
+    """None tries no other student."""
+    correction: Literal["holm", "fdr_bh"] = "holm"
+    """Correction of p-values for the number of differences: Holm (1979), or Benjamini and Hochberg (1995)."""
 
 
 class GradingConfig(_Frozen):
@@ -153,9 +238,9 @@ class RunConfig(_Frozen):
             raise ValueError(
                 f"loop.rounds: a teacher behind an endpoint does not learn, got {self.loop.rounds}, allowed is 0"
             )
-        if self.teacher.learning.algorithm == "group-relative" and self.loop.rounds and self.teacher.samples < 2:
+        if self.teacher.learning.algorithm != "rest_em" and self.loop.rounds and self.teacher.samples < 2:
             raise ValueError(
-                f"teacher.samples: group-relative learning compares the samples of a document, got "
+                f"teacher.samples: {self.teacher.learning.algorithm} compares the samples of a document, got "
                 f"{self.teacher.samples}, allowed is at least 2"
             )
         if self.comparison.fixed_prompts and self.data.development_documents < 1:

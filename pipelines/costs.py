@@ -227,27 +227,68 @@ class _Work(NamedTuple):
 
 
 def _count_work(config: RunConfig) -> _Work:
-    """Return the counts over rounds, the choice of the fixed prompt, and the comparison."""
-    loop, data, learning = config.loop, config.data, config.teacher.learning
+    """Return the counts over pilot, rounds, looks, the choice of the fixed prompt, and the comparison."""
+    loop, data, teacher = config.loop, config.data, config.teacher
     documents = min(loop.documents, data.train_documents) if isinstance(data, MicroworldData) else loop.documents
-    sampled = loop.rounds * documents * config.teacher.samples
-    # The fixed prompts compete on the development documents; then one of them, the untrained teacher and, after any
-    # round, the trained one write for the test documents.
-    prompts = len(config.comparison.fixed_prompts)
-    teachers = 1 + (loop.rounds > 0) + (prompts > 0)
-    compared = config.comparison.edits * (prompts * data.development_documents + teachers * data.test_documents)
-    external = config.comparison.edits * data.test_documents if config.comparison.external is not None else 0
-    kept = min(learning.keep, config.teacher.samples) if isinstance(learning, RestEmConfig) else config.teacher.samples
+    sampled = loop.rounds * documents * teacher.samples
+    repeated = min(loop.repeated_documents, documents) * teacher.samples
+    rewarded = loop.rounds * (documents * loop.updates_per_document(teacher.samples) + repeated)
+    pilot, look = loop.pilot, loop.development
+    pilot_edits = 0 if pilot is None else pilot.documents * pilot.samples
+    pilot_updates = 0 if pilot is None else pilot_edits * pilot.replicates
+    looks = 0 if look is None else -(-loop.rounds // look.every) * data.development_documents * look.edits
+    proxied = loop.rounds > 0 and "proxy_teacher" in config.comparison.controls
+    compared = _count_compared(config)
+    kept = min(_kept(config), teacher.samples)
     return _Work(
-        samples=sampled + compared,
-        edit_updates=sampled * loop.replicates + compared + external,
-        passage_updates=config.comparison.edits * data.test_documents,
-        reward_updates=sampled * loop.replicates,
+        samples=(1 + proxied) * (sampled + looks) + pilot_edits + compared.samples,
+        edit_updates=rewarded + pilot_updates + looks + compared.updates,
+        passage_updates=data.test_documents * (1 + (config.comparison.transfer is not None)),
+        reward_updates=rewarded + pilot_updates + looks,
         documents=loop.rounds * documents + data.development_documents + data.test_documents,
         reward_documents=loop.rounds * documents,
         round_examples=documents * kept,
-        examples=loop.rounds * documents * kept,
+        examples=(1 + proxied) * loop.rounds * documents * kept,
     )
+
+
+class _Compared(NamedTuple):
+    samples: int
+    updates: int
+    """Those of raw passages left out."""
+
+
+def _count_compared(config: RunConfig) -> _Compared:
+    """Return the counts of the choice of the fixed prompt and of the comparison.
+
+    The fixed prompts compete on the development documents; then one of them, the untrained teacher and, after any
+    round, the trained one write for the test documents, and so do the controls that need a text of their own.
+    """
+    after, tests, trained = config.comparison, config.data.test_documents, config.loop.rounds > 0
+    prompts = len(after.fixed_prompts)
+    teachers = 1 + trained + (prompts > 0)
+    written = after.edits * (prompts * config.data.development_documents + teachers * tests)
+    samples = updates = written
+    updates += after.edits * tests * (after.external is not None)
+    if trained:
+        samples += after.edits * tests * ("proxy_teacher" in after.controls)
+        samples += 3 * after.edits * tests * ("equal_tokens" in after.controls and prompts > 0)
+        own_length = {"null_edit", "oracle"}
+        updates += sum(tests * (1 if name in own_length else after.edits) for name in after.controls)
+    if after.curve is not None:
+        samples += teachers * tests * after.curve.samples
+        updates += teachers * tests * len(after.curve.tokens)
+    if after.transfer is not None:
+        updates += teachers * tests * after.edits + tests * ("oracle" in after.controls and trained)
+    return _Compared(samples, updates)
+
+
+def _kept(config: RunConfig) -> int:
+    """Return how many completions of a document the teacher learns from, at most; in pairs they may repeat."""
+    learning = config.teacher.learning
+    if isinstance(learning, RestEmConfig):
+        return learning.keep
+    return 2 * learning.max_pairs if isinstance(learning, PreferenceConfig) else config.teacher.samples
 
 
 def _endpoint_costs(config: RunConfig, work: _Work, passage_tokens: int, questions: int) -> Iterator[EndpointCost]:

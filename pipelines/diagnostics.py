@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
 
-from evaluation.data_config import MicroworldData
+from teacher.diversity import mean_distinct
+from teacher.gates import edit_facts
+
 from evaluation.microworld.lines import LineKind, classify_line
-from evaluation.microworld.splits import microworld_sheets
 from evaluation.microworld.world import Sheet
+from evaluation.statistics import known_mean
+from pipelines.config import QuestionSet
 from pipelines.records import EditRecord
+from pipelines.work import questions_of
 from pipelines.workspace import Workspace
+from teacher.self_edit import SelfEdit
 
-
-@lru_cache(maxsize=4)
-def _sheets(config: MicroworldData) -> dict[str, Sheet]:
-    return microworld_sheets(config)
+_SETS: tuple[QuestionSet, ...] = ("rewards", "comparison")
 
 
 def edit_notes(ws: Workspace, edits: Sequence[EditRecord]) -> dict[str, float]:
-    """Return mean lines and tokens of the self-edits, the share that could be parsed and, in the micro-world, more.
+    """Return what can be said about self-edits: length, validity, diversity, answers and questions that they hold.
 
-    There, `share_<kind>` is the share of each kind of line (`LineKind`), and `coverage` the share of a document's facts
-    that some true line states, name first.
+    `distinct_1` and `distinct_2` are over the self-edits of a document (`teacher.diversity`); `answers` is the share of
+    the gold answers that occur, `leaked_<set>` the share of the questions of that set that occur word by word, and
+    `overlap_<set>` the share of their n-grams. In the micro-world `share_<kind>` is the share of each kind of line
+    (`LineKind`), and `coverage` the share of a document's facts that some true line states, name first.
     """
     if not edits:
         return {}
@@ -33,10 +36,37 @@ def edit_notes(ws: Workspace, edits: Sequence[EditRecord]) -> dict[str, float]:
         "parsed": len(parsed) / len(edits),
         "lines": lines / len(edits),
         "tokens": sum(edit.tokens for edit in edits) / len(edits),
+        **_diversity(parsed),
+        **_leakage(ws, parsed),
     }
-    if isinstance(ws.config.data, MicroworldData) and parsed:
-        notes |= _line_shares(_sheets(ws.config.data), parsed)
+    if ws.sheets is not None and parsed:
+        notes |= _line_shares(ws.sheets, parsed)
     return notes
+
+
+def _diversity(edits: Sequence[EditRecord]) -> dict[str, float]:
+    texts: dict[str, list[str]] = {}
+    for edit in edits:
+        texts.setdefault(edit.document_id, []).append(edit.text)
+    found = {f"distinct_{n}": mean_distinct(texts, n) for n in (1, 2)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _leakage(ws: Workspace, edits: Sequence[EditRecord]) -> dict[str, float]:
+    """Return the shares of gold answers, and of questions by set, that self-edits hold."""
+    ngram = ws.config.teacher.gates.ngram
+    found: dict[str, list[float | None]] = {}
+    for edit in edits:
+        task = ws.tasks[edit.document_id]
+        for name in _SETS:
+            asked = questions_of(task, name)
+            facts = edit_facts(edit.edit or SelfEdit(), edit.tokens, task.document.text, asked, ngram=ngram)
+            found.setdefault(f"leaked_{name}", []).append(facts.leaked_questions)
+            found.setdefault(f"overlap_{name}", []).append(facts.ngram_overlap)
+            if name == "rewards":
+                found.setdefault("answers", []).append(facts.coverage)
+    means = {name: known_mean(values) for name, values in found.items()}
+    return {name: mean for name, mean in means.items() if mean is not None}
 
 
 def _line_shares(sheets: dict[str, Sheet], edits: Sequence[EditRecord]) -> dict[str, float]:

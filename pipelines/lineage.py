@@ -21,7 +21,15 @@ from evaluation.tasks import KnowledgeTask
 from pipelines import lineage_tables as tables
 from pipelines.config import TrackingConfig
 from pipelines.lineage_store import Store, git_tags, lineage_errors, log_in_batches, open_store
-from pipelines.records import CandidateRecord, ComparisonRecord, Interval, RoundRecord, RunResult, VariantRecord
+from pipelines.records import (
+    CandidateRecord,
+    ComparisonRecord,
+    Interval,
+    ReliabilityRecord,
+    RoundRecord,
+    RunResult,
+    VariantRecord,
+)
 from pipelines.registry import RegisteredVersion, Registry, Role
 
 _RUN_KEY, _UNIT, _PARENT = "preceptor.run_key", "preceptor.unit", "mlflow.parentRunId"
@@ -132,6 +140,16 @@ class Lineage:
                 profile=json.dumps({"num_rows": len(tasks), "num_questions": sum(len(t.questions) for t in tasks)}),
             )
             client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", name)])])
+
+    def log_pilot(self, records: Mapping[str, ReliabilityRecord]) -> None:
+        """Log the reliability of rewards before learning to the parent run, by metric."""
+        with self._saving("pilot"):
+            metrics = {
+                f"pilot/{metric}_{name}": float(value)
+                for metric, record in records.items()
+                for name, value in record.model_dump().items()
+            }
+            self._log_metrics(self.run_id, metrics, self._started(), 0)
 
     def log_round(self, record: RoundRecord, policy_dir: Path) -> RegisteredVersion | None:
         """Log a round as a child run, and its teacher as a registered version with the alias `candidate`.
@@ -268,6 +286,10 @@ class Lineage:
             noted = str(int(1000 * time.time()))
             client.set_tag(self.run_id, _COMPARED, noted)
         return int(noted)
+
+    def _started(self) -> int:
+        """Return when the parent run was begun, in ms since 1970."""
+        return int(self.store.client.get_run(self.run_id).info.start_time)
 
     def _close(self, child: _Child) -> None:
         self.store.client.set_terminated(child.run_id, status="FINISHED", end_time=child.end)

@@ -11,7 +11,15 @@ from typing import Any, TypedDict
 
 from evaluation.statistics import known_mean
 from evaluation.tasks import KnowledgeTask
-from pipelines.records import CandidateRecord, ComparisonRecord, Interval, RoundRecord, VariantRecord
+from pipelines.records import (
+    CandidateRecord,
+    ComparisonRecord,
+    Interval,
+    ReliabilityRecord,
+    RoundRecord,
+    ScreeningRecord,
+    VariantRecord,
+)
 
 TOP_CANDIDATES = 100
 """Rows of the table of best candidates."""
@@ -49,7 +57,14 @@ _CANDIDATE_COLUMNS = {
     "training_tokens": "int64s",
     "first_loss": "float64s",
     "last_loss": "float64s",
+    "forgetting": "float64s",
+    "facts": "string",
+    "proxy": "float64",
+    "predicted": "float64",
+    "audited": "bool_",
     "reward": "float64",
+    "standard_error": "float64",
+    "learned_reward": "float64",
     "reason": "string",
     "base_reward": "float64",
     "weight": "float64",
@@ -122,7 +137,14 @@ def _candidate_row(candidate: CandidateRecord, digests: Mapping[str, str]) -> di
         "training_tokens": [r.tokens for r in replicates],
         "first_loss": [r.first_loss for r in replicates],
         "last_loss": [r.last_loss for r in replicates],
+        "forgetting": [r.forgetting for r in replicates],
+        "facts": json.dumps(candidate.facts),
+        "proxy": candidate.proxy,
+        "predicted": candidate.predicted,
+        "audited": candidate.audited,
         "reward": candidate.reward,
+        "standard_error": candidate.standard_error,
+        "learned_reward": candidate.learned_reward,
         "reason": candidate.reason.value if candidate.reason else None,
         "base_reward": candidate.base_reward,
         "weight": candidate.weight,
@@ -133,7 +155,7 @@ def _write_parquet(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-    types = {name: getattr(pa, name)() for name in ("string", "int32", "int64", "float64")}
+    types = {name: getattr(pa, name)() for name in ("string", "int32", "int64", "float64", "bool_")}
     types |= {f"{name}s": pa.list_(of) for name, of in types.items()}
     schema = pa.schema([(name, types[kind]) for name, kind in columns.items()])
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -195,6 +217,11 @@ def round_metrics(record: RoundRecord) -> Metrics:
         "teacher/entropy": learning.entropy,
         "teacher/clip_fraction": learning.clip_fraction,
         "teacher/gradient_norm": learning.gradient_norm,
+        "candidate/inner_runs": record.inner_runs,
+        **_parts("reliability", record.reliability),
+        **_parts("screening", record.screening),
+        "development/reward": None if record.development is None else record.development.mean,
+        "development/best": None if record.development is None else record.development.best,
         "bank/slots": record.usage.slots,
         "bank/padding_share": record.usage.padding_share,
         "memory/bank_peak_bytes": record.usage.peak_bytes,
@@ -202,6 +229,11 @@ def round_metrics(record: RoundRecord) -> Metrics:
         **{f"notes/{_part(name)}": value for name, value in record.notes.items()},
     }
     return _known(figures)
+
+
+def _parts(name: str, record: ReliabilityRecord | ScreeningRecord | None) -> dict[str, float | None]:
+    """Return the fields of a part of a record as figures."""
+    return {} if record is None else {f"{name}/{field}": value for field, value in record.model_dump().items()}
 
 
 def _quantiles(rewards: Sequence[float]) -> dict[str, float | None]:
@@ -222,6 +254,7 @@ def variant_metrics(record: VariantRecord, interval: Interval | None) -> Metrics
             "eval/documents": len(record.accuracy),
             "eval/edit_tokens": record.edit_tokens,
             "eval/training_tokens": record.training_tokens,
+            "eval/forgetting": known_mean(record.forgetting.values()),
             "eval/failed_count": sum(record.failures.values()),
             **{f"failure/{_part(reason)}": count for reason, count in record.failures.items()},
             **{f"phrasing/{_part(name)}": accuracy for name, accuracy in record.phrasings.items()},
@@ -243,6 +276,8 @@ def comparison_metrics(comparison: ComparisonRecord) -> Metrics:
     for name, interval in comparison.gains.items():
         figures |= _interval(f"gain/{_part(name)}", interval)
         figures[f"gain/{_part(name)}_minimum_detectable"] = comparison.minimum_detectable.get(name)
+        if name in comparison.tests:
+            figures[f"gain/{_part(name)}_p_adjusted"] = comparison.tests[name].adjusted
     return _known(figures)
 
 

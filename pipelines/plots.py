@@ -9,13 +9,13 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipelines.records import ComparisonRecord, RoundRecord, VariantRecord
+from pipelines.records import ComparisonRecord, CurvePoint, RoundRecord, VariantRecord
 from pipelines.report import counted
 
 if TYPE_CHECKING:
@@ -195,3 +195,49 @@ def _quantile(values: Sequence[float], share: float) -> float:
 def _two_lines(label: str) -> str:
     """Return a label with a break before its bracket, so that the names of variants take little width."""
     return label.replace(" (", "\n(")
+
+
+def draw_figures(
+    place: Path,
+    rounds: Sequence[RoundRecord],
+    comparison: ComparisonRecord,
+    variants: Sequence[VariantRecord],
+    curve: Mapping[str, Sequence[CurvePoint]],
+) -> list[Path]:
+    """Write the figures of a run into a directory and return their paths."""
+    place.mkdir(parents=True, exist_ok=True)
+    found = []
+    if rounds:
+        found.append(place / "rewards.png")
+        plot_rewards(rounds, found[-1])
+    found.append(place / "accuracy.png")
+    plot_accuracy(comparison, variants, found[-1])
+    if curve:
+        found.append(place / "tokens.png")
+        plot_tokens(curve, found[-1])
+    return found
+
+
+def plot_tokens(curve: Mapping[str, Sequence[CurvePoint]], path: Path) -> None:
+    """Write a figure of accuracy against the tokens of self-edits, a line with its intervals for each variant.
+
+    Args:
+        curve: By name of the variant; points in ascending order.
+        path: PNG file to write; its directory exists.
+    """
+    figure = new_figure(7.2, 4.4, "Accuracy against the tokens of a self-edit", "same documents and questions")
+    axes = figure.subplots()
+    marks = itertools.cycle((("o", GREY), ("s", ORANGE), ("^", BLUE), ("D", GREEN)))
+    for (name, points), (mark, colour) in zip(curve.items(), marks, strict=False):
+        means = [100 * point.accuracy.mean for point in points]
+        ends = [
+            [100 * (point.accuracy.mean - point.accuracy.low) for point in points],
+            [100 * (point.accuracy.high - point.accuracy.mean) for point in points],
+        ]
+        tokens = [point.tokens for point in points]
+        axes.errorbar(tokens, means, yerr=ends, marker=mark, color=colour, capsize=3, label=name.replace("_", " "))
+    axes.set(xlabel="tokens of a self-edit, mean", ylabel="accuracy (%)")
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
+    axes.legend(frameon=False)
+    save_figure(figure, path)

@@ -11,12 +11,25 @@ from evaluation import statistics
 from teacher.rewards import RewardFailure
 from teacher.self_edit import SelfEdit
 
-RECORDS_VERSION = 3
+RECORDS_VERSION = 4
 """Part of every content key; raised when the meaning of a record changes."""
 
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Interval(_Record):
+    """A mean with its interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, found: statistics.Interval) -> Interval:
+        """Return a statistic's interval as a record."""
+        return cls(mean=found.mean, low=found.low, high=found.high)
 
 
 class EditRecord(_Record):
@@ -75,6 +88,10 @@ class ReplicateRecord(_Record):
     detail: str = ""
     """What failed, or what was left out of a success."""
     adapter_digest: str | None = None
+    retained: tuple[bool, ...] = ()
+    """Per retention probe: answered as before; empty where none was asked."""
+    forgetting: float | None = None
+    """Share of the probes that the base answers, less that of this student, in [-1, 1]; None where none was asked."""
     exact: tuple[bool, ...] = ()
     """Per question: greedy decoding writes the gold answer."""
     probability: tuple[float, ...] = ()
@@ -162,14 +179,34 @@ class BankRecord(_Record):
     usage: UsageRecord = UsageRecord()
 
 
+class ProxyRecord(_Record):
+    """Self-edits in the student's context, which is not updated."""
+
+    probabilities: tuple[float | None, ...]
+    """Mean probability of the gold answers, in [0, 1], in the order asked for; None where it could not be scored."""
+    seconds: float
+
+
 class CandidateRecord(_Record):
     """A self-edit with everything that came of it."""
 
     edit: EditRecord
+    facts: dict[str, float] = Field(default_factory=dict)
+    """What can be told without an update: coverage, leakage, repetition ... (`teacher.gates.EditFacts`)."""
+    proxy: float | None = None
+    """Mean gold-answer probability with the self-edit in context, in [0, 1]; None where it was not asked for."""
+    predicted: float | None = None
+    """The cheap score that screening used."""
+    audited: bool = False
+    """It was to be skipped, and was updated as a check of the cheap score."""
     replicates: tuple[ReplicateRecord, ...] = ()
     reward: float | None = None
     """None when there is none, with a reason."""
     reason: RewardFailure | None = None
+    standard_error: float | None = None
+    """Of the reward, from the measured noise of one update or else from the spread of its own; None where unknown."""
+    learned_reward: float | None = None
+    """What the teacher learned from: the reward, shrunk where the run does so."""
     base_reward: float | None = None
     """The student's reward on the same questions without an update."""
     weight: float | None = None
@@ -194,6 +231,45 @@ class LearningRecord(_Record):
     seconds: float
 
 
+class ReliabilityRecord(_Record):
+    """How much of the spread of rewards between the self-edits of a document is not noise (`teacher.rewards`)."""
+
+    between_variance: float
+    """Of true rewards."""
+    within_variance: float
+    """Of rewards between the seeds of one self-edit."""
+    edits: int
+    """Self-edits with at least two updates that it rests on."""
+    of_one: float
+    """Reliability of a reward from one update, in [0, 1]."""
+    of_reward: float
+    """Of the rewards that the teacher learned from, in [0, 1]: of the mean number of updates that they rest on."""
+    runs: float
+    """That mean number."""
+
+
+class ScreeningRecord(_Record):
+    """What a cheap score left out in a round, and how well it told."""
+
+    skipped: int
+    audited: int
+    """Candidates that were to be skipped and were updated all the same."""
+    rank_correlation: float | None = None
+    """Spearman's, within documents, of cheap scores and rewards where both are known, in [-1, 1]."""
+    audited_gap: float | None = None
+    """Mean reward of the others less that of the audited ones of the same documents; above 0 where the score tells."""
+
+
+class DevelopmentRecord(_Record):
+    """A look at the teacher on the development documents."""
+
+    mean: float
+    """Mean reward."""
+    best: float
+    """Of the best teacher so far, this one included."""
+    decision: Literal["best", "go on", "back to the best", "stop"]
+
+
 class RoundRecord(_Record):
     """A round of the loop."""
 
@@ -212,6 +288,14 @@ class RoundRecord(_Record):
     """By stage: sample, update, learn."""
     usage: UsageRecord = UsageRecord()
     """Of the round's updates."""
+    inner_runs: int = 0
+    """Updates of students."""
+    reliability: ReliabilityRecord | None = None
+    """Of rewards, as measured up to this round; None where no self-edit was updated twice."""
+    screening: ScreeningRecord | None = None
+    """None where nothing is screened."""
+    development: DevelopmentRecord | None = None
+    """None where the teacher was not looked at after this round."""
     notes: dict[str, float] = Field(default_factory=dict)
     """Further figures about the edits, such as the share of each kind of line where the world can tell."""
 
@@ -227,8 +311,12 @@ class VariantRecord(_Record):
     """For `base` none: its scores are in `accuracy` alone."""
     accuracy: dict[str, float]
     """Mean accuracy by document id, over its edits that have scores, in [0, 1]; failed documents are missing."""
+    verdicts: dict[str, tuple[bool | None, ...]] = Field(default_factory=dict)
+    """By document id, for its first self-edit: which questions are answered right."""
     phrasings: dict[str, float] = Field(default_factory=dict)
     """Mean accuracy by question phrasing, where questions have one."""
+    forgetting: dict[str, float] = Field(default_factory=dict)
+    """Mean share of retention probes lost by document id, in [-1, 1]; empty where none was asked."""
     failures: dict[str, int] = Field(default_factory=dict)
     """Updates without scores, by reason."""
     edit_tokens: float | None = None
@@ -238,19 +326,6 @@ class VariantRecord(_Record):
     usage: UsageRecord = UsageRecord()
     """Of all its updates."""
     notes: dict[str, float] = Field(default_factory=dict)
-
-
-class Interval(_Record):
-    """A mean with its interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, found: statistics.Interval) -> Interval:
-        """Return a statistic's interval as a record."""
-        return cls(mean=found.mean, low=found.low, high=found.high)
 
 
 class JudgeRecord(_Record):
@@ -270,6 +345,20 @@ class JudgeRecord(_Record):
     """Of these, not answered."""
 
 
+class PairedTestRecord(_Record):
+    """Whether a difference could be chance, by two tests, and how many documents it takes to see it."""
+
+    sign_flip: float
+    """Two-sided p-value of the paired sign-flip test over documents, in [0, 1]."""
+    adjusted: float
+    """The same, corrected for the number of differences, in [0, 1]."""
+    mcnemar: float | None = None
+    """Two-sided p-value of McNemar's exact test over questions, which takes the questions of a document for
+    independent; None where a variant has more than one self-edit a document, or none was asked."""
+    required_documents: int | None = None
+    """Documents that show a difference of this size with 80 % power; None where it cannot be told."""
+
+
 class ComparisonRecord(_Record):
     """The variants side by side."""
 
@@ -282,6 +371,37 @@ class ComparisonRecord(_Record):
     confidence: float
     minimum_detectable: dict[str, float]
     """By gain: the smallest true difference that this many documents show with 80 % power."""
+    tests: dict[str, PairedTestRecord] = Field(default_factory=dict)
+    """By gain."""
+    forgetting: dict[str, Interval] = Field(default_factory=dict)
+    """Share of retention probes lost by variant, in [-1, 1]."""
+
+
+class CurvePoint(_Record):
+    """Accuracy at one length of self-edits."""
+
+    budget: int
+    """Tokens allowed."""
+    tokens: float
+    """Mean tokens taken."""
+    accuracy: Interval
+    document_accuracy: dict[str, float] = Field(default_factory=dict)
+    """By document id."""
+
+
+class TransferRecord(_Record):
+    """The same self-edits on another student."""
+
+    label: str
+    model: str
+    variants: dict[str, Interval]
+    """Accuracy by variant, in [0, 1]."""
+    gains: dict[str, Interval]
+    kept: Interval | None = None
+    """Trained less untrained on this student, as a share of the same difference on the rewarding student; None where
+    that is not above 0."""
+    document_accuracy: dict[str, dict[str, float]]
+    """By variant and document id."""
 
 
 class RunResult(_Record):
@@ -310,5 +430,26 @@ class RunResult(_Record):
     padding_share: float | None = None
     """Share of padding in the token places that training students took, over rounds and comparison, in [0, 1); None
     when no student was trained."""
+    pilot: dict[str, ReliabilityRecord] = Field(default_factory=dict)
+    """Reliability before learning, by metric: `accuracy`, `probability`; `of_reward` is that of three updates."""
+    reliability: ReliabilityRecord | None = None
+    """Of the rewards of the last rounds."""
+    inner_runs: int = 0
+    """Updates of students that the rewards of all rounds took, pilot left out."""
+    forgetting: dict[str, Interval] = Field(default_factory=dict)
+    """Share of retention probes lost by variant, in [-1, 1]."""
+    document_forgetting: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """The same by variant and document id."""
+    tests: dict[str, PairedTestRecord] = Field(default_factory=dict)
+    """By gain."""
+    minimum_detectable: dict[str, float] = Field(default_factory=dict)
+    """By gain: the smallest true difference that so many documents show with 80 % power."""
+    curve: dict[str, tuple[CurvePoint, ...]] = Field(default_factory=dict)
+    """Accuracy against tokens, by variant."""
+    transfer: TransferRecord | None = None
+    edit_notes: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """Figures about the self-edits of each variant: lines, coverage, leakage, distinct n-grams ..."""
+    phrasings: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """Accuracy by variant and phrasing of the questions."""
     notes: tuple[str, ...] = ()
     """What a reader must know beside the figures: failures, scores near zero, a gain within noise."""

@@ -18,7 +18,14 @@ from rich.table import Table
 from rich.text import Text
 
 from evaluation.statistics import SMALL_SAMPLE
-from pipelines.records import ComparisonRecord, Interval, RoundRecord, RunResult, VariantRecord
+from pipelines.records import (
+    ComparisonRecord,
+    Interval,
+    ReliabilityRecord,
+    RoundRecord,
+    RunResult,
+    VariantRecord,
+)
 
 WIDTH = 80
 """Columns that sentences are wrapped to; commands and paths are never broken."""
@@ -57,10 +64,25 @@ def round_line(record: RoundRecord) -> str:
     parts += [f"{count} {reason}" for reason, count in reasons.most_common()]
     if record.learning.kl is not None:
         parts.append(f"KL {record.learning.kl:.3f}")
+    if record.reliability is not None:
+        parts.append(f"reliability {record.reliability.of_reward:.2f}")
+    if record.development is not None:
+        parts.append(f"development {record.development.mean:.3f} ({record.development.decision})")
     if not record.learning.examples:
         parts.append("nothing to learn from")
     parts.append(_duration(sum(record.seconds.values())))
     return f"round {record.round}: " + ", ".join(parts)
+
+
+def pilot_line(records: Mapping[str, ReliabilityRecord]) -> str:
+    """Return one line on how reliable rewards are before any learning, by metric."""
+    if not records:
+        return "reliability of rewards: cannot be told, too few self-edits were updated"
+    told = [
+        f"{metric} {record.of_one:.2f} from one update, {record.of_reward:.2f} from {record.runs:.0f}"
+        for metric, record in records.items()
+    ]
+    return "reliability of rewards before learning: " + "; ".join(told)
 
 
 def comparison_table(comparison: ComparisonRecord, variants: Sequence[VariantRecord]) -> Table:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -15,16 +17,28 @@ from evaluation.endpoints.records import Spent
 from evaluation.errors import LineageError
 from pipelines import comparison as compared
 from pipelines.config import RunConfig, load_config, to_yaml
+from pipelines.control_variants import control_variants
+from pipelines.curves import Writer, token_curves
 from pipelines.embedded import close_stale_flow_runs, exclusive, record_server, stop_orphans
 from pipelines.grading import judge_record
 from pipelines.lineage import Lineage
 from pipelines.lineage_store import flatten_params, run_tags
-from pipelines.plots import plot_accuracy, plot_rewards
+from pipelines.plots import draw_figures
 from pipelines.progress import Reporter
-from pipelines.records import ComparisonRecord, RoundRecord, RunResult, SpentRecord, UsageRecord, VariantRecord
+from pipelines.records import (
+    ComparisonRecord,
+    CurvePoint,
+    RoundRecord,
+    RunResult,
+    SpentRecord,
+    TransferRecord,
+    UsageRecord,
+    VariantRecord,
+)
 from pipelines.registry import PROMPTS_TAG
-from pipelines.report import closing, next_notes, print_report, round_line
-from pipelines.rounds import run_round
+from pipelines.report import closing, next_notes, pilot_line, print_report, round_line
+from pipelines.rounds import Pilot, run_course, run_pilot
+from pipelines.transfer import other_student, transferred
 from pipelines.units import Units
 from pipelines.workspace import Workspace
 
@@ -82,13 +96,28 @@ def total_units(config: RunConfig) -> int:
     def chunks(updates: int) -> int:
         return -(-updates // size)
 
-    a_round = 3 + chunks(loop.documents * config.teacher.samples * loop.replicates)  # sampling, base scores, learning
+    stages = [config.teacher.samples * loop.replicates, *(stage.keep * stage.replicates for stage in loop.halving)]
+    proxied = config.teacher.screening is not None and config.teacher.screening.by == "proxy"
+    a_round = 3 + proxied + sum(chunks(loop.documents * updates) for updates in stages) + bool(loop.repeated_documents)
+    looks = 0 if loop.development is None else -(-loop.rounds // loop.development.every)
+    look = 0 if loop.development is None else 1 + chunks(data.development_documents * loop.development.edits)
+    pilot = 0 if loop.pilot is None else 1 + chunks(math.prod(loop.pilot.model_dump().values()))
+    learning = loop.rounds * a_round + looks * look + pilot
+    if loop.rounds and "proxy_teacher" in after.controls:
+        learning += loop.rounds * 4 + 2 * looks
     taught = 1 + chunks(data.test_documents * after.edits)
     teachers = 1 + (loop.rounds > 0) + (after.external is not None) + bool(after.fixed_prompts)
     tried = len(after.fixed_prompts) * (1 + chunks(data.development_documents * after.edits))
     plain = 1 + chunks(data.test_documents)
     joint = after.joint_update is not None
-    return loop.rounds * a_round + teachers * taught + plain + tried + joint
+    compared_units = teachers * taught + plain + tried + joint + len(after.controls) * taught
+    if after.curve is not None:
+        compared_units += (teachers - (after.external is not None)) * (
+            1 + len(after.curve.tokens) * chunks(data.test_documents)
+        )
+    if after.transfer is not None:
+        compared_units += teachers * taught + plain
+    return learning + compared_units
 
 
 def _open_lineage(ws: Workspace, flow_run: str) -> Lineage:
@@ -115,53 +144,91 @@ def _open_lineage(ws: Workspace, flow_run: str) -> Lineage:
     return lineage
 
 
+class _Compared(NamedTuple):
+    """Everything that is known at the end of a run."""
+
+    comparison: ComparisonRecord
+    variants: list[VariantRecord]
+    curve: dict[str, tuple[CurvePoint, ...]]
+    transfer: TransferRecord | None
+
+
 def _train_and_compare(run: _Run) -> tuple[RunResult, ComparisonRecord, list[VariantRecord]]:
     """Return the result, the comparison and the variants, all logged."""
-    rounds: list[RoundRecord] = []
-    policy: str | None = None
-    for number in range(run.ws.config.loop.rounds):
-        record = run_round(run.ws, run.units, number, policy)
-        policy = record.learning.policy
-        rounds.append(record)
-        run.lineage.log_round(record, run.ws.policy_dir(policy))
+    ws, reward = run.ws, run.ws.config.teacher.reward
+    pilot = run_pilot(ws, run.units, reward)
+    if pilot is not None:
+        run.lineage.log_pilot(pilot.records)
+        run.reporter.say(pilot_line(pilot.records))
+
+    def on_round(record: RoundRecord) -> None:
+        run.lineage.log_round(record, ws.policy_dir(record.learning.policy))
         run.reporter.say(round_line(record))
+
+    course = run_course(ws, run.units, reward, pilot, on_round)
+    proxy_policy = _proxy_teacher(run)
     started = time.perf_counter()
-    run.reporter.say(f"comparing on {len(run.ws.split.test)} documents that no training saw")
-    variants = _variants(run, policy)
-    comparison = compared.compare_variants(run.ws, variants)
-    _log_variants(run, variants, comparison)
-    result = _result(run, rounds, comparison, variants, time.perf_counter() - started)
-    figures = _figures(run.ws, rounds, comparison, variants)
-    run.lineage.log_comparison(comparison, result, figures)
-    return result, comparison, variants
+    run.reporter.say(f"comparing on {len(ws.split.test)} documents that no training saw")
+    found = _compare(run, course.policy, proxy_policy)
+    _log_variants(run, found.variants, found.comparison, course.policy)
+    result = _result(run, course.rounds, found, pilot, time.perf_counter() - started)
+    place = ws.work_dir / "plots" / ws.config.name
+    figures = draw_figures(place, course.rounds, found.comparison, found.variants, found.curve)
+    run.lineage.log_comparison(found.comparison, result, figures)
+    return result, found.comparison, found.variants
 
 
-def _variants(run: _Run, policy: str | None) -> list[VariantRecord]:
-    """Return every variant, scored on the test documents."""
+def _proxy_teacher(run: _Run) -> str | None:
+    """Return the state of a teacher that learned from the proxy reward alone; None where the run wants none."""
+    config = run.ws.config
+    if not config.loop.rounds or "proxy_teacher" not in config.comparison.controls:
+        return None
+    run.reporter.say("the same rounds with the proxy reward, for the control")
+    reward = config.teacher.reward.model_copy(update={"metric": "proxy"})
+    return run_course(run.ws, run.units, reward, None, lambda record: run.reporter.say(round_line(record))).policy
+
+
+def _compare(run: _Run, policy: str | None, proxy_policy: str | None) -> _Compared:
+    """Return every variant, scored on the test documents, side by side."""
     ws, units, test = run.ws, run.units, run.ws.split.test
     prompt, keep = ws.config.teacher.prompt, ws.config.comparison.keep_adapters
+    fixed = compared.best_fixed_kind(ws, units, ws.split.development)
     found: list[VariantRecord | None] = [
         compared.base_variant(ws, units, test),
         compared.raw_variant(ws, units, test),
-        compared.best_fixed_variant(ws, units, ws.split.development, test),
+        compared.fixed_variant(ws, units, fixed, test),
         compared.external_variant(ws, units, test),
         compared.teacher_variant(
             ws, units, "untrained_teacher", "untrained teacher", None, prompt, test, keep=0 if policy else keep
         ),
     ]
+    writers = {"untrained_teacher": Writer(None, prompt)}
+    if fixed is not None:
+        writers["fixed_kind"] = Writer(None, fixed.prompt)
     if policy is not None:  # without a round there is no trained teacher, and the untrained one is the last
-        found.append(
-            compared.teacher_variant(ws, units, "trained_teacher", "trained teacher", policy, prompt, test, keep=keep)
+        trained = compared.teacher_variant(
+            ws, units, "trained_teacher", "trained teacher", policy, prompt, test, keep=keep
         )
-    return [variant for variant in found if variant is not None]
+        found += [trained, *control_variants(ws, units, test, trained, fixed, proxy_policy)]
+        writers["trained_teacher"] = Writer(policy, prompt)
+    variants = [variant for variant in found if variant is not None]
+    curve = token_curves(ws, units, test, writers)
+    other, transfer = other_student(ws), None
+    if other is not None:
+        run.reporter.say(f"the same self-edits on {other.config.student.model}")
+        with other:
+            transfer = transferred(ws, other, Units(other, run.reporter), variants, test)
+    return _Compared(compared.compare_variants(ws, variants), variants, curve, transfer)
 
 
-def _log_variants(run: _Run, variants: list[VariantRecord], comparison: ComparisonRecord) -> None:
+def _log_variants(run: _Run, variants: list[VariantRecord], comparison: ComparisonRecord, policy: str | None) -> None:
     """Log every variant, the last teacher's with kept adapters, and register the student for all documents."""
+    taught = "untrained_teacher" if policy is None else "trained_teacher"
+    last = next(variant for variant in variants if variant.name == taught)
     for variant in variants:
-        adapters = compared.kept_adapters(run.ws, variant) if variant is variants[-1] else {}
+        adapters = compared.kept_adapters(run.ws, variant) if variant is last else {}
         run.lineage.log_variant(variant, comparison.variants.get(variant.name), adapters)
-    joint = compared.joint_student(run.ws, run.units, variants[-1], run.ws.split.test)
+    joint = compared.joint_student(run.ws, run.units, last, run.ws.split.test)
     if joint is not None:
         record = joint.variant
         mean = sum(record.accuracy.values()) / len(record.accuracy)
@@ -181,28 +248,15 @@ def _log_variants(run: _Run, variants: list[VariantRecord], comparison: Comparis
 
 
 def _result(
-    run: _Run,
-    rounds: list[RoundRecord],
-    comparison: ComparisonRecord,
-    variants: list[VariantRecord],
-    comparing: float,
+    run: _Run, rounds: Sequence[RoundRecord], found: _Compared, pilot: Pilot | None, comparing: float
 ) -> RunResult:
     """Return the result for scripts."""
+    comparison, variants = found.comparison, found.variants
     stages = {stage: sum(r.seconds[stage] for r in rounds) for stage in ("sample", "update", "learn")}
     result = RunResult(
         variants=comparison.variants,
         gains=comparison.gains,
-        rounds=tuple(
-            {
-                "round": r.round,
-                "mean_reward": r.mean_reward,
-                "base_reward": r.base_reward,
-                "kl": r.learning.kl,
-                "entropy": r.learning.entropy,
-                **r.notes,
-            }
-            for r in rounds
-        ),
+        rounds=tuple(round_figures(record) for record in rounds),
         seconds={**stages, "compare": comparing},
         documents=comparison.documents,
         mlflow_run_id=run.lineage.run_id,
@@ -214,8 +268,39 @@ def _result(
         judge=judge_record(run.ws),
         spent={role: _spent(spent) for role, spent in run.ws.spent().items()},
         padding_share=UsageRecord.merged([*(r.usage for r in rounds), *(v.usage for v in variants)]).padding_share,
+        pilot={} if pilot is None else pilot.records,
+        reliability=next((r.reliability for r in reversed(rounds) if r.reliability is not None), None),
+        inner_runs=sum(record.inner_runs for record in rounds),
+        forgetting=comparison.forgetting,
+        document_forgetting={variant.name: variant.forgetting for variant in variants if variant.forgetting},
+        tests=comparison.tests,
+        minimum_detectable=comparison.minimum_detectable,
+        curve=found.curve,
+        transfer=found.transfer,
+        edit_notes={variant.name: variant.notes for variant in variants if variant.notes},
+        phrasings={variant.name: variant.phrasings for variant in variants if variant.phrasings},
     )
     return result.model_copy(update={"notes": next_notes(result, variants)})
+
+
+def round_figures(record: RoundRecord) -> dict[str, float | int | None]:
+    """Return a round's figures for scripts."""
+    found = {
+        "round": record.round,
+        "mean_reward": record.mean_reward,
+        "base_reward": record.base_reward,
+        "kl": record.learning.kl,
+        "entropy": record.learning.entropy,
+        "inner_runs": record.inner_runs,
+        **record.notes,
+    }
+    if record.reliability is not None:
+        found |= {"reliability_of_one": record.reliability.of_one, "reliability": record.reliability.of_reward}
+    if record.screening is not None:
+        found |= {"skipped": record.screening.skipped, "screening_rank": record.screening.rank_correlation}
+    if record.development is not None:
+        found |= {"development_reward": record.development.mean}
+    return found
 
 
 def _spent(spent: Spent) -> SpentRecord:
@@ -226,18 +311,3 @@ def _spent(spent: Spent) -> SpentRecord:
         cost=spent.cost,
         currency=spent.currency,
     )
-
-
-def _figures(
-    ws: Workspace, rounds: list[RoundRecord], comparison: ComparisonRecord, variants: list[VariantRecord]
-) -> list[Path]:
-    """Return the plots of the run."""
-    place = ws.work_dir / "plots" / ws.config.name
-    place.mkdir(parents=True, exist_ok=True)
-    accuracy = place / "accuracy.png"
-    plot_accuracy(comparison, variants, accuracy)
-    if not rounds:
-        return [accuracy]
-    rewards = place / "rewards.png"
-    plot_rewards(rounds, rewards)
-    return [rewards, accuracy]

@@ -15,12 +15,12 @@ from prefect.context import TaskRunContext
 
 from evaluation.digests import digest_json
 from evaluation.tasks import KnowledgeTask
-from pipelines import work
+from pipelines import proxy, work
 from pipelines.base_scores import base_scores
 from pipelines.config import QuestionSet
 from pipelines.grading import graded
 from pipelines.progress import Reporter
-from pipelines.records import BankRecord, LearningRecord, ReplicateRecord, SamplingRecord, UsageRecord
+from pipelines.records import BankRecord, LearningRecord, ProxyRecord, ReplicateRecord, SamplingRecord, UsageRecord
 from pipelines.sampling import sample_edits, sample_with
 from pipelines.work import UpdateRequest, answer_settings
 from pipelines.workspace import Workspace
@@ -55,6 +55,11 @@ def _sample(
 @task(name="update-and-score", **_STORED)
 def _bank(key: str, ws: Workspace, requests: Sequence[UpdateRequest], questions: QuestionSet) -> BankRecord:
     return work.run_bank(ws, requests, questions)
+
+
+@task(name="score-in-context", **_STORED)
+def _proxy(key: str, ws: Workspace, edits: Sequence[tuple[str, SelfEdit]]) -> ProxyRecord:
+    return proxy.score_edits(ws, edits)
 
 
 @task(name="learn", **_STORED)
@@ -133,6 +138,7 @@ class Units:
                 for r in requests
             ],
             "questions": questions,
+            "probes": [[probe.question, probe.answer] for probe in ws.probes_beside(questions)],
             "answers": answer_settings(ws.config, questions),
         }
         key = ws.key("bank", content)
@@ -158,6 +164,23 @@ class Units:
         """Return the scores of the student without an update, in the order of the tasks."""
         self._reporter.begin(f"scoring the student without an update on {len(tasks)} documents")
         record = graded(self._ws, base_scores(self._ws, tasks, questions), questions)
+        self._reporter.done()
+        return record
+
+    def proxy(self, edits: Sequence[tuple[str, SelfEdit]]) -> ProxyRecord:
+        """Return the student's probability of the gold answers with each self-edit in its context.
+
+        Args:
+            edits: Pairs of a document's id and a self-edit for it.
+        """
+        ws = self._ws
+        content = {
+            "student": ws.student_digest,
+            "format": ws.config.student.answer_format.model_dump(mode="json"),
+            "edits": [[name, ws.tasks[name].digest, edit.digest] for name, edit in edits],
+        }
+        self._reporter.begin(f"reading {len(edits)} self-edits in the student's context")
+        record: ProxyRecord = _proxy(ws.key("proxy", content), ws, edits)
         self._reporter.done()
         return record
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from evaluation.answers import AnswerScore, end_tokens_of, first_line
-from evaluation.errors import UpdateError
+from evaluation.errors import ScoringError, UpdateError
 from evaluation.tasks import KnowledgeTask, Question
 from pipelines.config import QuestionSet, RunConfig
 from pipelines.records import (
     BankRecord,
-    CandidateRecord,
     LearningRecord,
     ReplicateRecord,
-    SamplingRecord,
     UsageRecord,
 )
 from pipelines.workspace import Workspace
@@ -25,8 +23,8 @@ from student.lora_bank import LoraBank
 from student.scoring import ScoringFailure
 from student.updates import UpdateJob, UpdateOutcome, UpdateResult, make_job
 from teacher.learning import learn
-from teacher.rewards import Replicate, RewardFailure, RewardOutcome, no_reward, reward_of
-from teacher.selection import Candidate, CandidateGroup, WeightedExample
+from teacher.rewards import RewardFailure
+from teacher.selection import WeightedExample
 from teacher.self_edit import SelfEdit
 
 
@@ -71,15 +69,34 @@ def run_bank(ws: Workspace, requests: Sequence[UpdateRequest], questions: Questi
         asked = [i for i in range(len(requests)) if i not in results or results[i].outcome is UpdateOutcome.OK]
         adapters = [results[i].adapter if i in results else None for i in asked]
         sets = [questions_of(ws.tasks[requests[i].document_id], questions) for i in asked]
-        scores = dict(zip(asked, bank.score(adapters, sets, student.tokenizer, config.answer_format), strict=True))
+        probes = ws.probes_beside(questions)
+        known = _score_probes(ws, bank, probes)
+        with_probes = [(*mine, *probes) for mine in sets]
+        scores = dict(
+            zip(asked, bank.score(adapters, with_probes, student.tokenizer, config.answer_format), strict=True)
+        )
         written = dict(zip(asked, write_answers(ws, bank, adapters, sets, questions), strict=True))
     records = []
     for i, request in enumerate(requests):
         result = results.get(i)
         if request.keep and result is not None and result.adapter is not None:
             save_adapter(result.adapter, ws.adapter_dir(result.adapter.digest), config.model)
-        records.append(_replicate(request, result, scores.get(i), written.get(i)))
+        records.append(_replicate(request, result, scores.get(i), written.get(i), known))
     return BankRecord(replicates=tuple(records), seconds=time.perf_counter() - started, usage=_usage(bank))
+
+
+def _score_probes(ws: Workspace, bank: LoraBank, probes: Sequence[Question]) -> tuple[bool, ...]:
+    """Return which probes the student answers without an update.
+
+    Raises:
+        ScoringError: It could not be scored.
+    """
+    if not probes:
+        return ()
+    found = bank.score([None], [probes], ws.student.tokenizer, ws.config.student.answer_format)[0]
+    if isinstance(found, ScoringFailure):
+        raise ScoringError(f"retention probes: the student without an update cannot be scored: {found.reason}")
+    return tuple(score.exact for score in found)
 
 
 def _bank(ws: Workspace, recipe: UpdateRecipe) -> LoraBank:
@@ -198,14 +215,16 @@ def _replicate(
     result: UpdateResult | None,
     scores: list[AnswerScore] | ScoringFailure | None,
     written: list[str] | ScoringFailure | None,
+    known: Sequence[bool] = (),
 ) -> ReplicateRecord:
     """Return the record of one update and its scores.
 
     Args:
         request: What was asked for.
         result: Of the training; None for the student without an update.
-        scores: By the forced pass.
+        scores: By the forced pass: of the questions, then of the retention probes.
         written: The answers as text; None where none were wanted.
+        known: Which of the probes the student answers without an update.
     """
     failure, detail = None, "" if result is None else result.detail
     if result is not None and result.outcome is not UpdateOutcome.OK:
@@ -217,6 +236,8 @@ def _replicate(
     elif isinstance(written, ScoringFailure):
         failure, detail = RewardFailure.SCORING_FAILED, written.reason
     answered = scores if isinstance(scores, list) and failure is None else []
+    asked = len(answered) - len(known) if answered else 0
+    answered, retained = answered[:asked], tuple(score.exact for score in answered[asked:])
     losses = () if result is None else result.losses
     return ReplicateRecord(
         document_id=request.document_id,
@@ -225,6 +246,8 @@ def _replicate(
         failure=failure,
         detail=detail,
         adapter_digest=None if result is None or result.adapter is None else result.adapter.digest,
+        retained=retained,
+        forgetting=(sum(known) - sum(retained)) / len(known) if retained else None,
         exact=tuple(score.exact for score in answered),
         probability=tuple(score.probability for score in answered),
         answers=tuple(written) if isinstance(written, list) and failure is None else (),
@@ -235,59 +258,6 @@ def _replicate(
         first_loss=losses[0] if losses and failure is None else None,
         last_loss=losses[-1] if losses and failure is None else None,
     )
-
-
-def _reward(ws: Workspace, replicates: Sequence[ReplicateRecord]) -> RewardOutcome:
-    """Return the reward of one self-edit, or of the student without one."""
-    plain = [
-        Replicate(seed=r.seed, accuracy=r.accuracy, probability=r.mean_probability, failure=r.failure)
-        for r in replicates
-    ]
-    return reward_of(plain, ws.config.teacher.reward)
-
-
-def judge(
-    ws: Workspace,
-    sampling: SamplingRecord,
-    replicates: Sequence[ReplicateRecord],
-    base: Mapping[str, ReplicateRecord],
-) -> list[CandidateRecord]:
-    """Return every sampled self-edit with its replicates and its reward, or the reason why it has none.
-
-    Args:
-        ws: The run's workspace.
-        sampling: The self-edits.
-        replicates: Scores of those that could be parsed, in any order.
-        base: Scores of the student without an update, by document id, on the same questions.
-    """
-    by_edit: dict[tuple[str, int], list[ReplicateRecord]] = {}
-    for replicate in replicates:
-        by_edit.setdefault((replicate.document_id, replicate.index), []).append(replicate)
-    candidates = []
-    for edit in sampling.edits:
-        mine = tuple(by_edit.get((edit.document_id, edit.index), ()))
-        outcome = _reward(ws, mine) if edit.edit is not None else no_reward(edit.failure or RewardFailure.PARSE_FAILED)
-        floor = _reward(ws, [base[edit.document_id]]).value if edit.document_id in base else None
-        candidates.append(
-            CandidateRecord(edit=edit, replicates=mine, reward=outcome.value, reason=outcome.reason, base_reward=floor)
-        )
-    return candidates
-
-
-def groups_of(ws: Workspace, prompt: str, candidates: Sequence[CandidateRecord]) -> list[CandidateGroup]:
-    """Return the candidates grouped by document, as the teacher's selection takes them."""
-    by_document: dict[str, list[CandidateRecord]] = {}
-    for candidate in candidates:
-        by_document.setdefault(candidate.edit.document_id, []).append(candidate)
-    return [
-        CandidateGroup(
-            id=document_id,
-            prompt=ws.prompt(prompt, ws.tasks[document_id].document),
-            candidates=tuple(Candidate(c.edit.token_ids, c.reward) for c in members),
-            base_reward=members[0].base_reward,
-        )
-        for document_id, members in by_document.items()
-    ]
 
 
 def learn_round(ws: Workspace, policy: str | None, examples: Sequence[WeightedExample], *, seed: int) -> LearningRecord:

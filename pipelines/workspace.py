@@ -6,14 +6,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evaluation.retention import retention_probes
+
 from evaluation.checkpoints import Checkpoint, load_checkpoint, model_digest
+from evaluation.data_config import MicroworldData
 from evaluation.digests import derive_seed, digest_json
 from evaluation.endpoints.records import Spent
 from evaluation.errors import ConfigError
 from evaluation.graders import Graded, Grader, build_grader
 from evaluation.judge import JudgeGrader
-from evaluation.tasks import Document, KnowledgeTask, Split
-from pipelines.config import RunConfig
+from evaluation.microworld.splits import microworld_sheets
+from evaluation.microworld.world import Sheet
+from evaluation.tasks import Document, KnowledgeTask, Question, Split
+from pipelines.config import QuestionSet, RunConfig
 from pipelines.documents import load_documents
 from pipelines.records import RECORDS_VERSION
 from teacher.config import OpenAISampling
@@ -76,6 +81,21 @@ class Workspace:
     def student_digest(self) -> str:
         """SHA-256 of the student's weights."""
         return model_digest(self.student.model)
+
+    @cached_property
+    def sheets(self) -> dict[str, Sheet] | None:
+        """The fact tables behind the documents, by id; None outside the micro-world."""
+        return microworld_sheets(self.config.data) if isinstance(self.config.data, MicroworldData) else None
+
+    @cached_property
+    def retention_probes(self) -> tuple[Question, ...]:
+        """Questions on what the student knew before any update; empty where the data has none."""
+        return retention_probes(self.config.data, self.config.comparison.retention_probes, self.seed("retention"))
+
+    def probes_beside(self, questions: QuestionSet) -> tuple[Question, ...]:
+        """Return the retention probes asked beside some questions: in comparisons always, for rewards if they count."""
+        counts = questions == "comparison" or self.config.teacher.reward.retention_weight > 0.0
+        return self.retention_probes if counts else ()
 
     @cached_property
     def policy(self) -> TeacherPolicy:

@@ -99,13 +99,49 @@ class PolicyConfig(_Frozen):
 class RewardConfig(_Frozen):
     """How the scores of a self-edit's replicates become one reward, or none."""
 
-    metric: Literal["accuracy", "probability"] = "probability"
+    metric: Literal["accuracy", "probability", "proxy"] = "probability"
     """`accuracy`: share of questions answered exactly, in [0, 1]; `probability`: mean probability of the gold answer,
-    in [0, 1], which varies less between seeds."""
+    in [0, 1], which varies less between seeds; `proxy`: that probability with the self-edit in the context of a student
+    that is not updated (after Reinforcement-Learned Teachers, arXiv 2506.08388), which takes no update at all."""
     minimum_replicates: int = Field(default=1, ge=1, le=100)
     """Replicates that must have succeeded for there to be a reward, in [1, 100]."""
     retention_weight: float = Field(default=0.0, ge=0.0, le=10.0)
     """Reward taken off per unit of forgetting (the fall of retention accuracy), in [0, 10]; 0 ignores forgetting."""
+    shrink: bool = False
+    """Draw each reward towards its document's mean by the measured reliability before the teacher learns from it. It
+    matters where rewards of one document rest on different numbers of updates, or are compared with the base's."""
+
+
+class GateConfig(_Frozen):
+    """What a self-edit must be like to be worth an update; what is not refused is measured all the same."""
+
+    max_tokens: int | None = Field(default=None, ge=1, le=32_768)
+    """Longest self-edit in tokens as written, in [1, 32768]; None sets no limit."""
+    min_coverage: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Least share of the distinct gold answers that must occur in it, in [0, 1]."""
+    max_repetition: float = Field(default=1.0, ge=0.0, le=1.0)
+    """Most share of its lines that may repeat an earlier one, in [0, 1]."""
+    reject_questions: bool = False
+    """Refuse self-edits that hold a whole evaluation question; questions are a kind of self-edit, so by default the
+    share is measured only."""
+    max_overlap: float = Field(default=1.0, ge=0.0, le=1.0)
+    """Most share of the evaluation questions' n-grams (those of the passage left out) that it may hold, in [0, 1]."""
+    ngram: int = Field(default=8, ge=1, le=64)
+    """Words of an n-gram, in [1, 64]; a shorter question counts as one n-gram."""
+
+
+class ScreeningConfig(_Frozen):
+    """Which candidates are left out before any student is updated, because a cheap score expects little of them."""
+
+    by: Literal["proxy", "ridge"] = "proxy"
+    """`proxy`: gold-answer probability with the self-edit in context; `ridge`: a regression of rewards on features of
+    self-edits (coverage, kinds, length, support ...), refitted each round."""
+    skip_share: float = Field(default=0.25, gt=0.0, lt=1.0)
+    """Share of each document's candidates that is skipped, the worst by the cheap score, in (0, 1)."""
+    audit_share: float = Field(default=0.2, ge=0.0, le=1.0)
+    """Chance that one to be skipped is updated all the same, in [0, 1]: the unbiased check of the cheap score."""
+    warm_up_rounds: int = Field(default=2, ge=1, le=1000)
+    """Rounds without skipping, in [1, 1000], that `ridge` is first fitted on."""
 
 
 class _Learning(_Frozen):
@@ -128,7 +164,7 @@ class _Learning(_Frozen):
 class RestEmConfig(_Learning):
     """ReST-EM (arXiv 2312.06585; SEAL's choice): imitate each group's best completions."""
 
-    algorithm: Literal["rest-em"] = "rest-em"
+    algorithm: Literal["rest_em"] = "rest_em"
     keep: int = Field(default=1, ge=1, le=64)
     """Best completions kept of each group, in [1, 64]."""
     require_gain: bool = True
@@ -137,15 +173,34 @@ class RestEmConfig(_Learning):
     """Start each round from the base teacher with a fresh adapter instead of the current one."""
 
 
+class RewardWeightedConfig(_Learning):
+    """Reward-weighted regression: imitate all completions, the better ones more.
+
+    The weights are exponential in the reward (Peters and Schaal 2007, ICML) less its document's mean
+    (advantage-weighted regression, arXiv 1910.00177).
+    """
+
+    algorithm: Literal["rwr"] = "rwr"
+    beta: float = Field(default=0.1, gt=0.0, le=1000.0)
+    """Difference of rewards that multiplies the weight by e, in reward units, in (0, 1000]: small values imitate the
+    best completions only, large ones all alike."""
+    weight_cap: float = Field(default=5.0, ge=1.0, le=1e6)
+    """Largest weight, in [1, 1e6], where a reward equal to its document's mean has 1; keeps one lucky reward from
+    outweighing the rest."""
+
+
 class GroupRelativeConfig(_Learning):
-    """Group-relative policy gradient: raise what did better than the others of its group, lower what did worse.
+    """Group-relative policy gradient (GRPO, arXiv 2402.03300, with the leave-one-out baseline of arXiv 2402.14740).
+
+    Raise what did better than the others of its group, lower what did worse; no advantage is divided by its group's
+    standard deviation, which would weigh groups of mere noise like the others (Dr. GRPO, arXiv 2503.20783).
 
     Log-probabilities are those of the model at temperature 1 and over all tokens, so sample with temperature 1 and
     top_p 1 for the update to be on-policy.
     """
 
-    algorithm: Literal["group-relative"] = "group-relative"
-    normalize: Literal["none", "batch"] = "batch"
+    algorithm: Literal["grpo"] = "grpo"
+    normalize: Literal["none", "batch"] = "none"
     """`batch` divides all advantages by one standard deviation, that of the whole batch; `none` leaves them."""
     clip_low: float = Field(default=0.2, ge=0.0, lt=1.0)
     """The importance ratio is clipped below at 1 - clip_low, in [0, 1) (arXiv 1707.06347)."""
@@ -159,7 +214,26 @@ class GroupRelativeConfig(_Learning):
     bad completions are not punished less for each token (Dr. GRPO, arXiv 2503.20783, section 3.2)."""
 
 
-LearningConfig: TypeAlias = Annotated[RestEmConfig | GroupRelativeConfig, Field(discriminator="algorithm")]
+class PreferenceConfig(_Learning):
+    """Direct preference optimization (arXiv 2305.18290): prefer a document's better completion to its worse one.
+
+    The two examples of a pair stay together: a minibatch holds `minibatch_size` // 2 pairs and a forward pass
+    `micro_batch_size` // 2, at least one each.
+    """
+
+    algorithm: Literal["dpo"] = "dpo"
+    beta: float = Field(default=0.1, gt=0.0, le=100.0)
+    """Scale of the implicit reward beta * log(policy / base teacher), in (0, 100]; large values hold the policy nearer
+    to the base (arXiv 2305.18290, equation 7)."""
+    gap_errors: float = Field(default=1.5, ge=0.0, le=100.0)
+    """Standard errors that the rewards of a pair must lie apart, at least, in [0, 100]; 0 takes every difference."""
+    max_pairs: int = Field(default=8, ge=1, le=65_536)
+    """Pairs taken of a document, those with the largest gaps, in [1, 65536]."""
+
+
+LearningConfig: TypeAlias = Annotated[
+    RestEmConfig | RewardWeightedConfig | GroupRelativeConfig | PreferenceConfig, Field(discriminator="algorithm")
+]
 """How the teacher learns: told apart by `algorithm`."""
 
 
@@ -177,6 +251,9 @@ class TeacherConfig(_Frozen):
     sampling: SamplingConfig = TransformersSampling()
     policy: PolicyConfig = PolicyConfig()
     reward: RewardConfig = RewardConfig()
+    gates: GateConfig = GateConfig()
+    screening: ScreeningConfig | None = None
+    """None updates a student with every candidate."""
     learning: LearningConfig = GroupRelativeConfig()
 
     @model_validator(mode="before")

@@ -1,14 +1,10 @@
-"""The teacher's learning step: one weighted log-likelihood step for imitation and for policy gradients.
+"""The teacher's learning step: one weighted log-likelihood step for imitation, policy gradients and preferences.
 
-Both ways maximize a sum over completion tokens. For ReST-EM a token's term is w log p, divided by the number of tokens:
-plain weighted maximum likelihood. For the group-relative way it is PPO's clipped surrogate min(r A, clip(r) A), with
-r the ratio to the log-probabilities before the round's first step, minus the divergence from the base teacher,
-divided by the number of completions and by a constant number of tokens (Dr. GRPO, arXiv 2503.20783).
-
-The divergence is the exact one of the two next-token distributions, KL(policy || base) summed over the vocabulary at
-each sampled position, not an estimate from the sampled token alone: the full distribution is at hand anyway, it has no
-sampling noise, and it is differentiated as what it is, whereas the usual low-variance estimator (k3) has the wrong
-gradient in expectation when used as a loss (arXiv 2506.09477).
+Each optimizer step maximizes a sum over completion tokens. For ReST-EM and reward-weighted regression a token's term is
+w log p, divided by the number of tokens: plain weighted maximum likelihood. For the group-relative way it is PPO's
+clipped surrogate, minus the divergence from the base teacher, divided by the number of completions and by a constant
+number of tokens (Dr. GRPO, arXiv 2503.20783). For direct preference optimization it is w log p again, with the weights
+that make its gradient that of the preference loss, divided by the number of pairs. `learning_terms` has the formulas.
 """
 
 from __future__ import annotations
@@ -16,13 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from evaluation.errors import InputError
-from teacher.config import GroupRelativeConfig, RestEmConfig
+from teacher.config import GroupRelativeConfig, LearningConfig, PreferenceConfig, RestEmConfig, RewardWeightedConfig
+from teacher.learning_terms import Batch, Row, sums
 from teacher.policy import TeacherPolicy
 from teacher.prompts import prompt_token_ids
 from teacher.selection import WeightedExample
@@ -33,13 +28,13 @@ class StepReport:
     """What one optimizer step saw, measured before it changed the weights."""
 
     loss: float
-    """The negated objective."""
+    """The negated objective; for preferences the mean of -log sigmoid(margin) over the pairs, less any entropy bonus."""
     kl: float
     """Divergence from the base teacher, nats per token, at least 0."""
     entropy: float
     """Of the next-token distribution, nats per token."""
     clip_fraction: float
-    """Share of tokens whose term was clipped and carries no gradient, in [0, 1]; 0 for ReST-EM."""
+    """Share of tokens whose term was clipped and carries no gradient, in [0, 1]; 0 but for the group-relative way."""
     gradient_norm: float
     """Euclidean norm before clipping."""
     examples: int
@@ -95,19 +90,8 @@ class LearningReport:
         return math.fsum(getattr(step, name) * step.tokens for step in finite) / total if total else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """A tokenized example."""
-
-    prompt_ids: list[int]
-    token_ids: tuple[int, ...]
-    weight: float
-    old_log_probs: Tensor | None = None
-    """Log-probabilities of the tokens (T,) before the round's first step; None where no ratio is needed."""
-
-
 def learn(
-    policy: TeacherPolicy, examples: Sequence[WeightedExample], config: RestEmConfig | GroupRelativeConfig, seed: int
+    policy: TeacherPolicy, examples: Sequence[WeightedExample], config: LearningConfig, seed: int
 ) -> LearningReport:
     """Change the policy's adapter so that its weighted examples become likelier or less likely.
 
@@ -120,7 +104,8 @@ def learn(
         seed: Of the order of the examples, and of the fresh adapter when ReST-EM restarts.
 
     Raises:
-        InputError: An example has no token, does not fit the model's context, or has a weight that is not allowed.
+        InputError: An example has no token, does not fit the model's context, or has a weight that is not allowed; or
+            preferences are to be learned from examples that are not in pairs.
     """
     rows = _tokenized(policy, examples, config)
     if isinstance(config, RestEmConfig) and config.restart:
@@ -136,11 +121,13 @@ def learn(
         for group in optimizer.param_groups:
             group.update(lr=config.learning_rate, weight_decay=config.weight_decay)
     generator = torch.Generator().manual_seed(seed)
+    units = _units(rows, examples, config)
+    size = _units_in(config.minibatch_size, config)
     steps: list[StepReport] = []
     for _ in range(config.epochs):
-        order = torch.randperm(len(rows), generator=generator).tolist()
-        for start in range(0, len(rows), config.minibatch_size):
-            minibatch = [rows[i] for i in order[start : start + config.minibatch_size]]
+        order = torch.randperm(len(units), generator=generator).tolist()
+        for start in range(0, len(units), size):
+            minibatch = [units[i] for i in order[start : start + size]]
             steps.append(_step(policy, minibatch, config, optimizer))
     policy.optimizer_state = optimizer.state_dict()
     return LearningReport(steps=tuple(steps), examples=len(rows), tokens=sum(step.tokens for step in steps))
@@ -159,141 +146,114 @@ def log_likelihoods(
     return [float(row.old_log_probs.double().sum()) for row in with_old if row.old_log_probs is not None]
 
 
-def _tokenized(
-    policy: TeacherPolicy, examples: Sequence[WeightedExample], config: RestEmConfig | GroupRelativeConfig | None
-) -> list[_Row]:
+def _tokenized(policy: TeacherPolicy, examples: Sequence[WeightedExample], config: LearningConfig | None) -> list[Row]:
     """Return the examples as token ids, checked."""
     context = getattr(policy.model.config, "max_position_embeddings", None) or math.inf
     prompts = {prompt: prompt_token_ids(policy.tokenizer, prompt) for prompt in {e.prompt for e in examples}}
-    rows = [_Row(prompts[e.prompt], e.token_ids, e.weight) for e in examples]
+    rows = [Row(prompts[e.prompt], e.token_ids, e.weight) for e in examples]
+    imitates = isinstance(config, RestEmConfig | RewardWeightedConfig)
     mistakes: list[str] = []
     for i, (example, row) in enumerate(zip(examples, rows, strict=True)):
-        where, length = f"example {i} of group {example.group_id!r}", len(row.prompt_ids) + len(row.token_ids)
+        where = f"example {i} of group {example.group_id!r}"
         if not row.token_ids or not row.prompt_ids:
             mistakes.append(f"{where}: the prompt or the completion has no token")
-        if length > context:
-            mistakes.append(f"{where}: got {length} tokens, the model takes {context}")
-        if not math.isfinite(row.weight) or (isinstance(config, RestEmConfig) and row.weight < 0):
-            allowed = "a finite number of at least 0" if isinstance(config, RestEmConfig) else "a finite number"
+        if row.length > context:
+            mistakes.append(f"{where}: got {row.length} tokens, the model takes {context}")
+        if not math.isfinite(row.weight) or (imitates and row.weight < 0):
+            allowed = "a finite number of at least 0" if imitates else "a finite number"
             mistakes.append(f"{where}: got the weight {row.weight!r}, allowed is {allowed}")
+    if isinstance(config, PreferenceConfig):
+        mistakes += _unpaired(examples)
     if mistakes:
         raise InputError("teacher learning: leave these examples out or mend them: " + "; ".join(mistakes))
     return rows
 
 
-class _Batch:
-    """Rows as tensors: prompts padded on the left and completions on the right, so that completions start together."""
-
-    def __init__(self, rows: Sequence[_Row], device: torch.device) -> None:
-        prompt_width = max(len(row.prompt_ids) for row in rows)
-        width = max(len(row.token_ids) for row in rows)
-        ids_NL = torch.zeros(len(rows), prompt_width + width, dtype=torch.long)
-        attention_NL = torch.zeros_like(ids_NL)
-        old_NT = torch.zeros(len(rows), width)
-        for i, row in enumerate(rows):
-            first, last = prompt_width - len(row.prompt_ids), prompt_width + len(row.token_ids)
-            ids_NL[i, first:last] = torch.tensor([*row.prompt_ids, *row.token_ids])
-            attention_NL[i, first:last] = 1
-            if row.old_log_probs is not None:
-                old_NT[i, : len(row.token_ids)] = row.old_log_probs
-        self._inputs = {
-            "input_ids": ids_NL.to(device),
-            "attention_mask": attention_NL.to(device),
-            "position_ids": (attention_NL.cumsum(1) - 1).clamp_(min=0).to(device),
-        }
-        self.tokens_NT = ids_NL[:, prompt_width:].to(device)
-        """Completion tokens (N, T)."""
-        self.mask_NT = attention_NL[:, prompt_width:].bool().to(device)
-        """True where there is a completion token (N, T); only these carry loss."""
-        self.old_NT = old_NT.to(device)
-        """Log-probabilities of the tokens before the round's first step (N, T)."""
-        self.weights_N1 = torch.tensor([[row.weight] for row in rows], device=device)
-        """Weights (N, 1)."""
-
-    def log_probs(self, policy: TeacherPolicy) -> Tensor:
-        """Return the log-probabilities of all tokens at each completion position (N, T, V), in float32."""
-        width = self.tokens_NT.shape[1]
-        logits_NTV = policy.model(**self._inputs, use_cache=False, logits_to_keep=width + 1).logits[:, :-1]
-        return torch.log_softmax(logits_NTV.float(), dim=-1)
-
-    def of_tokens(self, log_probs_NTV: Tensor) -> Tensor:
-        """Return the log-probabilities of the completion tokens (N, T)."""
-        return log_probs_NTV.gather(-1, self.tokens_NT[..., None])[..., 0]
+def _unpaired(examples: Sequence[WeightedExample]) -> Iterator[str]:
+    """Yield what keeps the examples from being pairs of one chosen and one rejected completion of a prompt."""
+    pairs = _paired(examples)
+    for number, members in pairs.items():
+        weights = sorted(examples[i].weight for i in members)
+        if number is None or weights != [-1.0, 1.0] or len({examples[i].prompt for i in members}) > 1:
+            yield (
+                f"pair {number!r} of group {examples[members[0]].group_id!r}: got the weights {weights}, allowed are 1 "
+                "and -1 for two completions of one prompt; select them with `preferences`"
+            )
 
 
-class _Terms(NamedTuple):
-    """What each completion token contributes, all (N, T); padding holds numbers without meaning."""
+def _paired(examples: Sequence[WeightedExample]) -> dict[int | None, list[int]]:
+    """Return which examples each pair has, in the order given."""
+    members: dict[int | None, list[int]] = {}
+    for i, example in enumerate(examples):
+        members.setdefault(example.pair, []).append(i)
+    return members
 
-    objective_NT: Tensor
-    kl_NT: Tensor
-    entropy_NT: Tensor
-    clipped_NT: Tensor
+
+def _units(rows: Sequence[Row], examples: Sequence[WeightedExample], config: LearningConfig) -> list[list[Row]]:
+    """Return what a minibatch keeps together: the two rows of a pair for preferences, else each row by itself."""
+    if isinstance(config, PreferenceConfig):
+        return [[rows[i] for i in members] for members in _paired(examples).values()]
+    return [[row] for row in rows]
 
 
-def _terms(
-    batch: _Batch, log_probs_NTV: Tensor, reference_NTV: Tensor, config: RestEmConfig | GroupRelativeConfig
-) -> _Terms:
-    """Return the objective's terms and the diagnostics of a batch."""
-    probs_NTV = log_probs_NTV.exp()
-    kl_NT = (probs_NTV * (log_probs_NTV - reference_NTV)).sum(-1)
-    entropy_NT = -(probs_NTV * log_probs_NTV).sum(-1)
-    new_NT, weights_N1 = batch.of_tokens(log_probs_NTV), batch.weights_N1
-    if isinstance(config, RestEmConfig):
-        objective_NT, clipped_NT = weights_N1 * new_NT, torch.zeros_like(new_NT)
-    else:
-        ratio_NT = (new_NT - batch.old_NT).exp()
-        free_NT = ratio_NT * weights_N1
-        bound_NT = ratio_NT.clamp(1.0 - config.clip_low, 1.0 + config.clip_high) * weights_N1
-        objective_NT = torch.minimum(free_NT, bound_NT) - config.kl_coefficient * kl_NT
-        clipped_NT = (bound_NT < free_NT).float()
-    return _Terms(objective_NT + config.entropy_bonus * entropy_NT, kl_NT, entropy_NT, clipped_NT)
+def _units_in(rows: int, config: LearningConfig) -> int:
+    """Return how many units of rows kept together make up `rows` rows, at least one."""
+    return max(rows // 2, 1) if isinstance(config, PreferenceConfig) else rows
+
+
+def _normalizer(minibatch: Sequence[Row], config: LearningConfig) -> float:
+    """Return what the sum over a minibatch's tokens is divided by: completions, pairs or tokens."""
+    if isinstance(config, GroupRelativeConfig):
+        return len(minibatch) * config.length_normalizer
+    if isinstance(config, PreferenceConfig):
+        return len(minibatch) / 2
+    return sum(len(row.token_ids) for row in minibatch)
 
 
 def _step(
     policy: TeacherPolicy,
-    minibatch: Sequence[_Row],
-    config: RestEmConfig | GroupRelativeConfig,
+    minibatch: Sequence[Sequence[Row]],
+    config: LearningConfig,
     optimizer: torch.optim.Optimizer,
 ) -> StepReport:
     """Take one optimizer step on a minibatch, a few rows at a time, and return what it saw."""
     parameters = policy.adapter_parameters()
-    tokens = sum(len(row.token_ids) for row in minibatch)
-    normalizer = len(minibatch) * config.length_normalizer if isinstance(config, GroupRelativeConfig) else tokens
+    rows = [row for unit in minibatch for row in unit]
+    tokens, normalizer = sum(len(row.token_ids) for row in rows), _normalizer(rows, config)
     totals = [0.0] * 4
     optimizer.zero_grad(set_to_none=True)
-    for rows in _by_length(minibatch, config.micro_batch_size):
-        batch = _Batch(rows, policy.device)
+    for part in _by_length(minibatch, _units_in(config.micro_batch_size, config)):
+        batch = Batch(part, policy.device)
         with torch.no_grad(), policy.reference():
             reference_NTV = batch.log_probs(policy)
-        terms = _terms(batch, batch.log_probs(policy), reference_NTV, config)
-        sums = [term_NT[batch.mask_NT].sum() for term_NT in terms]
-        torch.autograd.backward([-sums[0] / normalizer], inputs=parameters)
-        totals = [total + float(part.detach()) for total, part in zip(totals, sums, strict=True)]
+        objective, *numbers = sums(batch, batch.log_probs(policy), reference_NTV, config)
+        torch.autograd.backward([-objective / normalizer], inputs=parameters)
+        totals = [total + number for total, number in zip(totals, numbers, strict=True)]
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_gradient_norm))
-    objective, kl, entropy, clipped = totals
-    applied = math.isfinite(norm) and math.isfinite(objective)
+    value, kl, entropy, clipped = totals
+    applied = math.isfinite(norm) and math.isfinite(value)
     if applied:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return StepReport(
-        loss=-objective / normalizer,
+        loss=-value / normalizer,
         kl=max(kl / tokens, 0.0),  # rounding may leave a tiny negative sum where the policies are equal
         entropy=entropy / tokens,
         clip_fraction=clipped / tokens,
         gradient_norm=norm,
-        examples=len(minibatch),
+        examples=len(rows),
         tokens=tokens,
         applied=applied,
     )
 
 
-def _with_old_log_probs(policy: TeacherPolicy, rows: Sequence[_Row], micro_batch_size: int) -> list[_Row]:
+def _with_old_log_probs(policy: TeacherPolicy, rows: Sequence[Row], micro_batch_size: int) -> list[Row]:
     """Return the rows with the policy's present log-probabilities of their tokens, in the order given."""
-    found: list[_Row] = list(rows)
-    numbered = sorted(enumerate(rows), key=lambda pair: _length(pair[1]))
+    found: list[Row] = list(rows)
+    numbered = sorted(enumerate(rows), key=lambda pair: pair[1].length)
     for start in range(0, len(numbered), micro_batch_size):
         part = numbered[start : start + micro_batch_size]
-        batch = _Batch([row for _, row in part], policy.device)
+        batch = Batch([row for _, row in part], policy.device)
         with torch.no_grad():
             present_NT = batch.of_tokens(batch.log_probs(policy)).cpu()
         for (index, row), present_T in zip(part, present_NT, strict=True):
@@ -301,12 +261,8 @@ def _with_old_log_probs(policy: TeacherPolicy, rows: Sequence[_Row], micro_batch
     return found
 
 
-def _by_length(rows: Sequence[_Row], size: int) -> Iterator[list[_Row]]:
-    """Yield the rows in parts of `size` of like length, so that little of a part is padding."""
-    ordered = sorted(rows, key=_length)
+def _by_length(units: Sequence[Sequence[Row]], size: int) -> Iterator[list[Row]]:
+    """Yield the rows in parts of `size` units of like length, so that little of a part is padding."""
+    ordered = sorted(units, key=lambda unit: max(row.length for row in unit))
     for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]
-
-
-def _length(row: _Row) -> int:
-    return len(row.prompt_ids) + len(row.token_ids)
+        yield [row for unit in ordered[start : start + size] for row in unit]

@@ -24,8 +24,18 @@ class RewardFailure(StrEnum):
     """The engine did not deliver the completion."""
     PARSE_FAILED = "parse_failed"
     """The completion holds no self-edit."""
+    OVER_BUDGET = "over_budget"
+    """The self-edit is longer than the run allows."""
+    REPETITIVE = "repetitive"
+    """Too many of its lines repeat an earlier one."""
     LEAKED = "leaked"
     """The self-edit contains evaluation questions, and the run rejects such edits."""
+    LOW_COVERAGE = "low_coverage"
+    """Too few of the gold answers occur in it."""
+    SCREENED_OUT = "screened_out"
+    """A cheap score expected little of it, so no student was updated with it."""
+    PROXY_FAILED = "proxy_failed"
+    """It could not be scored in the student's context."""
     NO_QUESTIONS = "no_questions"
     """The task has nothing to score with."""
     UPDATE_FAILED = "update_failed"
@@ -116,24 +126,29 @@ def has_spread(rewards: Sequence[float | None], tolerance: float = 1e-9) -> bool
     return len(known) > 1 and max(known) - min(known) > tolerance
 
 
-def shrink(rewards: Sequence[float | None], reliability: float) -> list[float | None]:
+def shrink(rewards: Sequence[float | None], reliabilities: float | Sequence[float]) -> list[float | None]:
     """Return mean + reliability * (reward - mean), the best linear prediction of the true rewards of a group.
 
     Kelley's formula for the regression of true on observed scores (Lord and Novick 1968, section 3.7). It matters where
-    rewards are compared with something outside the group, such as the student without an update.
+    rewards are compared with something outside the group, such as the student without an update, and where they rest
+    on different numbers of updates.
 
     Args:
         rewards: Of one document's self-edits; None stays None.
-        reliability: Share of the rewards' variance within a document that is not noise, in [0, 1].
+        reliabilities: Share of the rewards' variance within a document that is not noise, in [0, 1]: one for all, or
+            one for each.
 
     Raises:
-        ValueError: `reliability` is out of range.
+        ValueError: A reliability is out of range, or there are not as many as rewards.
     """
-    if not 0.0 <= reliability <= 1.0:
-        raise ValueError(f"reliability: got {reliability!r}, allowed is [0, 1]; use Reliability.of_mean")
+    each = [float(reliabilities)] * len(rewards) if isinstance(reliabilities, int | float) else list(reliabilities)
+    if not all(0.0 <= value <= 1.0 for value in each):
+        raise ValueError(f"reliability: got {reliabilities!r}, allowed is [0, 1]; use Reliability.of_mean")
     known = [reward for reward in rewards if reward is not None]
     mean = _mean(known) if known else 0.0
-    return [None if reward is None else mean + reliability * (reward - mean) for reward in rewards]
+    return [
+        None if reward is None else mean + value * (reward - mean) for reward, value in zip(rewards, each, strict=True)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +209,8 @@ def _value_of(replicate: Replicate, config: RewardConfig) -> float | RewardFailu
     """Return the reward of one replicate, or why it has none."""
     if replicate.failure is not None:
         return replicate.failure
+    if config.metric == "proxy":
+        raise ValueError("reward: the proxy is read without an update; an update's scores give no such reward")
     score = replicate.accuracy if config.metric == "accuracy" else replicate.probability
     forgetting = replicate.forgetting if config.retention_weight > 0.0 else 0.0
     if score is None or forgetting is None:

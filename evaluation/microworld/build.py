@@ -1,20 +1,22 @@
-"""Rebuilding the micro models from a seed, both at once in a process each."""
+"""Rebuilding the micro models from a seed, two at once in a process each."""
 
 from __future__ import annotations
 
 import hashlib
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-Role = Literal["student", "teacher"]
+Role = Literal["student", "teacher", "small-student"]
 _NOT_TEXTS = ("build", "checks", "recipes", "splits")
 """Modules of this package that have no part in the texts; what the recipe says is looked at itself."""
 _WEIGHTS = "model.safetensors"
 ROLES: tuple[Role, ...] = get_args(Role)
+SHIPPED: tuple[Role, ...] = ("student", "teacher")
+"""Those that come with the package."""
 
 
 def build_one(role: Role, out: Path, seed: int) -> Path:
@@ -31,9 +33,9 @@ def build_one(role: Role, out: Path, seed: int) -> Path:
 
     torch.set_num_threads(1)
     tokenizer = build_tokenizer()
-    student = role == "student"
-    shape = recipes.STUDENT_SHAPE if student else recipes.TEACHER_SHAPE
-    stages = recipes.student_stages(seed) if student else recipes.teacher_stages(seed)
+    taught = role == "teacher"
+    shape = recipes.SHAPES[role]
+    stages = recipes.teacher_stages(seed) if taught else recipes.student_stages(seed)
     model = new_model(shape, tokenizer, seed)
     identity = hashlib.sha256(repr((role, seed, shape)).encode() + _sources())
     for number, phases in enumerate(stages, start=1):
@@ -49,7 +51,7 @@ def build_one(role: Role, out: Path, seed: int) -> Path:
 
         pretrain(model, tokenizer, phases, report=report)
         _save(model, place)
-    sharpen(model, 1.0 if student else recipes.TEACHER_SHARPNESS)
+    sharpen(model, recipes.TEACHER_SHARPNESS if taught else 1.0)
     directory = out / role
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
@@ -69,16 +71,17 @@ def _save(model: Any, place: Path) -> None:
     os.replace(staging, place)
 
 
-def build(out: Path, seed: int, report: Callable[[str], None]) -> None:
-    """Rebuild both models under `out`; takes about an hour on two cores.
+def build(out: Path, seed: int, report: Callable[[str], None], roles: Sequence[Role] = SHIPPED) -> None:
+    """Rebuild models under `out`, each in a directory with the name of its role; an hour for both that ship, two cores.
 
     Args:
-        out: Gets the directories `student` and `teacher`.
+        out: Gets the directories.
         seed: Of initial weights and texts.
         report: Called with a line when a model is done.
+        roles: Which models.
     """
     out.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(len(ROLES), mp_context=context) as pool:
-        for directory in pool.map(build_one, ROLES, [out] * len(ROLES), [seed] * len(ROLES)):
+    with ProcessPoolExecutor(min(2, len(roles)), mp_context=context) as pool:
+        for directory in pool.map(build_one, roles, [out] * len(roles), [seed] * len(roles)):
             report(f"saved {directory}")

@@ -1,4 +1,4 @@
-"""How the two shipped micro models are pretrained: sizes, stages of phases, seeds.
+"""How the micro models are pretrained: sizes, stages of phases, seeds. Two of them ship with the package.
 
 Each stage has its own warm-up and decay, and is saved when it ends, so that a killed build goes on with the next one.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from evaluation.microworld.build import Role
 from evaluation.microworld.corpora import (
     Text,
     bound_values,
@@ -22,6 +23,13 @@ STUDENT_SHAPE = Shape(hidden=128, layers=4, intermediate=384)
 """0.97 million parameters. At 96 dimensions it learned facts, but never to read an answer from a passage."""
 TEACHER_SHAPE = Shape(hidden=128, layers=4, intermediate=384)
 """0.97 million parameters."""
+SMALL_STUDENT_SHAPE = Shape(hidden=96, layers=3, intermediate=288)
+"""0.47 million parameters: another student, to see whether a teacher helps more than the one that rewarded it."""
+SHAPES: dict[Role, Shape] = {
+    "student": STUDENT_SHAPE,
+    "teacher": TEACHER_SHAPE,
+    "small-student": SMALL_STUDENT_SHAPE,
+}
 
 TEACHER_SHARPNESS = 1.5
 """Factor on the pretrained teacher's logits. However long it is trained, a tenth and more of its bets stay on names

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from evaluation.checkpoints import MICRO_MODELS
 from evaluation.errors import ModelError
 from evaluation.microworld import recipes
-from evaluation.microworld.build import ROLES, Role, build_one
+from evaluation.microworld.build import ROLES, SHIPPED, Role, build_one
 from evaluation.microworld.checks import SAMPLING_TEMPERATURE, Check, run_checks
 from evaluation.microworld.corpora import Text, repeated_words, student_lines
 from evaluation.microworld.pretraining import (
@@ -240,7 +240,7 @@ def test_sharpen_multiplies_the_logits(factor: float) -> None:
 
 @pytest.mark.parametrize("role", ROLES)
 def test_recipes_texts_fit_the_context(role: Role) -> None:
-    stages = recipes.student_stages(0) if role == "student" else recipes.teacher_stages(0)
+    stages = recipes.teacher_stages(0) if role == "teacher" else recipes.student_stages(0)
     batcher = Batcher(TOKENIZER)
     for stream, _ in itertools.chain(*(phase.streams for phases in stages for phase in phases)):
         assert batcher(list(itertools.islice(stream, 100))).ids.shape[1] <= CONTEXT_TOKENS
@@ -249,8 +249,9 @@ def test_recipes_texts_fit_the_context(role: Role) -> None:
 @pytest.mark.parametrize("role", ROLES)
 def test_build_one_writes_a_directory_that_opens(role: Role, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     threads = torch.get_num_threads()
-    monkeypatch.setattr(recipes, f"{role.upper()}_SHAPE", TINY)
-    monkeypatch.setattr(recipes, f"{role}_stages", lambda seed: [tiny_phases(seed)])
+    monkeypatch.setitem(recipes.SHAPES, role, TINY)
+    stages = "teacher_stages" if role == "teacher" else "student_stages"
+    monkeypatch.setattr(recipes, stages, lambda seed: [tiny_phases(seed)])
     try:
         directory = build_one(role, tmp_path, 5)
     finally:
@@ -271,7 +272,7 @@ def test_build_one_goes_on_after_the_stages_that_a_killed_build_finished(
         yield from itertools.islice(student_lines(seed), 40)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(recipes, "STUDENT_SHAPE", TINY)
+    monkeypatch.setitem(recipes.SHAPES, "student", TINY)
     whole = [[Phase(4, ((student_lines(1), 8),))], [Phase(9, ((student_lines(2), 8),))]]
     killed = [whole[0], [Phase(9, ((broken(2), 8),))]]
     again = [[Phase(4, ((broken(1), 8),))], [Phase(9, ((student_lines(2), 8),))]]
@@ -309,10 +310,10 @@ def gate() -> Gate:
     return Gate(checks, torch.equal(torch.get_rng_state(), state))
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", SHIPPED)
 def test_shipped_model_opens_and_has_the_recipes_size(role: Role) -> None:
     model = AutoModelForCausalLM.from_pretrained(MODELS / role)
-    shape = recipes.STUDENT_SHAPE if role == "student" else recipes.TEACHER_SHAPE
+    shape = recipes.SHAPES[role]
     config = model.config
     assert 0.5e6 <= sum(parameter.numel() for parameter in model.parameters()) <= 2e6
     assert config.hidden_size / config.num_attention_heads == config.head_dim == 32
@@ -321,7 +322,7 @@ def test_shipped_model_opens_and_has_the_recipes_size(role: Role) -> None:
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", SHIPPED)
 def test_shipped_tokenizer_is_the_one_that_is_built_today(role: Role) -> None:
     tokenizer = AutoTokenizer.from_pretrained(MODELS / role)
     assert tokenizer.get_vocab() == TOKENIZER.get_vocab()

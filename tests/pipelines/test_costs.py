@@ -82,7 +82,7 @@ def test_estimate_without_rounds_has_no_learning_and_no_trained_teacher() -> Non
 
 
 def test_estimate_of_rest_em_learns_from_the_kept_edits_only() -> None:
-    cost = estimate(_config(teacher={"learning": {"algorithm": "rest-em", "keep": 2, "epochs": 3}}))
+    cost = estimate(_config(teacher={"learning": {"algorithm": "rest_em", "keep": 2, "epochs": 3}}))
     assert cost.learning_tokens == 3 * 4 * 2 * 3 * 100
 
 

@@ -101,8 +101,8 @@ def test_render_chat_uses_the_template_up_to_the_answer_with_one_opening_token()
 
 def test_learning_config_is_told_apart_by_algorithm() -> None:
     adapter: TypeAdapter[LearningConfig] = TypeAdapter(LearningConfig)
-    assert adapter.validate_python({"algorithm": "rest-em", "keep": 2}) == RestEmConfig(keep=2)
-    assert adapter.validate_python({"algorithm": "group-relative"}) == GroupRelativeConfig()
-    for wrong in ({"algorithm": "ppo"}, {"algorithm": "rest-em", "clip_low": 0.1}, {"algorithm": "rest-em", "keep": 0}):
+    assert adapter.validate_python({"algorithm": "rest_em", "keep": 2}) == RestEmConfig(keep=2)
+    assert adapter.validate_python({"algorithm": "grpo"}) == GroupRelativeConfig()
+    for wrong in ({"algorithm": "ppo"}, {"algorithm": "rest_em", "clip_low": 0.1}, {"algorithm": "rest_em", "keep": 0}):
         with pytest.raises(ValidationError):
             adapter.validate_python(wrong)

@@ -1,0 +1,195 @@
+"""The runs of a plan: each a process of its own, and none started again whose result is there."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from evaluation.errors import ConfigError, PreceptorError
+from pipelines.config import load_config
+from pipelines.evidence.plan import EvidencePlan
+from pipelines.records import RunResult
+
+SEEDS = ""
+"""Group of the runs that are no arms."""
+
+_TOLD_LINES = 15
+"""Last lines of a failed run's messages that are shown."""
+
+
+class RunFailedError(PreceptorError, RuntimeError):
+    """A run of the plan failed; what it finished is kept."""
+
+
+class PlannedRun(NamedTuple):
+    """One run of the flow."""
+
+    group: str
+    """Heading of its table; `SEEDS` for the seeds themselves."""
+    name: str
+    """Of the arm; empty for the seeds."""
+    seed: int
+    overrides: tuple[str, ...]
+    digest: str
+    """Of the resolved configuration: runs that have it in common are one run."""
+    result: Path
+    """JSON file that gets its result."""
+
+    @property
+    def label(self) -> str:
+        """What people call it."""
+        return f"{self.name or 'all variants'}, seed {self.seed}"
+
+
+def transfer_model(plan: EvidencePlan, work_dir: Path) -> Path | None:
+    """Return the directory of the other student, whether or not it is built; None where the plan has none."""
+    return None if plan.transfer is None else work_dir / "transfer" / plan.transfer.role
+
+
+def planned_runs(plan: EvidencePlan, config: Path, work_dir: Path) -> list[PlannedRun]:
+    """Return all runs of a plan, the seeds first, then the reference of the arms, then the arms.
+
+    Args:
+        plan: What to run.
+        config: YAML file of the run.
+        work_dir: Directory of all runs: units of work that runs have in common are computed once.
+
+    Raises:
+        ConfigError: The configuration of some run is refused; all such runs are listed.
+    """
+    other = transfer_model(plan, work_dir)
+    shared = () if other is None else (f"comparison.transfer.model={other}",)
+    wanted = [(SEEDS, "", seed, shared) for seed in plan.seeds]
+    if plan.arms is not None:
+        common = (*shared, *plan.arms.common)
+        for seed in plan.arms.seeds:
+            wanted.append((plan.arms.reference, plan.arms.reference, seed, common))
+            for group, arms in plan.arms.groups.items():
+                wanted += [(group, name, seed, (*common, *settings)) for name, settings in arms.items()]
+    runs, mistakes = [], []
+    for group, name, seed, settings in wanted:
+        # The documents of each seed are others, too: a gain must not hang on one draw of them.
+        overrides = (f"seed={seed}", f"data.split_seed={seed}", *settings)
+        try:
+            digest = load_config(config, overrides).digest
+        except ConfigError as error:
+            mistakes.append(f"{name or 'all variants'}, seed {seed}: {error}")
+            continue
+        runs.append(PlannedRun(group, name, seed, overrides, digest, work_dir / "results" / f"{digest[:16]}.json"))
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return runs
+
+
+def read_result(run: PlannedRun, code: str | None = None) -> RunResult | None:
+    """Return the result of a run; None where there is none, or it is torn or of other settings.
+
+    Args:
+        run: Whose result it must be.
+        code: Digest of the code that must have made it; None takes any.
+    """
+    try:
+        found = RunResult.model_validate_json(run.result.read_bytes())
+    except (OSError, ValidationError):
+        return None
+    return found if found.config_digest == run.digest and code in (None, found.code_digest) else None
+
+
+def run_seed(config: Path, run: PlannedRun, work_dir: Path, resume: str) -> RunResult:
+    """Return the result of one run; a process of its own, so that a killed one resumes and memory is given back.
+
+    Args:
+        config: YAML file of the run.
+        run: What to run.
+        work_dir: Directory of the run.
+        resume: Command that goes on after a failure, for its message.
+
+    Raises:
+        RunFailedError: The process failed or left no result; the message ends with the process's own.
+    """
+    command = [sys.executable, "-m", "pipelines.cli", "train-teacher", str(config)]
+    command += [word for override in run.overrides for word in ("--set", override)]
+    command += ["--work-dir", str(work_dir), "--json", str(run.result)]
+    log = run.result.with_suffix(".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    (work_dir / "machine.txt").write_text(_this_machine() + "\n", encoding="utf-8")
+    # Into a file and not a pipe: servers that outlive a killed process would hold a pipe open.
+    with log.open("w", encoding="utf-8") as messages:
+        code = subprocess.run(command, stderr=messages, check=False).returncode
+    found = read_result(run)
+    if code or found is None:
+        told = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TOLD_LINES:]
+        raise RunFailedError(
+            f"run {run.label!r}: its process ended with exit code {code}, allowed is 0 and a result in "
+            f"{str(run.result)!r}. Its last messages ({log}):\n" + "\n".join(f"  {line}" for line in told) + "\n"
+            f"What is done is kept. To go on: {resume}"
+        )
+    return found
+
+
+def run_all(
+    config: Path, runs: Sequence[PlannedRun], work_dir: Path, *, resume: str, say: Callable[[str], None]
+) -> None:
+    """Run what has no result by the present code, one after another.
+
+    Args:
+        config: YAML file of the run.
+        runs: In order; those of equal configuration are run once.
+        work_dir: Directory of all of them.
+        resume: Command that goes on after a failure, for its message.
+        say: Called with a line before each run.
+
+    Raises:
+        RunFailedError: A run failed; those after it are not started.
+    """
+    from pipelines.workspace import code_digest
+
+    started = time.monotonic()
+    for number, run in enumerate(runs, start=1):
+        head = f"[{number} of {len(runs)}, {(time.monotonic() - started) / 60:.1f} minutes so far] {run.label}"
+        if read_result(run, code_digest()) is not None:
+            say(f"{head}: has its result")
+            continue
+        say(f"{head}: runs")
+        run_seed(config, run, work_dir, resume)
+    say(f"[{len(runs)} of {len(runs)}, {(time.monotonic() - started) / 60:.1f} minutes] all have their results")
+
+
+def build_other_student(plan: EvidencePlan, work_dir: Path, say: Callable[[str], None]) -> None:
+    """Pretrain the other student of a plan, unless it is there; some tens of minutes on one core.
+
+    Args:
+        plan: Names its role and seed.
+        work_dir: Gets it; a build that was killed goes on after its last finished stage.
+        say: Called with a line before and after.
+    """
+    directory = transfer_model(plan, work_dir)
+    # The tokenizer's settings are written last.
+    if plan.transfer is None or directory is None or (directory / "tokenizer_config.json").is_file():
+        return
+    from evaluation.microworld.build import build
+
+    say(f"the other student ({plan.transfer.role}, seed {plan.transfer.seed}) is pretrained into {directory}")
+    build(directory.parent, plan.transfer.seed, say, roles=(plan.transfer.role,))
+
+
+def machine(work_dir: Path) -> str:
+    """Return the machine that the last run of a work directory was made on, in one line."""
+    try:
+        return (work_dir / "machine.txt").read_text(encoding="utf-8").strip()
+    except OSError:
+        return "a machine that was not noted"
+
+
+def _this_machine() -> str:
+    torch = importlib.metadata.version("torch")
+    return f"{os.cpu_count()} CPU cores ({platform.machine()}), torch {torch}, Python {platform.python_version()}"

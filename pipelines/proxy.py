@@ -1,0 +1,47 @@
+"""The proxy reward: what the student answers with a self-edit in its context and no update. No Prefect, no MLflow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from student.in_context import score_in_context
+
+from evaluation.answers import AnswerScore
+from evaluation.statistics import known_mean
+from pipelines.records import ProxyRecord
+from pipelines.workspace import Workspace
+from student.scoring import ScoringFailure
+from teacher.self_edit import SelfEdit
+
+
+def score_edits(ws: Workspace, edits: Sequence[tuple[str, SelfEdit]]) -> ProxyRecord:
+    """Return the mean gold-answer probability with each self-edit in the student's context, on the rewards' questions.
+
+    Args:
+        ws: The run's workspace.
+        edits: Pairs of a document's id and a self-edit for it.
+    """
+    started = time.perf_counter()
+    found = score_in_context(
+        ws.student.model,
+        ws.student.tokenizer,
+        [in_words(edit) for _, edit in edits],
+        [ws.tasks[name].questions for name, _ in edits],
+        ws.config.student.answer_format,
+    )
+    return ProxyRecord(
+        probabilities=tuple(_mean_probability(scores) for scores in found), seconds=time.perf_counter() - started
+    )
+
+
+def in_words(edit: SelfEdit) -> str:
+    """Return a self-edit as a text to read: its lines as sentences, one after another."""
+    return " ".join(
+        line.text if line.answer is None else f"Question: {line.text} Answer: {line.answer}"
+        for line in edit.implications
+    )
+
+
+def _mean_probability(scores: Sequence[AnswerScore] | ScoringFailure) -> float | None:
+    return None if isinstance(scores, ScoringFailure) else known_mean(score.probability for score in scores)

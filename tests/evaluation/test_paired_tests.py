@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+import math
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evaluation.errors import InputError
+from evaluation.paired_tests import Method, PairedTest, adjusted, mcnemar_test, paired_tests, sign_flip_test
+from evaluation.statistics import required_documents
+
+DARWIN = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]
+"""Fisher 1935, "The Design of Experiments", table 3: cross- minus self-fertilised maize, in eighths of an inch."""
+
+# Benjamini and Hochberg 1995, JRSS B 57, section 3.2: 15 hypotheses about the treatment of myocardial infarction.
+INFARCTION = [
+    *(0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344),
+    *(0.0459, 0.3240, 0.4262, 0.5719, 0.6528, 0.7590, 1.0000),
+]
+
+differences = st.lists(st.integers(-12, 12).map(lambda right: right / 12), min_size=1, max_size=9)
+
+
+def enumerated(values: Sequence[float]) -> float:
+    """Return the share of sign patterns whose sum is at least as far from 0, counted one by one."""
+    observed = abs(sum(values)) - 1e-9
+    sums = [sum(s * v for s, v in zip(p, values, strict=True)) for p in itertools.product((1, -1), repeat=len(values))]
+    return sum(abs(total) >= observed for total in sums) / len(sums)
+
+
+def test_sign_flip_test_gives_fishers_p_value_for_darwins_maize() -> None:
+    # Fisher 1935, section 21: 863 of the 32 768 sign patterns have a sum of at least 314, and as many of at most -314.
+    assert sign_flip_test(DARWIN, resamples=2**15) == pytest.approx(2 * 863 / 32_768)
+    assert sign_flip_test(DARWIN, resamples=9999) == pytest.approx(2 * 863 / 32_768, abs=0.01)
+
+
+@settings(deadline=None, max_examples=60)
+@given(differences)
+def test_sign_flip_test_of_few_documents_is_the_share_of_all_sign_patterns(values: list[float]) -> None:
+    assert sign_flip_test(values) == pytest.approx(enumerated(values))
+
+
+def test_sign_flip_test_of_documents_that_all_gain() -> None:
+    assert sign_flip_test([0.1, 0.4, 0.2, 0.3, 0.5]) == pytest.approx(2 / 32)
+    assert sign_flip_test([0.1, 0.4, 0.0, 0.2, 0.3, 0.5, 0.0]) == pytest.approx(2 / 32)
+    assert sign_flip_test([0.7]) == sign_flip_test([0.0, 0.0]) == sign_flip_test([0.0, 0.7]) == 1.0
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.integers(-6, 6).map(lambda v: v / 6), min_size=15, max_size=25), st.integers(0, 2**31))
+def test_sign_flip_test_depends_neither_on_the_order_of_documents_nor_on_the_scale(
+    values: list[float], seed: int
+) -> None:
+    found = sign_flip_test(values, resamples=199, seed=seed)
+    shuffled = random.Random(seed).sample(values, len(values))
+    assert 0.0 < found <= 1.0
+    assert sign_flip_test(shuffled, resamples=199, seed=seed) == found
+    assert sign_flip_test([v * 1e-6 for v in values], resamples=199, seed=seed) == found
+
+
+@settings(deadline=None, max_examples=30)
+@given(differences)
+def test_sign_flip_test_is_the_same_the_other_way_round(values: list[float]) -> None:
+    assert sign_flip_test([-v for v in values]) == pytest.approx(sign_flip_test(values))
+
+
+def test_sign_flip_test_finds_nothing_as_seldom_as_its_level_says() -> None:
+    generator = np.random.default_rng(0)
+    # Six questions a document, right or wrong by chance alike for both variants: discrete, skewed by document.
+    chance = generator.beta(0.3, 1.2, (500, 30, 1))
+    right = generator.binomial(6, np.repeat(chance, 2, axis=2)) / 6
+    found = [sign_flip_test((r[:, 0] - r[:, 1]).tolist(), resamples=199, seed=i) for i, r in enumerate(right)]
+    for level in (0.05, 0.2, 0.5, 0.8):
+        assert np.mean([p <= level for p in found]) == pytest.approx(level, abs=3.5 * math.sqrt(level / len(found)))
+
+
+def test_sign_flip_test_finds_what_is_there_as_often_as_planned() -> None:
+    generator = np.random.default_rng(1)
+    sd, effect = 0.3, 0.15
+    n = required_documents(sd, effect)
+    found = [sign_flip_test(generator.normal(effect, sd, n).tolist(), resamples=199, seed=i) for i in range(300)]
+    assert np.mean([p <= 0.05 for p in found]) == pytest.approx(0.8, abs=0.08)
+
+
+def test_sign_flip_test_agrees_with_the_interval_on_seal_results(shared_data: Callable[..., Path]) -> None:
+    # arXiv 2506.10943, recorded results of 200 passages: the interval of edits minus passage alone is [.013, .108],
+    # that is 2.5 standard errors from 0, a normal p-value of .012.
+    scores = []
+    for name in ("base", "naive"):
+        with gzip.open(shared_data("seal", "graded", f"eval_{name}.json.gz"), "rt", encoding="utf-8") as file:
+            articles = json.load(file)["articles"]
+        rows = {a["context"]: [q["adapter_correct"] for q in a["completions"][0]["questions"]] for a in articles}
+        scores.append({context: sum(right) / len(right) for context, right in rows.items()})
+    tests = paired_tests({"base": scores[0], "naive": scores[1]}, [("base", "naive")], seed=1)
+    assert tests["base_minus_naive"].sign_flip == pytest.approx(0.012, abs=0.006)
+    assert tests["base_minus_naive"].required_documents == pytest.approx(230, abs=10)
+
+
+@pytest.mark.parametrize(
+    ("values", "resamples"), [([], 99), ([0.1, math.nan], 99), ([0.1, math.inf], 99), ([0.1, 0.2], 0)]
+)
+def test_sign_flip_test_refuses_what_is_no_difference(values: list[float], resamples: int) -> None:
+    with pytest.raises(InputError, match="allowed is at least"):
+        sign_flip_test(values, resamples=resamples)
+
+
+def test_mcnemar_test_is_the_sign_test_of_the_discordant_questions() -> None:
+    # Six questions only a has right, one only b: 2 * (1 + 7) / 2^7.
+    a = [True] * 6 + [False] + [True] * 9 + [False] * 4
+    b = [False] * 6 + [True] + [True] * 9 + [False] * 4
+    assert mcnemar_test(a, b) == mcnemar_test(b, a) == pytest.approx(0.125)
+    assert mcnemar_test(a, b) == pytest.approx(sign_flip_test([float(x) - float(y) for x, y in zip(a, b, strict=True)]))
+    assert mcnemar_test(a, a) == 1.0
+    assert mcnemar_test([True], [False]) == 1.0
+
+
+def test_mcnemar_test_finds_too_much_where_questions_share_a_document() -> None:
+    generator = np.random.default_rng(2)
+    by_question, by_document = [], []
+    for trial in range(200):
+        # Ten questions a document, of which an update teaches all or none, by chance alike for both variants.
+        a, b = (np.repeat(generator.random(20) < 0.5, 10) for _ in range(2))
+        by_question.append(mcnemar_test(a.tolist(), b.tolist()))
+        gains = (a.astype(float) - b).reshape(20, 10).mean(1)
+        by_document.append(sign_flip_test(gains.tolist(), resamples=199, seed=trial))
+    assert np.mean([p <= 0.05 for p in by_question]) > 0.3
+    assert np.mean([p <= 0.05 for p in by_document]) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [([], []), ([True], [True, False]), ([True], [0.5]), ([1], [True]), ([True, True], [False, None])]
+)
+def test_mcnemar_test_refuses_what_is_no_answer(a: list[bool], b: list[bool]) -> None:
+    with pytest.raises(InputError, match="allowed are"):
+        mcnemar_test(a, b)
+
+
+def test_adjusted_gives_the_findings_of_benjamini_and_hochberg() -> None:
+    names = [f"h{i}" for i in range(1, 16)]
+    family = dict(zip(names, INFARCTION, strict=True))
+    holm, rate = adjusted(family, "holm"), adjusted(family, "fdr_bh")
+    # Section 3.2: controlling the family-wise error rejects three hypotheses at 5 %, the false discovery rate four.
+    assert [name for name in names if holm[name] <= 0.05] == names[:3]
+    assert [name for name in names if rate[name] <= 0.05] == names[:4]
+    # By hand: Holm multiplies the i-th by 16 - i; Benjamini and Hochberg by 15 / i, then the least from there on.
+    assert [holm[name] for name in names[:4]] == pytest.approx([0.0015, 0.0056, 0.0247, 0.1140])
+    expected = [0.0015, 0.0030, 0.0095, 0.035625, 0.0603, 0.0298 * 15 / 7]
+    assert [rate[name] for name in names[:6]] == pytest.approx(expected)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.dictionaries(st.text(max_size=3), st.floats(0, 1), max_size=8),
+    st.sampled_from(["holm", "fdr_bh"]),
+    st.integers(0, 99),
+)
+def test_adjusted_is_never_smaller_keeps_the_order_and_knows_names(
+    family: dict[str, float], method: Method, seed: int
+) -> None:
+    found = adjusted(family, method)
+    assert list(found) == list(family)
+    assert all(family[name] - 1e-12 <= p <= 1.0 for name, p in found.items())
+    ranked = sorted(family, key=family.__getitem__)
+    assert all(found[a] <= found[b] + 1e-12 for a, b in itertools.pairwise(ranked))
+    shuffled = random.Random(seed).sample(list(family), len(family))
+    assert adjusted({name: family[name] for name in shuffled}, method) == pytest.approx(found)
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.1, math.nan])
+def test_adjusted_refuses_what_is_no_p_value(p: float) -> None:
+    with pytest.raises(InputError, match="allowed are numbers"):
+        adjusted({"a": 0.1, "b": p}, "holm")
+    with pytest.raises(InputError, match="'bonferroni'"):
+        adjusted({"a": 0.1}, "bonferroni")  # type: ignore[arg-type]
+
+
+def test_paired_tests_use_the_documents_that_both_variants_of_a_pair_have() -> None:
+    base = {f"d{i}": 0.1 for i in range(6)}
+    trained = {f"d{i}": 0.2 + i / 10 for i in range(1, 8)}
+    naive = {"d0": 0.2, "d9": 0.4}
+    tests = paired_tests(
+        {"base": base, "trained": trained, "naive": naive, "failed": {}},
+        [("trained", "base"), ("naive", "base"), ("trained", "naive"), ("base", "failed")],
+    )
+    gains = [trained[f"d{i}"] - 0.1 for i in range(1, 6)]
+    wanted = required_documents(float(np.std(gains, ddof=1)), float(np.mean(gains)))
+    assert tests == {
+        "trained_minus_base": PairedTest(pytest.approx(2 / 32), pytest.approx(4 / 32), wanted),
+        "naive_minus_base": PairedTest(1.0, 1.0, None),
+    }
+    assert paired_tests({"base": base}, []) == {}
+
+
+def test_paired_tests_of_equal_variants_need_no_number_of_documents() -> None:
+    same, shifted = {"a": 0.2, "b": 0.7, "c": 0.4}, {"a": 0.3, "b": 0.8, "c": 0.5}
+    mirrored = {"a": 0.1, "b": 0.8, "c": 0.4}
+    tests = paired_tests({"x": same, "y": same, "z": shifted, "m": mirrored}, [("x", "y"), ("z", "x"), ("m", "x")])
+    assert tests["x_minus_y"] == (1.0, 1.0, None)
+    assert tests["z_minus_x"] == (pytest.approx(0.25), pytest.approx(0.75), None)
+    assert tests["m_minus_x"] == (1.0, 1.0, None)
+
+
+def test_paired_tests_refuse_a_pair_of_unknown_variants() -> None:
+    with pytest.raises(InputError, match="'trained_teacher'"):
+        paired_tests({"base": {"a": 0.1}}, [("trained_teacher", "base")])
