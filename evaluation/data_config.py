@@ -25,7 +25,15 @@ class DataSplit(BaseModel):
     """Seed of the split, at least 0; the same documents and seed give the same split."""
 
 
-class SampledData(DataSplit):
+class FileSplit(DataSplit):
+    """A source other than the micro-world, which knows what its student knew before."""
+
+    retention_path: Path | None = None
+    """JSON Lines file of questions with answers (`{"question": ..., "answer": ...}`) that the student must not unlearn;
+    None asks none. A relative path starts at the current directory."""
+
+
+class SampledData(FileSplit):
     """A source that may be far larger than a run needs."""
 
     max_documents: int | None = Field(default=None, ge=1)
@@ -34,7 +42,7 @@ class SampledData(DataSplit):
     """Seed of that shuffle, at least 0; 42 with 200 of SQuAD's development documents gives SEAL's evaluation set."""
 
 
-class JsonLinesData(DataSplit):
+class JsonLinesData(FileSplit):
     """A JSON Lines file, one document with its questions on each line (`evaluation.loaders.json_lines`)."""
 
     type: Literal["jsonl"] = "jsonl"

@@ -25,9 +25,9 @@ _TIE = 1e-9
 def attribution(lines: Sequence[str], questions: Sequence[Question]) -> list[list[float]]:
     """Return the share (L, Q) of each question's gain that each line gets; a question's shares sum to 1 or 0.
 
-    A line speaks of the questions with which it shares the rarest words: the words of question and answer that occur in
-    it, each weighted by log(Q / questions that have it), are summed, and the highest sum wins, ties all. A word that all
-    questions have decides nothing. The gain of a question that several lines speak of is shared equally.
+    A line speaks of the questions with which it shares the rarest words: words of question and answer that occur in
+    it, each weighted by log(Q / questions that have it), are summed, and the highest sum wins, ties all. A word that
+    all questions have decides nothing. The gain of a question that several lines speak of is shared equally.
 
     Args:
         lines: L lines of one self-edit.

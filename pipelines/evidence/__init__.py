@@ -1,1 +1,1 @@
-"""The runs behind `docs/evidence.md` and the document itself: `python -m pipelines.evidence configs/evidence-plan.yaml`."""
+"""The runs behind `docs/evidence.md`, and the document itself: `python -m pipelines.evidence PLAN`."""

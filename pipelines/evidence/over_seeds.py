@@ -117,8 +117,14 @@ def forgetting_gain(results: Results, left: str = LEARNED[0], right: str = LEARN
 
 
 def transferred(results: Results) -> dict[int, dict[str, dict[str, float]]]:
-    """Return by seed the other student's accuracy by variant and document; seeds without one are missing."""
-    return {seed: r.transfer.document_accuracy for seed, r in results.items() if r.transfer is not None}
+    """Return by seed the other student's accuracy by variant, on the documents that all of its variants have."""
+    found = {}
+    for seed, result in results.items():
+        if result.transfer is not None:
+            scores = {name: values for name, values in result.transfer.document_accuracy.items() if values}
+            documents = shared(scores, list(scores))
+            found[seed] = {name: {d: values[d] for d in documents} for name, values in scores.items()}
+    return found
 
 
 def kept(results: Results) -> Interval | None:
@@ -129,14 +135,12 @@ def kept(results: Results) -> Interval | None:
     groups = []
     for result in results.values():
         there = {} if result.transfer is None else result.transfer.document_accuracy
-        here = result.document_accuracy
-        both = sorted(set(shared(there, LEARNED)) & set(shared(here, LEARNED)))
+        both = sorted(set(shared(there, LEARNED)) & set(shared(result.document_accuracy, LEARNED)))
         if not both:
             return None
         left, right = LEARNED
-        groups.append(
-            ([there[left][d] - there[right][d] for d in both], [here[left][d] - here[right][d] for d in both])
-        )
+        gains = [[scores[left][d] - scores[right][d] for d in both] for scores in (there, result.document_accuracy)]
+        groups.append((gains[0], gains[1]))
     return kept_share_over_seeds(groups, np.random.default_rng(_SEED), resamples=RESAMPLES) if groups else None
 
 
