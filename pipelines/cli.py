@@ -119,7 +119,7 @@ def build_micro(
     check_only: Annotated[bool, typer.Option("--check-only", help="Check the models in --out; build nothing.")] = False,
     shipped: Annotated[bool, typer.Option("--shipped", help="Check the models that ship with the package.")] = False,
     role: Annotated[
-        list[Role] | None, typer.Option("--role", help="Build this model; repeatable. Without it the two that ship.")
+        Role | None, typer.Option("--role", help="Build this model alone; without it the two that ship.")
     ] = None,
 ) -> None:
     """Rebuild micro models from a seed and print the checks that they must pass."""
@@ -128,7 +128,7 @@ def build_micro(
 
     from evaluation.microworld.build import SHIPPED, build
 
-    console, roles = Console(), tuple(role or SHIPPED)
+    console, roles = Console(), SHIPPED if role is None else (role,)
     if shipped:
         from evaluation.checkpoints import MICRO_MODELS
 

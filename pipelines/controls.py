@@ -85,7 +85,8 @@ def _swapped(edit: EditRecord, swaps: Mapping[str, str]) -> EditRecord:
             Implication(text=other(line.text), answer=None if line.answer is None else other(line.answer))
             for line in edit.edit.implications
         )
-        changed = edit.edit.model_copy(update={"implications": lines})
+        # Not `model_copy`, which would keep the digest of the old content.
+        changed = SelfEdit(implications=lines, augmentations=edit.edit.augmentations, training=edit.edit.training)
     return edit.model_copy(
         update={
             "text": other(edit.text),

@@ -24,7 +24,7 @@ from evaluation.endpoints.config import EndpointConfig
 from evaluation.grader_config import JudgeGrading
 from pipelines.config import RunConfig
 from student.config import TargetModules, UpdateRecipe
-from teacher.config import GroupRelativeConfig, OpenAISampling, RestEmConfig
+from teacher.config import GroupRelativeConfig, LearningConfig, OpenAISampling, PreferenceConfig, RestEmConfig
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -239,7 +239,7 @@ def _count_work(config: RunConfig) -> _Work:
     looks = 0 if look is None else -(-loop.rounds // look.every) * data.development_documents * look.edits
     proxied = loop.rounds > 0 and "proxy_teacher" in config.comparison.controls
     compared = _count_compared(config)
-    kept = min(_kept(config), teacher.samples)
+    kept = _kept(config)
     return _Work(
         samples=(1 + proxied) * (sampled + looks) + pilot_edits + compared.samples,
         edit_updates=rewarded + pilot_updates + looks + compared.updates,
@@ -287,8 +287,10 @@ def _kept(config: RunConfig) -> int:
     """Return how many completions of a document the teacher learns from, at most; in pairs they may repeat."""
     learning = config.teacher.learning
     if isinstance(learning, RestEmConfig):
-        return learning.keep
-    return 2 * learning.max_pairs if isinstance(learning, PreferenceConfig) else config.teacher.samples
+        return min(learning.keep, config.teacher.samples)
+    if isinstance(learning, PreferenceConfig):
+        return 2 * min(learning.max_pairs, math.comb(config.teacher.samples, 2))
+    return config.teacher.samples
 
 
 def _endpoint_costs(config: RunConfig, work: _Work, passage_tokens: int, questions: int) -> Iterator[EndpointCost]:
@@ -350,7 +352,7 @@ def training_flops(model: ModelSize) -> float:
     return 4.0 * model.parameters + 6.0 * model.adapter
 
 
-def _learning(model: ModelSize, learning: RestEmConfig | GroupRelativeConfig) -> float:
+def _learning(model: ModelSize, learning: LearningConfig) -> float:
     """Return the FLOPs for a token of an example: training and the reference each epoch, old probabilities once."""
     old = _forward(model) if isinstance(learning, GroupRelativeConfig) else 0.0
     return old + learning.epochs * (training_flops(model) + 2.0 * model.parameters)

@@ -5,18 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from student.in_context import score_in_context
-
-from evaluation.answers import AnswerScore
-from evaluation.statistics import known_mean
 from pipelines.records import ProxyRecord
 from pipelines.workspace import Workspace
+from student.in_context import score_in_context
 from student.scoring import ScoringFailure
 from teacher.self_edit import SelfEdit
 
 
 def score_edits(ws: Workspace, edits: Sequence[tuple[str, SelfEdit]]) -> ProxyRecord:
-    """Return the mean gold-answer probability with each self-edit in the student's context, on the rewards' questions.
+    """Return the gold answers' probabilities with each self-edit in the student's context, on the rewards' questions.
 
     Args:
         ws: The run's workspace.
@@ -31,7 +28,11 @@ def score_edits(ws: Workspace, edits: Sequence[tuple[str, SelfEdit]]) -> ProxyRe
         ws.config.student.answer_format,
     )
     return ProxyRecord(
-        probabilities=tuple(_mean_probability(scores) for scores in found), seconds=time.perf_counter() - started
+        probabilities=tuple(
+            None if isinstance(scores, ScoringFailure) else tuple(score.probability for score in scores)
+            for scores in found
+        ),
+        seconds=time.perf_counter() - started,
     )
 
 
@@ -41,7 +42,3 @@ def in_words(edit: SelfEdit) -> str:
         line.text if line.answer is None else f"Question: {line.text} Answer: {line.answer}"
         for line in edit.implications
     )
-
-
-def _mean_probability(scores: Sequence[AnswerScore] | ScoringFailure) -> float | None:
-    return None if isinstance(scores, ScoringFailure) else known_mean(score.probability for score in scores)

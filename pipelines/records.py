@@ -182,9 +182,15 @@ class BankRecord(_Record):
 class ProxyRecord(_Record):
     """Self-edits in the student's context, which is not updated."""
 
-    probabilities: tuple[float | None, ...]
-    """Mean probability of the gold answers, in [0, 1], in the order asked for; None where it could not be scored."""
+    probabilities: tuple[tuple[float, ...] | None, ...]
+    """By question the probability of the gold answer, in [0, 1], in the order asked for; None where it could not be
+    scored."""
     seconds: float
+
+    @property
+    def means(self) -> tuple[float | None, ...]:
+        """The proxy rewards."""
+        return tuple(statistics.known_mean(found) if found else None for found in self.probabilities)
 
 
 class CandidateRecord(_Record):
@@ -195,6 +201,8 @@ class CandidateRecord(_Record):
     """What can be told without an update: coverage, leakage, repetition ... (`teacher.gates.EditFacts`)."""
     proxy: float | None = None
     """Mean gold-answer probability with the self-edit in context, in [0, 1]; None where it was not asked for."""
+    proxy_probability: tuple[float, ...] = ()
+    """The same by question."""
     predicted: float | None = None
     """The cheap score that screening used."""
     audited: bool = False

@@ -9,7 +9,8 @@ from evaluation.statistics import known_mean
 from pipelines.records import CandidateRecord, ReliabilityRecord, ReplicateRecord, SamplingRecord
 from pipelines.trials import Key, Trials, outcome_of
 from pipelines.workspace import Workspace
-from teacher.config import RewardConfig
+from teacher.config import GroupRelativeConfig, RewardConfig
+from teacher.credit import token_credits
 from teacher.rewards import (
     Reliability,
     RewardFailure,
@@ -58,6 +59,7 @@ def _candidate(key: Key, blank: CandidateRecord, trials: Trials, reward: RewardC
         update={
             "facts": trials.facts.get(key, {}),
             "proxy": proxy,
+            "proxy_probability": trials.proxy_probabilities.get(key, ()),
             "predicted": trials.predicted.get(key),
             "audited": key in trials.audited,
             "replicates": tuple(mine),
@@ -149,19 +151,68 @@ def by_document(candidates: Iterable[CandidateRecord]) -> dict[str, list[Candida
     return found
 
 
-def groups_of(ws: Workspace, prompt: str, candidates: Sequence[CandidateRecord]) -> list[CandidateGroup]:
-    """Return the candidates grouped by document, as the teacher's selection takes them."""
+def groups_of(
+    ws: Workspace,
+    prompt: str,
+    candidates: Sequence[CandidateRecord],
+    base: Mapping[str, ReplicateRecord],
+    reward: RewardConfig,
+) -> list[CandidateGroup]:
+    """Return the candidates grouped by document, as the teacher's selection takes them.
+
+    Args:
+        ws: The run's workspace.
+        prompt: Name of the prompt template.
+        candidates: With what is to be learned from.
+        base: Scores of the student without an update, by document id, on the same questions.
+        reward: How scores became rewards.
+    """
+    learning = ws.config.teacher.learning
+    by_line = isinstance(learning, GroupRelativeConfig) and learning.line_credit > 0.0
     return [
         CandidateGroup(
             id=document_id,
             prompt=ws.prompt(prompt, ws.tasks[document_id].document),
             candidates=tuple(
-                Candidate(c.edit.token_ids, c.learned_reward, standard_error=c.standard_error) for c in members
+                Candidate(
+                    c.edit.token_ids,
+                    c.learned_reward,
+                    standard_error=c.standard_error,
+                    token_credits=_credits(ws, c, base.get(document_id), reward) if by_line else (),
+                )
+                for c in members
             ),
             base_reward=members[0].base_reward,
         )
         for document_id, members in by_document(candidates).items()
     ]
+
+
+def _credits(
+    ws: Workspace, candidate: CandidateRecord, base: ReplicateRecord | None, reward: RewardConfig
+) -> tuple[float, ...]:
+    """Return the credit of each token of a candidate; empty where its questions' scores are not known."""
+    scores = _question_scores(candidate, reward)
+    if not scores or base is None or base.failure is not None:
+        return ()
+    before = [float(right) for right in base.exact] if reward.metric == "accuracy" else base.probability
+    gains = [after - first for after, first in zip(scores, before, strict=True)]
+    tokenizer = ws.policy.tokenizer
+    questions = ws.tasks[candidate.edit.document_id].questions
+
+    def decode(ids: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    return token_credits(candidate.edit.token_ids, decode, questions, gains)
+
+
+def _question_scores(candidate: CandidateRecord, reward: RewardConfig) -> list[float]:
+    """Return a candidate's mean score by question over its updates; empty where there is none."""
+    if reward.metric == "proxy":
+        return list(candidate.proxy_probability)
+    known = [replicate for replicate in candidate.replicates if replicate.failure is None]
+    rows = [r.probability if reward.metric == "probability" else [float(right) for right in r.exact] for r in known]
+    return [math.fsum(column) / len(rows) for column in zip(*rows, strict=True)]
 
 
 def mean_runs(candidates: Iterable[CandidateRecord]) -> float:

@@ -18,7 +18,14 @@ from pipelines.rewarding import (
     replicate_values,
     with_learned_rewards,
 )
-from pipelines.trials import Trials, repeated_documents, screening_record, try_edits, update_requests
+from pipelines.trials import (
+    Trials,
+    read_in_context,
+    repeated_documents,
+    screening_record,
+    try_edits,
+    update_requests,
+)
 from pipelines.units import Units
 from pipelines.workspace import Workspace
 from teacher.config import RewardConfig
@@ -126,11 +133,12 @@ def _run_round(
     sampling = units.sample(policy, teacher.prompt, tasks, n=teacher.samples, seed=ws.seed("sample", f"round {number}"))
     trials = try_edits(ws, units, sampling, number, reward, history)
     base = units.base(tasks, "rewards")
-    judged = judge(sampling, trials, {record.document_id: record for record in base.replicates}, reward)
+    base_by_document = {record.document_id: record for record in base.replicates}
+    judged = judge(sampling, trials, base_by_document, reward)
     values = replicate_values(judged, reward, _replicate_counts(ws, number)) if reward.metric != "proxy" else []
     found: Reliability | None = measured([*earlier, values])
     candidates = with_learned_rewards(judged, found, reward)
-    selection = select_examples(groups_of(ws, teacher.prompt, candidates), teacher.learning)
+    selection = select_examples(groups_of(ws, teacher.prompt, candidates, base_by_document, reward), teacher.learning)
     learning = units.learn(policy, selection.examples, seed=ws.seed("learn", number))
     record = RoundRecord(
         round=number,
@@ -165,8 +173,7 @@ def _development_reward(ws: Workspace, units: Units, policy: str, reward: Reward
     trials = Trials()
     parsed = [edit for edit in sampling.edits if edit.edit is not None]
     if reward.metric == "proxy":
-        found = units.proxy([(edit.document_id, edit.edit) for edit in parsed if edit.edit is not None])
-        trials.proxies = {edit.id: value for edit, value in zip(parsed, found.probabilities, strict=True)}
+        read_in_context(units, parsed, trials)
     else:
         updates = units.banks(update_requests(ws, sampling.edits, "development", 1), "rewards")
         trials.replicates = {f"{r.document_id}#{r.index}": (r,) for r in updates.replicates}

@@ -7,11 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TypeAlias
 
-from teacher.allocation import leaders
-from teacher.gates import EditFacts, edit_facts, first_equal, refusal
-from teacher.reward_model import RewardModel, features
-from teacher.screening import check_screening, screen
-
 from pipelines.records import (
     CandidateRecord,
     EditRecord,
@@ -24,8 +19,12 @@ from pipelines.records import (
 from pipelines.units import Units
 from pipelines.work import UpdateRequest
 from pipelines.workspace import Workspace
+from teacher.allocation import leaders
 from teacher.config import RewardConfig
+from teacher.gates import EditFacts, edit_facts, first_equal, refusal
+from teacher.reward_model import RewardModel, features
 from teacher.rewards import Replicate, RewardFailure, RewardOutcome, reward_of
+from teacher.screening import check_screening, screen
 
 Key: TypeAlias = str
 """`EditRecord.id`: document and index."""
@@ -38,6 +37,8 @@ class Trials:
     facts: dict[Key, dict[str, float]] = field(default_factory=dict)
     proxies: dict[Key, float | None] = field(default_factory=dict)
     """Mean gold-answer probability in context; empty where it was not asked for."""
+    proxy_probabilities: dict[Key, tuple[float, ...]] = field(default_factory=dict)
+    """The same by question."""
     predicted: dict[Key, float] = field(default_factory=dict)
     """The score that screening used."""
     audited: set[Key] = field(default_factory=set)
@@ -109,7 +110,7 @@ def try_edits(
     passed = [edit for edit in parsed if edit.id not in trials.refused]
     screening = ws.config.teacher.screening
     if reward.metric == "proxy" or (screening is not None and screening.by == "proxy"):
-        _read_in_context(units, passed, trials)
+        read_in_context(units, passed, trials)
     if reward.metric == "proxy":
         return trials
     if screening is not None:
@@ -128,13 +129,16 @@ def _figures(facts: EditFacts) -> dict[str, float]:
     return {name: float(value) for name, value in asdict(facts).items() if value is not None}
 
 
-def _read_in_context(units: Units, edits: Sequence[EditRecord], trials: Trials) -> None:
+def read_in_context(units: Units, edits: Sequence[EditRecord], trials: Trials) -> None:
     """Add the proxy scores of some self-edits."""
     pairs = [(edit.document_id, edit.edit) for edit in edits if edit.edit is not None]
     if not pairs:
         return
     found = units.proxy(pairs)
-    trials.proxies |= {edit.id: value for edit, value in zip(edits, found.probabilities, strict=True)}
+    trials.proxies |= {edit.id: value for edit, value in zip(edits, found.means, strict=True)}
+    trials.proxy_probabilities |= {
+        edit.id: values for edit, values in zip(edits, found.probabilities, strict=True) if values is not None
+    }
     trials.seconds += found.seconds
 
 

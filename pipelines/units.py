@@ -189,7 +189,9 @@ class Units:
         ws = self._ws
         content = {
             "policy": self._policy_content(policy),
-            "examples": digest_json([[e.prompt, list(e.token_ids), e.weight, e.group_id] for e in examples]),
+            "examples": digest_json(
+                [[e.prompt, list(e.token_ids), e.weight, e.group_id, e.pair, e.token_weights] for e in examples]
+            ),
             "learning": ws.config.teacher.learning.model_dump(mode="json"),
             "seed": seed,
         }

@@ -28,7 +28,7 @@ class StepReport:
     """What one optimizer step saw, measured before it changed the weights."""
 
     loss: float
-    """The negated objective; for preferences the mean of -log sigmoid(margin) over the pairs, less any entropy bonus."""
+    """The negated objective; for preferences the pairs' mean of -log sigmoid(margin), less any entropy bonus."""
     kl: float
     """Divergence from the base teacher, nats per token, at least 0."""
     entropy: float
@@ -150,7 +150,7 @@ def _tokenized(policy: TeacherPolicy, examples: Sequence[WeightedExample], confi
     """Return the examples as token ids, checked."""
     context = getattr(policy.model.config, "max_position_embeddings", None) or math.inf
     prompts = {prompt: prompt_token_ids(policy.tokenizer, prompt) for prompt in {e.prompt for e in examples}}
-    rows = [Row(prompts[e.prompt], e.token_ids, e.weight) for e in examples]
+    rows = [Row(prompts[e.prompt], e.token_ids, e.weight, e.token_weights) for e in examples]
     imitates = isinstance(config, RestEmConfig | RewardWeightedConfig)
     mistakes: list[str] = []
     for i, (example, row) in enumerate(zip(examples, rows, strict=True)):
@@ -159,7 +159,9 @@ def _tokenized(policy: TeacherPolicy, examples: Sequence[WeightedExample], confi
             mistakes.append(f"{where}: the prompt or the completion has no token")
         if row.length > context:
             mistakes.append(f"{where}: got {row.length} tokens, the model takes {context}")
-        if not math.isfinite(row.weight) or (imitates and row.weight < 0):
+        if row.token_weights and len(row.token_weights) != len(row.token_ids):
+            mistakes.append(f"{where}: got {len(row.token_weights)} token weights for {len(row.token_ids)} tokens")
+        if not math.isfinite(math.fsum((row.weight, *row.token_weights))) or (imitates and row.weight < 0):
             allowed = "a finite number of at least 0" if imitates else "a finite number"
             mistakes.append(f"{where}: got the weight {row.weight!r}, allowed is {allowed}")
     if isinstance(config, PreferenceConfig):

@@ -27,6 +27,8 @@ class Row:
     prompt_ids: list[int]
     token_ids: tuple[int, ...]
     weight: float
+    token_weights: tuple[float, ...] = ()
+    """Added to the weight, one for each completion token; empty adds nothing."""
     old_log_probs: Tensor | None = None
     """Log-probabilities of the tokens (T,) before the round's first step; None where no ratio is needed."""
 
@@ -46,10 +48,13 @@ class Batch:
         ids_NL = torch.zeros(len(rows), prompt_width + width, dtype=torch.long)
         attention_NL = torch.zeros_like(ids_NL)
         old_NT = torch.zeros(len(rows), width)
+        weights_NT = torch.tensor([[row.weight] for row in rows]).repeat(1, width)
         for i, row in enumerate(rows):
             first, last = prompt_width - len(row.prompt_ids), prompt_width + len(row.token_ids)
             ids_NL[i, first:last] = torch.tensor([*row.prompt_ids, *row.token_ids])
             attention_NL[i, first:last] = 1
+            if row.token_weights:
+                weights_NT[i, : len(row.token_ids)] += torch.tensor(row.token_weights)
             if row.old_log_probs is not None:
                 old_NT[i, : len(row.token_ids)] = row.old_log_probs
         self._inputs = {
@@ -64,7 +69,9 @@ class Batch:
         self.old_NT = old_NT.to(device)
         """Log-probabilities of the tokens before the round's first step (N, T)."""
         self.weights_N1 = torch.tensor([[row.weight] for row in rows], device=device)
-        """Weights (N, 1)."""
+        """Weights of the rows (N, 1)."""
+        self.weights_NT = weights_NT.to(device)
+        """Weights of the tokens (N, T): the row's, and what single tokens have beside it."""
 
     def log_probs(self, policy: TeacherPolicy) -> Tensor:
         """Return the log-probabilities of all tokens at each completion position (N, T, V), in float32 at least."""
@@ -113,8 +120,8 @@ def sums(batch: Batch, log_probs_NTV: Tensor, reference_NTV: Tensor, config: Lea
     value: Tensor | None = None
     if isinstance(config, GroupRelativeConfig):
         ratio_NT = (new_NT - batch.old_NT).exp()
-        free_NT = ratio_NT * weights_N1
-        bound_NT = ratio_NT.clamp(1.0 - config.clip_low, 1.0 + config.clip_high) * weights_N1
+        free_NT = ratio_NT * batch.weights_NT
+        bound_NT = ratio_NT.clamp(1.0 - config.clip_low, 1.0 + config.clip_high) * batch.weights_NT
         objective_NT = torch.minimum(free_NT, bound_NT) - config.kl_coefficient * kl_NT
         clipped_NT = (bound_NT < free_NT).float()
     elif isinstance(config, PreferenceConfig):
@@ -126,7 +133,8 @@ def sums(batch: Batch, log_probs_NTV: Tensor, reference_NTV: Tensor, config: Lea
         for term_NT in (objective_NT, config.entropy_bonus * entropy_NT, kl_NT, entropy_NT, clipped_NT)
     )
     value = objective if value is None else value
-    return Sums(objective + bonus, float((value + bonus).detach()), float(kl), float(entropy), float(clipped))
+    numbers = [float(number.detach()) for number in (value + bonus, kl, entropy, clipped)]
+    return Sums(objective + bonus, *numbers)
 
 
 @torch.no_grad()

@@ -29,6 +29,9 @@ class Candidate:
     """None when there is none; the completion is then not learned from."""
     standard_error: float | None = None
     """Of the reward, in its units, at least 0; None when it is not known."""
+    token_credits: tuple[float, ...] = ()
+    """What each token earned more or less than the others, in units of the reward (`teacher.credit`); empty where it is
+    not told apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,8 @@ class WeightedExample:
     group_id: str
     pair: int | None = None
     """Number of the pair that it belongs to, the same for both examples of the pair; None when it is in no pair."""
+    token_weights: tuple[float, ...] = ()
+    """Added to the weight, one for each token; empty adds nothing. For the group-relative way alone."""
 
 
 class LeftOut(StrEnum):
@@ -95,7 +100,7 @@ def select_examples(groups: Sequence[CandidateGroup], config: LearningConfig) ->
         case RewardWeightedConfig():
             return reward_weighted(groups, beta=config.beta, weight_cap=config.weight_cap)
         case GroupRelativeConfig():
-            return group_relative(groups, normalize=config.normalize)
+            return group_relative(groups, normalize=config.normalize, line_credit=config.line_credit)
         case PreferenceConfig():
             return preferences(groups, gap_errors=config.gap_errors, max_pairs=config.max_pairs)
 
@@ -164,7 +169,9 @@ def reward_weighted(groups: Sequence[CandidateGroup], *, beta: float = 0.1, weig
     return Selection(tuple(replace(row, weight=row.weight / scale) for row in rows), left_out)
 
 
-def group_relative(groups: Sequence[CandidateGroup], *, normalize: Literal["none", "batch"] = "none") -> Selection:
+def group_relative(
+    groups: Sequence[CandidateGroup], *, normalize: Literal["none", "batch"] = "none", line_credit: float = 0.0
+) -> Selection:
     """Return every rewarded completion with its leave-one-out advantage as weight.
 
     The step then follows the policy gradient of the expected reward (REINFORCE with a leave-one-out baseline, arXiv
@@ -176,6 +183,7 @@ def group_relative(groups: Sequence[CandidateGroup], *, normalize: Literal["none
     Args:
         groups: One for each prompt of the round, ids unique.
         normalize: `none` or `batch`.
+        line_credit: Times the credit of its line is added to each token's weight, on the scale of the advantages.
     """
     rows: list[WeightedExample] = []
     left_out: dict[str, LeftOut] = {}
@@ -185,11 +193,15 @@ def group_relative(groups: Sequence[CandidateGroup], *, normalize: Literal["none
             left_out[group.id] = reason
         else:
             advantages = leave_one_out_advantages([candidate.reward for candidate in group.candidates])
-            rows.extend(_with_advantages(group, advantages))
+            rows.extend(_with_advantages(group, advantages, line_credit))
     scale = 1.0
     if normalize == "batch" and rows:
         scale = math.sqrt(math.fsum(row.weight**2 for row in rows) / len(rows))
-    return Selection(tuple(replace(row, weight=row.weight / scale) for row in rows), left_out)
+    scaled = (
+        replace(row, weight=row.weight / scale, token_weights=tuple(w / scale for w in row.token_weights))
+        for row in rows
+    )
+    return Selection(tuple(scaled), left_out)
 
 
 def preferences(groups: Sequence[CandidateGroup], *, gap_errors: float = 1.5, max_pairs: int = 8) -> Selection:
@@ -232,10 +244,13 @@ def _incomparable(group: CandidateGroup) -> LeftOut | None:
     return None if has_spread(rewards) else LeftOut.ZERO_SPREAD
 
 
-def _with_advantages(group: CandidateGroup, advantages: Sequence[float | None]) -> Iterator[WeightedExample]:
+def _with_advantages(
+    group: CandidateGroup, advantages: Sequence[float | None], line_credit: float
+) -> Iterator[WeightedExample]:
     for candidate, advantage in zip(group.candidates, advantages, strict=True):
         if advantage is not None:
-            yield WeightedExample(group.prompt, candidate.token_ids, advantage, group.id)
+            credits = tuple(line_credit * value for value in candidate.token_credits) if line_credit else ()
+            yield WeightedExample(group.prompt, candidate.token_ids, advantage, group.id, token_weights=credits)
 
 
 class _Pair(NamedTuple):

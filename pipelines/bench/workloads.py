@@ -14,8 +14,8 @@ from evaluation.checkpoints import Checkpoint, load_checkpoint, model_digest
 from evaluation.errors import ConfigError, GenerationError
 from pipelines.bench.records import BankBench
 from pipelines.config import RunConfig, load_config
-from pipelines.rounds import update_requests
 from pipelines.sampling import sample_edits
+from pipelines.trials import update_requests
 from pipelines.work import update_job
 from pipelines.workspace import Workspace
 from student.config import UpdateRecipe
@@ -100,7 +100,7 @@ def demo_workload(config: RunConfig, adapters: int, work_dir: Path) -> Workload:
             n=config.teacher.samples,
             seed=ws.seed("sample", purpose),
         )
-        made = [update_job(ws, request) for request in update_requests(ws, sampling, purpose, 1)]
+        made = [update_job(ws, request) for request in update_requests(ws, sampling.edits, purpose, 1)]
         usable = [job for job in made if job is not None and job.sequences and _longest(job) <= limit]
         if not usable:
             raise GenerationError(

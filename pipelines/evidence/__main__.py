@@ -43,6 +43,7 @@ def gather(
             groups.setdefault(run.group, {}).setdefault(run.name, {})[run.seed] = result
     ended = sorted(run.result.stat().st_mtime for run, _ in found)
     first, last = (f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%d}" for moment in (ended[0], ended[-1]))
+    known = {run for run, _ in found}
     first_seed = next(run for run, _ in found if run.group == SEEDS)
     return Evidence(
         config=load_config(config, first_seed.overrides),
@@ -50,7 +51,7 @@ def gather(
         reference=reference,
         reference_results=groups.pop(reference, {}).get(reference, {}),
         arms=groups,
-        missing=[run.label for run in planned if run not in {known for known, _ in found}],
+        missing=[run.label for run in planned if run not in known],
         dates=(first, last),
         machine=runs.machine(work_dir),
         command=command,
@@ -70,13 +71,15 @@ def run_plan(path: Path, work_dir: Path, out: Path, only: str | None) -> str:
         ConfigError: The plan or the configuration of a run is refused, or there is nothing to write about.
         RunFailedError: A run failed.
     """
-    plan, config = load_plan(path), path.parent / load_plan(path).config
+    plan = load_plan(path)
+    config = path.parent / plan.config
     words = ["python", "-m", "pipelines.evidence", str(path), "--work-dir", str(work_dir), "--out", str(out)]
     command = shlex.join(words)
     planned = runs.planned_runs(plan, config, work_dir)
     wanted = [run for run in planned if only is None or (only == "seeds") == (run.group == SEEDS)]
     if only != "document":
-        runs.build_other_student(plan, work_dir, _say)
+        if any(run.transfers for run in wanted):
+            runs.build_other_student(plan, work_dir, _say)
         resume = command if only is None else f"{command} --only {only}"
         runs.run_all(config, wanted, work_dir, resume=resume, say=_say)
     evidence = gather(plan, planned, config, work_dir, command)

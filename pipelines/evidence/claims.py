@@ -32,6 +32,8 @@ RUNS = 3
 
 _ROUNDING = 1e-9
 
+_WANTED = f"{100 * GAIN:.0f}"
+
 
 class Claim(NamedTuple):
     """One thing that was to be shown."""
@@ -64,7 +66,7 @@ def claims(results: Results, metric: str) -> list[Claim]:
 
 
 def _gain(results: Results) -> Claim:
-    what, wanted = "trained − untrained teacher", f"≥ {points(GAIN)} points, intervals above 0, ≥ {DOCUMENTS} documents"
+    what, wanted = "trained − untrained teacher", f"≥ {_WANTED} points, intervals above 0, ≥ {DOCUMENTS} documents"
     found, documents = over_seeds.gain(results, "trained_minus_untrained"), min(r.documents for r in results.values())
     if found is None:
         return _unmeasured(what, wanted)
@@ -75,7 +77,7 @@ def _gain(results: Results) -> Claim:
 
 
 def _unseen_templates(results: Results) -> Claim:
-    what, wanted = "the same in each question template that rewards never used", f"≥ {points(GAIN)} points in each"
+    what, wanted = "the same in each question template that rewards never used", f"≥ {_WANTED} points in each"
     means = {wording: known_mean(phrasing_gains(results, wording)) for wording in phrasings(results)}
     known = {wording: mean for wording, mean in means.items() if mean is not None}
     if not known:
@@ -158,7 +160,7 @@ def _unmeasured(what: str, wanted: str) -> Claim:
 def claims_table(found: Sequence[Claim]) -> str:
     """Return the claims as a table, and below it what was not met."""
     rows = [[c.what, c.wanted, c.measured, f"**{c.verdict}**" + (f" ({c.remark})" if c.remark else "")] for c in found]
-    return table(["claim", "wanted", "measured", ""], rows, texts=4) + "\n\n" + negative_results(found)
+    return table(["claim", "wanted", "measured", "verdict"], rows, texts=4) + "\n\n" + negative_results(found)
 
 
 def negative_results(found: Sequence[Claim]) -> str:

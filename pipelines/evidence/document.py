@@ -10,8 +10,9 @@ from typing import NamedTuple
 from evaluation.errors import ConfigError
 from pipelines.config import RunConfig
 from pipelines.evidence import arms as arms_of
-from pipelines.evidence import claims, figures, learning_tables, tables
+from pipelines.evidence import captions, claims, figures, learning_tables, tables
 from pipelines.evidence.over_seeds import Results
+from pipelines.records import RunResult
 from pipelines.report import counted
 
 OPEN, CLOSE = "<!-- notes -->", "<!-- /notes -->"
@@ -90,7 +91,7 @@ def head(evidence: Evidence) -> str:
         part
         for part in (
             "## Variants",
-            "Accuracy in % with 95 % bootstrap intervals: of a seed over its documents, of all over seeds and documents.",
+            "Accuracy in %, 95 % bootstrap intervals: of a seed over its documents, of all over seeds and documents.",
             tables.variants_table(evidence.seeds),
             tables.few_seeds(len(evidence.seeds)),
             "## What was to be shown",
@@ -110,52 +111,24 @@ def render(evidence: Evidence, found: str, pictures: Mapping[str, str], notes: s
         notes: Text of people, with the white space around it.
     """
     seeds = evidence.seeds
-    images = {name: f"![{name} in a picture]({link})" for name, link in pictures.items()}
+    images = {name: f"![{captions.PICTURES[name]}]({link})" for name, link in pictures.items()}
     parts = [
         "# Evidence",
         _what_was_run(evidence),
         found,
         images.get("variants", ""),
         f"## Notes\n\n{OPEN}{notes}{CLOSE}",
-        *_section("Differences", _GAINS, tables.gains_table(seeds)),
-        *_section("Equal tokens", _BUDGETS, tables.budgets_table(seeds), images.get("budgets", "")),
-        *_section("Phrasings of the questions", _PHRASINGS, tables.phrasings_table(seeds)),
-        *_section("Retention", _RETENTION, tables.retention_table(seeds)),
-        *_section("Reliability of rewards", _RELIABILITY, learning_tables.reliability_table(seeds)),
+        *_section("Differences", captions.GAINS, tables.gains_table(seeds)),
+        *_section("Equal tokens", captions.BUDGETS, tables.budgets_table(seeds), images.get("budgets", "")),
+        *_section("Phrasings of the questions", captions.PHRASINGS, tables.phrasings_table(seeds)),
+        *_section("Retention", captions.RETENTION, tables.retention_table(seeds)),
+        *_section("Reliability of rewards", captions.RELIABILITY, learning_tables.reliability_table(seeds)),
         *_section("Rounds", learning_tables.rounds_sentence(seeds), images.get("rounds", "")),
-        *_section("Self-edits", _EDITS, learning_tables.edits_table(seeds)),
-        *_section("Another student", _TRANSFER, learning_tables.transfer_table(seeds)),
+        *_section("Self-edits", captions.EDITS, learning_tables.edits_table(seeds)),
+        *_section("Another student", captions.TRANSFER, learning_tables.transfer_table(seeds)),
         *_arms(evidence, images.get("arms", "")),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-_GAINS = (
-    "Paired by document. Bootstrap: over seeds and documents. Random effects: seeds as drawn from all seeds (Paule and "
-    "Mandel 1982; Hartung and Knapp 2001). p: two-sided sign-flip test over documents, adjusted for the number of "
-    "differences. Detectable: the smallest true difference, in points, that so many documents show with 80 % power; "
-    "documents needed: those that would show the measured one."
-)
-_BUDGETS = (
-    "Lines of several self-edits of one teacher are used one after another until the tokens are spent, so that longer "
-    "self-edits say more of what this teacher would say. Mean tokens taken in brackets."
-)
-_PHRASINGS = "Means over seeds. Rewards use none of these phrasings."
-_RETENTION = (
-    "Share of questions on what the student knew before the update that it answers no more, less what it answers anew; "
-    "above 0 is lost. The last row is paired by document."
-)
-_RELIABILITY = (
-    "Share of the spread of rewards between the self-edits of a document that is not noise between updates, in [0, 1], "
-    "of rewards from one update, from the mean of three (Spearman 1910; Brown 1910), and as the teacher learned from "
-    "them, with the mean number of updates that those rest on."
-)
-_EDITS = (
-    "Means over self-edits and seeds. Facts covered: share of the document's facts that a true line states, name first. "
-    "Questions held: share that occurs word by word. Distinct words and word pairs: share among the self-edits of a "
-    "document."
-)
-_TRANSFER = "The same self-edits, taken into a student that no teacher was trained with."
 
 
 def _section(title: str, text: str, *parts: str) -> list[str]:
@@ -172,7 +145,7 @@ def _what_was_run(evidence: Evidence) -> str:
     loop = config.loop
     lines = [
         f"- Runs: `{config.name}`, seeds {', '.join(map(str, results))}; documents, samples and updates differ between "
-        f"seeds. {', '.join(map(str, documents))} test documents a seed, whose entities no training saw.",
+        f"seeds. {', '.join(map(str, documents))} test documents a seed, which no training saw.",
         f"- Each: {config.teacher.model} learns by {config.teacher.learning.algorithm} for at most "
         f"{counted(loop.rounds, 'round')} of {counted(loop.documents, 'document')} with {config.teacher.samples} "
         f"self-edits each, for the student {config.student.model}; rewards by {config.teacher.reward.metric}.",
@@ -187,7 +160,7 @@ def _what_was_run(evidence: Evidence) -> str:
     return "\n".join(lines)
 
 
-def _all_results(evidence: Evidence) -> list[claims.RunResult]:
+def _all_results(evidence: Evidence) -> list[RunResult]:
     groups = [found for arms in evidence.arms.values() for found in arms.values()]
     return [result for found in (evidence.seeds, evidence.reference_results, *groups) for result in found.values()]
 

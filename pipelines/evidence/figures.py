@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evaluation.statistics import Interval
 from pipelines.evidence import over_seeds
 from pipelines.evidence.arms import ArmReading
 from pipelines.evidence.cells import in_order, variant
@@ -28,23 +29,23 @@ def _marks() -> Iterator[tuple[str, str]]:
 
 
 def plot_variants(results: Results, path: Path) -> None:
-    """Write a figure of each variant's accuracy over all seeds with its interval, every seed as a mark behind it.
+    """Write a figure of each variant's accuracy over all seeds with its interval, every seed as a dot below it.
 
     Args:
         results: By seed, at least one.
         path: PNG file to write; its directory exists.
     """
-    names = [name for name in in_order({n for r in results.values() for n in r.variants})]
+    names = in_order({name for result in results.values() for name in result.variants})
     figure = new_figure(
         8.2,
         1.5 + 0.42 * len(names),
         "Accuracy by variant",
-        f"line: mean with 95 % interval over {len(results)} seeds and their documents · small marks: single seeds",
+        f"line: mean with 95 % interval over {len(results)} seeds and their documents · dots: single seeds",
     )
     axes = figure.subplots()
     for place, name in enumerate(names):
         seen = [100 * r.variants[name].mean for r in results.values() if name in r.variants]
-        axes.scatter(seen, [place] * len(seen), s=22, marker="|", color=GREY, zorder=2)
+        axes.scatter(seen, [place + 0.3] * len(seen), s=14, color=GREY, linewidths=0, alpha=0.8)
         found = over_seeds.accuracy(results, name)
         if found is not None:
             _interval(axes, place, found, BLUE)
@@ -106,7 +107,7 @@ def plot_rounds(results: Results, path: Path) -> None:
             marker = mark if label else ""
             axes.plot(numbers, values, line, marker=marker, color=colour, linewidth=1.6, markersize=4.5, label=label)
     axes.set(xlabel="round", ylabel="reward")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(axis="y", color=_GRID, linewidth=0.8)
     axes.legend(frameon=False, loc="upper left")
@@ -134,7 +135,7 @@ def plot_arms(reference: str, groups: Mapping[str, Sequence[ArmReading]], path: 
     save_figure(figure, path)
 
 
-def _interval(axes: Axes, place: int, found: over_seeds.Interval, colour: str, sign: str = "") -> None:
+def _interval(axes: Axes, place: int, found: Interval, colour: str, sign: str = "") -> None:
     """Draw a mean with its interval in one row, its figure beside it."""
     mean, low, high = (100 * end for end in (found.mean, found.low, found.high))
     axes.plot([low, high], [place, place], color=colour, linewidth=3.0, solid_capstyle="butt", zorder=3)

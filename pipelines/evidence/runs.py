@@ -41,6 +41,8 @@ class PlannedRun(NamedTuple):
     overrides: tuple[str, ...]
     digest: str
     """Of the resolved configuration: runs that have it in common are one run."""
+    transfers: bool
+    """It tries the self-edits on another student."""
     result: Path
     """JSON file that gets its result."""
 
@@ -64,7 +66,7 @@ def planned_runs(plan: EvidencePlan, config: Path, work_dir: Path) -> list[Plann
         work_dir: Directory of all runs: units of work that runs have in common are computed once.
 
     Raises:
-        ConfigError: The configuration of some run is refused; all such runs are listed.
+        ConfigError: The configuration of some run is refused, or an arm is its reference; all of them are listed.
     """
     other = transfer_model(plan, work_dir)
     shared = () if other is None else (f"comparison.transfer.model={other}",)
@@ -75,19 +77,35 @@ def planned_runs(plan: EvidencePlan, config: Path, work_dir: Path) -> list[Plann
             wanted.append((plan.arms.reference, plan.arms.reference, seed, common))
             for group, arms in plan.arms.groups.items():
                 wanted += [(group, name, seed, (*common, *settings)) for name, settings in arms.items()]
-    runs, mistakes = [], []
+    runs: list[PlannedRun] = []
+    mistakes = []
     for group, name, seed, settings in wanted:
         # The documents of each seed are others, too: a gain must not hang on one draw of them.
         overrides = (f"seed={seed}", f"data.split_seed={seed}", *settings)
         try:
-            digest = load_config(config, overrides).digest
+            settled = load_config(config, overrides)
         except ConfigError as error:
             mistakes.append(f"{name or 'all variants'}, seed {seed}: {error}")
             continue
-        runs.append(PlannedRun(group, name, seed, overrides, digest, work_dir / "results" / f"{digest[:16]}.json"))
+        digest, transfers = settled.digest, settled.comparison.transfer is not None
+        result = work_dir / "results" / f"{digest[:16]}.json"
+        runs.append(PlannedRun(group, name, seed, overrides, digest, transfers, result))
+    mistakes += _arms_that_change_nothing(plan, runs)
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     return runs
+
+
+def _arms_that_change_nothing(plan: EvidencePlan, runs: Sequence[PlannedRun]) -> list[str]:
+    """Return a message for each arm whose configuration is that of its reference."""
+    reference = "" if plan.arms is None else plan.arms.reference
+    references = {run.digest for run in runs if run.group == reference}
+    return [
+        f"arm {run.label!r} of {run.group!r}: {list(run.overrides[2:])} changes nothing of {reference!r}, so there is "
+        "nothing to compare. Take it out, or set something else."
+        for run in runs
+        if run.group not in (SEEDS, reference) and run.digest in references
+    ]
 
 
 def read_result(run: PlannedRun, code: str | None = None) -> RunResult | None:
