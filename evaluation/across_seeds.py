@@ -81,7 +81,8 @@ def random_effects(
         return RandomEffects(float(effects[0]), float(effects[0]) - half, float(effects[0]) + half, 0.0, 1)
     from statsmodels.stats.meta_analysis import combine_effects  # takes a second
 
-    result = combine_effects(effects, errors**2, method_re="iterated", use_t=True, maxiter=_ITERATIONS)
+    with np.errstate(divide="ignore"):  # of I^2, which nothing here uses, for equal means
+        result = combine_effects(effects, errors**2, method_re="iterated", use_t=True, maxiter=_ITERATIONS)
     # The Paule-Mandel variance makes Hartung and Knapp's scale 1, or is 0 where the scale is below 1: kept from falling
     # below 1, the scale is 1 in both cases, and theirs is the t interval of the random-effects mean.
     low, high = result.conf_int(alpha=1.0 - confidence)[1]

@@ -17,16 +17,23 @@ NULL_LINE = "It is good to know such things."
 
 ROTATION = 3
 """Places by which self-edits move on to another document. In the micro-world kinds of entities take turns in threes, so
-the other document is about entities of the same kind and its values are of the same classes: the harder control."""
+the other document is about entities of the same kind and its values are of the same classes: the harder control. The
+last three documents get those of the first three, which are of their kind where the number of documents is a multiple
+of three."""
 
 
 def null_edits(tasks: Sequence[KnowledgeTask]) -> tuple[EditRecord, ...]:
-    """Return a self-edit for each document that says nothing."""
+    """Return a self-edit for each document that says nothing, with index 0."""
     return tuple(_made(task.id, (Implication(text=NULL_LINE),)) for task in tasks)
 
 
 def oracle_edits(tasks: Sequence[KnowledgeTask], sheets: Mapping[str, Sheet]) -> tuple[EditRecord, ...]:
-    """Return a self-edit for each document that tells all of its facts, each as a question and as a statement."""
+    """Return a self-edit for each document that tells all of its facts, each as a question and as a statement.
+
+    Args:
+        tasks: The documents.
+        sheets: Their fact tables by document id, none missing.
+    """
     return tuple(
         _made(task.id, tuple(Implication(text=text, answer=answer) for text, answer in oracle_lines(sheets[task.id])))
         for task in tasks
@@ -36,16 +43,22 @@ def oracle_edits(tasks: Sequence[KnowledgeTask], sheets: Mapping[str, Sheet]) ->
 def other_documents_edits(edits: Sequence[EditRecord], tasks: Sequence[KnowledgeTask]) -> tuple[EditRecord, ...]:
     """Return for each document the self-edits that were written about the one `ROTATION` places on.
 
+    Indexes stay, and so does what was not parsed. Where the rotation would end at the document itself, that of three,
+    it is by one place.
+
     Args:
-        edits: Of all documents.
+        edits: Of all documents; those of documents that are not among the tasks are left out.
         tasks: The documents, in the order in which they are rotated.
 
     Raises:
-        InputError: There is only one document.
+        InputError: There are fewer than two documents.
     """
     count = len(tasks)
     if count < 2:
-        raise InputError(f"controls: got {count} document, need at least 2 to give one the self-edits of another.")
+        raise InputError(
+            f"controls: got {count} documents for other_document, need at least 2 to give one the self-edits of "
+            "another. Raise data.test_documents, or leave other_document out of comparison.controls."
+        )
     step = ROTATION % count or 1
     givers = {task.id: tasks[(i + step) % count].id for i, task in enumerate(tasks)}
     by_document = _by_document(edits)
@@ -57,17 +70,32 @@ def other_documents_edits(edits: Sequence[EditRecord], tasks: Sequence[Knowledge
 
 
 def answer_swaps(task: KnowledgeTask) -> dict[str, str]:
-    """Return for each distinct gold answer of a document the next one; empty where there is only one."""
-    answers = list(dict.fromkeys(question.answer for question in task.questions))
-    return dict(zip(answers, answers[1:] + answers[:1], strict=True)) if len(answers) > 1 else {}
+    """Return for each gold answer of a document the next distinct one, and for the last the first.
+
+    Answers that differ in case or white space alone are one answer with several spellings: each of them is swapped for
+    the first spelling of the next answer. Empty where there is only one answer, which nothing can stand in for:
+    `swapped_edits` leaves such a document out.
+    """
+    asked = (*task.questions, *task.held_out_questions)
+    spellings: dict[str, list[str]] = {}
+    for answer in dict.fromkeys(question.answer for question in asked):
+        spellings.setdefault(_normalised(answer), []).append(answer)
+    firsts = [spelled[0] for spelled in spellings.values()]
+    if len(firsts) < 2:
+        return {}
+    following = zip(spellings.values(), firsts[1:] + firsts[:1], strict=True)
+    return {answer: other for spelled, other in following for answer in spelled}
 
 
 def swapped_edits(edits: Sequence[EditRecord], swaps: Mapping[str, Mapping[str, str]]) -> tuple[EditRecord, ...]:
-    """Return the self-edits with values replaced by others, whole words and all at once.
+    """Return the self-edits with values replaced by others: whole words, as they are spelled, all at once.
+
+    Where one value is part of another, the longer one is replaced. Lengths in tokens stay those of the self-edits as
+    the teacher wrote them.
 
     Args:
         edits: Those of documents without swaps are left out: unaltered they would be no control.
-        swaps: By document id, what stands for what.
+        swaps: By document id, what is replaced by what.
     """
     return tuple(_swapped(edit, swaps[edit.document_id]) for edit in edits if swaps.get(edit.document_id))
 
@@ -106,46 +134,66 @@ def written_line(line: Implication) -> str:
 def at_budget(edits: Sequence[EditRecord], budget: int, count: Callable[[str], int]) -> EditRecord:
     """Return one self-edit from the lines of several of one document, as many whole lines as a budget allows.
 
-    Lines are taken in the order of the self-edits' indexes, equal ones once; the first line is taken whatever its
-    length, and the first that does not fit ends it.
+    Lines are taken in the order of the self-edits' indexes, those that are equal but for case and white space once. The
+    first line is taken whatever its length, and the first that does not fit ends it: shorter ones after it would be
+    chosen for their length. What the self-edits say of augmentations and training is left out, since each may say
+    something else.
 
     Args:
-        edits: Of one document, at least one; those without a parsed self-edit are passed over.
-        budget: Tokens.
-        count: Tokens of a text as the teacher writes it.
+        edits: Of one document, at least one, in any order; those without a parsed self-edit are passed over.
+        budget: Tokens, at least 1.
+        count: Tokens of a text; asked for each line as `written_line` writes it.
+
+    Returns:
+        A record with index 0 and the counted tokens of its lines. Without any line to take it is the first of the
+        given records, with its failure and no tokens.
     """
+    ordered = sorted(edits, key=lambda edit: edit.index)
+    document_id = ordered[0].document_id
     taken: dict[str, Implication] = {}
     used = 0
-    for edit in sorted(edits, key=lambda e: e.index):
+    for edit in ordered:
         for line in edit.edit.implications if edit.edit is not None else ():
             written = written_line(line)
-            key = " ".join(written.casefold().split())
+            key = _normalised(written)
             if key in taken:
                 continue
             tokens = count(written)
             if taken and used + tokens > budget:
-                return _made(edits[0].document_id, tuple(taken.values()), used)
+                return _made(document_id, tuple(taken.values()), used)
             taken[key] = line
             used += tokens
     if not taken:
-        return edits[0].model_copy(update={"index": 0, "token_ids": (), "completion_tokens": 0})
-    return _made(edits[0].document_id, tuple(taken.values()), used)
+        return ordered[0].model_copy(update={"index": 0, "token_ids": (), "completion_tokens": 0})
+    return _made(document_id, tuple(taken.values()), used)
 
 
 def budgeted(
     edits: Sequence[EditRecord], budgets: Mapping[str, int] | int, count: Callable[[str], int]
 ) -> tuple[EditRecord, ...]:
-    """Return one self-edit at its budget for each document, in the order of documents.
+    """Return one self-edit at its budget for each document, in the order in which documents first occur.
 
     Args:
         edits: Of any number of documents.
-        budgets: Tokens, the same for all or by document id.
-        count: Tokens of a text as the teacher writes it.
+        budgets: Tokens, at least 1: the same for all, or by document id.
+        count: As for `at_budget`.
+
+    Raises:
+        InputError: A document has no budget.
     """
-    return tuple(
-        at_budget(mine, budgets if isinstance(budgets, int) else budgets[document], count)
-        for document, mine in _by_document(edits).items()
-    )
+    grouped = _by_document(edits)
+    allowed = dict.fromkeys(grouped, budgets) if isinstance(budgets, int) else budgets
+    missing = [document for document in grouped if document not in allowed]
+    if missing:
+        raise InputError(
+            f"controls: got no budget for {len(missing)} of {len(grouped)} documents, the first is {missing[0]!r}. "
+            "Give one for each document, or leave its self-edits out."
+        )
+    return tuple(at_budget(mine, allowed[document], count) for document, mine in grouped.items())
+
+
+def _normalised(text: str) -> str:
+    return " ".join(text.casefold().split())
 
 
 def _by_document(edits: Sequence[EditRecord]) -> dict[str, list[EditRecord]]:

@@ -1,30 +1,53 @@
 """The proxy reward: answers of a student that reads a self-edit in its context and is not updated.
 
 After Reinforcement-Learned Teachers (arXiv 2506.08388, section 3), which reward an explanation by the log-probability
-of the solution given it. A context is read once and shared by its questions: their rows start from its keys and values.
+of the solution given it. What a context's questions begin with is read once; each goes on from its keys and values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from evaluation.answers import (
     AnswerFormat,
     AnswerScore,
     EncodedAnswer,
+    LabelBatch,
+    answer_batch,
     answer_scores,
     encode_questions,
     end_tokens_of,
+    score_answers,
 )
 from evaluation.errors import ScoringError
+from evaluation.label_logits import has_direct_head, label_logits
 from evaluation.tasks import Question
 from student.scoring import ScoringFailure, SlotScores
 
 TEMPLATE = "Passage: {context}\n"
-"""What stands before each question."""
+"""What stands before each question; the micro-student was pretrained to answer from it."""
+
+
+class _InContext(AnswerFormat):
+    """An answer format with a context in front, whatever characters the context holds."""
+
+    opening: str
+
+    def render(self, question: str) -> str:
+        return self.opening + super().render(question)
+
+
+class _Asked(NamedTuple):
+    """Questions behind a context."""
+
+    answer_format: _InContext
+    rows: list[EncodedAnswer]
+    longest: int
+    """Places of the longest row."""
 
 
 def score_in_context(
@@ -35,134 +58,175 @@ def score_in_context(
     answer_format: AnswerFormat,
     *,
     places: int = 16_384,
+    template: str = TEMPLATE,
 ) -> list[SlotScores]:
-    """Return the scores of each context's questions, in order, as with the context in front of the question.
+    """Return the scores of each context's questions, in order.
+
+    They are those of `score_answers` with the context in front of the question, to rounding. Models that cannot go on
+    from keys and values of a padded batch read the context once for each question.
 
     Args:
-        model: Causal language model of transformers, in evaluation mode.
-        tokenizer: Its tokenizer; a question's prompt must begin where the context's last token ends.
-        contexts: K texts; braces in them are left as they are.
-        questions: K lists.
-        answer_format: Of the questions.
-        places: Token places of one forward pass, at most; bounds memory.
+        model: A Hugging Face causal language model; used in evaluation mode, its mode is restored.
+        tokenizer: Its tokenizer.
+        contexts: K texts; may be empty.
+        questions: Of each context; may be none, which gives no scores.
+        answer_format: The wrapper that the student was trained with.
+        places: Most tokens of a forward pass, each question's context and padding included; bounds memory and changes
+            no score. At least one question is asked in each pass.
+        template: Text before the question, with `{context}` once.
+
+    Returns:
+        K items; a context too long for the model's positions, without a token boundary before an answer, or with
+        logits that are not finite has a failure of its own.
+
+    Raises:
+        ScoringError: The template does not hold `{context}` once.
     """
-    limit = getattr(model.config, "max_position_embeddings", None)
+    if template.count("{context}") != 1:
+        raise ScoringError(f"in-context template: got {template!r}. Allowed: a text with {{context}} exactly once.")
     done: dict[int, SlotScores] = {}
-    rows: dict[int, list[EncodedAnswer]] = {}
-    for k, (context, asked) in enumerate(zip(contexts, questions, strict=True)):
-        opening = TEMPLATE.replace("{context}", context).replace("{", "{{").replace("}", "}}")
-        with_context = answer_format.model_copy(update={"prompt": opening + answer_format.prompt})
-        try:
-            encoded = encode_questions(tokenizer, asked, with_context) if asked else []
-        except ScoringError as error:
-            done[k] = ScoringFailure(str(error))
-            continue
-        longest = max((len(row.tokens) for row in encoded), default=0)
-        if limit is not None and longest > limit:
-            done[k] = ScoringFailure(f"got {longest} tokens with the context, the model takes {limit}")
-        elif not encoded:
-            done[k] = []
+    asked: dict[int, _Asked] = {}
+    for k, (context, mine) in enumerate(zip(contexts, questions, strict=True)):
+        opened = _InContext(**answer_format.model_dump(), opening=template.replace("{context}", context))
+        found = _encode(model, tokenizer, mine, opened)
+        if isinstance(found, _Asked):
+            asked[k] = found
         else:
-            rows[k] = encoded
-    ends = end_tokens_of(model, tokenizer)
-    for group in _groups(rows, places):
-        done.update(zip(group, _score(model, [rows[k] for k in group], ends), strict=True))
+            done[k] = found
+    was_training = model.training
+    model.eval()
+    try:
+        if asked and _goes_on_from_contexts(model):
+            done.update(_score_shared(model, tokenizer, asked, places))
+        else:
+            done.update({k: _score_plain(model, tokenizer, questions[k], each, places) for k, each in asked.items()})
+    finally:
+        model.train(was_training)
     return [done[k] for k in range(len(contexts))]
 
 
-def _groups(rows: dict[int, list[EncodedAnswer]], places: int) -> Iterator[list[int]]:
-    """Yield contexts of like length that fit into one pass."""
-    group: list[int] = []
-    size = 0
-    for k in sorted(rows, key=lambda k: max(len(row.tokens) for row in rows[k])):
-        needed = sum(len(row.tokens) for row in rows[k])
-        if group and size + needed > places:
-            yield group
-            group, size = [], 0
-        group.append(k)
-        size += needed
-    if group:
-        yield group
+def _encode(
+    model: Any, tokenizer: Any, questions: Sequence[Question], answer_format: _InContext
+) -> _Asked | SlotScores:
+    """Return a context's questions in tokens, or its outcome where there is nothing to ask."""
+    if not questions:
+        return []
+    try:
+        rows = encode_questions(tokenizer, questions, answer_format)
+    except ScoringError as error:
+        return ScoringFailure(str(error))
+    longest = max(len(row.tokens) - 1 for row in rows)
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if most is not None and longest > most:
+        return ScoringFailure(f"{longest} tokens with the context in front, the model takes at most {most}")
+    return _Asked(answer_format, rows, longest)
+
+
+def _score_plain(model: Any, tokenizer: Any, questions: Sequence[Question], asked: _Asked, places: int) -> SlotScores:
+    """Return a context's scores, the context read again for each question."""
+    try:
+        size = max(1, places // asked.longest)
+        return score_answers(model, tokenizer, questions, asked.answer_format, batch_size=size)
+    except ScoringError as error:
+        return ScoringFailure(str(error))
+
+
+def _score_shared(model: Any, tokenizer: Any, asked: Mapping[int, _Asked], places: int) -> dict[int, SlotScores]:
+    """Return the scores by context, each context read once in every pass that it is part of."""
+    ends, direct = end_tokens_of(model, tokenizer), has_direct_head(model)
+    found: dict[int, list[AnswerScore | None]] = {k: [] for k in asked}
+    for part in _passes(asked, places):
+        logits, batch = _shared_logits(model, [rows for _, rows in part], direct_head=direct)
+        count = sum(len(rows) for _, rows in part)
+        scores = iter(answer_scores(logits, batch.labels, batch.rows, count, ends))
+        for k, rows in part:
+            found[k] += [next(scores) for _ in rows]
+    done: dict[int, SlotScores] = {}
+    for k, scored in found.items():
+        present = [score for score in scored if score is not None]
+        missing = f"logits of {len(scored) - len(present)} of {len(scored)} questions are not finite"
+        done[k] = present if len(present) == len(scored) else ScoringFailure(missing)
+    return done
+
+
+def _passes(asked: Mapping[int, _Asked], places: int) -> Iterator[list[tuple[int, list[EncodedAnswer]]]]:
+    """Yield contexts of like length that fit into one pass, each with some of its questions, in their order."""
+    part: list[tuple[int, list[EncodedAnswer]]] = []
+    count = 0
+    for k in sorted(asked, key=lambda k: asked[k].longest):
+        rows, width = asked[k].rows, asked[k].longest
+        size = max(1, places // width)
+        for start in range(0, len(rows), size):
+            piece = rows[start : start + size]
+            if part and (count + len(piece)) * width > places:
+                yield part
+                part, count = [], 0
+            part.append((k, piece))
+            count += len(piece)
+    if part:
+        yield part
 
 
 def _common_prefix(rows: Sequence[EncodedAnswer]) -> int:
-    """Return how many tokens all rows begin with; at least one stays in front of every answer."""
+    """Return how many tokens all rows begin with, each prompt's last one left out: its logits tell the first label."""
     first, last = min(row.tokens for row in rows), max(row.tokens for row in rows)
-    shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    return min(shared, *(row.prompt_length - 1 for row in rows))
+    most = min(row.prompt_length for row in rows) - 1
+    return next((i for i in range(most) if first[i] != last[i]), most)
 
 
-def _score(model: Any, sets: Sequence[Sequence[EncodedAnswer]], ends: frozenset[int]) -> list[SlotScores]:
-    """Return the scores of some contexts: their shared beginnings in one pass, then all questions behind them."""
-    device = model.device
+def _shared_logits(
+    model: Any, sets: Sequence[Sequence[EncodedAnswer]], *, direct_head: bool
+) -> tuple[Tensor, LabelBatch]:
+    """Return the logits (L, V) at the places before the labels, and the batch of what follows the contexts.
+
+    Contexts are padded on the left, as in generation, so that distances stay what they are, for sliding windows too.
+    """
+    device = next(model.parameters()).device
     prefixes = [_common_prefix(rows) for rows in sets]
     width = max(prefixes)
-    heads_KP = torch.zeros(len(sets), width, dtype=torch.long)
-    seen_KP = torch.zeros(len(sets), width, dtype=torch.long)
+    heads = torch.zeros(len(sets), width, dtype=torch.long)
+    seen = torch.zeros_like(heads)
     for k, (rows, prefix) in enumerate(zip(sets, prefixes, strict=True)):
-        if prefix:  # padded on the left, so that questions follow at once
-            heads_KP[k, width - prefix :] = torch.tensor(rows[0].tokens[:prefix])
-            seen_KP[k, width - prefix :] = 1
-    owner_N = torch.tensor([k for k, rows in enumerate(sets) for _ in rows])
-    tails = [row.tokens[prefixes[k] : -1] for k, rows in enumerate(sets) for row in rows]
-    length = max(map(len, tails))
-    ids_NT = torch.zeros(len(tails), length, dtype=torch.long)
-    mask_NT = torch.zeros_like(ids_NT)
-    for n, tail in enumerate(tails):
-        ids_NT[n, : len(tail)] = torch.tensor(tail)
-        mask_NT[n, : len(tail)] = 1
-    starts_N1 = torch.tensor([prefixes[k] for k in owner_N.tolist()])[:, None]
-    positions_NT = (starts_N1 + torch.arange(length)).clamp_(max=_last_position(model, width + length))
+        heads[k, width - prefix :] = torch.tensor(rows[0].tokens[:prefix])
+        seen[k, width - prefix :] = 1
+    owned = [(k, row) for k, rows in enumerate(sets) for row in rows]
+    owners = torch.tensor([k for k, _ in owned])
+    tails = [EncodedAnswer(row.tokens[prefixes[k] :], row.prompt_length - prefixes[k]) for k, row in owned]
+    batch = answer_batch(tails, device)
+    positions = torch.tensor(prefixes)[owners, None] + torch.arange(batch.input_ids.shape[1])
+    # Padding on the right may stand beyond the last position, where a model with a table of them has no entry.
+    positions.clamp_(max=max(len(row.tokens) for _, row in owned) - 2)
+    extra: dict[str, Any] = {
+        "attention_mask": torch.cat([seen[owners], torch.ones_like(positions)], dim=1).to(device),
+        "position_ids": positions.to(device),
+    }
     with torch.inference_mode():
-        cache = _read(model, heads_KP, seen_KP, owner_N)
-        out = model(
-            input_ids=ids_NT.to(device),
-            attention_mask=torch.cat([seen_KP[owner_N], mask_NT], dim=1).to(device),
-            position_ids=positions_NT.to(device),
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
-    logits_NTV = out.logits
-    picked, labels, owners = [], [], []
-    for n, row in enumerate(row for rows in sets for row in rows):
-        prefix = prefixes[int(owner_N[n])]
-        first, last = row.prompt_length - 1 - prefix, len(row.tokens) - 1 - prefix
-        picked.append(logits_NTV[n, first:last])
-        labels += list(row.tokens[row.prompt_length :])
-        owners += [n] * (last - first)
-    found = answer_scores(
-        torch.cat(picked).float(),
-        torch.tensor(labels, device=device),
-        torch.tensor(owners, device=device),
-        len(tails),
-        ends,
-    )
-    scores = iter(found)
-    return [_whole([next(scores) for _ in rows]) for rows in sets]
+        if width:
+            read = model.base_model(
+                input_ids=heads.to(device),
+                attention_mask=seen.to(device),
+                position_ids=(seen.cumsum(1) - 1).clamp_(min=0).to(device),
+                use_cache=True,
+            )
+            extra["past_key_values"] = read.past_key_values
+            read.past_key_values.batch_select_indices(owners.to(device))
+        return label_logits(model, batch.input_ids, batch.positions, direct_head=direct_head, extra=extra), batch
 
 
-def _last_position(model: Any, needed: int) -> int:
-    limit = getattr(model.config, "max_position_embeddings", None)
-    return needed if limit is None else limit - 1
+def _goes_on_from_contexts(model: Any) -> bool:
+    """Return whether the model gives the same logits behind shared contexts as for each row alone.
 
-
-def _read(model: Any, heads_KP: torch.Tensor, seen_KP: torch.Tensor, owner_N: torch.Tensor) -> Any:
-    """Return the keys and values of the contexts, one copy for each question; None where nothing is shared."""
-    if heads_KP.shape[1] == 0:
-        return None
-    out = model(
-        input_ids=heads_KP.to(model.device),
-        attention_mask=seen_KP.to(model.device),
-        position_ids=(seen_KP.cumsum(1) - 1).clamp_(min=0).to(model.device),
-        use_cache=True,
-    )
-    cache = out.past_key_values
-    cache.batch_select_indices(owner_N.to(model.device))
-    return cache
-
-
-def _whole(scores: Sequence[AnswerScore | None]) -> SlotScores:
-    present = [score for score in scores if score is not None]
-    if len(present) < len(scores):
-        return ScoringFailure(f"logits of {len(scores) - len(present)} of {len(scores)} questions are not finite")
-    return present
+    Decided by trying: architectures keep what they read in different ways, some have nothing that can be shared.
+    """
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    ids = [i * 7919 % vocabulary for i in range(1, 13)]
+    rows = [EncodedAnswer(ids[:9], 7), EncodedAnswer([*ids[:5], *ids[9:12]], 6), EncodedAnswer(ids[3:7], 3)]
+    plain = answer_batch(rows, next(model.parameters()).device)
+    with torch.inference_mode():
+        alone = label_logits(model, plain.input_ids, plain.positions, direct_head=False)
+    try:
+        shared, _ = _shared_logits(model, [rows[:2], rows[2:]], direct_head=False)
+    except (TypeError, ValueError, AttributeError, LookupError, RuntimeError):
+        return False
+    tolerance = 1e-4 if alone.dtype in (torch.float32, torch.float64) else 0.1
+    return bool(torch.allclose(alone, shared, rtol=tolerance, atol=tolerance * float(alone.abs().max())))

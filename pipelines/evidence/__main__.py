@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -109,6 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("docs"), help="gets evidence.md and its pictures")
     parser.add_argument("--only", choices=_PARTS, help="a part: runs of the seeds, runs of the arms, or no run")
     given = parser.parse_args(arguments)
+    # An exit and not a death: the run that is under way is ended with its parent, and frees the work directory.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         _say(run_plan(given.plan, given.work_dir, given.out, given.only))
     except (ConfigError, InputError) as error:

@@ -66,15 +66,15 @@ def _runs(arm: Results, reference: Results) -> float:
     return mine / others if others else 1.0
 
 
-def arms_table(label: str, reference: Results, arms: Mapping[str, Results]) -> str:
+def arms_table(label: str, reference: Results, arms: Mapping[str, Results], compared: Mapping[str, ArmReading]) -> str:
     """Return the reference and each arm: accuracy, gain, difference from the reference, updates, minutes.
 
     Args:
         label: Of the reference.
         reference: By seed, at least one.
         arms: By name.
+        compared: See `compare_arms`.
     """
-    compared = compare_arms(reference, arms)
     rows = []
     for name, results in {label: reference, **arms}.items():
         gain, arm = over_seeds.gain(results, "trained_minus_untrained"), compared.get(name)
@@ -94,9 +94,14 @@ def arms_table(label: str, reference: Results, arms: Mapping[str, Results]) -> s
     return table([*heads, "updates", "minutes"], rows)
 
 
-def arms_sentences(label: str, reference: Results, arms: Mapping[str, Results]) -> str:
-    """Return in plain words which arms are better, which are worse and which differ by no more than noise."""
-    compared = list(compare_arms(reference, arms).values())
+def arms_sentences(label: str, arms: Mapping[str, Results], compared: Mapping[str, ArmReading]) -> str:
+    """Return in plain words which arms are better, which are worse and which differ by no more than noise.
+
+    Args:
+        label: Of the reference.
+        arms: By name.
+        compared: See `compare_arms`.
+    """
     heads = {
         "above 0": f"Better than *{label}* (the interval is above 0)",
         "below 0": f"Worse than *{label}* (the interval is below 0)",
@@ -104,9 +109,9 @@ def arms_sentences(label: str, reference: Results, arms: Mapping[str, Results]) 
     }
     lines = []
     for verdict, head in heads.items():
-        told = [_told(arm) for arm in compared if reading(arm.interval) == verdict]
+        told = [_told(arm) for arm in compared.values() if reading(arm.interval) == verdict]
         lines.append(f"- {head}: {'; '.join(told) or 'none'}.")
-    if missing := [name for name in arms if name not in {arm.name for arm in compared}]:
+    if missing := [name for name in arms if name not in compared]:
         lines.append(f"- Not compared, for want of a common document: {', '.join(missing)}.")
     return "\n".join(lines)
 

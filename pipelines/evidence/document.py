@@ -11,6 +11,7 @@ from evaluation.errors import ConfigError
 from pipelines.config import RunConfig
 from pipelines.evidence import arms as arms_of
 from pipelines.evidence import captions, claims, figures, learning_tables, tables
+from pipelines.evidence.arms import ArmReading
 from pipelines.evidence.over_seeds import Results
 from pipelines.records import RunResult
 from pipelines.report import counted
@@ -72,14 +73,14 @@ def write_document(evidence: Evidence, out: Path) -> tuple[Path, str]:
     path = out / "evidence.md"
     notes = kept_notes(path)
     compared = {
-        heading: list(arms_of.compare_arms(evidence.reference_results, found).values())
-        for heading, found in evidence.arms.items()
+        heading: arms_of.compare_arms(evidence.reference_results, found) for heading, found in evidence.arms.items()
     }
-    pictures = figures.draw(evidence.seeds, evidence.reference, compared, out / "evidence")
+    drawn = {heading: list(found.values()) for heading, found in compared.items()}
+    pictures = figures.draw(evidence.seeds, evidence.reference, drawn, out / "evidence")
     links = {name: f"evidence/{picture.name}" for name, picture in pictures.items()}
     found = head(evidence)
     staging = path.with_name(f".{path.name}.{os.getpid()}")
-    staging.write_text(render(evidence, found, links, notes), encoding="utf-8")
+    staging.write_text(render(evidence, found, compared, links, notes), encoding="utf-8")
     os.replace(staging, path)
     return path, found
 
@@ -101,12 +102,19 @@ def head(evidence: Evidence) -> str:
     )
 
 
-def render(evidence: Evidence, found: str, pictures: Mapping[str, str], notes: str) -> str:
+def render(
+    evidence: Evidence,
+    found: str,
+    compared: Mapping[str, Mapping[str, ArmReading]],
+    pictures: Mapping[str, str],
+    notes: str,
+) -> str:
     """Return the whole document.
 
     Args:
         evidence: What it says.
         found: See `head`.
+        compared: See `compare_arms`, by heading.
         pictures: Links by name: `variants`, `budgets`, `rounds`, `arms`.
         notes: Text of people, with the white space around it.
     """
@@ -126,7 +134,7 @@ def render(evidence: Evidence, found: str, pictures: Mapping[str, str], notes: s
         *_section("Rounds", learning_tables.rounds_sentence(seeds), images.get("rounds", "")),
         *_section("Self-edits", captions.EDITS, learning_tables.edits_table(seeds)),
         *_section("Another student", captions.TRANSFER, learning_tables.transfer_table(seeds)),
-        *_arms(evidence, images.get("arms", "")),
+        *_arms(evidence, compared, images.get("arms", "")),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -165,7 +173,7 @@ def _all_results(evidence: Evidence) -> list[RunResult]:
     return [result for found in (evidence.seeds, evidence.reference_results, *groups) for result in found.values()]
 
 
-def _arms(evidence: Evidence, image: str) -> list[str]:
+def _arms(evidence: Evidence, compared: Mapping[str, Mapping[str, ArmReading]], image: str) -> list[str]:
     if not evidence.reference_results or not any(evidence.arms.values()):
         return []
     seeds = sorted(evidence.reference_results)
@@ -174,7 +182,7 @@ def _arms(evidence: Evidence, image: str) -> list[str]:
         if found:
             parts += [
                 f"### {heading}",
-                arms_of.arms_table(evidence.reference, evidence.reference_results, found),
-                arms_of.arms_sentences(evidence.reference, evidence.reference_results, found),
+                arms_of.arms_table(evidence.reference, evidence.reference_results, found, compared[heading]),
+                arms_of.arms_sentences(evidence.reference, found, compared[heading]),
             ]
     return ["## What each setting is worth", *parts]

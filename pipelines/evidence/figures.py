@@ -13,6 +13,7 @@ from pipelines.evidence.arms import ArmReading
 from pipelines.evidence.cells import in_order, variant
 from pipelines.evidence.over_seeds import Results
 from pipelines.plots import BLUE, GREEN, GREY, INK, ORANGE, new_figure, save_figure
+from pipelines.report import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +41,7 @@ def plot_variants(results: Results, path: Path) -> None:
         8.2,
         1.5 + 0.42 * len(names),
         "Accuracy by variant",
-        f"line: mean with 95 % interval over {len(results)} seeds and their documents · dots: single seeds",
+        f"line: mean with 95 % interval over {counted(len(results), 'seed')} and documents · dots: single seeds",
     )
     axes = figure.subplots()
     for place, name in enumerate(names):
@@ -66,7 +67,7 @@ def plot_budgets(results: Results, path: Path) -> None:
         8.2,
         4.6,
         "Accuracy against the tokens of a self-edit",
-        f"the same documents at each length · bars: 95 % intervals over {len(results)} seeds and their documents",
+        f"the same documents at each length · bars: 95 % intervals over {counted(len(results), 'seed')} and documents",
     )
     axes = figure.subplots()
     names = in_order({name for found in curves.values() for name in found})

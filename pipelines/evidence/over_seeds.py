@@ -34,7 +34,7 @@ class OverSeeds(NamedTuple):
     bootstrap: Interval
     """Over seeds and documents (`hierarchical_bootstrap_mean`)."""
     effects: RandomEffects | None
-    """With seeds as random effects (`random_effects`); None where no seed's documents differ."""
+    """With seeds as random effects (`random_effects`); None for one seed, and where no documents differ."""
 
 
 def shared(scores: Scores, names: Sequence[str]) -> list[str]:
@@ -97,7 +97,7 @@ def over_seeds(groups: Sequence[Sequence[float]], *, bound: float = 1.0) -> Over
 
 
 def _effects(groups: Sequence[Sequence[float]]) -> RandomEffects | None:
-    if any(len(values) < 2 for values in groups):
+    if len(groups) < 2 or any(len(values) < 2 for values in groups):
         return None
     errors = [float(np.std(values, ddof=1)) / math.sqrt(len(values)) for values in groups]
     try:

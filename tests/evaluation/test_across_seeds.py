@@ -144,7 +144,7 @@ def test_kept_share_has_the_spread_of_the_delta_method() -> None:
     assert found is not None
     share = sum(there) / sum(here)
     assert found.mean == pytest.approx(share)
-    # Ratio estimator: the variance of mean(there - share * here) over the squared mean here (Cochran 1977, section 2.11).
+    # Ratio estimator (Cochran 1977, section 2.11): the error of mean(there - share * here), over the mean here.
     residuals = np.array(there) - share * np.array(here)
     error = residuals.std() / math.sqrt(400) / np.mean(here)
     assert (found.low, found.high) == pytest.approx((share - 1.96 * error, share + 1.96 * error), abs=0.15 * error)
@@ -178,9 +178,11 @@ def test_kept_share_of_no_sure_gain_is_unknown() -> None:
     there, here = gains(generator, 40, 0.0, 0.0)
     assert bootstrap_mean(here, bounds=(-1, 1)).low <= 0
     assert kept_share(there, here) is None
-    assert kept_share(there, [-0.3 + 0.01 * i for i in range(40)][:40]) is None
+    assert kept_share(there, [-0.3 + 0.01 * i for i in range(40)]) is None
     assert kept_share([0.4], [0.4]) is None
     assert kept_share_over_seeds([(there, here), gains(generator, 40, 0.0, 0.0)], generator) is None
+    assert kept_share([0.0] * 40, here) is None
+    assert kept_share_over_seeds([([0.0] * 40, here)] * 2, generator) is None
 
 
 def test_kept_share_of_gains_that_vanish_everywhere_is_not_surely_none() -> None:
@@ -197,13 +199,13 @@ def test_kept_share_of_gains_that_vanish_everywhere_is_not_surely_none() -> None
 
 def test_kept_share_holds_the_true_share_as_often_as_it_says() -> None:
     generator = np.random.default_rng(6)
-    found = [kept_share(*gains(generator, 60, 0.2, 0.5), resamples=399, seed=trial) for trial in range(300)]
+    found = [kept_share(*gains(generator, 60, 0.2, 0.5), resamples=399, seed=trial) for trial in range(200)]
     given_ones = [interval for interval in found if interval is not None]
-    assert len(given_ones) > 290
+    assert len(given_ones) > 190
     assert 0.9 <= np.mean([i.low <= 0.5 <= i.high for i in given_ones]) <= 0.985
 
 
-def coverage_over_seeds(seeds: int, seed_sd: float, trials: int = 200) -> float:
+def coverage_over_seeds(seeds: int, seed_sd: float, trials: int = 120) -> float:
     generator = np.random.default_rng(7)
     held: list[bool] = []
     for _ in range(trials):

@@ -156,9 +156,9 @@ def test_adjusted_gives_the_findings_of_benjamini_and_hochberg() -> None:
     assert [rate[name] for name in names[:6]] == pytest.approx(expected)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=15)  # multipletests collects garbage at each call
 @given(
-    st.dictionaries(st.text(max_size=3), st.floats(0, 1), max_size=8),
+    st.dictionaries(st.sampled_from("abcdefgh"), st.floats(0, 1), max_size=8),
     st.sampled_from(["holm", "fdr_bh"]),
     st.integers(0, 99),
 )
@@ -192,10 +192,9 @@ def test_paired_tests_use_the_documents_that_both_variants_of_a_pair_have() -> N
     )
     gains = [trained[f"d{i}"] - 0.1 for i in range(1, 6)]
     wanted = required_documents(float(np.std(gains, ddof=1)), float(np.mean(gains)))
-    assert tests == {
-        "trained_minus_base": PairedTest(pytest.approx(2 / 32), pytest.approx(4 / 32), wanted),
-        "naive_minus_base": PairedTest(1.0, 1.0, None),
-    }
+    assert set(tests) == {"trained_minus_base", "naive_minus_base"}
+    assert tests["trained_minus_base"] == PairedTest(2 / 32, 4 / 32, wanted)
+    assert tests["naive_minus_base"] == PairedTest(1.0, 1.0, None)
     assert paired_tests({"base": base}, []) == {}
 
 
@@ -203,9 +202,9 @@ def test_paired_tests_of_equal_variants_need_no_number_of_documents() -> None:
     same, shifted = {"a": 0.2, "b": 0.7, "c": 0.4}, {"a": 0.3, "b": 0.8, "c": 0.5}
     mirrored = {"a": 0.1, "b": 0.8, "c": 0.4}
     tests = paired_tests({"x": same, "y": same, "z": shifted, "m": mirrored}, [("x", "y"), ("z", "x"), ("m", "x")])
-    assert tests["x_minus_y"] == (1.0, 1.0, None)
-    assert tests["z_minus_x"] == (pytest.approx(0.25), pytest.approx(0.75), None)
-    assert tests["m_minus_x"] == (1.0, 1.0, None)
+    assert tests["x_minus_y"] == PairedTest(1.0, 1.0, None)
+    assert tests["z_minus_x"] == PairedTest(0.25, 0.75, None)
+    assert tests["m_minus_x"] == PairedTest(1.0, 1.0, None)
 
 
 def test_paired_tests_refuse_a_pair_of_unknown_variants() -> None:

@@ -159,8 +159,8 @@ def test_equal_rewards_predict_no_differences() -> None:
 def test_recorded_rewards_are_told_a_little_on_passages_left_out(shared_data: Callable[..., Path], file: str) -> None:
     """SEAL's recorded runs (arXiv 2506.10943), 50 passages x 5 self-edits, ten-fold by passage.
 
-    One in 400 of random predictions reaches .14 with the 200 degrees of freedom that there are within passages, and the
-    mean of three runs, with a reliability of .43 to .45, caps the correlation at .66 to .67.
+    One in forty of random predictions reaches .14 with the 200 degrees of freedom that there are within passages; the
+    reliability of a mean of three runs, .43 to .45, caps the correlation at .66 to .67.
     """
     recorded = json.loads(gzip.decompress(shared_data("seal", "graded", f"{file}.json.gz").read_bytes()))
     groups, rows, rewards = [], [], []

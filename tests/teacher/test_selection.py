@@ -10,14 +10,46 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teacher.config import GroupRelativeConfig, RestEmConfig
-from teacher.selection import Candidate, CandidateGroup, LeftOut, group_relative, rest_em, select_examples
+from teacher.config import GroupRelativeConfig, PreferenceConfig, RestEmConfig, RewardWeightedConfig
+from teacher.selection import (
+    Candidate,
+    CandidateGroup,
+    LeftOut,
+    Selection,
+    group_relative,
+    preferences,
+    rest_em,
+    reward_weighted,
+    select_examples,
+)
 
 
 def group(name: str, *rewards: float | None, base: float | None = 0.0) -> CandidateGroup:
     """Return a group whose candidates have the token ids (0,), (1,), ... in order."""
     candidates = tuple(Candidate(token_ids=(i,), reward=reward) for i, reward in enumerate(rewards))
     return CandidateGroup(id=name, prompt=f"prompt of {name}", candidates=candidates, base_reward=base)
+
+
+def eighths(rows: list[list[int]]) -> list[CandidateGroup]:
+    """Return a group for each row, its rewards given in eighths, so that sums are exact."""
+    return [group(f"g{i}", *(reward / 8 for reward in row)) for i, row in enumerate(rows)]
+
+
+def with_errors(name: str, *values: tuple[float | None, float | None]) -> CandidateGroup:
+    """Return a group of rewards with their standard errors; the token ids are (0,), (1,), ... in order."""
+    candidates = tuple(Candidate((i,), reward, error) for i, (reward, error) in enumerate(values))
+    return CandidateGroup(name, f"prompt of {name}", candidates)
+
+
+def pairs_of(selection: Selection) -> list[tuple[str, int, int]]:
+    """Return each pair's group, better and worse candidate."""
+    found = []
+    for better, worse in zip(selection.examples[::2], selection.examples[1::2], strict=True):
+        assert (better.pair, better.group_id, better.prompt) == (worse.pair, worse.group_id, worse.prompt)
+        assert (better.weight, worse.weight) == (1.0, -1.0)
+        found.append((better.group_id, better.token_ids[0], worse.token_ids[0]))
+    assert [example.pair for example in selection.examples[::2]] == list(range(len(found)))
+    return found
 
 
 REWARDS = st.lists(st.none() | st.floats(-1.0, 1.0), max_size=6)
@@ -117,10 +149,140 @@ def test_group_relative_properties(groups: list[CandidateGroup], normalize: str,
 
 @given(st.lists(st.lists(st.integers(-8, 8), max_size=5), max_size=4), st.integers(-4, 4))
 def test_group_relative_is_invariant_to_a_shift_of_the_rewards(rows: list[list[int]], shift: int) -> None:
-    plain = group_relative([group(f"g{i}", *(r / 8 for r in row)) for i, row in enumerate(rows)])
-    moved = group_relative([group(f"g{i}", *((r + shift) / 8 for r in row)) for i, row in enumerate(rows)])
+    plain = group_relative(eighths(rows), normalize="batch")
+    moved = group_relative(eighths([[r + shift for r in row] for row in rows]), normalize="batch")
     assert moved.left_out == plain.left_out
     assert [e.weight for e in moved.examples] == pytest.approx([e.weight for e in plain.examples], abs=1e-9)
+
+
+def test_reward_weighted_weights_are_exponential_in_the_reward_and_have_mean_1() -> None:
+    """Rewards of 0.6 and 0.4 lie half a beta of 0.2 above and below their mean."""
+    selection = reward_weighted([group("a", 0.6, 0.4, None)], beta=0.2, weight_cap=100.0)
+    high, low = math.exp(0.5), math.exp(-0.5)
+    mean = (high + low) / 2
+    assert [e.token_ids for e in selection.examples] == [(0,), (1,)]
+    assert [e.weight for e in selection.examples] == pytest.approx([high / mean, low / mean])
+    assert selection.left_out == {}
+
+
+def test_reward_weighted_leaves_out_what_teaches_nothing() -> None:
+    groups = [group("none", None), group("one", 0.3, None), group("flat", 0.3, 0.3), group("good", 0.0, 1.0)]
+    selection = select_examples(groups, RewardWeightedConfig())
+    assert selection.left_out == {
+        "none": LeftOut.NO_REWARDS,
+        "one": LeftOut.TOO_FEW_REWARDS,
+        "flat": LeftOut.ZERO_SPREAD,
+    }
+    assert [e.group_id for e in selection.examples] == ["good", "good"]
+    assert reward_weighted([]) == Selection((), {})
+
+
+def test_reward_weighted_cap_bounds_the_ratio_to_an_average_completion() -> None:
+    """One lucky reward among 10: exp(9) average completions without the cap, 5 with it."""
+    lucky = group("a", *[0.0] * 9, 1.0)
+    weights = [e.weight for e in reward_weighted([lucky, group("b", 0.4, 0.5, 0.6)], beta=0.1, weight_cap=5.0).examples]
+    assert weights[9] / weights[11] == pytest.approx(5.0)
+    for beta, cap in ((0.0, 5.0), (-1.0, 5.0), (math.nan, 5.0), (0.1, 0.5)):
+        with pytest.raises(ValueError, match="beta, weight_cap"):
+            reward_weighted([lucky], beta=beta, weight_cap=cap)
+
+
+@given(GROUPS, st.floats(1e-3, 10.0), st.floats(1.0, 100.0))
+def test_reward_weighted_properties(groups: list[CandidateGroup], beta: float, cap: float) -> None:
+    selection = select_examples(groups, RewardWeightedConfig(beta=beta, weight_cap=cap))
+    weights = {(e.group_id, e.token_ids): e.weight for e in selection.examples}
+    if weights:
+        assert math.fsum(weights.values()) / len(weights) == pytest.approx(1.0)
+    for g in groups:
+        own = [(c.reward, weights[g.id, c.token_ids]) for c in g.candidates if (g.id, c.token_ids) in weights]
+        assert bool(own) != (g.id in selection.left_out)
+        assert not own or len(own) == sum(c.reward is not None for c in g.candidates)
+        ordered = [weight for _, weight in sorted(own, key=lambda pair: pair[0] or 0.0)]
+        assert ordered == sorted(ordered)  # a better reward never weighs less
+        assert all(weight >= 0.0 for weight in ordered)
+
+
+@given(
+    st.lists(st.lists(st.integers(-8, 8), max_size=5), max_size=4),
+    st.lists(st.integers(-4, 4), min_size=4, max_size=4),
+)
+def test_reward_weighted_is_invariant_to_a_shift_of_a_documents_rewards(
+    rows: list[list[int]], shifts: list[int]
+) -> None:
+    plain = reward_weighted(eighths(rows))
+    moved = reward_weighted(eighths([[r + shift for r in row] for row, shift in zip(rows, shifts, strict=False)]))
+    assert moved.left_out == plain.left_out
+    assert [e.weight for e in moved.examples] == pytest.approx([e.weight for e in plain.examples], abs=1e-9)
+
+
+def test_preferences_take_pairs_whose_gap_exceeds_its_error() -> None:
+    """Errors of 0.03 and 0.04 make 0.05 for the gap, so 1.5 of them are 0.075."""
+    groups = [
+        with_errors("clear", (0.5, 0.03), (0.58, 0.04)),
+        with_errors("near", (0.5, 0.03), (0.57, 0.04)),
+        with_errors("equal", (0.5, 0.0), (0.5, 0.0)),
+        with_errors("one", (0.5, 0.0), (None, None)),
+        with_errors("none", (None, None), (None, None)),
+    ]
+    selection = select_examples(groups, PreferenceConfig(gap_errors=1.5))
+    assert pairs_of(selection) == [("clear", 1, 0)]
+    assert selection.unknown_errors == 0
+    assert selection.left_out == {
+        "near": LeftOut.NO_CLEAR_PAIR,
+        "equal": LeftOut.ZERO_SPREAD,
+        "one": LeftOut.TOO_FEW_REWARDS,
+        "none": LeftOut.NO_REWARDS,
+    }
+    assert pairs_of(preferences(groups, gap_errors=1.0)) == [("clear", 1, 0), ("near", 1, 0)]
+
+
+def test_preferences_without_a_known_error_take_any_gap_and_count_it() -> None:
+    groups = [with_errors("a", (0.5, None), (0.51, 9.0), (0.52, 9.0)), with_errors("b", (0.2, None), (0.2, None))]
+    selection = preferences(groups)
+    assert pairs_of(selection) == [("a", 2, 0), ("a", 1, 0)]  # 2 and 1 are within their errors
+    assert selection.unknown_errors == 2
+    assert selection.left_out == {"b": LeftOut.ZERO_SPREAD}
+    assert preferences(groups, max_pairs=1).unknown_errors == 1
+
+
+def test_preferences_take_the_largest_gaps_first_and_ties_as_sampled() -> None:
+    groups = [group("a", 0.0, 1.0, 0.5, 1.0), group("b", 0.25, 0.0)]
+    assert pairs_of(preferences(groups, max_pairs=3)) == [("a", 1, 0), ("a", 3, 0), ("a", 2, 0), ("b", 0, 1)]
+    for pairs, errors in ((0, 1.0), (1, -1.0)):
+        with pytest.raises(ValueError, match="max_pairs, gap_errors"):
+            preferences(groups, max_pairs=pairs, gap_errors=errors)
+
+
+def test_preferences_never_prefer_a_completion_to_itself() -> None:
+    same = CandidateGroup("a", "p", (Candidate((7,), 0.9), Candidate((7,), 0.1)))
+    assert preferences([same]) == Selection((), {"a": LeftOut.NO_CLEAR_PAIR})
+
+
+@given(
+    st.lists(st.lists(st.tuples(st.none() | st.floats(-1.0, 1.0), st.none() | st.floats(0.0, 0.5)), max_size=6)),
+    st.floats(0.0, 3.0),
+    st.integers(1, 20),
+)
+def test_preferences_properties(
+    rows: list[list[tuple[float | None, float | None]]], gap_errors: float, max_pairs: int
+) -> None:
+    groups = {f"g{i}": with_errors(f"g{i}", *row) for i, row in enumerate(rows)}
+    selection = preferences(list(groups.values()), gap_errors=gap_errors, max_pairs=max_pairs)
+    pairs = pairs_of(selection)
+    assert len(set(pairs)) == len(pairs)
+    for name, g in groups.items():
+        own = [(g.candidates[better], g.candidates[worse]) for group_id, better, worse in pairs if group_id == name]
+        assert len(own) <= max_pairs
+        assert bool(own) != (name in selection.left_out)
+        gaps = []
+        for better, worse in own:
+            assert better.reward is not None
+            assert worse.reward is not None
+            gaps.append(better.reward - worse.reward)
+            assert gaps[-1] > 0.0
+            if better.standard_error is not None and worse.standard_error is not None:
+                assert gaps[-1] > gap_errors * math.sqrt(better.standard_error**2 + worse.standard_error**2) - 1e-12
+        assert gaps == sorted(gaps, reverse=True)
 
 
 @pytest.mark.parametrize("prompt", ["", "_prompt-long", "_prompt-rewrite", "_prompt-self-qa"])
