@@ -134,10 +134,11 @@ def written_line(line: Implication) -> str:
 def at_budget(edits: Sequence[EditRecord], budget: int, count: Callable[[str], int]) -> EditRecord:
     """Return one self-edit from the lines of several of one document, as many whole lines as a budget allows.
 
-    Lines are taken in the order of the self-edits' indexes, those that are equal but for case and white space once. The
-    first line is taken whatever its length, and the first that does not fit ends it: shorter ones after it would be
-    chosen for their length. What the self-edits say of augmentations and training is left out, since each may say
-    something else.
+    Lines are taken in the order of the self-edits' indexes. All that the teacher wrote counts: a line that repeats an
+    earlier one but for case and white space costs its tokens and is taken once, and lines that the parser dropped of a
+    self-edit that is used up cost theirs. The first line is taken whatever its length, and the first that does not fit
+    ends it: shorter ones after it would be chosen for their length. What the self-edits say of augmentations and
+    training is left out, since each may say something else.
 
     Args:
         edits: Of one document, at least one, in any order; those without a parsed self-edit are passed over.
@@ -153,16 +154,17 @@ def at_budget(edits: Sequence[EditRecord], budget: int, count: Callable[[str], i
     taken: dict[str, Implication] = {}
     used = 0
     for edit in ordered:
+        kept = 0
         for line in edit.edit.implications if edit.edit is not None else ():
             written = written_line(line)
-            key = _normalised(written)
-            if key in taken:
-                continue
             tokens = count(written)
             if taken and used + tokens > budget:
                 return _made(document_id, tuple(taken.values()), used)
-            taken[key] = line
-            used += tokens
+            taken.setdefault(_normalised(written), line)
+            used, kept = used + tokens, kept + tokens
+        used += max(edit.tokens - kept, 0)
+        if taken and used > budget:
+            return _made(document_id, tuple(taken.values()), budget)
     if not taken:
         return ordered[0].model_copy(update={"index": 0, "token_ids": (), "completion_tokens": 0})
     return _made(document_id, tuple(taken.values()), used)

@@ -6,8 +6,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.retention import retention_probes
-
 from evaluation.checkpoints import Checkpoint, load_checkpoint, model_digest
 from evaluation.data_config import MicroworldData
 from evaluation.digests import derive_seed, digest_json
@@ -17,6 +15,7 @@ from evaluation.graders import Graded, Grader, build_grader
 from evaluation.judge import JudgeGrader
 from evaluation.microworld.splits import microworld_sheets
 from evaluation.microworld.world import Sheet
+from evaluation.retention import retention_probes
 from evaluation.tasks import Document, KnowledgeTask, Question, Split
 from pipelines.config import QuestionSet, RunConfig
 from pipelines.documents import load_documents
@@ -32,11 +31,14 @@ if TYPE_CHECKING:
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 _CODE = ("evaluation", "teacher", "student", "pipelines")
+_NO_PART = ("pipelines/bench", "pipelines/doctor", "pipelines/evidence")
+"""Packages that run or describe runs and have no part in any result."""
 
 
 def code_digest() -> str:
     """Return the SHA-256 of the project's Python files: units made by other code are never reused."""
-    files = sorted(path for package in _CODE for path in (PACKAGE_ROOT / package).rglob("*.py"))
+    whole = sorted(path for package in _CODE for path in (PACKAGE_ROOT / package).rglob("*.py"))
+    files = [path for path in whole if not path.relative_to(PACKAGE_ROOT).as_posix().startswith(_NO_PART)]
     return digest_json([[str(path.relative_to(PACKAGE_ROOT)), path.read_text(encoding="utf-8")] for path in files])
 
 

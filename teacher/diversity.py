@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from evaluation.statistics import known_mean
 
 _WORD = re.compile(r"\w+")
-"""Runs of letters and digits: list markers, which each line of a self-edit begins with, and punctuation are no words."""
+"""Runs of letters and digits: neither punctuation nor the list markers that lines begin with are words."""
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float | None:

@@ -141,8 +141,10 @@ def shrink(rewards: Sequence[float | None], reliabilities: float | Sequence[floa
     Raises:
         ValueError: A reliability is out of range, or there are not as many as rewards.
     """
-    each = [float(reliabilities)] * len(rewards) if isinstance(reliabilities, int | float) else list(reliabilities)
-    if not all(0.0 <= value <= 1.0 for value in each):
+    shared = isinstance(reliabilities, int | float)
+    given = [float(reliabilities)] if isinstance(reliabilities, int | float) else list(reliabilities)
+    each = given * len(rewards) if shared else given
+    if not all(0.0 <= value <= 1.0 for value in given):
         raise ValueError(f"reliability: got {reliabilities!r}, allowed is [0, 1]; use Reliability.of_mean")
     known = [reward for reward in rewards if reward is not None]
     mean = _mean(known) if known else 0.0

@@ -37,7 +37,9 @@ def test_help_takes_under_two_seconds_of_cpu_time(tmp_path: Path) -> None:
     assert seconds < 2.0
 
 
-@pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "config", sorted(set(CONFIGS.glob("*.yaml")) - set(CONFIGS.glob("*-plan.yaml"))), ids=lambda path: path.name
+)
 def test_dry_run_takes_under_two_seconds_of_cpu_time_and_starts_nothing(config: Path, tmp_path: Path) -> None:
     work_dir = tmp_path / "work"
     arguments = preceptor("train-teacher", str(config), "--dry-run", "--work-dir", str(work_dir))

@@ -10,7 +10,8 @@ import yaml
 from evaluation.errors import ConfigError
 from pipelines.config import RunConfig, load_config, to_yaml
 
-CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
+_PLACE = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = sorted(set(_PLACE.glob("*.yaml")) - set(_PLACE.glob("*-plan.yaml")))
 DEMO = next(path for path in CONFIGS if path.name == "demo.yaml")
 
 

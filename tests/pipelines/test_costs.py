@@ -47,8 +47,8 @@ def test_estimate_counts_samples_and_updates() -> None:
     # Rounds: 3 * 4 * 5. Comparison: 2 edits of 2 prompts on 7 documents, and of 3 teachers on 11.
     compared = 2 * (2 * 7 + 3 * 11)
     assert cost.teacher_samples == 60 + compared
-    # Each edit of a round twice, and the raw passage of 11 documents with 2 seeds.
-    assert cost.student_updates == 120 + compared + 22
+    # Each edit of a round twice, and the raw passage of 11 documents once.
+    assert cost.student_updates == 120 + compared + 11
     assert cost.teacher_steps == 3  # 20 completions fit one minibatch of 32
     assert cost.learning_tokens == 60 * 100
 
@@ -57,8 +57,8 @@ def test_estimate_bounds_tokens_and_steps_of_an_update() -> None:
     cost = estimate(_config(), passage_tokens=50)
     # An edit: 3 epochs over at most 100 tokens, which are at most 50 lines: 7 steps an epoch. A passage: one line.
     edits = 120 + 94
-    assert cost.training_tokens == edits * 300 + 22 * 150
-    assert cost.optimizer_steps == edits * 21 + 22 * 3
+    assert cost.training_tokens == edits * 300 + 11 * 150
+    assert cost.optimizer_steps == edits * 21 + 11 * 3
 
 
 def test_estimate_with_the_passage_in_every_update_adds_it_once() -> None:
@@ -72,7 +72,7 @@ def test_estimate_with_the_passage_in_every_update_adds_it_once() -> None:
 def test_estimate_respects_the_cap_on_steps() -> None:
     cost = estimate(_config(student={"update": {"epochs": 30, "max_steps": 4}}), passage_tokens=50)
     assert cost.optimizer_steps == 4 * cost.student_updates
-    assert cost.training_tokens == (120 + 94) * 4 * 100 + 22 * 4 * 50
+    assert cost.training_tokens == (120 + 94) * 4 * 100 + 11 * 4 * 50
 
 
 def test_estimate_without_rounds_has_no_learning_and_no_trained_teacher() -> None:
@@ -109,7 +109,7 @@ def test_estimate_of_endpoints_counts_calls_tokens_and_money() -> None:
     assert generator.budget == "3.00 USD"
     # Rewards by probability need no judge: 2 edits of 2 prompts on 7 documents, of 3 teachers and the generator on 11,
     # 2 passages on 11, and the students without an update, each with 4 questions, each asked about 3 times.
-    compared = 2 * (2 * 7 + 3 * 11) + 22 + 22 + 7 + 11
+    compared = 2 * (2 * 7 + 3 * 11) + 22 + 11 + 7 + 11
     assert asked["judge"].calls == 3 * 4 * compared
     rewarded = config.model_copy(
         update={"teacher": config.teacher.model_copy(update={"reward": RewardConfig(metric="accuracy")})}
@@ -211,3 +211,29 @@ def test_cost_table_shows_every_figure_at_80_columns(checkpoint: Path) -> None:
         assert f"{figure:,}" in text
     assert "size unknown" in text  # the student's
     assert "unknown" in text.split("GFLOP/s")[1]
+
+
+def test_estimate_counts_pilot_halving_looks_controls_curve_and_the_other_student() -> None:
+    plain = estimate(_config())
+    loop = {
+        **_config().loop.model_dump(),
+        "halving": [{"keep": 2, "replicates": 2}],
+        "repeated_documents": 1,
+        "pilot": {"documents": 2, "samples": 3, "replicates": 4},
+        "development": {"every": 2, "edits": 1},
+    }
+    comparison = {
+        "edits": 2,
+        "fixed_prompts": ["micro-rewrite", "micro-self-qa"],
+        "controls": ["null_edit", "other_document", "equal_tokens", "proxy_teacher"],
+        "curve": {"tokens": [40, 80], "samples": 3},
+        "transfer": {"model": "another"},
+    }
+    cost = estimate(_config(loop=loop, comparison=comparison))
+    rounds = 3 * (4 * 4 + 5)  # 2 leaders twice on 4 documents, and one document's 5 self-edits again
+    looks = 2 * 7
+    controls = 11 * (1 + 2 + 2 + 2)
+    others = 3 * 11 * 2 + 3 * 11 * 2 + 11  # the curve of 3 teachers; their self-edits and the passage elsewhere
+    assert cost.student_updates - plain.student_updates == rounds + 2 * 3 * 4 + looks + controls + others
+    proxied = 60 + looks + 2 * 11
+    assert cost.teacher_samples - plain.teacher_samples == 6 + looks + proxied + 3 * 2 * 11 + 3 * 11 * 3

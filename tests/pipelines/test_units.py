@@ -9,9 +9,11 @@ import pytest
 from evaluation.errors import ConfigError
 from evaluation.tasks import KnowledgeTask
 from pipelines.records import RECORDS_VERSION, CandidateRecord, ReplicateRecord, SamplingRecord
-from pipelines.rounds import run_round, update_requests
+from pipelines.rewarding import groups_of, judge
+from pipelines.rounds import run_course
 from pipelines.sampling import sample_edits, written_edit
-from pipelines.work import UpdateRequest, groups_of, judge, learn_round, run_bank, run_joint
+from pipelines.trials import Trials, update_requests
+from pipelines.work import UpdateRequest, learn_round, run_bank, run_joint
 from pipelines.workspace import Workspace
 from student.adapters import load_adapter
 from student.config import UpdateRecipe
@@ -75,14 +77,20 @@ def test_content_key_depends_on_what_decides_the_result_and_on_nothing_else(ws: 
 
 def test_requests_of_a_document_share_seeds_and_those_of_purposes_do_not(ws: Workspace) -> None:
     edits = (make_edit("a", 0), make_edit("a", 1), make_edit("a", 2, text="?", edit=None), make_edit("b", 0))
-    sampling = SamplingRecord(edits=edits, seconds=0.0)
-    requests = update_requests(ws, sampling, "round 0", 2)
+    requests = update_requests(ws, edits, "round 0", 2)
     assert [(r.document_id, r.sample) for r in requests] == [("a", 0), ("a", 1), ("b", 0)] * 2
     seeds = {name: [r.seed for r in requests if r.document_id == name] for name in "ab"}
     assert seeds["a"][0] == seeds["a"][1] != seeds["a"][2] == seeds["a"][3]
     assert not set(seeds["a"]) & set(seeds["b"])
-    again = update_requests(ws, sampling, "round 1", 2)
+    again = update_requests(ws, edits, "round 1", 2)
     assert not {r.seed for r in requests} & {r.seed for r in again}
+
+
+def test_without_common_random_numbers_each_self_edit_has_seeds_of_its_own_in_rounds_alone(tmp_path: Path) -> None:
+    ws = Workspace(small_config("loop.common_random_numbers=false"), tmp_path)
+    edits = (make_edit("a", 0), make_edit("a", 1))
+    assert len({r.seed for r in update_requests(ws, edits, "round 0", 1)}) == 2
+    assert len({r.seed for r in update_requests(ws, edits, "comparison", 1)}) == 1
 
 
 def test_judgement_gives_a_reward_or_a_reason_and_never_both(ws: Workspace) -> None:
@@ -90,7 +98,8 @@ def test_judgement_gives_a_reward_or_a_reason_and_never_both(ws: Workspace) -> N
     failed = ReplicateRecord(document_id="a", index=2, seed=1, failure=RewardFailure.NON_FINITE, detail="loss")
     replicates = [make_replicate("b", 0, probability=(0.5, 0.5)), failed, make_replicate("a", 0)]
     base = {"a": make_replicate("a", 0, adapter_digest=None, probability=(0.1, 0.3))}
-    judged = judge(ws, SamplingRecord(edits=edits, seconds=0.0), replicates, base)
+    trials = Trials(replicates={f"{r.document_id}#{r.index}": (r,) for r in replicates})
+    judged = judge(SamplingRecord(edits=edits, seconds=0.0), trials, base, ws.config.teacher.reward)
     assert [(c.edit.id, c.reward, c.reason) for c in judged] == [
         ("a#0", 0.5, None),
         ("a#1", None, RewardFailure.PARSE_FAILED),
@@ -104,8 +113,8 @@ def test_judgement_gives_a_reward_or_a_reason_and_never_both(ws: Workspace) -> N
 def test_groups_hold_a_documents_candidates_with_the_prompt_that_it_was_shown(models: Workspace) -> None:
     task = models.split.train[0]
     edits = tuple(make_edit(task.id, index) for index in range(3))
-    candidates = [CandidateRecord(edit=edit, reward=0.1 * edit.index, base_reward=0.05) for edit in edits]
-    (group,) = groups_of(models, "micro-rewrite", candidates)
+    candidates = [CandidateRecord(edit=edit, learned_reward=0.1 * edit.index, base_reward=0.05) for edit in edits]
+    (group,) = groups_of(models, "micro-rewrite", candidates, {}, models.config.teacher.reward)
     assert group.id == task.id
     assert group.prompt == f"Passage: {task.document.text}\nRewritten passages:\n"
     assert [candidate.reward for candidate in group.candidates] == [0.0, 0.1, 0.2]
@@ -146,7 +155,8 @@ def test_passage_that_does_not_fit_the_student_has_a_reason_and_no_score(models:
     assert (failed.accuracy, failed.mean_probability, failed.exact) == (None, None, ())
     assert scored.failure is None
     assert len(scored.exact) == len(other.comparison_questions)
-    candidate = judge(models, SamplingRecord(edits=(long,), seconds=0.0), [failed], {})[0]
+    trials = Trials(replicates={long.id: (failed,)})
+    candidate = judge(SamplingRecord(edits=(long,), seconds=0.0), trials, {}, models.config.teacher.reward)[0]
     assert (candidate.reward, candidate.reason) == (None, RewardFailure.UPDATE_FAILED)
 
 
@@ -209,9 +219,9 @@ def test_round_without_any_self_edit_leaves_the_teacher_as_it_was_and_gives_no_n
     tmp_path: Path, prefect_server: None
 ) -> None:
     silent = save_tiny_model(tmp_path / "silent", silent=True)
-    config = small_config(f"teacher.model={silent}", "teacher.sampling.temperature=0.0")
+    config = small_config(f"teacher.model={silent}", "teacher.sampling.temperature=0.0", "loop.rounds=1")
     ws = Workspace(config, tmp_path / "work")
-    record = run_round(ws, units_of(ws), 0, None)
+    (record,) = run_course(ws, units_of(ws), config.teacher.reward, None, lambda _: None).rounds
     assert [c.reason for c in record.candidates] == [RewardFailure.PARSE_FAILED] * 4
     assert all(c.edit.rejection.startswith("empty") for c in record.candidates)
     assert all((c.reward, c.weight, c.replicates) == (None, None, ()) for c in record.candidates)

@@ -26,7 +26,7 @@ from teacher.rewards import (
     shrink,
 )
 
-METRICS = get_args(RewardConfig.model_fields["metric"].annotation)
+METRICS = sorted({*get_args(RewardConfig.model_fields["metric"].annotation)} - {"proxy"})
 UNIT = st.floats(0.0, 1.0)
 ANYTHING = st.none() | st.floats()
 REWARDS = st.lists(st.none() | st.floats(-1.0, 1.0), min_size=0, max_size=8)
@@ -148,6 +148,17 @@ def test_has_spread_needs_two_different_rewards() -> None:
     assert not has_spread([0.1, None, 0.1 + 1e-12])
     assert not has_spread([0.1, None])
     assert not has_spread([])
+
+
+def test_an_update_gives_no_proxy_reward() -> None:
+    with pytest.raises(ValueError, match="without an update"):
+        reward_of([Replicate(seed=1, accuracy=0.5, probability=0.5)], RewardConfig(metric="proxy"))
+
+
+def test_shrink_takes_a_reliability_for_each_reward() -> None:
+    assert shrink([0.2, 0.6, None], [1.0, 0.5, 0.0]) == [pytest.approx(0.2), pytest.approx(0.5), None]
+    with pytest.raises(ValueError, match="zip"):
+        shrink([0.2, 0.6], [1.0])
 
 
 @given(REWARDS, UNIT)
