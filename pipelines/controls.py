@@ -43,8 +43,7 @@ def oracle_edits(tasks: Sequence[KnowledgeTask], sheets: Mapping[str, Sheet]) ->
 def other_documents_edits(edits: Sequence[EditRecord], tasks: Sequence[KnowledgeTask]) -> tuple[EditRecord, ...]:
     """Return for each document the self-edits that were written about the one `ROTATION` places on.
 
-    Indexes stay, and so does what was not parsed. Where the rotation would end at the document itself, that of three,
-    it is by one place.
+    Indexes stay, and so does what was not parsed. Three documents are rotated by one place, so that none gets its own.
 
     Args:
         edits: Of all documents; those of documents that are not among the tasks are left out.
@@ -115,14 +114,8 @@ def _swapped(edit: EditRecord, swaps: Mapping[str, str]) -> EditRecord:
         )
         # Not `model_copy`, which would keep the digest of the old content.
         changed = SelfEdit(implications=lines, augmentations=edit.edit.augmentations, training=edit.edit.training)
-    return edit.model_copy(
-        update={
-            "text": other(edit.text),
-            "edit": changed,
-            "token_ids": (),
-            "completion_tokens": edit.tokens,
-        }
-    )
+    update = {"text": other(edit.text), "edit": changed, "token_ids": (), "completion_tokens": edit.tokens}
+    return edit.model_copy(update=update)
 
 
 def written_line(line: Implication) -> str:
@@ -141,30 +134,34 @@ def at_budget(edits: Sequence[EditRecord], budget: int, count: Callable[[str], i
     training is left out, since each may say something else.
 
     Args:
-        edits: Of one document, at least one, in any order; those without a parsed self-edit are passed over.
+        edits: Of one document, at least one, in any order; those without a line are passed over and cost nothing.
         budget: Tokens, at least 1.
         count: Tokens of a text; asked for each line as `written_line` writes it.
 
     Returns:
-        A record with index 0 and the counted tokens of its lines. Without any line to take it is the first of the
-        given records, with its failure and no tokens.
+        A record with index 0 and the tokens used: at most the budget, or those of the first line where that is longer.
+        Without any line to take it is the first of the given records, with its failure and no tokens.
     """
     ordered = sorted(edits, key=lambda edit: edit.index)
     document_id = ordered[0].document_id
     taken: dict[str, Implication] = {}
     used = 0
     for edit in ordered:
+        lines = edit.edit.implications if edit.edit is not None else ()
+        if not lines:
+            continue
         kept = 0
-        for line in edit.edit.implications if edit.edit is not None else ():
+        for line in lines:
             written = written_line(line)
             tokens = count(written)
             if taken and used + tokens > budget:
                 return _made(document_id, tuple(taken.values()), used)
             taken.setdefault(_normalised(written), line)
             used, kept = used + tokens, kept + tokens
-        used += max(edit.tokens - kept, 0)
-        if taken and used > budget:
-            return _made(document_id, tuple(taken.values()), budget)
+        dropped = max(edit.tokens - kept, 0)
+        if taken and used + dropped > budget:
+            return _made(document_id, tuple(taken.values()), max(used, budget))
+        used += dropped
     if not taken:
         return ordered[0].model_copy(update={"index": 0, "token_ids": (), "completion_tokens": 0})
     return _made(document_id, tuple(taken.values()), used)
