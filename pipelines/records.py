@@ -212,7 +212,7 @@ class CandidateRecord(_Record):
     """None when there is none, with a reason."""
     reason: RewardFailure | None = None
     standard_error: float | None = None
-    """Of the reward, from the measured noise of one update or else from the spread of its own; None where unknown."""
+    """Of what was learned from, by the measured noise of one update or else by its own spread; None where unknown."""
     learned_reward: float | None = None
     """What the teacher learned from: the reward, shrunk where the run does so."""
     base_reward: float | None = None

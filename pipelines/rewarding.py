@@ -119,23 +119,21 @@ def measured(groups: Sequence[Sequence[Sequence[Sequence[float]]]]) -> Reliabili
 def with_learned_rewards(
     candidates: Sequence[CandidateRecord], found: Reliability | None, reward: RewardConfig
 ) -> list[CandidateRecord]:
-    """Return the candidates with what the teacher is to learn from, and the standard errors of their rewards.
+    """Return the candidates with what the teacher is to learn from, and the standard errors of that.
 
     Errors follow from the measured noise of one update where there is an estimate; two replicates of one self-edit tell
     too little about it.
     """
-    values: dict[str, float | None] = {}
+    learned: dict[str, CandidateRecord] = {}
     for members in by_document(candidates).values():
-        rewards = [c.reward for c in members]
+        shares = [1.0] * len(members)
         if reward.shrink and found is not None and reward.metric != "proxy":
-            rewards = shrink(rewards, [found.of_mean(max(len(c.replicates), 1)) for c in members])
-        values |= {c.edit.id: value for c, value in zip(members, rewards, strict=True)}
-    return [
-        c.model_copy(
-            update={"learned_reward": values[c.edit.id], "standard_error": _error(c, found) or c.standard_error}
-        )
-        for c in candidates
-    ]
+            shares = [found.of_mean(max(len(c.replicates), 1)) for c in members]
+        for candidate, share, value in zip(members, shares, shrink([c.reward for c in members], shares), strict=True):
+            error = _error(candidate, found) or candidate.standard_error
+            update = {"learned_reward": value, "standard_error": None if error is None else share * error}
+            learned[candidate.edit.id] = candidate.model_copy(update=update)
+    return [learned[candidate.edit.id] for candidate in candidates]
 
 
 def _error(candidate: CandidateRecord, found: Reliability | None) -> float | None:

@@ -1,122 +1,185 @@
-"""Where updates are spent: successive halving, and what choosing the best of noisy rewards is really worth."""
+"""Where updates are spent: successive halving, and what choosing the best of noisy rewards is really worth.
+
+The reward of one update is mostly luck of its seed. So the best of several self-edits is partly the luckiest (winner's
+curse), and a further update is worth more on a self-edit that may still be the best than on one that is out of it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-Stages: TypeAlias = Sequence[tuple[int, int]]
-"""Stages of an allocation as pairs (self-edits that take part, updates for each), the first with all candidates."""
+from teacher.rewards import Reliability
 
-Array: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
+Allocation: TypeAlias = Sequence[tuple[int, int]]
+"""Stages as pairs (self-edits of a document that take part, further updates of each); in the first all take part.
+
+Both `((5, 3),)`, equal shares, and `((5, 1), (3, 2), (2, 2))` spend 15 updates on the 5 self-edits of a document.
+"""
+
+_TIE = 1e-9
+"""Means that differ by less are equal: they are sums of the same fractions in another order."""
 
 
 def leaders(groups: Sequence[str], rewards: Sequence[float | None], keep: int) -> list[int]:
-    """Return the `keep` best of each group so far, as indexes in the order given: one stage of successive halving.
+    """Return the `keep` best of each group so far, as indices in the order given: one stage of successive halving.
 
-    (Karnin, Koren and Somekh 2013, "Almost optimal exploration in multi-armed bandits"; Jamieson and Talwalkar 2016,
-    arXiv 1502.07943.) Candidates without a reward never go on; of equal rewards the earlier one does.
+    Karnin, Koren and Somekh 2013, "Almost optimal exploration in multi-armed bandits", algorithm 1; Jamieson and
+    Talwalkar 2016, arXiv 1502.07943, for rewards that need not be identically distributed.
 
     Args:
         groups: Document of each candidate.
-        rewards: Mean over all updates so far.
-        keep: Candidates of a group that go on, at least 1.
+        rewards: Finite mean over all updates so far of each; those without one never go on, and of equal ones the
+            earlier sampled does.
+        keep: Candidates of a group that go on, at least 1; a group with fewer rewards keeps them all.
+
+    Raises:
+        ValueError: `keep` is below 1, or there are not as many rewards as groups.
     """
     if keep < 1:
         raise ValueError(f"leaders: got keep = {keep}, allowed is at least 1")
-    chosen: list[int] = []
-    for group in dict.fromkeys(groups):
-        known = [(-reward, i) for i, reward in enumerate(rewards) if reward is not None and groups[i] == group]
-        chosen += [i for _, i in sorted(known)[:keep]]
-    return sorted(chosen)
+    known: dict[str, list[tuple[float, int]]] = {}
+    for index, (group, reward) in enumerate(zip(groups, rewards, strict=True)):
+        if reward is not None:
+            known.setdefault(group, []).append((-reward, index))
+    return sorted(index for candidates in known.values() for _, index in sorted(candidates)[:keep])
 
 
-def allocation_cost(stages: Stages) -> int:
-    """Return the updates that one document takes."""
+def allocation_cost(candidates: int, stages: Allocation) -> int:
+    """Return the updates that one document with `candidates` self-edits takes.
+
+    Raises:
+        ValueError: The stages do not fit: there is none, the first is not of all candidates, one has more self-edits
+            than the stage before, or one has no self-edit or no update.
+    """
+    _check(candidates, stages)
     return sum(keep * replicates for keep, replicates in stages)
 
 
 class Headroom(NamedTuple):
-    """What choosing the best self-edit of each document seems to give, and what it gives."""
+    """What choosing the best self-edit of each document seems to give, and what it gives; means over documents."""
 
     mean: float
-    """Of all rewards."""
+    """Of all rewards: what a self-edit chosen at random gives."""
     apparent: float
-    """Mean reward of the self-edit with the highest mean: too high, since the luck of the winner is in it."""
+    """Of the self-edits with the highest means by those means: too high, since the winner's luck is in them."""
     cross_validated: float
-    """Mean reward on one replicate of the self-edit that is best on the others, over all choices of that replicate."""
+    """Of the self-edits that are best on all replicates but one, by that one; never above `apparent`."""
 
 
 def headroom(groups: Sequence[Sequence[Sequence[float]]]) -> Headroom:
-    """Return the winner's curse in rewards (D, E, S): best-of-E with and without cross-validation.
+    """Return the winner's curse in recorded rewards: the best self-edit by its own mean, and by a fresh replicate.
+
+    The cross-validated figure is unbiased for a choice that rests on one replicate fewer. Each replicate is left out
+    once. Self-edits that are equally good on the others share the choice: their rewards on the one left out are
+    averaged, so that the order of sampling has no part in the figure.
 
     Args:
-        groups: For each document, for each self-edit, S of at least two replicates; of equal means the first wins.
+        groups: For each document, for each of its self-edits, the rewards of its replicates (D, E, S). E and S may
+            differ between documents; S is at least 2.
+
+    Raises:
+        ValueError: There is no document, or one whose self-edits have different numbers of replicates or fewer than 2.
     """
-    means, apparent, validated = [], [], []
-    for group in groups:
+    if not groups:
+        raise ValueError("head room: got no document, needed is at least one")
+    figures = []
+    for number, group in enumerate(groups):
+        counts = {len(edit) for edit in group}
+        if len(counts) != 1 or min(counts) < 2:
+            raise ValueError(
+                f"head room: document {number} has self-edits with {sorted(counts)} replicates; allowed is one number "
+                "of at least 2 for all of them; leave out the self-edits that lack some"
+            )
         rewards = np.asarray(group, dtype=np.float64)
-        means.append(rewards.mean())
-        apparent.append(rewards.mean(axis=1).max())
-        for left_out in range(rewards.shape[1]):
-            rest = np.delete(rewards, left_out, axis=1).mean(axis=1)
-            validated.append(rewards[int(rest.argmax()), left_out])
-    return Headroom(float(np.mean(means)), float(np.mean(apparent)), float(np.mean(validated)))
+        others = rewards.sum(axis=1, keepdims=True) - rewards
+        best = others >= others.max(axis=0) - _TIE
+        held_out = (rewards * best).sum(axis=0) / best.sum(axis=0)
+        figures.append((rewards.mean(), rewards.mean(axis=1).max(), held_out.mean()))
+    mean, apparent, cross_validated = np.mean(figures, axis=0).tolist()
+    return Headroom(mean, apparent, cross_validated)
 
 
-class Replay(NamedTuple):
-    """A world of known true rewards made from recorded ones."""
+def shrunken_truth(
+    groups: Sequence[Sequence[Sequence[float]]], reliability: Reliability
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return true rewards and noise of single updates that could have made recorded rewards, to replay allocations.
 
-    true: Array
-    """True rewards (D, E)."""
-    residuals: Array
-    """Noise of single updates (M,), mean 0."""
-
-
-def shrunken_truth(groups: Sequence[Sequence[Sequence[float]]], between_variance: float) -> Replay:
-    """Return true rewards and noise that could have made the recorded ones (D, E, S), for replays of allocations.
-
-    Recorded means spread more than true rewards, by the noise in them. So each document's deviations are scaled to the
-    variance that was estimated between self-edits; residuals are scaled by sqrt(S / (S - 1)), because their means were
-    fitted.
+    With r the reliability of a mean of S replicates, the best prediction of a self-edit's true reward is the document's
+    mean + r * (self-edit's mean - document's mean). Predictions vary less than what they predict: by the factor r if
+    the reliability comes from the same rewards. A replay needs the spread, not the prediction of each, so deviations
+    are multiplied by sqrt(r) instead, which gives them the estimated variance between self-edits (Louis 1984,
+    "Estimating a population of parameter values using Bayes and empirical Bayes methods", JASA 79: 393-398).
+    Residuals from means of S replicates are too small by sqrt(1 - 1/S), which is undone likewise.
 
     Args:
-        groups: D documents with E self-edits with S replicates each, all the same E and S.
-        between_variance: Of true rewards within documents, at least 0.
+        groups: For each document, for each of its self-edits, the rewards of its replicates (D, E, S); S at least 2.
+        reliability: Of these rewards (`teacher.rewards.reliability`).
+
+    Returns:
+        True rewards (D, E), and residuals (D * E * S,) with mean 0, to be drawn from as noise of one update.
+
+    Raises:
+        ValueError: The rewards are not a (D, E, S) table with S of at least 2.
     """
     rewards = np.asarray(groups, dtype=np.float64)
-    means = rewards.mean(axis=2)
-    deviations = means - means.mean(axis=1, keepdims=True)
-    replicates, edits = rewards.shape[2], rewards.shape[1]
-    observed = float((deviations**2).sum() / (rewards.shape[0] * (edits - 1)))
-    scale = np.sqrt(max(between_variance, 0.0) / observed) if observed > 0 else 0.0
-    residuals = (rewards - means[:, :, None]).reshape(-1) * np.sqrt(replicates / (replicates - 1))
-    return Replay(means.mean(axis=1, keepdims=True) + scale * deviations, residuals)
+    if rewards.ndim != 3 or rewards.shape[2] < 2:
+        raise ValueError(f"shrunken truth: got rewards of shape {rewards.shape}, allowed is (D, E, S) with S > 1")
+    replicates = rewards.shape[2]
+    edits = rewards.mean(axis=2, keepdims=True)
+    documents = edits.mean(axis=1, keepdims=True)
+    true_values = documents + np.sqrt(reliability.of_mean(replicates)) * (edits - documents)
+    residuals = (rewards - edits) * np.sqrt(replicates / (replicates - 1))
+    return true_values[:, :, 0], residuals.reshape(-1)
 
 
-def simulate_choice(replay: Replay, stages: Stages, generator: np.random.Generator) -> float:
-    """Return what one allocation really gains: true reward of its choice less the document's mean, over documents.
+def simulate_choice(
+    true_values: NDArray[np.float64],
+    residuals: NDArray[np.float64],
+    stages: Allocation,
+    generator: np.random.Generator,
+) -> float:
+    """Return what an allocation really gains: true reward of its choice less the document's mean, over documents.
 
-    Each stage updates its self-edits again; means over all updates so far decide who goes on, and who is chosen.
+    Each stage updates its self-edits; means over all updates so far decide who goes on, and at the end who is chosen;
+    of equal ones the earlier. Allocations that are replayed with generators in the same state meet the same noise in
+    the n-th update of a self-edit, so that their difference is a paired one.
 
     Args:
-        replay: The world.
-        stages: The first has all E candidates.
-        generator: Of the noise.
+        true_values: True rewards (D, E); repeat the rows to replay more often.
+        residuals: Noise of single updates (M,), drawn with replacement.
+        stages: The first has all E self-edits.
+        generator: Of the draws.
+
+    Raises:
+        ValueError: The stages do not fit E, as for `allocation_cost`.
     """
-    documents, edits = replay.true.shape
-    sums, counts = np.zeros((documents, edits)), np.zeros((documents, edits))
-    alive = np.ones((documents, edits), dtype=bool)
-    for keep, replicates in stages:
-        ranked = np.where(alive, sums / np.maximum(counts, 1), -np.inf)
-        order = np.argsort(-ranked, axis=1, kind="stable")[:, :keep]
-        alive = np.zeros((documents, edits), dtype=bool)
-        np.put_along_axis(alive, order, True, axis=1)
-        noise = generator.choice(replay.residuals, size=(documents, edits, replicates)).sum(axis=2)
-        sums += np.where(alive, replicates * replay.true + noise, 0.0)
-        counts += np.where(alive, replicates, 0)
-    best = np.where(alive, sums / np.maximum(counts, 1), -np.inf).argmax(axis=1)
-    chosen = np.take_along_axis(replay.true, best[:, None], axis=1)[:, 0]
-    return float((chosen - replay.true.mean(axis=1)).mean())
+    documents, candidates = true_values.shape
+    _check(candidates, stages)
+    updates = sum(replicates for _, replicates in stages)
+    noise = generator.choice(residuals, size=(updates, documents, candidates))
+    means = true_values + np.cumsum(noise, axis=0) / np.arange(1, updates + 1)[:, None, None]
+    alive = np.tile(np.arange(candidates), (documents, 1))
+    made = 0
+    for number, (_, replicates) in enumerate(stages, start=1):
+        made += replicates
+        so_far = np.take_along_axis(means[made - 1], alive, axis=1)
+        going_on = stages[number][0] if number < len(stages) else 1
+        order = np.argsort(-so_far, axis=1, kind="stable")[:, :going_on]
+        alive = np.sort(np.take_along_axis(alive, order, axis=1), axis=1)
+    chosen = np.take_along_axis(true_values, alive, axis=1)[:, 0]
+    return float((chosen - true_values.mean(axis=1)).mean())
+
+
+def _check(candidates: int, stages: Allocation) -> None:
+    """Refuse stages that do not fit the number of candidates."""
+    keeps = [keep for keep, _ in stages]
+    fits = keeps[:1] == [candidates] and keeps == sorted(keeps, reverse=True)
+    if not fits or min(min(stage) for stage in stages) < 1:
+        raise ValueError(
+            f"allocation: got stages {tuple(stages)!r} for {candidates} self-edits; allowed are pairs (self-edits, "
+            f"updates) of at least 1, the first with {candidates} self-edits and none with more than the one before"
+        )

@@ -250,7 +250,7 @@ class TeacherConfig(_Frozen):
     chat: bool = False
     """Put the prompt into the tokenizer's chat format; for instruction-tuned teachers."""
     samples: int = Field(default=8, ge=1, le=1024)
-    """Completions sampled for a document in a round, in [1, 1024]; group-relative learning needs at least 2."""
+    """Completions sampled for a document in a round, in [1, 1024]; all algorithms but `rest_em` need at least 2."""
     sampling: SamplingConfig = TransformersSampling()
     policy: PolicyConfig = PolicyConfig()
     reward: RewardConfig = RewardConfig()
