@@ -110,7 +110,12 @@ def total_units(config: RunConfig) -> int:
     tried = len(after.fixed_prompts) * (1 + chunks(data.development_documents * after.edits))
     plain = 1 + chunks(data.test_documents)
     joint = after.joint_update is not None
-    compared_units = teachers * taught + plain + tried + joint + len(after.controls) * taught
+    compared_units = teachers * taught + plain + tried + joint
+    if loop.rounds:
+        single = {"null_edit", "oracle"}
+        known = [name for name in after.controls if name != "equal_tokens" or after.fixed_prompts]
+        compared_units += sum(chunks(data.test_documents * (1 if name in single else after.edits)) for name in known)
+        compared_units += len({"equal_tokens", "proxy_teacher"} & set(known))
     if after.curve is not None:
         compared_units += (teachers - (after.external is not None)) * (
             1 + len(after.curve.tokens) * chunks(data.test_documents)

@@ -20,8 +20,8 @@ Allocation: TypeAlias = Sequence[tuple[int, int]]
 Both `((5, 3),)`, equal shares, and `((5, 1), (3, 2), (2, 2))` spend 15 updates on the 5 self-edits of a document.
 """
 
-_TIE = 1e-9
-"""Means that differ by less are equal: they are sums of the same fractions in another order."""
+_PLACES = 9
+"""Rewards that are equal to so many places are equal: the means of 0.4, 0.6, 0.8 and of three 0.6 differ as floats."""
 
 
 def leaders(groups: Sequence[str], rewards: Sequence[float | None], keep: int) -> list[int]:
@@ -32,8 +32,8 @@ def leaders(groups: Sequence[str], rewards: Sequence[float | None], keep: int) -
 
     Args:
         groups: Document of each candidate.
-        rewards: Finite mean over all updates so far of each; those without one never go on, and of equal ones the
-            earlier sampled does.
+        rewards: Finite mean over all updates so far of each; those without one never go on, and of equal ones
+            (to 9 places) the earlier sampled does.
         keep: Candidates of a group that go on, at least 1; a group with fewer rewards keeps them all.
 
     Raises:
@@ -44,7 +44,7 @@ def leaders(groups: Sequence[str], rewards: Sequence[float | None], keep: int) -
     known: dict[str, list[tuple[float, int]]] = {}
     for index, (group, reward) in enumerate(zip(groups, rewards, strict=True)):
         if reward is not None:
-            known.setdefault(group, []).append((-reward, index))
+            known.setdefault(group, []).append((-round(reward, _PLACES), index))
     return sorted(index for candidates in known.values() for _, index in sorted(candidates)[:keep])
 
 
@@ -95,8 +95,8 @@ def headroom(groups: Sequence[Sequence[Sequence[float]]]) -> Headroom:
                 "of at least 2 for all of them; leave out the self-edits that lack some"
             )
         rewards = np.asarray(group, dtype=np.float64)
-        others = rewards.sum(axis=1, keepdims=True) - rewards
-        best = others >= others.max(axis=0) - _TIE
+        others = (rewards.sum(axis=1, keepdims=True) - rewards).round(_PLACES)
+        best = others == others.max(axis=0)
         held_out = (rewards * best).sum(axis=0) / best.sum(axis=0)
         figures.append((rewards.mean(), rewards.mean(axis=1).max(), held_out.mean()))
     mean, apparent, cross_validated = np.mean(figures, axis=0).tolist()
@@ -145,8 +145,8 @@ def simulate_choice(
     """Return what an allocation really gains: true reward of its choice less the document's mean, over documents.
 
     Each stage updates its self-edits; means over all updates so far decide who goes on, and at the end who is chosen;
-    of equal ones the earlier. Allocations that are replayed with generators in the same state meet the same noise in
-    the n-th update of a self-edit, so that their difference is a paired one.
+    of equal ones (to 9 places) the earlier. Allocations that are replayed with generators in the same state meet the
+    same noise in the n-th update of a self-edit, so that their difference is a paired one.
 
     Args:
         true_values: True rewards (D, E); repeat the rows to replay more often.
@@ -161,7 +161,7 @@ def simulate_choice(
     _check(candidates, stages)
     updates = sum(replicates for _, replicates in stages)
     noise = generator.choice(residuals, size=(updates, documents, candidates))
-    means = true_values + np.cumsum(noise, axis=0) / np.arange(1, updates + 1)[:, None, None]
+    means = (true_values + np.cumsum(noise, axis=0) / np.arange(1, updates + 1)[:, None, None]).round(_PLACES)
     alive = np.tile(np.arange(candidates), (documents, 1))
     made = 0
     for number, (_, replicates) in enumerate(stages, start=1):

@@ -18,7 +18,9 @@ from tests.flows.settings import CONFIGS, TINY, command, counts, run_command, ru
 
 pytestmark = pytest.mark.flow
 
-VARIANTS = {"base", "raw_passage", "fixed_kind", "untrained_teacher", "trained_teacher"}
+PLAIN = {"base", "raw_passage", "fixed_kind", "untrained_teacher", "trained_teacher"}
+CONTROLS = {"null_edit", "other_document", "swapped_values", "fixed_kind_equal_tokens", "oracle"}
+VARIANTS = PLAIN | CONTROLS
 GAINS = {
     "trained_minus_untrained",
     "trained_minus_fixed_kind",
@@ -26,6 +28,11 @@ GAINS = {
     "trained_minus_base",
     "untrained_minus_raw_passage",
     "untrained_minus_base",
+    "trained_minus_fixed_kind_equal_tokens",
+    "null_edit_minus_base",
+    "other_document_minus_base",
+    "swapped_values_minus_base",
+    "oracle_minus_trained",
 }
 
 
@@ -64,6 +71,17 @@ def test_result_has_the_shape_that_scripts_rely_on(result: dict[str, Any]) -> No
         "padding_share",
         "spent",
         "judge",
+        "pilot",
+        "reliability",
+        "inner_runs",
+        "forgetting",
+        "document_forgetting",
+        "tests",
+        "minimum_detectable",
+        "curve",
+        "transfer",
+        "edit_notes",
+        "phrasings",
     }
     assert set(result["variants"]) == VARIANTS
     assert set(result["gains"]) == GAINS
@@ -78,7 +96,10 @@ def test_result_has_the_shape_that_scripts_rely_on(result: dict[str, Any]) -> No
     assert 1 <= result["documents"] <= 4
     assert all(isinstance(note, str) for note in result["notes"])
     assert set(result["document_accuracy"]) == VARIANTS
-    assert set(result["edit_tokens"]) == VARIANTS - {"base", "raw_passage"}
+    assert set(result["edit_tokens"]) == VARIANTS - {"base", "raw_passage", "null_edit", "oracle"}
+    assert set(result["tests"]) == GAINS
+    assert set(result["forgetting"]) == VARIANTS - {"base"}
+    assert result["inner_runs"] <= 2 * 2 * 3
     assert 0.0 <= result["padding_share"] < 1.0
 
 
@@ -177,8 +198,8 @@ def test_run_keeps_to_its_work_directory(finished_run: FinishedRun) -> None:
     assert not (finished_run.home / ".prefect").exists()
     kept = counts(finished_run.work_dir)
     assert (kept["learn"], kept["joint"]) == (2, 1)
-    assert kept["sample"] == 2 + 2 + 2  # rounds, the fixed prompt on both sides, both teachers
-    assert kept["bank"] == 2 + 2 + 3  # rounds, the fixed prompt on both sides, raw passage and both teachers
+    assert kept["sample"] == 2 + 2 + 2 + 1  # rounds, the fixed prompt on both sides, both teachers, at equal tokens
+    assert kept["bank"] == 2 + 2 + 3 + 5  # rounds, the fixed prompt on both sides, passage, both teachers, controls
     scores = list((finished_run.work_dir / "base-scores").iterdir())
     assert len(scores) == 2 * 2 + 4  # the documents of the rounds, which are all others, and those of the comparison
     base_scorings = 2 + 1
@@ -207,9 +228,9 @@ def test_squad_paragraphs_go_through_the_same_command(shared_data: Callable[...,
     result = json.loads(wanted.read_text(encoding="utf-8"))
     # What the micro models write about real text may hold no self-edit: then a variant is named, and has no number.
     unscored = {
-        name for name in VARIANTS if f"No document has a score for {name.replace('_', ' ')}" in str(result["notes"])
+        name for name in PLAIN if f"No document has a score for {name.replace('_', ' ')}" in str(result["notes"])
     }
-    assert set(result["variants"]) == VARIANTS - {"fixed_kind"} - unscored
+    assert set(result["variants"]) == PLAIN - {"fixed_kind"} - unscored
     assert "base" in result["variants"]
     assert 1 <= result["documents"] <= 3
     assert all(0.0 <= accuracy["mean"] <= 1.0 for accuracy in result["variants"].values())
