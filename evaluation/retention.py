@@ -2,64 +2,88 @@
 
 from __future__ import annotations
 
-import json
+import codecs
+import itertools
 import random
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter
 
 from evaluation.data_config import DataConfig, MicroworldData
 from evaluation.errors import InputError
+from evaluation.loaders.files import JsonSyntaxError, parse_json
+from evaluation.loaders.intake import Intake
+from evaluation.loaders.rows import QuestionRow
 from evaluation.tasks import Question
 
 
 def retention_probes(data: DataConfig, count: int, seed: int) -> tuple[Question, ...]:
-    """Return up to `count` questions that no document of the run is about.
+    """Return at most `count` questions that no document of the run is about.
 
-    In the micro-world they are about the facts that the student was pretrained on; elsewhere they come from the JSON
-    Lines file at `data.retention_path`, a question with its answer on each line.
+    In the micro-world they are about the facts that the student was pretrained on, the kinds of entities and the two
+    sides of `known_facts` in turn; elsewhere they come from the JSON Lines file at `data.retention_path`.
 
     Args:
         data: Of the run.
-        count: Most questions; 0 gives none.
-        seed: Of the choice.
+        count: Most questions, at least 0; 0 gives none and opens no file.
+        seed: Of the choice. The questions of a smaller count are the first ones of a larger count.
 
     Raises:
-        InputError: The file cannot be read or has bad lines; all are listed.
+        InputError: The file cannot be read, holds no question or has bad lines; the message lists all bad lines.
     """
     if count == 0:
         return ()
     if isinstance(data, MicroworldData):
-        from evaluation.microworld.corpora import known_facts
-        from evaluation.microworld.templates import PHRASINGS
-        from evaluation.microworld.world import ask
-
-        known = [ask(fact, PHRASINGS[0]) for side in known_facts() for fact in side]
-    elif data.retention_path is not None:
-        known = _read(data.retention_path)
-    else:
+        return _known_to_the_micro_student(count, seed)
+    if data.retention_path is None:
         return ()
-    return tuple(random.Random(seed).sample(known, min(count, len(known))))
+    questions = _read(data.retention_path)
+    random.Random(seed).shuffle(questions)
+    return tuple(questions[:count])
+
+
+def _known_to_the_micro_student(count: int, seed: int) -> tuple[Question, ...]:
+    from evaluation.microworld.corpora import known_facts
+    from evaluation.microworld.templates import PHRASINGS
+    from evaluation.microworld.vocabulary import ENTITY_KINDS
+    from evaluation.microworld.world import ask
+
+    strata = [[fact for fact in side if fact.kind == kind] for side in known_facts() for kind in ENTITY_KINDS]
+    rng = random.Random(seed)
+    for stratum in strata:
+        rng.shuffle(stratum)
+    dealt = (fact for turn in itertools.zip_longest(*strata) for fact in turn if fact is not None)
+    return tuple(ask(fact, PHRASINGS[0]) for fact in itertools.islice(dealt, count))
 
 
 def _read(path: Path) -> list[Question]:
+    """Return the questions of a JSON Lines file, in its order; lines end as in `evaluation.loaders.json_lines`."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        content = path.expanduser().read_bytes().removeprefix(codecs.BOM_UTF8)
+    except OSError as error:
         raise InputError(
-            f"retention probes: {str(path)!r} cannot be read: {error}. Set data.retention_path."
+            f"retention probes: file '{path}' cannot be read: {error.strerror} (current directory: '{Path.cwd()}'). "
+            "Correct data.retention_path in the config, or leave it out to ask none."
         ) from error
-    found, mistakes = [], []
-    for number, line in enumerate(lines, start=1):
+    intake, adapter = Intake(str(path)), TypeAdapter(dict[str, QuestionRow])
+    questions: list[Question] = []
+    refused = False
+    for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
+        place = f"line {number}"
+        found: dict[str, QuestionRow] | None = None
         try:
-            found.append(Question.model_validate(json.loads(line)))
-        except (ValidationError, ValueError) as error:
-            mistakes.append(f"line {number}: {str(error).splitlines()[-1].strip()}")
-    if mistakes or not found:
-        told = "; ".join(mistakes) or "it holds no question"
+            found = intake.parse_whole(adapter, {place: parse_json(line)})
+        except JsonSyntaxError as error:
+            intake.refuse(place, str(error))
+        refused |= found is None
+        questions += [Question(question=row.question, answer=row.answer) for row in (found or {}).values()]
+    if refused:
+        intake.tasks()  # Raises: it lists what was refused.
+    if not questions:
         raise InputError(
-            f'retention probes: {str(path)!r}: {told}. Allowed is {{"question": ..., "answer": ...}} on each line.'
+            f"retention probes: file '{path}' holds no question. Give at least one line "
+            '{"question": ..., "answer": ...}, or leave data.retention_path out of the config to ask none.'
         )
-    return found
+    return questions

@@ -2,37 +2,174 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
-from evaluation.data_config import JsonLinesData, MicroworldData
+from evaluation.data_config import ColumnMapping, DataConfig, HuggingFaceData, JsonLinesData, MicroworldData, SquadData
 from evaluation.errors import InputError
 from evaluation.microworld.corpora import known_facts
+from evaluation.microworld.splits import microworld_split
+from evaluation.microworld.templates import PHRASINGS
+from evaluation.microworld.vocabulary import ENTITY_KINDS
+from evaluation.microworld.world import ask
 from evaluation.retention import retention_probes
 
+STRATUM = {ask(f, PHRASINGS[0]): (side, f.kind) for side, facts in enumerate(known_facts()) for f in facts}
+"""Every question that may be a probe in the micro-world, with its side and kind."""
+ADAPTER: TypeAdapter[DataConfig] = TypeAdapter(DataConfig)
 
-def test_probes_of_the_micro_world_are_about_what_the_student_knew() -> None:
+
+def of_file(path: Path) -> JsonLinesData:
+    return JsonLinesData(path="documents.jsonl", retention_path=path)
+
+
+def write(path: Path, content: str | bytes) -> JsonLinesData:
+    path.write_bytes(content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content)
+    return of_file(path)
+
+
+def line(question: str, answer: str) -> str:
+    return json.dumps({"question": question, "answer": answer}, ensure_ascii=False)
+
+
+def refusal(data: DataConfig, count: int = 5) -> str:
+    with pytest.raises(InputError) as caught:
+        retention_probes(data, count, 0)
+    return str(caught.value)
+
+
+# The micro-world
+
+
+@settings(deadline=None, max_examples=40)
+@given(count=st.integers(0, len(STRATUM) + 3), seed=st.integers(0, 2**32 - 1))
+def test_probes_of_the_micro_world_are_known_facts_spread_evenly(count: int, seed: int) -> None:
+    probes = retention_probes(MicroworldData(), count, seed)
+    assert len(probes) == len(set(probes)) == min(count, len(STRATUM))
+    strata = Counter(STRATUM[probe] for probe in probes)
+    sizes = Counter(STRATUM.values())
+    turns = max(strata.values(), default=0)
+    # Each stratum has had as many turns as the fullest, or one less, or has nothing left.
+    assert all(strata[stratum] >= min(turns - 1, size) for stratum, size in sizes.items())
+    assert probes == retention_probes(MicroworldData(), count, seed)
+    assert probes[: count // 2] == retention_probes(MicroworldData(), count // 2, seed)
+
+
+def test_probes_of_the_micro_world_ask_both_sides_and_every_kind_and_follow_the_seed() -> None:
     probes = retention_probes(MicroworldData(), 24, 0)
-    assert len({probe.question for probe in probes}) == 24
-    names = {fact.name for side in known_facts() for fact in side}
-    assert all(any(name in probe.question for name in names) for probe in probes)
-    assert probes == retention_probes(MicroworldData(), 24, 0) != retention_probes(MicroworldData(), 24, 1)
-    assert retention_probes(MicroworldData(), 0, 0) == ()
+    each = 24 // (2 * len(ENTITY_KINDS))
+    assert Counter(STRATUM[probe] for probe in probes) == {
+        (side, kind): each for side in (0, 1) for kind in ENTITY_KINDS
+    }
+    assert set(probes) != set(retention_probes(MicroworldData(), 24, 1))
+    assert {probe.phrasing for probe in probes} == {PHRASINGS[0]}
+
+
+def test_probes_of_the_micro_world_are_about_no_document_of_a_run() -> None:
+    data = MicroworldData()
+    names = {name for side in microworld_split(data) for task in side for name in task.document.entities}
+    assert not any(name in probe.question for probe in retention_probes(data, 200, 0) for name in names)
+
+
+# Files
 
 
 def test_probes_of_other_data_come_from_a_file_and_without_one_there_are_none(tmp_path: Path) -> None:
-    path = tmp_path / "probes.jsonl"
-    path.write_text('{"question": "Q1?", "answer": "a"}\n\n{"question": "Q2?", "answer": "b"}\n', encoding="utf-8")
-    data = JsonLinesData(path=tmp_path / "documents.jsonl", retention_path=path)
+    data = write(tmp_path / "probes.jsonl", line("Q1?", "a") + "\n\n" + line("Q2?", "b") + "\n")
     assert {probe.answer for probe in retention_probes(data, 5, 0)} == {"a", "b"}
     assert len(retention_probes(data, 1, 0)) == 1
-    assert retention_probes(JsonLinesData(path=path), 5, 0) == ()
+    assert retention_probes(JsonLinesData(path=tmp_path / "probes.jsonl"), 5, 0) == ()
 
 
-def test_bad_lines_are_refused_with_their_numbers(tmp_path: Path) -> None:
+def test_probes_of_a_file_are_chosen_by_the_seed_and_a_smaller_count_is_a_beginning(tmp_path: Path) -> None:
+    data = write(tmp_path / "probes.jsonl", "\n".join(line(f"Q{i}?", str(i)) for i in range(30)))
+    whole = retention_probes(data, 30, 3)
+    assert sorted(int(probe.answer) for probe in whole) == list(range(30))
+    assert retention_probes(data, 7, 3) == whole[:7]
+    assert retention_probes(data, 7, 4) != whole[:7]
+
+
+def test_probes_are_cleaned_as_questions_of_documents_are(tmp_path: Path) -> None:
+    """A byte order mark, CRLF and a line separator inside a text (U+2028) change nothing."""
+    content = b"\xef\xbb\xbf" + "\r\n".join([line(" Q1? ", "a "), "", line("Q\u20282?", "b")]).encode()
+    probes = retention_probes(write(tmp_path / "probes.jsonl", content), 5, 0)
+    assert {(probe.question, probe.answer) for probe in probes} == {("Q1?", "a"), ("Q\u20282?", "b")}
+
+
+def test_zero_probes_open_no_file(tmp_path: Path) -> None:
+    assert retention_probes(of_file(tmp_path / "missing"), 0, 0) == ()
+
+
+def test_all_bad_lines_are_refused_in_one_message_with_file_line_and_reason(tmp_path: Path) -> None:
     path = tmp_path / "probes.jsonl"
-    path.write_text('{"question": "Q1?", "answer": "a"}\nnot json\n{"question": "Q2?"}\n', encoding="utf-8")
-    data = JsonLinesData(path=path, retention_path=path)
-    with pytest.raises(InputError, match=r"(?s)2.*3"):
-        retention_probes(data, 5, 0)
+    lines = [
+        line("Q1?", "a"),
+        "not json",
+        '{"question": "Q3?"}',
+        "",
+        line("Q5?", " "),
+        '{"question": "Q6?", "answer": 6}',
+        '{"question": "Q7?", "answer": "a", "text": "t"}',
+        '["Q8?", "a"]',
+        '{"question": "Q9?", "question": "Q?", "answer": "a"}',
+    ]
+    message = refusal(write(path, "\n".join(lines)))
+    expected = {
+        2: "broken JSON",
+        3: "answer is missing",
+        5: "answer is only white space",
+        6: "answer must be a string, got a number",
+        7: "text is an unknown key (allowed: question, answer)",
+        8: "must be an object, got a list",
+        9: "gives the key 'question' more than once",
+    }
+    told = message.splitlines()
+    for number, reason in expected.items():
+        assert any(str(path) in one and f"line {number}" in one and reason in one for one in told), (number, message)
+    assert "line 1:" not in message
+    assert "line 4:" not in message
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "holds no question"), (b"\n \n", "holds no question"), (gzip.compress(b"{}"), "not UTF-8")],
+    ids=["empty", "blank", "gzip"],
+)
+def test_file_without_questions_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
+    message = refusal(write(tmp_path / "probes.jsonl", content))
+    assert reason in message
+    assert str(tmp_path / "probes.jsonl") in message
+
+
+@pytest.mark.parametrize("name", ["missing.jsonl", "."])
+def test_file_that_cannot_be_read_is_refused_by_its_path_and_setting(tmp_path: Path, name: str) -> None:
+    message = refusal(of_file(tmp_path / name))
+    assert str(tmp_path / name) in message
+    assert "data.retention_path" in message
+
+
+# The setting
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        JsonLinesData(path="d", retention_path="p.jsonl"),
+        SquadData(path="d", retention_path="p.jsonl"),
+        HuggingFaceData(path="d", columns=ColumnMapping(questions="qs"), retention_path="p.jsonl"),
+    ],
+)
+def test_every_loaded_source_takes_a_retention_path(data: DataConfig) -> None:
+    assert ADAPTER.validate_json(ADAPTER.dump_json(data)) == data
+
+
+def test_micro_world_refuses_a_retention_path() -> None:
+    with pytest.raises(ValidationError, match="retention_path"):
+        ADAPTER.validate_python({"type": "microworld", "retention_path": "p.jsonl"})

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM, MistralConfig, MistralForCausalLM
 
-from evaluation.answers import AnswerFormat, score_answers
+from evaluation.answers import AnswerFormat, AnswerScore, score_answers
 from evaluation.checkpoints import Checkpoint, load_checkpoint
-from evaluation.microworld.oracle import oracle_lines
-from evaluation.microworld.world import WorldDocument, draw_documents
+from evaluation.errors import ScoringError
+from evaluation.microworld.oracle import oracle_lines, sheet_swaps
+from evaluation.microworld.templates import FILLERS
+from evaluation.microworld.vocabulary import VALUES
+from evaluation.microworld.world import Fact, Sheet, WorldDocument, draw_documents
+from evaluation.tasks import Question
 from student.in_context import score_in_context
-from student.scoring import ScoringFailure
+from student.lora_bank import LoraBank
+from student.scoring import ScoringFailure, SlotScores
+from tests.student.conftest import MakeModel
+from tests.student.tiny import BOS, EOS, VOCABULARY, byte_tokenizer, tiny_model
 
 DOCUMENTS = draw_documents("development", 3, 5)
+FORMAT = AnswerFormat()
+POSITIONS = 256
+CONTEXTS = ["", "One.", "A longer text, {with} {question} and {{braces}}.", "Zoë writes this one", "none asks"]
+QUESTIONS = [
+    [Question(question=f"Question {i} of {k}?", answer="xy"[: 1 + i % 2]) for i in range(n)]
+    for k, n in enumerate((2, 1, 4, 3, 0))
+]
 
 
 @pytest.fixture(scope="module")
@@ -21,43 +41,222 @@ def student() -> Checkpoint:
     return load_checkpoint("micro-student")
 
 
-def statements(document: WorldDocument) -> str:
-    return " ".join(text for text, answer in oracle_lines(document.sheet) if answer is None)
+def plainly(model: Any, tokenizer: Any, context: str, questions: Sequence[Question]) -> list[AnswerScore]:
+    """Return the scores with the context's own braces kept from being filled in by the answer format."""
+    asked = [Question(question=f"Passage: {context}\n{FORMAT.render(q.question)}", answer=q.answer) for q in questions]
+    return score_answers(model, tokenizer, asked, AnswerFormat(prompt="{question}"))
 
 
-def scores(student: Checkpoint, contexts: Sequence[str]) -> list[list[float]]:
+def assert_same(found: SlotScores, expected: Sequence[AnswerScore], tolerance: float = 1e-5) -> None:
+    assert not isinstance(found, ScoringFailure)
+    for one, other in zip(found, expected, strict=True):
+        assert (one.exact, one.predicted, one.empty) == (other.exact, other.predicted, other.empty)
+        assert one.probability == pytest.approx(other.probability, rel=0, abs=tolerance)
+        assert one.log_probability == pytest.approx(other.log_probability, rel=tolerance, abs=tolerance)
+
+
+def other_model(kind: str) -> Any:
+    """Return a random model of a family with sliding windows, a table of positions, or nothing to share."""
+    common = {"vocab_size": VOCABULARY, "bos_token_id": BOS, "eos_token_id": EOS, "initializer_range": 0.2}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if kind == "gpt2":
+            return GPT2LMHeadModel(GPT2Config(**common, n_embd=64, n_layer=2, n_head=2, n_positions=POSITIONS)).eval()
+        sizes = {"hidden_size": 64, "num_hidden_layers": 2, **common}
+        if kind == "mamba":
+            return MambaForCausalLM(MambaConfig(**sizes)).eval()
+        heads = {"intermediate_size": 96, "num_attention_heads": 2, "num_key_value_heads": 1}
+        return MistralForCausalLM(
+            MistralConfig(**sizes, **heads, max_position_embeddings=POSITIONS, sliding_window=12)
+        ).eval()
+
+
+def tokens_read(model: Any, work: Callable[[], object]) -> int:
+    """Return how many places the model reads during `work`, padding included."""
+    read = 0
+
+    def count(_: Any, inputs: tuple[torch.Tensor, ...], __: Any) -> None:
+        nonlocal read
+        read += inputs[0].numel()
+
+    handle = model.get_input_embeddings().register_forward_hook(count)
+    try:
+        work()
+    finally:
+        handle.remove()
+    return read
+
+
+# The same scores as without sharing
+
+
+@pytest.mark.parametrize("places", [16_384, 200, 1])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma", "granite"])
+def test_scores_equal_those_with_the_context_in_front_of_each_question(
+    make_model: MakeModel, tokenizer: Any, kind: str, places: int
+) -> None:
+    model = make_model(kind, torch.float64)
+    found = score_in_context(model, tokenizer, CONTEXTS, QUESTIONS, FORMAT, places=places)
+    for context, questions, scores in zip(CONTEXTS, QUESTIONS, found, strict=True):
+        assert_same(scores, plainly(model, tokenizer, context, questions) if questions else [])
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gpt2", "mamba"])
+def test_scores_of_other_architectures_are_the_same_too(tokenizer: Any, kind: str) -> None:
+    model = other_model(kind)
+    found = score_in_context(model, tokenizer, CONTEXTS[:3], QUESTIONS[:3], FORMAT)
+    for context, questions, scores in zip(CONTEXTS, QUESTIONS, found, strict=False):
+        assert_same(scores, plainly(model, tokenizer, context, questions), tolerance=3e-5)
+
+
+@settings(deadline=None, max_examples=25)
+@given(data=st.data())
+def test_scores_depend_on_the_own_context_alone(data: st.DataObject) -> None:
+    """Whatever else is asked, and in however many passes."""
+    model, tokenizer = tiny_model("llama", torch.float64), byte_tokenizer()
+    texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=12)
+    words = st.text("abc?{}", min_size=1, max_size=4)
+    asked = st.lists(st.builds(Question, question=words, answer=words), max_size=3)
+    cases = data.draw(st.lists(st.tuples(texts, asked), max_size=4))
+    places = data.draw(st.integers(1, 500))
+    found = score_in_context(model, tokenizer, [c for c, _ in cases], [q for _, q in cases], FORMAT, places=places)
+    for (context, questions), scores in zip(cases, found, strict=True):
+        (alone,) = score_in_context(model, tokenizer, [context], [questions], FORMAT)
+        assert not isinstance(alone, ScoringFailure)
+        assert_same(scores, alone)
+
+
+def test_scores_of_the_micro_student_equal_plain_ones_and_its_context_is_read_once(student: Checkpoint) -> None:
+    model, tokenizer = student
+    contexts = [DOCUMENTS[0].task.document.text, statements(DOCUMENTS[1].sheet), "Short {and} odd."]
     asked = [document.task.questions for document in DOCUMENTS]
-    found = score_in_context(student.model, student.tokenizer, contexts, asked, AnswerFormat())
-    assert not any(isinstance(one, ScoringFailure) for one in found)
-    return [[score.probability for score in one] for one in found if not isinstance(one, ScoringFailure)]
+    found: list[SlotScores] = []
+    expected: list[list[AnswerScore]] = []
+    shared = tokens_read(model, lambda: found.extend(score_in_context(model, tokenizer, contexts, asked, FORMAT)))
+    plain = tokens_read(
+        model, lambda: expected.extend(plainly(model, tokenizer, c, q) for c, q in zip(contexts, asked, strict=True))
+    )
+    for scores, others in zip(found, expected, strict=True):
+        assert_same(scores, others)
+    assert shared < plain / 2
 
 
-def test_scores_equal_those_with_the_context_in_front_of_each_question(student: Checkpoint) -> None:
-    contexts = [statements(DOCUMENTS[0]), DOCUMENTS[1].task.document.text, "Short {and} odd."]
-    for context, document, found in zip(contexts, DOCUMENTS, scores(student, contexts), strict=True):
-        plain = AnswerFormat(prompt=f"Passage: {context}\n{AnswerFormat().prompt}")
-        expected = score_answers(student.model, student.tokenizer, document.task.questions, plain)
-        assert found == pytest.approx([score.probability for score in expected], rel=1e-4, abs=1e-6)
+def test_scores_while_a_bank_has_the_models_attention(make_model: MakeModel, tokenizer: Any) -> None:
+    """Packed attention takes no mask, so each question reads its context."""
+    model = make_model("llama", torch.float64)
+    before = score_in_context(model, tokenizer, CONTEXTS, QUESTIONS, FORMAT)
+    with LoraBank(model):
+        inside = score_in_context(model, tokenizer, CONTEXTS, QUESTIONS, FORMAT)
+    for one, other in zip(inside, before, strict=True):
+        assert not isinstance(other, ScoringFailure)
+        assert_same(one, other)
 
 
-def test_reading_the_facts_helps_and_reading_nothing_does_not(student: Checkpoint) -> None:
-    def mean(contexts: list[str]) -> float:
-        values = [value for one in scores(student, contexts) for value in one]
+def test_template_is_what_stands_in_front(make_model: MakeModel, tokenizer: Any) -> None:
+    model = make_model()
+    (alone,) = score_in_context(model, tokenizer, ["Passage: One.\n"], [QUESTIONS[1]], FORMAT, template="{context}")
+    assert_same(alone, plainly(model, tokenizer, "One.", QUESTIONS[1]))
+    (empty,) = score_in_context(model, tokenizer, [""], [QUESTIONS[1]], FORMAT, template="{context}")
+    assert_same(empty, score_answers(model, tokenizer, QUESTIONS[1], FORMAT))
+
+
+@pytest.mark.parametrize("template", ["Passage:", "{context} {context}", ""])
+def test_template_without_one_place_for_the_context_is_refused(
+    make_model: MakeModel, tokenizer: Any, template: str
+) -> None:
+    with pytest.raises(ScoringError, match="exactly once"):
+        score_in_context(make_model(), tokenizer, ["c"], [QUESTIONS[1]], FORMAT, template=template)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_model_is_scored_in_evaluation_mode_and_gets_its_mode_back(
+    make_model: MakeModel, tokenizer: Any, training: bool
+) -> None:
+    model = make_model()
+    expected = score_in_context(model, tokenizer, CONTEXTS, QUESTIONS, FORMAT)
+    model.config.attention_dropout = 0.5
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    model.train(training)
+    assert score_in_context(model, tokenizer, CONTEXTS, QUESTIONS, FORMAT) == expected
+    assert model.training is training
+
+
+# Failures
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_context_that_is_too_long_fails_alone(make_model: MakeModel, tokenizer: Any, kind: str) -> None:
+    """The last token of an answer is only ever a label and takes no position."""
+    model = other_model(kind) if kind == "gpt2" else make_model(kind, torch.float64)
+    asked = [Question(question="Who?", answer="xy")]
+    around = len(f"<Passage: \n{FORMAT.render('Who?')} xy")  # one token a byte, and one before the first
+    contexts = ["a" * (POSITIONS + 1 - around), "a" * (POSITIONS + 2 - around), "short"]
+    fits, long, short = score_in_context(model, tokenizer, contexts, [asked] * 3, FORMAT)
+    assert_same(fits, plainly(model, tokenizer, contexts[0], asked), tolerance=3e-5)
+    assert_same(short, plainly(model, tokenizer, "short", asked), tolerance=3e-5)
+    assert isinstance(long, ScoringFailure)
+    assert f"{POSITIONS + 1} tokens" in long.reason
+
+
+def test_question_without_a_token_boundary_fails_its_context_alone(make_model: MakeModel) -> None:
+    joined = AnswerFormat(joiner="")
+    merging = byte_tokenizer(((":", "!"),))
+    asked = [[Question(question="Who?", answer="!")], [Question(question="Who?", answer="x")]]
+    merged, fine = score_in_context(make_model(), merging, ["c", "c"], asked, joined)
+    assert isinstance(merged, ScoringFailure)
+    assert "no token boundary" in merged.reason
+    assert not isinstance(fine, ScoringFailure)
+
+
+def test_weights_that_are_not_finite_give_failures(make_model: MakeModel, tokenizer: Any) -> None:
+    model = make_model()
+    model.lm_head.weight.data[:] = float("nan")
+    found = score_in_context(model, tokenizer, CONTEXTS, QUESTIONS, FORMAT)
+    assert [isinstance(scores, ScoringFailure) for scores in found] == [bool(questions) for questions in QUESTIONS]
+
+
+def test_nothing_asked_gives_nothing(student: Checkpoint) -> None:
+    assert score_in_context(student.model, student.tokenizer, ["A text."], [()], FORMAT) == [[]]
+    assert score_in_context(student.model, student.tokenizer, [], [], FORMAT) == []
+
+
+# What the proxy says
+
+
+def statements(sheet: Sheet) -> str:
+    return " ".join(text for text, answer in oracle_lines(sheet) if answer is None)
+
+
+def pairs(sheet: Sheet) -> str:
+    return " ".join(f"Question: {text} Answer: {answer}" for text, answer in oracle_lines(sheet) if answer is not None)
+
+
+def restated(sheet: Sheet, value_of: Callable[[Fact], str]) -> str:
+    return statements(Sheet(sheet.kind, tuple(fact._replace(value=value_of(fact)) for fact in sheet.facts)))
+
+
+def nobodys_value(sheet: Sheet, fact: Fact) -> str:
+    told = {other.value for other in sheet.facts if other.attribute == fact.attribute}
+    return next(value for value in VALUES[fact.words.values] if value not in told)
+
+
+def test_truth_in_context_is_worth_more_than_falsehood_and_filler(student: Checkpoint) -> None:
+    """The order of kinds of self-edits; a raw passage, which teaches no weights anything, is worth most of all."""
+    documents = draw_documents("development", 12, 0)
+    rng = random.Random(0)
+
+    def worth(write: Callable[[WorldDocument], str]) -> float:
+        contexts, asked = [write(d) for d in documents], [d.task.questions for d in documents]
+        found = score_in_context(student.model, student.tokenizer, contexts, asked, FORMAT)
+        values = [score.probability for scores in found for score in scores if isinstance(score, AnswerScore)]
+        assert len(values) == sum(map(len, asked))
         return sum(values) / len(values)
 
-    told = mean([document.task.document.text for document in DOCUMENTS])
-    nothing = mean(["It is good to know such things."] * len(DOCUMENTS))
-    assert told > nothing + 0.3
-
-
-def test_a_context_that_is_too_long_fails_alone(student: Checkpoint) -> None:
-    asked = [DOCUMENTS[0].task.questions] * 2
-    contexts = ["word " * 3000, statements(DOCUMENTS[0])]
-    long, fine = score_in_context(student.model, student.tokenizer, contexts, asked, AnswerFormat())
-    assert isinstance(long, ScoringFailure)
-    assert not isinstance(fine, ScoringFailure)
-    assert len(fine) == len(asked[0])
-
-
-def test_no_question_has_no_score(student: Checkpoint) -> None:
-    assert score_in_context(student.model, student.tokenizer, ["A text."], [()], AnswerFormat()) == [[]]
+    passage = worth(lambda d: d.task.document.text)
+    true, asked = worth(lambda d: statements(d.sheet)), worth(lambda d: pairs(d.sheet))
+    swapped = worth(lambda d: restated(d.sheet, lambda fact: sheet_swaps(d.sheet)[fact.value]))
+    wrong = worth(lambda d: restated(d.sheet, lambda fact: nobodys_value(d.sheet, fact)))
+    filler = worth(lambda _: " ".join(rng.choices(FILLERS, k=8)))
+    assert passage > true + 0.3
+    assert min(true, asked) > max(swapped, wrong, filler) + 0.05
