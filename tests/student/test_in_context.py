@@ -192,9 +192,11 @@ def test_context_that_is_too_long_fails_alone(make_model: MakeModel, tokenizer: 
     asked = [Question(question="Who?", answer="xy")]
     around = len(f"<Passage: \n{FORMAT.render('Who?')} xy")  # one token a byte, and one before the first
     contexts = ["a" * (POSITIONS + 1 - around), "a" * (POSITIONS + 2 - around), "short"]
-    fits, long, short = score_in_context(model, tokenizer, contexts, [asked] * 3, FORMAT)
+    # Behind the short context, in the pass of the first, stands more than the model has positions left there.
+    lengthy = [Question(question=letter * 40, answer="xy") for letter in "ab"]
+    fits, long, short = score_in_context(model, tokenizer, contexts, [asked, asked, lengthy], FORMAT)
     assert_same(fits, plainly(model, tokenizer, contexts[0], asked), tolerance=3e-5)
-    assert_same(short, plainly(model, tokenizer, "short", asked), tolerance=3e-5)
+    assert_same(short, plainly(model, tokenizer, "short", lengthy), tolerance=3e-5)
     assert isinstance(long, ScoringFailure)
     assert f"{POSITIONS + 1} tokens" in long.reason
 
