@@ -20,6 +20,7 @@ from pipelines.records import (
     ReplicateRecord,
     SamplingRecord,
     VariantRecord,
+    replicates_by_edit,
 )
 from pipelines.rewarding import judge
 from pipelines.sampling import written_edit
@@ -200,14 +201,14 @@ def probe_prompts(ws: Workspace, tasks: Sequence[KnowledgeTask], most: int = 16,
 
 def compare_variants(ws: Workspace, variants: Sequence[VariantRecord]) -> ComparisonRecord:
     """Return the variants with their intervals and paired gains, over the documents that all of them could score."""
-    settings, seed = ws.config.comparison, ws.seed("bootstrap")
+    settings = ws.config.comparison
     names = {variant.name for variant in variants}
     pairs = [pair for pair in PAIRS if names.issuperset(pair)]
     accuracies = {variant.name: variant.accuracy for variant in variants}
-    found = compare(accuracies, pairs, confidence=settings.confidence, resamples=settings.resamples, seed=seed)
+    found = compare(accuracies, pairs, **ws.intervals)
     shared = {name: {d: scores[d] for d in found.documents} for name, scores in accuracies.items() if scores}
     tested = [pair for pair in pairs if shared.keys() >= set(pair)]
-    tests = paired_tests(shared, tested, method=settings.correction, seed=seed)
+    tests = paired_tests(shared, tested, method=settings.correction, seed=ws.seed("bootstrap"))
     verdicts = {variant.name: variant.verdicts for variant in variants}
     return ComparisonRecord(
         documents=len(found.documents),
@@ -226,13 +227,7 @@ def compare_variants(ws: Workspace, variants: Sequence[VariantRecord]) -> Compar
         },
         forgetting={
             variant.name: Interval.of(
-                bootstrap_mean(
-                    list(variant.forgetting.values()),
-                    confidence=settings.confidence,
-                    resamples=settings.resamples,
-                    seed=seed,
-                    bounds=(-1.0, 1.0),
-                )
+                bootstrap_mean(list(variant.forgetting.values()), bounds=(-1.0, 1.0), **ws.intervals)
             )
             for variant in variants
             if variant.forgetting
@@ -274,10 +269,8 @@ def scored_variant(
     ]
     updates = units.banks(requests, "comparison")
     replicates = updates.replicates
-    trials = Trials(replicates={f"{r.document_id}#{r.index}": (r,) for r in replicates})
-    reward = ws.config.teacher.reward
-    plain = reward.model_copy(update={"minimum_replicates": 1, "retention_weight": 0.0, "metric": "probability"})
-    candidates = judge(sampling, trials, {}, plain)
+    plain = ws.config.teacher.reward.model_copy(update={"retention_weight": 0.0, "metric": "probability"})
+    candidates = judge(sampling, Trials(replicates=replicates_by_edit(replicates)), {}, plain.of_any)
     return VariantRecord(
         name=name,
         label=label,

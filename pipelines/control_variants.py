@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from evaluation.microworld.oracle import sheet_swaps
-
 from evaluation.tasks import KnowledgeTask
 from pipelines import controls
 from pipelines.comparison import FixedKind, scored_variant, teacher_variant

@@ -9,7 +9,7 @@ from evaluation.errors import InputError
 from evaluation.microworld.oracle import oracle_lines
 from evaluation.microworld.world import Sheet
 from evaluation.tasks import KnowledgeTask
-from pipelines.records import EditRecord
+from pipelines.records import EditRecord, edits_by_document
 from teacher.self_edit import Implication, SelfEdit
 
 NULL_LINE = "It is good to know such things."
@@ -60,7 +60,7 @@ def other_documents_edits(edits: Sequence[EditRecord], tasks: Sequence[Knowledge
         )
     step = ROTATION % count or 1
     givers = {task.id: tasks[(i + step) % count].id for i, task in enumerate(tasks)}
-    by_document = _by_document(edits)
+    by_document = edits_by_document(edits)
     return tuple(
         edit.model_copy(update={"document_id": task.id})
         for task in tasks
@@ -120,8 +120,7 @@ def _swapped(edit: EditRecord, swaps: Mapping[str, str]) -> EditRecord:
 
 def written_line(line: Implication) -> str:
     """Return a line as the micro teacher writes it."""
-    told = line.text if line.answer is None else f"Question: {line.text} Answer: {line.answer}"
-    return f"- {told}\n"
+    return f"- {line.line}\n"
 
 
 def at_budget(edits: Sequence[EditRecord], budget: int, count: Callable[[str], int]) -> EditRecord:
@@ -180,7 +179,7 @@ def budgeted(
     Raises:
         InputError: A document has no budget.
     """
-    grouped = _by_document(edits)
+    grouped = edits_by_document(edits)
     allowed = dict.fromkeys(grouped, budgets) if isinstance(budgets, int) else budgets
     missing = [document for document in grouped if document not in allowed]
     if missing:
@@ -193,13 +192,6 @@ def budgeted(
 
 def _normalised(text: str) -> str:
     return " ".join(text.casefold().split())
-
-
-def _by_document(edits: Sequence[EditRecord]) -> dict[str, list[EditRecord]]:
-    found: dict[str, list[EditRecord]] = {}
-    for edit in edits:
-        found.setdefault(edit.document_id, []).append(edit)
-    return found
 
 
 def _made(document_id: str, lines: tuple[Implication, ...], tokens: int = 0) -> EditRecord:

@@ -28,8 +28,8 @@ def token_curves(
 ) -> dict[str, tuple[CurvePoint, ...]]:
     """Return accuracy at each length by variant; empty where the run draws no curve.
 
-    Lines of several self-edits of one teacher are used one after another, equal ones once, so that longer self-edits
-    say more of what this teacher would say, and shorter ones less.
+    Lines of several self-edits of one teacher are used one after another (`controls.at_budget`), so that longer
+    self-edits say more of what this teacher would say, and shorter ones less.
 
     Args:
         ws: The run's workspace.
@@ -57,11 +57,5 @@ def token_curves(
 
 
 def _point(ws: Workspace, budget: int, tokens: float, scored: Mapping[str, float]) -> CurvePoint:
-    settings = ws.config.comparison
-    interval = bootstrap_mean(
-        list(scored.values()),
-        confidence=settings.confidence,
-        resamples=settings.resamples,
-        seed=ws.seed("bootstrap"),
-    )
+    interval = bootstrap_mean(list(scored.values()), **ws.intervals)
     return CurvePoint(budget=budget, tokens=tokens, accuracy=Interval.of(interval), document_accuracy=dict(scored))

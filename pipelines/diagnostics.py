@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from teacher.diversity import mean_distinct
-from teacher.gates import edit_facts
-
 from evaluation.microworld.lines import LineKind, classify_line
 from evaluation.microworld.world import Sheet
 from evaluation.statistics import known_mean
@@ -15,6 +12,8 @@ from pipelines.config import QuestionSet
 from pipelines.records import EditRecord
 from pipelines.work import questions_of
 from pipelines.workspace import Workspace
+from teacher.diversity import mean_distinct
+from teacher.gates import edit_facts
 from teacher.self_edit import SelfEdit
 
 _SETS: tuple[QuestionSet, ...] = ("rewards", "comparison")
@@ -74,10 +73,7 @@ def _line_shares(sheets: dict[str, Sheet], edits: Sequence[EditRecord]) -> dict[
     coverage = []
     for edit in edits:
         sheet = sheets[edit.document_id]
-        lines = [
-            line.text if line.answer is None else f"Question: {line.text} Answer: {line.answer}"
-            for line in (edit.edit.implications if edit.edit else ())
-        ]
+        lines = [implication.line for implication in (edit.edit.implications if edit.edit else ())]
         classified = [classify_line(line, sheet) for line in lines]
         counts.update(line.kind for line in classified)
         told = {(c.name, c.attribute) for c in classified if c.kind in (LineKind.STATEMENT, LineKind.QUESTION)}

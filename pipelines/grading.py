@@ -44,9 +44,7 @@ def judge_record(ws: Workspace) -> JudgeRecord | None:
     """Return how noisy the judge was over all that it graded so far; None where no judge grades."""
     if not isinstance(ws.grader, JudgeGrader):
         return None
-    settings = ws.config.comparison
-    seed = ws.seed("bootstrap")
-    noise = judge_noise(ws.grades, confidence=settings.confidence, resamples=settings.resamples, seed=seed)
+    noise = judge_noise(ws.grades, **ws.intervals)
     return JudgeRecord(
         repeated=noise.repeated,
         disagreeing=None if noise.disagreeing is None else Interval.of(noise.disagreeing),

@@ -38,7 +38,4 @@ def score_edits(ws: Workspace, edits: Sequence[tuple[str, SelfEdit]]) -> ProxyRe
 
 def in_words(edit: SelfEdit) -> str:
     """Return a self-edit as a text to read: its lines as sentences, one after another."""
-    return " ".join(
-        line.text if line.answer is None else f"Question: {line.text} Answer: {line.answer}"
-        for line in edit.implications
-    )
+    return " ".join(implication.line for implication in edit.implications)

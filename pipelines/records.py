@@ -66,6 +66,14 @@ class EditRecord(_Record):
         return len(self.token_ids) if self.completion_tokens is None else self.completion_tokens
 
 
+def edits_by_document(edits: Iterable[EditRecord]) -> dict[str, list[EditRecord]]:
+    """Return self-edits by document id, in the order given."""
+    found: dict[str, list[EditRecord]] = {}
+    for edit in edits:
+        found.setdefault(edit.document_id, []).append(edit)
+    return found
+
+
 class SamplingRecord(_Record):
     """What a teacher wrote for some documents."""
 
@@ -112,6 +120,11 @@ class ReplicateRecord(_Record):
     last_loss: float | None = None
 
     @property
+    def edit_id(self) -> str:
+        """`EditRecord.id` of the self-edit."""
+        return f"{self.document_id}#{self.index}"
+
+    @property
     def verdicts(self) -> tuple[bool | None, ...]:
         """Per question: the answer is right by the grader of the run; None where there is no verdict."""
         return self.correct if self.answers else self.exact
@@ -126,6 +139,14 @@ class ReplicateRecord(_Record):
     def mean_probability(self) -> float | None:
         """Mean probability of the gold answers, in [0, 1]; None after a failure."""
         return sum(self.probability) / len(self.probability) if self.probability and self.failure is None else None
+
+
+def replicates_by_edit(replicates: Iterable[ReplicateRecord]) -> dict[str, tuple[ReplicateRecord, ...]]:
+    """Return updates by `EditRecord.id`, each self-edit's in the order given."""
+    found: dict[str, tuple[ReplicateRecord, ...]] = {}
+    for replicate in replicates:
+        found[replicate.edit_id] = (*found.get(replicate.edit_id, ()), replicate)
+    return found
 
 
 class UsageRecord(_Record):

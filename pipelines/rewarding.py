@@ -73,8 +73,8 @@ def _candidate(key: Key, blank: CandidateRecord, trials: Trials, reward: RewardC
 def _base_reward(record: ReplicateRecord, reward: RewardConfig) -> float | None:
     """Return what the student gets without an update: nothing forgotten, and by the proxy nothing in its context."""
     metric = "probability" if reward.metric == "proxy" else reward.metric
-    plain = reward.model_copy(update={"metric": metric, "minimum_replicates": 1})
-    return outcome_of([record.model_copy(update={"forgetting": 0.0})], plain).value
+    plain = reward.model_copy(update={"metric": metric})
+    return outcome_of([record.model_copy(update={"forgetting": 0.0})], plain.of_any).value
 
 
 def replicate_values(
@@ -88,11 +88,10 @@ def replicate_values(
         counts: How many replicates, from the first on, of each self-edit count, by document id: those that all of the
             document's self-edits had. Further ones went to the leaders alone, whose luck they would pass for noise.
     """
-    single = reward.model_copy(update={"minimum_replicates": 1})
     groups: dict[str, list[list[float]]] = {}
     for candidate in candidates:
         first = candidate.replicates[: counts[candidate.edit.document_id]]
-        values = [outcome_of([replicate], single).value for replicate in first]
+        values = [outcome_of([replicate], reward.of_any).value for replicate in first]
         groups.setdefault(candidate.edit.document_id, []).append([value for value in values if value is not None])
     return list(groups.values())
 

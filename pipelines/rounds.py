@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from evaluation.statistics import known_mean
 from pipelines.development import Progress
 from pipelines.diagnostics import edit_notes
-from pipelines.records import CandidateRecord, ReliabilityRecord, RoundRecord
+from pipelines.records import CandidateRecord, ReliabilityRecord, RoundRecord, replicates_by_edit
 from pipelines.rewarding import (
     groups_of,
     judge,
@@ -59,10 +59,7 @@ def run_pilot(ws: Workspace, units: Units, reward: RewardConfig) -> Pilot | None
     tasks = ws.split.train[-plan.documents :]
     sampling = units.sample(None, ws.config.teacher.prompt, tasks, n=plan.samples, seed=ws.seed("sample", "pilot"))
     updates = units.banks(update_requests(ws, sampling.edits, "pilot", plan.replicates), "rewards")
-    trials = Trials()
-    for replicate in updates.replicates:
-        key = f"{replicate.document_id}#{replicate.index}"
-        trials.replicates[key] = (*trials.replicates.get(key, ()), replicate)
+    trials = Trials(replicates=replicates_by_edit(updates.replicates))
     counts = {task.id: plan.replicates for task in tasks}
     found: dict[str, _Values] = {}
     for metric in ("accuracy", "probability"):
@@ -176,9 +173,8 @@ def _development_reward(ws: Workspace, units: Units, policy: str, reward: Reward
         read_in_context(units, parsed, trials)
     else:
         updates = units.banks(update_requests(ws, sampling.edits, "development", 1), "rewards")
-        trials.replicates = {f"{r.document_id}#{r.index}": (r,) for r in updates.replicates}
-    single = reward.model_copy(update={"minimum_replicates": 1})
-    return known_mean(candidate.reward for candidate in judge(sampling, trials, {}, single))
+        trials.replicates = replicates_by_edit(updates.replicates)
+    return known_mean(candidate.reward for candidate in judge(sampling, trials, {}, reward.of_any))
 
 
 def _weighted(candidates: Sequence[CandidateRecord], selection: Selection) -> tuple[CandidateRecord, ...]:
@@ -187,5 +183,6 @@ def _weighted(candidates: Sequence[CandidateRecord], selection: Selection) -> tu
     for example in selection.examples:
         key = (example.group_id, example.token_ids)
         weights[key] = weights.get(key, 0.0) + example.weight if example.pair is not None else example.weight
-    found: Mapping[tuple[str, tuple[int, ...]], float] = weights
-    return tuple(c.model_copy(update={"weight": found.get((c.edit.document_id, c.edit.token_ids))}) for c in candidates)
+    return tuple(
+        c.model_copy(update={"weight": weights.get((c.edit.document_id, c.edit.token_ids))}) for c in candidates
+    )

@@ -64,12 +64,5 @@ def _kept(ws: Workspace, here: Sequence[VariantRecord], there: Sequence[VariantR
         return None
     shared = sorted(set.intersection(*(set(scores) for side in sides for scores in side.values())))
     gains = [[side[pair[0]][d] - side[pair[1]][d] for d in shared] for side in sides]
-    settings = ws.config.comparison
-    found = kept_share(
-        gains[0],
-        gains[1],
-        confidence=settings.confidence,
-        resamples=settings.resamples,
-        seed=ws.seed("bootstrap"),
-    )
+    found = kept_share(gains[0], gains[1], **ws.intervals)
     return None if found is None else Interval.of(found)

@@ -15,6 +15,7 @@ from pipelines.records import (
     SamplingRecord,
     ScreeningRecord,
     UsageRecord,
+    edits_by_document,
 )
 from pipelines.units import Units
 from pipelines.work import UpdateRequest
@@ -207,7 +208,7 @@ def _update(
     loop, purpose = ws.config.loop, f"round {number}"
     alike: dict[Key, Key] = {edit.id: edit.id for edit in edits}
     if loop.common_random_numbers:  # the same self-edit with the same seeds has the same scores
-        for members in _by_document(edits).values():
+        for members in edits_by_document(edits).values():
             alike |= {e.id: members[i].id for e, i in zip(members, first_equal([e.edit for e in members]), strict=True)}
     once = [edit for edit in edits if alike[edit.id] == edit.id]
     made: dict[Key, list[ReplicateRecord]] = {edit.id: [] for edit in once}
@@ -217,7 +218,7 @@ def _update(
             part = [edit for edit in chosen if len(made[edit.id]) == count]
             record = units.banks(update_requests(ws, part, purpose, replicates, first=count), "rewards")
             for replicate in record.replicates:
-                made[f"{replicate.document_id}#{replicate.index}"].append(replicate)
+                made[replicate.edit_id].append(replicate)
             trials.inner_runs += len(record.replicates)
             trials.seconds += record.seconds
             trials.usage = UsageRecord.merged([trials.usage, record.usage])
@@ -227,8 +228,7 @@ def _update(
     if repeated:
         run([edit for edit in once if edit.document_id in repeated], 1)
     for stage in loop.halving:
-        single = reward.model_copy(update={"minimum_replicates": 1})
-        so_far = [outcome_of(made[edit.id], single).value for edit in once]
+        so_far = [outcome_of(made[edit.id], reward.of_any).value for edit in once]
         best = leaders([edit.document_id for edit in once], so_far, stage.keep)
         run([once[i] for i in best], stage.replicates)
     trials.replicates = {key: _shared(made[first], key) for key, first in alike.items()}
@@ -237,13 +237,6 @@ def _update(
 def repeated_documents(ws: Workspace, number: int) -> set[str]:
     """Return the documents of a round whose self-edits are all updated once more."""
     return {task.id for task in ws.round_documents(number)[: ws.config.loop.repeated_documents]}
-
-
-def _by_document(edits: Sequence[EditRecord]) -> dict[str, list[EditRecord]]:
-    found: dict[str, list[EditRecord]] = {}
-    for edit in edits:
-        found.setdefault(edit.document_id, []).append(edit)
-    return found
 
 
 def outcome_of(replicates: Sequence[ReplicateRecord], reward: RewardConfig) -> RewardOutcome:

@@ -74,6 +74,16 @@ class Workspace:
         """Return the seed of one purpose in this run."""
         return derive_seed(self.config.seed, *parts)
 
+    @property
+    def intervals(self) -> dict[str, Any]:
+        """Settings of all bootstrap intervals: `confidence`, `resamples` and `seed`."""
+        settings = self.config.comparison
+        return {
+            "confidence": settings.confidence,
+            "resamples": settings.resamples,
+            "seed": self.seed("bootstrap"),
+        }
+
     @cached_property
     def student(self) -> Checkpoint:
         """The frozen student."""

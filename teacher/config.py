@@ -111,6 +111,11 @@ class RewardConfig(_Frozen):
     """Draw each reward towards its document's mean by the measured reliability before the teacher learns from it. It
     matters where rewards of one document rest on different numbers of updates, or are compared with the base's."""
 
+    @property
+    def of_any(self) -> RewardConfig:
+        """The same, from as few updates as there are."""
+        return self.model_copy(update={"minimum_replicates": 1})
+
 
 class GateConfig(_Frozen):
     """What a self-edit must be like to be worth an update; what is not refused is measured all the same."""

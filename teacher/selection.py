@@ -154,12 +154,8 @@ def reward_weighted(groups: Sequence[CandidateGroup], *, beta: float = 0.1, weig
     if not (beta > 0.0 and weight_cap >= 1.0):
         raise ValueError(f"beta, weight_cap: got {beta} and {weight_cap}, allowed are above 0 and at least 1")
     rows: list[WeightedExample] = []
-    left_out: dict[str, LeftOut] = {}
-    for group in groups:
-        reason = _incomparable(group)
-        if reason is not None:
-            left_out[group.id] = reason
-            continue
+    left_out = _left_out(groups)
+    for group in (group for group in groups if group.id not in left_out):
         known = [(candidate, candidate.reward) for candidate in group.candidates if candidate.reward is not None]
         mean = math.fsum(reward for _, reward in known) / len(known)
         for candidate, reward in known:
@@ -186,14 +182,10 @@ def group_relative(
         line_credit: Times the credit of its line is added to each token's weight, on the scale of the advantages.
     """
     rows: list[WeightedExample] = []
-    left_out: dict[str, LeftOut] = {}
-    for group in groups:
-        reason = _incomparable(group)
-        if reason is not None:
-            left_out[group.id] = reason
-        else:
-            advantages = leave_one_out_advantages([candidate.reward for candidate in group.candidates])
-            rows.extend(_with_advantages(group, advantages, line_credit))
+    left_out = _left_out(groups)
+    for group in (group for group in groups if group.id not in left_out):
+        advantages = leave_one_out_advantages([candidate.reward for candidate in group.candidates])
+        rows.extend(_with_advantages(group, advantages, line_credit))
     scale = 1.0
     if normalize == "batch" and rows:
         scale = math.sqrt(math.fsum(row.weight**2 for row in rows) / len(rows))
@@ -233,6 +225,11 @@ def preferences(groups: Sequence[CandidateGroup], *, gap_errors: float = 1.5, ma
         if not pairs:
             left_out[group.id] = _incomparable(group) or LeftOut.NO_CLEAR_PAIR
     return Selection(tuple(examples), left_out, unknown)
+
+
+def _left_out(groups: Sequence[CandidateGroup]) -> dict[str, LeftOut]:
+    """Return the groups whose rewards cannot be compared, with the reason."""
+    return {group.id: reason for group in groups if (reason := _incomparable(group)) is not None}
 
 
 def _incomparable(group: CandidateGroup) -> LeftOut | None:

@@ -21,6 +21,11 @@ class Implication(BaseModel):
     answer: str | None = None
     """The answer when `text` is a question that has one; None for a statement."""
 
+    @property
+    def line(self) -> str:
+        """The statement, or the question with its answer, on one line."""
+        return self.text if self.answer is None else f"Question: {self.text} Answer: {self.answer}"
+
 
 class AugmentationSpec(BaseModel):
     """Which transformations of a grid task's demonstrations to train on (arXiv 2506.10943, section 3.2)."""
