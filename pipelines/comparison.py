@@ -12,16 +12,8 @@ from evaluation.paired_tests import mcnemar_test, paired_tests
 from evaluation.statistics import bootstrap_mean, compare, known_mean
 from evaluation.tasks import KnowledgeTask
 from pipelines.diagnostics import edit_notes
-from pipelines.records import (
-    CandidateRecord,
-    ComparisonRecord,
-    Interval,
-    PairedTestRecord,
-    ReplicateRecord,
-    SamplingRecord,
-    VariantRecord,
-    replicates_by_edit,
-)
+from pipelines.records import CandidateRecord, Interval, ReplicateRecord, SamplingRecord, replicates_by_edit
+from pipelines.results import ComparisonRecord, PairedTestRecord, VariantRecord
 from pipelines.rewarding import judge
 from pipelines.sampling import written_edit
 from pipelines.trials import Trials, update_requests

@@ -8,7 +8,8 @@ from evaluation.microworld.oracle import sheet_swaps
 from evaluation.tasks import KnowledgeTask
 from pipelines import controls
 from pipelines.comparison import FixedKind, scored_variant, teacher_variant
-from pipelines.records import EditRecord, SamplingRecord, VariantRecord
+from pipelines.records import EditRecord, SamplingRecord
+from pipelines.results import VariantRecord
 from pipelines.units import Units
 from pipelines.workspace import Workspace
 

@@ -9,21 +9,18 @@ less the frozen third.
 
 from __future__ import annotations
 
-import json
 import math
-import struct
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from evaluation.checkpoints import resolve_model
 from evaluation.data_config import MicroworldData
 from evaluation.endpoints.config import EndpointConfig
 from evaluation.grader_config import JudgeGrading
 from pipelines.config import RunConfig
-from student.config import TargetModules, UpdateRecipe
+from pipelines.model_sizes import ModelSize, model_size, training_flops
+from student.config import UpdateRecipe
 from teacher.config import GroupRelativeConfig, LearningConfig, OpenAISampling, PreferenceConfig, RestEmConfig
 
 if TYPE_CHECKING:
@@ -42,8 +39,6 @@ _QUESTION_TOKENS = 24
 _JUDGE_TOKENS = 160
 """Of a judge's instructions."""
 _PROMPT_TOKENS = 32
-_LARGEST_HEADER = 100_000_000
-_NOT_LINEAR = ("embed", "wte", "wpe", "norm", "lm_head", "output_layer")
 
 
 class _Frozen(BaseModel):
@@ -114,15 +109,6 @@ class CostEstimate(_Frozen):
     """At `CPU_FLOPS_PER_SECOND`; None on another device or where a model's size is not known."""
 
 
-class ModelSize(NamedTuple):
-    """Parameters of a checkpoint."""
-
-    parameters: int
-    """Of the frozen model."""
-    adapter: int
-    """Of one LoRA adapter on it."""
-
-
 def estimate(config: RunConfig, *, passage_tokens: int = PASSAGE_TOKENS, questions: int = QUESTIONS) -> CostEstimate:
     """Return what a run with `config` will do, at most; reads headers of local checkpoints and loads nothing.
 
@@ -140,7 +126,7 @@ def estimate(config: RunConfig, *, passage_tokens: int = PASSAGE_TOKENS, questio
         recipe.model_copy(update={"include_passage": False}), lines=1, tokens=passage, passage=0
     )
     teacher = model_size(config.teacher.model, policy.rank, "all-linear")
-    student = model_size(config.student.model, recipe.rank, recipe.target_modules)
+    student = model_size(config.student.model, recipe.rank, recipe.target_modules, recipe.depth)
     training_tokens = work.edit_updates * edit_cost.tokens + work.passage_updates * passage_cost.tokens
     flops = None
     if teacher is not None and student is not None:
@@ -347,79 +333,10 @@ def _forward(model: ModelSize) -> float:
     return 2.0 * (model.parameters + model.adapter)
 
 
-def training_flops(model: ModelSize) -> float:
-    """Return the useful FLOPs of training a LoRA adapter on one token: 4 P + 6 L."""
-    return 4.0 * model.parameters + 6.0 * model.adapter
-
-
 def _learning(model: ModelSize, learning: LearningConfig) -> float:
     """Return the FLOPs for a token of an example: training and the reference each epoch, old probabilities once."""
     old = _forward(model) if isinstance(learning, GroupRelativeConfig) else 0.0
     return old + learning.epochs * (training_flops(model) + 2.0 * model.parameters)
-
-
-def model_size(name: str, rank: int, targets: TargetModules) -> ModelSize | None:
-    """Return the parameters of a checkpoint and of one LoRA adapter, or None where they cannot be told.
-
-    Args:
-        name: Directory, `micro-student`, `micro-teacher`, or a hub name (None).
-        rank: LoRA rank R; a layer's adapter has R * (D_in + D_out) parameters.
-        targets: `all-linear` or ends of names, see `UpdateRecipe.target_modules`.
-    """
-    directory = Path(resolve_model(name))
-    try:
-        shapes = _safetensors_shapes(directory) or _config_shapes(directory)
-    except (OSError, ValueError, KeyError, TypeError, struct.error):
-        return None
-    if not shapes:
-        return None
-    adapted = [shape for weight, shape in shapes.items() if len(shape) == 2 and _is_target(weight, targets)]
-    return ModelSize(sum(map(math.prod, shapes.values())), sum(rank * (rows + columns) for rows, columns in adapted))
-
-
-_Shapes = Mapping[str, tuple[int, ...]]
-
-
-def _is_target(weight: str, targets: TargetModules) -> bool:
-    layer, _, kind = weight.rpartition(".")
-    if kind != "weight" or any(part in layer for part in _NOT_LINEAR):
-        return False
-    return targets == "all-linear" or any(layer == target or layer.endswith(f".{target}") for target in targets)
-
-
-def _safetensors_shapes(directory: Path) -> _Shapes:
-    """Return the tensors' shapes from the headers of a checkpoint's files; empty where there are none."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in sorted(directory.glob("model*.safetensors")):
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length)) if length <= _LARGEST_HEADER else None
-        if not isinstance(header, dict):
-            raise ValueError(f"{str(path)!r} has no safetensors header")
-        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-    return shapes
-
-
-def _config_shapes(directory: Path) -> _Shapes:
-    """Return the shapes of a Llama-like model (Llama, Mistral, Qwen) from its `config.json`, without biases."""
-    path = directory / "config.json"
-    if not path.is_file():
-        return {}
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    hidden, inner, vocabulary = (config[f"{name}_size"] for name in ("hidden", "intermediate", "vocab"))
-    heads = config["num_attention_heads"]
-    head = config.get("head_dim") or hidden // heads
-    queries, keys = heads * head, (config.get("num_key_value_heads") or heads) * head
-    layer = {"self_attn.q_proj": (queries, hidden), "self_attn.k_proj": (keys, hidden)}
-    layer |= {"self_attn.v_proj": (keys, hidden), "self_attn.o_proj": (hidden, queries)}
-    layer |= {"mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden), "mlp.down_proj": (hidden, inner)}
-    shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (vocabulary, hidden), "norm.weight": (hidden,)}
-    if not config.get("tie_word_embeddings", False):
-        shapes["lm_head.weight"] = (vocabulary, hidden)
-    for i in range(config["num_hidden_layers"]):
-        shapes |= {f"layers.{i}.{name}.weight": shape for name, shape in layer.items()}
-        shapes |= {f"layers.{i}.norm_{place}.weight": (hidden,) for place in ("before", "after")}
-    return shapes
 
 
 def _parameters(number: int | None) -> str:

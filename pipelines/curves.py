@@ -10,7 +10,8 @@ from evaluation.tasks import KnowledgeTask
 from pipelines.comparison import scored_variant
 from pipelines.control_variants import token_counter
 from pipelines.controls import budgeted
-from pipelines.records import CurvePoint, Interval, SamplingRecord
+from pipelines.records import Interval, SamplingRecord
+from pipelines.results import CurvePoint
 from pipelines.units import Units
 from pipelines.workspace import Workspace
 
@@ -51,7 +52,9 @@ def token_curves(
             sampling = SamplingRecord(edits=tuple(made), seconds=0.0)
             scored = scored_variant(ws, units, name, name, sampling, tasks).accuracy
             if scored:
-                points.append(_point(ws, budget, known_mean(e.tokens for e in made) or 0.0, scored))
+                points.append(
+                    _point(ws, budget, known_mean(e.tokens for e in made if e.edit is not None) or 0.0, scored)
+                )
         curves[name] = tuple(points)
     return curves
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from evaluation.graders import Grade, Graded, GradeItem
 from evaluation.judge import JudgeGrader, judge_noise
 from pipelines.config import QuestionSet
-from pipelines.records import BankRecord, Interval, JudgeRecord, ReplicateRecord
+from pipelines.records import BankRecord, Interval, ReplicateRecord
+from pipelines.results import JudgeRecord
 from pipelines.work import questions_of
 from pipelines.workspace import Workspace
 

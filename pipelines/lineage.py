@@ -21,16 +21,9 @@ from evaluation.tasks import KnowledgeTask
 from pipelines import lineage_tables as tables
 from pipelines.config import TrackingConfig
 from pipelines.lineage_store import Store, git_tags, lineage_errors, log_in_batches, open_store
-from pipelines.records import (
-    CandidateRecord,
-    ComparisonRecord,
-    Interval,
-    ReliabilityRecord,
-    RoundRecord,
-    RunResult,
-    VariantRecord,
-)
+from pipelines.records import CandidateRecord, Interval, ReliabilityRecord, RoundRecord
 from pipelines.registry import RegisteredVersion, Registry, Role
+from pipelines.results import ComparisonRecord, RunResult, VariantRecord
 
 _RUN_KEY, _UNIT, _PARENT = "preceptor.run_key", "preceptor.unit", "mlflow.parentRunId"
 _COMPARED = "preceptor.compared_at"

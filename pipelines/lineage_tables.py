@@ -11,15 +11,8 @@ from typing import Any, TypedDict
 
 from evaluation.statistics import known_mean
 from evaluation.tasks import KnowledgeTask
-from pipelines.records import (
-    CandidateRecord,
-    ComparisonRecord,
-    Interval,
-    ReliabilityRecord,
-    RoundRecord,
-    ScreeningRecord,
-    VariantRecord,
-)
+from pipelines.records import CandidateRecord, Interval, ReliabilityRecord, RoundRecord, ScreeningRecord
+from pipelines.results import ComparisonRecord, VariantRecord
 
 TOP_CANDIDATES = 100
 """Rows of the table of best candidates."""

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipelines.records import ComparisonRecord, CurvePoint, RoundRecord, VariantRecord
+from pipelines.records import RoundRecord
 from pipelines.report import counted
+from pipelines.results import ComparisonRecord, CurvePoint, VariantRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,4 +1,4 @@
-"""What units of work give back: plain JSON records, stored under content keys, so that a resumed run reads them."""
+"""What units of work and rounds give back: plain JSON records under content keys, so that a resumed run reads them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ RECORDS_VERSION = 4
 """Part of every content key; raised when the meaning of a record changes."""
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """A frozen record without unknown fields."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Interval(_Record):
+class Interval(Record):
     """A mean with its interval."""
 
     mean: float
@@ -32,7 +34,7 @@ class Interval(_Record):
         return cls(mean=found.mean, low=found.low, high=found.high)
 
 
-class EditRecord(_Record):
+class EditRecord(Record):
     """A self-edit as sampled and as parsed."""
 
     document_id: str
@@ -74,7 +76,7 @@ def edits_by_document(edits: Iterable[EditRecord]) -> dict[str, list[EditRecord]
     return found
 
 
-class SamplingRecord(_Record):
+class SamplingRecord(Record):
     """What a teacher wrote for some documents."""
 
     edits: tuple[EditRecord, ...]
@@ -84,7 +86,7 @@ class SamplingRecord(_Record):
     seconds: float
 
 
-class ReplicateRecord(_Record):
+class ReplicateRecord(Record):
     """One update of the student with one self-edit and one seed, and its scores."""
 
     document_id: str
@@ -149,7 +151,7 @@ def replicates_by_edit(replicates: Iterable[ReplicateRecord]) -> dict[str, tuple
     return found
 
 
-class UsageRecord(_Record):
+class UsageRecord(Record):
     """What training students in banks took."""
 
     slots: int = 0
@@ -178,7 +180,7 @@ class UsageRecord(_Record):
         )
 
 
-class SpentRecord(_Record):
+class SpentRecord(Record):
     """What was spent at an endpoint, killed runs included."""
 
     calls: int
@@ -191,7 +193,7 @@ class SpentRecord(_Record):
     currency: str
 
 
-class BankRecord(_Record):
+class BankRecord(Record):
     """Some candidates, trained and scored in one piece."""
 
     replicates: tuple[ReplicateRecord, ...]
@@ -200,7 +202,7 @@ class BankRecord(_Record):
     usage: UsageRecord = UsageRecord()
 
 
-class ProxyRecord(_Record):
+class ProxyRecord(Record):
     """Self-edits in the student's context, which is not updated."""
 
     probabilities: tuple[tuple[float, ...] | None, ...]
@@ -214,7 +216,7 @@ class ProxyRecord(_Record):
         return tuple(statistics.known_mean(found) if found else None for found in self.probabilities)
 
 
-class CandidateRecord(_Record):
+class CandidateRecord(Record):
     """A self-edit with everything that came of it."""
 
     edit: EditRecord
@@ -242,7 +244,7 @@ class CandidateRecord(_Record):
     """Its weight in the teacher's learning step; None when it was not learned from."""
 
 
-class LearningRecord(_Record):
+class LearningRecord(Record):
     """A step of the teacher."""
 
     policy: str
@@ -260,7 +262,7 @@ class LearningRecord(_Record):
     seconds: float
 
 
-class ReliabilityRecord(_Record):
+class ReliabilityRecord(Record):
     """How much of the spread of rewards between the self-edits of a document is not noise (`teacher.rewards`)."""
 
     between_variance: float
@@ -277,7 +279,7 @@ class ReliabilityRecord(_Record):
     """That mean number."""
 
 
-class ScreeningRecord(_Record):
+class ScreeningRecord(Record):
     """What a cheap score left out in a round, and how well it told."""
 
     skipped: int
@@ -289,7 +291,7 @@ class ScreeningRecord(_Record):
     """Mean reward of the others less that of the audited ones of the same documents; above 0 where the score tells."""
 
 
-class DevelopmentRecord(_Record):
+class DevelopmentRecord(Record):
     """A look at the teacher on the development documents."""
 
     mean: float
@@ -299,7 +301,7 @@ class DevelopmentRecord(_Record):
     decision: Literal["best", "go on", "back to the best", "stop"]
 
 
-class RoundRecord(_Record):
+class RoundRecord(Record):
     """A round of the loop."""
 
     round: int
@@ -327,158 +329,3 @@ class RoundRecord(_Record):
     """None where the teacher was not looked at after this round."""
     notes: dict[str, float] = Field(default_factory=dict)
     """Further figures about the edits, such as the share of each kind of line where the world can tell."""
-
-
-class VariantRecord(_Record):
-    """A way to adapt the student, scored on the comparison documents."""
-
-    name: str
-    """`base`, `raw_passage`, `fixed_kind`, `untrained_teacher` or `trained_teacher`."""
-    label: str
-    """For people, such as `best fixed kind (micro-self-qa)`."""
-    candidates: tuple[CandidateRecord, ...]
-    """For `base` none: its scores are in `accuracy` alone."""
-    accuracy: dict[str, float]
-    """Mean accuracy by document id, over its edits that have scores, in [0, 1]; failed documents are missing."""
-    verdicts: dict[str, tuple[bool | None, ...]] = Field(default_factory=dict)
-    """By document id, for its first self-edit: which questions are answered right."""
-    phrasings: dict[str, float] = Field(default_factory=dict)
-    """Mean accuracy by question phrasing, where questions have one."""
-    forgetting: dict[str, float] = Field(default_factory=dict)
-    """Mean share of retention probes lost by document id, in [-1, 1]; empty where none was asked."""
-    failures: dict[str, int] = Field(default_factory=dict)
-    """Updates without scores, by reason."""
-    edit_tokens: float | None = None
-    """Mean tokens of an edit as the teacher wrote it; None where no teacher wrote one."""
-    training_tokens: float | None = None
-    """Mean training tokens of an update, without padding."""
-    usage: UsageRecord = UsageRecord()
-    """Of all its updates."""
-    notes: dict[str, float] = Field(default_factory=dict)
-
-
-class JudgeRecord(_Record):
-    """How far a judge that was asked more than once about an answer disagreed with itself, over the whole run."""
-
-    repeated: int
-    """Answers with at least two clear verdicts; the intervals are over these."""
-    disagreeing: Interval | None
-    """Share of them whose clear verdicts differ, in [0, 1]."""
-    flips: Interval | None
-    """Chance that asking once more gives the other verdict, in [0, 1]."""
-    verdicts: int
-    """Verdicts asked for."""
-    unclear: int
-    """Of these, neither yes nor no."""
-    failed: int
-    """Of these, not answered."""
-
-
-class PairedTestRecord(_Record):
-    """Whether a difference could be chance, by two tests, and how many documents it takes to see it."""
-
-    sign_flip: float
-    """Two-sided p-value of the paired sign-flip test over documents, in [0, 1]."""
-    adjusted: float
-    """The same, corrected for the number of differences, in [0, 1]."""
-    mcnemar: float | None = None
-    """Two-sided p-value of McNemar's exact test over questions, which takes the questions of a document for
-    independent; None where a variant has more than one self-edit a document, or none was asked."""
-    required_documents: int | None = None
-    """Documents that show a difference of this size with 80 % power; None where it cannot be told."""
-
-
-class ComparisonRecord(_Record):
-    """The variants side by side."""
-
-    documents: int
-    """Documents on which every variant has a score; intervals and gains are over these."""
-    variants: dict[str, Interval]
-    """Accuracy by variant, in [0, 1]."""
-    gains: dict[str, Interval]
-    """Paired differences, such as `trained_minus_untrained`, in [-1, 1]."""
-    confidence: float
-    minimum_detectable: dict[str, float]
-    """By gain: the smallest true difference that this many documents show with 80 % power."""
-    tests: dict[str, PairedTestRecord] = Field(default_factory=dict)
-    """By gain."""
-    forgetting: dict[str, Interval] = Field(default_factory=dict)
-    """Share of retention probes lost by variant, in [-1, 1]."""
-
-
-class CurvePoint(_Record):
-    """Accuracy at one length of self-edits."""
-
-    budget: int
-    """Tokens allowed."""
-    tokens: float
-    """Mean tokens taken."""
-    accuracy: Interval
-    document_accuracy: dict[str, float] = Field(default_factory=dict)
-    """By document id."""
-
-
-class TransferRecord(_Record):
-    """The same self-edits on another student."""
-
-    label: str
-    model: str
-    variants: dict[str, Interval]
-    """Accuracy by variant, in [0, 1]."""
-    gains: dict[str, Interval]
-    kept: Interval | None = None
-    """Trained less untrained on this student, as a share of the same difference on the rewarding student; None where
-    that is not above 0."""
-    document_accuracy: dict[str, dict[str, float]]
-    """By variant and document id."""
-
-
-class RunResult(_Record):
-    """The result for scripts (`--json`)."""
-
-    variants: dict[str, Interval]
-    gains: dict[str, Interval]
-    rounds: tuple[dict[str, float | int | None], ...]
-    """Per round: `mean_reward` and further figures."""
-    seconds: dict[str, float]
-    """By stage, over the whole run."""
-    documents: int
-    mlflow_run_id: str
-    config_digest: str
-    code_digest: str
-    """Of the project's source files."""
-    seed: int
-    document_accuracy: dict[str, dict[str, float]] = Field(default_factory=dict)
-    """Accuracy in [0, 1] by variant and document id; documents without a score are missing."""
-    edit_tokens: dict[str, float] = Field(default_factory=dict)
-    """Mean tokens of a self-edit by variant, where a teacher wrote it."""
-    spent: dict[str, SpentRecord] = Field(default_factory=dict)
-    """What was spent at endpoints, by role: `teacher`, `external`, `judge`."""
-    judge: JudgeRecord | None = None
-    """None where no judge grades."""
-    padding_share: float | None = None
-    """Share of padding in the token places that training students took, over rounds and comparison, in [0, 1); None
-    when no student was trained."""
-    pilot: dict[str, ReliabilityRecord] = Field(default_factory=dict)
-    """Reliability before learning, by metric: `accuracy`, `probability`; `of_reward` is that of three updates."""
-    reliability: ReliabilityRecord | None = None
-    """Of the rewards of the last rounds."""
-    inner_runs: int = 0
-    """Updates of students that the rewards of all rounds took, pilot left out."""
-    forgetting: dict[str, Interval] = Field(default_factory=dict)
-    """Share of retention probes lost by variant, in [-1, 1]."""
-    document_forgetting: dict[str, dict[str, float]] = Field(default_factory=dict)
-    """The same by variant and document id."""
-    tests: dict[str, PairedTestRecord] = Field(default_factory=dict)
-    """By gain."""
-    minimum_detectable: dict[str, float] = Field(default_factory=dict)
-    """By gain: the smallest true difference that so many documents show with 80 % power."""
-    curve: dict[str, tuple[CurvePoint, ...]] = Field(default_factory=dict)
-    """Accuracy against tokens, by variant."""
-    transfer: TransferRecord | None = None
-    edit_notes: dict[str, dict[str, float]] = Field(default_factory=dict)
-    """Figures about the self-edits of each variant: lines, coverage, leakage, distinct n-grams ..."""
-    phrasings: dict[str, dict[str, float]] = Field(default_factory=dict)
-    """Accuracy by variant and phrasing of the questions."""
-    notes: tuple[str, ...] = ()
-    """What a reader must know beside the figures: failures, scores near zero, a gain within noise."""

@@ -18,14 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from evaluation.statistics import SMALL_SAMPLE
-from pipelines.records import (
-    ComparisonRecord,
-    Interval,
-    ReliabilityRecord,
-    RoundRecord,
-    RunResult,
-    VariantRecord,
-)
+from pipelines.records import Interval, ReliabilityRecord, RoundRecord
+from pipelines.results import ComparisonRecord, RunResult, VariantRecord
 
 WIDTH = 80
 """Columns that sentences are wrapped to; commands and paths are never broken."""
@@ -119,24 +113,32 @@ def gains_table(comparison: ComparisonRecord) -> Table:
     table = plain_table(
         title=f"Differences on {counted(comparison.documents, 'test document')}",
         caption=f"Paired by document, in points, with {_level(comparison)} bootstrap interval. Detectable: the "
-        "smallest true difference that so many documents show with 80 % power; - where it cannot be told.",
+        "smallest true difference that so many documents show with 80 % power; - where it cannot be told. p: two-sided "
+        "sign-flip test over documents, corrected for the number of differences.",
     )
     table.add_column("Difference", overflow="fold")
     table.add_column("Points", justify="right", no_wrap=True)
     table.add_column("Interval", no_wrap=True)
     table.add_column("Reading", no_wrap=True)
     table.add_column("Detectable", justify="right", no_wrap=True)
+    table.add_column("p", justify="right", no_wrap=True)
     for name, gain in comparison.gains.items():
-        least = comparison.minimum_detectable.get(name)
+        least, test = comparison.minimum_detectable.get(name), comparison.tests.get(name)
         cells = (
             _in_words(name),
             _points(gain.mean),
             f"[{_points(gain.low)}, {_points(gain.high)}]",
             verdict(gain),
             _UNKNOWN if least is None else f"{100 * least:.1f}",
+            _UNKNOWN if test is None else p_value(test.adjusted),
         )
         table.add_row(*map(Text, cells))
     return table
+
+
+def p_value(value: float) -> str:
+    """Return a p-value to three digits after the point."""
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
 def next_notes(result: RunResult, variants: Sequence[VariantRecord] = ()) -> tuple[str, ...]:

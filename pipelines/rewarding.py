@@ -10,7 +10,7 @@ from pipelines.records import CandidateRecord, ReliabilityRecord, ReplicateRecor
 from pipelines.trials import Key, Trials, outcome_of
 from pipelines.workspace import Workspace
 from teacher.config import GroupRelativeConfig, RewardConfig
-from teacher.credit import token_credits
+from teacher.credit import Earned, earned_by_line
 from teacher.rewards import (
     Reliability,
     RewardFailure,
@@ -175,7 +175,7 @@ def groups_of(
                     c.edit.token_ids,
                     c.learned_reward,
                     standard_error=c.standard_error,
-                    token_credits=_credits(ws, c, base.get(document_id), reward) if by_line else (),
+                    earned=_earned(ws, c, base.get(document_id), reward) if by_line else None,
                 )
                 for c in members
             ),
@@ -185,13 +185,13 @@ def groups_of(
     ]
 
 
-def _credits(
+def _earned(
     ws: Workspace, candidate: CandidateRecord, base: ReplicateRecord | None, reward: RewardConfig
-) -> tuple[float, ...]:
-    """Return the credit of each token of a candidate; empty where its questions' scores are not known."""
+) -> Earned | None:
+    """Return what each line of a candidate earned; None where its questions' scores are not known."""
     scores = _question_scores(candidate, reward)
     if not scores or base is None or base.failure is not None:
-        return ()
+        return None
     before = [float(right) for right in base.exact] if reward.metric == "accuracy" else base.probability
     gains = [after - first for after, first in zip(scores, before, strict=True)]
     tokenizer = ws.policy.tokenizer
@@ -200,7 +200,7 @@ def _credits(
     def decode(ids: Sequence[int]) -> str:
         return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    return token_credits(candidate.edit.token_ids, decode, questions, gains)
+    return earned_by_line(candidate.edit.token_ids, decode, questions, gains)
 
 
 def _question_scores(candidate: CandidateRecord, reward: RewardConfig) -> list[float]:

@@ -25,18 +25,10 @@ from pipelines.lineage import Lineage
 from pipelines.lineage_store import flatten_params, run_tags
 from pipelines.plots import draw_figures
 from pipelines.progress import Reporter
-from pipelines.records import (
-    ComparisonRecord,
-    CurvePoint,
-    RoundRecord,
-    RunResult,
-    SpentRecord,
-    TransferRecord,
-    UsageRecord,
-    VariantRecord,
-)
+from pipelines.records import RoundRecord, SpentRecord, UsageRecord
 from pipelines.registry import PROMPTS_TAG
 from pipelines.report import closing, next_notes, pilot_line, print_report, round_line
+from pipelines.results import ComparisonRecord, CurvePoint, RunResult, TransferRecord, VariantRecord
 from pipelines.rounds import Pilot, run_course, run_pilot
 from pipelines.transfer import other_student, transferred
 from pipelines.units import Units

@@ -8,7 +8,8 @@ from evaluation.across_seeds import kept_share
 from evaluation.tasks import KnowledgeTask
 from pipelines.comparison import base_variant, compare_variants, scored_variant
 from pipelines.control_variants import edits_of
-from pipelines.records import Interval, SamplingRecord, TransferRecord, VariantRecord
+from pipelines.records import Interval, SamplingRecord
+from pipelines.results import TransferRecord, VariantRecord
 from pipelines.units import Units
 from pipelines.workspace import Workspace
 

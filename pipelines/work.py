@@ -10,12 +10,7 @@ from evaluation.answers import AnswerScore, end_tokens_of, first_line
 from evaluation.errors import ScoringError, UpdateError
 from evaluation.tasks import KnowledgeTask, Question
 from pipelines.config import QuestionSet, RunConfig
-from pipelines.records import (
-    BankRecord,
-    LearningRecord,
-    ReplicateRecord,
-    UsageRecord,
-)
+from pipelines.records import BankRecord, LearningRecord, ReplicateRecord, UsageRecord
 from pipelines.workspace import Workspace
 from student.adapters import Adapter, save_adapter
 from student.config import UpdateRecipe
@@ -105,6 +100,7 @@ def _bank(ws: Workspace, recipe: UpdateRecipe) -> LoraBank:
     return LoraBank(
         ws.student.model,
         recipe.target_modules,
+        depth=recipe.depth,
         max_slots=config.bank_slots,
         memory_bytes=config.bank_memory_bytes,
         base_digest=ws.student_digest,

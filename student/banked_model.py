@@ -13,12 +13,13 @@ from evaluation.errors import ModelError
 from evaluation.label_logits import has_direct_head, label_hidden, label_logits
 from student.banked_linear import Attached, AttachedHere, BankedLinear, FactorShape
 from student.batching import BankBatch
-from student.config import TargetModules
+from student.config import TargetModules, UpdateRecipe
 from student.packing import packed, takes_packed_rows
+from student.targets import WHOLE_DEPTH, select_layers, unknown_names
 from student.token_loss import frozen_head_loss, weighted_loss
 
 
-def find_targets(model: Any, target_modules: TargetModules) -> dict[str, Any]:
+def find_targets(model: Any, target_modules: TargetModules, depth: tuple[float, float] = WHOLE_DEPTH) -> dict[str, Any]:
     """Return the linear layers that get factors, by name, in the model's order.
 
     A layer that already carries an adapter of PEFT counts as one layer, adapter included, so that a bank can start
@@ -27,26 +28,27 @@ def find_targets(model: Any, target_modules: TargetModules) -> dict[str, Any]:
     Args:
         model: A Hugging Face causal language model.
         target_modules: `all-linear` (all but the output head, PEFT's meaning) or names or ends of names.
+        depth: See `UpdateRecipe.depth`.
 
     Raises:
-        ModelError: A name fits no linear layer.
+        ModelError: A name fits no linear layer, or no layer is left.
     """
     linears = dict(_linear_layers(model))
-    if target_modules == "all-linear":
-        head = model.get_output_embeddings()
-        targets = {name: module for name, module in linears.items() if module is not head}
-    else:
-        ends = tuple(target_modules)
-        missing = [end for end in ends if not any(_ends_with(name, end) for name in linears)]
-        if missing:
-            raise ModelError(
-                f"student: no linear layer is named {missing} in {type(model).__name__}. "
-                f"Allowed ends: {sorted({name.rpartition('.')[2] for name in linears})}. Change recipe.target_modules."
-            )
-        targets = {name: module for name, module in linears.items() if any(_ends_with(name, end) for end in ends)}
-    if not targets:
-        raise ModelError(f"student: {type(model).__name__} has no linear layer besides its output head.")
-    return targets
+    head = model.get_output_embeddings()
+    missing = unknown_names(linears, target_modules)
+    if missing:
+        raise ModelError(
+            f"student: no linear layer is named {missing} in {type(model).__name__}. "
+            f"Allowed ends: {sorted({name.rpartition('.')[2] for name in linears})}. Change recipe.target_modules."
+        )
+    names = [name for name in linears if target_modules != "all-linear" or linears[name] is not head]
+    chosen = select_layers(names, target_modules, depth)
+    if not chosen:
+        raise ModelError(
+            f"student: {type(model).__name__} has no linear layer besides its output head among {target_modules!r} at "
+            f"the depth {list(depth)}. Change recipe.target_modules, or widen recipe.depth."
+        )
+    return {name: linears[name] for name in chosen}
 
 
 def _linear_layers(model: Any) -> Iterator[tuple[str, Any]]:
@@ -64,28 +66,27 @@ def _linear_layers(model: Any) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
-def _ends_with(name: str, end: str) -> bool:
-    return name == end or name.endswith(f".{end}")
-
-
 class BankedModel:
     """A frozen causal language model whose target layers are `BankedLinear`, until `restore`."""
 
-    def __init__(self, model: Any, target_modules: TargetModules) -> None:
+    def __init__(self, model: Any, target_modules: TargetModules, depth: tuple[float, float] = WHOLE_DEPTH) -> None:
         """Freeze the model, put it in evaluation mode and wrap its target layers.
 
         Args:
             model: A Hugging Face causal language model, or PEFT's wrapper of one, whose active adapters then belong to
                 the frozen base.
             target_modules: As for `find_targets`.
+            depth: As for `find_targets`.
 
         Raises:
             ModelError: As for `find_targets`.
         """
         model = model.get_base_model() if hasattr(model, "get_base_model") else model
-        targets = find_targets(model, target_modules)
+        targets = find_targets(model, target_modules, depth)
         self.model = model
-        self.target_modules = target_modules
+        self._names = [name for name, _ in _linear_layers(model)]
+        head = model.get_output_embeddings()
+        self._names_but_head = [name for name, layer in _linear_layers(model) if layer is not head]
         self.shapes = {name: FactorShape(layer.in_features, layer.out_features) for name, layer in targets.items()}
         parameters = list(model.parameters())
         self.device: torch.device = parameters[0].device
@@ -120,13 +121,13 @@ class BankedModel:
         """Use no factors: the model computes what the base does."""
         self._attached.factors, self._attached.scales = {}, None
 
-    def layers_of(self, target_modules: TargetModules) -> list[str] | None:
+    def layers_of(self, recipe: UpdateRecipe) -> list[str] | None:
         """Return the names of the wrapped layers that a slot adapts, or None when it asks for others."""
-        if target_modules == "all-linear":
-            return list(self.shapes) if self.target_modules == "all-linear" else None
-        if any(not any(_ends_with(name, end) for name in self.shapes) for end in target_modules):
-            return None
-        return [name for name in self.shapes if any(_ends_with(name, end) for end in target_modules)]
+        asked = recipe.target_modules
+        names = self._names_but_head if asked == "all-linear" else self._names
+        wanted = select_layers(names, asked, recipe.depth)
+        fits = wanted and not unknown_names(names, asked) and self.shapes.keys() >= set(wanted)
+        return wanted if fits else None
 
     @contextmanager
     def unpacked(self) -> Iterator[None]:

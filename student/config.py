@@ -45,6 +45,9 @@ class UpdateRecipe(BaseModel):
     """Tokens that carry loss: all of a sequence, or those of the answer; a statement keeps all either way."""
     target_modules: TargetModules = "all-linear"
     """`all-linear`: every linear layer but the output head, as in PEFT; else name suffixes such as `q_proj`."""
+    depth: tuple[float, float] = (0.0, 1.0)
+    """Blocks of the model that get factors, from and to, each in [0, 1] of its depth: of L blocks, number i (from 0) is
+    at (i + 0.5) / L. `[0.5, 1.0]` is the upper half, whose updates cost less and may forget less."""
     include_passage: bool = False
     """Append the document's own text as one more sequence, as SEAL does (arXiv 2506.10943)."""
     title_prefix: bool = False
@@ -58,6 +61,8 @@ class UpdateRecipe(BaseModel):
             raise ValueError(f"adam_betas must each be in [0, 1), got {self.adam_betas}")
         if self.target_modules != "all-linear" and not self.target_modules:
             raise ValueError("target_modules must name at least one module, or be 'all-linear'")
+        if not 0.0 <= self.depth[0] <= self.depth[1] <= 1.0:
+            raise ValueError(f"depth must rise within [0, 1], got {list(self.depth)}")
         return self
 
     @property

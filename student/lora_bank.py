@@ -24,6 +24,7 @@ from student.memory import MemoryPlan, PeakMemory, bytes_of_slot, plan_memory
 from student.scoring import ScoringFailure, SlotScores, score_slots
 from student.sequences import SkipReason
 from student.stacks import misfit, stack, unstack
+from student.targets import WHOLE_DEPTH
 from student.training import BankLimits, BankTrainer, BankUsage, TrainedSlot, initial_factors
 from student.updates import UpdateJob, UpdateOutcome, UpdateResult
 
@@ -41,6 +42,7 @@ class LoraBank:
         model: Any,
         target_modules: TargetModules = "all-linear",
         *,
+        depth: tuple[float, float] = WHOLE_DEPTH,
         max_slots: int = 64,
         max_pass_places: int = 16_384,
         memory_bytes: int | None = None,
@@ -52,6 +54,7 @@ class LoraBank:
             model: A Hugging Face causal language model with causal attention, or PEFT's wrapper of one: what is active
                 in it, such as a champion's adapter, belongs to the frozen base.
             target_modules: Layers that may get factors; a job's recipe names these or some of them.
+            depth: Where they are; see `UpdateRecipe.depth`.
             max_slots: Adapters trained at once, at least 1; further jobs wait until one is done.
             max_pass_places: Token places, padding included, in one forward pass; a single slot may need more.
             memory_bytes: What slots and activations may take, the base left out; None is a share of what is free. The
@@ -60,7 +63,7 @@ class LoraBank:
             base_digest: `model_digest` of the model where it is known; None computes it.
         """
         self._model = model
-        self._target_modules = target_modules
+        self._target_modules, self._depth = target_modules, depth
         self._max_slots, self._max_pass_places, self._memory_bytes = max_slots, max_pass_places, memory_bytes
         self.base_digest = model_digest(model) if base_digest is None else base_digest
         """Identity of the frozen base, in every adapter."""
@@ -73,7 +76,7 @@ class LoraBank:
     def __enter__(self) -> Self:
         if self._student is not None:
             raise UpdateError("bank: it is open already. Leave the first context before entering it again.")
-        student = BankedModel(self._model, self._target_modules)
+        student = BankedModel(self._model, self._target_modules, self._depth)
         try:
             self._canary = Canary(student)
             self._plan = plan_memory(student, self._memory_bytes)
@@ -119,11 +122,12 @@ class LoraBank:
         vocabulary = student.model.get_input_embeddings().weight.shape[0]
         found = []
         for job in jobs:
-            layers = student.layers_of(job.recipe.target_modules)
+            layers = student.layers_of(job.recipe)
             if layers is None:
                 raise UpdateError(
-                    f"update {job.key!r}: recipe.target_modules is {job.recipe.target_modules!r}, the bank has "
-                    f"{self._target_modules!r}. Open the bank with target modules that include the recipe's."
+                    f"update {job.key!r}: the recipe adapts {job.recipe.target_modules!r} at the depth "
+                    f"{list(job.recipe.depth)}, the bank has {self._target_modules!r} at {list(self._depth)}. Open "
+                    "the bank with layers that include the recipe's."
                 )
             highest = max((max(sequence.tokens) for sequence in job.sequences), default=0)
             if highest >= vocabulary:

@@ -209,7 +209,8 @@ class GroupRelativeConfig(_Learning):
     """`batch` divides all advantages by one standard deviation, that of the whole batch; `none` leaves them."""
     line_credit: float = Field(default=0.0, ge=0.0, le=10.0)
     """Weight of the credit of single lines in their tokens' advantages, in [0, 10]: each question's gain goes to the
-    lines that speak of it (`teacher.credit`); 0 gives all tokens of a self-edit the same advantage."""
+    line that speaks of it, less what lines at that place earned in the document's other self-edits (`teacher.credit`);
+    0 gives all tokens of a self-edit the same advantage."""
     clip_low: float = Field(default=0.2, ge=0.0, lt=1.0)
     """The importance ratio is clipped below at 1 - clip_low, in [0, 1) (arXiv 1707.06347)."""
     clip_high: float = Field(default=0.2, ge=0.0, le=10.0)

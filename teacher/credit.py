@@ -2,11 +2,11 @@
 
 A reward is the mean over questions, and most questions hang on one line. Given to the whole self-edit alone, it praises
 the useless lines of a good self-edit with the others: with eight lines of which one decides, seven eighths of the
-gradient are noise. So each question's gain is shared by the lines that speak of it, by their words, and what a line
-has more or less than the mean of its self-edit's lines is added to its tokens. This moves weight between the lines of
-a self-edit and leaves the sum as it is, so that which self-edits are better, and how long they should be, is still
-decided by the reward alone. Saying a thing twice shares its credit. It is reward redistribution (RUDDER, arXiv
-1806.07857) with the words of the questions in place of a learned attribution.
+gradient are noise. So each question's gain goes to the line that speaks of it, by their words; of several to the first
+one, since the later ones said nothing new. What a line earned is then compared with what the lines at the same place
+in the other self-edits of the document earned: later lines have less left to say, and would else be punished for
+coming late. It is reward redistribution (RUDDER, arXiv 1806.07857) with the words of the questions in place of a
+learned attribution, and a leave-one-out baseline (arXiv 2402.14740) for each step in place of one for the whole.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from evaluation.tasks import Question
 
@@ -22,12 +23,21 @@ _WORD = re.compile(r"\w+")
 _TIE = 1e-9
 
 
-def attribution(lines: Sequence[str], questions: Sequence[Question]) -> list[list[float]]:
-    """Return the share (L, Q) of each question's gain that each line gets; a question's shares sum to 1 or 0.
+class Earned(NamedTuple):
+    """What the lines of a completion earned."""
+
+    by_line: tuple[float, ...]
+    """On the scale of rewards; of completions without useless words they sum to the gain in reward."""
+    of_tokens: tuple[int | None, ...]
+    """For each token the line that it is part of, counted from 0; None for tokens without text and blank lines."""
+
+
+def speakers(lines: Sequence[str], questions: Sequence[Question]) -> list[int | None]:
+    """Return for each question the line that speaks of it, the first of several; None where none does.
 
     A line speaks of the questions with which it shares the rarest words: words of question and answer that occur in
     it, each weighted by log(Q / questions that have it), are summed, and the highest sum wins, ties all. A word that
-    all questions have decides nothing. The gain of a question that several lines speak of is shared equally.
+    all questions have decides nothing. Of the lines that speak of a question, those with the highest sum compete.
 
     Args:
         lines: L lines of one self-edit.
@@ -36,33 +46,52 @@ def attribution(lines: Sequence[str], questions: Sequence[Question]) -> list[lis
     asked = [_words(f"{q.question} {q.answer}") for q in questions]
     frequency = Counter(word for words in asked for word in words)
     rarity = {word: math.log(len(questions) / count) for word, count in frequency.items()}
-    speaks = []
-    for line in lines:
+    best: list[tuple[float, int] | None] = [None] * len(questions)
+    for number, line in enumerate(lines):
         told = _words(line)
         sums = [math.fsum(rarity[word] for word in sorted(words & told)) for words in asked]
         most = max(sums, default=0.0)
-        speaks.append([most > _TIE and total > most - _TIE for total in sums])
-    counts = [sum(column) for column in zip(*speaks, strict=True)] if speaks else []
-    return [[said / count if count else 0.0 for said, count in zip(row, counts, strict=True)] for row in speaks]
+        for i, total in enumerate(sums):
+            if most > _TIE and total > most - _TIE:
+                before = best[i]
+                if before is None or total > before[0] + _TIE:
+                    best[i] = (total, number)
+    return [None if found is None else found[1] for found in best]
 
 
-def line_credits(lines: Sequence[str], questions: Sequence[Question], gains: Sequence[float]) -> list[float]:
-    """Return what each line earned more or less than the mean line of its self-edit, on the scale of rewards.
-
-    A line that earned c of a self-edit's total C has the credit L c - C: as an advantage of its tokens, it is what the
-    reward would change by if all lines were like this one. Credits sum to 0.
+def line_gains(lines: Sequence[str], questions: Sequence[Question], gains: Sequence[float]) -> list[float]:
+    """Return what each line earned: the mean over questions of the gains of those that it speaks of.
 
     Args:
         lines: L lines.
         questions: Q questions.
         gains: By question, what the student gained, on the scale of rewards.
     """
-    shares = attribution(lines, questions)
-    earned = [
-        math.fsum(s * gain for s, gain in zip(row, gains, strict=True)) / max(len(questions), 1) for row in shares
-    ]
-    total = math.fsum(earned)
-    return [len(lines) * value - total for value in earned]
+    earned = [0.0] * len(lines)
+    for speaker, gain in zip(speakers(lines, questions), gains, strict=True):
+        if speaker is not None:
+            earned[speaker] += gain / len(questions)
+    return earned
+
+
+def relative_to_others(earned: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Return what each line earned more or less than the lines at its place in the other self-edits of the document.
+
+    A line without another one at its place gets 0: there is nothing to compare it with.
+
+    Args:
+        earned: By self-edit and line (K, L), ragged.
+    """
+    columns: dict[int, list[float]] = {}
+    for row in earned:
+        for place, value in enumerate(row):
+            columns.setdefault(place, []).append(value)
+
+    def credit(place: int, value: float) -> float:
+        column = columns[place]
+        return value - (math.fsum(column) - value) / (len(column) - 1) if len(column) > 1 else 0.0
+
+    return [[credit(place, value) for place, value in enumerate(row)] for row in earned]
 
 
 def lines_of_tokens(token_ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[int | None]:
@@ -83,13 +112,13 @@ def lines_of_tokens(token_ids: Sequence[int], decode: Callable[[Sequence[int]], 
     return found
 
 
-def token_credits(
+def earned_by_line(
     token_ids: Sequence[int],
     decode: Callable[[Sequence[int]], str],
     questions: Sequence[Question],
     gains: Sequence[float],
-) -> tuple[float, ...]:
-    """Return the credit of each token of a completion: that of its line, 0 for blank lines and special tokens.
+) -> Earned:
+    """Return what the lines of a completion earned; blank lines are none.
 
     Args:
         token_ids: T tokens.
@@ -97,12 +126,14 @@ def token_credits(
         questions: Q questions of the document.
         gains: By question, what the student gained, on the scale of rewards.
     """
-    places = lines_of_tokens(token_ids, decode)
     lines = decode(token_ids).split("\n")
     written = [i for i, line in enumerate(lines) if line.strip()]
-    values = line_credits([lines[i] for i in written], questions, gains)
-    credit = dict(zip(written, values, strict=True))
-    return tuple(0.0 if place is None else credit.get(place, 0.0) for place in places)
+    numbers = {place: number for number, place in enumerate(written)}
+    places = lines_of_tokens(token_ids, decode)
+    return Earned(
+        by_line=tuple(line_gains([lines[i] for i in written], questions, gains)),
+        of_tokens=tuple(None if place is None else numbers.get(place) for place in places),
+    )
 
 
 def _words(text: str) -> frozenset[str]:

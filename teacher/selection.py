@@ -16,6 +16,7 @@ from itertools import combinations
 from typing import Literal, NamedTuple
 
 from teacher.config import GroupRelativeConfig, LearningConfig, PreferenceConfig, RestEmConfig, RewardWeightedConfig
+from teacher.credit import Earned, relative_to_others
 from teacher.rewards import has_spread, leave_one_out_advantages
 
 
@@ -29,9 +30,8 @@ class Candidate:
     """None when there is none; the completion is then not learned from."""
     standard_error: float | None = None
     """Of the reward, in its units, at least 0; None when it is not known."""
-    token_credits: tuple[float, ...] = ()
-    """What each token earned more or less than the others, in units of the reward (`teacher.credit`); empty where it is
-    not told apart."""
+    earned: Earned | None = None
+    """What each line earned, in units of the reward; None where lines are not told apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,12 +174,12 @@ def group_relative(
     2402.14740), clipped. Advantages are never divided by their own group's standard deviation: that would blow up
     groups that differ by noise alone (arXiv 2503.20783). With `normalize="batch"` all are divided by one number, the
     root mean square of the batch's advantages (their mean is 0), which keeps the step size apart from the scale of the
-    rewards.
+    rewards; each completion counts once, whatever its length.
 
     Args:
         groups: One for each prompt of the round, ids unique.
         normalize: `none` or `batch`.
-        line_credit: Times the credit of its line is added to each token's weight, on the scale of the advantages.
+        line_credit: Times what its line earned more than others at its place is added to each token's weight.
     """
     rows: list[WeightedExample] = []
     left_out = _left_out(groups)
@@ -188,7 +188,7 @@ def group_relative(
         rows.extend(_with_advantages(group, advantages, line_credit))
     scale = 1.0
     if normalize == "batch" and rows:
-        scale = math.sqrt(math.fsum(row.weight**2 for row in rows) / len(rows))
+        scale = math.sqrt(math.fsum(_mean_square(row) for row in rows) / len(rows)) or 1.0
     scaled = (
         replace(row, weight=row.weight / scale, token_weights=tuple(w / scale for w in row.token_weights))
         for row in rows
@@ -244,10 +244,19 @@ def _incomparable(group: CandidateGroup) -> LeftOut | None:
 def _with_advantages(
     group: CandidateGroup, advantages: Sequence[float | None], line_credit: float
 ) -> Iterator[WeightedExample]:
-    for candidate, advantage in zip(group.candidates, advantages, strict=True):
-        if advantage is not None:
-            credits = tuple(line_credit * value for value in candidate.token_credits) if line_credit else ()
-            yield WeightedExample(group.prompt, candidate.token_ids, advantage, group.id, token_weights=credits)
+    rewarded = [(c, a) for c, a in zip(group.candidates, advantages, strict=True) if a is not None]
+    told = [() if c.earned is None or not line_credit else c.earned.by_line for c, _ in rewarded]
+    for (candidate, advantage), credits in zip(rewarded, relative_to_others(told), strict=True):
+        places = candidate.earned.of_tokens if candidate.earned is not None and credits else ()
+        weights = tuple(0.0 if place is None else line_credit * credits[place] for place in places)
+        yield WeightedExample(group.prompt, candidate.token_ids, advantage, group.id, token_weights=weights)
+
+
+def _mean_square(row: WeightedExample) -> float:
+    """Return the mean over tokens of the square of what they are weighted with."""
+    if not row.token_weights:
+        return row.weight**2
+    return math.fsum((row.weight + more) ** 2 for more in row.token_weights) / len(row.token_weights)
 
 
 class _Pair(NamedTuple):

@@ -35,7 +35,7 @@ def build_one(role: Role, out: Path, seed: int) -> Path:
     tokenizer = build_tokenizer()
     taught = role == "teacher"
     shape = recipes.SHAPES[role]
-    stages = recipes.teacher_stages(seed) if taught else recipes.student_stages(seed)
+    stages = recipes.stages(role, seed)
     model = new_model(shape, tokenizer, seed)
     identity = hashlib.sha256(repr((role, seed, shape)).encode() + _sources())
     for number, phases in enumerate(stages, start=1):

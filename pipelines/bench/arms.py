@@ -61,8 +61,10 @@ def train_in_bank(workload: Workload, slots: int, jobs: Sequence[UpdateJob]) -> 
     Raises:
         UpdateError: An update failed: times of failed ones would mean nothing.
     """
-    targets = jobs[0].recipe.target_modules
-    with LoraBank(workload.student.model, targets, max_slots=slots, base_digest=workload.digest) as bank:
+    recipe, model = jobs[0].recipe, workload.student.model
+    with LoraBank(
+        model, recipe.target_modules, depth=recipe.depth, max_slots=slots, base_digest=workload.digest
+    ) as bank:
         results = bank.train(jobs)
     for result in results:
         if result.adapter is None:

@@ -25,7 +25,7 @@ from pipelines.bench.profiling import profile_run
 from pipelines.bench.records import BankBench, BankBenchResult, Work
 from pipelines.bench.summary import JobFacts, Measured, summarise
 from pipelines.bench.workloads import Workload, load_workload
-from pipelines.costs import ModelSize, training_flops
+from pipelines.model_sizes import ModelSize, training_flops
 from pipelines.progress import Reporter
 from pipelines.report import counted
 from student.updates import UpdateJob

@@ -30,7 +30,7 @@ def train_published(model: Any, job: UpdateJob, pad_token: int) -> TrainedAlone:
 
     width = published_width(model)
     rows = Dataset.from_list([_padded_row(job, i, width, pad_token) for i in range(len(job.sequences))])
-    wrapped = get_peft_model(model, lora_config(job))
+    wrapped = get_peft_model(model, lora_config(model, job))
     on_cuda = next(model.parameters()).is_cuda
     try:
         with tempfile.TemporaryDirectory(prefix="preceptor-published-") as place:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import get_constant_schedule_with_warmup, get_linear_schedule_with_warmup
 
+from student.banked_model import find_targets
 from student.batching import sequence_order
 from student.updates import UpdateJob
 
@@ -47,9 +48,9 @@ def train_sequentially(model: Any, jobs: Sequence[UpdateJob]) -> list[TrainedAlo
             name = f"job-{number}"
             torch.manual_seed(job.seed)
             if wrapped is None:
-                wrapped = get_peft_model(model, lora_config(job), adapter_name=name).eval()
+                wrapped = get_peft_model(model, lora_config(model, job), adapter_name=name).eval()
             else:
-                wrapped.add_adapter(name, lora_config(job))
+                wrapped.add_adapter(name, lora_config(model, job))
                 wrapped.set_adapter(name)
                 wrapped.delete_adapter(f"job-{number - 1}")
             trained.append(_train_adapter(wrapped, name, job))
@@ -59,10 +60,10 @@ def train_sequentially(model: Any, jobs: Sequence[UpdateJob]) -> list[TrainedAlo
     return trained
 
 
-def lora_config(job: UpdateJob) -> LoraConfig:
-    """Return PEFT's configuration for a job's recipe."""
+def lora_config(model: Any, job: UpdateJob) -> LoraConfig:
+    """Return PEFT's configuration for a job's recipe on a model."""
     recipe = job.recipe
-    targets = "all-linear" if recipe.target_modules == "all-linear" else list(recipe.target_modules)
+    targets = list(find_targets(model, recipe.target_modules, recipe.depth))
     return LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=targets, task_type="CAUSAL_LM")
 
 

@@ -16,7 +16,7 @@ from pipelines.evidence import runs
 from pipelines.evidence.document import Evidence, write_document
 from pipelines.evidence.plan import EvidencePlan, load_plan
 from pipelines.evidence.runs import SEEDS, PlannedRun
-from pipelines.records import RunResult
+from pipelines.results import RunResult
 
 _PARTS = ("seeds", "arms", "document")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from pipelines import report
+
 NAMES = {
     "base": "base student, no update",
     "raw_passage": "raw passage",
@@ -83,7 +85,7 @@ def plain(value: float | None, digits: int = 2) -> str:
 
 def p_value(value: float | None) -> str:
     """Return a p-value with three decimals."""
-    return UNKNOWN if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return UNKNOWN if value is None else report.p_value(value)
 
 
 def reading(found: HasEnds | None) -> str:

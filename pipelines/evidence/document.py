@@ -13,8 +13,8 @@ from pipelines.evidence import arms as arms_of
 from pipelines.evidence import captions, claims, figures, learning_tables, tables
 from pipelines.evidence.arms import ArmReading
 from pipelines.evidence.over_seeds import Results
-from pipelines.records import RunResult
 from pipelines.report import counted
+from pipelines.results import RunResult
 
 OPEN, CLOSE = "<!-- notes -->", "<!-- /notes -->"
 """What stands between them is kept when the document is written again."""

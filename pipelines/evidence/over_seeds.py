@@ -11,7 +11,7 @@ import numpy as np
 from evaluation.across_seeds import RandomEffects, kept_share_over_seeds, random_effects
 from evaluation.errors import InputError
 from evaluation.statistics import Interval, hierarchical_bootstrap_mean
-from pipelines.records import CurvePoint, RunResult
+from pipelines.results import CurvePoint, RunResult
 
 RESAMPLES = 10_000
 """Of the intervals over seeds and documents."""

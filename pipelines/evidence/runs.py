@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from evaluation.errors import ConfigError, PreceptorError
 from pipelines.config import load_config
 from pipelines.evidence.plan import EvidencePlan
-from pipelines.records import RunResult
+from pipelines.results import RunResult
 
 SEEDS = ""
 """Group of the runs that are no arms."""

@@ -10,14 +10,8 @@ import numpy as np
 from evaluation.across_seeds import kept_share
 from evaluation.paired_tests import paired_tests
 from evaluation.statistics import compare
-from pipelines.records import (
-    CurvePoint,
-    Interval,
-    PairedTestRecord,
-    ReliabilityRecord,
-    RunResult,
-    TransferRecord,
-)
+from pipelines.records import Interval, ReliabilityRecord
+from pipelines.results import CurvePoint, PairedTestRecord, RunResult, TransferRecord
 
 LEVELS = {
     "base": 0.05,

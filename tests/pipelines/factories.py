@@ -7,17 +7,8 @@ from typing import Any
 import torch
 
 from evaluation.tasks import Document, KnowledgeTask, Question
-from pipelines.records import (
-    CandidateRecord,
-    ComparisonRecord,
-    EditRecord,
-    Interval,
-    LearningRecord,
-    ReplicateRecord,
-    RoundRecord,
-    RunResult,
-    VariantRecord,
-)
+from pipelines.records import CandidateRecord, EditRecord, Interval, LearningRecord, ReplicateRecord, RoundRecord
+from pipelines.results import ComparisonRecord, RunResult, VariantRecord
 from student.adapters import Adapter
 from teacher.rewards import RewardFailure
 from teacher.self_edit import Implication, SelfEdit

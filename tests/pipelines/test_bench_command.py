@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from evaluation.errors import ConfigError
 from pipelines.bench.records import BankBenchResult
 from pipelines.cli import app
-from pipelines.costs import model_size
+from pipelines.model_sizes import model_size
 from tests.student.tiny import byte_tokenizer, tiny_model
 
 

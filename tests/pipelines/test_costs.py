@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from pipelines.config import RunConfig
-from pipelines.costs import CPU_FLOPS_PER_SECOND, CostEstimate, cost_table, estimate, model_size
+from pipelines.costs import CPU_FLOPS_PER_SECOND, CostEstimate, cost_table, estimate
+from pipelines.model_sizes import model_size
 from teacher.config import RewardConfig
 
 

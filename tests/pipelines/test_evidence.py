@@ -21,7 +21,8 @@ from pipelines.evidence.claims import Claim
 from pipelines.evidence.document import CLOSE, OPEN, Evidence, kept_notes, write_document
 from pipelines.evidence.learning_tables import of_three
 from pipelines.evidence.over_seeds import Results
-from pipelines.records import Interval, RunResult
+from pipelines.records import Interval
+from pipelines.results import RunResult
 from tests.pipelines.evidence_parts import LEVELS, around, reliability, run_result
 from tests.pipelines.factories import make_result
 

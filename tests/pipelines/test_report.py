@@ -10,17 +10,9 @@ import pytest
 from rich.console import Console, RenderableType
 
 from pipelines.plots import plot_accuracy, plot_rewards
-from pipelines.records import (
-    CandidateRecord,
-    ComparisonRecord,
-    EditRecord,
-    Interval,
-    LearningRecord,
-    RoundRecord,
-    RunResult,
-    VariantRecord,
-)
+from pipelines.records import CandidateRecord, EditRecord, Interval, LearningRecord, RoundRecord
 from pipelines.report import closing, comparison_table, gains_table, next_notes, print_report, round_line, verdict
+from pipelines.results import ComparisonRecord, RunResult, VariantRecord
 from teacher.rewards import RewardFailure
 from teacher.self_edit import Implication, SelfEdit
 

@@ -23,7 +23,7 @@ def starting_point(model: Any, job: UpdateJob) -> Factors:
     """The initial factors in PEFT's orientation; zeros for B."""
     if job.initial is not None:
         return dict(job.initial.factors)
-    targets = find_targets(model, job.recipe.target_modules)
+    targets = find_targets(model, job.recipe.target_modules, job.recipe.depth)
     layout = FlatLayout({n: FactorShape(m.in_features, m.out_features) for n, m in targets.items()}, job.recipe.rank)
     views = layout.views(initial_factors(layout, job.recipe, job.seed)[None])
     return {name: (a[0], b[0].t()) for name, (a, b) in views.items()}
@@ -32,8 +32,15 @@ def starting_point(model: Any, job: UpdateJob) -> Factors:
 def train_alone(model: Any, job: UpdateJob, start: Factors) -> tuple[Factors, list[float]]:
     """Return the factors and losses of one PEFT training of `model`, which is used up, from the factors `start`."""
     recipe = job.recipe
-    targets = "all-linear" if recipe.target_modules == "all-linear" else list(recipe.target_modules)
-    config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=targets, task_type="CAUSAL_LM")
+    blocks, (low, high) = model.config.num_hidden_layers, recipe.depth
+    every = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    config = LoraConfig(
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,
+        target_modules=every if recipe.target_modules == "all-linear" else list(recipe.target_modules),
+        layers_to_transform=[i for i in range(blocks) if low <= (i + 0.5) / blocks <= high],
+        task_type="CAUSAL_LM",
+    )
     peft_model = get_peft_model(model, config).to(model.dtype)
     layers = {
         name.removeprefix("base_model.model."): module

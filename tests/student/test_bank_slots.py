@@ -31,10 +31,11 @@ def _job(k: int, **recipe: Any) -> UpdateJob:
 
 
 def test_slots_with_layers_of_their_own_equal_peft(make_model: MakeModel) -> None:
-    jobs = [_job(k) for k in range(4)]
+    jobs = [*(_job(k) for k in range(4)), _job(1, rank=3, depth=(0.0, 0.5)), _job(0, depth=(0.5, 1.0))]
     with LoraBank(make_model(dtype=torch.float64)) as bank:
         results = bank.train(jobs)
-        assert bank.usage.slots == 4
+        assert bank.usage.slots == 6
+    assert {name.split(".")[2] for name in adapter_of(results[5]).factors} == {"1"}
     for job, result in zip(jobs, results, strict=True):
         model = make_model(dtype=torch.float64)
         expected, losses = train_alone(model, job, starting_point(make_model(), job))

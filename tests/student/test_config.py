@@ -30,6 +30,8 @@ def test_recipe_with_spec_overrides_what_the_spec_sets_alone() -> None:
         {"learning_rate": float("nan")},
         {"adam_betas": (0.9, 1.0)},
         {"target_modules": ()},
+        {"depth": (0.6, 0.4)},
+        {"depth": (0.5, 1.1)},
         {"batch": 3},
         {"max_gradient_norm": 0.0},
     ],

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from teacher.config import GroupRelativeConfig, PreferenceConfig, RestEmConfig, RewardWeightedConfig
+from teacher.credit import Earned
 from teacher.selection import (
     Candidate,
     CandidateGroup,
@@ -306,3 +307,24 @@ def test_rest_em_repeats_seals_recorded_choices(shared_data: Callable[..., Path]
     examples = select_examples(groups, RestEmConfig(keep=1, require_gain=False)).examples
     assert len(rows) == 50
     assert [(e.prompt, bytes(e.token_ids).decode()) for e in examples] == [(r["prompt"], r["completion"]) for r in rows]
+
+
+def test_line_credit_weighs_each_token_by_its_line_and_the_batch_has_unit_scale() -> None:
+    """Two self-edits of two lines: the second line of the first one earned nothing, that of the other all."""
+    group = CandidateGroup(
+        id="d",
+        prompt="p",
+        candidates=(
+            Candidate((1, 2, 3), 0.2, earned=Earned((0.2, 0.0), (0, 1, None))),
+            Candidate((4, 5), 0.4, earned=Earned((0.1, 0.3), (0, 1))),
+            Candidate((6,), None, earned=Earned((9.0,), (0,))),
+        ),
+    )
+    plain = group_relative([group], line_credit=2.0).examples
+    assert [row.weight for row in plain] == pytest.approx([-0.2, 0.2])
+    assert plain[0].token_weights == pytest.approx((2 * 0.1, 2 * -0.3, 0.0))
+    assert plain[1].token_weights == pytest.approx((2 * -0.1, 2 * 0.3))
+    scaled = group_relative([group], normalize="batch", line_credit=2.0).examples
+    squares = [sum((row.weight + more) ** 2 for more in row.token_weights) / len(row.token_weights) for row in scaled]
+    assert sum(squares) / 2 == pytest.approx(1.0)
+    assert all(row.token_weights == () for row in group_relative([group]).examples)

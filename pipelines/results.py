@@ -1,0 +1,162 @@
+"""What a run found: variants side by side, differences, curves, other students, and all of it for scripts."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from pipelines.records import CandidateRecord, Interval, Record, ReliabilityRecord, SpentRecord, UsageRecord
+
+
+class VariantRecord(Record):
+    """A way to adapt the student, scored on the comparison documents."""
+
+    name: str
+    """`base`, `raw_passage`, `fixed_kind`, `untrained_teacher` or `trained_teacher`."""
+    label: str
+    """For people, such as `best fixed kind (micro-self-qa)`."""
+    candidates: tuple[CandidateRecord, ...]
+    """For `base` none: its scores are in `accuracy` alone."""
+    accuracy: dict[str, float]
+    """Mean accuracy by document id, over its edits that have scores, in [0, 1]; failed documents are missing."""
+    verdicts: dict[str, tuple[bool | None, ...]] = Field(default_factory=dict)
+    """By document id, for its first self-edit: which questions are answered right."""
+    phrasings: dict[str, float] = Field(default_factory=dict)
+    """Mean accuracy by question phrasing, where questions have one."""
+    forgetting: dict[str, float] = Field(default_factory=dict)
+    """Mean share of retention probes lost by document id, in [-1, 1]; empty where none was asked."""
+    failures: dict[str, int] = Field(default_factory=dict)
+    """Updates without scores, by reason."""
+    edit_tokens: float | None = None
+    """Mean tokens of an edit as the teacher wrote it; None where no teacher wrote one."""
+    training_tokens: float | None = None
+    """Mean training tokens of an update, without padding."""
+    usage: UsageRecord = UsageRecord()
+    """Of all its updates."""
+    notes: dict[str, float] = Field(default_factory=dict)
+
+
+class JudgeRecord(Record):
+    """How far a judge that was asked more than once about an answer disagreed with itself, over the whole run."""
+
+    repeated: int
+    """Answers with at least two clear verdicts; the intervals are over these."""
+    disagreeing: Interval | None
+    """Share of them whose clear verdicts differ, in [0, 1]."""
+    flips: Interval | None
+    """Chance that asking once more gives the other verdict, in [0, 1]."""
+    verdicts: int
+    """Verdicts asked for."""
+    unclear: int
+    """Of these, neither yes nor no."""
+    failed: int
+    """Of these, not answered."""
+
+
+class PairedTestRecord(Record):
+    """Whether a difference could be chance, by two tests, and how many documents it takes to see it."""
+
+    sign_flip: float
+    """Two-sided p-value of the paired sign-flip test over documents, in [0, 1]."""
+    adjusted: float
+    """The same, corrected for the number of differences, in [0, 1]."""
+    mcnemar: float | None = None
+    """Two-sided p-value of McNemar's exact test over questions, which takes the questions of a document for
+    independent; None where a variant has more than one self-edit a document, or none was asked."""
+    required_documents: int | None = None
+    """Documents that show a difference of this size with 80 % power; None where it cannot be told."""
+
+
+class ComparisonRecord(Record):
+    """The variants side by side."""
+
+    documents: int
+    """Documents on which every variant has a score; intervals and gains are over these."""
+    variants: dict[str, Interval]
+    """Accuracy by variant, in [0, 1]."""
+    gains: dict[str, Interval]
+    """Paired differences, such as `trained_minus_untrained`, in [-1, 1]."""
+    confidence: float
+    minimum_detectable: dict[str, float]
+    """By gain: the smallest true difference that this many documents show with 80 % power."""
+    tests: dict[str, PairedTestRecord] = Field(default_factory=dict)
+    """By gain."""
+    forgetting: dict[str, Interval] = Field(default_factory=dict)
+    """Share of retention probes lost by variant, in [-1, 1]."""
+
+
+class CurvePoint(Record):
+    """Accuracy at one length of self-edits."""
+
+    budget: int
+    """Tokens allowed."""
+    tokens: float
+    """Mean tokens taken."""
+    accuracy: Interval
+    document_accuracy: dict[str, float] = Field(default_factory=dict)
+    """By document id."""
+
+
+class TransferRecord(Record):
+    """The same self-edits on another student."""
+
+    label: str
+    model: str
+    variants: dict[str, Interval]
+    """Accuracy by variant, in [0, 1]."""
+    gains: dict[str, Interval]
+    kept: Interval | None = None
+    """Trained less untrained on this student, as a share of the same difference on the rewarding student; None where
+    that is not above 0."""
+    document_accuracy: dict[str, dict[str, float]]
+    """By variant and document id."""
+
+
+class RunResult(Record):
+    """The result for scripts (`--json`)."""
+
+    variants: dict[str, Interval]
+    gains: dict[str, Interval]
+    rounds: tuple[dict[str, float | int | None], ...]
+    """Per round: `mean_reward` and further figures."""
+    seconds: dict[str, float]
+    """By stage, over the whole run."""
+    documents: int
+    mlflow_run_id: str
+    config_digest: str
+    code_digest: str
+    """Of the project's source files."""
+    seed: int
+    document_accuracy: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """Accuracy in [0, 1] by variant and document id; documents without a score are missing."""
+    edit_tokens: dict[str, float] = Field(default_factory=dict)
+    """Mean tokens of a self-edit by variant, where a teacher wrote it."""
+    spent: dict[str, SpentRecord] = Field(default_factory=dict)
+    """What was spent at endpoints, by role: `teacher`, `external`, `judge`."""
+    judge: JudgeRecord | None = None
+    """None where no judge grades."""
+    padding_share: float | None = None
+    """Share of padding in the token places that training students took, over rounds and comparison, in [0, 1); None
+    when no student was trained."""
+    pilot: dict[str, ReliabilityRecord] = Field(default_factory=dict)
+    """Reliability before learning, by metric: `accuracy`, `probability`; `of_reward` is that of three updates."""
+    reliability: ReliabilityRecord | None = None
+    """Of the rewards of the last rounds."""
+    inner_runs: int = 0
+    """Updates of students that the rewards of all rounds took, pilot left out."""
+    forgetting: dict[str, Interval] = Field(default_factory=dict)
+    """Share of retention probes lost by variant, in [-1, 1]."""
+    document_forgetting: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """The same by variant and document id."""
+    tests: dict[str, PairedTestRecord] = Field(default_factory=dict)
+    """By gain."""
+    minimum_detectable: dict[str, float] = Field(default_factory=dict)
+    """By gain: the smallest true difference that so many documents show with 80 % power."""
+    curve: dict[str, tuple[CurvePoint, ...]] = Field(default_factory=dict)
+    """Accuracy against tokens, by variant."""
+    transfer: TransferRecord | None = None
+    edit_notes: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """Figures about the self-edits of each variant: lines, coverage, leakage, distinct n-grams ..."""
+    phrasings: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """Accuracy by variant and phrasing of the questions."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know beside the figures: failures, scores near zero, a gain within noise."""
