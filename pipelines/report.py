@@ -126,8 +126,8 @@ def gains_table(comparison: ComparisonRecord) -> Table:
         least, test = comparison.minimum_detectable.get(name), comparison.tests.get(name)
         cells = (
             _in_words(name),
-            _points(gain.mean),
-            f"[{_points(gain.low)}, {_points(gain.high)}]",
+            points(gain.mean),
+            f"[{points(gain.low)}, {points(gain.high)}]",
             verdict(gain),
             _UNKNOWN if least is None else f"{100 * least:.1f}",
             _UNKNOWN if test is None else p_value(test.adjusted),
@@ -280,7 +280,7 @@ def _findings(result: RunResult) -> Iterator[str]:
     if not result.gains:
         yield "No two variants were compared."
     for name, gain in result.gains.items():
-        figures = f"{_points(gain.mean)} points [{_points(gain.low)}, {_points(gain.high)}]"
+        figures = f"{points(gain.mean)} points [{points(gain.low)}, {points(gain.high)}]"
         yield f"{_in_words(name)}: {figures}. {meaning[verdict(gain)]}"
 
 
@@ -322,7 +322,7 @@ def _percent(interval: Interval) -> str:
     return f"{100 * interval.mean:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
-def _points(difference: float) -> str:
+def points(difference: float) -> str:
     """Return a difference in points with its sign; what rounds to zero has a plus."""
     return f"{round(100 * difference, 1) + 0.0:+.1f}"
 

@@ -14,6 +14,7 @@ from evaluation.errors import ConfigError, InputError, PreceptorError
 from pipelines.config import load_config
 from pipelines.evidence import runs
 from pipelines.evidence.document import Evidence, write_document
+from pipelines.evidence.lanes import lane_dir, run_all
 from pipelines.evidence.plan import EvidencePlan, load_plan
 from pipelines.evidence.runs import SEEDS, PlannedRun
 from pipelines.results import RunResult
@@ -77,12 +78,15 @@ def run_plan(path: Path, work_dir: Path, out: Path, only: str | None) -> str:
     words = ["python", "-m", "pipelines.evidence", str(path), "--work-dir", str(work_dir), "--out", str(out)]
     command = shlex.join(words)
     planned = runs.planned_runs(plan, config, work_dir)
-    wanted = [run for run in planned if only is None or (only == "seeds") == (run.group == SEEDS)]
+
+    def is_wanted(run: PlannedRun) -> bool:
+        return only is None or (only == "seeds") == (run.group == SEEDS)
+
     if only != "document":
-        if any(run.transfers for run in wanted):
+        if any(run.transfers for run in planned if is_wanted(run)):
             runs.build_other_student(plan, work_dir, _say)
         resume = command if only is None else f"{command} --only {only}"
-        runs.run_all(config, wanted, work_dir, resume=resume, say=_say)
+        run_all(config, planned, work_dir, lanes=plan.lanes, wanted=is_wanted, resume=resume, say=_say)
     evidence = gather(plan, planned, config, work_dir, command)
     if evidence is None:
         message = (
@@ -93,7 +97,10 @@ def run_plan(path: Path, work_dir: Path, out: Path, only: str | None) -> str:
         return message
     document, found = write_document(evidence, out)
     lacking = f"{len(evidence.missing)} of {len(planned)} runs have no result yet. To run them:\n  {command}"
-    further = f"To see every figure with what it was made from:\n  preceptor ui --work-dir {shlex.quote(str(work_dir))}"
+    stores = [shlex.quote(str(lane_dir(work_dir, lane))) for lane in range(plan.lanes)]
+    further = "To see every figure with what it was made from:\n" + "\n".join(
+        f"  preceptor ui --work-dir {store}" for store in stores
+    )
     return f"{found}\n\nsaved {document}\n{lacking if evidence.missing else further}"
 
 

@@ -83,6 +83,8 @@ class EvidencePlan(_Frozen):
 
     config: str = Field(min_length=1)
     """YAML file of the run, relative to the plan's directory."""
+    lanes: int = Field(default=1, ge=1, le=64)
+    """Runs at a time, in [1, 64]; they share the cores out. With more lanes than cores all take longer."""
     seeds: Seeds = (0, 1, 2)
     """Seeds of everything random, the choice of documents included, each in [0, 2^31)."""
     transfer: TransferPlan | None = None

@@ -1,33 +1,23 @@
-"""The runs of a plan: each a process of its own, and none started again whose result is there."""
+"""The runs of a plan, their results, and the other student that they need."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
 import platform
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from evaluation.errors import ConfigError, PreceptorError
+from evaluation.errors import ConfigError
 from pipelines.config import load_config
 from pipelines.evidence.plan import EvidencePlan
 from pipelines.results import RunResult
 
 SEEDS = ""
 """Group of the runs that are no arms."""
-
-_TOLD_LINES = 15
-"""Last lines of a failed run's messages that are shown."""
-
-
-class RunFailedError(PreceptorError, RuntimeError):
-    """A run of the plan failed; what it finished is kept."""
 
 
 class PlannedRun(NamedTuple):
@@ -122,66 +112,6 @@ def read_result(run: PlannedRun, code: str | None = None) -> RunResult | None:
     return found if found.config_digest == run.digest and code in (None, found.code_digest) else None
 
 
-def run_seed(config: Path, run: PlannedRun, work_dir: Path, resume: str) -> RunResult:
-    """Return the result of one run; a process of its own, so that a killed one resumes and memory is given back.
-
-    Args:
-        config: YAML file of the run.
-        run: What to run.
-        work_dir: Directory of the run.
-        resume: Command that goes on after a failure, for its message.
-
-    Raises:
-        RunFailedError: The process failed or left no result; the message ends with the process's own.
-    """
-    command = [sys.executable, "-m", "pipelines.cli", "train-teacher", str(config)]
-    command += [word for override in run.overrides for word in ("--set", override)]
-    command += ["--work-dir", str(work_dir), "--json", str(run.result)]
-    log = run.result.with_suffix(".log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    (work_dir / "machine.txt").write_text(_this_machine() + "\n", encoding="utf-8")
-    # Into a file and not a pipe: servers that outlive a killed process would hold a pipe open.
-    with log.open("w", encoding="utf-8") as messages:
-        code = subprocess.run(command, stderr=messages, check=False).returncode
-    found = read_result(run)
-    if code or found is None:
-        told = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TOLD_LINES:]
-        raise RunFailedError(
-            f"run {run.label!r}: its process ended with exit code {code}, allowed is 0 and a result in "
-            f"{str(run.result)!r}. Its last messages ({log}):\n" + "\n".join(f"  {line}" for line in told) + "\n"
-            f"What is done is kept. To go on: {resume}"
-        )
-    return found
-
-
-def run_all(
-    config: Path, runs: Sequence[PlannedRun], work_dir: Path, *, resume: str, say: Callable[[str], None]
-) -> None:
-    """Run what has no result by the present code, one after another.
-
-    Args:
-        config: YAML file of the run.
-        runs: In order; those of equal configuration are run once.
-        work_dir: Directory of all of them.
-        resume: Command that goes on after a failure, for its message.
-        say: Called with a line before each run.
-
-    Raises:
-        RunFailedError: A run failed; those after it are not started.
-    """
-    from pipelines.workspace import code_digest
-
-    started = time.monotonic()
-    for number, run in enumerate(runs, start=1):
-        head = f"[{number} of {len(runs)}, {(time.monotonic() - started) / 60:.1f} minutes so far] {run.label}"
-        if read_result(run, code_digest()) is not None:
-            say(f"{head}: has its result")
-            continue
-        say(f"{head}: runs")
-        run_seed(config, run, work_dir, resume)
-    say(f"[{len(runs)} of {len(runs)}, {(time.monotonic() - started) / 60:.1f} minutes] all have their results")
-
-
 def build_other_student(plan: EvidencePlan, work_dir: Path, say: Callable[[str], None]) -> None:
     """Pretrain the other student of a plan, unless it is there; some tens of minutes on one core.
 
@@ -208,6 +138,8 @@ def machine(work_dir: Path) -> str:
         return "a machine that was not noted"
 
 
-def _this_machine() -> str:
+def note_machine(work_dir: Path) -> None:
+    """Note the machine that the runs of a work directory are made on."""
     torch = importlib.metadata.version("torch")
-    return f"{os.cpu_count()} CPU cores ({platform.machine()}), torch {torch}, Python {platform.python_version()}"
+    found = f"{os.cpu_count()} CPU cores ({platform.machine()}), torch {torch}, Python {platform.python_version()}"
+    (work_dir / "machine.txt").write_text(found + "\n", encoding="utf-8")

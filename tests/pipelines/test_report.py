@@ -11,8 +11,17 @@ from rich.console import Console, RenderableType
 
 from pipelines.plots import plot_accuracy, plot_rewards
 from pipelines.records import CandidateRecord, EditRecord, Interval, LearningRecord, RoundRecord
-from pipelines.report import closing, comparison_table, gains_table, next_notes, print_report, round_line, verdict
-from pipelines.results import ComparisonRecord, RunResult, VariantRecord
+from pipelines.report import (
+    closing,
+    comparison_table,
+    gains_table,
+    next_notes,
+    p_value,
+    print_report,
+    round_line,
+    verdict,
+)
+from pipelines.results import ComparisonRecord, PairedTestRecord, RunResult, VariantRecord
 from teacher.rewards import RewardFailure
 from teacher.self_edit import Implication, SelfEdit
 
@@ -144,9 +153,16 @@ def test_gains_table_cuts_nothing_at_80_columns() -> None:
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 80
     first, second, third = (next(line for line in text.splitlines() if mark in line) for mark in ("+18", "+7", "-5"))
-    assert first.split()[-5:] == ["[+10.2,", "+26.4]", "above", "0", "11.8"]
-    assert second.split()[-5:] == ["[-1.9,", "+16.4]", "within", "noise", "-"]
-    assert third.split()[-5:] == ["[-9.0,", "-1.0]", "below", "0", "-"]
+    assert first.split()[-6:] == ["[+10.2,", "+26.4]", "above", "0", "11.8", "-"]
+    assert second.split()[-6:] == ["[-1.9,", "+16.4]", "within", "noise", "-", "-"]
+    assert third.split()[-6:] == ["[-9.0,", "-1.0]", "below", "0", "-", "-"]
+
+
+def test_gains_table_shows_corrected_p_values() -> None:
+    tests = {next(iter(COMPARISON.gains)): PairedTestRecord(sign_flip=0.0001, adjusted=0.0002)}
+    text = _printed(gains_table(COMPARISON.model_copy(update={"tests": tests})))
+    assert next(line for line in text.splitlines() if "+18" in line).split()[-2:] == ["<", "0.001"]
+    assert (p_value(0.0312), p_value(0.0004)) == ("0.031", "< 0.001")
 
 
 def test_tables_at_60_columns_still_hold_every_figure() -> None:
