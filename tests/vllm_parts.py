@@ -10,6 +10,7 @@ import torch
 from evaluation.checkpoints import MICRO_MODELS
 from evaluation.engines.vllm_options import VllmOptions
 from student.adapters import Adapter
+from student.targets import WHOLE_DEPTH, select_layers
 from tests.vllm_server import HAS_VLLM, NO_VLLM
 
 needs_vllm = pytest.mark.skipif(not HAS_VLLM, reason=NO_VLLM)
@@ -25,15 +26,18 @@ def linear_shapes(model: Any) -> dict[str, tuple[int, int]]:
     }
 
 
-def random_adapter(model: Any, seed: int, rank: int = 8, scale: float = 0.1) -> Adapter:
-    """Return an adapter on all linear layers with random factors, large enough to change most answers."""
+def random_adapter(
+    model: Any, seed: int, rank: int = 8, scale: float = 0.1, depth: tuple[float, float] = WHOLE_DEPTH
+) -> Adapter:
+    """Return an adapter on the linear layers of a depth with random factors, large enough to change most answers."""
+    shapes = linear_shapes(model)
     generator = torch.Generator().manual_seed(seed)
     factors = {
         name: (
             scale * torch.randn(rank, d_in, generator=generator),
             scale * torch.randn(d_out, rank, generator=generator),
         )
-        for name, (d_out, d_in) in linear_shapes(model).items()
+        for name, (d_out, d_in) in ((n, shapes[n]) for n in select_layers(list(shapes), "all-linear", depth))
     }
     return Adapter(factors, rank, 2.0 * rank, "")
 

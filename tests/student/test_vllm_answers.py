@@ -29,6 +29,10 @@ def questions(count: int) -> list[str]:
 def test_answers_equal_those_of_the_bank(engine: VllmEngine) -> None:
     student = load_checkpoint("micro-student")
     adapters = [None, *(random_adapter(student.model, seed, rank=4 + seed % 5) for seed in range(9)), None]
+    adapters += [
+        random_adapter(student.model, 9, depth=(0.5, 1.0)),
+        random_adapter(student.model, 10, depth=(0.0, 0.5)),
+    ]
     prompts = [questions(k % 4) for k in range(len(adapters))]
     with LoraBank(student.model, max_slots=4, base_digest=model_digest(student.model)) as bank:
         wanted = bank.generate(adapters, prompts, student.tokenizer, max_new_tokens=12)
