@@ -78,15 +78,12 @@ def run_plan(path: Path, work_dir: Path, out: Path, only: str | None) -> str:
     words = ["python", "-m", "pipelines.evidence", str(path), "--work-dir", str(work_dir), "--out", str(out)]
     command = shlex.join(words)
     planned = runs.planned_runs(plan, config, work_dir)
-
-    def is_wanted(run: PlannedRun) -> bool:
-        return only is None or (only == "seeds") == (run.group == SEEDS)
-
+    wanted = [run for run in planned if only is None or (only == "seeds") == (run.group == SEEDS)]
     if only != "document":
-        if any(run.transfers for run in planned if is_wanted(run)):
+        if any(run.transfers for run in wanted):
             runs.build_other_student(plan, work_dir, _say)
         resume = command if only is None else f"{command} --only {only}"
-        run_all(config, planned, work_dir, lanes=plan.lanes, wanted=is_wanted, resume=resume, say=_say)
+        run_all(config, wanted, work_dir, lanes=plan.lanes, resume=resume, say=_say)
     evidence = gather(plan, planned, config, work_dir, command)
     if evidence is None:
         message = (

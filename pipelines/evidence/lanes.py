@@ -2,7 +2,7 @@
 
 Runs at the same time share the cores out: two small models on one thread each are done sooner than one after the other
 on two threads. Each lane has a work directory of its own, in which its runs share the units of work that they have in
-common; which lane a run is in follows from the plan alone, so that a killed run finds its units again.
+common. A free lane takes the next run; which lane a run is in is noted, so that a killed one finds its units again.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,13 +42,29 @@ def lane_dir(work_dir: Path, lane: int) -> Path:
     return work_dir / f"lane-{lane}"
 
 
-def lanes_of(runs: Sequence[PlannedRun], lanes: int) -> list[list[PlannedRun]]:
-    """Return the runs of each lane in order, dealt in turn; runs of equal configuration are one run."""
+def _distinct(runs: Iterable[PlannedRun]) -> list[PlannedRun]:
+    """Return the runs in order; those of equal configuration are one run."""
     first: dict[str, PlannedRun] = {}
     for run in runs:
         first.setdefault(run.digest, run)
-    distinct = list(first.values())
-    return [distinct[lane::lanes] for lane in range(lanes)]
+    return list(first.values())
+
+
+def _noted_lane(run: PlannedRun) -> int | None:
+    """Return the lane that a run was started in; None before its first start."""
+    try:
+        return int(run.result.with_suffix(".lane").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _next_for(lane: int, lanes: int, pending: Sequence[PlannedRun]) -> PlannedRun | None:
+    """Return the first run that is free for a lane: not begun, begun in this lane, or in one that is no more."""
+    for run in pending:
+        noted = _noted_lane(run)
+        if noted is None or noted == lane or noted >= lanes:
+            return run
+    return None
 
 
 def run_all(
@@ -58,7 +73,6 @@ def run_all(
     work_dir: Path,
     *,
     lanes: int,
-    wanted: Callable[[PlannedRun], bool],
     resume: str,
     say: Callable[[str], None],
 ) -> None:
@@ -66,10 +80,9 @@ def run_all(
 
     Args:
         config: YAML file of the run.
-        runs: All of the plan: they decide which lane each is in.
+        runs: In order; those of equal configuration are run once.
         work_dir: Holds the lanes' directories.
         lanes: Runs at a time, at least 1.
-        wanted: Which of them to run.
         resume: Command that goes on after a failure, for its message.
         say: Called with a line when a run starts and ends.
 
@@ -79,8 +92,8 @@ def run_all(
     from pipelines.workspace import code_digest
 
     code, begun = code_digest(), time.monotonic()
-    queues = [deque(run for run in mine if wanted(run)) for mine in lanes_of(runs, lanes)]
-    total, done = sum(map(len, queues)), 0
+    pending = _distinct(runs)
+    total, done = len(pending), 0
     active: dict[int, _Active] = {}
     work_dir.mkdir(parents=True, exist_ok=True)
     note_machine(work_dir)
@@ -90,18 +103,18 @@ def run_all(
         say(f"[{done} of {total} done, {(time.monotonic() - begun) / 60:.1f} minutes] {run.label}: {what}")
 
     try:
-        while active or any(queues):
-            for lane, queue in enumerate(queues):
-                while queue and lane not in active:
-                    run = queue.popleft()
-                    if read_result(run, code) is not None:
-                        done += 1
-                        tell(run, "has its result")
-                        continue
-                    tell(run, f"runs; to watch it: tail -f {_log(run)}")
-                    active[lane] = _Active(
-                        run, _start(config, run, lane_dir(work_dir, lane), threads), time.monotonic()
-                    )
+        while active or pending:
+            for run in [run for run in pending if read_result(run, code) is not None]:
+                pending.remove(run)
+                done += 1
+                tell(run, "has its result")
+            for lane in [lane for lane in range(lanes) if lane not in active]:
+                run_next = _next_for(lane, lanes, pending)
+                if run_next is not None:
+                    pending.remove(run_next)
+                    tell(run_next, f"runs; to watch it: tail -f {_log(run_next)}")
+                    process = _start(config, run_next, work_dir, lane, threads)
+                    active[lane] = _Active(run_next, process, time.monotonic())
             for lane, under_way in list(active.items()):
                 if under_way.process.poll() is not None:
                     result = _result_of(under_way, resume)
@@ -115,13 +128,14 @@ def run_all(
         _end(active.values())
 
 
-def _start(config: Path, run: PlannedRun, work_dir: Path, threads: int) -> subprocess.Popen[bytes]:
+def _start(config: Path, run: PlannedRun, work_dir: Path, lane: int, threads: int) -> subprocess.Popen[bytes]:
     """Start the process of one run, so that a killed one resumes and memory is given back."""
     command = [sys.executable, "-m", "pipelines.cli", "train-teacher", str(config)]
     command += [word for override in run.overrides for word in ("--set", override)]
-    command += ["--work-dir", str(work_dir), "--json", str(run.result)]
+    command += ["--work-dir", str(lane_dir(work_dir, lane)), "--json", str(run.result)]
     log = _log(run)
     log.parent.mkdir(parents=True, exist_ok=True)
+    run.result.with_suffix(".lane").write_text(f"{lane}\n", encoding="utf-8")
     # Into a file and not a pipe: servers that outlive a killed process would hold a pipe open.
     with log.open("wb") as messages:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}

@@ -11,7 +11,7 @@ import yaml
 
 from evaluation.errors import ConfigError
 from pipelines.config import load_config
-from pipelines.evidence.lanes import RunFailedError, lanes_of, run_all
+from pipelines.evidence.lanes import RunFailedError, run_all
 from pipelines.evidence.plan import ArmsPlan, EvidencePlan, TransferPlan, load_plan
 from pipelines.evidence.runs import SEEDS, PlannedRun, machine, planned_runs, read_result
 from tests.pipelines.evidence_parts import run_result
@@ -179,7 +179,7 @@ def test_failed_run_stops_the_rest_with_its_own_message_and_is_the_one_to_go_on_
     finish(runs[0], code_digest())
     said: list[str] = []
     with pytest.raises(RunFailedError) as caught:
-        run_all(unreadable, runs, tmp_path, lanes=1, wanted=lambda run: True, resume=RESUME, say=said.append)
+        run_all(unreadable, runs, tmp_path, lanes=1, resume=RESUME, say=said.append)
     assert [line.split("] ")[1].split(";")[0] for line in said] == [
         "all variants, seed 0: has its result",
         "all variants, seed 1: runs",
@@ -192,23 +192,25 @@ def test_failed_run_stops_the_rest_with_its_own_message_and_is_the_one_to_go_on_
     assert machine(tmp_path).startswith(f"{os.cpu_count()} CPU cores")
 
 
-def test_lanes_share_the_runs_out_and_stay_the_same_when_parts_are_run(tmp_path: Path) -> None:
-    runs = planned_runs(a_plan(seeds=(0, 1, 2)), DEMO, tmp_path)
-    lanes = lanes_of(runs, 2)
-    assert sorted(run.digest for lane in lanes for run in lane) == sorted({run.digest for run in runs})
-    assert [run.label for run in lanes[0][:2]] == ["all variants, seed 0", "all variants, seed 2"]
-    assert lanes[1][0].label == "all variants, seed 1"
-    assert lanes_of(runs, 1) == [lanes_of([*runs, runs[0]], 1)[0]]
-
-
 def test_two_lanes_run_at_a_time_and_a_failure_ends_both(tmp_path: Path, unreadable: Path) -> None:
     runs = planned_runs(EvidencePlan(config=unreadable.name, seeds=(0, 1, 2)), unreadable, tmp_path)
     said: list[str] = []
     with pytest.raises(RunFailedError):
-        run_all(unreadable, runs, tmp_path, lanes=2, wanted=lambda run: True, resume=RESUME, say=said.append)
+        run_all(unreadable, runs, tmp_path, lanes=2, resume=RESUME, say=said.append)
     assert [line.split("] ")[1].split(";")[0] for line in said] == [
         "all variants, seed 0: runs",
         "all variants, seed 1: runs",
+    ]
+    notes = [run.result.with_suffix(".lane") for run in runs]
+    assert [note.read_text() if note.exists() else None for note in notes] == ["0\n", "1\n", None]
+    said.clear()
+    notes[0].write_text("1\n", encoding="utf-8")  # Begun in the other lane: it waits for that one.
+    notes[1].write_text("0\n", encoding="utf-8")
+    with pytest.raises(RunFailedError):
+        run_all(unreadable, runs, tmp_path, lanes=2, resume=RESUME, say=said.append)
+    assert [line.split("] ")[1].split(";")[0] for line in said] == [
+        "all variants, seed 1: runs",
+        "all variants, seed 0: runs",
     ]
 
 
@@ -216,7 +218,7 @@ def test_run_that_was_made_by_other_code_is_started_again(tmp_path: Path, unread
     (run,) = planned_runs(EvidencePlan(config=unreadable.name, seeds=(0,)), unreadable, tmp_path)
     finish(run, "a" * 64)
     with pytest.raises(RunFailedError):
-        run_all(unreadable, [run], tmp_path, lanes=1, wanted=lambda run: True, resume=RESUME, say=lambda line: None)
+        run_all(unreadable, [run], tmp_path, lanes=1, resume=RESUME, say=lambda line: None)
 
 
 def test_machine_that_was_not_noted_is_not_made_up(tmp_path: Path) -> None:
