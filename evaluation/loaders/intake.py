@@ -22,8 +22,8 @@ MAX_LISTED_REASONS = 5
 _Value = TypeVar("_Value")
 
 
-class Intake:
-    """Collects the rows of one source, and every mistake, so that one error can list them all.
+class Refusals:
+    """Collects every mistake in a source, so that one error can list them all.
 
     Args:
         source: The file or data set, as messages call it.
@@ -31,13 +31,54 @@ class Intake:
 
     def __init__(self, source: str) -> None:
         self.source = source
-        self._rows: list[tuple[str, DocumentRow]] = []
         self._reasons: dict[str, list[str]] = {}
-        self._first_with_id: dict[str, str] = {}
 
     def refuse(self, place: str, reason: str) -> None:
         """Note a mistake at `place` (a line, a row, a JSON path)."""
         self._reasons.setdefault(place, []).append(reason)
+
+    def parse_whole(self, adapter: TypeAdapter[_Value], raw: object) -> _Value | None:
+        """Return a whole file's value, or None with its mistakes noted under their JSON paths."""
+        try:
+            return adapter.validate_python(raw)
+        except ValidationError as error:
+            for details in error.errors(include_url=False):
+                *parents, last = details["loc"] or ("",)
+                if isinstance(last, int):
+                    parents, last = [*parents, last], ""
+                self.refuse(json_path(tuple(parents)) or "top level", f"{last} {reason(details)}".strip())
+            return None
+
+    def check(self) -> None:
+        """Go on if there was no mistake.
+
+        Raises:
+            InputError: A mistake was noted; the message lists all bad rows.
+        """
+        if self._reasons:
+            raise InputError(self._refusal())
+
+    def _refusal(self) -> str:
+        listed = [
+            f"  {self.source}: {place}: {'; '.join(_capped(reasons, MAX_LISTED_REASONS))}"
+            for place, reasons in self._reasons.items()
+        ]
+        count = f"{len(listed)} bad rows" if len(listed) > 1 else "1 bad row"
+        lines = _capped(listed, MAX_LISTED_ROWS)
+        return "\n".join([f"{self.source}: {count}, nothing was loaded:", *lines, "Correct these and run again."])
+
+
+class Intake(Refusals):
+    """Collects the rows of one source beside its mistakes.
+
+    Args:
+        source: The file or data set, as messages call it.
+    """
+
+    def __init__(self, source: str) -> None:
+        super().__init__(source)
+        self._rows: list[tuple[str, DocumentRow]] = []
+        self._first_with_id: dict[str, str] = {}
 
     def claim_id(self, place: str, value: object) -> None:
         """Note that the row at `place` gives `value` as its id, and a mistake when an earlier row did.
@@ -65,18 +106,6 @@ class Intake:
                 self.refuse(place, f"{name} {reason(details)}".strip())
             return None
 
-    def parse_whole(self, adapter: TypeAdapter[_Value], raw: object) -> _Value | None:
-        """Return a whole file's value, or None with its mistakes noted under their JSON paths."""
-        try:
-            return adapter.validate_python(raw)
-        except ValidationError as error:
-            for details in error.errors(include_url=False):
-                *parents, last = details["loc"] or ("",)
-                if isinstance(last, int):
-                    parents, last = [*parents, last], ""
-                self.refuse(json_path(tuple(parents)) or "top level", f"{last} {reason(details)}".strip())
-            return None
-
     def add(self, place: str, row: DocumentRow) -> None:
         """Take a good row in."""
         self._rows.append((place, row))
@@ -87,8 +116,7 @@ class Intake:
         Raises:
             InputError: A mistake was noted, or there is no row; the message lists all bad rows.
         """
-        if self._reasons:
-            raise InputError(self._refusal())
+        self.check()
         if not self._rows:
             raise InputError(f"{self.source}: holds no document. Give a source with at least one document.")
         taken, tasks = set(self._first_with_id), []
@@ -108,15 +136,6 @@ class Intake:
                 KnowledgeTask(document=document, questions=_questions(row.questions), held_out_questions=held_out)
             )
         return tuple(tasks)
-
-    def _refusal(self) -> str:
-        listed = [
-            f"  {self.source}: {place}: {'; '.join(_capped(reasons, MAX_LISTED_REASONS))}"
-            for place, reasons in self._reasons.items()
-        ]
-        count = f"{len(listed)} bad rows" if len(listed) > 1 else "1 bad row"
-        lines = _capped(listed, MAX_LISTED_ROWS)
-        return "\n".join([f"{self.source}: {count}, nothing was loaded:", *lines, "Correct these and run again."])
 
 
 def derived_id(document: Document, taken: set[str]) -> str:
