@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -27,19 +27,36 @@ class Implication(BaseModel):
         return self.text if self.answer is None else f"Question: {self.text} Answer: {self.answer}"
 
 
+Orientations = Literal["none", "mirror", "flip", "transpose", "turns", "all"]
+"""`mirror`: left to right; `flip`: top to bottom; `turns`: by 90, 180 and 270 degrees; `all`: all seven others."""
+
+
 class AugmentationSpec(BaseModel):
-    """Which transformations of a grid task's demonstrations to train on (arXiv 2506.10943, section 3.2)."""
+    """Which transformations of a grid task's demonstrations to train on; what each does: `student.augmentations`.
+
+    The four `use_` fields are SEAL's (arXiv 2506.10943, section 3.2); the others choose more finely.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     use_basic_augmentations: bool = False
-    """Rotations, flips, transpose, translation."""
+    """Turns, flips, transpose, reflections, translation."""
     use_size_augmentations: bool = False
     """Enlargements."""
     use_chain_augmentations: bool = False
     """Two transformations in a row."""
     use_repeat_augmentations: bool = False
     """Tilings."""
+    orientations: Orientations = "none"
+    """Orientations in which all is shown once more."""
+    permute_colours: bool = False
+    """Show all once more in other colours, drawn anew for each example."""
+    keep_background: bool = True
+    """Such a permutation leaves colour 0 as it is."""
+    permute_demonstrations: bool = False
+    """Show the demonstrations of each example in an order of its own."""
+    leave_out: int = Field(default=1, ge=1, le=2)
+    """Demonstrations left out of an example, in [1, 2]: one of them is the question; 2 makes more examples."""
 
 
 class TrainingSpec(BaseModel):
@@ -87,7 +104,12 @@ def self_edit_schema(*, longest_line: int = 400, most_lines: int = 32) -> dict[s
     plain = r'[^\x00-\x1f"\\]'
     text = {"type": "string", "pattern": f"^({plain}{{1,100}}){{1,{math.ceil(longest_line / 100)}}}$"}
     line = _object({"text": text, "answer": {"anyOf": [text, {"type": "null"}]}})
-    flags = _object({name: {"type": "boolean"} for name in AugmentationSpec.model_fields})
+    flags = {name: {"type": "boolean"} for name, f in AugmentationSpec.model_fields.items() if f.annotation is bool}
+    choices = {
+        "orientations": {"enum": list(get_args(Orientations))},
+        "leave_out": {"type": "integer", "minimum": 1, "maximum": 2},
+    }
+    augmentations = _object({name: {**flags, **choices}[name] for name in AugmentationSpec.model_fields})
     training = _object(
         {
             "learning_rate": {"anyOf": [{"type": "number", "minimum": 1e-6, "maximum": 0.1}, {"type": "null"}]},
@@ -99,7 +121,7 @@ def self_edit_schema(*, longest_line: int = 400, most_lines: int = 32) -> dict[s
     return _object(
         {
             "implications": {"type": "array", "items": line, "minItems": 1, "maxItems": most_lines},
-            "augmentations": {"anyOf": [flags, {"type": "null"}]},
+            "augmentations": {"anyOf": [augmentations, {"type": "null"}]},
             "training": {"anyOf": [training, {"type": "null"}]},
         }
     )

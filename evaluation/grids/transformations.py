@@ -36,7 +36,7 @@ class Transformation(Protocol):
 
 
 def _of(array: NDArray[np.int64]) -> Grid:
-    return tuple(tuple(int(cell) for cell in row) for row in array)
+    return tuple(map(tuple, array.tolist()))
 
 
 @dataclass(frozen=True, slots=True)
