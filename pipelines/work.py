@@ -200,6 +200,7 @@ def questions_of(task: KnowledgeTask, which: QuestionSet) -> tuple[Question, ...
 
 
 _FAILURES = {
+    UpdateOutcome.OVER_BUDGET: RewardFailure.OVER_BUDGET,
     UpdateOutcome.CANARY_FAILED: RewardFailure.CANARY_FAILED,
     UpdateOutcome.NON_FINITE: RewardFailure.NON_FINITE,
 }

@@ -29,6 +29,9 @@ class UpdateRecipe(BaseModel):
     """Sequences in one optimizer step, in [1, 1024]; the last step of an epoch takes what is left."""
     max_steps: int = Field(default=256, ge=1, le=100_000)
     """Hard cap on optimizer steps, in [1, 100000]; the schedule decays over the capped number."""
+    step_budget: int | None = Field(default=None, ge=1, le=100_000)
+    """Optimizer steps that a self-edit may ask for by its epochs and lines, in [1, 100000]; one that asks for more is
+    refused before any training. None refuses none, and `max_steps` cuts."""
     schedule: Literal["linear", "constant"] = "linear"
     """Step size after the warm-up: `linear` falls to 0 just after the last step, `constant` stays."""
     warmup_steps: int = Field(default=0, ge=0)
@@ -83,7 +86,11 @@ class UpdateRecipe(BaseModel):
 
     def total_steps(self, sequences: int) -> int:
         """Return the number of optimizer steps for so many training sequences, at most `max_steps`."""
-        return min(self.max_steps, self.epochs * -(-sequences // self.batch_size))
+        return min(self.max_steps, self.asked_steps(sequences))
+
+    def asked_steps(self, sequences: int) -> int:
+        """Return the number of optimizer steps that so many training sequences ask for, without any cap."""
+        return self.epochs * -(-sequences // self.batch_size)
 
     def learning_rate_at(self, step: int, total: int) -> float:
         """Return the step size of optimizer step `step`, in [0, total), as transformers' schedules give it.

@@ -271,6 +271,10 @@ def _refusal(job: UpdateJob, student: BankedModel, layers: Sequence[str], base_d
         too_long = any(line.reason is SkipReason.TOO_LONG for line in job.skipped)
         outcome = UpdateOutcome.SEQUENCE_TOO_LONG if too_long else UpdateOutcome.EMPTY_EDIT
         return UpdateResult(job.key, outcome, job.left_out or "the self-edit has no lines to train on")
+    steps, budget = job.recipe.asked_steps(len(job.sequences)), job.recipe.step_budget
+    if budget is not None and steps > budget:
+        detail = f"{steps} optimizer steps, allowed are {budget} (step_budget): {job.recipe.epochs} epochs of "
+        return UpdateResult(job.key, UpdateOutcome.OVER_BUDGET, f"{detail}{len(job.sequences)} sequences")
     longest = max(len(sequence.tokens) for sequence in job.sequences)
     limit = getattr(student.model.config, "max_position_embeddings", None)
     if limit is not None and longest > limit:

@@ -20,6 +20,7 @@ class UpdateOutcome(StrEnum):
 
     OK = "ok"
     EMPTY_EDIT = "empty_edit"
+    OVER_BUDGET = "over_budget"
     SEQUENCE_TOO_LONG = "sequence_too_long"
     INITIAL_MISMATCH = "initial_mismatch"
     NON_FINITE = "non_finite"

@@ -25,7 +25,7 @@ class RewardFailure(StrEnum):
     PARSE_FAILED = "parse_failed"
     """The completion holds no self-edit."""
     OVER_BUDGET = "over_budget"
-    """The self-edit is longer than the run allows."""
+    """The self-edit is longer, or asks for more training, than the run allows."""
     REPETITIVE = "repetitive"
     """Too many of its lines repeat an earlier one."""
     LEAKED = "leaked"

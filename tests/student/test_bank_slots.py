@@ -15,7 +15,7 @@ from student.adapters import Adapter, save_adapter
 from student.config import UpdateRecipe
 from student.lora_bank import LoraBank
 from student.scoring import ScoringFailure
-from student.updates import UpdateJob
+from student.updates import UpdateJob, UpdateOutcome
 from tests.student.conftest import MakeModel
 from tests.student.jobs import adapter_of, deltas, mixed_jobs, same_bits, sequences
 from tests.student.reference import starting_point, train_alone
@@ -167,3 +167,17 @@ def _tokenizer() -> Any:
     from tests.student.tiny import byte_tokenizer
 
     return byte_tokenizer()
+
+
+def test_update_that_asks_for_more_steps_than_its_budget_is_refused_untrained(make_model: MakeModel) -> None:
+    """Five sequences by two are three steps an epoch: two epochs fit a budget of six, and three do not."""
+    lines = sequences(0, [4, 5, 6, 4, 5])
+    jobs = [
+        UpdateJob(f"{epochs}", lines, UpdateRecipe(epochs=epochs, batch_size=2, step_budget=6, max_steps=4), seed=0)
+        for epochs in (2, 3)
+    ]
+    with LoraBank(make_model()) as bank:
+        fits, refused = bank.train(jobs)
+    assert (fits.outcome, fits.steps) == (UpdateOutcome.OK, 4)
+    assert (refused.outcome, refused.steps, refused.adapter) == (UpdateOutcome.OVER_BUDGET, 0, None)
+    assert refused.detail == "9 optimizer steps, allowed are 6 (step_budget): 3 epochs of 5 sequences"
