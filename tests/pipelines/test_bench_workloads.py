@@ -76,7 +76,8 @@ def test_typical_job_has_the_mean_number_of_lines_and_the_heaviest_the_fullest_s
 def test_run_config_gives_the_synthetic_workload_its_own_recipe_alone() -> None:
     asked = BankBench(config=demo_config(), student="some/model", epochs=3, rank=2, seed=7)
     demo, synthetic = run_config(asked), run_config(asked.model_copy(update={"workload": "synthetic"}))
-    recipe = load_config(demo_config()).student.update
+    everywhere = {"target_modules": "all-linear", "depth": (0.0, 1.0)}
+    recipe = load_config(demo_config()).student.update.model_copy(update=everywhere)
     assert (demo.seed, demo.student.model) == (7, "some/model")
     assert demo.student.update == recipe
     assert synthetic.student.update == recipe.model_copy(update={"epochs": 3, "rank": 2})
