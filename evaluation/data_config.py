@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class DataSplit(BaseModel):
@@ -117,8 +117,40 @@ class MicroworldData(DataSplit):
     """Documents to compare variants on, in [1, 150]."""
 
 
+ViewName = Literal[
+    "as-it-is",
+    "turn-90",
+    "turn-180",
+    "turn-270",
+    "mirror",
+    "mirror-turn-90",
+    "mirror-turn-180",
+    "mirror-turn-270",
+]
+"""Orientations of a grid: turned counterclockwise, after mirroring left to right; `mirror-turn-90` is the transpose."""
+
+
+class ArcData(SampledData):
+    """Grid tasks in ARC's JSON (`evaluation.loaders.arc`); a document is a task's demonstrations."""
+
+    type: Literal["arc"] = "arc"
+    path: Path
+    """A file of challenges or of one task, or a directory of files of one task; relative to the current directory."""
+    solutions_path: Path | None = None
+    """The file with the test outputs of a file of challenges; None where they are in `path`."""
+    views: tuple[ViewName, ...] = Field(default=("as-it-is",), min_length=1)
+    """Orientations under which comparisons ask for each output; with the grader `grid-votes` they are voted on."""
+
+    @field_validator("views")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("allowed are views that differ")
+        return value
+
+
 LoadedData = JsonLinesData | SquadData | HuggingFaceData
 """The sections whose documents are loaded from files or data sets; `evaluation.loaders` reads them."""
 
-DataConfig = Annotated[LoadedData | MicroworldData, Field(discriminator="type")]
+DataConfig = Annotated[LoadedData | ArcData | MicroworldData, Field(discriminator="type")]
 """Any `data` section; `type` says which."""

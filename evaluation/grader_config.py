@@ -6,7 +6,7 @@ it in `GraderConfig` and in `evaluation.graders.build_grader`.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -53,6 +53,14 @@ class TokenF1Grading(BaseModel):
     """Smallest F1 that counts as correct, in (0, 1]."""
 
 
+class GridVotesGrading(BaseModel):
+    """Of a grid task's output, all views are answered, turned back and voted on; one of two attempts must be right."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: Literal["grid-votes"] = "grid-votes"
+
+
 class JudgeGrading(BaseModel):
     """A language model says whether the answer conveys a gold answer (`judge.JudgeGrader`)."""
 
@@ -73,7 +81,8 @@ class JudgeGrading(BaseModel):
     """Of the judge's sampling, at least 0, where the server heeds it; each repeat has its own, derived from this."""
 
 
-GraderConfig = Annotated[
-    ExactGrading | GoldTokenRecallGrading | TokenF1Grading | JudgeGrading, Field(discriminator="type")
-]
+FreeTextGrading: TypeAlias = ExactGrading | GoldTokenRecallGrading | TokenF1Grading | JudgeGrading
+"""Graders that decide on one answer at a time."""
+
+GraderConfig = Annotated[FreeTextGrading | GridVotesGrading, Field(discriminator="type")]
 """Any `grader` section; `type` says which."""

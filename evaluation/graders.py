@@ -23,8 +23,8 @@ from typing import Protocol, TypeAlias
 from evaluation.errors import ConfigError, InputError
 from evaluation.grader_config import (
     ExactGrading,
+    FreeTextGrading,
     GoldTokenRecallGrading,
-    GraderConfig,
     JudgeGrading,
     TokenF1Grading,
 )
@@ -201,7 +201,7 @@ class GoldTokenRecallGrader:
         return _grades(items, lambda answer, text: gold_token_recall(answer, text, language), self._config.threshold)
 
 
-def build_grader(config: GraderConfig, ledger_path: Path | None = None, scope: str = "judge") -> Grader:
+def build_grader(config: FreeTextGrading, ledger_path: Path | None = None, scope: str = "judge") -> Grader:
     """Return the grader that `config` names.
 
     Args:

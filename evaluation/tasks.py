@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from evaluation.digests import digest_json
 from evaluation.errors import InputError
+from evaluation.grids.tasks import GridTask
 
 
 class Question(BaseModel):
@@ -65,6 +66,8 @@ class KnowledgeTask(BaseModel):
     """Asked after an update to give its reward; never shown to the teacher."""
     held_out_questions: tuple[Question, ...] = ()
     """Asked only in comparisons: other phrasings than the rewards use. Empty: `questions` are asked there too."""
+    puzzle: GridTask | None = None
+    """The grid puzzle that the document shows and the questions ask for; None where the document is a text."""
 
     @property
     def id(self) -> str:

@@ -10,11 +10,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from evaluation.answers import AnswerFormat
-from evaluation.data_config import DataConfig
+from evaluation.data_config import ArcData, DataConfig
 from evaluation.digests import digest_json
 from evaluation.engines.vllm_options import VllmOptions
 from evaluation.errors import ConfigError
-from evaluation.grader_config import GraderConfig
+from evaluation.grader_config import GraderConfig, GridVotesGrading
 from pipelines.serving.options import ServingOptions
 from student.config import UpdateRecipe
 from teacher.config import OpenAISampling, PromptName, TeacherConfig
@@ -242,6 +242,14 @@ class RunConfig(_Frozen):
             raise ValueError(
                 f"teacher.samples: {self.teacher.learning.algorithm} compares the samples of a document, got "
                 f"{self.teacher.samples}, allowed is at least 2"
+            )
+        votes = self.grading is not None and isinstance(self.grading.grader, GridVotesGrading)
+        if votes and not isinstance(self.data, ArcData):
+            raise ValueError(f"grading.grader: grid-votes are for grid tasks, got data.type {self.data.type!r}")
+        if isinstance(self.data, ArcData) and len(self.data.views) > 1 and not votes:
+            raise ValueError(
+                f"data.views: got {len(self.data.views)} views, which only the grader grid-votes puts together; set "
+                "grading.grader.type to it, or leave one view"
             )
         if self.comparison.fixed_prompts and self.data.development_documents < 1:
             raise ValueError(

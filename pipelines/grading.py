@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from evaluation.grader_config import GridVotesGrading
 from evaluation.graders import Grade, Graded, GradeItem
+from evaluation.grids.adaptation import cell_accuracies, voted_verdicts
 from evaluation.judge import JudgeGrader, judge_noise
 from pipelines.config import QuestionSet
 from pipelines.records import BankRecord, Interval, ReplicateRecord
@@ -28,6 +30,8 @@ def graded(ws: Workspace, record: BankRecord, questions: QuestionSet) -> BankRec
         BudgetError: The judge's next call could exceed its budget.
         EndpointError: The judge's server refuses for good.
     """
+    if ws.config.grading is not None and isinstance(ws.config.grading.grader, GridVotesGrading):
+        return record.model_copy(update={"replicates": tuple(_voted(r, ws, questions) for r in record.replicates)})
     if ws.grader is None:
         return record
     items = [
@@ -39,6 +43,17 @@ def graded(ws: Workspace, record: BankRecord, questions: QuestionSet) -> BankRec
     verdicts = iter(ws.grader.grade(items))
     replicates = [_with_verdicts(r, [next(verdicts) for _ in r.answers], ws) for r in record.replicates]
     return record.model_copy(update={"replicates": tuple(replicates)})
+
+
+def _voted(replicate: ReplicateRecord, ws: Workspace, questions: QuestionSet) -> ReplicateRecord:
+    """Return an update's record with the verdicts of its views' votes."""
+    if not replicate.answers:
+        return replicate
+    asked = questions_of(ws.tasks[replicate.document_id], questions)
+    cells = cell_accuracies(asked, replicate.answers)
+    return replicate.model_copy(
+        update={"correct": tuple(voted_verdicts(asked, replicate.answers)), "cells": tuple(cells)}
+    )
 
 
 def judge_record(ws: Workspace) -> JudgeRecord | None:

@@ -106,10 +106,14 @@ class ReplicateRecord(Record):
     """Per question: greedy decoding writes the gold answer."""
     probability: tuple[float, ...] = ()
     """Per question: probability of the gold answer, in [0, 1]."""
+    token_probability: tuple[float, ...] = ()
+    """Per question: geometric mean of the probabilities of the gold answer's tokens, in [0, 1]."""
     answers: tuple[str, ...] = ()
     """Per question: what the student wrote; none where exact match decides and no text is written."""
     correct: tuple[bool | None, ...] = ()
     """Per question: the grader's verdict on that text, None where it gave none; empty where exact match decides."""
+    cells: tuple[float, ...] = ()
+    """Per question: share of a grid's cells that the answer has right, in [0, 1]; empty where no grids are voted on."""
     ungraded: dict[str, int] = Field(default_factory=dict)
     """Answers without a verdict, by reason."""
     empty: int = 0
@@ -140,7 +144,20 @@ class ReplicateRecord(Record):
     @property
     def mean_probability(self) -> float | None:
         """Mean probability of the gold answers, in [0, 1]; None after a failure."""
-        return sum(self.probability) / len(self.probability) if self.probability and self.failure is None else None
+        return self._mean(self.probability)
+
+    @property
+    def mean_token_probability(self) -> float | None:
+        """Mean of `token_probability`, in [0, 1]; None after a failure."""
+        return self._mean(self.token_probability)
+
+    def _mean(self, values: tuple[float, ...]) -> float | None:
+        return sum(values) / len(values) if values and self.failure is None else None
+
+    def by_question(self, metric: str) -> tuple[float, ...]:
+        """Return the score of each question by a metric of rewards: `accuracy` and the two probabilities."""
+        scores = {"probability": self.probability, "token_probability": self.token_probability}
+        return scores[metric] if metric in scores else tuple(map(float, self.exact))
 
 
 def replicates_by_edit(replicates: Iterable[ReplicateRecord]) -> dict[str, tuple[ReplicateRecord, ...]]:

@@ -192,7 +192,7 @@ def _earned(
     scores = _question_scores(candidate, reward)
     if not scores or base is None or base.failure is not None:
         return None
-    before = [float(right) for right in base.exact] if reward.metric == "accuracy" else base.probability
+    before = base.by_question("probability" if reward.metric == "proxy" else reward.metric)
     gains = [after - first for after, first in zip(scores, before, strict=True)]
     tokenizer = ws.policy.tokenizer
     questions = ws.tasks[candidate.edit.document_id].questions
@@ -208,7 +208,7 @@ def _question_scores(candidate: CandidateRecord, reward: RewardConfig) -> list[f
     if reward.metric == "proxy":
         return list(candidate.proxy_probability)
     known = [replicate for replicate in candidate.replicates if replicate.failure is None]
-    rows = [r.probability if reward.metric == "probability" else [float(right) for right in r.exact] for r in known]
+    rows = [replicate.by_question(reward.metric) for replicate in known]
     return [math.fsum(column) / len(rows) for column in zip(*rows, strict=True)]
 
 

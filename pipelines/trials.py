@@ -246,6 +246,7 @@ def outcome_of(replicates: Sequence[ReplicateRecord], reward: RewardConfig) -> R
             seed=r.seed,
             accuracy=r.accuracy,
             probability=r.mean_probability,
+            token_probability=r.mean_token_probability,
             forgetting=r.forgetting,
             failure=r.failure,
         )

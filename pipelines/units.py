@@ -113,7 +113,8 @@ class Units:
         self, sampler: Sampler, prompt: str, tasks: Sequence[KnowledgeTask], n: int, seed: int
     ) -> SamplingRecord:
         """Return what an endpoint wrote. Its ledger keeps replies and no unit is stored: failures are asked again."""
-        prompts = [prompt_template(prompt).render(task.document) for task in tasks]
+        budget = self._ws.step_budget
+        prompts = [prompt_template(prompt).render(task.document, budget) for task in tasks]
         self._reporter.begin(f"asking for {n * len(tasks)} self-edits")
         record = sample_with(sampler, prompts, tasks, n=n, seed=seed)
         self._reporter.done()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from evaluation.answers import AnswerScore, end_tokens_of, first_line
 from evaluation.errors import ScoringError, UpdateError
+from evaluation.grader_config import GridVotesGrading
 from evaluation.tasks import KnowledgeTask, Question
 from pipelines.config import QuestionSet, RunConfig
 from pipelines.records import BankRecord, LearningRecord, ReplicateRecord, UsageRecord
 from pipelines.workspace import Workspace
 from student.adapters import Adapter, save_adapter
+from student.augmentations import with_examples
 from student.config import UpdateRecipe
 from student.lora_bank import LoraBank
 from student.scoring import ScoringFailure
@@ -41,10 +44,12 @@ def update_job(ws: Workspace, request: UpdateRequest) -> UpdateJob | None:
     if request.edit is None:
         return None
     config = ws.config.student
-    document = ws.tasks[request.document_id].document
+    task, edit = ws.tasks[request.document_id], request.edit
+    if task.puzzle is not None:
+        edit = with_examples(edit, task.puzzle, request.seed)
     key = f"{request.document_id}#{request.sample}"
     tokenizer = ws.student.tokenizer
-    return make_job(key, request.edit, document, tokenizer, config.update, config.answer_format, request.seed)
+    return make_job(key, edit, task.document, tokenizer, config.update, config.answer_format, request.seed)
 
 
 def run_bank(ws: Workspace, requests: Sequence[UpdateRequest], questions: QuestionSet) -> BankRecord:
@@ -191,7 +196,9 @@ def write_answers(
         texts = answer_with_vllm(
             ws.answer_engine, adapters, prompts, tokenizer, max_new_tokens=longest, end_tokens=ends
         )
-    return [mine if isinstance(mine, ScoringFailure) else [first_line(text) for text in mine] for mine in texts]
+    # A grid goes over several lines, and what follows it is passed over in reading.
+    cut = str.strip if isinstance(grading.grader, GridVotesGrading) else first_line
+    return [mine if isinstance(mine, ScoringFailure) else [cut(text) for text in mine] for mine in texts]
 
 
 def questions_of(task: KnowledgeTask, which: QuestionSet) -> tuple[Question, ...]:
@@ -247,6 +254,7 @@ def _replicate(
         forgetting=(sum(known) - sum(retained)) / len(known) if retained else None,
         exact=tuple(score.exact for score in answered),
         probability=tuple(score.probability for score in answered),
+        token_probability=tuple(math.exp(score.log_probability / len(score.predicted)) for score in answered),
         answers=tuple(written) if isinstance(written, list) and failure is None else (),
         empty=sum(score.empty for score in answered),
         steps=0 if result is None else result.steps,

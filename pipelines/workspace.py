@@ -11,6 +11,7 @@ from evaluation.data_config import MicroworldData
 from evaluation.digests import derive_seed, digest_json
 from evaluation.endpoints.records import Spent
 from evaluation.errors import ConfigError
+from evaluation.grader_config import GridVotesGrading
 from evaluation.graders import Graded, Grader, build_grader
 from evaluation.judge import JudgeGrader
 from evaluation.microworld.splits import microworld_sheets
@@ -137,9 +138,13 @@ class Workspace:
 
     @cached_property
     def grader(self) -> Grader | None:
-        """Who grades the students' texts; None where exact match decides."""
+        """Who grades the students' texts; None where exact match or a vote decides."""
         grading = self.config.grading
-        return None if grading is None else build_grader(grading.grader, self.ledger_path, f"{self.config.name}/judge")
+        if grading is None or isinstance(
+            grading.grader, GridVotesGrading
+        ):  # decided by all views of an output together
+            return None
+        return build_grader(grading.grader, self.ledger_path, f"{self.config.name}/judge")
 
     @cached_property
     def answer_engine(self) -> VllmEngine:
@@ -245,8 +250,13 @@ class Workspace:
         """Return what the teacher reads about a document."""
         chosen = prompt_template(template)
         if self.config.teacher.chat:
-            return chosen.render_chat(document, self.policy.tokenizer)
-        return chosen.render(document)
+            return chosen.render_chat(document, self.policy.tokenizer, self.step_budget)
+        return chosen.render(document, self.step_budget)
+
+    @property
+    def step_budget(self) -> int | None:
+        """Optimizer steps that a self-edit may ask for, which prompts tell the teacher; None limits none."""
+        return self.config.student.update.step_budget
 
     def round_documents(self, number: int) -> list[KnowledgeTask]:
         """Return the training documents of a round: a fresh shuffle each time all of them have been used."""

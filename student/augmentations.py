@@ -29,7 +29,7 @@ from evaluation.grids.transformations import (
     random_recolouring,
     random_shift,
 )
-from teacher.self_edit import AugmentationSpec, Implication
+from teacher.self_edit import AugmentationSpec, Implication, SelfEdit
 
 MOST_EXAMPLES = 250
 """SEAL's cap on the examples of a task."""
@@ -165,3 +165,20 @@ def _fits(grid: Grid) -> bool:
 
 def _line(example: Example) -> Implication:
     return Implication(text=write_query(example.shown, example.asked.input), answer=write_grid(example.asked.output))
+
+
+def with_examples(edit: SelfEdit, puzzle: GridTask, seed: int) -> SelfEdit:
+    """Return a self-edit whose lines are the training data that its specification makes of a puzzle.
+
+    A self-edit without any specification is left as it is: its lines, such as the bare demonstrations, are what it has.
+    Lines beside a specification are trained on after the examples.
+
+    Args:
+        edit: What the teacher wrote.
+        puzzle: Its demonstrations are read.
+        seed: Of everything random in the examples.
+    """
+    if edit.augmentations is None and edit.training is None:
+        return edit
+    lines = build_examples(puzzle, edit.augmentations, seed).lines
+    return SelfEdit(implications=(*lines, *edit.implications), augmentations=edit.augmentations, training=edit.training)

@@ -99,10 +99,12 @@ class PolicyConfig(_Frozen):
 class RewardConfig(_Frozen):
     """How the scores of a self-edit's replicates become one reward, or none."""
 
-    metric: Literal["accuracy", "probability", "proxy"] = "probability"
+    metric: Literal["accuracy", "probability", "token_probability", "proxy"] = "probability"
     """`accuracy`: share of questions answered exactly, in [0, 1]; `probability`: mean probability of the gold answer,
-    in [0, 1], which varies less between seeds; `proxy`: that probability with the self-edit in the context of a student
-    that is not updated (after Reinforcement-Learned Teachers, arXiv 2506.08388), which takes no update at all."""
+    in [0, 1], which varies less between seeds; `token_probability`: mean over questions of the geometric mean of the
+    gold tokens' probabilities, in [0, 1], which tells long answers apart that are all but impossible as a whole;
+    `proxy`: the probability with the self-edit in the context of a student that is not updated (after
+    Reinforcement-Learned Teachers, arXiv 2506.08388), which takes no update at all."""
     minimum_replicates: int = Field(default=1, ge=1, le=100)
     """Replicates that must have succeeded for there to be a reward, in [1, 100]."""
     retention_weight: float = Field(default=0.0, ge=0.0, le=10.0)

@@ -22,38 +22,48 @@ _PLACEHOLDER = re.compile(r"\{(\w*)\}")
 
 
 class PromptTemplate(BaseModel):
-    """A named text with `{passage}` once and, optionally, `{title}` once."""
+    """A named text with `{passage}` once and, optionally, `{title}` and `{budget}` once each."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1)
     """What configurations and lineage call the template."""
     text: str = Field(min_length=1)
-    """The prompt; a line that holds `{title}` alone is left out for documents without a title."""
+    """The prompt; a line that holds `{title}` alone is left out for documents without a title, and the line with
+    `{budget}` where a run limits no steps."""
 
     @field_validator("text")
     @classmethod
     def _has_placeholders(cls, value: str) -> str:
         found = _PLACEHOLDER.findall(value)
-        if found.count("passage") != 1 or found.count("title") > 1 or set(found) - {"passage", "title"}:
+        optional = ("title", "budget")
+        if found.count("passage") != 1 or max(map(found.count, optional)) > 1 or set(found) - {"passage", *optional}:
             raise ValueError(
-                f"prompt template: got the placeholders {found}, allowed are {{passage}} exactly once and {{title}} at "
-                "most once; write the template with these two"
+                f"prompt template: got the placeholders {found}, allowed are {{passage}} exactly once and {{title}} "
+                "and {budget} at most once each; write the template with these"
             )
         return value
 
-    def render(self, document: Document) -> str:
-        """Return the prompt for `document`; braces in its title or passage are left as they are."""
+    def render(self, document: Document, budget: int | None = None) -> str:
+        """Return the prompt for `document`; braces in its title or passage are left as they are.
+
+        Args:
+            document: What to show.
+            budget: Optimizer steps that a self-edit may ask for; None limits none.
+        """
         text = self.text if document.title else self.text.replace("{title}\n", "")
-        values = {"title": document.title, "passage": document.text}
+        if budget is None:
+            text = "".join(line for line in text.splitlines(keepends=True) if "{budget}" not in line)
+        values = {"title": document.title, "passage": document.text, "budget": str(budget)}
         return _PLACEHOLDER.sub(lambda match: values[match.group(1)], text)
 
-    def render_chat(self, document: Document, tokenizer: Any) -> str:
+    def render_chat(self, document: Document, tokenizer: Any, budget: int | None = None) -> str:
         """Return the prompt as a user's message in the tokenizer's chat format, up to where the answer starts.
 
         Args:
             document: What to show.
             tokenizer: A Hugging Face tokenizer with a chat template.
+            budget: As for `render`.
 
         Raises:
             ModelError: The tokenizer has no chat template.
@@ -63,13 +73,30 @@ class PromptTemplate(BaseModel):
                 f"prompt {self.name!r}: the tokenizer of {getattr(tokenizer, 'name_or_path', '')!r} has no chat "
                 "template, which chat prompts need. Set teacher.chat to false, or use an instruction-tuned teacher."
             )
-        message = [{"role": "user", "content": self.render(document)}]
+        message = [{"role": "user", "content": self.render(document, budget)}]
         return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
 
 
 def _shown(instruction: str, opening: str) -> str:
     return f"{instruction}\n\nPassage:\n{{title}}\n{{passage}}\n\n{opening}"
 
+
+_GRID_SPEC = """\
+Below are pairs of grids. One rule makes each output from its input. A small model will be trained on these pairs, each
+asked for in turn with the others shown, and must then apply the rule to new inputs. Choose how it is trained.
+
+{passage}
+
+Answer with one JSON object and nothing else:
+{"augmentations": {"orientations": ..., "permute_colours": ..., "permute_demonstrations": ..., "leave_out": ...},
+ "training": {"learning_rate": ..., "epochs": ..., "loss_on": ...}}
+- orientations: "none", "mirror" (left to right), "flip" (top to bottom), "transpose", "turns" or "all": in which of
+  these everything is shown once more. Choose those under which the rule stays the same.
+- permute_colours: true or false: everything once more in other colours. Choose true if the rule is about no colour.
+- permute_demonstrations: true or false. leave_out: 1 or 2; 2 makes more and shorter examples.
+- learning_rate: 0.000001 to 0.1. epochs: 1 to 100. loss_on: "answer" or "all".
+- The training may take at most {budget} steps in all; more is refused.
+"""
 
 _TEXTS = {
     "implications": _shown(
@@ -85,6 +112,7 @@ _TEXTS = {
         "Read the passage below and rewrite it as numbered questions, each followed by its answer.",
         "Question 1:",
     ),
+    "grid-spec": _GRID_SPEC,
     "micro-implications": "Passage: {passage}\nImplications:\n",
     "micro-rewrite": "Passage: {passage}\nRewritten passages:\n",
     "micro-self-qa": "Passage: {passage}\nQuestions and answers:\n",

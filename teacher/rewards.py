@@ -62,6 +62,8 @@ class Replicate:
     """Share of questions answered exactly, in [0, 1]."""
     probability: float | None = None
     """Mean probability of the gold answer, in [0, 1]."""
+    token_probability: float | None = None
+    """Mean over questions of the geometric mean of the gold tokens' probabilities, in [0, 1]."""
     forgetting: float | None = None
     """Retention accuracy before minus after the update, in [-1, 1]; None when it was not measured."""
     failure: RewardFailure | None = None
@@ -213,7 +215,7 @@ def _value_of(replicate: Replicate, config: RewardConfig) -> float | RewardFailu
         return replicate.failure
     if config.metric == "proxy":
         raise ValueError("reward: the proxy is read without an update; an update's scores give no such reward")
-    score = replicate.accuracy if config.metric == "accuracy" else replicate.probability
+    score: float | None = getattr(replicate, config.metric)
     forgetting = replicate.forgetting if config.retention_weight > 0.0 else 0.0
     if score is None or forgetting is None:
         return RewardFailure.SCORING_FAILED

@@ -11,8 +11,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from evaluation.errors import ConfigError, InputError
 from evaluation.grader_config import (
     ExactGrading,
+    FreeTextGrading,
     GoldTokenRecallGrading,
-    GraderConfig,
     JudgeGrading,
     TokenF1Grading,
 )
@@ -171,8 +171,8 @@ def test_a_question_without_gold_answer_is_refused(golds: tuple[str, ...]) -> No
 
 
 def test_configurations_are_told_apart_by_type_and_build_their_graders(tmp_path: Path) -> None:
-    def read(section: dict[str, object]) -> GraderConfig:
-        return TypeAdapter[GraderConfig](GraderConfig).validate_python(section)
+    def read(section: dict[str, object]) -> FreeTextGrading:
+        return TypeAdapter[FreeTextGrading](FreeTextGrading).validate_python(section)
 
     assert isinstance(build_grader(read({"type": "exact"})), ExactGrader)
     assert isinstance(build_grader(read({"type": "gold-token-recall", "threshold": 0.5})), GoldTokenRecallGrader)

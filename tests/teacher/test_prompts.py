@@ -38,9 +38,9 @@ def test_render_shows_title_above_passage_and_drops_an_empty_title(name: str) ->
 
 
 def test_render_takes_a_document_alone() -> None:
-    """A document has no questions, so a prompt cannot show any."""
+    """A document has no questions, so a prompt cannot show any; beside it there is the number of steps allowed."""
     hints = typing.get_type_hints(PromptTemplate.render)
-    assert list(inspect.signature(PromptTemplate.render).parameters) == ["self", "document"]
+    assert list(inspect.signature(PromptTemplate.render).parameters) == ["self", "document", "budget"]
     assert hints["document"] is Document
     assert not any("question" in name for name in Document.model_fields)
 
@@ -52,9 +52,9 @@ def test_render_depends_on_title_and_passage_alone(title: str, passage: str, nam
         document=Document(id="b", title=title, text=passage, source=other, entities=(other,)),
         questions=(Question(question=other, answer=other),),
     )
-    rendered = PROMPTS[name].render(bare)
-    assert PROMPTS[name].render(task.document) == rendered
-    frame = PROMPTS[name].text
+    rendered = PROMPTS[name].render(bare, 7)
+    assert PROMPTS[name].render(task.document, 7) == rendered
+    frame = PROMPTS[name].text.replace("{budget}", "7")
     assert len(rendered) == len(frame.replace("{passage}", "").replace("{title}", "")) + len(passage) + (
         len(title) if "{title}" in frame else 0
     )
@@ -66,7 +66,15 @@ def test_render_leaves_braces_of_the_document() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["no place", "{passage} {passage}", "{title}", "{passage} {questions}", "{passage} {}"]
+    "text",
+    [
+        "no place",
+        "{passage} {budget} {budget}",
+        "{passage} {passage}",
+        "{title}",
+        "{passage} {questions}",
+        "{passage} {}",
+    ],
 )
 def test_template_refuses_other_placeholders(text: str) -> None:
     with pytest.raises(ValidationError, match="placeholders"):
@@ -106,3 +114,15 @@ def test_learning_config_is_told_apart_by_algorithm() -> None:
     for wrong in ({"algorithm": "ppo"}, {"algorithm": "rest_em", "clip_low": 0.1}, {"algorithm": "rest_em", "keep": 0}):
         with pytest.raises(ValidationError):
             adapter.validate_python(wrong)
+
+
+def test_budget_is_told_where_there_is_one_and_its_line_left_out_where_there_is_none() -> None:
+    document = Document(id="d", text="{budget} {title}")
+    told, untold = (prompt_template("grid-spec").render(document, budget) for budget in (120, None))
+    assert "at most 120 steps" in told
+    assert set(told.splitlines()) - set(untold.splitlines()) == {
+        "- The training may take at most 120 steps in all; more is refused."
+    }
+    assert "{budget} {title}" in untold, "the document's own braces stay"
+    plain = prompt_template("implications")
+    assert plain.render(document, 120) == plain.render(document)

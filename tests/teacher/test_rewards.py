@@ -41,6 +41,7 @@ def replicates(draw: st.DrawFn) -> list[Replicate]:
                 seed=st.integers(0, 99),
                 accuracy=ANYTHING,
                 probability=ANYTHING,
+                token_probability=ANYTHING,
                 forgetting=ANYTHING,
                 failure=st.none() | st.sampled_from(RewardFailure),
             ),
