@@ -214,8 +214,11 @@ def _update(
     made: dict[Key, list[ReplicateRecord]] = {edit.id: [] for edit in once}
 
     def run(chosen: Sequence[EditRecord], replicates: int) -> None:
-        for count in sorted({len(made[edit.id]) for edit in chosen}):
-            part = [edit for edit in chosen if len(made[edit.id]) == count]
+        # Dealt out before any is run, or those that were just updated would be taken for ones that had more before.
+        parts: dict[int, list[EditRecord]] = {}
+        for edit in chosen:
+            parts.setdefault(len(made[edit.id]), []).append(edit)
+        for count, part in sorted(parts.items()):
             record = units.banks(update_requests(ws, part, purpose, replicates, first=count), "rewards")
             for replicate in record.replicates:
                 made[replicate.edit_id].append(replicate)

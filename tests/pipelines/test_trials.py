@@ -42,6 +42,21 @@ def test_halving_updates_the_leaders_again_and_the_repeats_tell_the_reliability(
     assert all(c.standard_error is not None for c in record.candidates)
 
 
+def test_stage_runs_each_leader_once_although_a_repeated_document_is_ahead(
+    tmp_path: Path, prefect_server: None
+) -> None:
+    """With one update a stage, leaders that were just updated have as many as the repeated document had before."""
+    ws = workspace(tmp_path, "loop.rounds=1", "loop.halving=[{keep: 2, replicates: 1}]", "loop.repeated_documents=1")
+    (record,) = course(ws)
+    counts = {
+        name: sorted(len(c.replicates) for c in record.candidates if c.edit.document_id == name)
+        for name in record.document_ids
+    }
+    repeated, other = record.document_ids
+    assert counts == {repeated: [2, 3, 3], other: [1, 2, 2]}
+    assert record.inner_runs == 6 + 3 + 2 * 2
+
+
 def test_equal_self_edits_of_a_document_share_one_update(tmp_path: Path, prefect_server: None) -> None:
     ws = workspace(tmp_path)
     task = ws.round_documents(0)[0]
