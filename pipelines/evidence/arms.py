@@ -67,7 +67,7 @@ def _runs(arm: Results, reference: Results) -> float:
 
 
 def arms_table(label: str, reference: Results, arms: Mapping[str, Results], compared: Mapping[str, ArmReading]) -> str:
-    """Return the reference and each arm: accuracy, gain, difference from the reference, updates, minutes.
+    """Return the reference and each arm: accuracy, gain, retention, difference from the reference, updates, minutes.
 
     Args:
         label: Of the reference.
@@ -83,6 +83,7 @@ def arms_table(label: str, reference: Results, arms: Mapping[str, Results], comp
                 name,
                 share(over_seeds.accuracy(results, LEARNED[0])),
                 difference(None if gain is None else gain.bootstrap),
+                difference(over_seeds.forgetting(results, LEARNED[0])),
                 UNKNOWN if arm is None else difference(arm.interval),
                 UNKNOWN if arm is None else p_value(arm.adjusted),
                 UNKNOWN if arm is None else reading(arm.interval),
@@ -90,8 +91,8 @@ def arms_table(label: str, reference: Results, arms: Mapping[str, Results], comp
                 plain(known_mean(sum(result.seconds.values()) / 60 for result in results.values()), 1),
             ]
         )
-    heads = ["", "trained, %", "trained − untrained, points", f"less *{label}*, points", "p, adjusted", "reading"]
-    return table([*heads, "updates", "minutes"], rows)
+    heads = ["", "trained, %", "trained − untrained, points", "probes lost by trained, points"]
+    return table([*heads, f"less *{label}*, points", "p, adjusted", "reading", "updates", "minutes"], rows)
 
 
 def arms_sentences(label: str, arms: Mapping[str, Results], compared: Mapping[str, ArmReading]) -> str:

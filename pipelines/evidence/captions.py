@@ -21,7 +21,8 @@ BUDGETS = (
 PHRASINGS = "Means over seeds. Rewards use none of these phrasings."
 RETENTION = (
     "Share of questions on what the student knew before the update that it answers no more, less what it answers anew; "
-    "above 0 is lost. The last row is paired by document."
+    "above 0 is lost. For each point learned: over the gain in accuracy over the base, where that is above 0. The last "
+    "row is paired by document."
 )
 RELIABILITY = (
     "Share of the spread of rewards between the self-edits of a document that is not noise between updates, in [0, 1], "

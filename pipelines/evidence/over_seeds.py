@@ -116,6 +116,21 @@ def forgetting_gain(results: Results, left: str = LEARNED[0], right: str = LEARN
     return over_seeds([paired(result.document_forgetting, left, right) for result in results.values()], bound=2.0)
 
 
+def lost_per_learned(results: Results, name: str) -> Interval | None:
+    """Return a variant's share of probes lost over its gain in accuracy over the base, a ratio with its interval.
+
+    None where a seed has not both, and where the gain is not above 0: what teaches nothing has no such price.
+    """
+    groups = []
+    for result in results.values():
+        lost, scores = result.document_forgetting.get(name, {}), result.document_accuracy
+        both = sorted(set(lost) & set(shared(scores, ("base", name))))
+        if not both:
+            return None
+        groups.append(([lost[d] for d in both], [scores[name][d] - scores["base"][d] for d in both]))
+    return kept_share_over_seeds(groups, np.random.default_rng(_SEED), resamples=RESAMPLES) if groups else None
+
+
 def transferred(results: Results) -> dict[int, dict[str, dict[str, float]]]:
     """Return by seed the other student's accuracy by variant, on the documents that all of its variants have."""
     found = {}

@@ -148,9 +148,12 @@ def retention_table(results: Results) -> str:
     rows = []
     for name in names:
         cells = [difference(result.forgetting.get(name)) for result in results.values()]
-        rows.append([variant(name), *cells, difference(over_seeds.forgetting(results, name))])
+        price = over_seeds.lost_per_learned(results, name)
+        paid = UNKNOWN if price is None else f"{price.mean:.2f} [{price.low:.2f}, {price.high:.2f}]"
+        rows.append([variant(name), *cells, difference(over_seeds.forgetting(results, name)), paid])
     alone = [over_seeds.forgetting_gain({seed: result}) for seed, result in results.items()]
     cells = [difference(None if found is None else found.bootstrap) for found in alone]
     found = over_seeds.forgetting_gain(results)
-    rows.append(["trained − untrained", *cells, difference(None if found is None else found.bootstrap)])
-    return table(["probes lost, points", *(f"seed {seed}" for seed in results), "all seeds"], rows)
+    rows.append(["trained − untrained", *cells, difference(None if found is None else found.bootstrap), UNKNOWN])
+    seeds = [f"seed {seed}" for seed in results]
+    return table(["probes lost, points", *seeds, "all seeds", "lost for each point learned"], rows)

@@ -177,8 +177,22 @@ def test_tokens_phrasings_and_retention_are_tabled_with_their_paired_differences
     last = rows(tables.retention_table(three))[-1]
     assert last[0] == "trained − untrained"
     assert interval(last[4])[1] < 0.0 < interval(last[4])[2]
+    priced = row(tables.retention_table(three), "trained teacher")
+    lost, learned = (float(np.mean(values)) for values in zip(*_lost_and_learned(three), strict=True))
+    assert float(priced[5].split()[0]) == pytest.approx(lost / learned, abs=0.006)
     bare = {0: run_result(0, documents=10, extras=False)}
     assert [tables.budgets_table(bare), tables.phrasings_table(bare), tables.retention_table(bare)] == ["", "", ""]
+
+
+def _lost_and_learned(results: Results) -> list[tuple[float, float]]:
+    def mean(scores: Mapping[str, float]) -> float:
+        return float(np.mean(list(scores.values())))
+
+    name = "trained_teacher"
+    return [
+        (mean(r.document_forgetting[name]), mean(r.document_accuracy[name]) - mean(r.document_accuracy["base"]))
+        for r in results.values()
+    ]
 
 
 def verdicts(results: Results, metric: str = "probability") -> dict[str, Claim]:
@@ -271,9 +285,12 @@ def test_arms_are_compared_by_document_and_read_by_their_intervals(
     assert "better +" in arms.arms_sentences("as configured", groups["Algorithms"], better).splitlines()[0]
     table = rows(arms.arms_table("as configured", reference, groups["Ablations"], found))
     assert [cells[0] for cells in table[2:]] == ["as configured", "no halving", "cheaper"]
-    assert table[2][3:] == ["–", "–", "–", "900", "8.0"]
-    assert table[3][5] == "below 0"
-    assert table[4][6] == "700"
+    assert table[2][4:] == ["–", "–", "–", "900", "8.0"]
+    assert table[3][6] == "below 0"
+    assert table[4][7] == "700"
+    forgotten = {"trained_teacher": {"test-0": 0.25, "test-1": 0.25}}
+    with_probes = {0: reference[0].model_copy(update={"document_forgetting": forgotten})}
+    assert rows(arms.arms_table("as configured", with_probes, {}, {}))[2][3].startswith("+25.0")
 
 
 def test_arm_of_another_seed_is_not_compared() -> None:
