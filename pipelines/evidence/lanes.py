@@ -31,8 +31,18 @@ class RunFailedError(PreceptorError, RuntimeError):
     """A run of the plan failed; what it finished is kept."""
 
 
+class Preparation(NamedTuple):
+    """Work that some runs wait for: those that try their self-edits on another student."""
+
+    label: str
+    command: tuple[str, ...]
+    log: Path
+    """Gets what the command says."""
+
+
 class _Active(NamedTuple):
-    run: PlannedRun
+    run: PlannedRun | None
+    """None is the preparation."""
     process: subprocess.Popen[bytes]
     started: float
 
@@ -58,13 +68,10 @@ def _noted_lane(run: PlannedRun) -> int | None:
         return None
 
 
-def _next_for(lane: int, lanes: int, pending: Sequence[PlannedRun]) -> PlannedRun | None:
-    """Return the first run that is free for a lane: not begun, begun in this lane, or in one that is no more."""
-    for run in pending:
-        noted = _noted_lane(run)
-        if noted is None or noted == lane or noted >= lanes:
-            return run
-    return None
+def _is_free_for(run: PlannedRun, lane: int, lanes: int) -> bool:
+    """Return whether a run has not begun, or has in this lane, or in one that is no more."""
+    noted = _noted_lane(run)
+    return noted is None or noted == lane or noted >= lanes
 
 
 def run_all(
@@ -75,6 +82,7 @@ def run_all(
     lanes: int,
     resume: str,
     say: Callable[[str], None],
+    preparation: Preparation | None = None,
 ) -> None:
     """Run what has no result by the present code.
 
@@ -85,79 +93,137 @@ def run_all(
         lanes: Runs at a time, at least 1.
         resume: Command that goes on after a failure, for its message.
         say: Called with a line when a run starts and ends.
+        preparation: Takes a lane first; runs that transfer wait for it, and the others need not.
 
     Raises:
-        RunFailedError: A run failed; those under way are ended, and the same command goes on with them.
+        RunFailedError: A run or the preparation failed; what is under way is ended, and the same command goes on.
     """
-    from pipelines.workspace import code_digest
-
-    code, begun = code_digest(), time.monotonic()
-    pending = _distinct(runs)
-    total, done = len(pending), 0
-    active: dict[int, _Active] = {}
     work_dir.mkdir(parents=True, exist_ok=True)
     note_machine(work_dir)
-    threads = max((os.cpu_count() or 1) // lanes, 1)
-
-    def tell(run: PlannedRun, what: str) -> None:
-        say(f"[{done} of {total} done, {(time.monotonic() - begun) / 60:.1f} minutes] {run.label}: {what}")
-
+    scheduler = _Scheduler(config, runs, work_dir, lanes, resume, say)
     try:
-        while active or pending:
-            for run in [run for run in pending if read_result(run, code) is not None]:
-                pending.remove(run)
-                done += 1
-                tell(run, "has its result")
-            for lane in [lane for lane in range(lanes) if lane not in active]:
-                run_next = _next_for(lane, lanes, pending)
-                if run_next is not None:
-                    pending.remove(run_next)
-                    tell(run_next, f"runs; to watch it: tail -f {_log(run_next)}")
-                    process = _start(config, run_next, work_dir, lane, threads)
-                    active[lane] = _Active(run_next, process, time.monotonic())
-            for lane, under_way in list(active.items()):
-                if under_way.process.poll() is not None:
-                    result = _result_of(under_way, resume)
-                    del active[lane]
-                    done += 1
-                    tell(
-                        under_way.run, f"done in {(time.monotonic() - under_way.started) / 60:.1f} min, {_told(result)}"
-                    )
+        if preparation is not None:
+            scheduler.prepare(preparation)
+        while scheduler.is_busy:
+            scheduler.fill()
+            scheduler.collect()
             time.sleep(_POLL_SECONDS)
     finally:
-        _end(active.values())
+        _end(scheduler.active.values())
 
 
-def _start(config: Path, run: PlannedRun, work_dir: Path, lane: int, threads: int) -> subprocess.Popen[bytes]:
-    """Start the process of one run, so that a killed one resumes and memory is given back."""
-    command = [sys.executable, "-m", "pipelines.cli", "train-teacher", str(config)]
-    command += [word for override in run.overrides for word in ("--set", override)]
-    command += ["--work-dir", str(lane_dir(work_dir, lane)), "--json", str(run.result)]
-    log = _log(run)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    run.result.with_suffix(".lane").write_text(f"{lane}\n", encoding="utf-8")
-    # Into a file and not a pipe: servers that outlive a killed process would hold a pipe open.
-    with log.open("wb") as messages:
+class _Scheduler:
+    """Which run is in which lane."""
+
+    def __init__(
+        self,
+        config: Path,
+        runs: Sequence[PlannedRun],
+        work_dir: Path,
+        lanes: int,
+        resume: str,
+        say: Callable[[str], None],
+    ) -> None:
+        from pipelines.workspace import code_digest
+
+        self.active: dict[int, _Active] = {}
+        self._config, self._work_dir, self._lanes = config, work_dir, lanes
+        self._resume, self._say = resume, say
+        self._code, self._begun = code_digest(), time.monotonic()
+        self._pending = _distinct(runs)
+        self._total, self._done = len(self._pending), 0
+        self._preparation: Preparation | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything runs or is to run."""
+        return bool(self.active or self._pending)
+
+    def prepare(self, preparation: Preparation) -> None:
+        """Start the preparation in the first lane."""
+        self._preparation = preparation
+        self._tell(preparation.label, f"runs; to watch it: tail -f {preparation.log}")
+        self.active[0] = _Active(None, self._start(list(preparation.command), preparation.log), time.monotonic())
+
+    def fill(self) -> None:
+        """Start runs in lanes that have none."""
+        for run in [run for run in self._pending if read_result(run, self._code) is not None]:
+            self._pending.remove(run)
+            self._done += 1
+            self._tell(run.label, "has its result")
+        preparing = any(under_way.run is None for under_way in self.active.values())
+        for lane in [lane for lane in range(self._lanes) if lane not in self.active]:
+            ready = (run for run in self._pending if not (preparing and run.transfers))
+            chosen = next((run for run in ready if _is_free_for(run, lane, self._lanes)), None)
+            if chosen is not None:
+                self._pending.remove(chosen)
+                self._tell(chosen.label, f"runs; to watch it: tail -f {_log(chosen)}")
+                chosen.result.parent.mkdir(parents=True, exist_ok=True)
+                chosen.result.with_suffix(".lane").write_text(f"{lane}\n", encoding="utf-8")
+                process = self._start(self._command(chosen, lane), _log(chosen))
+                self.active[lane] = _Active(chosen, process, time.monotonic())
+
+    def collect(self) -> None:
+        """Take the results of runs that have ended.
+
+        Raises:
+            RunFailedError: One has failed.
+        """
+        for lane, under_way in list(self.active.items()):
+            if under_way.process.poll() is None:
+                continue
+            del self.active[lane]
+            minutes = (time.monotonic() - under_way.started) / 60
+            if under_way.run is None:
+                assert self._preparation is not None
+                if under_way.process.returncode:
+                    label, log = self._preparation.label, self._preparation.log
+                    raise _failure(label, under_way.process.returncode, "its work done", log, self._resume)
+                self._tell(self._preparation.label, f"done in {minutes:.1f} minutes")
+            else:
+                result = _result_of(under_way.run, under_way.process.returncode, self._resume)
+                self._done += 1
+                self._tell(under_way.run.label, f"done in {minutes:.1f} minutes, {_told(result)}")
+
+    def _tell(self, label: str, what: str) -> None:
+        minutes = (time.monotonic() - self._begun) / 60
+        self._say(f"[{self._done} of {self._total} done, {minutes:.1f} minutes] {label}: {what}")
+
+    def _command(self, run: PlannedRun, lane: int) -> list[str]:
+        words = [sys.executable, "-m", "pipelines.cli", "train-teacher", str(self._config)]
+        words += [word for override in run.overrides for word in ("--set", override)]
+        return [*words, "--work-dir", str(lane_dir(self._work_dir, lane)), "--json", str(run.result)]
+
+    def _start(self, command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+        """Start a process of its own, so that a killed run resumes and memory is given back."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        threads = max((os.cpu_count() or 1) // self._lanes, 1)
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        return subprocess.Popen(command, stdout=messages, stderr=subprocess.STDOUT, env=environment)
+        # Into a file and not a pipe: servers that outlive a killed process would hold a pipe open.
+        with log.open("wb") as messages:
+            return subprocess.Popen(command, stdout=messages, stderr=subprocess.STDOUT, env=environment)
 
 
-def _result_of(ended: _Active, resume: str) -> RunResult:
+def _result_of(run: PlannedRun, code: int, resume: str) -> RunResult:
     """Return the result of a run that has ended.
 
     Raises:
-        RunFailedError: Its process failed or left no result; the message ends with the process's own.
+        RunFailedError: Its process failed or left no result.
     """
-    run, code, log = ended.run, ended.process.returncode, _log(ended.run)
     found = read_result(run)
     if code or found is None:
-        told = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TOLD_LINES:]
-        raise RunFailedError(
-            f"run {run.label!r}: its process ended with exit code {code}, allowed is 0 and a result in "
-            f"{str(run.result)!r}. Its last messages ({log}):\n" + "\n".join(f"  {line}" for line in told) + "\n"
-            f"What is done is kept. To go on: {resume}"
-        )
+        raise _failure(f"run {run.label!r}", code, f"a result in {str(run.result)!r}", _log(run), resume)
     return found
+
+
+def _failure(what: str, code: int, wanted: str, log: Path, resume: str) -> RunFailedError:
+    """Return the error of a process, with its own last messages."""
+    told = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TOLD_LINES:]
+    return RunFailedError(
+        f"{what}: its process ended with exit code {code}, allowed is 0 and {wanted}. Its last messages ({log}):\n"
+        + "\n".join(f"  {line}" for line in told)
+        + f"\nWhat is done is kept. To go on: {resume}"
+    )
 
 
 def _told(result: RunResult) -> str:

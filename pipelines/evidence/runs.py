@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -112,22 +112,11 @@ def read_result(run: PlannedRun, code: str | None = None) -> RunResult | None:
     return found if found.config_digest == run.digest and code in (None, found.code_digest) else None
 
 
-def build_other_student(plan: EvidencePlan, work_dir: Path, say: Callable[[str], None]) -> None:
-    """Pretrain the other student of a plan, unless it is there; some tens of minutes on one core.
-
-    Args:
-        plan: Names its role and seed.
-        work_dir: Gets it; a build that was killed goes on after its last finished stage.
-        say: Called with a line before and after.
-    """
+def is_built(plan: EvidencePlan, work_dir: Path) -> bool:
+    """Return whether the other student of a plan is there, or the plan has none."""
     directory = transfer_model(plan, work_dir)
     # The tokenizer's settings are written last.
-    if plan.transfer is None or directory is None or (directory / "tokenizer_config.json").is_file():
-        return
-    from evaluation.microworld.build import build
-
-    say(f"the other student ({plan.transfer.role}, seed {plan.transfer.seed}) is pretrained into {directory}")
-    build(directory.parent, plan.transfer.seed, say, roles=(plan.transfer.role,))
+    return directory is None or (directory / "tokenizer_config.json").is_file()
 
 
 def machine(work_dir: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import yaml
 
 from evaluation.errors import ConfigError
 from pipelines.config import load_config
-from pipelines.evidence.lanes import RunFailedError, run_all
+from pipelines.evidence.lanes import Preparation, RunFailedError, run_all
 from pipelines.evidence.plan import ArmsPlan, EvidencePlan, TransferPlan, load_plan
 from pipelines.evidence.runs import SEEDS, PlannedRun, machine, planned_runs, read_result
 from tests.pipelines.evidence_parts import run_result
@@ -212,6 +213,28 @@ def test_two_lanes_run_at_a_time_and_a_failure_ends_both(tmp_path: Path, unreada
         "all variants, seed 1: runs",
         "all variants, seed 0: runs",
     ]
+
+
+def test_runs_that_transfer_wait_for_the_preparation_and_others_do_not(tmp_path: Path, unreadable: Path) -> None:
+    made = planned_runs(EvidencePlan(config=unreadable.name, seeds=(0, 1)), unreadable, tmp_path)
+    runs = [made[0]._replace(transfers=True), made[1]]
+    said: list[str] = []
+    slow = Preparation("the other student", (sys.executable, "-c", "import time; time.sleep(600)"), tmp_path / "b.log")
+    with pytest.raises(RunFailedError, match="seed 1"):
+        run_all(unreadable, runs, tmp_path, lanes=2, resume=RESUME, say=said.append, preparation=slow)
+    assert [line.split("] ")[1].split(";")[0] for line in said] == [
+        "the other student: runs",
+        "all variants, seed 1: runs",
+    ]
+    said.clear()
+    quick = slow._replace(command=(sys.executable, "-c", "print('built')"))
+    with pytest.raises(RunFailedError, match="seed 0"):
+        run_all(unreadable, runs[:1], tmp_path, lanes=2, resume=RESUME, say=said.append, preparation=quick)
+    assert "the other student: done in" in said[1]
+    bad = slow._replace(command=(sys.executable, "-c", "raise SystemExit('checks FAILED')"))
+    with pytest.raises(RunFailedError, match="other student: its process ended with exit code 1") as caught:
+        run_all(unreadable, runs[:1], tmp_path, lanes=1, resume=RESUME, say=said.append, preparation=bad)
+    assert "checks FAILED" in str(caught.value)
 
 
 def test_run_that_was_made_by_other_code_is_started_again(tmp_path: Path, unreadable: Path) -> None:
