@@ -88,9 +88,13 @@ def total_units(config: RunConfig) -> int:
     def chunks(updates: int) -> int:
         return -(-updates // size)
 
-    stages = [config.teacher.samples * loop.replicates, *(stage.keep * stage.replicates for stage in loop.halving)]
+    samples, repeated = config.teacher.samples, min(loop.repeated_documents, loop.documents)
+    first = chunks(loop.documents * samples * loop.replicates) + chunks(repeated * samples)
+    # Repeated documents are ahead of the others by an update, and so in units of their own.
+    stages = (stage.keep * stage.replicates for stage in loop.halving)
+    halved = sum(chunks((loop.documents - repeated) * updates) + chunks(repeated * updates) for updates in stages)
     proxied = config.teacher.screening is not None and config.teacher.screening.by == "proxy"
-    a_round = 3 + proxied + sum(chunks(loop.documents * updates) for updates in stages) + bool(loop.repeated_documents)
+    a_round = 3 + proxied + first + halved
     looks = 0 if loop.development is None else -(-loop.rounds // loop.development.every)
     look = 0 if loop.development is None else 1 + chunks(data.development_documents * loop.development.edits)
     pilot = 0 if loop.pilot is None else 1 + chunks(math.prod(loop.pilot.model_dump().values()))
