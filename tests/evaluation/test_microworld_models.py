@@ -240,7 +240,7 @@ def test_sharpen_multiplies_the_logits(factor: float) -> None:
 
 @pytest.mark.parametrize("role", ROLES)
 def test_recipes_texts_fit_the_context(role: Role) -> None:
-    stages = recipes.teacher_stages(0) if role == "teacher" else recipes.student_stages(0)
+    stages = recipes.stages(role, 0)
     batcher = Batcher(TOKENIZER)
     for stream, _ in itertools.chain(*(phase.streams for phases in stages for phase in phases)):
         assert batcher(list(itertools.islice(stream, 100))).ids.shape[1] <= CONTEXT_TOKENS
@@ -250,8 +250,7 @@ def test_recipes_texts_fit_the_context(role: Role) -> None:
 def test_build_one_writes_a_directory_that_opens(role: Role, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     threads = torch.get_num_threads()
     monkeypatch.setitem(recipes.SHAPES, role, TINY)
-    stages = "teacher_stages" if role == "teacher" else "student_stages"
-    monkeypatch.setattr(recipes, stages, lambda seed: [tiny_phases(seed)])
+    monkeypatch.setattr(recipes, "stages", lambda role, seed: [tiny_phases(seed)])
     try:
         directory = build_one(role, tmp_path, 5)
     finally:
@@ -278,16 +277,16 @@ def test_build_one_goes_on_after_the_stages_that_a_killed_build_finished(
     again = [[Phase(4, ((broken(1), 8),))], [Phase(9, ((student_lines(2), 8),))]]
     threads = torch.get_num_threads()
     try:
-        monkeypatch.setattr(recipes, "student_stages", lambda seed: killed)
+        monkeypatch.setattr(recipes, "stages", lambda role, seed: killed)
         with pytest.raises(KeyboardInterrupt):
             build_one("student", tmp_path / "a", 5)
         assert not (tmp_path / "a" / "student").exists()
         # Were the first stage done again, it would find too few texts.
         again[0][0] = Phase(4, ((broken(1), 8),))
-        monkeypatch.setattr(recipes, "student_stages", lambda seed: again)
+        monkeypatch.setattr(recipes, "stages", lambda role, seed: again)
         resumed = build_one("student", tmp_path / "a", 5)
         whole[0][0] = Phase(4, ((student_lines(1), 8),))
-        monkeypatch.setattr(recipes, "student_stages", lambda seed: whole)
+        monkeypatch.setattr(recipes, "stages", lambda role, seed: whole)
         undisturbed = build_one("student", tmp_path / "b", 5)
     finally:
         torch.set_num_threads(threads)
