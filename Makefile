@@ -17,7 +17,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(READY)  ## Train a teacher on the embedded micro-world and compare it (some 8 minutes on 2 cores).
+demo: $(READY)  ## Train a teacher on the embedded micro-world and compare it (some 7 minutes on 2 cores).
 	@$(BIN)/preceptor train-teacher configs/demo.yaml --work-dir $(WORK) --json $(WORK)/demo.json
 
 test: $(READY)  ## Check style and types and run the tests.
