@@ -74,6 +74,8 @@ def test_keys_travel_by_environment_and_the_clients_key_not_at_all(monkeypatch: 
     monkeypatch.setenv("CLIENTS_KEY", "secret")
     monkeypatch.setenv("VLLM_API_KEY", "the user's")
     monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "False")
+    # An engine that was opened in this process leaves it set.
+    monkeypatch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING", raising=False)
     environment = vllm_environment("own", device="cpu", hidden="CLIENTS_KEY")
     assert environment["VLLM_API_KEY"] == "own"
     assert environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
