@@ -52,9 +52,8 @@ def token_curves(
             sampling = SamplingRecord(edits=tuple(made), seconds=0.0)
             scored = scored_variant(ws, units, name, name, sampling, tasks).accuracy
             if scored:
-                points.append(
-                    _point(ws, budget, known_mean(e.tokens for e in made if e.edit is not None) or 0.0, scored)
-                )
+                tokens = known_mean(e.tokens for e in made if e.edit is not None) or 0.0
+                points.append(_point(ws, budget, tokens, scored))
         curves[name] = tuple(points)
     return curves
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evaluation.checkpoints import resolve_model
-from student.config import TargetModules
-from student.targets import WHOLE_DEPTH, select_layers
+from student.config import WHOLE_DEPTH, TargetModules
+from student.targets import select_layers
 
 _LARGEST_HEADER = 100_000_000
 _NOT_LINEAR = ("embed", "wte", "wpe", "norm", "lm_head", "output_layer")

@@ -140,10 +140,8 @@ class Workspace:
     def grader(self) -> Grader | None:
         """Who grades the students' texts; None where exact match or a vote decides."""
         grading = self.config.grading
-        if grading is None or isinstance(
-            grading.grader, GridVotesGrading
-        ):  # decided by all views of an output together
-            return None
+        if grading is None or isinstance(grading.grader, GridVotesGrading):
+            return None  # All views of an output decide together.
         return build_grader(grading.grader, self.ledger_path, f"{self.config.name}/judge")
 
     @cached_property

@@ -13,9 +13,9 @@ from evaluation.errors import ModelError
 from evaluation.label_logits import has_direct_head, label_hidden, label_logits
 from student.banked_linear import Attached, AttachedHere, BankedLinear, FactorShape
 from student.batching import BankBatch
-from student.config import TargetModules, UpdateRecipe
+from student.config import WHOLE_DEPTH, TargetModules, UpdateRecipe
 from student.packing import packed, takes_packed_rows
-from student.targets import WHOLE_DEPTH, select_layers, unknown_names
+from student.targets import select_layers, unknown_names
 from student.token_loss import frozen_head_loss, weighted_loss
 
 
@@ -41,14 +41,18 @@ def find_targets(model: Any, target_modules: TargetModules, depth: tuple[float, 
             f"student: no linear layer is named {missing} in {type(model).__name__}. "
             f"Allowed ends: {sorted({name.rpartition('.')[2] for name in linears})}. Change recipe.target_modules."
         )
-    names = [name for name in linears if target_modules != "all-linear" or linears[name] is not head]
-    chosen = select_layers(names, target_modules, depth)
+    chosen = select_layers(_eligible(linears, head, target_modules), target_modules, depth)
     if not chosen:
         raise ModelError(
             f"student: {type(model).__name__} has no linear layer besides its output head among {target_modules!r} at "
             f"the depth {list(depth)}. Change recipe.target_modules, or widen recipe.depth."
         )
     return {name: linears[name] for name in chosen}
+
+
+def _eligible(linears: Mapping[str, Any], head: Any, target_modules: TargetModules) -> list[str]:
+    """Return the names of the layers that may be meant: the output head only where it is named."""
+    return [name for name, layer in linears.items() if target_modules != "all-linear" or layer is not head]
 
 
 def _linear_layers(model: Any) -> Iterator[tuple[str, Any]]:
@@ -84,9 +88,7 @@ class BankedModel:
         model = model.get_base_model() if hasattr(model, "get_base_model") else model
         targets = find_targets(model, target_modules, depth)
         self.model = model
-        self._names = [name for name, _ in _linear_layers(model)]
-        head = model.get_output_embeddings()
-        self._names_but_head = [name for name, layer in _linear_layers(model) if layer is not head]
+        self._linears, self._head = dict(_linear_layers(model)), model.get_output_embeddings()
         self.shapes = {name: FactorShape(layer.in_features, layer.out_features) for name, layer in targets.items()}
         parameters = list(model.parameters())
         self.device: torch.device = parameters[0].device
@@ -124,7 +126,7 @@ class BankedModel:
     def layers_of(self, recipe: UpdateRecipe) -> list[str] | None:
         """Return the names of the wrapped layers that a slot adapts, or None when it asks for others."""
         asked = recipe.target_modules
-        names = self._names_but_head if asked == "all-linear" else self._names
+        names = _eligible(self._linears, self._head, asked)
         wanted = select_layers(names, asked, recipe.depth)
         fits = wanted and not unknown_names(names, asked) and self.shapes.keys() >= set(wanted)
         return wanted if fits else None

@@ -12,6 +12,10 @@ TargetModules = Literal["all-linear"] | tuple[str, ...]
 """Which linear layers get LoRA factors; see `UpdateRecipe.target_modules`."""
 
 
+WHOLE_DEPTH = (0.0, 1.0)
+"""All blocks of a model, and what is outside of any."""
+
+
 class UpdateRecipe(BaseModel):
     """Hyperparameters of one update: LoRA (arXiv 2106.09685) trained with AdamW (arXiv 1711.05101)."""
 
@@ -48,7 +52,7 @@ class UpdateRecipe(BaseModel):
     """Tokens that carry loss: all of a sequence, or those of the answer; a statement keeps all either way."""
     target_modules: TargetModules = "all-linear"
     """`all-linear`: every linear layer but the output head, as in PEFT; else name suffixes such as `q_proj`."""
-    depth: tuple[float, float] = (0.0, 1.0)
+    depth: tuple[float, float] = WHOLE_DEPTH
     """Blocks of the model that get factors, from and to, each in [0, 1] of its depth: of L blocks, number i (from 0) is
     at (i + 0.5) / L. `[0.5, 1.0]` is the upper half, whose updates cost less and may forget less."""
     include_passage: bool = False

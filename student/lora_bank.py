@@ -18,13 +18,12 @@ from student.banked_linear import FlatLayout
 from student.banked_model import BankedModel
 from student.batching import SlotWork
 from student.canary import Canary
-from student.config import TargetModules
+from student.config import WHOLE_DEPTH, TargetModules
 from student.generation import generate_group
 from student.memory import MemoryPlan, PeakMemory, bytes_of_slot, plan_memory
 from student.scoring import ScoringFailure, SlotScores, score_slots
 from student.sequences import SkipReason
 from student.stacks import misfit, stack, unstack
-from student.targets import WHOLE_DEPTH
 from student.training import BankLimits, BankTrainer, BankUsage, TrainedSlot, initial_factors
 from student.updates import UpdateJob, UpdateOutcome, UpdateResult
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from student.config import TargetModules
-
-WHOLE_DEPTH = (0.0, 1.0)
+from student.config import WHOLE_DEPTH, TargetModules
 
 
 def select_layers(names: Sequence[str], target_modules: TargetModules, depth: tuple[float, float]) -> list[str]:

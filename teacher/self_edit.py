@@ -109,7 +109,7 @@ def self_edit_schema(*, longest_line: int = 400, most_lines: int = 32) -> dict[s
         "orientations": {"enum": list(get_args(Orientations))},
         "leave_out": {"type": "integer", "minimum": 1, "maximum": 2},
     }
-    augmentations = _object({name: {**flags, **choices}[name] for name in AugmentationSpec.model_fields})
+    augmentations = _object({name: (flags | choices)[name] for name in AugmentationSpec.model_fields})
     training = _object(
         {
             "learning_rate": {"anyOf": [{"type": "number", "minimum": 1e-6, "maximum": 0.1}, {"type": "null"}]},

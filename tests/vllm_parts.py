@@ -10,7 +10,8 @@ import torch
 from evaluation.checkpoints import MICRO_MODELS
 from evaluation.engines.vllm_options import VllmOptions
 from student.adapters import Adapter
-from student.targets import WHOLE_DEPTH, select_layers
+from student.config import WHOLE_DEPTH
+from student.targets import select_layers
 from tests.vllm_server import HAS_VLLM, NO_VLLM
 
 needs_vllm = pytest.mark.skipif(not HAS_VLLM, reason=NO_VLLM)

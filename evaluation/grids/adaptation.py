@@ -78,10 +78,12 @@ def voted_verdicts(questions: Sequence[Question], answers: Sequence[str]) -> lis
     views = list(dict.fromkeys(question.phrasing for question in questions))
     verdicts: list[bool] = []
     for start in range(0, len(questions), len(views)):
-        predictions: dict[str, list[Grid | None]] = {}
-        for question, text in zip(questions[start:][: len(views)], answers[start:], strict=False):
-            predictions[question.phrasing] = [_turned_back(text, question.phrasing)]
-        gold = _turned_back(questions[start].answer, questions[start].phrasing)
+        asked, written = questions[start:][: len(views)], answers[start:][: len(views)]
+        predictions = {
+            question.phrasing: [_turned_back(text, question.phrasing)]
+            for question, text in zip(asked, written, strict=True)
+        }
+        gold = _turned_back(asked[0].answer, asked[0].phrasing)
         assert gold is not None
         verdicts += [is_solved(vote(predictions), gold)] * len(predictions)
     return verdicts

@@ -62,8 +62,10 @@ def gather(
 
 def build_of_other_student(plan: EvidencePlan, work_dir: Path) -> Preparation:
     """Return the pretraining of a plan's other student; one that was killed goes on after its last finished stage."""
+    built = runs.transfer_model(plan, work_dir)
     assert plan.transfer is not None
-    place = work_dir / "transfer"
+    assert built is not None
+    place = built.parent
     words = ["build-micro", "--role", plan.transfer.role, "--seed", str(plan.transfer.seed), "--out", str(place)]
     label = f"pretraining of the other student ({plan.transfer.role}, seed {plan.transfer.seed})"
     return Preparation(label, (sys.executable, "-m", "pipelines.cli", *words), place / "build.log")

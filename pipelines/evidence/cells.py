@@ -65,7 +65,7 @@ def percent(value: float | None) -> str:
 
 def points(value: float | None) -> str:
     """Return a difference in points with its sign; what rounds to zero has a plus."""
-    return UNKNOWN if value is None else f"{round(100 * value, 1) + 0.0:+.1f}"
+    return UNKNOWN if value is None else report.points(value)
 
 
 def share(found: HasEnds | None) -> str:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from evaluation.errors import PreceptorError
+from pipelines.evidence.cells import difference
 from pipelines.evidence.runs import PlannedRun, note_machine, read_result
-from pipelines.report import points
 from pipelines.results import RunResult
 
 _TOLD_LINES = 15
@@ -41,8 +41,7 @@ class Preparation(NamedTuple):
 
 
 class _Active(NamedTuple):
-    run: PlannedRun | None
-    """None is the preparation."""
+    work: PlannedRun | Preparation
     process: subprocess.Popen[bytes]
     started: float
 
@@ -130,9 +129,15 @@ class _Scheduler:
         self._config, self._work_dir, self._lanes = config, work_dir, lanes
         self._resume, self._say = resume, say
         self._code, self._begun = code_digest(), time.monotonic()
-        self._pending = _distinct(runs)
-        self._total, self._done = len(self._pending), 0
-        self._preparation: Preparation | None = None
+        self._pending: list[PlannedRun] = []
+        wanted = _distinct(runs)
+        self._total, self._done = len(wanted), 0
+        for run in wanted:
+            if read_result(run, self._code) is None:
+                self._pending.append(run)
+            else:
+                self._done += 1
+                self._tell(run.label, "has its result")
 
     @property
     def is_busy(self) -> bool:
@@ -141,17 +146,12 @@ class _Scheduler:
 
     def prepare(self, preparation: Preparation) -> None:
         """Start the preparation in the first lane."""
-        self._preparation = preparation
         self._tell(preparation.label, f"runs; to watch it: tail -f {preparation.log}")
-        self.active[0] = _Active(None, self._start(list(preparation.command), preparation.log), time.monotonic())
+        self.active[0] = _Active(preparation, self._start(list(preparation.command), preparation.log), time.monotonic())
 
     def fill(self) -> None:
         """Start runs in lanes that have none."""
-        for run in [run for run in self._pending if read_result(run, self._code) is not None]:
-            self._pending.remove(run)
-            self._done += 1
-            self._tell(run.label, "has its result")
-        preparing = any(under_way.run is None for under_way in self.active.values())
+        preparing = any(isinstance(under_way.work, Preparation) for under_way in self.active.values())
         for lane in [lane for lane in range(self._lanes) if lane not in self.active]:
             ready = (run for run in self._pending if not (preparing and run.transfers))
             chosen = next((run for run in ready if _is_free_for(run, lane, self._lanes)), None)
@@ -173,17 +173,14 @@ class _Scheduler:
             if under_way.process.poll() is None:
                 continue
             del self.active[lane]
-            minutes = (time.monotonic() - under_way.started) / 60
-            if under_way.run is None:
-                assert self._preparation is not None
-                if under_way.process.returncode:
-                    label, log = self._preparation.label, self._preparation.log
-                    raise _failure(label, under_way.process.returncode, "its work done", log, self._resume)
-                self._tell(self._preparation.label, f"done in {minutes:.1f} minutes")
-            else:
-                result = _result_of(under_way.run, under_way.process.returncode, self._resume)
+            work, code = under_way.work, under_way.process.returncode
+            told = f"done in {(time.monotonic() - under_way.started) / 60:.1f} minutes"
+            if isinstance(work, PlannedRun):
+                told += f", {_told(_result_of(work, code, self._resume))}"
                 self._done += 1
-                self._tell(under_way.run.label, f"done in {minutes:.1f} minutes, {_told(result)}")
+            elif code:
+                raise _failure(work.label, code, "its work done", work.log, self._resume)
+            self._tell(work.label, told)
 
     def _tell(self, label: str, what: str) -> None:
         minutes = (time.monotonic() - self._begun) / 60
@@ -231,7 +228,7 @@ def _told(result: RunResult) -> str:
     gain = result.gains.get("trained_minus_untrained")
     if gain is None:
         return "without a trained and an untrained teacher to compare"
-    return f"trained minus untrained {points(gain.mean)} [{points(gain.low)}, {points(gain.high)}]"
+    return f"trained minus untrained {difference(gain)}"
 
 
 def _end(active: Collection[_Active]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from student.targets import WHOLE_DEPTH, select_layers, unknown_names
+from student.config import WHOLE_DEPTH
+from student.targets import select_layers, unknown_names
 
 PARTS = ("self_attn.q_proj", "mlp.up_proj", "mlp.down_proj")
 
