@@ -1,4 +1,4 @@
-"""Opening language models: local directories, hub names, and the two micro models that ship with the package."""
+"""Opening language models: local directories, hub names, and the micro models that ship with the package."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 MICRO_MODELS = {
     "micro-student": Path(__file__).parent / "microworld" / "models" / "student",
     "micro-teacher": Path(__file__).parent / "microworld" / "models" / "teacher",
+    "micro-grid-student": Path(__file__).parent / "microgrids" / "models" / "grid-student",
+    "micro-grid-teacher": Path(__file__).parent / "microgrids" / "models" / "grid-teacher",
 }
 """Names of the shipped checkpoints and where they are."""
 
@@ -36,7 +38,7 @@ def load_checkpoint(name: str, *, device: str = "cpu", dtype: torch.dtype | None
     """Return the model and tokenizer of a checkpoint.
 
     Args:
-        name: `micro-student`, `micro-teacher`, or a directory or hub name of a causal language model.
+        name: One of `MICRO_MODELS`, or a directory or hub name of a causal language model.
         device: Where to put the model.
         dtype: Of its weights; None is float32.
 

@@ -130,6 +130,12 @@ ViewName = Literal[
 """Orientations of a grid: turned counterclockwise, after mirroring left to right; `mirror-turn-90` is the transpose."""
 
 
+def _distinct_views(value: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(value)) < len(value):
+        raise ValueError("allowed are views that differ")
+    return value
+
+
 class ArcData(SampledData):
     """Grid tasks in ARC's JSON (`evaluation.loaders.arc`); a document is a task's demonstrations."""
 
@@ -144,13 +150,39 @@ class ArcData(SampledData):
     @field_validator("views")
     @classmethod
     def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(value)) < len(value):
-            raise ValueError("allowed are views that differ")
-        return value
+        return _distinct_views(value)
 
+
+class MicrogridsData(DataSplit):
+    """Tasks of the micro-grids (`evaluation.microgrids`); the test has families of rules that no teacher learns on."""
+
+    type: Literal["microgrids"] = "microgrids"
+    train_documents: int = Field(default=132, ge=1, le=100_000)
+    """Tasks that rewards are earned on, in [1, 100000]; families take turns."""
+    development_documents: int = Field(default=22, ge=0, le=10_000)
+    """Tasks to make choices on, in [0, 10000]."""
+    test_documents: int = Field(default=112, ge=1, le=10_000)
+    """Tasks to compare variants on, in [1, 10000]."""
+    demonstrations: int = Field(default=4, ge=2, le=8)
+    """Pairs that show a task's rule, in [2, 8]."""
+    rewarded_tests: int = Field(default=8, ge=1, le=64)
+    """Test inputs of a task that rewards are earned on, in [1, 64]."""
+    compared_tests: int = Field(default=8, ge=1, le=64)
+    """Further test inputs of a task, which comparisons ask, in [1, 64]."""
+    views: tuple[ViewName, ...] = Field(default=("as-it-is",), min_length=1)
+    """Orientations under which comparisons ask for each output; with the grader `grid-votes` they are voted on."""
+
+    @field_validator("views")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return _distinct_views(value)
+
+
+GridData = ArcData | MicrogridsData
+"""The sections whose documents are grid tasks."""
 
 LoadedData = JsonLinesData | SquadData | HuggingFaceData
 """The sections whose documents are loaded from files or data sets; `evaluation.loaders` reads them."""
 
-DataConfig = Annotated[LoadedData | ArcData | MicroworldData, Field(discriminator="type")]
+DataConfig = Annotated[LoadedData | ArcData | MicroworldData | MicrogridsData, Field(discriminator="type")]
 """Any `data` section; `type` says which."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from evaluation.data_config import DataConfig, MicroworldData
+from evaluation.data_config import DataConfig, MicrogridsData, MicroworldData
 from evaluation.errors import InputError
 from evaluation.loaders.files import JsonSyntaxError, parse_json
 from evaluation.loaders.intake import Intake
@@ -35,7 +35,7 @@ def retention_probes(data: DataConfig, count: int, seed: int) -> tuple[Question,
         return ()
     if isinstance(data, MicroworldData):
         return _known_to_the_micro_student(count, seed)
-    if data.retention_path is None:
+    if isinstance(data, MicrogridsData) or data.retention_path is None:
         return ()
     questions = _read(data.retention_path)
     random.Random(seed).shuffle(questions)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evaluation.data_config import ArcData, DataConfig, MicroworldData
+from evaluation.data_config import ArcData, DataConfig, MicrogridsData, MicroworldData
 from evaluation.errors import InputError
 from evaluation.loaders import load_tasks
 from evaluation.loaders.intake import sample_documents
@@ -19,6 +19,10 @@ def load_split(config: DataConfig) -> Split:
         from evaluation.microworld.splits import microworld_split
 
         return microworld_split(config)
+    if isinstance(config, MicrogridsData):
+        from evaluation.microgrids.splits import microgrids_split
+
+        return microgrids_split(config)
     tasks = _puzzles(config) if isinstance(config, ArcData) else load_tasks(config)
     return split_tasks(
         tasks, development=config.development_documents, test=config.test_documents, seed=config.split_seed

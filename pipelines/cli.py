@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from evaluation.errors import ConfigError, InputError, PreceptorError
-from evaluation.microworld.build import Role
 from pipelines.bench.command import app as bench_app
 from pipelines.doctor.command import doctor
+from pipelines.micro_models import AnyRole
 from pipelines.process import prepare_process
 from pipelines.serving.command import serve
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from pipelines.config import RunConfig
 
 EXIT_FAILED = 1
@@ -112,52 +109,28 @@ def promote(
 
 @app.command("build-micro")
 def build_micro(
-    out: Annotated[Path, typer.Option("--out", help="Directory that gets `student` and `teacher`.")] = Path(
+    out: Annotated[Path, typer.Option("--out", help="Directory that gets a directory for each model.")] = Path(
         "build/micro"
     ),
     seed: Annotated[int, typer.Option(min=0, help="Of initial weights and texts.")] = 0,
     check_only: Annotated[bool, typer.Option("--check-only", help="Check the models in --out; build nothing.")] = False,
     shipped: Annotated[bool, typer.Option("--shipped", help="Check the models that ship with the package.")] = False,
     role: Annotated[
-        Role | None, typer.Option("--role", help="Build this model alone; without it the two that ship.")
+        AnyRole | None, typer.Option("--role", help="This model alone; without it the two of the knowledge domain.")
     ] = None,
 ) -> None:
     """Rebuild micro models from a seed and print the checks that they must pass."""
     prepare_process()
     from rich.console import Console
 
-    from evaluation.microworld.build import SHIPPED, build
+    from pipelines.micro_models import build, place_shipped, print_checks, roles_of, run_with
 
-    console, roles = Console(), SHIPPED if role is None else (role,)
-    if shipped:
-        from evaluation.checkpoints import MICRO_MODELS
-
-        out, check_only = MICRO_MODELS["micro-student"].parent, True
-    if not check_only:
-        build(out, seed, report=lambda line: console.print(line, highlight=False), roles=roles)
-    _print_checks(console, out, roles)
-    if not check_only and set(SHIPPED) <= set(roles):
-        told = f"--set teacher.model={out}/teacher --set student.model={out}/student"
-        console.print(f"To run with them: preceptor train-teacher configs/demo.yaml {told}", soft_wrap=True)
-
-
-def _print_checks(console: Console, out: Path, roles: Sequence[Role]) -> None:
-    """Print the checks of the micro models under `out`; a failed one ends the command."""
-    from evaluation.errors import BuildError
-    from evaluation.microworld.checks import run_checks
-    from pipelines.report import plain_table
-
-    checks = run_checks(out, roles)
-    table = plain_table(f"Checks of the micro models in {out}", "")
-    for heading in ("check", "measured", "allowed", ""):
-        table.add_column(heading)
-    for check in checks:
-        allowed = f"{check.low:.2f} to {check.high:.2f}"
-        table.add_row(check.what, f"{check.value:.3f}", allowed, "ok" if check.passed else "FAILED")
-    console.print(table)
-    failed = [check.what for check in checks if not check.passed]
-    if failed:
-        raise BuildError(f"micro models in {str(out)!r}: {len(failed)} checks failed: {'; '.join(failed)}.")
+    console, roles = Console(), roles_of(role, shipped=shipped)
+    if not (check_only or shipped):
+        build(out, seed, roles, lambda line: console.print(line, highlight=False))
+    print_checks(console, {name: place_shipped(name) if shipped else out for name in roles})
+    if not (check_only or shipped) and role is None:
+        console.print(run_with(out), soft_wrap=True)
 
 
 @app.command("ui")

@@ -24,6 +24,7 @@ PAIRS = (
     ("trained_teacher", "untrained_teacher"),
     ("trained_teacher", "fixed_kind"),
     ("trained_teacher", "fixed_kind_equal_tokens"),
+    ("trained_teacher", "fixed_spec"),
     ("trained_teacher", "proxy_teacher"),
     ("trained_teacher", "external_generator"),
     ("trained_teacher", "raw_passage"),

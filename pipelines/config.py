@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from evaluation.answers import AnswerFormat
-from evaluation.data_config import ArcData, DataConfig
+from evaluation.data_config import DataConfig, GridData
 from evaluation.digests import digest_json
 from evaluation.engines.vllm_options import VllmOptions
 from evaluation.errors import ConfigError
@@ -19,6 +19,7 @@ from pipelines.serving.options import ServingOptions
 from student.config import UpdateRecipe
 from teacher.config import OpenAISampling, PromptName, TeacherConfig
 from teacher.prompts import PROMPTS
+from teacher.spec_space import SpecSpace
 
 QuestionSet = Literal["rewards", "comparison"]
 """Which questions a student is asked: those that rewards use, or the held-out phrasings."""
@@ -120,6 +121,20 @@ class ExternalGenerator(_Frozen):
 
 
 Control = Literal["null_edit", "other_document", "swapped_values", "equal_tokens", "oracle", "proxy_teacher"]
+_GRID_CONTROLS: tuple[Control, ...] = ("null_edit", "other_document")
+"""Those for self-edits without lines."""
+
+
+class SpecsConfig(_Frozen):
+    """On grid tasks: every specification of a space is tried, for the best fixed one and the best one of each task."""
+
+    space: SpecSpace = SpecSpace()
+    """The specifications."""
+    fixed_tasks: int = Field(default=22, ge=1, le=10_000)
+    """Training tasks on which all are tried for the best fixed one, in [1, 10000]; the first ones."""
+    oracle_tasks: int = Field(default=0, ge=0, le=10_000)
+    """Test tasks on which all are tried for the best one of each task, in [0, 10000], spread evenly over the test
+    tasks; 0 leaves the oracle out."""
 
 
 class TransferConfig(_Frozen):
@@ -171,6 +186,8 @@ class ComparisonConfig(_Frozen):
     """None draws no curve."""
     transfer: TransferConfig | None = None
     """None tries no other student."""
+    specs: SpecsConfig | None = None
+    """None tries no fixed specification and no oracle."""
     correction: Literal["holm", "fdr_bh"] = "holm"
     """Correction of p-values for the number of differences: Holm (1979), or Benjamini and Hochberg (1995)."""
 
@@ -243,14 +260,7 @@ class RunConfig(_Frozen):
                 f"teacher.samples: {self.teacher.learning.algorithm} compares the samples of a document, got "
                 f"{self.teacher.samples}, allowed is at least 2"
             )
-        votes = self.grading is not None and isinstance(self.grading.grader, GridVotesGrading)
-        if votes and not isinstance(self.data, ArcData):
-            raise ValueError(f"grading.grader: grid-votes are for grid tasks, got data.type {self.data.type!r}")
-        if isinstance(self.data, ArcData) and len(self.data.views) > 1 and not votes:
-            raise ValueError(
-                f"data.views: got {len(self.data.views)} views, which only the grader grid-votes puts together; set "
-                "grading.grader.type to it, or leave one view"
-            )
+        self._check_grids()
         if self.comparison.fixed_prompts and self.data.development_documents < 1:
             raise ValueError(
                 "data.development_documents: the best fixed prompt is chosen on development documents, got "
@@ -258,9 +268,35 @@ class RunConfig(_Frozen):
             )
         return self
 
+    def _check_grids(self) -> None:
+        """See that grid tasks have what they need, and that nothing is asked of them, or of others, that cannot be.
+
+        Raises:
+            ValueError: Something does not fit together.
+        """
+        votes = self.grading is not None and isinstance(self.grading.grader, GridVotesGrading)
+        if not isinstance(self.data, GridData):
+            if votes:
+                raise ValueError(f"grading.grader: grid-votes are for grid tasks, got data.type {self.data.type!r}")
+            if self.comparison.specs is not None:
+                raise ValueError(f"comparison.specs: for grid tasks, got data.type {self.data.type!r}")
+            return
+        if len(self.data.views) > 1 and not votes:
+            raise ValueError(
+                f"data.views: got {len(self.data.views)} views, which only the grader grid-votes puts together; set "
+                "grading.grader.type to it, or leave one view"
+            )
+        needless: list[str] = sorted(set(self.comparison.controls) - set(_GRID_CONTROLS))
+        needless += [] if self.comparison.joint_update is None else ["joint_update"]
+        if needless:
+            raise ValueError(
+                f"comparison: got {needless}, which work on the lines of self-edits, but those of grid tasks are "
+                f"specifications; allowed are the controls {sorted(_GRID_CONTROLS)}, and joint_update: null"
+            )
+
     def grading_for(self, questions: QuestionSet) -> GradingConfig | None:
         """Return how the answers to some questions are graded; None where no text is needed."""
-        needless = questions == "rewards" and self.teacher.reward.metric == "probability"
+        needless = questions == "rewards" and self.teacher.reward.metric in ("probability", "token_probability")
         return None if needless else self.grading
 
     @property

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from evaluation.data_config import MicroworldData
+from evaluation.data_config import MicrogridsData, MicroworldData
 from evaluation.endpoints.config import EndpointConfig
 from evaluation.grader_config import JudgeGrading
 from pipelines.config import RunConfig
@@ -39,6 +39,9 @@ _QUESTION_TOKENS = 24
 _JUDGE_TOKENS = 160
 """Of a judge's instructions."""
 _PROMPT_TOKENS = 32
+
+
+_Embedded = MicroworldData | MicrogridsData
 
 
 class _Frozen(BaseModel):
@@ -215,7 +218,7 @@ class _Work(NamedTuple):
 def _count_work(config: RunConfig) -> _Work:
     """Return the counts over pilot, rounds, looks, the choice of the fixed prompt, and the comparison."""
     loop, data, teacher = config.loop, config.data, config.teacher
-    documents = min(loop.documents, data.train_documents) if isinstance(data, MicroworldData) else loop.documents
+    documents = min(loop.documents, data.train_documents) if isinstance(data, _Embedded) else loop.documents
     sampled = loop.rounds * documents * teacher.samples
     repeated = min(loop.repeated_documents, documents) * teacher.samples
     rewarded = loop.rounds * (documents * loop.updates_per_document(teacher.samples) + repeated)
@@ -266,6 +269,9 @@ def _count_compared(config: RunConfig) -> _Compared:
         updates += teachers * tests * len(after.curve.tokens)
     if after.transfer is not None:
         updates += teachers * tests * after.edits + tests * ("oracle" in after.controls and trained)
+    if after.specs is not None:
+        space = len(list(after.specs.space.choices()))
+        updates += after.specs.fixed_tasks * space + tests + after.specs.oracle_tasks * (space + 1)
     return _Compared(samples, updates)
 
 

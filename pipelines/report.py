@@ -228,6 +228,7 @@ def closing(result: RunResult, work_dir: Path, config_path: Path, run_ids: Mappi
     """
     lines = ["What was found", *_wrapped(_opening(result))]
     lines += [line for sentence in _findings(result) for line in _wrapped(sentence, bullet=True)]
+    lines += [line for sentence in _on_specifications(result) for line in _wrapped(sentence, bullet=True)]
     if result.padding_share is not None:
         lines += _wrapped(f"Padding in training the students: {100 * result.padding_share:.1f} % of token places.")
     if result.notes:
@@ -282,6 +283,24 @@ def _findings(result: RunResult) -> Iterator[str]:
     for name, gain in result.gains.items():
         figures = f"{points(gain.mean)} points [{points(gain.low)}, {points(gain.high)}]"
         yield f"{_in_words(name)}: {figures}. {meaning[verdict(gain)]}"
+
+
+def _on_specifications(result: RunResult) -> Iterator[str]:
+    """Yield which specification is best for all tasks, and how near the trained teacher is to the best of each."""
+    found = result.specs
+    if found is None:
+        return
+    best, tried = found.scores[found.fixed], f"{counted(len(found.scores), 'specification')} tried"
+    score = "no score" if best is None else f"{100 * best:.1f} %"
+    yield f"Best fixed specification on {counted(found.tasks, 'training task')}: {found.fixed}, {score} ({tried})."
+    oracle = found.oracle
+    if oracle is not None:
+        text = f"Best specification of each of {counted(oracle.tasks, 'test task')}: {_percent(oracle.oracle)} %"
+        if oracle.regret is not None:
+            text += f"; the trained teacher is {points(-oracle.regret.mean)} points from it"
+        if oracle.share is not None:
+            text += f" and has {_percent(oracle.share)} % of it"
+        yield text + "."
 
 
 def plain_table(title: str, caption: str) -> Table:

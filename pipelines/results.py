@@ -11,7 +11,7 @@ class VariantRecord(Record):
     """A way to adapt the student, scored on the comparison documents."""
 
     name: str
-    """`base`, `raw_passage`, `fixed_kind`, `untrained_teacher` or `trained_teacher`."""
+    """Such as `base`, `raw_passage`, `fixed_kind`, `fixed_spec`, `untrained_teacher` or `trained_teacher`."""
     label: str
     """For people, such as `best fixed kind (micro-self-qa)`."""
     candidates: tuple[CandidateRecord, ...]
@@ -111,6 +111,34 @@ class TransferRecord(Record):
     """By variant and document id."""
 
 
+class OracleRecord(Record):
+    """The best specification of each of some test tasks, chosen by the tests that rewards come from."""
+
+    tasks: int
+    oracle: Interval
+    """Its accuracy on the comparison's tests, in [0, 1]."""
+    variants: dict[str, Interval]
+    """That of each variant on the same tasks."""
+    share: Interval | None
+    """The trained teacher's accuracy as a share of the oracle's; None where there is no trained teacher."""
+    regret: Interval | None
+    """The oracle's accuracy less the trained teacher's, in [-1, 1]; None where there is no trained teacher."""
+    chosen: dict[str, str] = Field(default_factory=dict)
+    """By task id, the specification as JSON."""
+
+
+class SpecSearchRecord(Record):
+    """Every specification of a space, tried on training tasks."""
+
+    tasks: int
+    fixed: str
+    """The best one over all tasks, as JSON."""
+    scores: dict[str, float | None]
+    """By specification: mean accuracy, with a thousandth of the mean probability added; None where a task has none."""
+    oracle: OracleRecord | None = None
+    """None where the run wants none."""
+
+
 class RunResult(Record):
     """The result for scripts (`--json`)."""
 
@@ -154,6 +182,8 @@ class RunResult(Record):
     curve: dict[str, tuple[CurvePoint, ...]] = Field(default_factory=dict)
     """Accuracy against tokens, by variant."""
     transfer: TransferRecord | None = None
+    specs: SpecSearchRecord | None = None
+    """None outside grid tasks."""
     edit_notes: dict[str, dict[str, float]] = Field(default_factory=dict)
     """Figures about the self-edits of each variant: lines, coverage, leakage, distinct n-grams ..."""
     phrasings: dict[str, dict[str, float]] = Field(default_factory=dict)

@@ -71,6 +71,7 @@ def _parsed(task: KnowledgeTask, prompt: str, index: int, completion: Completion
             failure=RewardFailure.GENERATION_FAILED,
         )
     parsed = parse_self_edit(completion.text, prompt=prompt, finish_reason=completion.finish_reason)
+    edit = parsed.edit if task.puzzle is None or parsed.edit is None else _specification(parsed.edit)
     return EditRecord(
         document_id=task.id,
         index=index,
@@ -78,12 +79,19 @@ def _parsed(task: KnowledgeTask, prompt: str, index: int, completion: Completion
         token_ids=completion.token_ids,
         completion_tokens=completion.completion_tokens,
         finish_reason=completion.finish_reason,
-        edit=parsed.edit,
+        edit=edit,
         rejection="" if parsed.reason is None else f"{parsed.reason.value}: {parsed.detail}",
         failure=None if parsed.reason is None else RewardFailure.PARSE_FAILED,
         dropped={reason.value: count for reason, count in parsed.dropped.items()},
         flags=tuple(flag.value for flag in parsed.flags),
     )
+
+
+def _specification(edit: SelfEdit) -> SelfEdit:
+    """Return a grid task's self-edit without lines beside a specification: they are reasoning, not training data."""
+    if edit.augmentations is None and edit.training is None:
+        return edit
+    return SelfEdit(augmentations=edit.augmentations, training=edit.training)
 
 
 def written_edit(task: KnowledgeTask, text: str) -> EditRecord:

@@ -28,8 +28,16 @@ from pipelines.progress import Reporter
 from pipelines.records import RoundRecord, SpentRecord, UsageRecord
 from pipelines.registry import PROMPTS_TAG
 from pipelines.report import closing, next_notes, pilot_line, print_report, round_line
-from pipelines.results import ComparisonRecord, CurvePoint, RunResult, TransferRecord, VariantRecord
+from pipelines.results import (
+    ComparisonRecord,
+    CurvePoint,
+    RunResult,
+    SpecSearchRecord,
+    TransferRecord,
+    VariantRecord,
+)
 from pipelines.rounds import Pilot, run_course, run_pilot
+from pipelines.spec_search import find_fixed, find_oracle, fixed_spec_variant
 from pipelines.transfer import other_student, transferred
 from pipelines.units import Units
 from pipelines.workspace import Workspace
@@ -118,6 +126,10 @@ def total_units(config: RunConfig) -> int:
         )
     if after.transfer is not None:
         compared_units += teachers * taught + plain
+    if after.specs is not None:
+        space = len(list(after.specs.space.choices()))
+        compared_units += chunks(after.specs.fixed_tasks * space) + chunks(data.test_documents)
+        compared_units += chunks(after.specs.oracle_tasks * space) + chunks(after.specs.oracle_tasks)
     return learning + compared_units
 
 
@@ -152,6 +164,7 @@ class _Compared(NamedTuple):
     variants: list[VariantRecord]
     curve: dict[str, tuple[CurvePoint, ...]]
     transfer: TransferRecord | None
+    specs: SpecSearchRecord | None
 
 
 def _train_and_compare(run: _Run) -> tuple[RunResult, ComparisonRecord, list[VariantRecord]]:
@@ -194,10 +207,12 @@ def _compare(run: _Run, policy: str | None, proxy_policy: str | None) -> _Compar
     ws, units, test = run.ws, run.units, run.ws.split.test
     prompt, keep = ws.config.teacher.prompt, ws.config.comparison.keep_adapters
     fixed = compared.best_fixed_kind(ws, units, ws.split.development)
+    spec = find_fixed(ws, units)
     found: list[VariantRecord | None] = [
         compared.base_variant(ws, units, test),
         compared.raw_variant(ws, units, test),
         compared.fixed_variant(ws, units, fixed, test),
+        None if spec is None else fixed_spec_variant(ws, units, spec, test),
         compared.external_variant(ws, units, test),
         compared.teacher_variant(
             ws, units, "untrained_teacher", "untrained teacher", None, prompt, test, keep=0 if policy else keep
@@ -219,7 +234,8 @@ def _compare(run: _Run, policy: str | None, proxy_policy: str | None) -> _Compar
         run.reporter.say(f"the same self-edits on {other.config.student.model}")
         with other:
             transfer = transferred(ws, other, Units(other, run.reporter), variants, test)
-    return _Compared(compared.compare_variants(ws, variants), variants, curve, transfer)
+    specs = None if spec is None else spec.record.model_copy(update={"oracle": find_oracle(ws, units, variants)})
+    return _Compared(compared.compare_variants(ws, variants), variants, curve, transfer, specs)
 
 
 def _log_variants(run: _Run, variants: list[VariantRecord], comparison: ComparisonRecord, policy: str | None) -> None:
@@ -278,6 +294,7 @@ def _result(
         minimum_detectable=comparison.minimum_detectable,
         curve=found.curve,
         transfer=found.transfer,
+        specs=found.specs,
         edit_notes={variant.name: variant.notes for variant in variants if variant.notes},
         phrasings={variant.name: variant.phrasings for variant in variants if variant.phrasings},
     )

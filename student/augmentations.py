@@ -130,10 +130,10 @@ def build_examples(task: GridTask, spec: AugmentationSpec | None, seed: int, *, 
 def _shown_as(
     example: Example, transformation: Transformation, spec: AugmentationSpec, rng: random.Random
 ) -> Iterator[Example]:
-    """Yield an example under a transformation, and once more in other colours where the specification says so."""
+    """Yield an example under a transformation, and as often in other colours as the specification says."""
     keep = (0,) if spec.keep_background else ()
     yield _ordered(_changed(example, transformation), spec, rng)
-    if spec.permute_colours:
+    for _ in range(spec.colourings):
         coloured = Chain((transformation, random_recolouring(rng, keep=keep)))
         yield _ordered(_changed(example, coloured), spec, rng)
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from teacher.self_edit import TrainingSpec
+from teacher.self_edit import LossOn, TrainingSpec
 
 TargetModules = Literal["all-linear"] | tuple[str, ...]
 """Which linear layers get LoRA factors; see `UpdateRecipe.target_modules`."""
@@ -48,8 +48,9 @@ class UpdateRecipe(BaseModel):
     """Decay rates of AdamW's first and second moments, each in [0, 1)."""
     adam_epsilon: float = Field(default=1e-8, gt=0.0, le=1e-2)
     """Added to AdamW's denominator, in (0, 0.01]."""
-    loss_on: Literal["all", "answer"] = "all"
-    """Tokens that carry loss: all of a sequence, or those of the answer; a statement keeps all either way."""
+    loss_on: LossOn = "all"
+    """Tokens that carry loss: all of a sequence, those of the answer, or on grid tasks those of all outputs, the
+    demonstrations' among them; a statement keeps all either way."""
     target_modules: TargetModules = "all-linear"
     """`all-linear`: every linear layer but the output head, as in PEFT; else name suffixes such as `q_proj`."""
     depth: tuple[float, float] = WHOLE_DEPTH

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from evaluation.answers import AnswerFormat, encode_answer
 from evaluation.errors import ScoringError
+from evaluation.grids.text import output_spans
 from evaluation.tasks import Document
 from student.config import UpdateRecipe
 from teacher.self_edit import Implication, SelfEdit
@@ -112,7 +113,18 @@ def _answered(question: str, answer: str, tokenizer: Any, recipe: UpdateRecipe, 
     eos = tokenizer.eos_token_id
     tokens = (*encoded.tokens, *([] if eos is None else [eos]))
     prompt = encoded.prompt_length
-    return tokens, (recipe.loss_on == "all",) * prompt + (True,) * (len(tokens) - prompt)
+    asked: tuple[bool, ...] = (recipe.loss_on == "all",) * prompt
+    if recipe.loss_on == "outputs":
+        asked = _within(answer_format.render(question), tokenizer, prompt)
+    return tokens, asked + (True,) * (len(tokens) - prompt)
+
+
+def _within(prompt: str, tokenizer: Any, length: int) -> tuple[bool, ...]:
+    """Return which of a prompt's tokens begin within the output of a demonstration."""
+    places = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    spans = output_spans(prompt)
+    inside = [any(first <= start < end for first, end in spans) for start, _ in places]
+    return (False,) * (length - len(inside)) + tuple(inside)
 
 
 def _problem(index: int, made: _Tokens, recipe: UpdateRecipe) -> SkippedLine | None:

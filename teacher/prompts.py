@@ -88,13 +88,13 @@ asked for in turn with the others shown, and must then apply the rule to new inp
 {passage}
 
 Answer with one JSON object and nothing else:
-{"augmentations": {"orientations": ..., "permute_colours": ..., "permute_demonstrations": ..., "leave_out": ...},
+{"augmentations": {"orientations": ..., "colourings": ..., "permute_demonstrations": ..., "leave_out": ...},
  "training": {"learning_rate": ..., "epochs": ..., "loss_on": ...}}
 - orientations: "none", "mirror" (left to right), "flip" (top to bottom), "transpose", "turns" or "all": in which of
   these everything is shown once more. Choose those under which the rule stays the same.
-- permute_colours: true or false: everything once more in other colours. Choose true if the rule is about no colour.
+- colourings: 0 to 16: how many times everything is shown once more in other colours. 0 if the rule is about colours.
 - permute_demonstrations: true or false. leave_out: 1 or 2; 2 makes more and shorter examples.
-- learning_rate: 0.000001 to 0.1. epochs: 1 to 100. loss_on: "answer" or "all".
+- learning_rate: 0.000001 to 0.1. epochs: 1 to 100. loss_on: "answer", "outputs" or "all".
 - The training may take at most {budget} steps in all; more is refused.
 """
 
@@ -116,6 +116,7 @@ _TEXTS = {
     "micro-implications": "Passage: {passage}\nImplications:\n",
     "micro-rewrite": "Passage: {passage}\nRewritten passages:\n",
     "micro-self-qa": "Passage: {passage}\nQuestions and answers:\n",
+    "micro-grid-spec": "{passage}\nSteps: {budget}\nRule: ",
 }
 
 PROMPTS: Mapping[str, PromptTemplate] = MappingProxyType(

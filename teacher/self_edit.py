@@ -49,14 +49,17 @@ class AugmentationSpec(BaseModel):
     """Tilings."""
     orientations: Orientations = "none"
     """Orientations in which all is shown once more."""
-    permute_colours: bool = False
-    """Show all once more in other colours, drawn anew for each example."""
+    colourings: int = Field(default=0, ge=0, le=16)
+    """Times that all is shown once more in other colours, drawn anew for each example, in [0, 16]."""
     keep_background: bool = True
-    """Such a permutation leaves colour 0 as it is."""
-    permute_demonstrations: bool = False
+    """Other colours leave colour 0 as it is."""
+    permute_demonstrations: bool = True
     """Show the demonstrations of each example in an order of its own."""
     leave_out: int = Field(default=1, ge=1, le=2)
     """Demonstrations left out of an example, in [1, 2]: one of them is the question; 2 makes more examples."""
+
+
+LossOn = Literal["all", "answer", "outputs"]
 
 
 class TrainingSpec(BaseModel):
@@ -70,8 +73,9 @@ class TrainingSpec(BaseModel):
     """Passes over the training sequences, in [1, 100]."""
     rank: int | None = Field(default=None, ge=1, le=256)
     """LoRA rank, in [1, 256]."""
-    loss_on: Literal["all", "answer"] | None = None
-    """Tokens that carry loss: all of a sequence, or those of the answer where a sequence has one."""
+    loss_on: LossOn | None = None
+    """Tokens that carry loss: all of a sequence, those of the answer where a sequence has one, or on grid tasks those
+    of all outputs, the demonstrations' among them."""
 
 
 class SelfEdit(BaseModel):
@@ -107,6 +111,7 @@ def self_edit_schema(*, longest_line: int = 400, most_lines: int = 32) -> dict[s
     flags = {name: {"type": "boolean"} for name, f in AugmentationSpec.model_fields.items() if f.annotation is bool}
     choices = {
         "orientations": {"enum": list(get_args(Orientations))},
+        "colourings": {"type": "integer", "minimum": 0, "maximum": 16},
         "leave_out": {"type": "integer", "minimum": 1, "maximum": 2},
     }
     augmentations = _object({name: (flags | choices)[name] for name in AugmentationSpec.model_fields})
@@ -115,7 +120,7 @@ def self_edit_schema(*, longest_line: int = 400, most_lines: int = 32) -> dict[s
             "learning_rate": {"anyOf": [{"type": "number", "minimum": 1e-6, "maximum": 0.1}, {"type": "null"}]},
             "epochs": {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 100}, {"type": "null"}]},
             "rank": {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 256}, {"type": "null"}]},
-            "loss_on": {"enum": ["all", "answer", None]},
+            "loss_on": {"enum": [*get_args(LossOn), None]},
         }
     )
     return _object(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from evaluation.grids.tasks import Grid, GridPair, grid_mistakes
 
 INPUT, OUTPUT = "Input:", "Output:"
+_OUTPUT = re.compile(rf"^{OUTPUT}\n((?:[0-9]+\n)*[0-9]+)$", re.MULTILINE)
 
 
 def write_grid(grid: Grid) -> str:
@@ -33,6 +35,11 @@ def read_grid(text: str) -> Grid | None:
 def write_pairs(pairs: Sequence[GridPair]) -> str:
     """Return demonstrations, each as its input and its output under their headings."""
     return "\n".join(f"{INPUT}\n{write_grid(p.input)}\n{OUTPUT}\n{write_grid(p.output)}" for p in pairs)
+
+
+def output_spans(text: str) -> list[tuple[int, int]]:
+    """Return where the outputs of demonstrations are in a text: first character, and the one after the last."""
+    return [match.span(1) for match in _OUTPUT.finditer(text)]
 
 
 def write_query(pairs: Sequence[GridPair], grid: Grid) -> str:

@@ -13,12 +13,13 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from evaluation.grids.tasks import COLOURS, Grid
-from evaluation.grids.transformations import FLIP, MIRROR, ORIENTATIONS, TRANSPOSE, TURNS, Recolouring, Transformation
+from evaluation.grids.transformations import FLIP, MIRROR, ORIENTATIONS, TRANSPOSE, TURNS, Transformation
 
 SIDE = 3
 """Rows and columns of every grid."""
-USED_COLOURS = 6
-"""Colours 0 to 5; 0 is the background."""
+USED_COLOURS = 10
+"""Colours 0 to 9; 0 is the background. With five colours instead of nine too many cells of a grid are alike, and a
+student took several times the steps to see where each of them goes."""
 
 Apply = Callable[[Grid], Grid]
 
@@ -61,22 +62,33 @@ def _fixed(apply: Apply) -> Callable[[random.Random], tuple[str, Apply]]:
     return lambda rng: ("", apply)
 
 
-def _swap(rng: random.Random) -> tuple[str, Apply]:
-    one, other = sorted(rng.sample(range(1, USED_COLOURS), 2))
-    becomes = {one: other, other: one}
-    colours = tuple(becomes.get(colour, colour) for colour in range(COLOURS))
-    return f"{one}-{other}", Recolouring(colours).apply
+def _becoming(becomes: dict[int, int]) -> tuple[str, Apply]:
+    """Return the rule that replaces colours, as far as named, and its parameters such as `1>4,4>1`."""
+    colours = [becomes.get(colour, colour) for colour in range(COLOURS)]
+
+    def apply(grid: Grid) -> Grid:
+        return tuple(tuple(colours[cell] for cell in row) for row in grid)
+
+    return ",".join(f"{old}>{new}" for old, new in sorted(becomes.items())), apply
 
 
-def _recolour(rng: random.Random) -> tuple[str, Apply]:
-    """Return a permutation of the five colours that leaves none of them as it is."""
-    solid = list(range(1, USED_COLOURS))
-    while True:
-        shuffled = rng.sample(solid, len(solid))
-        if all(old != new for old, new in zip(solid, shuffled, strict=True)):
-            break
-    colours = (0, *shuffled, *range(USED_COLOURS, COLOURS))
-    return "".join(map(str, shuffled)), Recolouring(colours).apply
+def _ring(length: int) -> Callable[[random.Random], tuple[str, Apply]]:
+    """Return what draws a ring of colours, each of which becomes the next one."""
+
+    def make(rng: random.Random) -> tuple[str, Apply]:
+        ring = rng.sample(range(1, USED_COLOURS), length)
+        return _becoming(dict(zip(ring, ring[1:] + ring[:1], strict=True)))
+
+    return make
+
+
+def _repaint(rng: random.Random) -> tuple[str, Apply]:
+    old, new = rng.sample(range(1, USED_COLOURS), 2)
+    return _becoming({old: new})
+
+
+def _fill(rng: random.Random) -> tuple[str, Apply]:
+    return _becoming({0: rng.randrange(1, USED_COLOURS)})
 
 
 def _then(*families: str) -> Callable[[random.Random], tuple[str, Apply]]:
@@ -112,10 +124,12 @@ _MAKERS: dict[str, Callable[[random.Random], tuple[str, Apply]]] = {
     "fall-up": _fixed(_under(FLIP, _fallen)),
     "fall-right": _fixed(_under(TRANSPOSE, _fallen)),
     "fall-left": _fixed(_under(TURNS[0], _fallen)),
-    "swap": _swap,
-    "recolour": _recolour,
+    "swap": _ring(2),
+    "cycle": _ring(3),
+    "repaint": _repaint,
+    "fill": _fill,
 }
-_COMPOSED = (("swap", "turn-90"), ("swap", "mirror"), ("recolour", "mirror"), ("recolour", "fall-down"))
+_COMPOSED = (("swap", "mirror"), ("repaint", "shift-right"), ("fill", "copy-left"))
 _MAKERS |= {f"{first}+{then}": _then(first, then) for first, then in _COMPOSED}
 
 FAMILIES: Mapping[str, Callable[[random.Random], tuple[str, Apply]]] = MappingProxyType(_MAKERS)

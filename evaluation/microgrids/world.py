@@ -11,24 +11,26 @@ from evaluation.microgrids.rules import USED_COLOURS, Rule, draw_grid, draw_rule
 BACKGROUNDS = (1 / 6, 0.4)
 """Shares of background, each for half of the tasks: rules of falling need room, others do not."""
 
-PRETRAINED = ("turn-90", "mirror", "transpose", "shift-right", "copy-left", "fall-down", "swap", "recolour")
-"""Families that the student's pretraining shows, in context."""
+PRETRAINED = ("turn-90", "mirror", "transpose", "shift-right", "copy-left", "fall-down")
+"""Families that the student's pretraining shows, in context; it never sees a rule about colours."""
 ADAPTED = (
-    "turn-180", "turn-270", "flip", "copy-top", "copy-right", "fall-up", "fall-right", "shift-down", "swap", "recolour",
-    "swap+turn-90",
+    "swap", "copy-top", "repaint", "fall-right", "swap", "copy-right", "repaint", "shift-down", "swap", "fall-up",
+    "repaint", "turn-270",
 )  # fmt: skip
-"""Families of the tasks that teachers learn on; of `swap` and `recolour` other rules than the pretraining shows."""
-UNSEEN = ("copy-bottom", "fall-left", "shift-up", "recolour+mirror", "swap+mirror")
-"""Families that no teacher learns on: a part of the test tasks."""
+"""Families of the tasks that teachers learn on, in turn; every second task is about colours."""
+UNSEEN = ("cycle", "copy-bottom", "swap+mirror", "shift-up", "fill")
+"""Families that no teacher learns on and no model was pretrained on: a part of the test tasks."""
+TESTED = (*ADAPTED, *UNSEEN)
+"""Families of the tasks that variants are compared on."""
 
 
 def draw_task(
-    rng: random.Random, rule: Rule, name: str, *, demonstrations: int = 6, tests: int = 16, source: str = ""
+    rng: random.Random, rule: Rule, name: str, *, demonstrations: int = 4, tests: int = 16, source: str = ""
 ) -> GridTask:
     """Return a task: a rule shown on some grids and asked for on others, no two of them alike.
 
-    Every colour but the background occurs in the demonstrations, so that what the rule does with it can be told, and
-    at least half of the demonstrations are changed by the rule.
+    Every colour but the background occurs in the demonstrations, so that what the rule does with it can be
+    told, and at least half of the demonstrations are changed by the rule.
 
     Args:
         rng: Makes all choices.

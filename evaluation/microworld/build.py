@@ -50,7 +50,7 @@ def build_one(role: Role, out: Path, seed: int) -> Path:
             print(f"{role:8s}{stage}  {line}", flush=True)
 
         pretrain(model, tokenizer, phases, report=report)
-        _save(model, place)
+        save_stage(model, place)
     sharpen(model, recipes.TEACHER_SHARPNESS if taught else 1.0)
     directory = out / role
     model.save_pretrained(directory)
@@ -64,7 +64,7 @@ def _sources() -> bytes:
     return b"".join(path.read_bytes() for path in files)
 
 
-def _save(model: Any, place: Path) -> None:
+def save_stage(model: Any, place: Path) -> None:
     """Save a stage so that a kill leaves it whole or not at all."""
     staging = place.with_name(f".{place.name}.{os.getpid()}")
     model.save_pretrained(staging)

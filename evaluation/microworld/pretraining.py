@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from evaluation.microworld.corpora import Text
-from evaluation.microworld.tokenizer import CONTEXT_TOKENS
 from evaluation.microworld.vocabulary import NAME_PARTS, VALUES
 
 CONTENT_WEIGHT = 4.0
@@ -27,6 +26,8 @@ class Shape(NamedTuple):
     hidden: int
     layers: int
     intermediate: int
+    rope_theta: float = 10_000.0
+    """Base of the rotary positions: the lower, the more of the frequencies tell nearby places apart."""
 
 
 class Batch(NamedTuple):
@@ -48,7 +49,8 @@ def new_model(shape: Shape, tokenizer: Any, seed: int) -> Any:
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.hidden // 32,
         num_key_value_heads=shape.hidden // 32,
-        max_position_embeddings=CONTEXT_TOKENS,
+        max_position_embeddings=tokenizer.model_max_length,
+        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

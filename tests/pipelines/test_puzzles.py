@@ -39,6 +39,7 @@ def config(place: Path, *overrides: str) -> RunConfig:
         "teacher.prompt=grid-spec",
         "comparison.fixed_prompts=[]",
         "comparison.controls=[]",
+        "comparison.joint_update=null",
         "loop.pilot=null",
         *overrides,
     )
@@ -48,7 +49,7 @@ def test_specification_becomes_the_training_data_of_its_task(tmp_path: Path) -> 
     ws = Workspace(config(tmp_path), tmp_path / "work")
     task = ws.split.train[0]
     assert task.puzzle is not None
-    spec = AugmentationSpec(orientations="flip", permute_colours=True)
+    spec = AugmentationSpec(orientations="flip", colourings=1)
     edit = SelfEdit(augmentations=spec, training=TrainingSpec(epochs=2, learning_rate=0.01, loss_on="answer"))
     job = update_job(ws, UpdateRequest(task.id, 0, edit, seed=5))
     assert job is not None

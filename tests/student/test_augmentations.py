@@ -19,9 +19,10 @@ from tests.evaluation.grids.strategies import grids
 FLAGS = ("use_basic_augmentations", "use_size_augmentations", "use_chain_augmentations", "use_repeat_augmentations")
 SPECS = st.builds(
     AugmentationSpec,
-    **{name: st.booleans() for name in (*FLAGS, "permute_colours", "keep_background", "permute_demonstrations")},
+    **{name: st.booleans() for name in (*FLAGS, "keep_background", "permute_demonstrations")},
     orientations=st.sampled_from(sorted(CHOSEN)),
     leave_out=st.integers(1, 2),
+    colourings=st.integers(0, 3),
 )
 TASKS = st.lists(st.builds(GridPair, input=grids(4), output=grids(4)), min_size=1, max_size=4).map(
     lambda pairs: GridTask(id="t", demonstrations=tuple(pairs), tests=(GridTest(input=((9, 8, 7, 6, 5),)),))
@@ -78,7 +79,7 @@ def test_rule_that_commutes_with_the_chosen_orientation_is_still_the_rule() -> N
     pairs = tuple(GridPair(input=grid, output=mirrored(grid)) for grid in inputs)
     task = GridTask(id="t", demonstrations=pairs, tests=(GridTest(input=((1,),)),))
     for orientations, keeps in (("mirror", True), ("flip", True), ("transpose", False)):
-        spec = AugmentationSpec(orientations=orientations, permute_colours=True)
+        spec = AugmentationSpec(orientations=orientations, colourings=1)
         asked = [line.text.rsplit("Input:", 1)[1].split("Output:")[0] for line in build_examples(task, spec, 3).lines]
         answers = [line.answer or "" for line in build_examples(task, spec, 3).lines]
         held = [
@@ -91,9 +92,9 @@ def test_rule_that_commutes_with_the_chosen_orientation_is_still_the_rule() -> N
 def test_background_stays_unless_the_specification_gives_it_up() -> None:
     task = GridTask(id="t", demonstrations=(pair(1, 2), pair(3, 4)), tests=(GridTest(input=((5, 0),)),))
     for seed in range(20):
-        lines = build_examples(task, AugmentationSpec(permute_colours=True), seed).lines
+        lines = build_examples(task, AugmentationSpec(colourings=1), seed).lines
         assert all((line.answer or "")[1] == "0" for line in lines)
-    free = AugmentationSpec(permute_colours=True, keep_background=False)
+    free = AugmentationSpec(colourings=1, keep_background=False)
     assert any((line.answer or "")[1] != "0" for seed in range(20) for line in build_examples(task, free, seed).lines)
 
 

@@ -1,0 +1,53 @@
+"""The micro-grids' tokenizer: a token for each digit, line break, heading, word of a rule and part of a specification.
+
+Any other text is bytes, so that nothing is ever unknown.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from evaluation.microgrids.rules import FAMILIES
+from evaluation.microgrids.specs import SPACE
+
+SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
+CONTEXT_TOKENS = 512
+"""Longest text that the micro models take, in tokens."""
+HEADINGS = ("Input:\n", "\nInput:\n", "\nOutput:\n", "Rule: ", "\nRule: ", "\nSteps: ")
+_WORD = re.compile(r"\+|-?[a-z0-9]+")
+
+
+def rule_words() -> list[str]:
+    """Return the parts that families' names are put together from, such as `fall`, `-left` and `+`."""
+    return sorted({word for family in FAMILIES for word in _WORD.findall(family)})
+
+
+def build_tokenizer() -> Any:
+    """Return the tokenizer as a `transformers.PreTrainedTokenizerFast` (about 300 tokens, deterministic)."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = sorted({*HEADINGS, *rule_words(), *SPACE.pieces()}, key=lambda piece: (-len(piece), piece))
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    words = ["".join(part for part, _ in to_bytes.pre_tokenize_str(piece)) for piece in pieces]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {
+        token: i for i, token in enumerate([*SPECIAL_TOKENS, *alphabet, *(w for w in words if w not in alphabet)])
+    }
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
+    whole = Regex("|".join(re.escape(piece) for piece in pieces))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(whole, "isolated"), to_bytes])
+    tokenizer.decoder = decoders.ByteLevel()
+    bos = SPECIAL_TOKENS[1]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, vocabulary[bos])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token=bos,
+        eos_token="<eos>",
+        model_max_length=CONTEXT_TOKENS,
+        padding_side="right",
+    )
