@@ -49,6 +49,7 @@ def base_variant(ws: Workspace, units: Units, tasks: Sequence[KnowledgeTask]) ->
         accuracy={score.document_id: score.accuracy for score in scores if score.accuracy is not None},
         verdicts=_verdicts(scores),
         phrasings=_by_phrasing(ws, scores),
+        cells=_cells(scores),
         failures=_failures(scores),
     )
 
@@ -272,6 +273,7 @@ def scored_variant(
         verdicts=_verdicts(replicates),
         forgetting=_means(tasks, ((r.document_id, r.forgetting) for r in replicates)),
         phrasings=_by_phrasing(ws, replicates),
+        cells=_cells(replicates),
         failures={**_failures(replicates), **_unparsed(candidates), **_too_long(sampling)},
         edit_tokens=known_mean(edit.tokens for edit in sampling.edits if edit.tokens),
         training_tokens=known_mean(replicate.tokens for replicate in replicates if replicate.failure is None),
@@ -304,6 +306,10 @@ def _by_phrasing(ws: Workspace, replicates: Sequence[ReplicateRecord]) -> dict[s
                 if question.phrasing and right is not None:
                     hits[question.phrasing].append(float(right))
     return {phrasing: sum(values) / len(values) for phrasing, values in sorted(hits.items())}
+
+
+def _cells(replicates: Sequence[ReplicateRecord]) -> float | None:
+    return known_mean(known_mean(replicate.cells) for replicate in replicates)
 
 
 def _failures(replicates: Sequence[ReplicateRecord]) -> dict[str, int]:

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from evaluation.data_config import MicrogridsData, MicroworldData
+from evaluation.data_config import GridData, MicrogridsData, MicroworldData
 from evaluation.endpoints.config import EndpointConfig
 from evaluation.grader_config import JudgeGrading
 from pipelines.config import RunConfig
 from pipelines.model_sizes import ModelSize, model_size, training_flops
+from student.augmentations import most_examples
 from student.config import UpdateRecipe
 from teacher.config import GroupRelativeConfig, LearningConfig, OpenAISampling, PreferenceConfig, RestEmConfig
+from teacher.self_edit import AugmentationSpec
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,6 +41,8 @@ _QUESTION_TOKENS = 24
 _JUDGE_TOKENS = 160
 """Of a judge's instructions."""
 _PROMPT_TOKENS = 32
+_DEMONSTRATIONS = 4
+"""Assumed pairs of a grid task of ARC; most have 2 to 5."""
 
 
 _Embedded = MicroworldData | MicrogridsData
@@ -124,13 +128,22 @@ def estimate(config: RunConfig, *, passage_tokens: int = PASSAGE_TOKENS, questio
     recipe, policy = config.student.update, config.teacher.policy
     written = config.teacher.sampling.max_new_tokens
     passage = min(passage_tokens, recipe.max_sequence_tokens)
+    grids = isinstance(config.data, GridData)
+    # On grid tasks each example of a specification, and each question, is as long as the demonstrations.
+    asked = passage_tokens if grids else _QUESTION_TOKENS
     edit_cost = _update_cost(recipe, lines=max(1, written // 2), tokens=written, passage=passage)
+    if grids:
+        steps = min(recipe.step_budget or recipe.max_steps, recipe.max_steps)
+        edit_cost = _UpdateCost(steps, steps * recipe.batch_size * passage)
+    tried = _tried_steps(config)
+    whole = work.edit_updates - tried.updates
     passage_cost = _update_cost(
         recipe.model_copy(update={"include_passage": False}), lines=1, tokens=passage, passage=0
     )
     teacher = model_size(config.teacher.model, policy.rank, "all-linear")
     student = model_size(config.student.model, recipe.rank, recipe.target_modules, recipe.depth)
-    training_tokens = work.edit_updates * edit_cost.tokens + work.passage_updates * passage_cost.tokens
+    training_tokens = whole * edit_cost.tokens + work.passage_updates * passage_cost.tokens
+    training_tokens += tried.steps * recipe.batch_size * passage
     flops = None
     if teacher is not None and student is not None:
         updates = work.edit_updates + work.passage_updates
@@ -138,7 +151,7 @@ def estimate(config: RunConfig, *, passage_tokens: int = PASSAGE_TOKENS, questio
         flops = FlopEstimate(
             sampling=work.samples * read * _forward(teacher),
             updates=training_tokens * training_flops(student),
-            scoring=(updates + work.documents) * questions * _QUESTION_TOKENS * _forward(student),
+            scoring=(updates + work.documents) * questions * asked * _forward(student),
             learning=work.examples * read * _learning(teacher, config.teacher.learning),
         )
     epochs, minibatch = config.teacher.learning.epochs, config.teacher.learning.minibatch_size
@@ -147,7 +160,7 @@ def estimate(config: RunConfig, *, passage_tokens: int = PASSAGE_TOKENS, questio
         student_parameters=student.parameters if student else None,
         teacher_samples=work.samples,
         student_updates=work.edit_updates + work.passage_updates,
-        optimizer_steps=work.edit_updates * edit_cost.steps + work.passage_updates * passage_cost.steps,
+        optimizer_steps=whole * edit_cost.steps + work.passage_updates * passage_cost.steps + tried.steps,
         training_tokens=training_tokens,
         teacher_steps=config.loop.rounds * epochs * math.ceil(work.round_examples / minibatch),
         learning_tokens=work.examples * written * epochs,
@@ -273,6 +286,28 @@ def _count_compared(config: RunConfig) -> _Compared:
         space = len(list(after.specs.space.choices()))
         updates += after.specs.fixed_tasks * space + tests + after.specs.oracle_tasks * (space + 1)
     return _Compared(samples, updates)
+
+
+class _Tried(NamedTuple):
+    updates: int
+    steps: int
+    """Of all of them together."""
+
+
+def _tried_steps(config: RunConfig) -> _Tried:
+    """Return the updates with every specification of the space, whose steps are known; those over budget take none."""
+    plan, recipe = config.comparison.specs, config.student.update
+    if plan is None:
+        return _Tried(0, 0)
+    edits, tasks = plan.space.edits(), plan.fixed_tasks + plan.oracle_tasks
+    shown = config.data.demonstrations if isinstance(config.data, MicrogridsData) else _DEMONSTRATIONS
+    asked = [
+        recipe.with_spec(edit.training).asked_steps(most_examples(edit.augmentations or AugmentationSpec(), shown))
+        for edit in edits
+    ]
+    limit = recipe.step_budget
+    steps = sum(min(steps, recipe.max_steps) for steps in asked if limit is None or steps <= limit)
+    return _Tried(tasks * len(edits), tasks * steps)
 
 
 def _kept(config: RunConfig) -> int:

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from evaluation.statistics import SMALL_SAMPLE
 from pipelines.records import Interval, ReliabilityRecord, RoundRecord
-from pipelines.results import ComparisonRecord, RunResult, VariantRecord
+from pipelines.results import ComparisonRecord, FamilyRecord, RunResult, VariantRecord
 
 WIDTH = 80
 """Columns that sentences are wrapped to; commands and paths are never broken."""
@@ -92,19 +92,23 @@ def comparison_table(comparison: ComparisonRecord, variants: Sequence[VariantRec
     table.add_column("\nVariant", overflow="fold")
     table.add_column("\nAccuracy", no_wrap=True)
     table.add_column("By\nphrasing", width=min(max(longest, 8), 20), overflow="fold")
+    cells = any(variant.cells is not None for variant in variants)
+    if cells:
+        table.add_column("Cells\nright", justify="right", no_wrap=True)
     for name in ("Edit\ntokens", "Training\ntokens", "\nFailed"):
         table.add_column(name, justify="right", no_wrap=True)
     for variant, lines in zip(variants, phrasings, strict=True):
         interval = comparison.variants.get(variant.name)
-        cells = (
+        row = (
             variant.label,
             "no scores" if interval is None else _percent(interval),
             "\n".join(lines),
+            *([_UNKNOWN if variant.cells is None else f"{100 * variant.cells:.1f}"] if cells else []),
             _tokens(variant.edit_tokens),
             _tokens(variant.training_tokens),
             str(sum(variant.failures.values())),
         )
-        table.add_row(*map(Text, cells))
+        table.add_row(*map(Text, row))
     return table
 
 
@@ -133,6 +137,29 @@ def gains_table(comparison: ComparisonRecord) -> Table:
             _UNKNOWN if test is None else p_value(test.adjusted),
         )
         table.add_row(*map(Text, cells))
+    return table
+
+
+_BY_FAMILY = ("base", "untrained_teacher", "fixed_spec", "trained_teacher", "other_document")
+"""Variants in the table of families, in this order, where they are there."""
+
+
+def families_table(families: Mapping[str, FamilyRecord], variants: Sequence[VariantRecord]) -> Table:
+    """Return the accuracy of some variants by family of rules."""
+    table = plain_table(
+        title="Accuracy in % by family of rules",
+        caption="Families marked * are in no training task. Some have few tasks: read the differences above first.",
+    )
+    labels = {variant.name: variant.label for variant in variants}
+    shown = [name for name in _BY_FAMILY if name in labels]
+    table.add_column("Family", no_wrap=True)
+    table.add_column("Tasks", justify="right", no_wrap=True)
+    for name in shown:
+        table.add_column(labels[name], justify="right", overflow="fold")
+    for family, record in families.items():
+        scores = [record.accuracy.get(name) for name in shown]
+        cells = [_UNKNOWN if score is None else f"{100 * score:.0f}" for score in scores]
+        table.add_row(*map(Text, (f"{family}{' *' if record.held_out else ''}", str(record.tasks), *cells)))
     return table
 
 
@@ -248,12 +275,18 @@ def closing(result: RunResult, work_dir: Path, config_path: Path, run_ids: Mappi
 
 
 def print_report(
-    console: Console, comparison: ComparisonRecord, variants: Sequence[VariantRecord], last_words: str
+    console: Console,
+    comparison: ComparisonRecord,
+    variants: Sequence[VariantRecord],
+    families: Mapping[str, FamilyRecord],
+    last_words: str,
 ) -> None:
-    """Print both tables and the closing text, which is neither wrapped again nor read as markup."""
+    """Print the tables and the closing text, which is neither wrapped again nor read as markup."""
     console.print(comparison_table(comparison, variants))
     if comparison.gains:
         console.print(gains_table(comparison))
+    if families:
+        console.print(families_table(families, variants))
     console.print(last_words, markup=False, highlight=False, soft_wrap=True)
 
 

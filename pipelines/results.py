@@ -24,6 +24,8 @@ class VariantRecord(Record):
     """Mean accuracy by question phrasing, where questions have one."""
     forgetting: dict[str, float] = Field(default_factory=dict)
     """Mean share of retention probes lost by document id, in [-1, 1]; empty where none was asked."""
+    cells: float | None = None
+    """Mean share of a grid's cells that answers have right, in [0, 1]; None where no grids are voted on."""
     failures: dict[str, int] = Field(default_factory=dict)
     """Updates without scores, by reason."""
     edit_tokens: float | None = None
@@ -111,6 +113,16 @@ class TransferRecord(Record):
     """By variant and document id."""
 
 
+class FamilyRecord(Record):
+    """The variants on the test tasks of one family of rules."""
+
+    tasks: int
+    held_out: bool
+    """No training task is of this family."""
+    accuracy: dict[str, float]
+    """Mean accuracy by variant, in [0, 1], over the tasks that it has scores on."""
+
+
 class OracleRecord(Record):
     """The best specification of each of some test tasks, chosen by the tests that rewards come from."""
 
@@ -184,6 +196,8 @@ class RunResult(Record):
     transfer: TransferRecord | None = None
     specs: SpecSearchRecord | None = None
     """None outside grid tasks."""
+    families: dict[str, FamilyRecord] = Field(default_factory=dict)
+    """By family of rules, on grid tasks whose families are known."""
     edit_notes: dict[str, dict[str, float]] = Field(default_factory=dict)
     """Figures about the self-edits of each variant: lines, coverage, leakage, distinct n-grams ..."""
     phrasings: dict[str, dict[str, float]] = Field(default_factory=dict)

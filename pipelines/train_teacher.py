@@ -20,6 +20,7 @@ from pipelines.config import RunConfig, load_config, to_yaml
 from pipelines.control_variants import control_variants
 from pipelines.curves import Writer, token_curves
 from pipelines.embedded import close_stale_flow_runs, exclusive, record_server, stop_orphans
+from pipelines.families import by_family
 from pipelines.grading import judge_record
 from pipelines.lineage import Lineage
 from pipelines.lineage_store import flatten_params, run_tags
@@ -84,7 +85,7 @@ def train_teacher(config_path: str, overrides: list[str] | None = None, work_dir
                     lineage.finish("FAILED")
                 raise
         last_words = closing(result, place, Path(config_path), {"Prefect flow run": flow_run})
-        print_report(console, comparison, variants, last_words)
+        print_report(console, comparison, variants, result.families, last_words)
         lineage.finish("FINISHED")
     return result
 
@@ -295,6 +296,7 @@ def _result(
         curve=found.curve,
         transfer=found.transfer,
         specs=found.specs,
+        families=by_family(variants, run.ws.split),
         edit_notes={variant.name: variant.notes for variant in variants if variant.notes},
         phrasings={variant.name: variant.phrasings for variant in variants if variant.phrasings},
     )

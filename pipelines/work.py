@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Sequence
@@ -44,12 +45,13 @@ def update_job(ws: Workspace, request: UpdateRequest) -> UpdateJob | None:
     if request.edit is None:
         return None
     config = ws.config.student
-    task, edit = ws.tasks[request.document_id], request.edit
+    task, edit, note = ws.tasks[request.document_id], request.edit, ""
     if task.puzzle is not None:
-        edit = with_examples(edit, task.puzzle, request.seed)
+        edit, note = with_examples(edit, task.puzzle, request.seed)
     key = f"{request.document_id}#{request.sample}"
     tokenizer = ws.student.tokenizer
-    return make_job(key, edit, task.document, tokenizer, config.update, config.answer_format, request.seed)
+    job = make_job(key, edit, task.document, tokenizer, config.update, config.answer_format, request.seed)
+    return dataclasses.replace(job, note=note)
 
 
 def run_bank(ws: Workspace, requests: Sequence[UpdateRequest], questions: QuestionSet) -> BankRecord:

@@ -67,6 +67,13 @@ class Examples(NamedTuple):
     left_out: int
     """Examples beyond the cap, left out at random."""
 
+    @property
+    def note(self) -> str:
+        """What became of the examples that are not trained on; empty when there are none."""
+        counts = {"with a grid above the largest size": self.too_large, f"beyond {MOST_EXAMPLES}": self.left_out}
+        told = [f"{count} {why}" for why, count in counts.items() if count]
+        return f"examples left out: {', '.join(told)}" if told else ""
+
 
 def basic(rng: random.Random) -> tuple[Transformation, ...]:
     """Return SEAL's eleven basic transformations: turns, flips, four reflections, a random shift, transpose."""
@@ -82,6 +89,16 @@ def transformations_of(spec: AugmentationSpec, rng: random.Random) -> list[Trans
     chosen += CHAINS if spec.use_chain_augmentations else ()
     chosen += REPEATS if spec.use_repeat_augmentations else ()
     return distinct(chosen)
+
+
+def most_examples(spec: AugmentationSpec, demonstrations: int) -> int:
+    """Return how many examples a specification makes of so many demonstrations, equal ones counted each, at most.
+
+    Grids that become too large are not made, and equal examples are trained on once: there may be fewer.
+    """
+    left_out = demonstrations * (1 if spec.leave_out == 1 else demonstrations)
+    shown = len(transformations_of(spec, random.Random(0)))
+    return min(left_out * shown * (1 + spec.colourings), MOST_EXAMPLES)
 
 
 def leave_out(demonstrations: Sequence[GridPair], count: int) -> Iterator[Example]:
@@ -167,7 +184,15 @@ def _line(example: Example) -> Implication:
     return Implication(text=write_query(example.shown, example.asked.input), answer=write_grid(example.asked.output))
 
 
-def with_examples(edit: SelfEdit, puzzle: GridTask, seed: int) -> SelfEdit:
+class TrainedOn(NamedTuple):
+    """A self-edit as it is trained on."""
+
+    edit: SelfEdit
+    note: str
+    """`Examples.note`."""
+
+
+def with_examples(edit: SelfEdit, puzzle: GridTask, seed: int) -> TrainedOn:
     """Return a self-edit whose lines are the training data that its specification makes of a puzzle.
 
     A self-edit without any specification is left as it is: its lines, such as the bare demonstrations, are what it has.
@@ -179,6 +204,9 @@ def with_examples(edit: SelfEdit, puzzle: GridTask, seed: int) -> SelfEdit:
         seed: Of everything random in the examples.
     """
     if edit.augmentations is None and edit.training is None:
-        return edit
-    lines = build_examples(puzzle, edit.augmentations, seed).lines
-    return SelfEdit(implications=(*lines, *edit.implications), augmentations=edit.augmentations, training=edit.training)
+        return TrainedOn(edit, "")
+    examples = build_examples(puzzle, edit.augmentations, seed)
+    whole = SelfEdit(
+        implications=(*examples.lines, *edit.implications), augmentations=edit.augmentations, training=edit.training
+    )
+    return TrainedOn(whole, examples.note)

@@ -41,6 +41,8 @@ class UpdateJob:
     """Of the initial A and of the order of sequences."""
     skipped: tuple[SkippedLine, ...] = ()
     """Lines that did not become sequences."""
+    note: str = ""
+    """What else is to be told of a success, such as examples that were left out."""
     initial: Adapter | None = None
     """Continue from this adapter of the same rank, alpha and layers; None starts from a new one."""
 
@@ -53,10 +55,11 @@ class UpdateJob:
     def left_out(self) -> str:
         """What became of the lines that are not trained on; empty when there are none."""
         if not self.skipped:
-            return ""
+            return self.note
         first = self.skipped[0]
         lines = f"{len(self.skipped)} of {len(self.sequences) + len(self.skipped)} lines left out"
-        return f"{lines}; the first is line {first.line}: {first.reason.value}, {first.detail}"
+        told = f"{lines}; the first is line {first.line}: {first.reason.value}, {first.detail}"
+        return f"{told}; {self.note}" if self.note else told
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,4 +105,4 @@ def make_job(
     """
     resolved = recipe.with_spec(edit.training)
     data = build_sequences(edit, document, tokenizer, resolved, answer_format)
-    return UpdateJob(key, data.sequences, resolved, seed, data.skipped, initial)
+    return UpdateJob(key, data.sequences, resolved, seed, data.skipped, initial=initial)

@@ -127,3 +127,16 @@ def test_tasks_without_solutions_are_refused_before_anything_else(tmp_path: Path
     (tmp_path / "tasks.json").write_text(json.dumps(challenges), encoding="utf-8")
     with pytest.raises(InputError, match="6 of 6 tasks are not known"):
         Workspace(settings, tmp_path / "work")
+
+
+def test_examples_that_are_left_out_are_told(tmp_path: Path) -> None:
+    ws = Workspace(config(tmp_path), tmp_path / "work")
+    task = ws.split.train[0]
+    many = SelfEdit(
+        augmentations=AugmentationSpec(orientations="all", colourings=16, leave_out=2),
+        training=TrainingSpec(epochs=1, learning_rate=0.01),
+    )
+    (replicate,) = run_bank(ws, [UpdateRequest(task.id, 0, many, seed=1)], "rewards").replicates
+    assert replicate.failure is None
+    assert replicate.detail.startswith("examples left out: ")
+    assert replicate.detail.endswith("beyond 250")

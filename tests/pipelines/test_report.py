@@ -14,6 +14,7 @@ from pipelines.records import CandidateRecord, EditRecord, Interval, LearningRec
 from pipelines.report import (
     closing,
     comparison_table,
+    families_table,
     gains_table,
     next_notes,
     p_value,
@@ -21,7 +22,15 @@ from pipelines.report import (
     round_line,
     verdict,
 )
-from pipelines.results import ComparisonRecord, PairedTestRecord, RunResult, VariantRecord
+from pipelines.results import (
+    ComparisonRecord,
+    FamilyRecord,
+    OracleRecord,
+    PairedTestRecord,
+    RunResult,
+    SpecSearchRecord,
+    VariantRecord,
+)
 from teacher.rewards import RewardFailure
 from teacher.self_edit import Implication, SelfEdit
 
@@ -233,7 +242,7 @@ def test_next_notes_of_a_clear_result_are_none() -> None:
 def test_print_report_without_a_terminal_is_plain_text() -> None:
     out = io.StringIO()
     words = closing(_result(notes=("See [bold] there.",)), Path("runs/" + "x" * 90), Path("c.yaml"))
-    print_report(Console(width=80, file=out), COMPARISON, VARIANTS, words)
+    print_report(Console(width=80, file=out), COMPARISON, VARIANTS, {}, words)
     text = out.getvalue()
     assert "\x1b" not in text
     assert "…" not in text
@@ -282,3 +291,32 @@ def test_plot_to_a_missing_directory_leaves_nothing_behind(tmp_path: Path) -> No
     with pytest.raises(OSError, match="missing"):
         plot_rewards([_round()], tmp_path / "missing" / "rewards.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_families_table_marks_those_that_no_training_had() -> None:
+    families = {
+        "swap": FamilyRecord(tasks=3, held_out=False, accuracy={"base": 0.0, "trained_teacher": 0.625}),
+        "cycle": FamilyRecord(tasks=2, held_out=True, accuracy={"base": 0.0}),
+    }
+    variants = [_variant("base", "base", {}), _variant("trained_teacher", "trained teacher", {})]
+    out = io.StringIO()
+    Console(width=80, file=out).print(families_table(families, variants))
+    rows = [line.split() for line in out.getvalue().splitlines()]
+    assert ["swap", "3", "0", "62"] in rows
+    assert ["cycle", "*", "2", "0", "-"] in rows
+
+
+def test_closing_tells_the_best_fixed_specification_and_the_oracle() -> None:
+    share = Interval(mean=0.8, low=0.7, high=0.9)
+    oracle = OracleRecord(
+        tasks=9,
+        oracle=Interval(mean=0.5, low=0.4, high=0.6),
+        variants={},
+        share=share,
+        regret=Interval(mean=0.1, low=0.05, high=0.15),
+    )
+    found = SpecSearchRecord(tasks=12, fixed='{"epochs": 4}', scores={'{"epochs": 4}': 0.3, "x": None}, oracle=oracle)
+    words = " ".join(closing(_result(specs=found), Path("w"), Path("c.yaml")).split())
+    assert 'Best fixed specification on 12 training tasks: {"epochs": 4}, 30.0 % (2 specifications tried).' in words
+    assert "Best specification of each of 9 test tasks: 50.0 [40.0, 60.0] %" in words
+    assert "the trained teacher is -10.0 points from it and has 80.0 [70.0, 90.0] % of it" in words

@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 from evaluation.grids.tasks import Grid, GridPair, GridTask, GridTest
 from evaluation.grids.text import read_grid, write_grid, write_query
 from evaluation.loaders.arc import load_arc
-from student.augmentations import CHAINS, CHOSEN, REPEATS, SIZES, basic, build_examples, leave_out, transformations_of
+from student.augmentations import (
+    CHAINS,
+    CHOSEN,
+    MOST_EXAMPLES,
+    REPEATS,
+    SIZES,
+    basic,
+    build_examples,
+    leave_out,
+    most_examples,
+    transformations_of,
+)
 from teacher.self_edit import AugmentationSpec
 from tests.evaluation.grids.strategies import grids
 
@@ -126,3 +137,16 @@ def test_some_real_tasks_under_many_transformations(shared_data: Callable[..., P
     spec = AugmentationSpec.model_validate(flags)
     for task in load_arc(shared_data("arc", "arc-agi_training_challenges.json.gz"))[::40]:
         assert len(task.demonstrations) < len(build_examples(task, spec, 0).lines) <= 250
+
+
+@settings(max_examples=40, deadline=None)
+@given(TASKS, SPECS, st.integers(0, 2**32))
+def test_most_examples_is_a_bound(task: GridTask, spec: AugmentationSpec, seed: int) -> None:
+    assert len(build_examples(task, spec, seed).lines) <= most_examples(spec, len(task.demonstrations))
+
+
+def test_most_examples_counts_views_times_colourings() -> None:
+    assert most_examples(AugmentationSpec(), 4) == 4
+    assert most_examples(AugmentationSpec(orientations="mirror", colourings=8), 4) == 4 * 2 * 9
+    assert most_examples(AugmentationSpec(orientations="all", colourings=8), 4) == MOST_EXAMPLES
+    assert most_examples(AugmentationSpec(leave_out=2), 4) == 16

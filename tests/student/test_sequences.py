@@ -102,3 +102,16 @@ def test_build_sequences_every_line_is_trained_on_or_recorded(
     assert all(len(sequence.tokens) <= 60 for sequence in data.sequences)
     assert all(sequence.tokens[0] == tokenizer.bos_token_id for sequence in data.sequences)
     assert all(sequence.tokens[-1] == tokenizer.eos_token_id for sequence in data.sequences)
+
+
+def test_build_sequences_loss_on_outputs_is_on_those_of_demonstrations_and_on_the_answer(tokenizer: Any) -> None:
+    query = "Input:\n10\nOutput:\n01\n23\nInput:\n4\nOutput:\n5\nInput:\n67\nOutput:\n"
+    edit = SelfEdit(implications=(Implication(text=query, answer="76"), Implication(text="Rows turn.")))
+    wrapper = AnswerFormat(prompt="{question}", joiner="")
+    data = build_sequences(edit, DOCUMENT, tokenizer, UpdateRecipe(loss_on="outputs"), wrapper)
+    pairs, statement = data.sequences
+    kept = [token for token, loss in zip(pairs.tokens, pairs.loss_mask, strict=True) if loss]
+    assert tokenizer.decode(kept) == "01\n23576</s>"
+    assert all(statement.loss_mask)
+    plain = build_sequences(EDIT, DOCUMENT, tokenizer, UpdateRecipe(loss_on="outputs"), AnswerFormat())
+    assert plain == build_sequences(EDIT, DOCUMENT, tokenizer, UpdateRecipe(loss_on="answer"), AnswerFormat())

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation.grids.tasks import Grid, GridPair
-from evaluation.grids.text import read_grid, write_grid, write_pairs, write_query
+from evaluation.grids.text import output_spans, read_grid, write_grid, write_pairs, write_query
 from tests.evaluation.grids.strategies import grids
 
 
@@ -36,3 +36,10 @@ def test_prompt_shows_pairs_and_ends_where_the_output_starts() -> None:
     assert write_pairs([pair]) == "Input:\n10\nOutput:\n01"
     assert write_query([pair], ((2, 0),)) == "Input:\n10\nOutput:\n01\nInput:\n20\nOutput:\n"
     assert write_query([], ((2, 0),)) == "Input:\n20\nOutput:\n"
+
+
+@given(st.lists(st.tuples(grids(4), grids(4)), max_size=4), grids(4))
+def test_spans_are_those_of_the_demonstrations_outputs(pairs: list[tuple[Grid, Grid]], asked: Grid) -> None:
+    shown = [GridPair(input=one, output=other) for one, other in pairs]
+    text = write_query(shown, asked)
+    assert [text[start:end] for start, end in output_spans(text)] == [write_grid(pair.output) for pair in shown]
