@@ -12,6 +12,7 @@ from pipelines.workspace import Workspace
 from teacher.config import GroupRelativeConfig, RewardConfig
 from teacher.credit import Earned, earned_by_line
 from teacher.rewards import (
+    REFUSALS,
     Reliability,
     RewardFailure,
     RewardOutcome,
@@ -175,6 +176,7 @@ def groups_of(
                     c.edit.token_ids,
                     c.learned_reward,
                     standard_error=c.standard_error,
+                    refused=c.reason in REFUSALS,
                     earned=_earned(ws, c, base.get(document_id), reward) if by_line else None,
                 )
                 for c in members

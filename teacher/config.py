@@ -213,6 +213,10 @@ class GroupRelativeConfig(_Learning):
     """Weight of the credit of single lines in their tokens' advantages, in [0, 10]: each question's gain goes to the
     line that speaks of it, less what lines at that place earned in the document's other self-edits (`teacher.credit`);
     0 gives all tokens of a self-edit the same advantage."""
+    refused_weight: float = Field(default=0.0, ge=0.0, le=10.0)
+    """Weight with which completions that were refused for what they say (no self-edit in them, over a budget, stopped
+    by a gate) are made less likely, in [0, 10]; with `normalize: batch` 1 is the size of an ordinary advantage. It is
+    no reward and enters no mean and no baseline. 0 learns nothing from them."""
     clip_low: float = Field(default=0.2, ge=0.0, lt=1.0)
     """The importance ratio is clipped below at 1 - clip_low, in [0, 1) (arXiv 1707.06347)."""
     clip_high: float = Field(default=0.2, ge=0.0, le=10.0)

@@ -50,6 +50,18 @@ class RewardFailure(StrEnum):
     """Fewer replicates than required were made, though none failed."""
 
 
+REFUSALS = frozenset(
+    {
+        RewardFailure.PARSE_FAILED,
+        RewardFailure.OVER_BUDGET,
+        RewardFailure.REPETITIVE,
+        RewardFailure.LEAKED,
+        RewardFailure.LOW_COVERAGE,
+    }
+)
+"""Reasons that lie in what the teacher wrote."""
+
+
 _STAGE = {failure: stage for stage, failure in enumerate(RewardFailure)}
 
 

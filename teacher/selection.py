@@ -30,6 +30,8 @@ class Candidate:
     """None when there is none; the completion is then not learned from."""
     standard_error: float | None = None
     """Of the reward, in its units, at least 0; None when it is not known."""
+    refused: bool = False
+    """There is no reward because of what it says, and not because something failed."""
     earned: Earned | None = None
     """What each line earned, in units of the reward; None where lines are not told apart."""
 
@@ -100,7 +102,12 @@ def select_examples(groups: Sequence[CandidateGroup], config: LearningConfig) ->
         case RewardWeightedConfig():
             return reward_weighted(groups, beta=config.beta, weight_cap=config.weight_cap)
         case GroupRelativeConfig():
-            return group_relative(groups, normalize=config.normalize, line_credit=config.line_credit)
+            return group_relative(
+                groups,
+                normalize=config.normalize,
+                line_credit=config.line_credit,
+                refused_weight=config.refused_weight,
+            )
         case PreferenceConfig():
             return preferences(groups, gap_errors=config.gap_errors, max_pairs=config.max_pairs)
 
@@ -166,9 +173,13 @@ def reward_weighted(groups: Sequence[CandidateGroup], *, beta: float = 0.1, weig
 
 
 def group_relative(
-    groups: Sequence[CandidateGroup], *, normalize: Literal["none", "batch"] = "none", line_credit: float = 0.0
+    groups: Sequence[CandidateGroup],
+    *,
+    normalize: Literal["none", "batch"] = "none",
+    line_credit: float = 0.0,
+    refused_weight: float = 0.0,
 ) -> Selection:
-    """Return every rewarded completion with its leave-one-out advantage as weight.
+    """Return every rewarded completion with its leave-one-out advantage as weight, then the refused ones.
 
     The step then follows the policy gradient of the expected reward (REINFORCE with a leave-one-out baseline, arXiv
     2402.14740), clipped. Advantages are never divided by their own group's standard deviation: that would blow up
@@ -180,6 +191,8 @@ def group_relative(
         groups: One for each prompt of the round, ids unique.
         normalize: `none` or `batch`.
         line_credit: Times what its line earned more than others at its place is added to each token's weight.
+        refused_weight: Taken as negative weight by completions that were refused for what they say, in all groups;
+            they have no reward, and no part in means and scales. 0 leaves them out.
     """
     rows: list[WeightedExample] = []
     left_out = _left_out(groups)
@@ -193,7 +206,13 @@ def group_relative(
         replace(row, weight=row.weight / scale, token_weights=tuple(w / scale for w in row.token_weights))
         for row in rows
     )
-    return Selection(tuple(scaled), left_out)
+    refused = (
+        WeightedExample(group.prompt, candidate.token_ids, -refused_weight, group.id)
+        for group in groups
+        for candidate in group.candidates
+        if candidate.refused and candidate.token_ids and refused_weight
+    )
+    return Selection((*scaled, *refused), left_out)
 
 
 def preferences(groups: Sequence[CandidateGroup], *, gap_errors: float = 1.5, max_pairs: int = 8) -> Selection:

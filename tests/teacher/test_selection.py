@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -328,3 +329,19 @@ def test_line_credit_weighs_each_token_by_its_line_and_the_batch_has_unit_scale(
     squares = [sum((row.weight + more) ** 2 for more in row.token_weights) / len(row.token_weights) for row in scaled]
     assert sum(squares) / 2 == pytest.approx(1.0)
     assert all(row.token_weights == () for row in group_relative([group]).examples)
+
+
+@given(st.lists(st.lists(st.integers(0, 8), min_size=2, max_size=5), min_size=1, max_size=4), st.integers(1, 8))
+def test_refused_completions_are_made_less_likely_and_change_no_advantage(rows: list[list[int]], eighth: int) -> None:
+    groups = eighths(rows)
+    refused = Candidate(token_ids=(9,), reward=None, refused=True)
+    failed = Candidate(token_ids=(8,), reward=None)
+    nothing = Candidate(token_ids=(), reward=None, refused=True)
+    added = [replace(g, candidates=(*g.candidates, refused, failed, nothing)) for g in groups]
+    plain = group_relative(groups, normalize="batch")
+    assert group_relative(added, normalize="batch") == plain
+    learned = group_relative(added, normalize="batch", refused_weight=eighth / 8)
+    assert learned.examples[: len(plain.examples)] == plain.examples
+    assert learned.left_out == plain.left_out
+    rest = learned.examples[len(plain.examples) :]
+    assert [(e.group_id, e.token_ids, e.weight) for e in rest] == [(g.id, (9,), -eighth / 8) for g in groups]
