@@ -1,7 +1,7 @@
 """How the micro-grids' models are pretrained: size, stages of phases, seeds.
 
-The teacher starts from the student: both have learned what rules do, and the teacher then learns to say which one it
-sees, of more families than the student has seen, and to write specifications.
+The teacher starts from the student: both have learned to find a rule from pairs, and the teacher then learns to say
+which one it sees, of more families than the student has seen, and to write specifications.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ def student_stages() -> list[list[Phase]]:
         [Phase(500, 96, (1,), {"told": 1.0}, PRETRAINED)],
         [Phase(2000, 48, (4,), {"told": 0.2, "shown": 0.8}, PRETRAINED, decay=0.1)],
         [Phase(1500, 48, (4, 5), {"told": 0.1, "shown": 0.9}, PRETRAINED)],
+        [Phase(2500, 48, (4, 5), {"told": 0.1, "shown": 0.9}, PRETRAINED)],
     ]
 
 
 def teacher_stages() -> list[list[Phase]]:
     """Return the pretraining of a teacher, after the student's."""
-    return [*student_stages(), [Phase(2000, 40, (4,), {"told": 0.1, "shown": 0.2, "named": 0.7}, READ)]]
+    return [*student_stages(), [Phase(1500, 40, (4,), {"told": 0.1, "shown": 0.2, "named": 0.7}, READ)]]

@@ -65,6 +65,11 @@ def test_rules_keep_shape_and_colours_and_follow_their_parameters(family: str, s
         ("fall-up", ("as-it-is", "mirror")),
         ("fall-right", ("as-it-is", "mirror-turn-180")),
         ("shift-down", ("as-it-is", "mirror")),
+        ("shift-up", ("as-it-is", "mirror")),
+        ("copy-bottom", ("as-it-is", "mirror")),
+        ("copy-right", ("as-it-is", "mirror-turn-180")),
+        ("turn-270", ("as-it-is", "turn-90", "turn-180", "turn-270")),
+        ("swap+mirror", ("as-it-is", "turn-180", "mirror", "mirror-turn-180")),
     ],
 )
 def test_families_conflict_in_the_orientations_that_keep_them(family: str, kept: tuple[str, ...]) -> None:
