@@ -100,10 +100,22 @@ class LoopConfig(_Frozen):
     common_random_numbers: bool = True
     """All self-edits of a document start from the same adapter and order of lines, so that they differ by what they
     say alone; other seeds in each round and in the comparison. False: each self-edit has seeds of its own."""
+    remember: bool = False
+    """A self-edit that was updated in an earlier round keeps its scores and is not updated again: for small spaces of
+    self-edits, such as specifications, on few documents. Not beside halving or repeats, which want new seeds."""
     pilot: PilotConfig | None = None
     """None measures no reliability before learning."""
     development: DevelopmentConfig | None = None
     """None: the teacher of the last round is the trained one."""
+
+    @model_validator(mode="after")
+    def _one_score_each(self) -> LoopConfig:
+        if self.remember and (self.halving or self.repeated_documents or not self.common_random_numbers):
+            raise ValueError(
+                "remember: scores are kept over rounds, which goes with common_random_numbers and without halving and "
+                "repeated_documents"
+            )
+        return self
 
     def updates_per_document(self, samples: int) -> int:
         """Return the updates of students that one document takes in a round, repeats left out."""

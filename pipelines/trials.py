@@ -116,7 +116,7 @@ def try_edits(
         return trials
     if screening is not None:
         passed = _screened(ws, passed, known, number, history, trials)
-    _update(ws, units, passed, number, reward, trials)
+    _update(ws, units, passed, number, reward, trials, _remembered(history) if ws.config.loop.remember else {})
     return trials
 
 
@@ -201,17 +201,43 @@ def _restored(candidate: CandidateRecord) -> EditFacts:
     return EditFacts(coverage=facts.get("coverage"), **whole, **shares)  # type: ignore[arg-type]
 
 
+_Memory: TypeAlias = Mapping[tuple[str, str], Sequence[ReplicateRecord]]
+"""By document and digest of a self-edit, its replicates."""
+
+
+def _remembered(history: Sequence[RoundRecord]) -> _Memory:
+    """Return what is known of self-edits that were updated in earlier rounds."""
+    return {
+        (c.edit.document_id, c.edit.edit.digest): c.replicates
+        for record in history
+        for c in record.candidates
+        if c.edit.edit is not None and c.replicates
+    }
+
+
 def _update(
-    ws: Workspace, units: Units, edits: Sequence[EditRecord], number: int, reward: RewardConfig, trials: Trials
+    ws: Workspace,
+    units: Units,
+    edits: Sequence[EditRecord],
+    number: int,
+    reward: RewardConfig,
+    trials: Trials,
+    memory: _Memory,
 ) -> None:
-    """Add the replicates of some self-edits: all of them first, then stage by stage the leaders of each document."""
-    loop, purpose = ws.config.loop, f"round {number}"
+    """Add the replicates of some self-edits: all of them first, then stage by stage the leaders of each document.
+
+    What is in memory is not updated again; seeds then do not depend on the round, so that all of a document compare.
+    """
+    loop = ws.config.loop
+    purpose = "round" if loop.remember else f"round {number}"
     alike: dict[Key, Key] = {edit.id: edit.id for edit in edits}
     if loop.common_random_numbers:  # the same self-edit with the same seeds has the same scores
         for members in edits_by_document(edits).values():
             alike |= {e.id: members[i].id for e, i in zip(members, first_equal([e.edit for e in members]), strict=True)}
     once = [edit for edit in edits if alike[edit.id] == edit.id]
-    made: dict[Key, list[ReplicateRecord]] = {edit.id: [] for edit in once}
+    made: dict[Key, list[ReplicateRecord]] = {
+        edit.id: list(memory.get((edit.document_id, edit.edit.digest if edit.edit else ""), ())) for edit in once
+    }
 
     def run(chosen: Sequence[EditRecord], replicates: int) -> None:
         # Dealt out before any is run, or those that were just updated would be taken for ones that had more before.
@@ -226,7 +252,7 @@ def _update(
             trials.seconds += record.seconds
             trials.usage = UsageRecord.merged([trials.usage, record.usage])
 
-    run(once, loop.replicates)
+    run([edit for edit in once if not made[edit.id]], loop.replicates)
     repeated = repeated_documents(ws, number)
     if repeated:
         run([edit for edit in once if edit.document_id in repeated], 1)

@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 
 from evaluation.errors import ConfigError
+from evaluation.microgrids.world import ADAPTED, UNSEEN
 from pipelines.comparison import base_variant
 from pipelines.config import RunConfig, load_config
 from pipelines.costs import estimate
+from pipelines.families import by_family
 from pipelines.spec_search import Table, best_fixed, find_fixed, find_oracle, fixed_spec_variant, try_all
 from pipelines.workspace import Workspace
+from tests.pipelines.factories import make_variant
 from tests.pipelines.small import save_tiny_model, small_config, units_of
 
 GRIDS = Path(__file__).resolve().parents[2] / "configs" / "grids-demo.yaml"
@@ -110,6 +113,22 @@ def test_sides_are_of_the_sizes_asked_for_and_hold_tests_apart(tmp_path: Path) -
         rewarded, compared = ({q.question for q in side} for side in (task.questions, task.held_out_questions))
         assert (len(rewarded), len(compared)) == (3, 2)
         assert not rewarded & compared
+
+
+def test_families_are_told_apart_by_whether_training_has_them(tmp_path: Path) -> None:
+    ws = Workspace(config(tmp_path, "data.test_documents=17"), tmp_path / "work")
+    first = ws.split.test[0]
+    scores = {task.id: 0.25 for task in ws.split.test} | {first.id: 0.75}
+    found = by_family([make_variant(accuracy=scores), make_variant("base", accuracy={})], ws.split)
+    held_out = [family for family, record in found.items() if record.held_out]
+    # Four training tasks are of the first four families that take turns.
+    assert [family for family in found if family not in held_out] == list(dict.fromkeys(ADAPTED[:4]))
+    assert set(UNSEEN) <= set(held_out)
+    assert list(found)[-len(held_out) :] == held_out
+    assert sum(record.tasks for record in found.values()) == 17
+    assert first.puzzle is not None
+    mine = found[first.puzzle.family]
+    assert mine.accuracy == {"trained_teacher": pytest.approx((0.75 + 0.25 * (mine.tasks - 1)) / mine.tasks)}
 
 
 def test_cost_counts_every_specification_at_its_own_steps(tmp_path: Path) -> None:

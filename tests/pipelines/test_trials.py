@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipelines.records import RoundRecord, SamplingRecord
+import pytest
+
+from evaluation.errors import ConfigError
+from pipelines.records import CandidateRecord, RoundRecord, SamplingRecord
 from pipelines.rounds import Pilot, run_course, run_pilot
 from pipelines.sampling import written_edit
 from pipelines.trials import try_edits
 from pipelines.workspace import Workspace
 from teacher.rewards import RewardFailure
+from tests.pipelines.factories import make_round
 from tests.pipelines.small import small_config, units_of
 
 
@@ -115,3 +119,25 @@ def test_pilot_measures_both_metrics_before_learning(tmp_path: Path, prefect_ser
     assert [len(group) for group in pilot.values] == [2, 2]
     assert pilot.records["probability"].edits == 4
     assert run_pilot(workspace(tmp_path), units_of(ws), ws.config.teacher.reward) is None
+
+
+def test_remembered_self_edits_are_not_updated_again(tmp_path: Path, prefect_server: None) -> None:
+    ws = workspace(tmp_path, "loop.remember=true")
+    units, task = units_of(ws), ws.round_documents(0)[0]
+    known, new = (written_edit(task, text) for text in (task.document.text, "It is good to know such things."))
+    reward = ws.config.teacher.reward
+    first = try_edits(ws, units, SamplingRecord(edits=(known,), seconds=0.0), 0, reward, ())
+    candidate = CandidateRecord(edit=known, replicates=first.replicates[f"{task.id}#0"], reward=0.5)
+    history = [make_round(candidates=(candidate,))]
+    both = SamplingRecord(edits=(new, known.model_copy(update={"index": 1})), seconds=0.0)
+    second = try_edits(ws, units, both, 1, reward, history)
+    assert (first.inner_runs, second.inner_runs) == (1, 1)
+    kept, made = second.replicates[f"{task.id}#1"][0], second.replicates[f"{task.id}#0"][0]
+    assert kept == candidate.replicates[0].model_copy(update={"index": 1})
+    assert made.seed == kept.seed, "all self-edits of a document start alike, whatever the round"
+
+
+@pytest.mark.parametrize("other", ["loop.halving=[{keep: 1}]", "loop.repeated_documents=1"])
+def test_remembering_goes_with_one_score_for_each_self_edit(other: str) -> None:
+    with pytest.raises(ConfigError, match="remember"):
+        small_config("loop.remember=true", other)
