@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, get_args
@@ -38,7 +39,7 @@ def build_one(role: GridRole, out: Path, seed: int) -> Path:
     import torch
 
     from evaluation.microgrids import recipes
-    from evaluation.microgrids.pretraining import pretrain
+    from evaluation.microgrids.pretraining import pretrain, renew_unseen
     from evaluation.microgrids.tokenizer import build_tokenizer
     from evaluation.microworld.pretraining import new_model
 
@@ -58,6 +59,8 @@ def build_one(role: GridRole, out: Path, seed: int) -> Path:
         def show(line: str, stage: str = f"stage {number}/{len(stages)}") -> None:
             print(f"{role:14s}{stage}  {line}", flush=True)
 
+        if number > 1 and any("named" in phase.exercises for phase in phases):
+            renew_unseen(model, tokenizer, itertools.chain(*stages[: number - 1]), seed)
         pretrain(model, tokenizer, phases, seed * 1000 + number, report=show)
         save_stage(model, place)
     directory = out / role
