@@ -134,8 +134,7 @@ def renew_unseen(model: Any, tokenizer: Any, phases: Iterable[Phase], seed: int)
     """Give new embeddings to the tokens that no text of some phases has, in place; return how many they are.
 
     A token that never comes is made less likely at every step, so that after thousands of them all such tokens have
-    long embeddings in one direction. From there a teacher learned to name a third of the rules that it names from new
-    ones.
+    embeddings in one direction. The shipped teacher began from new ones; how much that matters was not measured.
 
     Args:
         model: Micro Llama, whose embeddings are tied.

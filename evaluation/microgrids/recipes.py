@@ -19,15 +19,13 @@ READ = tuple(dict.fromkeys((*PRETRAINED, *ADAPTED)))
 
 
 def student_stages() -> list[list[Phase]]:
-    """Return the pretraining of a student, with whose first two stages a teacher begins as well."""
+    """Return the pretraining of a student, with which a teacher begins as well."""
     return [
         [Phase(500, 96, (1,), {"told": 1.0}, PRETRAINED)],
         [Phase(2000, 48, (4,), {"told": 0.2, "shown": 0.8}, PRETRAINED, decay=0.1)],
-        [Phase(1500, 48, (4, 5), {"told": 0.1, "shown": 0.9}, PRETRAINED)],
-        [Phase(2500, 48, (4, 5), {"told": 0.1, "shown": 0.9}, PRETRAINED)],
     ]
 
 
 def teacher_stages() -> list[list[Phase]]:
-    """Return the pretraining of a teacher: it leaves the student's early, while its weights still move easily."""
-    return [*student_stages()[:2], [Phase(2000, 40, (4,), {"told": 0.1, "shown": 0.2, "named": 0.7}, READ)]]
+    """Return the pretraining of a teacher, after the student's."""
+    return [*student_stages(), [Phase(2000, 40, (4,), {"told": 0.1, "shown": 0.2, "named": 0.7}, READ)]]
