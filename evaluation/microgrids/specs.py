@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from student.augmentations import CHOSEN, MOST_EXAMPLES
-from teacher.spec_space import SpecSpace
+from student.augmentations import most_examples
+from teacher.spec_space import SpecSpace, edit_of
 
 SPACE = SpecSpace(learning_rate=(0.01, 0.05), epochs=(2, 4, 8))
 BATCH = 4
@@ -15,9 +15,9 @@ BATCH = 4
 
 def steps_of(choice: dict[str, Any], demonstrations: int) -> int:
     """Return the optimizer steps that a specification asks for, at most: equal examples are trained on once."""
-    shown = (1 + len(CHOSEN[choice["orientations"]])) * (1 + int(choice["colourings"]))
-    examples = min(demonstrations * shown, MOST_EXAMPLES)
-    return -(-examples // BATCH) * int(choice["epochs"])
+    shown = edit_of(choice).augmentations
+    assert shown is not None
+    return -(-most_examples(shown, demonstrations) // BATCH) * int(choice["epochs"])
 
 
 def draw_spec(rng: random.Random, demonstrations: int, budget: int | None) -> dict[str, Any]:

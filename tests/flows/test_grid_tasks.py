@@ -20,7 +20,8 @@ SMALL = (
     "teacher.samples=3",
     "teacher.policy={rank: 2, alpha: 4}",
     "student.update.rank=2",
-    "student.update.step_budget=18",
+    "student.update.step_budget=null",
+    "student.update.max_steps=4",
     "comparison.resamples=200",
     "comparison.keep_adapters=1",
     "comparison.specs={fixed_tasks: 1, oracle_tasks: 1, space: {orientations: [none, mirror], colourings: [0], "
@@ -66,8 +67,14 @@ def test_three_real_tasks_of_arc_run_end_to_end(tmp_path: Path, shared_data: Cal
         path.write_text(json.dumps({name: content[name] for name in chosen}), encoding="utf-8")
     data = f"data={{type: arc, path: {paths[0]}, solutions_path: {paths[1]}, development_documents: 0, "
     result, _ = run(
-        tmp_path, data + "test_documents: 2}", "loop={rounds: 1, documents: 1}", "grading.max_new_tokens=128"
+        tmp_path,
+        data + "test_documents: 2}",
+        "loop={rounds: 1, documents: 1}",
+        "grading.max_new_tokens=128",
+        "comparison.edits=3",
+        "comparison.controls=[]",
     )
-    assert result["documents"] + sum("left out" in note.lower() for note in result["notes"]) >= 1
+    # What a teacher of micro-grids writes about other grids is not always a specification: such a task has no score.
+    assert result["documents"] >= 1
     assert set(result["document_accuracy"]["base"]) <= set(chosen)
     assert all(0.0 <= value["mean"] <= 1.0 for value in result["variants"].values())
