@@ -78,6 +78,8 @@ def test_result_has_the_shape_that_scripts_rely_on(result: dict[str, Any]) -> No
         "document_forgetting",
         "tests",
         "minimum_detectable",
+        "specs",
+        "families",
         "curve",
         "transfer",
         "edit_notes",
