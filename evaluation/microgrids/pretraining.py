@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from evaluation.microgrids.texts import Exercise, GridText, draw_text
-from evaluation.microworld.pretraining import Batch
+from evaluation.microworld.pretraining import Batch, weighted_loss
 
 MUON_RATE = 0.02
 """Step size for matrices (Muon, Jordan et al. 2024). With AdamW alone, inferring a rule had not begun after as many
@@ -69,15 +68,6 @@ def batch_of(texts: Sequence[GridText], tokenizer: Any) -> Batch:
     return Batch(ids, mask, torch.tensor([weight + [0.0] * (width - len(weight)) for weight in weights]))
 
 
-def batch_loss(model: Any, batch: Batch) -> Tensor:
-    """Return the weighted mean negative log-likelihood in nats, a scalar."""
-    # Rows are padded on the right, so causal attention needs no mask.
-    logits = model(input_ids=batch.ids[:, :-1], use_cache=False).logits
-    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none")
-    weights = batch.weights[:, 1:].flatten()
-    return (losses * weights).sum() / weights.sum()
-
-
 def optimizers_of(model: Any) -> list[torch.optim.Optimizer]:
     """Return Muon for the matrices between embedding and head, and AdamW for the rest."""
     inner = {name: p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name}
@@ -115,7 +105,7 @@ def pretrain(
         rng = random.Random(f"micro-grids:pretraining:{seed}:{number}")
         total = 0.0
         for step, factor in enumerate(_schedule(phase), start=1):
-            loss = batch_loss(model, batch_of(draw_texts(rng, phase), tokenizer))
+            loss = weighted_loss(model, batch_of(draw_texts(rng, phase), tokenizer))
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer, rate in zip(optimizers, rates, strict=True):

@@ -10,8 +10,8 @@ from typing import Any
 
 from evaluation.microgrids.rules import FAMILIES
 from evaluation.microgrids.specs import SPACE
+from evaluation.microworld.tokenizer import tokenizer_of
 
-SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
 CONTEXT_TOKENS = 512
 """Longest text that the micro models take, in tokens."""
 HEADINGS = ("Input:\n", "\nInput:\n", "\nOutput:\n", "Rule: ", "\nRule: ", "\nSteps: ")
@@ -25,29 +25,11 @@ def rule_words() -> list[str]:
 
 def build_tokenizer() -> Any:
     """Return the tokenizer as a `transformers.PreTrainedTokenizerFast` (about 300 tokens, deterministic)."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import Regex, pre_tokenizers
 
     pieces = sorted({*HEADINGS, *rule_words(), *SPACE.pieces()}, key=lambda piece: (-len(piece), piece))
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     words = ["".join(part for part, _ in to_bytes.pre_tokenize_str(piece)) for piece in pieces]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {
-        token: i for i, token in enumerate([*SPECIAL_TOKENS, *alphabet, *(w for w in words if w not in alphabet)])
-    }
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
     whole = Regex("|".join(re.escape(piece) for piece in pieces))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(whole, "isolated"), to_bytes])
-    tokenizer.decoder = decoders.ByteLevel()
-    bos = SPECIAL_TOKENS[1]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, vocabulary[bos])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token=bos,
-        eos_token="<eos>",
-        model_max_length=CONTEXT_TOKENS,
-        padding_side="right",
-    )
+    split = pre_tokenizers.Sequence([pre_tokenizers.Split(whole, "isolated"), to_bytes])
+    return tokenizer_of(words, split, CONTEXT_TOKENS)

@@ -7,6 +7,7 @@ everything else falls back to its bytes, so that no text is ever unknown and rea
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 from evaluation.microworld.templates import ATTRIBUTES, FILLERS, OPENINGS
@@ -36,14 +37,28 @@ def _world_texts() -> list[str]:
 
 def build_tokenizer() -> Any:
     """Return the tokenizer as a `transformers.PreTrainedTokenizerFast` (about 1,100 tokens, deterministic)."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import pre_tokenizers
 
     # The prefix space makes a name the same token at the start of a text as in the middle of it.
     split = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=True)
     words = {piece for text in _world_texts() for piece, _ in split.pre_tokenize_str(text)}
+    return tokenizer_of(sorted(words), split, CONTEXT_TOKENS)
+
+
+def tokenizer_of(words: Sequence[str], split: Any, context: int) -> Any:
+    """Return a byte-level tokenizer in which each of some words is one token and all else is bytes.
+
+    Args:
+        words: In byte-level form, in the order of their ids; single bytes among them are in the alphabet already.
+        split: The pre-tokenizer, which takes texts apart into words in that form.
+        context: Longest text in tokens.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*SPECIAL_TOKENS, *alphabet, *sorted(words - set(alphabet))]
+    known = set(alphabet)
+    tokens = [*SPECIAL_TOKENS, *alphabet, *(word for word in words if word not in known)]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
     tokenizer.pre_tokenizer = split
@@ -57,6 +72,6 @@ def build_tokenizer() -> Any:
         pad_token="<pad>",
         bos_token="<bos>",
         eos_token="<eos>",
-        model_max_length=CONTEXT_TOKENS,
+        model_max_length=context,
         padding_side="right",
     )

@@ -19,13 +19,14 @@ from evaluation.grids.text import write_pairs
 from evaluation.microgrids import recipes
 from evaluation.microgrids.build import GRID_ROLES, GridRole, build_one
 from evaluation.microgrids.checks import run_checks
-from evaluation.microgrids.pretraining import Phase, batch_loss, batch_of, draw_texts, pretrain
+from evaluation.microgrids.pretraining import Phase, batch_of, draw_texts, pretrain
 from evaluation.microgrids.rules import FAMILIES
 from evaluation.microgrids.specs import SPACE
 from evaluation.microgrids.texts import Exercise, draw_text, teacher_prompt
-from evaluation.microgrids.tokenizer import CONTEXT_TOKENS, SPECIAL_TOKENS, build_tokenizer
+from evaluation.microgrids.tokenizer import CONTEXT_TOKENS, build_tokenizer
 from evaluation.microgrids.world import PRETRAINED, TESTED, UNSEEN, draw_tasks
-from evaluation.microworld.pretraining import Shape, new_model
+from evaluation.microworld.pretraining import Shape, new_model, weighted_loss
+from evaluation.microworld.tokenizer import SPECIAL_TOKENS
 from teacher.parser import parse_self_edit
 from teacher.prompts import prompt_template
 from teacher.spec_space import edit_of, write_spec
@@ -121,9 +122,9 @@ def test_pretraining_lowers_the_loss_and_is_the_same_for_a_seed() -> None:
     trained = []
     for seed in (1, 1, 2):
         model = new_model(TINY, TOKENIZER, 0)
-        before = batch_loss(model, batch).item()
+        before = weighted_loss(model, batch).item()
         pretrain(model, TOKENIZER, [Phase(20, 16, (1,), {"told": 1.0}, PRETRAINED)], seed, report=print)
-        assert batch_loss(model, batch).item() < before - 0.3
+        assert weighted_loss(model, batch).item() < before - 0.3
         trained.append(model.state_dict())
     same, again, other = trained
     assert all(torch.equal(same[key], again[key]) for key in same)
