@@ -6,9 +6,9 @@ import hashlib
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from evaluation.microworld.build import save_stage
+from evaluation.microworld.build import run_stages
 
 GridRole = Literal["grid-student", "grid-teacher"]
 GRID_ROLES: tuple[GridRole, ...] = get_args(GridRole)
@@ -48,21 +48,18 @@ def build_one(role: GridRole, out: Path, seed: int) -> Path:
     model = new_model(recipes.SHAPE, tokenizer, seed)
     stages = recipes.teacher_stages() if role == "grid-teacher" else recipes.student_stages()
     identity = hashlib.sha256(repr((seed, recipes.SHAPE)).encode() + _sources())
+    places = []
     for number, phases in enumerate(stages, start=1):
         identity.update(repr(phases).encode())
-        place = out / "stages" / f"grids-{number}-{identity.hexdigest()[:16]}"
-        if (place / "model.safetensors").is_file():
-            model = type(model).from_pretrained(place)
-            print(f"{role:14s}stage {number} of {len(stages)} is in {place}", flush=True)
-            continue
+        places.append(out / "stages" / f"grids-{number}-{identity.hexdigest()[:16]}")
 
-        def show(line: str, stage: str = f"stage {number}/{len(stages)}") -> None:
-            print(f"{role:14s}{stage}  {line}", flush=True)
-
+    def train(model: Any, number: int, report: Callable[[str], None]) -> None:
+        phases = stages[number - 1]
         if number > 1 and any("named" in phase.exercises for phase in phases):
             renew_unseen(model, tokenizer, itertools.chain(*stages[: number - 1]), seed)
-        pretrain(model, tokenizer, phases, seed * 1000 + number, report=show)
-        save_stage(model, place)
+        pretrain(model, tokenizer, phases, seed * 1000 + number, report=report)
+
+    model = run_stages(model, places, train, f"{role:14s}")
     directory = out / role
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)

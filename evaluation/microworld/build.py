@@ -38,19 +38,15 @@ def build_one(role: Role, out: Path, seed: int) -> Path:
     stages = recipes.stages(role, seed)
     model = new_model(shape, tokenizer, seed)
     identity = hashlib.sha256(repr((role, seed, shape)).encode() + _sources())
+    places = []
     for number, phases in enumerate(stages, start=1):
         identity.update(repr([(p.steps, [count for _, count in p.streams], *p[2:]) for p in phases]).encode())
-        place = out / "stages" / f"{role}-{number}-{identity.hexdigest()[:16]}"
-        if (place / _WEIGHTS).is_file():
-            model = type(model).from_pretrained(place)
-            print(f"{role:8s}stage {number} of {len(stages)} is in {place}", flush=True)
-            continue
+        places.append(out / "stages" / f"{role}-{number}-{identity.hexdigest()[:16]}")
 
-        def report(line: str, stage: str = f"stage {number}/{len(stages)}") -> None:
-            print(f"{role:8s}{stage}  {line}", flush=True)
+    def train(model: Any, number: int, report: Callable[[str], None]) -> None:
+        pretrain(model, tokenizer, stages[number - 1], report=report)
 
-        pretrain(model, tokenizer, phases, report=report)
-        save_stage(model, place)
+    model = run_stages(model, places, train, f"{role:8s}")
     sharpen(model, recipes.TEACHER_SHARPNESS if taught else 1.0)
     directory = out / role
     model.save_pretrained(directory)
@@ -64,7 +60,32 @@ def _sources() -> bytes:
     return b"".join(path.read_bytes() for path in files)
 
 
-def save_stage(model: Any, place: Path) -> None:
+def run_stages(
+    model: Any, places: Sequence[Path], train: Callable[[Any, int, Callable[[str], None]], None], label: str
+) -> Any:
+    """Return a model after all its stages; those that are in their places are opened and not done again.
+
+    Args:
+        model: New; trained in place.
+        places: Where each stage is saved, named by all that it rests on.
+        train: Called with the model, the stage's number from 1 and what prints a line of progress.
+        label: Stands before each line that is printed.
+    """
+    for number, place in enumerate(places, start=1):
+        if (place / _WEIGHTS).is_file():
+            model = type(model).from_pretrained(place)
+            print(f"{label}stage {number} of {len(places)} is in {place}", flush=True)
+            continue
+
+        def report(line: str, stage: str = f"stage {number}/{len(places)}") -> None:
+            print(f"{label}{stage}  {line}", flush=True)
+
+        train(model, number, report)
+        _save(model, place)
+    return model
+
+
+def _save(model: Any, place: Path) -> None:
     """Save a stage so that a kill leaves it whole or not at all."""
     staging = place.with_name(f".{place.name}.{os.getpid()}")
     model.save_pretrained(staging)
