@@ -16,7 +16,7 @@ from evaluation.grids.tasks import GridTask
 from evaluation.microgrids.build import GRID_ROLES, GridRole
 from evaluation.microgrids.recipes import READ
 from evaluation.microgrids.specs import SPACE, steps_of
-from evaluation.microgrids.texts import teacher_prompt
+from evaluation.microgrids.texts import rule_name, teacher_prompt
 from evaluation.microgrids.world import PRETRAINED, UNSEEN, draw_tasks
 from evaluation.microworld.checks import Check
 
@@ -86,7 +86,7 @@ def _written(teacher: Checkpoint, tasks: Sequence[GridTask]) -> list[tuple[str, 
 
 
 def _named(written: Sequence[tuple[str, str]]) -> float:
-    return sum(text.partition("\n")[0] == family for family, text in written) / len(written)
+    return sum(text.partition("\n")[0] == rule_name(family) for family, text in written) / len(written)
 
 
 def _spec_of(text: str) -> dict[str, Any] | None:

@@ -14,8 +14,8 @@ SHAPE = Shape(hidden=64, layers=4, intermediate=192, rope_theta=200.0)
 """0.23 million parameters. Texts are short, and with the usual base of 10,000 what the named rules do took five times
 the steps to learn."""
 
-READ = tuple(dict.fromkeys((*PRETRAINED, *ADAPTED)))
-"""Families that a teacher learns to name: all but those that are kept from everybody."""
+READ = tuple(dict.fromkeys((*PRETRAINED, *ADAPTED, "turn-180", "flip", "shift-left", "fall-left", "repaint+shift-right")))
+"""Families that a teacher learns to name: neighbours of those that are kept from everybody, but none of them."""
 
 
 def student_stages() -> list[list[Phase]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from evaluation.grids.tasks import COLOURS, Grid
 from evaluation.grids.transformations import FLIP, MIRROR, ORIENTATIONS, TRANSPOSE, TURNS, Transformation
@@ -21,6 +21,8 @@ USED_COLOURS = 10
 """Colours 0 to 9; 0 is the background. With five colours instead of nine too many cells of a grid are alike, and a
 student took several times the steps to see where each of them goes."""
 
+Kind = Literal["colours", "places", "both"]
+"""What a rule is about."""
 Apply = Callable[[Grid], Grid]
 
 
@@ -134,6 +136,17 @@ _MAKERS |= {f"{first}+{then}": _then(first, then) for first, then in _COMPOSED}
 
 FAMILIES: Mapping[str, Callable[[random.Random], tuple[str, Apply]]] = MappingProxyType(_MAKERS)
 """By name, what draws the parameters of a rule and returns them with it; compositions have a `+` in their name."""
+
+
+COLOUR_FAMILIES = ("swap", "cycle", "repaint", "fill")
+"""Families whose rules say what colours become; all others say where cells go."""
+
+
+def kind_of(family: str) -> Kind:
+    """Return what the rules of a family are about; compositions here are of one rule of each kind."""
+    parts = family.split("+")
+    colours = sum(part in COLOUR_FAMILIES for part in parts)
+    return "both" if 0 < colours < len(parts) else "colours" if colours else "places"
 
 
 def draw_rule(rng: random.Random, family: str) -> Rule:

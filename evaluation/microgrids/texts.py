@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from evaluation.grids.tasks import Grid, GridPair
 from evaluation.grids.text import INPUT, OUTPUT, write_grid, write_pairs
-from evaluation.microgrids.rules import draw_grid, draw_rule
+from evaluation.microgrids.rules import draw_grid, draw_rule, kind_of
 from evaluation.microgrids.specs import draw_spec
 from evaluation.microgrids.world import BACKGROUNDS
 from evaluation.tasks import Document
@@ -26,7 +26,7 @@ REST = 0.03
 """Weight of what cannot be known, such as inputs."""
 _END = 0.3
 _NAME = 4.0
-"""Weight of the rule's name, which is a token or two among a hundred."""
+"""Weight of the rule's name, which is a few tokens among a hundred."""
 _BUDGETS = (None, 36, 72, 144)
 """Steps that a teacher's prompt may allow; what it writes is random within them."""
 
@@ -58,8 +58,16 @@ def draw_text(rng: random.Random, family: str, exercise: Exercise, pairs: int) -
         budget = rng.choice(_BUDGETS)
         prompt = teacher_prompt(drawn, budget)
         pieces.append((prompt.removeprefix(write_pairs(drawn)), REST))
-        pieces += [(family, _NAME), ("\n", _END), (write_spec(draw_spec(rng, pairs, budget)), _END)]
+        pieces += [(rule_name(family), _NAME), ("\n", _END), (write_spec(draw_spec(rng, pairs, budget)), _END)]
     return GridText(tuple(pieces), family, exercise)
+
+
+def rule_name(family: str) -> str:
+    """Return how a teacher names the rules of a family: what they are about, then which ones, as in `places: shift-up`.
+
+    A family that it never read has no name that it knows, but what its rules are about it can tell all the same.
+    """
+    return f"{kind_of(family)}: {family}"
 
 
 def teacher_prompt(pairs: list[GridPair], budget: int | None) -> str:

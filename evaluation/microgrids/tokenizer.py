@@ -6,9 +6,9 @@ Any other text is bytes, so that nothing is ever unknown.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, get_args
 
-from evaluation.microgrids.rules import FAMILIES
+from evaluation.microgrids.rules import FAMILIES, Kind
 from evaluation.microgrids.specs import SPACE
 from evaluation.microworld.tokenizer import tokenizer_of
 
@@ -19,8 +19,9 @@ _WORD = re.compile(r"\+|-?[a-z0-9]+")
 
 
 def rule_words() -> list[str]:
-    """Return the parts that families' names are put together from, such as `fall`, `-left` and `+`."""
-    return sorted({word for family in FAMILIES for word in _WORD.findall(family)})
+    """Return the parts that rules' names are put together from, such as `colours: `, `fall`, `-left` and `+`."""
+    words = {word for family in FAMILIES for word in _WORD.findall(family)}
+    return sorted(words | {f"{kind}: " for kind in get_args(Kind)})
 
 
 def build_tokenizer() -> Any:

@@ -22,7 +22,7 @@ from evaluation.microgrids.checks import run_checks
 from evaluation.microgrids.pretraining import Phase, batch_of, draw_texts, pretrain
 from evaluation.microgrids.rules import FAMILIES
 from evaluation.microgrids.specs import SPACE
-from evaluation.microgrids.texts import Exercise, draw_text, teacher_prompt
+from evaluation.microgrids.texts import Exercise, draw_text, rule_name, teacher_prompt
 from evaluation.microgrids.tokenizer import CONTEXT_TOKENS, build_tokenizer
 from evaluation.microgrids.world import PRETRAINED, TESTED, UNSEEN, draw_tasks
 from evaluation.microworld.pretraining import Shape, new_model, weighted_loss
@@ -68,9 +68,9 @@ def test_tokenizer_gives_each_cell_a_token_and_a_pair_24(task: Any) -> None:
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_tokenizer_splits_a_rules_name_into_its_parts(family: str) -> None:
-    parts = [TOKENIZER.decode([i]) for i in ids_of(f"{family}\n")]
-    assert "".join(parts) == f"{family}\n"
-    assert len(parts) == 1 + family.count("-") + 2 * family.count("+") + 1
+    parts = [TOKENIZER.decode([i]) for i in ids_of(f"{rule_name(family)}\n")]
+    assert "".join(parts) == f"{rule_name(family)}\n"
+    assert len(parts) == 2 + family.count("-") + 2 * family.count("+") + 1
 
 
 def test_tokenizer_takes_a_specification_field_by_field() -> None:
@@ -93,7 +93,7 @@ def test_texts_weigh_what_can_be_known(family: str, exercise: Exercise, pairs: i
     if exercise == "named":
         completion = whole.rpartition("Rule: ")[2]
         name, _, spec = completion.partition("\n")
-        assert name == family
+        assert name == rule_name(family)
         assert parse_self_edit(completion, prompt=whole.removesuffix(completion)).edit == edit_of(json.loads(spec))
     assert whole.startswith(f"Rule: {family}\n") == (exercise == "told")
 
