@@ -12,11 +12,10 @@ from evaluation.paired_tests import mcnemar_test, paired_tests
 from evaluation.statistics import bootstrap_mean, compare, known_mean
 from evaluation.tasks import KnowledgeTask
 from pipelines.diagnostics import edit_notes
-from pipelines.records import CandidateRecord, Interval, ReplicateRecord, SamplingRecord, replicates_by_edit
+from pipelines.records import CandidateRecord, Interval, ReplicateRecord, SamplingRecord
+from pipelines.redraws import update_with_redraws
 from pipelines.results import ComparisonRecord, PairedTestRecord, VariantRecord
-from pipelines.rewarding import judge
 from pipelines.sampling import written_edit
-from pipelines.trials import Trials, update_requests
 from pipelines.units import Units
 from pipelines.workspace import Workspace
 
@@ -29,6 +28,7 @@ PAIRS = (
     ("trained_teacher", "external_generator"),
     ("trained_teacher", "raw_passage"),
     ("trained_teacher", "base"),
+    ("trained_teacher", "other_document"),
     ("untrained_teacher", "raw_passage"),
     ("untrained_teacher", "base"),
     ("null_edit", "base"),
@@ -83,7 +83,8 @@ def teacher_variant(
         tasks: Documents to write about and to ask about.
         keep: Documents, from the first on, of which the adapter of the first self-edit is kept (`kept_adapters`).
     """
-    sampling = units.sample(policy, prompt, tasks, n=ws.config.comparison.edits, seed=ws.seed("sample", "comparison"))
+    seed = ws.seed("sample", "comparison")
+    sampling = units.sample(policy, prompt, tasks, n=ws.config.comparison.drawn, seed=seed)
     return scored_variant(ws, units, name, label, sampling, tasks, keep=keep)
 
 
@@ -92,7 +93,7 @@ def external_variant(ws: Workspace, units: Units, tasks: Sequence[KnowledgeTask]
     external = ws.config.comparison.external
     if external is None:
         return None
-    sampling = units.external(tasks, n=ws.config.comparison.edits, seed=ws.seed("sample", "external"))
+    sampling = units.external(tasks, n=ws.config.comparison.drawn, seed=ws.seed("sample", "external"))
     return scored_variant(ws, units, "external_generator", external.label, sampling, tasks)
 
 
@@ -256,15 +257,10 @@ def scored_variant(
     keep: int = 0,
 ) -> VariantRecord:
     """Return the variant whose self-edits are given; see `teacher_variant`."""
-    first = {edit.document_id for edit in [e for e in sampling.edits if e.index == 0][:keep]}
-    requests = [
-        request._replace(keep=request.sample == 0 and request.document_id in first)
-        for request in update_requests(ws, sampling.edits, "comparison", 1)
-    ]
-    updates = units.banks(requests, "comparison")
-    replicates = updates.replicates
-    plain = ws.config.teacher.reward.model_copy(update={"retention_weight": 0.0, "metric": "probability"})
-    candidates = judge(sampling, Trials(replicates=replicates_by_edit(replicates)), {}, plain.of_any)
+    tried = update_with_redraws(ws, units, sampling, keep=keep)
+    candidates, replicates = tried.candidates, tried.replicates
+    drawn = [candidate.edit for candidate in candidates]
+    notes = edit_notes(ws, drawn)
     return VariantRecord(
         name=name,
         label=label,
@@ -275,10 +271,10 @@ def scored_variant(
         phrasings=_by_phrasing(ws, replicates),
         cells=_cells(replicates),
         failures={**_failures(replicates), **_unparsed(candidates), **_too_long(sampling)},
-        edit_tokens=known_mean(edit.tokens for edit in sampling.edits if edit.tokens),
+        edit_tokens=known_mean(edit.tokens for edit in drawn if edit.tokens),
         training_tokens=known_mean(replicate.tokens for replicate in replicates if replicate.failure is None),
-        usage=updates.usage,
-        notes=edit_notes(ws, sampling.edits),
+        usage=tried.usage,
+        notes={**notes, "redrawn": float(tried.redrawn)} if tried.redrawn else notes,
     )
 
 

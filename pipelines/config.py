@@ -174,6 +174,9 @@ class ComparisonConfig(_Frozen):
 
     edits: int = Field(default=1, ge=1, le=64)
     """Self-edits sampled for each document and variant, in [1, 64]; each is one update with a seed of its own."""
+    redraws: int = Field(default=0, ge=0, le=16)
+    """Further self-edits, in [0, 16], that a teacher may write for a document in place of ones that are refused for what
+    they say (no self-edit in them, over a budget), as a student in use would ask for; the refused ones are counted."""
     fixed_prompts: tuple[str, ...] = ()
     """Prompts of the untrained teacher that compete as the best fixed kind; the one that is best on the development
     documents enters the comparison. Empty: no such variant."""
@@ -202,6 +205,11 @@ class ComparisonConfig(_Frozen):
     """None tries no fixed specification and no oracle."""
     correction: Literal["holm", "fdr_bh"] = "holm"
     """Correction of p-values for the number of differences: Holm (1979), or Benjamini and Hochberg (1995)."""
+
+    @property
+    def drawn(self) -> int:
+        """Self-edits that a teacher writes for a document, those with them that stand in for refused ones."""
+        return self.edits + self.redraws
 
 
 class GradingConfig(_Frozen):

@@ -32,7 +32,7 @@ def control_variants(
         fixed: The best fixed kind; without one there is no control at equal tokens.
         proxy_policy: State of the teacher that was trained on the proxy reward; None where there is none.
     """
-    wanted, edits = ws.config.comparison.controls, edits_of(trained)
+    wanted, edits = ws.config.comparison.controls, edits_of(ws, trained)
     found: list[VariantRecord] = []
 
     def add(name: str, label: str, made: Sequence[EditRecord]) -> None:
@@ -56,9 +56,10 @@ def control_variants(
     return found
 
 
-def edits_of(variant: VariantRecord) -> tuple[EditRecord, ...]:
-    """Return the self-edits of a variant."""
-    return tuple(candidate.edit for candidate in variant.candidates)
+def edits_of(ws: Workspace, variant: VariantRecord) -> tuple[EditRecord, ...]:
+    """Return the self-edits that a variant is made of, without the refused ones that others took the place of."""
+    count = ws.config.comparison.edits
+    return tuple(candidate.edit for candidate in variant.candidates if candidate.edit.index < count)
 
 
 def token_counter(ws: Workspace) -> Callable[[str], int]:

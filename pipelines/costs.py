@@ -178,10 +178,11 @@ def cost_table(cost: CostEstimate, config: RunConfig) -> Table:
 
     from pipelines.report import plain_table
 
+    kept = " Self-edits that come again (loop.remember) take no update." if config.loop.remember else ""
     table = plain_table(
         title=f"Cost of {config.name}",
         caption=f"For passages of up to {cost.passage_tokens} tokens and {cost.questions} questions a document; edits "
-        "that end early cost less. The time is rough: measured with models of a million parameters on two cores.",
+        f"that end early cost less.{kept} The time is rough: measured with models of a million parameters on two cores.",
     )
     table.add_column("Quantity", no_wrap=True)
     table.add_column("At most", justify="right", overflow="fold")
@@ -269,11 +270,11 @@ def _count_compared(config: RunConfig) -> _Compared:
     after, tests, trained = config.comparison, config.data.test_documents, config.loop.rounds > 0
     prompts = len(after.fixed_prompts)
     teachers = 1 + trained + (prompts > 0)
-    written = after.edits * (prompts * config.data.development_documents + teachers * tests)
-    samples = updates = written
+    writing = prompts * config.data.development_documents + teachers * tests
+    samples, updates = after.drawn * writing, after.edits * writing
     updates += after.edits * tests * (after.external is not None)
     if trained:
-        samples += after.edits * tests * ("proxy_teacher" in after.controls)
+        samples += after.drawn * tests * ("proxy_teacher" in after.controls)
         samples += 3 * after.edits * tests * ("equal_tokens" in after.controls and prompts > 0)
         own_length = {"null_edit", "oracle"}
         updates += sum(tests * (1 if name in own_length else after.edits) for name in after.controls)
@@ -328,7 +329,7 @@ def _endpoint_costs(config: RunConfig, work: _Work, passage_tokens: int, questio
     if isinstance(sampling, OpenAISampling):
         yield _endpoint_cost("teacher", sampling.endpoint, work.samples, read, sampling.max_new_tokens)
     if external is not None:
-        calls = config.comparison.edits * tests
+        calls = config.comparison.drawn * tests
         yield _endpoint_cost("external", external.sampling.endpoint, calls, read, external.sampling.max_new_tokens)
     if grading is not None and isinstance(grading.grader, JudgeGrading):
         judge = grading.grader

@@ -110,9 +110,9 @@ def total_units(config: RunConfig) -> int:
     learning = loop.rounds * a_round + looks * look + pilot
     if loop.rounds and "proxy_teacher" in after.controls:
         learning += loop.rounds * 4 + 2 * looks
-    taught = 1 + chunks(data.test_documents * after.edits)
+    taught = 1 + chunks(data.test_documents * after.edits) + after.redraws
     teachers = 1 + (loop.rounds > 0) + (after.external is not None) + bool(after.fixed_prompts)
-    tried = len(after.fixed_prompts) * (1 + chunks(data.development_documents * after.edits))
+    tried = len(after.fixed_prompts) * (1 + chunks(data.development_documents * after.edits) + after.redraws)
     plain = 1 + chunks(data.test_documents)
     joint = after.joint_update is not None
     compared_units = teachers * taught + plain + tried + joint

@@ -44,7 +44,7 @@ def transferred(
     found = [base_variant(other, units, tasks)]
     for variant in variants:
         if variant.name in TRANSFERRED:
-            sampling = SamplingRecord(edits=edits_of(variant), seconds=0.0)
+            sampling = SamplingRecord(edits=edits_of(ws, variant), seconds=0.0)
             found.append(scored_variant(other, units, variant.name, variant.label, sampling, tasks))
     comparison = compare_variants(other, found)
     return TransferRecord(

@@ -14,7 +14,9 @@ SHAPE = Shape(hidden=64, layers=4, intermediate=192, rope_theta=200.0)
 """0.23 million parameters. Texts are short, and with the usual base of 10,000 what the named rules do took five times
 the steps to learn."""
 
-READ = tuple(dict.fromkeys((*PRETRAINED, *ADAPTED, "turn-180", "flip", "shift-left", "fall-left", "repaint+shift-right")))
+READ = tuple(
+    dict.fromkeys((*PRETRAINED, *ADAPTED, "turn-180", "flip", "shift-left", "fall-left", "repaint+shift-right"))
+)
 """Families that a teacher learns to name: neighbours of those that are kept from everybody, but none of them."""
 
 
