@@ -175,8 +175,8 @@ class ComparisonConfig(_Frozen):
     edits: int = Field(default=1, ge=1, le=64)
     """Self-edits sampled for each document and variant, in [1, 64]; each is one update with a seed of its own."""
     redraws: int = Field(default=0, ge=0, le=16)
-    """Further self-edits, in [0, 16], that a teacher may write for a document in place of ones that are refused for what
-    they say (no self-edit in them, over a budget), as a student in use would ask for; the refused ones are counted."""
+    """Further self-edits, in [0, 16], that a teacher may write for a document in place of ones that are refused for
+    what they say (no self-edit in them, over a budget); the refused ones are counted."""
     fixed_prompts: tuple[str, ...] = ()
     """Prompts of the untrained teacher that compete as the best fixed kind; the one that is best on the development
     documents enters the comparison. Empty: no such variant."""

@@ -182,7 +182,7 @@ def cost_table(cost: CostEstimate, config: RunConfig) -> Table:
     table = plain_table(
         title=f"Cost of {config.name}",
         caption=f"For passages of up to {cost.passage_tokens} tokens and {cost.questions} questions a document; edits "
-        f"that end early cost less.{kept} The time is rough: measured with models of a million parameters on two cores.",
+        f"that end early cost less.{kept} The time is rough: measured with models of a million parameters, two cores.",
     )
     table.add_column("Quantity", no_wrap=True)
     table.add_column("At most", justify="right", overflow="fold")
