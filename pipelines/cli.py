@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from evaluation.errors import ConfigError, InputError, PreceptorError
+from pipelines.ask_command import ask
 from pipelines.bench.command import app as bench_app
 from pipelines.doctor.command import doctor
+from pipelines.inbox.command import app as inbox_app
 from pipelines.micro_models import AnyRole
 from pipelines.process import prepare_process
+from pipelines.regression.command import check_regression
+from pipelines.rollback import rollback, versions
 from pipelines.serving.command import serve
 
 if TYPE_CHECKING:
@@ -148,7 +152,12 @@ def ui(
 
 app.command("serve")(serve)
 app.command("doctor")(doctor)
+app.command("check-regression")(check_regression)
+app.command("ask")(ask)
+app.command("rollback")(rollback)
+app.command("versions")(versions)
 app.add_typer(bench_app, name="bench")
+app.add_typer(inbox_app, name="inbox")
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -23,6 +23,9 @@ from teacher.spec_space import SpecSpace
 
 QuestionSet = Literal["rewards", "comparison"]
 """Which questions a student is asked: those that rewards use, or the held-out phrasings."""
+
+
+_Kind = TypeVar("_Kind", bound=BaseModel)
 
 
 class _Frozen(BaseModel):
@@ -326,10 +329,16 @@ class RunConfig(_Frozen):
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Return the configuration of a run of `train-teacher`; see `read_config`."""
+    return read_config(path, RunConfig, overrides)
+
+
+def read_config(path: Path, kind: type[_Kind], overrides: Sequence[str] = ()) -> _Kind:
     """Return the configuration in a YAML file with `overrides` applied.
 
     Args:
         path: The file.
+        kind: What it is the configuration of.
         overrides: Settings such as `loop.rounds=3`; the value is read as YAML.
 
     Raises:
@@ -346,7 +355,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     for override in overrides:
         _apply_override(content, override)
     try:
-        return RunConfig.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
         raise ConfigError(_explain(path, error)) from error
 
@@ -379,6 +388,6 @@ def _explain(path: Path, error: ValidationError) -> str:
     return f"config {str(path)!r} has {count}:\n" + "\n".join(lines) + "\nNothing was started."
 
 
-def to_yaml(config: RunConfig) -> str:
+def to_yaml(config: BaseModel) -> str:
     """Return the resolved configuration as YAML, every default written out."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -47,7 +47,7 @@ def exclusive(work_dir: Path) -> Iterator[None]:
 
 
 def left_servers(work_dir: Path) -> list[psutil.Process]:
-    """Return the embedded servers that runs of this directory noted and that are alive."""
+    """Return the embedded servers that other processes noted for this directory and that are alive."""
     import psutil
 
     try:
@@ -58,8 +58,10 @@ def left_servers(work_dir: Path) -> list[psutil.Process]:
     for entry in recorded:
         try:
             process = psutil.Process(entry["pid"])
-            # A process number is used again one day; start time and command make sure that it is ours.
-            if process.create_time() == entry["created"] and _MARK in " ".join(process.cmdline()):
+            # A process number is used again one day; start time and command make sure that it is the one noted.
+            noted = process.create_time() == entry["created"] and _MARK in " ".join(process.cmdline())
+            # Several flows of one process share its server.
+            if noted and process.ppid() != os.getpid():
                 alive.append(process)
         except psutil.Error:
             continue

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from evaluation.digests import digest_json
 from evaluation.errors import LineageError
@@ -24,6 +24,9 @@ from pipelines.lineage_store import Store, git_tags, lineage_errors, log_in_batc
 from pipelines.records import CandidateRecord, Interval, ReliabilityRecord, RoundRecord
 from pipelines.registry import RegisteredVersion, Registry, Role
 from pipelines.results import ComparisonRecord, RunResult, VariantRecord
+
+if TYPE_CHECKING:
+    from pipelines.nights.results import NightResult
 
 _RUN_KEY, _UNIT, _PARENT = "preceptor.run_key", "preceptor.unit", "mlflow.parentRunId"
 _COMPARED = "preceptor.compared_at"
@@ -221,6 +224,27 @@ class Lineage:
             for figure in figures:
                 client.log_artifact(self.run_id, str(figure), "plots")
             self._log_metrics(self.run_id, tables.comparison_metrics(comparison), self._first_compared(), 0)
+
+    def log_night(self, result: NightResult, report: str, page: Path) -> None:
+        """Log a night to the parent run: figures, self-edits, `result.json`, the gate's report and the morning page.
+
+        Args:
+            result: Of the night.
+            report: Of the gate, in Markdown; shown on the run's page.
+            page: The morning page, an HTML file.
+
+        Raises:
+            LineageError: The store refused it.
+        """
+        client = self.store.client
+        with self._saving("night"):
+            client.log_dict(self.run_id, result.model_dump(mode="json"), "result.json")
+            client.log_text(self.run_id, report, "gate-report.md")
+            client.log_artifact(self.run_id, str(page))
+            self._log_candidates(self.run_id, f"night={result.night}", result.candidates, {})
+            self._log_metrics(self.run_id, tables.night_metrics(result), self._first_compared(), 0)
+            client.set_tag(self.run_id, "preceptor.outcome", result.outcome)
+        self.set_note(report)
 
     def register(
         self, role: Role, directory: Path, *, digest: str, tags: Mapping[str, str], metrics: Mapping[str, float]

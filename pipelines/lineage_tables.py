@@ -7,12 +7,15 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from evaluation.statistics import known_mean
 from evaluation.tasks import KnowledgeTask
 from pipelines.records import CandidateRecord, Interval, ReliabilityRecord, RoundRecord, ScreeningRecord
 from pipelines.results import ComparisonRecord, VariantRecord
+
+if TYPE_CHECKING:
+    from pipelines.nights.results import NightResult
 
 TOP_CANDIDATES = 100
 """Rows of the table of best candidates."""
@@ -298,3 +301,19 @@ def _known(figures: Mapping[str, float | None]) -> Metrics:
 def _part(name: str) -> str:
     """Return a name of data as a part of a metric's name: MLflow refuses brackets, percent signs and the like."""
     return re.sub(r"[^\w.: -]", "_", name)[:100].strip(". ") or "_"
+
+
+def night_metrics(result: NightResult) -> dict[str, float]:
+    """Return the figures of a night: what is known before it and after it, in [0, 1]."""
+    groups = [group for group in result.groups if group.before is not None and group.after is not None]
+    found = {
+        "night/new_before": result.new_before,
+        "night/new_after": result.new_after,
+        "night/earlier_before": known_mean([group.before for group in groups]),
+        "night/earlier_after": known_mean([group.after for group in groups]),
+        "night/probes_base": result.probes_base,
+        "night/probes_before": result.probes_before,
+        "night/probes_after": result.probes_after,
+        "night/new_documents": float(len(result.new)),
+    }
+    return {name: value for name, value in found.items() if value is not None}

@@ -3,6 +3,9 @@
 An adapter is stored as MLflow's LoggedModel without a flavor: what is downloaded goes straight into
 `PeftModel.from_pretrained` or vLLM. (`mlflow.transformers` stores an adapter of a local base wrongly, without a word:
 github.com/mlflow/mlflow/issues/23761.)
+
+Aliases: `candidate` is the newest, `champion` is in use, `previous` is what a rollback leads to. Only aliases and tags
+change: no version, no run and no file is ever deleted.
 """
 
 from __future__ import annotations
@@ -15,6 +18,23 @@ from typing import Any, Literal, NamedTuple
 from evaluation.errors import LineageError
 from pipelines.config import TrackingConfig
 from pipelines.lineage_store import Store, lineage_errors, open_store
+from pipelines.promotions import (
+    NO_PARENT,
+    PARENT_TAG,
+    PROMOTED_TAG,
+    REASON_TAG,
+    REPORT_FILE,
+    ROLLED_BACK_TAG,
+    Rollback,
+    VersionRecord,
+    checked_reason,
+    described,
+    nothing_before,
+    now,
+    parent_of,
+    refuse_other_champion,
+    version_record,
+)
 
 Role = Literal["teacher", "student"]
 
@@ -23,6 +43,8 @@ CHAMPION, PREVIOUS, CANDIDATE = "champion", "previous", "candidate"
 
 ADAPTER_TAG, RUN_TAG, PROMPTS_TAG = "preceptor.adapter_sha", "preceptor.run_id", "preceptor.probe_prompts"
 """Tags of a version: digest of the adapter, run that made it, and a JSON list of prompts that probe it."""
+MEMORY_TAG = "preceptor.memory_digest"
+"""Tag of a student's version: `ExternalMemory.digest` of the memory among its files."""
 _MODEL = "preceptor.model_id"
 _CONFIG_FILE = "adapter_config.json"
 
@@ -121,29 +143,115 @@ class Registry:
             self._store.client.set_registered_model_alias(name, CANDIDATE, str(version.version))
         return version
 
-    def promote(self, role: Role, version: int) -> Promotion:
+    def promote(
+        self, role: Role, version: int, *, record: Mapping[str, str] | None = None, report: Path | str | None = None
+    ) -> Promotion:
         """Make a version the champion, and the champion so far the previous one.
 
-        Promoting the champion again changes nothing; promoting the previous one is a rollback.
+        What is to be known of the promotion is written to the version first and the alias is moved last: a promotion
+        that is killed leaves the old champion, and the same call again completes it. Promoting the champion again
+        changes nothing. The first promotion of a version writes the champion that it replaces as its parent, for good.
 
         Args:
             role: Whose version it is.
             version: Number of the version.
+            record: Tags to write, such as `DECISION_TAG` and `DATA_TAG`. With `PARENT_TAG`, the number of the champion
+                that the version was compared with (`none` for none), the promotion is refused if another is in use now.
+            report: The gate's, in Markdown, as text or as a file; becomes the version's description, cut where it
+                is longer than MLflow takes, and whole the file `REPORT_FILE` among its files.
 
         Raises:
-            LineageError: There is no such version, or the registry refused.
+            LineageError: There is no such version, the champion is not the one in the record, the report cannot be
+                read, or the registry refused.
         """
         name, client = self.name(role), self._store.client
         with lineage_errors(f"promote version {version} of {name!r}", self._store.uri), self._store.lock:
-            client.get_model_version(name, str(version))  # an alias on nothing would only fail when it is used
+            # Looked up first: an alias on nothing would only fail when it is used.
+            tags = client.get_model_version(name, str(version)).tags
             aliases = self.aliases(role)
             champion = aliases.get(CHAMPION)
             if champion == version:
+                if PROMOTED_TAG not in tags:
+                    client.set_model_version_tag(name, str(version), PROMOTED_TAG, now())
                 return Promotion(version, aliases.get(PREVIOUS))
+            told = dict(record or {})
+            in_use = NO_PARENT if champion is None else str(champion)
+            refuse_other_champion(name, version, told.pop(PARENT_TAG, in_use), in_use)
+            if PROMOTED_TAG not in tags:
+                told[PARENT_TAG] = in_use
+            self._write_promotion(name, version, told, report, tags.get(_MODEL))
             if champion is not None:
                 client.set_registered_model_alias(name, PREVIOUS, str(champion))
             client.set_registered_model_alias(name, CHAMPION, str(version))
+            client.set_model_version_tag(name, str(version), PROMOTED_TAG, now())
         return Promotion(version, champion)
+
+    def rollback(self, role: Role, reason: str) -> Rollback:
+        """Put the champion's parent in its place, and write to the version that is left when and why.
+
+        A second rollback goes one version further back, never forth again: parents are followed, and versions that were
+        rolled back are passed over. `previous` then stands where the next rollback would lead, or nowhere. A rollback
+        that is killed is completed by the same call again. To go forward again, promote a version.
+
+        Args:
+            role: Whose champion it is.
+            reason: In words, not blank.
+
+        Raises:
+            ConfigError: There is no reason.
+            LineageError: There is no champion, nothing to go back to, or the registry refused.
+        """
+        because = checked_reason(reason)
+        name, client = self.name(role), self._store.client
+        with lineage_errors(f"roll back {name!r}", self._store.uri), self._store.lock:
+            aliases = self.aliases(role)
+            champion = aliases.get(CHAMPION)
+            history = {record.version: record for record in self.history(role)}
+            target = None if champion is None else parent_of(history, champion, aliases.get(PREVIOUS))
+            if champion is None or target is None:
+                raise nothing_before(name, role, champion)
+            for tag, value in ((ROLLED_BACK_TAG, now()), (REASON_TAG, because)):
+                client.set_model_version_tag(name, str(champion), tag, value)
+            before = parent_of(history, target, None)
+            if before is not None:
+                client.set_registered_model_alias(name, PREVIOUS, str(before))
+            elif PREVIOUS in aliases:
+                client.delete_registered_model_alias(name, PREVIOUS)
+            client.set_registered_model_alias(name, CHAMPION, str(target))
+        return Rollback(champion, target)
+
+    def history(self, role: Role) -> list[VersionRecord]:
+        """Return all versions, newest first; none for a model that was never registered.
+
+        Raises:
+            LineageError: The registry cannot be read.
+        """
+        name = self.name(role)
+        standing: dict[int, list[str]] = {}
+        for alias, version in self.aliases(role).items():
+            standing.setdefault(version, []).append(alias)
+        found: list[Any] = []
+        token: str | None = ""
+        with lineage_errors(f"list the versions of {name!r}", self._store.uri):
+            while token is not None:
+                page = self._store.client.search_model_versions(f"name = '{name}'", page_token=token or None)
+                found += page
+                token = page.token or None
+        records = [
+            version_record(int(v.version), standing.get(int(v.version), ()), v.creation_timestamp, v.tags)
+            for v in found
+        ]
+        return sorted(records, key=lambda record: -record.version)
+
+    def tags(self, role: Role, version: int) -> dict[str, str]:
+        """Return all tags of a version.
+
+        Raises:
+            LineageError: There is no such version.
+        """
+        name = self.name(role)
+        with lineage_errors(f"read version {version} of {name!r}", self._store.uri):
+            return dict(self._store.client.get_model_version(name, str(version)).tags)
 
     def aliases(self, role: Role) -> dict[str, int]:
         """Return the version that each alias stands on; empty for a model that was never registered.
@@ -185,6 +293,23 @@ class Registry:
             destination.mkdir(parents=True, exist_ok=True)
             place = tempfile.mkdtemp(prefix=f"{name}-{number}-", dir=destination)
             return Path(download_artifacts(artifact_uri=source, dst_path=place, tracking_uri=self._store.uri))
+
+    def _write_promotion(
+        self, name: str, version: int, told: Mapping[str, str], report: Path | str | None, model_id: str | None
+    ) -> None:
+        """Write tags and the gate's report to a version; the same again changes nothing."""
+        client = self._store.client
+        for tag, value in told.items():
+            client.set_model_version_tag(name, str(version), tag, value)
+        if report is None:
+            return
+        text = report.read_text(encoding="utf-8") if isinstance(report, Path) else report
+        if model_id:
+            with tempfile.TemporaryDirectory() as scratch:
+                file = Path(scratch) / REPORT_FILE
+                file.write_text(text, encoding="utf-8")
+                client.log_model_artifact(model_id, str(file))
+        client.update_model_version(name, str(version), description=described(text))
 
     def _find(self, name: str, marks: Mapping[str, str]) -> RegisteredVersion | None:
         """Return the version with these tags, if there is one."""

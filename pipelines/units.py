@@ -35,41 +35,42 @@ def _content_key(_: TaskRunContext, parameters: dict[str, Any]) -> str:
     return str(parameters["key"])
 
 
-_STORED: dict[str, Any] = {
+STORED: dict[str, Any] = {
     "cache_key_fn": _content_key,
     "persist_result": True,
     "result_serializer": "json",
     "retries": 0,
     "log_prints": False,
 }
-"""A raised exception stores nothing, so the unit runs again; training is resumed, not retried."""
+"""Settings of a task that is a unit: its first argument is its key. A raised exception stores nothing, so the unit
+runs again; training is resumed, not retried."""
 
 
-@task(name="sample", **_STORED)
+@task(name="sample", **STORED)
 def _sample(
     key: str, ws: Workspace, policy: str | None, prompt: str, tasks: Sequence[KnowledgeTask], n: int, seed: int
 ) -> SamplingRecord:
     return sample_edits(ws, policy, prompt, tasks, n=n, seed=seed)
 
 
-@task(name="update-and-score", **_STORED)
+@task(name="update-and-score", **STORED)
 def _bank(key: str, ws: Workspace, requests: Sequence[UpdateRequest], questions: QuestionSet) -> BankRecord:
     return work.run_bank(ws, requests, questions)
 
 
-@task(name="score-in-context", **_STORED)
+@task(name="score-in-context", **STORED)
 def _proxy(key: str, ws: Workspace, edits: Sequence[tuple[str, SelfEdit]]) -> ProxyRecord:
     return proxy.score_edits(ws, edits)
 
 
-@task(name="learn", **_STORED)
+@task(name="learn", **STORED)
 def _learn(
     key: str, ws: Workspace, policy: str | None, examples: Sequence[WeightedExample], seed: int
 ) -> LearningRecord:
     return work.learn_round(ws, policy, examples, seed=seed)
 
 
-@task(name="joint-update", **_STORED)
+@task(name="joint-update", **STORED)
 def _joint(key: str, ws: Workspace, edits: Sequence[SelfEdit], tasks: Sequence[KnowledgeTask], seed: int) -> BankRecord:
     recipe = ws.config.comparison.joint_update
     assert recipe is not None

@@ -66,7 +66,7 @@ def run_bank(ws: Workspace, requests: Sequence[UpdateRequest], questions: Questi
     student, config = ws.student, ws.config.student
     made = [update_job(ws, request) for request in requests]
     jobs = {i: job for i, job in enumerate(made) if job is not None}
-    with _bank(ws, config.update) as bank:
+    with bank_of(ws, config.update) as bank:
         results = dict(zip(jobs, bank.train(list(jobs.values())), strict=True))
         asked = [i for i in range(len(requests)) if i not in results or results[i].outcome is UpdateOutcome.OK]
         adapters = [results[i].adapter if i in results else None for i in asked]
@@ -101,7 +101,7 @@ def _score_probes(ws: Workspace, bank: LoraBank, probes: Sequence[Question]) -> 
     return tuple(score.exact for score in found)
 
 
-def _bank(ws: Workspace, recipe: UpdateRecipe) -> LoraBank:
+def bank_of(ws: Workspace, recipe: UpdateRecipe) -> LoraBank:
     """Return a bank on the run's student, not yet open."""
     config = ws.config.student
     return LoraBank(
@@ -142,7 +142,7 @@ def run_joint(
     whole = SelfEdit(implications=tuple(line for edit in edits for line in edit.implications))
     document = tasks[0].document
     job = make_job("joint", whole, document, student.tokenizer, recipe, config.answer_format, seed)
-    with _bank(ws, recipe) as bank:
+    with bank_of(ws, recipe) as bank:
         result = bank.train([job])[0]
         asked = [questions_of(task, "comparison") for task in tasks] if result.adapter is not None else []
         adapters = [result.adapter] * len(asked)

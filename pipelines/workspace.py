@@ -32,7 +32,16 @@ if TYPE_CHECKING:
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 _CODE = ("evaluation", "teacher", "student", "pipelines")
-_NO_PART = ("pipelines/bench", "pipelines/doctor", "pipelines/evidence")
+_NO_PART = (
+    "pipelines/bench",
+    "pipelines/doctor",
+    "pipelines/evidence",
+    "pipelines/inbox/readers",
+    "pipelines/inbox/command",
+    "pipelines/nights/page",
+    "pipelines/nights/simulat",
+    "pipelines/regression",
+)
 """Packages that run or describe runs and have no part in any result."""
 
 
@@ -46,8 +55,13 @@ def code_digest() -> str:
 class Workspace:
     """Opens models when they are first needed; everything that is random gets its seed here."""
 
-    def __init__(self, config: RunConfig, work_dir: Path) -> None:
+    def __init__(self, config: RunConfig, work_dir: Path, split: Split | None = None) -> None:
         """Load and check the documents; models wait until they are used.
+
+        Args:
+            config: Of the run.
+            work_dir: For records, adapters and the embedded stores.
+            split: The documents, where they do not come from `config.data`.
 
         Raises:
             InputError: The documents were refused.
@@ -55,7 +69,7 @@ class Workspace:
         """
         self.config = config
         self.work_dir = work_dir
-        self.split: Split = load_documents(config)
+        self.split: Split = load_documents(config) if split is None else split
         self.tasks: dict[str, KnowledgeTask] = {task.id: task for side in self.split for task in side}
         self.code_digest = code_digest()
         self.grades: list[Graded] = []

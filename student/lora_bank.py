@@ -97,6 +97,28 @@ class LoraBank:
             raise UpdateError("bank: it is not open. Use it inside `with LoraBank(model) as bank:`.")
         return self._student, self._canary
 
+    def no_change(self, rank: int, alpha: float, seed: int) -> Adapter:
+        """Return an adapter that changes nothing yet, B being zero: the base as a version of the student.
+
+        Args:
+            rank: LoRA rank R.
+            alpha: Its scale.
+            seed: Of A, from which an update of it begins.
+
+        Raises:
+            UpdateError: The bank is not open.
+        """
+        student, _ = self._opened()
+        generator = torch.Generator().manual_seed(seed)
+        factors = {
+            name: (
+                torch.empty(rank, shape.d_in).uniform_(-(shape.d_in**-0.5), shape.d_in**-0.5, generator=generator),
+                torch.zeros(shape.d_out, rank),
+            )
+            for name, shape in student.shapes.items()
+        }
+        return Adapter(factors, rank, alpha, self.base_digest)
+
     def train(self, jobs: Sequence[UpdateJob]) -> list[UpdateResult]:
         """Return what became of each job, in order; a job that fails does so alone, with a reason.
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from evaluation.errors import ConfigError
+from pipelines.config import read_config
 
 _BY_SEED = ("seed", "data.split_seed")
 """Settings that the seeds of the plan decide."""
@@ -102,20 +100,4 @@ def load_plan(path: Path) -> EvidencePlan:
     Raises:
         ConfigError: It cannot be read, or is refused; all mistakes are listed at once.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"evidence plan {str(path)!r} cannot be read: {error}. Give the path of a plan.") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"evidence plan {str(path)!r}: got {type(content).__name__}, allowed is a mapping.")
-    try:
-        return EvidencePlan.model_validate(content)
-    except ValidationError as error:
-        lines = "\n".join(_mistakes(error))
-        raise ConfigError(f"evidence plan {str(path)!r} is refused:\n{lines}\nNothing was started.") from error
-
-
-def _mistakes(error: ValidationError) -> Iterator[str]:
-    for mistake in error.errors(include_url=False):
-        place = ".".join(str(part) for part in mistake["loc"]) or "(whole file)"
-        yield f"  - {place}: {mistake['msg']}, got {mistake['input']!r}"
+    return read_config(path, EvidencePlan)

@@ -1,0 +1,1 @@
+"""The inbox: documents that arrive during the day and are learned at night."""

@@ -1,0 +1,1 @@
+"""Regression tests of students: a candidate against a baseline on a pinned suite, for people and for CI jobs."""

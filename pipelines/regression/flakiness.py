@@ -1,0 +1,178 @@
+"""How often a regression test errs on real students: `python -m pipelines.regression.flakiness SUITE [--json FILE]`.
+
+Students of the same recipe with other seeds are compared, each with a baseline of its own seed: a verdict of
+`regressed` is a false alarm. Then students that did not learn a share of the facts, which loses about as much accuracy:
+any other verdict than `regressed` is a miss. What is measured so includes how much students differ by their seeds, of
+which the bounds over documents know nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.records import Record
+from pipelines.regression.example import Training, train_students
+from pipelines.regression.scoring import StudentScores, paired, score_students
+from pipelines.regression.suite import RegressionSuite, SuiteContent, check_pins, load_content, load_suite
+from pipelines.regression.verdict import Outcome, find_verdict
+
+if TYPE_CHECKING:
+    from pipelines.regression.scoring import OpenStudent
+
+RUNS = 40
+"""Verdicts of each kind."""
+
+LEFT_OUT = 0.11
+"""Share of the facts that a planted regression does not learn: 10 points of accuracy, as some others are unknown."""
+
+_AT_ONCE = 8
+"""Students trained in one bank."""
+
+
+class Trial(Record):
+    """One verdict."""
+
+    seed: int
+    """Of the candidate; the baseline has the next one."""
+    planted: bool
+    outcome: Outcome
+    change: float
+    """Measured change over all documents, in [-1, 1]."""
+    failed: tuple[str, ...] = ()
+    """Names of the checks that found a loss."""
+
+
+class Flakiness(Record):
+    """All verdicts."""
+
+    suite: str
+    suite_digest: str
+    left_out: float
+    trials: tuple[Trial, ...]
+    seconds: float
+
+    def outcomes(self, *, planted: bool) -> dict[str, int]:
+        """Return how often each outcome was found."""
+        return dict(Counter(trial.outcome for trial in self.trials if trial.planted is planted))
+
+    def mean_change(self, *, planted: bool) -> float:
+        """Return the mean of the measured changes, in [-1, 1]."""
+        changes = [trial.change for trial in self.trials if trial.planted is planted]
+        return sum(changes) / len(changes)
+
+    @property
+    def false_alarms(self) -> int:
+        """Unchanged students that were called regressed."""
+        return self.outcomes(planted=False).get("regressed", 0)
+
+    @property
+    def misses(self) -> int:
+        """Planted regressions that were not called regressed."""
+        found = self.outcomes(planted=True)
+        return sum(found.values()) - found.get("regressed", 0)
+
+
+def measure(
+    suite: RegressionSuite,
+    content: SuiteContent,
+    student: OpenStudent,
+    *,
+    runs: int = RUNS,
+    left_out: float = LEFT_OUT,
+    first_seed: int = 0,
+) -> Flakiness:
+    """Return the verdicts on students trained for the purpose.
+
+    The baseline of seed s is the student of seed s + 1, for unchanged and for planted candidates alike.
+
+    Args:
+        suite: What is asked, and what counts as worse.
+        content: Of the suite.
+        student: The frozen base.
+        runs: Verdicts of each kind, at least 1.
+        left_out: Share of the facts that the planted ones do not learn, in (0, 1).
+        first_seed: Of the first candidate.
+    """
+    started = time.perf_counter()
+    seeds = range(first_seed, first_seed + runs)
+    unchanged = _scores(suite, content, student, [Training(seed) for seed in (*seeds, first_seed + runs)])
+    planted = _scores(suite, content, student, [Training(seed, left_out) for seed in seeds])
+    trials = []
+    for i, seed in enumerate(seeds):
+        for is_planted, candidates in ((False, unchanged), (True, planted)):
+            compared = paired(candidates[i], unchanged[i + 1])
+            found = find_verdict(compared, suite.groups, suite.limits)
+            change = candidates[i].accuracy - unchanged[i + 1].accuracy
+            failed = tuple(check.name for check in found.checks if check.verdict == "fail")
+            trials.append(Trial(seed=seed, planted=is_planted, outcome=found.outcome, change=change, failed=failed))
+    return Flakiness(
+        suite=suite.name,
+        suite_digest=suite.digest,
+        left_out=left_out,
+        trials=tuple(trials),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def flakiness_table(found: Flakiness) -> str:
+    """Return the figures as a Markdown table."""
+    rows = [
+        "| candidates | passed | regressed | undecided | mean change | from | to |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for planted, label in ((False, "unchanged"), (True, f"{found.left_out:.0%} of the facts not learned")):
+        outcomes = found.outcomes(planted=planted)
+        changes = [100 * trial.change for trial in found.trials if trial.planted is planted]
+        counts = " | ".join(str(outcomes.get(outcome, 0)) for outcome in ("passed", "regressed", "undecided"))
+        mean = 100 * found.mean_change(planted=planted)
+        rows.append(f"| {label} | {counts} | {mean:+.1f} | {min(changes):+.1f} | {max(changes):+.1f} |")
+    return "\n".join(rows)
+
+
+def _scores(
+    suite: RegressionSuite, content: SuiteContent, student: OpenStudent, trainings: Sequence[Training]
+) -> list[StudentScores]:
+    scores: list[StudentScores] = []
+    for start in range(0, len(trainings), _AT_ONCE):
+        part = trainings[start : start + _AT_ONCE]
+        adapters = train_students(suite, content, student, part)
+        scores += score_students(suite, content, student, adapters, [f"seed {training.seed}" for training in part])
+    return scores
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print the figures."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.regression.flakiness", description=__doc__)
+    parser.add_argument("suite", type=Path, help="YAML file of the suite.")
+    parser.add_argument("--runs", type=int, default=RUNS, help=f"Verdicts of each kind [{RUNS}].")
+    parser.add_argument("--left-out", type=float, default=LEFT_OUT, help=f"Share of facts not learned [{LEFT_OUT}].")
+    parser.add_argument("--seed", type=int, default=0, help="Of the first candidate [0].")
+    parser.add_argument("--json", type=Path, help="Write every verdict to this file.")
+    told = parser.parse_args(arguments)
+    if told.runs < 1 or not 0.0 < told.left_out < 1.0:
+        parser.error("--runs must be at least 1, and --left-out in (0, 1)")
+    from pipelines.process import prepare_process
+
+    prepare_process()
+    from pipelines.regression.scoring import open_student
+
+    suite = load_suite(told.suite)
+    content, student = load_content(suite), open_student(suite)
+    check_pins(suite, student.pins(content))
+    found = measure(suite, content, student, runs=told.runs, left_out=told.left_out, first_seed=told.seed)
+    if told.json is not None:
+        told.json.write_text(found.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    sys.stdout.write(
+        f"{flakiness_table(found)}\n\n{found.false_alarms} false alarms and {found.misses} misses in {told.runs} each; "
+        f"{found.seconds:.0f} s.\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import datetime
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evaluation.data_config import JsonLinesData
+from evaluation.errors import InputError
+from evaluation.loaders import load_tasks
+from evaluation.tasks import Question
+from pipelines.inbox.intake import IntakeSettings, Refused, Taken, take
+from tests.pipelines.inbox.files import pdf, word_file
+
+
+def taken(path: Path, **settings: Any) -> Taken:
+    return take(path, IntakeSettings(**settings))
+
+
+def piped(content: str, **settings: Any) -> Taken:
+    return take(Path("-"), IntakeSettings(**settings), io.BytesIO(content.encode()))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a directory with a file of each format, good and bad, in the current directory."""
+    monkeypatch.chdir(tmp_path)
+    made = tmp_path / "docs"
+    (made / "sub" / ".git").mkdir(parents=True)
+    (made / "a.md").write_text("# Refunds\n\nTen days.")
+    (made / "b.pdf").write_bytes(pdf([["Text of a page."], []]))
+    word_file(made / "c.docx")
+    (made / "d.png").write_bytes(b"\x89PNG")
+    (made / "e.txt").write_text("  \n")
+    (made / "sub" / "f.html").write_text("<title>Page</title><p>Text.")
+    (made / "sub" / "g.jsonl").write_text('{"text": "Good."}\n\n{"text": "Bad.", "colour": "red"}\nnot JSON\n')
+    (made / "sub" / "h.json").write_text(json.dumps([{"role": "user", "content": "Hello?"}]))
+    (made / "sub" / ".git" / "i.txt").write_text("Hidden.")
+    (made / ".j.txt").write_text("Hidden.")
+    (made / "~$c.docx").write_text("Lock.")
+    return made
+
+
+def test_directory_is_read_in_order_and_bad_files_are_refused(folder: Path) -> None:
+    found = taken(Path("docs"))
+    assert [(each.source, each.title) for each in found.documents] == [
+        ("docs/a.md", "Refunds"),
+        ("docs/b.pdf", "b"),
+        ("docs/c.docx", "Refund handbook"),
+        ("docs/sub/f.html", "Page"),
+        ("docs/sub/g.jsonl", ""),
+        ("docs/sub/h.json", "Hello?"),
+    ]
+    assert [refused.place for refused in found.refused] == [
+        "docs/d.png",
+        "docs/e.txt",
+        "docs/sub/g.jsonl: line 3",
+        "docs/sub/g.jsonl: line 4",
+    ]
+    reasons = [refused.reason for refused in found.refused]
+    assert "of no kind that is read (jsonl, json, " in reasons[0]
+    assert reasons[1] == "is empty"
+    assert reasons[2].startswith("colour is an unknown key (allowed: id, title,")
+    assert reasons[3].startswith("broken JSON")
+    assert found.notes == ("docs/b.pdf: no text on 1 of 2 pages (2): blank or scanned",)
+    assert found.files == 8
+
+
+def test_source_is_the_same_however_a_path_is_written(folder: Path) -> None:
+    ways = [Path("docs/a.md"), Path("./docs/sub/../a.md"), folder / "a.md"]
+    assert {taken(way).documents[0].id for way in ways} == {taken(Path("docs")).documents[0].id}
+    os.chdir(folder)
+    assert taken(Path("a.md")).documents[0].source == "a.md"
+    os.chdir(folder / "sub")
+    assert taken(folder / "a.md").documents[0].source == (folder / "a.md").as_posix()
+
+
+def test_source_that_is_given_goes_before_the_path(folder: Path) -> None:
+    assert taken(folder / "a.md", source="wiki").documents[0].source == "wiki"
+    assert {each.source for each in taken(folder, source="wiki").documents} >= {"wiki/a.md", "wiki/sub/f.html"}
+
+
+def test_row_has_all_fields_and_settings_fill_the_others() -> None:
+    row = {
+        "id": "kb-1",
+        "title": "Refunds",
+        "text": "Ten days.\r\nNever more.",
+        "source": "crm",
+        "effective": "2026-01-31",
+        "supersedes": "kb-0",
+        "route": "memory",
+        "entities": ["Refund"],
+        "questions": [{"question": "How many days? ", "answer": "Ten"}],
+        "held_out_questions": [{"question": "In how many days?", "answer": "Ten"}],
+    }
+    settings = {"source": "s", "effective": datetime.date(2000, 1, 1), "supersedes": ("x", "y"), "route": "weights"}
+    full, bare = piped(json.dumps(row) + '\n{"text": "B."}', **settings).documents
+    assert full.model_dump() == {
+        "title": "Refunds",
+        "text": "Ten days.\nNever more.",
+        "source": "crm",
+        "name": "kb-1",
+        "whole": "",
+        "effective": datetime.date(2026, 1, 31),
+        "supersedes": ("kb-0",),
+        "route": "memory",
+        "entities": ("Refund",),
+        "questions": ({"question": "How many days?", "answer": "Ten", "phrasing": ""},),
+        "held_out_questions": ({"question": "In how many days?", "answer": "Ten", "phrasing": ""},),
+    }
+    assert (bare.source, bare.effective, bare.supersedes) == ("s", datetime.date(2000, 1, 1), ("x", "y"))
+    assert bare.route == "weights"
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ('{"title": "t"}', "text is missing"),
+        ('{"text": " "}', "text is only white space"),
+        ('{"text": 3}', "text must be a string, got a number"),
+        ('{"text": "a", "effective": "31.1.2026"}', "effective must be a day written YYYY-MM-DD, got '31.1.2026'"),
+        ('{"text": "a", "effective": 20260131}', "effective must be a day written YYYY-MM-DD, got 20260131"),
+        ('{"text": "a", "route": "disk"}', "route Input should be 'weights' or 'memory'"),
+        ('{"text": "a", "questions": [{"question": "q"}]}', "questions[0].answer is missing"),
+        ('{"text": "a", "text": "b"}', "an object gives the key 'text' more than once"),
+        ('["a"]', "must be an object with `text`"),
+        ('{"messages": []}', "at least one message"),
+        ('{"messages": [{"role": "system", "content": "Only this."}]}', "holds no text"),
+        ('{"text": "a", "title": "' + "t" * 501 + '"}', "title has 501 characters, allowed are at most 500"),
+    ],
+)
+def test_bad_row_is_refused_with_line_and_reason(row: str, reason: str) -> None:
+    found = piped(f'{{"text": "Good."}}\n{row}')
+    assert [each.text for each in found.documents] == ["Good."]
+    assert [refused.place for refused in found.refused] == ["standard input: line 2"]
+    assert reason in found.refused[0].reason
+
+
+def test_nothing_usable_is_an_error_that_lists_all(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"line 1: text is missing\n.*line 2: broken JSON"):
+        piped('{"title": "t"}\n{')
+    with pytest.raises(InputError, match="there is no file to read"):
+        taken(tmp_path)
+    with pytest.raises(InputError, match="cannot be read: No such file"):
+        taken(tmp_path / "absent.md")
+    with pytest.raises(InputError, match="is empty"):
+        piped("")
+
+
+def test_file_that_is_too_large_is_refused_unread(tmp_path: Path) -> None:
+    with (tmp_path / "a.txt").open("wb") as sparse:
+        sparse.truncate(2**40)
+    (tmp_path / "b.txt").write_text("Small.")
+    found = taken(tmp_path)
+    assert [each.text for each in found.documents] == ["Small."]
+    assert found.refused == (
+        Refused(str(tmp_path / "a.txt"), "has 1099511627776 bytes, allowed are 52428800; split it into smaller files"),
+    )
+    with pytest.raises(InputError, match="has more than 5 bytes"):
+        piped('{"text": "a"}', most_bytes=5)
+
+
+def test_pipe_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(InputError, match="is not a file"):
+        taken(tmp_path)
+
+
+def test_standard_input_is_read_as_what_it_is_said_to_be() -> None:
+    assert [each.text for each in piped("One.\n\nTwo.", format="text").documents] == ["One.\n\nTwo."]
+    assert piped("# T\n\nText.", format="markdown").documents[0].title == "T"
+
+
+def test_front_matter_speaks_for_its_file(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("---\neffective: 2026-11-01\nroute: memory\nsource: wiki/a\n---\n# T\n\nText.")
+    (tmp_path / "b.md").write_text("---\nroute: disk\n---\nText.")
+    found = taken(tmp_path, route="weights")
+    only = found.documents[0]
+    assert (only.effective, only.route, only.source) == (datetime.date(2026, 11, 1), "memory", "wiki/a")
+    assert found.refused[0].reason == "route Input should be 'weights' or 'memory'"
+
+
+def test_long_document_is_split_and_each_part_has_its_questions() -> None:
+    texts = [f"The {name} opens at {hour}. " * 12 for name, hour in (("bank", "nine"), ("mill", "six"))]
+    row = {
+        "title": "Hours",
+        "text": "\n\n".join(text.strip() for text in texts),
+        "questions": [{"question": "When does the mill open?", "answer": "six"}],
+        "held_out_questions": [{"question": "When does the bank open?", "answer": "nine"}],
+        "supersedes": ["old hours"],
+    }
+    first, second = piped(json.dumps(row), most_characters=400).documents
+    assert (first.title, second.title) == ("Hours", "Hours")
+    assert first.whole == second.whole != ""
+    assert first.supersedes == second.supersedes == ("old hours",)
+    assert first.questions == second.held_out_questions == ()
+    assert second.questions == (Question(question="When does the mill open?", answer="six"),)
+    assert first.held_out_questions == (Question(question="When does the bank open?", answer="nine"),)
+
+
+def test_parts_of_a_file_are_titled_by_their_headings(tmp_path: Path) -> None:
+    body = "Some words that fill the section. " * 8
+    (tmp_path / "a.md").write_text(f"# Handbook\n\n## Refunds\n\n{body}\n\n## Travel\n\n{body}")
+    found = taken(tmp_path, most_characters=400)
+    assert [each.title for each in found.documents] == ["Handbook > Refunds", "Handbook > Travel"]
+
+
+def test_recorded_questions_of_squad_go_through_the_inbox(shared_data: Callable[..., Path], tmp_path: Path) -> None:
+    from evaluation.data_config import SquadData
+
+    path = shared_data("squad", "squad_val.json.gz")
+    tasks = load_tasks(SquadData(path=path, max_documents=60))
+    rows = tmp_path / "squad.jsonl"
+    rows.write_text(
+        "\n".join(
+            json.dumps(
+                {
+                    "title": task.document.title,
+                    "text": task.document.text,
+                    "source": task.id,
+                    "questions": [q.model_dump(include={"question", "answer"}) for q in task.questions],
+                }
+            )
+            for task in tasks
+        )
+    )
+    whole = taken(rows, most_characters=100_000)
+    assert [each.as_task().questions for each in whole.documents] == [task.questions for task in tasks]
+    split = taken(rows, most_characters=300)
+    assert len(split.documents) > len(tasks)
+    asked = [question for each in split.documents for question in each.questions]
+    assert sorted(q.question for q in asked) == sorted(q.question for task in tasks for q in task.questions)
+    there = [q.answer in each.text for each in split.documents for q in each.questions]
+    assert sum(there) >= 0.98 * len(there)
+
+
+def test_rows_of_a_training_file_are_rows_of_the_inbox(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        '{"id": "a", "text": "Ten days.", "entities": ["x"], "questions": [{"question": "How many?", "answer": "Ten"}]}'
+    )
+    task = load_tasks(JsonLinesData(path=path))[0]
+    document = taken(path).documents[0]
+    assert (document.name, document.as_task().questions) == (task.id, task.questions)
+    assert document.document.digest == task.document.digest

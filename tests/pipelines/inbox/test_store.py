@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import multiprocessing
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from evaluation.errors import InputError
+from evaluation.tasks import Question
+from pipelines.inbox.documents import InboxDocument
+from pipelines.inbox.store import Added, InboxError, InboxStore
+from tests.pipelines.inbox.files import document
+
+ASKED = Question(question="Who nests there?", answer="cranes")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[InboxStore]:
+    with InboxStore(tmp_path / "inbox.db") as opened:
+        yield opened
+
+
+def test_documents_come_back_in_order_and_twice_is_once(store: InboxStore, tmp_path: Path) -> None:
+    first, second, third = (document(f"Text {i}.", title="T", questions=[ASKED]) for i in range(3))
+    assert store.add([second, first, second]) == Added((second.id, first.id), ())
+    assert store.add([first, third]) == Added((third.id,), (first.id,))
+    with InboxStore(tmp_path / "inbox.db") as again:
+        assert again.documents() == (second, first, third)
+        assert again.find(first.id) == first
+
+
+def test_known_document_stays_as_it_was(store: InboxStore) -> None:
+    store.add([document(route="memory")])
+    added = store.add([document(route="weights", questions=[ASKED])])
+    assert added.new == ()
+    assert store.documents() == (document(route="memory"),)
+
+
+def _add(path: str, worker: int, count: int) -> None:
+    """Add documents one by one: half are the worker's own, half all workers add."""
+    with InboxStore(Path(path)) as store:
+        for i in range(count):
+            store.add([document(f"Own {worker} {i}."), document(f"Shared {i}.", supersedes=["nobody"])])
+            if i % 10 == 0:
+                name = document(f"Shared {i}.").id
+                store.put_questions(name, [ASKED])
+                store.set_aside([name], f"by {worker}", "night")
+
+
+def test_processes_that_race_lose_and_double_nothing(tmp_path: Path) -> None:
+    path, workers, count = tmp_path / "inbox.db", 4, 60
+    spawn = multiprocessing.get_context("spawn")
+    started = [spawn.Process(target=_add, args=(str(path), worker, count)) for worker in range(workers)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(120)
+    assert [process.exitcode for process in started] == [0] * workers
+    with InboxStore(path) as store:
+        found = [each.text for each in store.documents()]
+        own = {f"Own {worker} {i}." for worker in range(workers) for i in range(count)}
+        shared = {f"Shared {i}." for i in range(count)}
+        assert len(found) == len(own) + len(shared)
+        assert set(found) == own | shared
+        for worker in range(workers):
+            mine = [text for text in found if text.startswith(f"Own {worker} ")]
+            assert mine == [f"Own {worker} {i}." for i in range(count)]
+        assert [each.text for each in store.documents() if each.questions] == [
+            text for text in found if text in {f"Shared {i}." for i in range(0, count, 10)}
+        ]
+        assert len(store.aside()) == count / 10
+        assert store.unknown_targets() == {document(text).id: ("nobody",) for text in shared}
+
+
+def test_failed_delivery_adds_nothing(store: InboxStore) -> None:
+    unfit = document().model_copy(update={"supersedes": (None,)})
+    with pytest.raises(InboxError, match="could not write"):
+        store.add([document("One."), unfit])
+    assert store.documents() == ()
+    store.add([document("One.")])
+    assert len(store.documents()) == 1
+
+
+def test_newer_form_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    InboxStore(tmp_path / "inbox.db").close()
+    with sqlite3.connect(tmp_path / "inbox.db") as db:
+        db.execute("PRAGMA user_version = 7")
+    with pytest.raises(InboxError, match=r"has the form 7.*knows up to 1.*newer version"):
+        InboxStore(tmp_path / "inbox.db")
+
+
+def test_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "inbox.db").write_text("not a database, but long enough to be looked at" * 50)
+    with pytest.raises(InboxError, match="could not open"):
+        InboxStore(tmp_path / "inbox.db")
+
+
+def test_damaged_document_is_refused(store: InboxStore, tmp_path: Path) -> None:
+    store.add([document()])
+    with sqlite3.connect(tmp_path / "inbox.db") as db:
+        db.execute("UPDATE documents SET content = '{}'")
+    with pytest.raises(InboxError, match="cannot be read"):
+        store.documents()
+
+
+# What replaces what
+
+
+def ids(*documents: InboxDocument) -> list[str]:
+    return [each.id for each in documents]
+
+
+def test_replacements_by_id_name_and_source_are_followed_to_the_newest(store: InboxStore) -> None:
+    one = document("One.", source="a.md")
+    two = document("Two.", source="b.md", name="kb-2", supersedes=["a.md"])
+    three = document("Three.", source="c.md", supersedes=["kb-2"])
+    four = document("Four.", source="d.md", supersedes=[three.id, "never-there"])
+    store.add([one])
+    store.add([two, three])
+    assert store.superseded() == {one.id: three.id, two.id: three.id}
+    store.add([four])
+    assert store.superseded() == {one.id: four.id, two.id: four.id, three.id: four.id}
+    assert store.unknown_targets() == {four.id: ("never-there",)}
+
+
+def test_order_within_a_delivery_does_not_matter(store: InboxStore) -> None:
+    old, new = document("Old.", source="z.md"), document("New.", source="a.md", supersedes=["z.md"])
+    store.add([new, old])
+    assert store.superseded() == {old.id: new.id}
+
+
+def test_what_arrives_later_under_a_replaced_source_is_in_force(store: InboxStore) -> None:
+    old, new = document("Old.", source="a.md"), document("New.", source="b.md", supersedes=["a.md"])
+    later = document("Later.", source="a.md")
+    store.add([old, new])
+    store.add([later])
+    assert store.superseded() == {old.id: new.id}
+
+
+def test_documents_that_replace_each_other_leave_one_in_force(store: InboxStore) -> None:
+    one, two = document("One.", source="a", supersedes=["b"]), document("Two.", source="b", supersedes=["a"])
+    store.add([one, two])
+    assert store.superseded() == {one.id: two.id}
+
+
+def parts(whole: str, *texts: str, supersedes: str | None = None) -> list[InboxDocument]:
+    targets = [supersedes] if supersedes else []
+    return [document(text, source="book", whole=whole, title=text[:5], supersedes=targets) for text in texts]
+
+
+def test_unchanged_section_of_a_new_version_stays_in_force(store: InboxStore) -> None:
+    first = parts("w1", "Fees are 2.", "Days are 9.")
+    second = parts("w2", "Fees are 3.", "Days are 9.", supersedes="book")
+    third = parts("w3", "Fees are 2.", "Days are 8.", supersedes="book")
+    store.add(first)
+    assert store.add(second) == Added((second[0].id,), (second[1].id,))
+    assert store.superseded() == {first[0].id: second[0].id}
+    store.add(second)
+    store.add(first)
+    assert store.superseded() == {first[0].id: second[0].id}
+    store.add(third)  # brings a section of the first version back
+    assert store.superseded() == {second[0].id: third[0].id, second[1].id: third[1].id}
+
+
+# Setting aside
+
+
+def test_set_aside_until_released(store: InboxStore) -> None:
+    one, two = document("One."), document("Two.")
+    store.add([one, two])
+    store.set_aside(ids(one, two), "forgot too much", "night-1")
+    store.set_aside(ids(two), "worse", "night-2")
+    assert {name: (a.reason, a.night) for name, a in store.aside().items()} == {
+        one.id: ("forgot too much", "night-1"),
+        two.id: ("worse", "night-2"),
+    }
+    assert all(a.since.tzinfo is not None for a in store.aside().values())
+    assert store.release(ids(one, one)) == (one.id,)
+    assert store.release(ids(one, two)) == (two.id,)
+    assert store.aside() == {}
+
+
+def test_unknown_ids_are_refused_and_nothing_is_done(store: InboxStore) -> None:
+    one = document("One.")
+    store.add([one])
+    for act in (
+        lambda: store.set_aside([one.id, "doc-x"], "bad", "n"),
+        lambda: store.release([one.id, "doc-x"]),
+        lambda: store.put_questions("doc-x", [ASKED]),
+        lambda: store.find("doc-x"),
+    ):
+        with pytest.raises(InputError, match=r"'doc-x'.*preceptor inbox list"):
+            act()
+    assert store.aside() == {}
+
+
+def test_questions_are_put_in_place_and_change_no_id(store: InboxStore) -> None:
+    store.add([document()])
+    changed = store.put_questions(document().id, [ASKED], [ASKED])
+    assert store.documents() == (changed,)
+    assert (changed.id, changed.questions, changed.held_out_questions) == (document().id, (ASKED,), (ASKED,))

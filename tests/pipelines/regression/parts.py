@@ -1,0 +1,54 @@
+"""A small suite on the micro student, and adapters that change it in known ways without any training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from evaluation.checkpoints import load_checkpoint, model_digest
+from pipelines.regression.suite import load_content, load_suite, pins_of, write_pins
+from student.adapters import Adapter, save_adapter
+from student.lora_bank import LoraBank
+
+SUITES = Path(__file__).resolve().parents[3] / "configs" / "suites"
+SHIPPED = SUITES / "micro-world.yaml"
+
+
+def small_suite(place: Path, *, pin: bool = True, **changes: Any) -> Path:
+    """Write a suite that mostly asks what the base knows, so that damage shows without any training."""
+    fields: dict[str, Any] = {
+        "name": "small",
+        "student": "micro-student",
+        "threads": 1,
+        "data": {"type": "microworld", "train_documents": 1, "development_documents": 0, "test_documents": 60},
+        "questions_per_document": 1,
+        "probes": 60,
+        "limits": {"resamples": 1000},
+    }
+    path = place / "suite.yaml"
+    path.write_text("# A header that stays.\n" + yaml.safe_dump(fields | changes, sort_keys=False), encoding="utf-8")
+    if pin:
+        suite = load_suite(path)
+        write_pins(path, pins_of(load_content(suite), student_digest()))
+    return path
+
+
+def student_digest() -> str:
+    return model_digest(load_checkpoint("micro-student").model)
+
+
+def made_adapter(scale: float, seed: int = 0) -> Adapter:
+    """Return an adapter of all layers of the micro student; `scale` 0 changes nothing, 1 ruins it."""
+    checkpoint = load_checkpoint("micro-student")
+    generator = torch.Generator().manual_seed(seed)
+    with LoraBank(checkpoint.model) as bank:
+        start = bank.no_change(4, 8.0, seed)
+    factors = {name: (a, scale * torch.randn(b.shape, generator=generator)) for name, (a, b) in start.factors.items()}
+    return Adapter(factors, start.rank, start.alpha, start.base_digest)
+
+
+def saved_adapter(place: Path, scale: float, seed: int = 0) -> Path:
+    return save_adapter(made_adapter(scale, seed), place, "micro-student")
