@@ -15,6 +15,8 @@ from pipelines.bench.command import app as bench_app
 from pipelines.doctor.command import doctor
 from pipelines.inbox.command import app as inbox_app
 from pipelines.micro_models import AnyRole
+from pipelines.nights.night_command import adapt_student
+from pipelines.nights.simulation_command import simulate_nights
 from pipelines.process import prepare_process
 from pipelines.regression.command import check_regression
 from pipelines.rollback import rollback, versions
@@ -153,6 +155,8 @@ def ui(
 app.command("serve")(serve)
 app.command("doctor")(doctor)
 app.command("check-regression")(check_regression)
+app.command("adapt-student")(adapt_student)
+app.command("simulate-nights")(simulate_nights)
 app.command("ask")(ask)
 app.command("rollback")(rollback)
 app.command("versions")(versions)

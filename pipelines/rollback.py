@@ -33,13 +33,22 @@ def rollback(
 
     Nothing is deleted: the version that is left keeps its files, and the reason.
     """
-    found = _open(config, work_dir).rollback(role, because)
+    registry = _open(config, work_dir)
+    found = registry.rollback(role, because)
     place = shlex.quote(str(work_dir))
     sys.stdout.write(
         f"Version {found.to_version} of the {role} is the champion again; version {found.from_version} was rolled "
         f"back because: {because.strip()}\n"
     )
     if role == "student":
+        from pipelines.nights.undone import set_undone_aside
+
+        undone = set_undone_aside(registry, found, work_dir, because.strip())
+        if undone:
+            sys.stdout.write(
+                f"{len(undone)} documents of the nights that were undone are set aside; to let one be learned again: "
+                f"preceptor inbox release {undone[0]} --work-dir {place}\n"
+            )
         sys.stdout.write(f"To check its answers: preceptor ask 'QUESTION' --work-dir {place}\n")
     sys.stdout.write(f"To see all versions: preceptor versions --role {role} --work-dir {place}\n")
 

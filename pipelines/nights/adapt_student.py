@@ -178,7 +178,12 @@ def _learn(night: _Night, policy: str | None, general: Sequence[Question]) -> _S
     config, ws, plan, parent = night.config, night.ws, night.plan, night.parent
     candidates = learning.best_edits(ws, night.units, policy, plan.to_weights, config, plan.night)
     edits = learning.learned_edits(candidates, config.writing.learned)
-    again = learning.replayed(parent.state, config.composition, config.replay.documents, ws.seed("replay", plan.night))
+    again = learning.replayed(
+        parent.state.after((), plan.superseded),
+        config.composition,
+        config.replay.documents,
+        ws.seed("replay", plan.night),
+    )
     update, adapter = None, parent.adapter
     if edits:
         whole = learning.lines_of(edits, again, general)

@@ -13,6 +13,7 @@ from evaluation.statistics import known_mean
 from pipelines.inbox.documents import InboxDocument
 from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.nights.adapt_student import adapt_student
+from pipelines.nights.opening import NIGHTS, RESULT
 from pipelines.nights.results import NightResult
 from pipelines.records import Record
 
@@ -57,15 +58,25 @@ class Arm(Record):
 
     name: str
     nights: tuple[SimulatedNight, ...]
+    poisoned: int | None = None
+    """Night of wrong documents, counted from 0; its documents count for nothing in what is kept."""
+
+    @property
+    def honest(self) -> dict[str, float]:
+        """By night of true documents: accuracy of the student in use after the last night."""
+        wrong = None if self.poisoned is None else night_name(self.poisoned)
+        return {name: value for name, value in self.nights[-1].groups.items() if name != wrong}
 
     @property
     def kept(self) -> float | None:
         """Mean accuracy after the last night over all nights' documents, as a share of that right after each night."""
-        last = self.nights[-1].groups
-        then = {f"night-{i + 1:04d}": night.groups.get(f"night-{i + 1:04d}") for i, night in enumerate(self.nights)}
-        first = known_mean([then[name] for name in last if then.get(name) is not None])
-        now = known_mean([value for name, value in last.items() if then.get(name) is not None])
-        return None if not first or now is None else now / first
+        then: dict[str, float] = {}
+        for night in self.nights:
+            then = {**night.groups, **then}  # the first score of a group is the one right after its night
+        now = self.honest
+        first = known_mean([then[name] for name in now])
+        last = known_mean(list(now.values()))
+        return None if not first or last is None else last / first
 
     @property
     def lost_probes(self) -> float | None:
@@ -74,7 +85,14 @@ class Arm(Record):
         return None if last.probes is None or last.probes_base is None else last.probes_base - last.probes
 
 
-def simulate(config: Path, overrides: Sequence[str], plan: SimulationPlan, work_dir: Path, seed: int) -> list[Arm]:
+def night_name(number: int) -> str:
+    """Return the name of a night counted from 0."""
+    return f"night-{number + 1:04d}"
+
+
+def simulate(
+    config: Path, overrides: Sequence[str], plan: SimulationPlan, work_dir: Path, seed: int, names: Sequence[str]
+) -> list[Arm]:
     """Return the nights of all arms, each in a directory of its own; a killed simulation goes on where it was.
 
     Args:
@@ -83,10 +101,11 @@ def simulate(config: Path, overrides: Sequence[str], plan: SimulationPlan, work_
         plan: What arrives.
         work_dir: Gets a directory for each arm.
         seed: Of the world.
+        names: Of the arms.
     """
     return [
-        run_arm(name, config, (*overrides, *settings), plan, work_dir / name.replace(" ", "-"), seed)
-        for name, settings in ARMS.items()
+        run_arm(name, config, (*overrides, *ARMS[name]), plan, work_dir / name.replace(" ", "-"), seed)
+        for name in names
     ]
 
 
@@ -96,7 +115,7 @@ def run_arm(name: str, config: Path, overrides: Sequence[str], plan: SimulationP
     drawn = draw_nights(plan.nights, plan.documents, seed, superseding=plan.superseding, poisoned=plan.poisoned)
     nights = []
     for number, documents in enumerate(drawn):
-        done = work_dir / "nights" / f"night-{number + 1:04d}" / "result.json"
+        done = work_dir / NIGHTS / night_name(number) / RESULT
         if done.is_file():
             result = NightResult.model_validate_json(done.read_bytes())
         else:
@@ -105,7 +124,7 @@ def run_arm(name: str, config: Path, overrides: Sequence[str], plan: SimulationP
                 inbox.add(as_delivered(document) for document in documents)
             result = adapt_student(str(config), list(overrides), str(work_dir))
         nights.append(_simulated(result))
-    return Arm(name=name, nights=tuple(nights))
+    return Arm(name=name, nights=tuple(nights), poisoned=plan.poisoned)
 
 
 def as_delivered(document: NightDocument) -> InboxDocument:

@@ -8,10 +8,12 @@ import pytest
 import yaml
 
 from evaluation.errors import ConfigError
-from pipelines.config import RunConfig, load_config, to_yaml
+from pipelines.config import RunConfig, load_config, read_config, to_yaml
+from pipelines.nights.config import NightConfig
 
 _PLACE = Path(__file__).resolve().parents[2] / "configs"
-CONFIGS = sorted(set(_PLACE.glob("*.yaml")) - set(_PLACE.glob("*-plan.yaml")))
+NIGHTS = sorted(_PLACE.glob("night*.yaml"))
+CONFIGS = sorted(set(_PLACE.glob("*.yaml")) - set(_PLACE.glob("*-plan.yaml")) - set(NIGHTS))
 DEMO = next(path for path in CONFIGS if path.name == "demo.yaml")
 
 
@@ -31,6 +33,20 @@ def test_shipped_config_says_what_it_does_and_how_to_run_it(path: Path) -> None:
     header = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
     assert len(header) >= 2
     assert any(f"preceptor train-teacher configs/{path.name}" in line for line in header)
+
+
+@pytest.mark.parametrize("path", NIGHTS, ids=lambda path: path.name)
+def test_shipped_night_is_valid_says_how_to_run_it_and_reads_back(path: Path, tmp_path: Path) -> None:
+    config = read_config(path, NightConfig)
+    assert config.name == path.stem
+    text = path.read_text(encoding="utf-8")
+    assert f"configs/{path.name}" in text.partition("\nname:")[0]
+    again = tmp_path / "night.yaml"
+    again.write_text(to_yaml(config), encoding="utf-8")
+    assert read_config(again, NightConfig) == config
+    assert read_config(path, NightConfig, ["tracking.experiment=other"]).digest == config.digest
+    assert read_config(path, NightConfig, ["replay.documents=1"]).digest != config.digest
+    assert config.as_run().student == config.student
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)

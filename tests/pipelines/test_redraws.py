@@ -27,7 +27,7 @@ def written(document: str, index: int, choice: dict[str, object] | None) -> Edit
         token_ids=(),
         finish_reason="stop",
         edit=None if choice is None else edit_of(choice),
-        **failed,  # type: ignore[arg-type]
+        **failed,
     )
 
 
@@ -35,7 +35,7 @@ def test_refused_self_edits_give_their_place_to_the_next_ones(tmp_path: Path, pr
     ws = Workspace(config(tmp_path, "comparison.redraws=2"), tmp_path / "work")
     tasks = ws.split.test[:4]
     names = [task.id for task in tasks]
-    drawn = {
+    drawn: dict[str, list[dict[str, object] | None]] = {
         names[0]: [WITHIN, OVER, OVER],  # the first one is taken, and no other is looked at
         names[1]: [OVER, None, WITHIN],  # both ahead of the last one are refused
         names[2]: [None, WITHIN, OVER],

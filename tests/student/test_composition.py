@@ -36,7 +36,7 @@ def test_sum_is_exact_while_the_rank_suffices(ranks: list[int], seed: int) -> No
     whole = merge_adapters(parts, sum(ranks), 4.0)
     assert (whole.rank, whole.alpha, whole.base_digest) == (sum(ranks), 4.0, "base")
     for name in LAYERS:
-        torch.testing.assert_close(change(whole, name), sum(change(part, name) for part in parts), rtol=1e-4, atol=1e-4)  # type: ignore[arg-type]
+        torch.testing.assert_close(change(whole, name), sum(change(part, name) for part in parts), rtol=1e-4, atol=1e-4)
 
 
 def test_beyond_it_what_is_left_out_is_the_smallest_singular_values() -> None:
@@ -62,7 +62,7 @@ def test_result_is_the_same_as_pefts() -> None:
             return out
 
     torch.manual_seed(0)
-    model = get_peft_model(Net(), LoraConfig(r=3, lora_alpha=6, target_modules=["up"]), adapter_name="one")  # type: ignore[arg-type]
+    model = get_peft_model(Net(), LoraConfig(r=3, lora_alpha=6, target_modules=["up"]), adapter_name="one")
     model.add_adapter("two", LoraConfig(r=3, lora_alpha=3, target_modules=["up"]))
     layer = model.base_model.model.up
     given_parts = []
