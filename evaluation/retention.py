@@ -42,7 +42,27 @@ def retention_probes(data: DataConfig, count: int, seed: int) -> tuple[Question,
     return tuple(questions[:count])
 
 
-def _known_to_the_micro_student(count: int, seed: int) -> tuple[Question, ...]:
+def rehearsal_questions(data: DataConfig, count: int, seed: int, *, probes: int) -> tuple[Question, ...]:
+    """Return at most `count` questions that training repeats, so that what a student knew before is not forgotten.
+
+    None of them is a probe. In the micro-world they are about the same known facts, in other words than the probes';
+    a file has its probes first, and the rest of its questions are rehearsed.
+
+    Args:
+        data: As for `retention_probes`.
+        count: Most questions, at least 0.
+        seed: The one that the probes are chosen with.
+        probes: How many of the first questions of a file are probes.
+
+    Raises:
+        InputError: As for `retention_probes`.
+    """
+    if isinstance(data, MicroworldData):
+        return _known_to_the_micro_student(count, seed, wording=1)
+    return retention_probes(data, probes + count, seed)[probes:] if count else ()
+
+
+def _known_to_the_micro_student(count: int, seed: int, wording: int = 0) -> tuple[Question, ...]:
     from evaluation.microworld.corpora import known_facts
     from evaluation.microworld.templates import PHRASINGS
     from evaluation.microworld.vocabulary import ENTITY_KINDS
@@ -53,7 +73,7 @@ def _known_to_the_micro_student(count: int, seed: int) -> tuple[Question, ...]:
     for stratum in strata:
         rng.shuffle(stratum)
     dealt = (fact for turn in itertools.zip_longest(*strata) for fact in turn if fact is not None)
-    return tuple(ask(fact, PHRASINGS[0]) for fact in itertools.islice(dealt, count))
+    return tuple(ask(fact, PHRASINGS[wording]) for fact in itertools.islice(dealt, count))
 
 
 def _read(path: Path) -> list[Question]:

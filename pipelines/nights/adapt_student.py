@@ -15,6 +15,7 @@ from rich.console import Console
 
 from evaluation.errors import LineageError
 from evaluation.gate import GateReport, decide, report_markdown
+from evaluation.retention import rehearsal_questions
 from evaluation.tasks import KnowledgeTask, Question, Split
 from pipelines.config import read_config, to_yaml
 from pipelines.embedded import close_stale_flow_runs, exclusive, record_server, stop_orphans
@@ -168,9 +169,12 @@ def _adapt(night: _Night) -> NightResult:
 
 
 def _general_questions(night: _Night) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
-    """Return the retention probes, and the other questions on general knowledge, which are trained on again."""
-    found, count = night.ws.retention_probes, night.config.probes
-    return found[:count], found[count:]
+    """Return the retention probes, and the questions on general knowledge that are trained on again."""
+    config, ws = night.config, night.ws
+    rehearsed = rehearsal_questions(
+        config.general, config.replay.general, ws.seed("retention"), probes=len(ws.retention_probes)
+    )
+    return ws.retention_probes, rehearsed
 
 
 def _learn(night: _Night, policy: str | None, general: Sequence[Question]) -> _Student:

@@ -41,7 +41,7 @@ class ReplayConfig(_Frozen):
     all of them whatever this says, and `merged` none."""
     general: int = Field(default=48, ge=0, le=100_000)
     """Questions on what the student knew before any night, in [0, 100000], with their answers; none of them is a
-    retention probe."""
+    retention probe (`evaluation.retention.rehearsal_questions`)."""
 
 
 class MemoryConfig(_Frozen):
@@ -103,7 +103,7 @@ class NightConfig(_Frozen):
             student=self.student,
             loop=LoopConfig(rounds=0),
             comparison=ComparisonConfig(
-                edits=self.writing.edits, retention_probes=self.probes + self.replay.general, resamples=self.resamples
+                edits=self.writing.edits, retention_probes=self.probes, resamples=self.resamples
             ),
             tracking=self.tracking,
         )

@@ -30,7 +30,7 @@ class SimulationPlan(Record):
     """What arrives."""
 
     nights: int = Field(default=10, ge=1, le=30)
-    documents: int = Field(default=6, ge=2, le=20)
+    documents: int = Field(default=4, ge=2, le=20)
     """Of each night."""
     superseding: tuple[int, ...] = (4, 8)
     """Nights, counted from 0, on which a document replaces an earlier one."""

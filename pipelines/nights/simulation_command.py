@@ -15,7 +15,7 @@ from pipelines.process import prepare_process
 def simulate_nights(
     config: Annotated[Path, typer.Argument(help="YAML file of the night, such as configs/nights-demo.yaml.")],
     nights: Annotated[int, typer.Option(min=2, max=30, help="Nights of each arm.")] = 10,
-    documents: Annotated[int, typer.Option(min=2, max=20, help="New documents before each night.")] = 6,
+    documents: Annotated[int, typer.Option(min=2, max=20, help="New documents before each night.")] = 4,
     arm: Annotated[list[str] | None, typer.Option("--arm", help="This arm alone; may be given again.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override such as replay.documents=16.")] = None,
     work_dir: Annotated[Path, typer.Option("--work-dir", help="Gets a directory for each arm.")] = Path(

@@ -19,7 +19,7 @@ from evaluation.microworld.splits import microworld_split
 from evaluation.microworld.templates import PHRASINGS
 from evaluation.microworld.vocabulary import ENTITY_KINDS
 from evaluation.microworld.world import ask
-from evaluation.retention import retention_probes
+from evaluation.retention import rehearsal_questions, retention_probes
 
 STRATUM = {ask(f, PHRASINGS[0]): (side, f.kind) for side, facts in enumerate(known_facts()) for f in facts}
 """Every question that may be a probe in the micro-world, with its side and kind."""
@@ -173,3 +173,28 @@ def test_every_loaded_source_takes_a_retention_path(data: DataConfig) -> None:
 def test_micro_world_refuses_a_retention_path() -> None:
     with pytest.raises(ValidationError, match="retention_path"):
         ADAPTER.validate_python({"type": "microworld", "retention_path": "p.jsonl"})
+
+
+# Rehearsal
+
+
+def test_micro_world_is_rehearsed_in_other_words_than_the_probes() -> None:
+    probes = retention_probes(MicroworldData(), 40, 3)
+    rehearsed = rehearsal_questions(MicroworldData(), 40, 3, probes=40)
+    assert len(rehearsed) == 40
+    assert [question.answer for question in rehearsed] == [question.answer for question in probes]
+    everything = rehearsal_questions(MicroworldData(), 10_000, 3, probes=40)
+    assert not {question.question for question in everything} & {question.question for question in probes}
+    assert everything[:40] == rehearsed
+    assert rehearsal_questions(MicroworldData(), 0, 3, probes=40) == ()
+
+
+def test_file_is_rehearsed_without_its_probes(tmp_path: Path) -> None:
+    path = tmp_path / "known.jsonl"
+    path.write_text("".join(f'{{"question": "Who is {i}?", "answer": "{i}"}}\n' for i in range(10)))
+    data = JsonLinesData(path=path, development_documents=1, test_documents=1, retention_path=path)
+    probes, rehearsed = retention_probes(data, 4, 1), rehearsal_questions(data, 3, 1, probes=4)
+    assert len(rehearsed) == 3
+    assert not set(probes) & set(rehearsed)
+    assert len(rehearsal_questions(data, 99, 1, probes=4)) == 6
+    assert rehearsal_questions(data, 0, 1, probes=4) == ()

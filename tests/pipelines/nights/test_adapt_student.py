@@ -25,7 +25,7 @@ SMALL = (
     "threads=1",
     "probes=24",
     "writing={edits: 2, learned: 1}",
-    "replay={documents: 8, general: 24}",
+    "replay={documents: 8, general: 48}",
     "update.epochs=6",
     "update.rank=8",
     # Margins that a handful of documents can show: what is tested here is the night, not the statistics.
