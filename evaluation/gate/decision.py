@@ -12,8 +12,9 @@ from evaluation.gate.checks import (
 )
 from evaluation.gate.records import GateCheck, GateConfig, GateEvidence, GateReport, decision_of
 
-EARLIER, PROBES = "earlier documents", "probes"
-"""Names of the check of all earlier nights together, and of the check that no probe was asked."""
+EARLIER, PROBES, TOUCHED = "earlier documents", "probes", "what was known of the same subjects"
+"""Names of the check of all earlier nights together, of the check that no probe was asked, and of the check of what the
+new documents are about."""
 
 
 def decide(evidence: GateEvidence, config: GateConfig) -> GateReport:
@@ -34,10 +35,18 @@ def decide(evidence: GateEvidence, config: GateConfig) -> GateReport:
         check_canaries(evidence.canaries),
         check_collapse(evidence.collapsed, evidence.answered, config.most_collapsed),
         check_gain("new documents", evidence.new, config.new_margin, config),
+        *_touched(evidence, config),
         *_earlier(evidence, config),
         *_probes(evidence, config),
     )
     return GateReport(decision=decision_of(checks), checks=checks, config=config)
+
+
+def _touched(evidence: GateEvidence, config: GateConfig) -> tuple[GateCheck, ...]:
+    """Return the check of what was known about the subjects of the new documents; often little or nothing was."""
+    if evidence.touched:
+        return check_groups({TOUCHED: evidence.touched}, config.touched_margin, config)
+    return (GateCheck(name=TOUCHED, verdict="pass", sentence="Nothing was known about them.", documents=0),)
 
 
 def _earlier(evidence: GateEvidence, config: GateConfig) -> tuple[GateCheck, ...]:

@@ -45,6 +45,8 @@ class GateConfig(StatisticsConfig):
     standard errors below the others by chance alone."""
     probe_margin: float = Field(default=0.05, gt=0.0, le=1.0)
     """Loss allowed on each set of retention probes against the frozen baseline, in (0, 1]."""
+    touched_margin: float = Field(default=0.1, gt=0.0, le=1.0)
+    """Loss against the champion allowed on what was known about the very subjects of the new documents, in (0, 1]."""
     most_collapsed: float = Field(default=0.02, ge=0.0, le=1.0)
     """Share of empty or degenerate answers allowed, in [0, 1]."""
     probes_required: bool = True
@@ -73,6 +75,9 @@ class GateEvidence(_Frozen):
     that could not be scored. A document that contradicts an earlier one shows here, as that night's loss."""
     probes: Mapping[str, tuple[PairedScore, ...]] = Field(default_factory=dict)
     """By set of probes: questions on what no document is about."""
+    touched: tuple[PairedScore, ...] = ()
+    """Questions, on earlier documents and on general knowledge, about what the new documents are about. Wrong documents
+    about a known subject show here first: they are few among all probes. Empty: nothing was known about it."""
     collapsed: int = Field(default=0, ge=0)
     """Answers of the candidate that are empty or degenerate, in [0, answered]."""
     answered: int = Field(default=0, ge=0)

@@ -15,6 +15,9 @@ from evaluation.microworld.pretraining import Batch, weighted_loss
 MUON_RATE = 0.02
 """Step size for matrices (Muon, Jordan et al. 2024). With AdamW alone, inferring a rule had not begun after as many
 steps as this took to master half of the rules."""
+MUON_DECAY = 0.1
+"""Weight decay of matrices. Without it a model learned ever slower the longer it had been trained: after 700 steps of
+inferring rules the loss was .32, and with it .16 (with twice the heads, which alone changed nothing by step 300)."""
 ADAM_RATE = 3e-3
 """Step size of AdamW for embeddings and norms."""
 _END = 0.3
@@ -73,7 +76,7 @@ def optimizers_of(model: Any) -> list[torch.optim.Optimizer]:
     inner = {name: p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name}
     rest = [p for name, p in model.named_parameters() if name not in inner]
     return [
-        torch.optim.Muon(list(inner.values()), lr=MUON_RATE, weight_decay=0.0, momentum=0.95),
+        torch.optim.Muon(list(inner.values()), lr=MUON_RATE, weight_decay=MUON_DECAY, momentum=0.95),
         torch.optim.AdamW(rest, lr=ADAM_RATE, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 

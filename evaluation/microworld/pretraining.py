@@ -28,6 +28,8 @@ class Shape(NamedTuple):
     intermediate: int
     rope_theta: float = 10_000.0
     """Base of the rotary positions: the lower, the more of the frequencies tell nearby places apart."""
+    heads: int | None = None
+    """Attention heads of each layer; None is as many as fit into `hidden`."""
 
 
 class Batch(NamedTuple):
@@ -47,8 +49,9 @@ def new_model(shape: Shape, tokenizer: Any, seed: int) -> Any:
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
         num_hidden_layers=shape.layers,
-        num_attention_heads=shape.hidden // 32,
-        num_key_value_heads=shape.hidden // 32,
+        num_attention_heads=shape.heads or shape.hidden // 32,
+        num_key_value_heads=shape.heads or shape.hidden // 32,
+        head_dim=32,
         max_position_embeddings=tokenizer.model_max_length,
         rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
         tie_word_embeddings=True,

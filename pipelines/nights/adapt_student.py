@@ -14,8 +14,8 @@ from prefect.context import get_run_context
 from rich.console import Console
 
 from evaluation.errors import LineageError
-from evaluation.gate import GateReport, decide, report_markdown
-from evaluation.retention import rehearsal_questions
+from evaluation.gate import GateReport, PairedScore, decide, report_markdown
+from evaluation.retention import rehearsal_questions, retention_probes
 from evaluation.tasks import KnowledgeTask, Question, Split
 from pipelines.config import read_config, to_yaml
 from pipelines.embedded import close_stale_flow_runs, exclusive, record_server, stop_orphans
@@ -31,6 +31,7 @@ from pipelines.nights.results import GroupScore, NewDocument, NightResult
 from pipelines.nights.scoring import StudentScores
 from pipelines.nights.state import HeldDocument, StudentState
 from pipelines.nights.teachers import champion_teacher
+from pipelines.nights.touched import find_touched, touched_scores
 from pipelines.nights.units import NightUnits
 from pipelines.progress import Reporter
 from pipelines.promotions import DATA_TAG, DECISION_TAG, NO_PARENT, PARENT_TAG
@@ -44,6 +45,8 @@ from teacher.rewards import RewardFailure
 FLOW_NAME = "adapt-student"
 NIGHT_TAG = "preceptor.night"
 """Tag of a version: the night that made it."""
+MOST_GENERAL = 100_000
+"""Questions on general knowledge that are looked through for those about the new documents, at most."""
 _OUTCOMES = {"promote": "promoted", "hold": "held", "reject": "rejected"}
 
 
@@ -71,9 +74,12 @@ class _Student(NamedTuple):
 
 
 class _Measured(NamedTuple):
+    """Scores on the same questions: probes are the retention probes alone."""
+
     after: StudentScores
     before: StudentScores
     base: StudentScores
+    touched: tuple[PairedScore, ...]
 
 
 @flow(name=FLOW_NAME, persist_result=False)
@@ -220,12 +226,20 @@ def _why(candidates: Sequence[CandidateRecord], task: KnowledgeTask) -> str:
 
 def _measure(night: _Night, student: _Student, probes: Sequence[Question]) -> _Measured:
     """Return the scores of the night's student, of the champion, and of the base, on the same questions."""
+    config, parent, own, ids = night.config, night.parent, night.own, {p.task.id for p in night.plan.documents}
     asked = [held.task for held in student.state.documents if held.asked]
-    parent, own = night.parent, night.own
-    after = own.scores("the new student", student.adapter, student.state.memory, asked, probes)
-    before = own.scores("the champion", parent.adapter, parent.state.memory, asked, probes)
+    pool = retention_probes(config.general, MOST_GENERAL, night.ws.seed("retention"))
+    touched = find_touched(
+        [task for task in asked if task.id in ids],
+        [task for task in asked if task.id not in ids],
+        pool,
+    )
+    whole, count = (*probes, *touched.general), len(probes)
+    after = own.scores("the new student", student.adapter, student.state.memory, asked, whole)
+    before = own.scores("the champion", parent.adapter, parent.state.memory, asked, whole)
     base = own.scores("the base student", None, StudentState().memory, (), probes)
-    return _Measured(after, before, base)
+    found = touched_scores(touched, after, before, after.probes[count:], before.probes[count:])
+    return _Measured(after.with_probes(count), before.with_probes(count), base, found)
 
 
 def _judge(night: _Night, student: _Student, measured: _Measured) -> GateReport | None:
@@ -236,7 +250,9 @@ def _judge(night: _Night, student: _Student, measured: _Measured) -> GateReport 
     new = groups.pop(night.plan.night, [])
     update = student.update
     canaries = {"update": None if update is None or update.adapter_digest else update.detail}
-    evidence = scoring.evidence_of(measured.after, measured.before, measured.base.probes, new, groups, canaries)
+    evidence = scoring.evidence_of(
+        measured.after, measured.before, measured.base.probes, new, groups, canaries, measured.touched
+    )
     return decide(evidence, night.config.gate)
 
 

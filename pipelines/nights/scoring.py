@@ -38,6 +38,10 @@ class StudentScores(Record):
     """Answers that were looked at."""
     seconds: float = 0.0
 
+    def with_probes(self, count: int) -> StudentScores:
+        """Return the scores with the first probes alone."""
+        return self.model_copy(update={"probes": self.probes[:count]})
+
     def accuracy(self, ids: Sequence[str]) -> float | None:
         """Return the share of right answers over some documents, each counting the same; None without any."""
         known = [sum(self.right[name]) / len(self.right[name]) for name in ids if self.right.get(name)]
@@ -118,6 +122,7 @@ def evidence_of(
     new: Sequence[str],
     earlier: Mapping[str, Sequence[str]],
     canaries: Mapping[str, str | None],
+    touched: tuple[PairedScore, ...] = (),
 ) -> GateEvidence:
     """Return what the gate looks at.
 
@@ -131,6 +136,7 @@ def evidence_of(
         new: Ids of the night's documents.
         earlier: By night, ids of earlier documents whose questions still count.
         canaries: By name, why one failed, or None.
+        touched: Questions on what was known about the subjects of the new documents.
     """
     names = [*new, *(name for group in earlier.values() for name in group)]
     return GateEvidence(
@@ -147,6 +153,7 @@ def evidence_of(
         }
         if baseline
         else {},
+        touched=touched,
         collapsed=candidate.empty,
         answered=candidate.answered,
         canaries=dict(canaries),

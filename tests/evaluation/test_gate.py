@@ -327,3 +327,23 @@ def test_the_page_of_a_held_candidate_says_how_many_are_needed() -> None:
     assert page.startswith("# Gate: HOLD")
     assert f"About {report.needed} would decide" in page
     assert f"| {report.needed} |" in page
+
+
+def test_loss_on_what_was_known_of_the_same_subjects_rejects() -> None:
+    def pairs(what: str, count: int, candidate: float, reference: float) -> tuple[PairedScore, ...]:
+        return tuple(
+            PairedScore(document=f"{what} {i}", candidate=candidate, reference=reference) for i in range(count)
+        )
+
+    new, probes = pairs("new", 60, 1.0, 0.0), {"general": pairs("probe", 200, 1.0, 1.0)}
+    wrong = pairs("wrong", 12, 0.0, 1.0)
+    fine = GateEvidence(new=new, probes=probes, canaries={"update": None}, answered=260)
+    assert decide(fine, GateConfig()).decision == "promote"
+    touched = fine.model_copy(update={"touched": (*wrong, *pairs("other", 12, 1.0, 1.0))})
+    report = decide(touched, GateConfig())
+    assert report.decision == "reject"
+    assert [check.name for check in report.checks if check.verdict == "fail"] == ["what was known of the same subjects"]
+    one = fine.model_copy(update={"touched": wrong[:1]})
+    assert decide(one, GateConfig()).decision == "hold"
+    kept = fine.model_copy(update={"touched": pairs("kept", 3, 1.0, 1.0)})
+    assert decide(kept, GateConfig()).decision == "promote"
