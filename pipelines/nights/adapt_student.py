@@ -100,7 +100,20 @@ def adapt_student(config_path: str, overrides: list[str] | None = None, work_dir
         record_server(place)
         flow_run = str(get_run_context().flow_run.id)  # type: ignore[union-attr]
         close_stale_flow_runs(FLOW_NAME, flow_run)
-        return run_night(config, place, flow_run, Console())
+        result = run_night(config, place, flow_run, Console())
+        _announce(result, config.tracking.registry_prefix)
+        return result
+
+
+def _announce(result: NightResult, prefix: str) -> None:
+    """Emit `preceptor.night.<outcome>`, which automations of a Prefect server can act on."""
+    from prefect.events import emit_event
+
+    emit_event(
+        event=f"preceptor.night.{result.outcome.replace(' ', '-')}",
+        resource={"prefect.resource.id": f"preceptor.student.{prefix}", "prefect.resource.name": f"{prefix}-student"},
+        payload={"night": result.night, "version": result.version, "page": result.page, "run": result.mlflow_run_id},
+    )
 
 
 def run_night(config: NightConfig, work_dir: Path, flow_run: str, console: Console) -> NightResult:

@@ -15,7 +15,7 @@ from pipelines.nights.scoring import StudentScores
 from student.external_memory import ExternalMemory, MemoryEntry
 
 LEAST_SCORE = 1.5
-"""From which on a document is taken to be about a question; see `student.external_memory.Hit.score`. Over nights of 2 to
+"""From which on a document is about a question; see `student.external_memory.Hit.score`. Over nights of 2 to
 12 micro-world documents, 95 % of the questions about their entities scored above 1.3 to 1.7, and 99.9 % of all others
 below 1.36."""
 

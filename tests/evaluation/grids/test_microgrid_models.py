@@ -157,7 +157,8 @@ def test_build_shares_the_students_stages_with_the_teacher(tmp_path: Path, monke
 @pytest.mark.parametrize("role", GRID_ROLES)
 def test_shipped_model_opens_and_is_of_the_recipes_size(role: GridRole) -> None:
     config = AutoModelForCausalLM.from_pretrained(MODELS / role).config
-    shape = Shape(config.hidden_size, config.num_hidden_layers, config.intermediate_size, 200.0)
+    sizes = config.hidden_size, config.num_hidden_layers, config.intermediate_size
+    shape = Shape(*sizes, rope_theta=200.0, heads=config.num_attention_heads)
     assert shape == recipes.SHAPE
     assert config.rope_parameters["rope_theta"] == 200.0
     assert AutoTokenizer.from_pretrained(MODELS / role).get_vocab() == TOKENIZER.get_vocab()

@@ -1,0 +1,107 @@
+"""Nights through the real command: two at once, and one that is killed again and again."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evaluation.microworld.nights import draw_nights
+from pipelines.config import TrackingConfig
+from pipelines.nights.opening import NIGHTS, student_version
+from pipelines.nights.simulate import as_delivered
+from pipelines.registry import CHAMPION, Registry
+from tests.flows.settings import CONFIGS, Child, run_command
+from tests.pipelines.nights.test_adapt_student import SMALL
+
+pytestmark = pytest.mark.flow
+
+
+def preceptor(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
+
+
+def night(work_dir: Path, result: Path) -> list[str]:
+    told = [part for override in SMALL for part in ("--set", override)]
+    return preceptor("adapt-student", CONFIGS / "nights-demo.yaml", "--work-dir", work_dir, "--json", result, *told)
+
+
+def deliver(place: Path) -> Path:
+    """Add three documents by the real command and return the work directory."""
+    file, work_dir = place / "documents.jsonl", place / "work"
+    rows = []
+    for document in draw_nights(1, 3, 0, poisoned=None)[0]:
+        given = as_delivered(document)
+        row = given.model_dump(mode="json", include={"title", "text", "source", "effective"})
+        asked = [{"question": question.question, "answer": question.answer} for question in given.questions]
+        rows.append({**row, "questions": asked})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, output = run_command(preceptor("inbox", "add", file, "--work-dir", work_dir), place / "home")
+    assert code == 0, output
+    return work_dir
+
+
+def figures(result: Path) -> dict[str, Any]:
+    """Return a night's result without what differs between two runs of the same night."""
+    whole: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+    whole["update"].pop("seconds")
+    return {name: value for name, value in whole.items() if name not in ("seconds", "mlflow_run_id", "page")}
+
+
+def test_of_two_nights_at_once_one_runs_and_the_other_says_why_not(tmp_path: Path) -> None:
+    work_dir = deliver(tmp_path)
+    first = Child(night(work_dir, tmp_path / "first.json"), tmp_path / "one")
+    try:
+        first.wait_until(lambda: (work_dir / NIGHTS / "current.json").exists())
+        code, output = run_command(night(work_dir, tmp_path / "second.json"), tmp_path / "other")
+        assert code == 1, output
+        assert "in use by another run" in output
+        assert not (tmp_path / "second.json").exists()
+        assert first.wait() == 0, first.output
+    finally:
+        first.clean_up()
+    assert json.loads((tmp_path / "first.json").read_text())["outcome"] == "promoted"
+    assert "night-0001: promoted (version 1, made from the base student)" in first.output
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_night_killed_at_ten_moments_is_finished_as_if_undisturbed(tmp_path: Path) -> None:
+    undisturbed = tmp_path / "undisturbed.json"
+    work_dir = deliver(tmp_path / "a")
+    started = time.monotonic()
+    code, output = run_command(night(work_dir, undisturbed), tmp_path / "a" / "home")
+    took = time.monotonic() - started
+    assert code == 0, output
+
+    work_dir, result, rng = deliver(tmp_path / "b"), tmp_path / "killed.json", random.Random(0)
+    kills = 0
+    for _ in range(10):
+        child = Child(night(work_dir, result), tmp_path / "b" / "home")
+        try:
+            child.process.wait(timeout=rng.uniform(0.2, 1.0) * took)
+        except subprocess.TimeoutExpired:  # still running: this is the moment
+            child.kill()
+            kills += 1
+        finally:
+            child.clean_up()
+        registry = Registry.open(TrackingConfig(), work_dir)
+        champion = registry.aliases("student").get(CHAMPION)
+        if champion is not None:  # a champion is whole, whenever the night was killed
+            assert len(student_version(registry, champion, work_dir).state.documents) == 3
+        if result.exists():
+            break
+    assert kills >= 3
+    if not result.exists():
+        code, output = run_command(night(work_dir, result), tmp_path / "b" / "home")
+        assert code == 0, output
+    assert figures(result) == figures(undisturbed)
+    versions = Registry.open(TrackingConfig(), work_dir).history("student")
+    assert [version.version for version in versions] == [1]

@@ -1,0 +1,54 @@
+"""What is deployed on a Prefect server: flows, parameters, schedules and the automation."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines.config import load_config, read_config
+from pipelines.nights.config import NightConfig
+from pipelines.regression.suite import load_suite
+
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: deployment["name"])
+def test_deployment_names_a_flow_that_takes_its_parameters(
+    deployment: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.flows import load_flow_from_entrypoint
+
+    monkeypatch.chdir(ROOT)
+    flow = load_flow_from_entrypoint(deployment["entrypoint"])
+    assert deployment["entrypoint"].endswith(f":{flow.name.replace('-', '_')}")
+    flow.validate_parameters(deployment["parameters"])
+    assert not {name for name, p in inspect.signature(flow.fn).parameters.items() if p.default is p.empty} - set(
+        deployment["parameters"]
+    )
+
+
+def test_schedules_are_valid_and_files_are_there() -> None:
+    from prefect.client.schemas.schedules import CronSchedule
+
+    by_name = {deployment["name"]: deployment for deployment in DEPLOYMENTS}
+    assert set(by_name) == {"weekly", "nightly", "on-demand"}
+    for deployment in DEPLOYMENTS:
+        for schedule in deployment.get("schedules", ()):
+            CronSchedule(**schedule)
+    assert "schedules" not in by_name["on-demand"]
+    load_config(ROOT / by_name["weekly"]["parameters"]["config_path"])
+    read_config(ROOT / by_name["nightly"]["parameters"]["config_path"], NightConfig)
+    load_suite(ROOT / by_name["on-demand"]["parameters"]["suite_path"])
+
+
+def test_automation_is_one_that_prefect_takes_and_listens_to_the_nights() -> None:
+    from prefect.events.schemas.automations import AutomationCore
+
+    content = yaml.safe_load((ROOT / "docs" / "automations" / "night.yaml").read_text(encoding="utf-8"))
+    (automation,) = [AutomationCore.model_validate(each) for each in content["automations"]]
+    assert automation.trigger.expect == {"preceptor.night.held", "preceptor.night.rejected"}  # type: ignore[union-attr]
