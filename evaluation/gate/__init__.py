@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from evaluation.gate.decision import decide
+from evaluation.gate.decision import TOUCHED, decide
 from evaluation.gate.page import report_markdown
 from evaluation.gate.records import GateCheck, GateConfig, GateEvidence, GateReport, PairedScore
 
-__all__ = ["GateCheck", "GateConfig", "GateEvidence", "GateReport", "PairedScore", "decide", "report_markdown"]
+__all__ = [
+    "TOUCHED",
+    "GateCheck",
+    "GateConfig",
+    "GateEvidence",
+    "GateReport",
+    "PairedScore",
+    "decide",
+    "report_markdown",
+]

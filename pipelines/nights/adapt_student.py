@@ -14,7 +14,7 @@ from prefect.context import get_run_context
 from rich.console import Console
 
 from evaluation.errors import LineageError
-from evaluation.gate import GateReport, PairedScore, decide, report_markdown
+from evaluation.gate import TOUCHED, GateReport, PairedScore, decide, report_markdown
 from evaluation.retention import rehearsal_questions, retention_probes
 from evaluation.tasks import KnowledgeTask, Question, Split
 from pipelines.config import read_config, to_yaml
@@ -31,7 +31,7 @@ from pipelines.nights.results import GroupScore, NewDocument, NightResult
 from pipelines.nights.scoring import StudentScores
 from pipelines.nights.state import HeldDocument, StudentState
 from pipelines.nights.teachers import champion_teacher
-from pipelines.nights.touched import find_touched, touched_scores
+from pipelines.nights.touched import contradicting, find_touched, touched_scores
 from pipelines.nights.units import NightUnits
 from pipelines.progress import Reporter
 from pipelines.promotions import DATA_TAG, DECISION_TAG, NO_PARENT, PARENT_TAG
@@ -80,6 +80,8 @@ class _Measured(NamedTuple):
     before: StudentScores
     base: StudentScores
     touched: tuple[PairedScore, ...]
+    contradicting: tuple[str, ...]
+    """Ids of new documents about whose subjects less is known than before."""
 
 
 @flow(name=FLOW_NAME, persist_result=False)
@@ -252,7 +254,8 @@ def _measure(night: _Night, student: _Student, probes: Sequence[Question]) -> _M
     before = own.scores("the champion", parent.adapter, parent.state.memory, asked, whole)
     base = own.scores("the base student", None, StudentState().memory, (), probes)
     found = touched_scores(touched, after, before, after.probes[count:], before.probes[count:])
-    return _Measured(after.with_probes(count), before.with_probes(count), base, found)
+    against = contradicting(touched, found)
+    return _Measured(after.with_probes(count), before.with_probes(count), base, found, against)
 
 
 def _judge(night: _Night, student: _Student, measured: _Measured) -> GateReport | None:
@@ -358,9 +361,11 @@ def _conclude(night: _Night, student: _Student, measured: _Measured, result: Nig
             PARENT_TAG: NO_PARENT if plan.parent is None else str(plan.parent),
         }
         lineage.registry.promote("student", version.version, record=record, report=text)
-    elif done.outcome == "rejected":
+    aside = _to_set_aside(done, measured)
+    if aside:
         with InboxStore(ws.work_dir / INBOX_FILE) as inbox:
-            inbox.set_aside([document.id for document in done.new], _reason(done), plan.night)
+            inbox.set_aside(aside, _reason(done), plan.night)
+    done = done.model_copy(update={"aside": aside})
     page = write_page(done, ws.work_dir / opening.NIGHTS / plan.night)
     done = done.model_copy(update={"page": str(page)})
     lineage.log_night(done, text, page)
@@ -375,7 +380,19 @@ def _files_of(night: _Night, student: _Student) -> Path:
     return made if made.is_dir() or night.parent.directory is None else night.parent.directory
 
 
-def _reason(result: NightResult) -> str:
-    """Return why the gate rejected a night, in words for the person who may release its documents."""
+def _to_set_aside(result: NightResult, measured: _Measured) -> tuple[str, ...]:
+    """Return the ids of documents that wait for a person: all of a rejected night, and of one that is held because it
+    contradicts what was known, those that do.
+    """
+    if result.outcome == "rejected":
+        return tuple(document.id for document in result.new)
     checks = () if result.gate is None else result.gate.checks
-    return " ".join(check.sentence for check in checks if check.verdict == "fail")
+    contradicted = any(check.name == TOUCHED and check.verdict != "pass" for check in checks)
+    return measured.contradicting if contradicted else ()
+
+
+def _reason(result: NightResult) -> str:
+    """Return why the gate did not promote a night, in words for the person who may release its documents."""
+    checks = () if result.gate is None else result.gate.checks
+    worst = [check for check in checks if check.verdict == "fail"] or [c for c in checks if c.verdict != "pass"]
+    return " ".join(f"{check.name}: {check.sentence}" for check in worst)

@@ -58,6 +58,8 @@ class NightResult(Record):
     version: int | None = None
     """Version that the night made."""
     new: tuple[NewDocument, ...] = ()
+    aside: tuple[str, ...] = ()
+    """Ids of documents that are set aside until a person releases them."""
     waiting: tuple[str, ...] = ()
     """Ids of new documents without questions."""
     superseded: dict[str, str] = Field(default_factory=dict)

@@ -31,10 +31,11 @@ def night_lines(result: NightResult, work_dir: Path) -> Iterator[str]:
     yield f"Page: {result.page}"
     if result.outcome == "promoted":
         yield f'To take it back: preceptor rollback --because "..." --work-dir {place}'
-    elif result.outcome == "rejected":
-        yield f"Its documents are set aside. To let one be learned: preceptor inbox release ID --work-dir {place}"
     else:
-        yield "The student in use stays; the documents come again next night."
+        yield "The student in use stays; what is not set aside comes again next night."
+    if result.aside:
+        told = f"{len(result.aside)} of its documents are set aside"
+        yield f"{told}. To let one be learned again: preceptor inbox release {result.aside[0]} --work-dir {place}"
 
 
 def _change(before: float | None, after: float | None) -> str:

@@ -27,6 +27,8 @@ class Touched(NamedTuple):
     """Of earlier documents: id and place among the comparison's questions."""
     general: tuple[Question, ...]
     """On general knowledge."""
+    owners: tuple[str, ...]
+    """By question, those of `earlier` first: id of the new document that is about the same."""
 
 
 def find_touched(
@@ -41,17 +43,21 @@ def find_touched(
     """
     memory = ExternalMemory(MemoryEntry(id=task.id, title=task.document.title, text=task.document.text) for task in new)
 
-    def is_about(question: Question) -> bool:
-        return bool(memory.search(question.question, 1, LEAST_SCORE))
+    def about(question: Question) -> str | None:
+        hits = memory.search(question.question, 1, LEAST_SCORE)
+        return hits[0].entry.id if hits else None
 
+    told = [
+        ((task.id, place), owner)
+        for task in earlier
+        for place, question in enumerate(task.comparison_questions)
+        if (owner := about(question)) is not None
+    ]
+    known = [(question, owner) for question in general if (owner := about(question)) is not None]
     return Touched(
-        tuple(
-            (task.id, place)
-            for task in earlier
-            for place, question in enumerate(task.comparison_questions)
-            if is_about(question)
-        ),
-        tuple(question for question in general if is_about(question)),
+        tuple(place for place, _ in told),
+        tuple(question for question, _ in known),
+        tuple(owner for _, owner in (*told, *known)),
     )
 
 
@@ -75,3 +81,16 @@ def touched_scores(
     return tuple(
         PairedScore(document=name, candidate=float(mine), reference=float(theirs)) for name, mine, theirs in pairs
     )
+
+
+def contradicting(touched: Touched, scores: Sequence[PairedScore]) -> tuple[str, ...]:
+    """Return the ids of the new documents about whose subjects the night's student knows less than the one in use.
+
+    Args:
+        touched: The questions.
+        scores: What the gate saw of them, in their order.
+    """
+    change: dict[str, float] = {}
+    for owner, score in zip(touched.owners, scores, strict=True):
+        change[owner] = change.get(owner, 0.0) + score.candidate - score.reference
+    return tuple(owner for owner, total in change.items() if total < 0.0)

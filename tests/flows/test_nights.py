@@ -32,17 +32,22 @@ def night(work_dir: Path, result: Path) -> list[str]:
     return preceptor("adapt-student", CONFIGS / "nights-demo.yaml", "--work-dir", work_dir, "--json", result, *told)
 
 
-def deliver(place: Path) -> Path:
-    """Add three documents by the real command and return the work directory."""
-    file, work_dir = place / "documents.jsonl", place / "work"
+def document_rows() -> list[dict[str, Any]]:
+    """Return three documents as a sender writes them: two for the weights, one that is dated."""
     rows = []
     for document in draw_nights(1, 3, 0, poisoned=None)[0]:
         given = as_delivered(document)
         row = given.model_dump(mode="json", include={"title", "text", "source", "effective"})
         asked = [{"question": question.question, "answer": question.answer} for question in given.questions]
         rows.append({**row, "questions": asked})
+    return rows
+
+
+def deliver(place: Path) -> Path:
+    """Add the documents by the real command and return the work directory."""
+    file, work_dir = place / "documents.jsonl", place / "work"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file.write_text("".join(json.dumps(row) + "\n" for row in document_rows()))
     code, output = run_command(preceptor("inbox", "add", file, "--work-dir", work_dir), place / "home")
     assert code == 0, output
     return work_dir

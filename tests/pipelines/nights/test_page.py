@@ -54,6 +54,7 @@ def a_night(outcome: str = "rejected", title: str = "A <script>alert(1)</script>
                 after=None, not_learned="parse_failed",
             ),
         ),
+        aside=("d1", "d2") if outcome == "rejected" else (),
         waiting=("d3",),
         superseded={"d0": "d1"},
         groups=(GroupScore(night="night-0001", documents=5, then=0.9, before=1.0, after=0.0),),
@@ -116,8 +117,9 @@ def test_lines_for_the_terminal_end_with_what_to_type() -> None:
     assert promoted[0] == "night-0002: promoted (version 2, made from version 1)"
     assert "  0.0 -> 100.0 % right  (2)" in promoted[1]
     assert promoted[-1] == """To take it back: preceptor rollback --because "..." --work-dir 'work dir'"""
-    assert "inbox release" in rejected[-1]
+    assert "2 of its documents are set aside" in rejected[-1]
+    assert "preceptor inbox release d1 --work-dir" in rejected[-1]
     assert any(line.startswith("  earlier documents: ") for line in rejected)
-    assert held[-1].endswith("the documents come again next night.")
+    assert held[-1].endswith("what is not set aside comes again next night.")
     nothing = list(night_lines(NightResult(night="", outcome="nothing new"), place))
     assert nothing[-1].startswith("To add documents: preceptor inbox add")

@@ -6,7 +6,7 @@ from evaluation.data_config import MicroworldData
 from evaluation.microworld.nights import draw_nights
 from evaluation.retention import retention_probes
 from pipelines.nights.scoring import StudentScores
-from pipelines.nights.touched import find_touched, touched_scores
+from pipelines.nights.touched import contradicting, find_touched, touched_scores
 
 KNOWN = retention_probes(MicroworldData(), 10_000, 0)
 
@@ -15,7 +15,7 @@ def test_wrong_documents_touch_what_is_known_and_honest_ones_do_not() -> None:
     drawn = draw_nights(3, 4, 0, poisoned=2)
     earlier = [document.task for document in drawn[0]]
     honest = find_touched([document.task for document in drawn[1]], earlier, KNOWN)
-    assert honest == ((), ())
+    assert honest == ((), (), ())
     wrong = [document for document in drawn[2] if document.kind == "poisoned"]
     touched = find_touched([document.task for document in wrong], earlier, KNOWN)
     names = {name for document in wrong for name in document.task.document.entities}
@@ -43,3 +43,6 @@ def test_scores_pair_the_same_questions() -> None:
     assert len(pairs) == len(touched.earlier) + count
     assert all((pair.candidate, pair.reference) == (1.0, 0.0) for pair in pairs)
     assert len({pair.document for pair in pairs}) == len(pairs)
+    assert contradicting(touched, pairs) == ()
+    lost = touched_scores(touched, scores(False), scores(True), (False,) * count, (True,) * count)
+    assert set(contradicting(touched, lost)) == set(touched.owners) <= {d.task.id for d in drawn[1]}
