@@ -24,7 +24,7 @@ def test_deployment_names_a_flow_that_takes_its_parameters(
     from prefect.flows import load_flow_from_entrypoint
 
     monkeypatch.chdir(ROOT)
-    flow = load_flow_from_entrypoint(deployment["entrypoint"])
+    flow: Any = load_flow_from_entrypoint(deployment["entrypoint"])
     assert deployment["entrypoint"].endswith(f":{flow.name.replace('-', '_')}")
     flow.validate_parameters(deployment["parameters"])
     assert not {name for name, p in inspect.signature(flow.fn).parameters.items() if p.default is p.empty} - set(

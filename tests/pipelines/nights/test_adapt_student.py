@@ -12,7 +12,8 @@ from evaluation.tasks import Question
 from pipelines.asking import Answerer
 from pipelines.config import TrackingConfig, read_config
 from pipelines.inbox.store import INBOX_FILE, InboxStore
-from pipelines.nights.adapt_student import NIGHT_TAG, adapt_student
+from pipelines.nights.adapt_student import adapt_student
+from pipelines.nights.concluding import NIGHT_TAG
 from pipelines.nights.config import NightConfig
 from pipelines.nights.opening import NIGHTS, RESULT, student_version
 from pipelines.nights.results import NightResult
