@@ -24,6 +24,7 @@ from pipelines.nights.measuring import ask_gate, general_questions, measure
 from pipelines.nights.night import Night, NightStudent
 from pipelines.nights.opening import Champion
 from pipelines.nights.plan import NightPlan
+from pipelines.nights.questioning import write_missing_questions
 from pipelines.nights.results import NightResult
 from pipelines.nights.state import HeldDocument
 from pipelines.nights.teachers import champion_teacher
@@ -77,6 +78,7 @@ def run_night(config: NightConfig, work_dir: Path, flow_run: str, console: Conso
     """Run one night in a work directory that this process holds; see `adapt_student`."""
     with Reporter(console, 8) as reporter:
         registry = Registry.open(config.tracking, work_dir)
+        write_missing_questions(config, work_dir, reporter.say)
         plan, parent = opening.open_plan(config, work_dir, registry, reporter.say)
         if plan is None:
             reporter.say("nothing new in the inbox")

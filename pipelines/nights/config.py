@@ -11,6 +11,7 @@ from evaluation.digests import digest_json
 from evaluation.gate import GateConfig
 from pipelines.asking import AskingOptions
 from pipelines.config import ComparisonConfig, LoopConfig, RunConfig, StudentConfig, TrackingConfig
+from pipelines.inbox.question_writer import WriterSettings
 from pipelines.nights.router import RoutingConfig
 from student.config import UpdateRecipe
 from teacher.config import TeacherConfig
@@ -78,6 +79,8 @@ class NightConfig(_Frozen):
     probes: int = Field(default=96, ge=0, le=10_000)
     """Retention probes, in [0, 10000]: what the student knew before the first night."""
     writing: WritingConfig = WritingConfig()
+    questions: WriterSettings | None = None
+    """How questions are written for documents that came without any; None lets such documents wait."""
     composition: Composition = "sequential"
     update: UpdateRecipe = UpdateRecipe()
     """Of the one update of a night."""

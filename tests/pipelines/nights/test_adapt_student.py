@@ -73,6 +73,26 @@ def nights(tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> Ni
     return Nights(place, drawn, first, a_night(place), after_first)
 
 
+def test_documents_without_questions_get_them_before_the_night(tmp_path: Path) -> None:
+    from pipelines.nights.questioning import write_missing_questions
+
+    given = [as_delivered(document) for document in draw_nights(1, 3, 7, poisoned=None)[0]]
+    bare = [document.model_copy(update={"questions": (), "held_out_questions": ()}) for document in given]
+    with InboxStore(tmp_path / INBOX_FILE) as inbox:
+        inbox.add(bare)
+    said: list[str] = []
+    assert write_missing_questions(read_config(DEMO, NightConfig, ["questions=null"]), tmp_path, said.append) == 0
+    assert write_missing_questions(read_config(DEMO, NightConfig, SMALL), tmp_path, said.append) == 3
+    assert "3 of 3 documents without any" in said[0]
+    with InboxStore(tmp_path / INBOX_FILE) as inbox:
+        for document in inbox.documents():
+            assert document.questions
+            assert document.held_out_questions
+            assert all(question.answer in document.text for question in document.questions)
+            assert not any(question.question in document.document.model_dump_json() for question in document.questions)
+    assert write_missing_questions(read_config(DEMO, NightConfig, SMALL), tmp_path, said.append) == 0
+
+
 def registry(nights: Nights) -> Registry:
     return Registry.open(TrackingConfig(), nights.place)
 
