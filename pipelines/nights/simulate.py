@@ -19,11 +19,12 @@ from pipelines.records import Record
 
 ARMS: dict[str, tuple[str, ...]] = {
     "full": (),
-    "no replay": ("replay={documents: 0, general: 0}",),
+    "no replay": ("replay={documents: 0, general: 0}", "gate=null"),
     "no gate": ("gate=null",),
     "no memory": ("routing={superseding: weights, dated: weights}", "memory.least_score=1000"),
 }
-"""What is compared, as settings of the night: everything, and each of three things left out."""
+"""What is compared, as settings of the night: everything, and each of three things left out. Without replay the gate
+would hold every night, and nothing could be seen of what is forgotten; so it is left out there too."""
 
 
 class SimulationPlan(Record):

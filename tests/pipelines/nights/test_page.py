@@ -93,7 +93,7 @@ def test_page_says_what_came_what_was_lost_and_what_to_do() -> None:
 
 
 @pytest.mark.skipif(BROWSER is None, reason="there is no Chromium or Chrome")
-@pytest.mark.parametrize("width", [380, 1200])
+@pytest.mark.parametrize("width", [380])
 def test_real_browser_shows_it_without_an_error(tmp_path: Path, width: int) -> None:
     assert BROWSER is not None
     page = write_page(a_night(), tmp_path)
