@@ -90,14 +90,22 @@ def test_a_lock_that_is_held_and_one_that_is_free(tmp_path: Path) -> None:
     assert named(run_checks(tmp_path), "lock").found == "free"
 
 
+def orphan(*arguments: str) -> psutil.Process:
+    """Return a process whose parent has ended, as a killed run leaves its server."""
+    line = '"$@" >/dev/null 2>&1 & echo $!'
+    started = subprocess.run(["sh", "-c", line, "sh", *arguments], capture_output=True, text=True, check=True)
+    return psutil.Process(int(started.stdout))
+
+
 def test_servers_of_killed_runs_are_found_with_the_command_that_ends_them(tmp_path: Path) -> None:
     with exclusive(tmp_path):
         pass
     code = "import time; time.sleep(60)"
-    server = subprocess.Popen([sys.executable, "-c", code, "prefect.server.api.server"])
-    other = subprocess.Popen([sys.executable, "-c", code])
+    server = orphan(sys.executable, "-c", code, "prefect.server.api.server")
+    other = orphan(sys.executable, "-c", code)
+    own = subprocess.Popen([sys.executable, "-c", code, "prefect.server.api.server"])  # which flows here share
     try:
-        entries = [{"pid": p.pid, "created": psutil.Process(p.pid).create_time()} for p in (server, other)]
+        entries = [{"pid": p.pid, "created": psutil.Process(p.pid).create_time()} for p in (server, other, own)]
         entries.append({"pid": server.pid, "created": 1.0})  # the number of a process that ended long ago
         (tmp_path / "prefect-server.json").write_text(json.dumps(entries))
         check = named(run_checks(tmp_path), "left servers")
@@ -105,7 +113,7 @@ def test_servers_of_killed_runs_are_found_with_the_command_that_ends_them(tmp_pa
         with exclusive(tmp_path):
             assert [c.name for c in run_checks(tmp_path)] == ["lock"]  # a run under way may have its server
     finally:
-        for process in (server, other):
+        for process in (server, other, own):
             process.kill()
             process.wait()
     assert left_servers(tmp_path) == []
