@@ -50,7 +50,8 @@ def ask(
         options = {"answer_format": run.student.answer_format, "device": run.device, "dtype": run.dtype}
     require_store(tracking, work_dir)
     prepare_process()
-    from pipelines.asking import Answerer, AskingOptions
+    from pipelines.asking import Answerer
+    from pipelines.asking_options import AskingOptions
 
     named = int(version) if version.isdecimal() else version
     answerer = Answerer.from_registry(

@@ -12,11 +12,12 @@ from datetime import date
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
-from evaluation.answers import AnswerFormat, first_line, prompt_ids
+from evaluation.answers import first_line, prompt_ids
 from evaluation.checkpoints import Checkpoint, load_checkpoint, model_digest
 from evaluation.errors import ConfigError, LineageError, ModelError, ScoringError
+from pipelines.asking_options import AskingOptions
 from pipelines.config import TrackingConfig
 from pipelines.registry import ADAPTER_TAG, CHAMPION, MEMORY_TAG, Registry
 from student.adapters import Adapter, load_adapter
@@ -30,31 +31,6 @@ Used = Literal["base", "weights", "memory", "both"]
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class AskingOptions(_Frozen):
-    """How questions are answered."""
-
-    answer_format: AnswerFormat = AnswerFormat()
-    """The wrapper that the student was trained with."""
-    passages: int = Field(default=1, ge=1, le=32)
-    """Most passages before a question, in [1, 32]. With BM25's best one of 300, the shipped student reads 0.94 of the
-    answers, with the best two 0.69, with three 0.39; larger students take more."""
-    least_score: float = Field(default=1.25, ge=0.0, le=1000.0)
-    """Score of a hit from which on `auto` answers from memory, in [0, 1000]; see `student.external_memory.Hit.score`.
-    In a memory of 300 micro-world documents, all of 9,600 questions on them reach it, and none of 4,800 on others; it
-    separates as well in memories of 1, 3 and 30."""
-    with_passages: Literal["memory", "both"] = "memory"
-    """What `auto` reads passages with: the base alone, or the adapter too. An adapter that learned eight micro-world
-    documents read 2 to 3 points less from passages than the base does."""
-    max_new_tokens: int = Field(default=32, ge=1, le=4096)
-    """Longest answer in tokens, in [1, 4096]; the first line that is not blank is the answer."""
-    batch_size: int = Field(default=64, ge=1, le=4096)
-    """Questions in one pass, in [1, 4096]; changes speed and memory alone."""
-    device: Literal["cpu", "cuda"] = "cpu"
-    """Where the student runs."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number format of the student's base."""
 
 
 class Source(_Frozen):

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from evaluation.data_config import DataConfig
 from evaluation.digests import digest_json
 from evaluation.gate import GateConfig
-from pipelines.asking import AskingOptions
+from pipelines.asking_options import AskingOptions
 from pipelines.config import ComparisonConfig, LoopConfig, RunConfig, StudentConfig, TrackingConfig
 from pipelines.inbox.question_writer import WriterSettings
 from pipelines.nights.router import RoutingConfig

@@ -37,8 +37,23 @@ def test_help_takes_under_two_seconds_of_cpu_time(tmp_path: Path) -> None:
     assert seconds < 2.0
 
 
+NIGHTS = sorted(CONFIGS.glob("night*.yaml"))
+
+
+@pytest.mark.parametrize("config", NIGHTS, ids=lambda path: path.name)
+def test_dry_run_of_a_night_starts_nothing_either(config: Path, tmp_path: Path) -> None:
+    work_dir = tmp_path / "work"
+    arguments = preceptor("adapt-student", str(config), "--dry-run", "--work-dir", str(work_dir))
+    seconds, output = cpu_seconds(arguments, tmp_path)
+    assert f"name: {config.stem}" in output
+    assert not work_dir.exists()
+    assert seconds < 3.0
+
+
 @pytest.mark.parametrize(
-    "config", sorted(set(CONFIGS.glob("*.yaml")) - set(CONFIGS.glob("*-plan.yaml"))), ids=lambda path: path.name
+    "config",
+    sorted(set(CONFIGS.glob("*.yaml")) - set(CONFIGS.glob("*-plan.yaml")) - set(NIGHTS)),
+    ids=lambda path: path.name,
 )
 def test_dry_run_takes_under_two_seconds_of_cpu_time_and_starts_nothing(config: Path, tmp_path: Path) -> None:
     work_dir = tmp_path / "work"

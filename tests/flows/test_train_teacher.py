@@ -26,6 +26,7 @@ GAINS = {
     "trained_minus_fixed_kind",
     "trained_minus_raw_passage",
     "trained_minus_base",
+    "trained_minus_other_document",
     "untrained_minus_raw_passage",
     "untrained_minus_base",
     "trained_minus_fixed_kind_equal_tokens",

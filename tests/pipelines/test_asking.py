@@ -17,7 +17,8 @@ from evaluation.errors import ConfigError, InputError, LineageError, ModelError,
 from evaluation.microworld.oracle import oracle_lines
 from evaluation.microworld.world import WorldDocument, draw_documents
 from evaluation.tasks import Question
-from pipelines.asking import Answer, Answerer, AskingOptions, Used
+from pipelines.asking import Answer, Answerer, Used
+from pipelines.asking_options import AskingOptions
 from pipelines.cli import app
 from pipelines.config import TrackingConfig
 from pipelines.lineage import Lineage
