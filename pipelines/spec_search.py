@@ -120,7 +120,7 @@ def _beside(
     def interval(values: Sequence[float], low: float = 0.0) -> Interval:
         return Interval.of(bootstrap_mean(values, bounds=(low, 1.0), **ws.intervals))
 
-    trained = next((v for v in variants if v.name == "trained_teacher"), None)
+    trained = next((v for v in variants if v.name == "trained_teacher" and v.accuracy), None)
     mine = None if trained is None else [trained.accuracy[name] for name in shared]
     share = None if mine is None else kept_share(mine, best, **ws.intervals)
     return OracleRecord(

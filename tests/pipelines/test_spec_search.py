@@ -80,6 +80,11 @@ def test_all_specifications_are_tried_and_the_best_are_scored_like_any_variant(
     assert oracle.regret is not None
     assert oracle.regret.mean == pytest.approx(oracle.oracle.mean - oracle.variants["trained_teacher"].mean)
 
+    silent = trained.model_copy(update={"accuracy": {}})  # every specification that it wrote was refused
+    beside = find_oracle(ws, units, [base_variant(ws, units, ws.split.test), silent])
+    assert beside is not None
+    assert (beside.share, beside.regret, set(beside.variants)) == (None, None, {"base"})
+
 
 def test_without_a_wish_nothing_is_tried(tmp_path: Path) -> None:
     ws = Workspace(config(tmp_path, "comparison.specs=null"), tmp_path / "work")
