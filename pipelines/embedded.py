@@ -46,6 +46,27 @@ def exclusive(work_dir: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def embedded_flow(work_dir: Path, name: str) -> Iterator[str]:
+    """Hold the work directory for the flow that runs here, what killed runs left put in order; yield its run's id.
+
+    Args:
+        work_dir: Of the flow.
+        name: Of the flow.
+
+    Raises:
+        BusyError: Another process holds it.
+    """
+    from prefect.context import get_run_context
+
+    with exclusive(work_dir):
+        stop_orphans(work_dir)
+        record_server(work_dir)
+        flow_run = str(get_run_context().flow_run.id)  # type: ignore[union-attr]
+        close_stale_flow_runs(name, flow_run)
+        yield flow_run
+
+
 def left_servers(work_dir: Path) -> list[psutil.Process]:
     """Return the embedded servers that other processes noted for this directory and that are alive."""
     import psutil

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prefect import flow
-from prefect.context import get_run_context
 from rich.console import Console
 
 from evaluation.endpoints.records import Spent
@@ -19,7 +18,7 @@ from pipelines import comparison as compared
 from pipelines.config import RunConfig, load_config, to_yaml
 from pipelines.control_variants import control_variants
 from pipelines.curves import Writer, token_curves
-from pipelines.embedded import close_stale_flow_runs, exclusive, record_server, stop_orphans
+from pipelines.embedded import embedded_flow
 from pipelines.families import by_family
 from pipelines.grading import judge_record
 from pipelines.lineage import Lineage
@@ -67,11 +66,7 @@ def train_teacher(config_path: str, overrides: list[str] | None = None, work_dir
     """
     config, place = load_config(Path(config_path), overrides or ()), Path(work_dir)
     console = Console()
-    with exclusive(place):
-        stop_orphans(place)
-        record_server(place)
-        flow_run = str(get_run_context().flow_run.id)  # type: ignore[union-attr]
-        close_stale_flow_runs(FLOW_NAME, flow_run)
+    with embedded_flow(place, FLOW_NAME) as flow_run:
         ws = Workspace(config, place)
         ws.check_endpoints()
         with ws, Reporter(console, total_units(config)) as reporter:

@@ -18,7 +18,7 @@ from student.banked_linear import FlatLayout
 from student.banked_model import BankedModel
 from student.batching import SlotWork
 from student.canary import Canary
-from student.config import WHOLE_DEPTH, TargetModules
+from student.config import WHOLE_DEPTH, TargetModules, UpdateRecipe
 from student.generation import generate_group
 from student.memory import MemoryPlan, PeakMemory, bytes_of_slot, plan_memory
 from student.scoring import ScoringFailure, SlotScores, score_slots
@@ -97,27 +97,22 @@ class LoraBank:
             raise UpdateError("bank: it is not open. Use it inside `with LoraBank(model) as bank:`.")
         return self._student, self._canary
 
-    def no_change(self, rank: int, alpha: float, seed: int) -> Adapter:
-        """Return an adapter that changes nothing yet, B being zero: the base as a version of the student.
+    def no_change(self, recipe: UpdateRecipe, seed: int) -> Adapter:
+        """Return the adapter that an update starts from, which changes nothing yet: the base as a student's version.
 
         Args:
-            rank: LoRA rank R.
-            alpha: Its scale.
-            seed: Of A, from which an update of it begins.
+            recipe: Gives rank and scale; all layers of the bank have factors.
+            seed: Of A, as in `UpdateJob.seed`.
 
         Raises:
             UpdateError: The bank is not open.
         """
         student, _ = self._opened()
-        generator = torch.Generator().manual_seed(seed)
-        factors = {
-            name: (
-                torch.empty(rank, shape.d_in).uniform_(-(shape.d_in**-0.5), shape.d_in**-0.5, generator=generator),
-                torch.zeros(shape.d_out, rank),
-            )
-            for name, shape in student.shapes.items()
-        }
-        return Adapter(factors, rank, alpha, self.base_digest)
+        layout = FlatLayout(student.shapes, recipe.rank)
+        flat = initial_factors(layout, recipe, seed)
+        return Adapter(
+            unstack(layout, flat, recipe.rank, list(student.shapes)), recipe.rank, recipe.alpha, self.base_digest
+        )
 
     def train(self, jobs: Sequence[UpdateJob]) -> list[UpdateResult]:
         """Return what became of each job, in order; a job that fails does so alone, with a reason.

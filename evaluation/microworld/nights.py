@@ -8,18 +8,16 @@ from datetime import date, timedelta
 from typing import Literal, NamedTuple
 
 from evaluation.microworld.corpora import known_facts
-from evaluation.microworld.templates import PHRASINGS
 from evaluation.microworld.vocabulary import ENTITY_KINDS, VALUES, EntityKind
 from evaluation.microworld.world import (
     ENTITIES_PER_DOCUMENT,
     Fact,
     Sheet,
     WorldDocument,
-    ask,
     draw_documents,
-    write_passage,
+    write_document,
 )
-from evaluation.tasks import Document, KnowledgeTask
+from evaluation.tasks import KnowledgeTask
 
 NightKind = Literal["durable", "volatile", "superseding", "poisoned"]
 """`durable`: new entities. `volatile`: the same, dated. `superseding`: other values for an earlier document's entities,
@@ -87,7 +85,8 @@ def _rewritten(rng: random.Random, sheet: Sheet, name: str) -> WorldDocument:
     for fact in sheet.facts:
         others = [value for value in VALUES[fact.words.values] if value != fact.value]
         facts.append(fact._replace(value=rng.choice(others)))
-    return _document(rng, Sheet(sheet.kind, tuple(facts)), name)
+    new = Sheet(sheet.kind, tuple(facts))
+    return write_document(rng, new, new.names, name, f"microworld nights, {name}")
 
 
 def _wrong(rng: random.Random, count: int, earlier: Sequence[WorldDocument], night: int) -> list[WorldDocument]:
@@ -110,17 +109,3 @@ def _known_sheet(rng: random.Random, kind: EntityKind) -> Sheet:
     chosen: list[Fact] = [fact for fact in facts if fact.name in names and fact.attribute in attributes]
     rng.shuffle(chosen)
     return Sheet(chosen[0].kind, tuple(chosen))
-
-
-def _document(rng: random.Random, sheet: Sheet, name: str) -> WorldDocument:
-    names = sheet.names
-    document = Document(
-        id=name,
-        title=", ".join(names[:-1]) + " and " + names[-1],
-        text=write_passage(rng, sheet),
-        source=f"microworld nights, {name}",
-        entities=names,
-    )
-    asked = tuple(ask(fact, phrasing) for fact in sheet.facts for phrasing in PHRASINGS[:2])
-    held_out = tuple(ask(fact, phrasing) for fact in sheet.facts for phrasing in PHRASINGS[2:])
-    return WorldDocument(KnowledgeTask(document=document, questions=asked, held_out_questions=held_out), sheet)

@@ -142,6 +142,30 @@ class WorldDocument(NamedTuple):
     sheet: Sheet
 
 
+def write_document(
+    rng: random.Random, sheet: Sheet, entities: tuple[str, ...], name: str, source: str
+) -> WorldDocument:
+    """Return a sheet as a document with its questions.
+
+    Args:
+        rng: Of the wordings.
+        sheet: What it tells.
+        entities: Those of the sheet, in the order in which the title names them.
+        name: Its id.
+        source: Where it comes from.
+    """
+    document = Document(
+        id=name,
+        title=", ".join(entities[:-1]) + " and " + entities[-1],
+        text=write_passage(rng, sheet),
+        source=source,
+        entities=entities,
+    )
+    asked = tuple(ask(fact, phrasing) for fact in sheet.facts for phrasing in PHRASINGS[:2])
+    held_out = tuple(ask(fact, phrasing) for fact in sheet.facts for phrasing in PHRASINGS[2:])
+    return WorldDocument(KnowledgeTask(document=document, questions=asked, held_out_questions=held_out), sheet)
+
+
 @lru_cache(maxsize=16)
 def draw_documents(pool: Pool, count: int, seed: int) -> tuple[WorldDocument, ...]:
     """Return `count` documents about entities of `pool`, no entity in two of them.
@@ -166,15 +190,6 @@ def draw_documents(pool: Pool, count: int, seed: int) -> tuple[WorldDocument, ..
                 f"microworld: pool {pool!r} has names for {i} documents, got a request for {count}; ask for fewer"
             ) from error
         sheet = draw_sheet(rng, names, kind)
-        document = Document(
-            id=f"{pool}-{seed}-{i:04d}",
-            title=", ".join(names[:-1]) + " and " + names[-1],
-            text=write_passage(rng, sheet),
-            source=f"microworld pool {pool}, seed {seed}",
-            entities=names,
-        )
-        asked = tuple(ask(fact, phrasing) for fact in sheet.facts for phrasing in PHRASINGS[:2])
-        held_out = tuple(ask(fact, phrasing) for fact in sheet.facts for phrasing in PHRASINGS[2:])
-        task = KnowledgeTask(document=document, questions=asked, held_out_questions=held_out)
-        documents.append(WorldDocument(task, sheet))
+        source = f"microworld pool {pool}, seed {seed}"
+        documents.append(write_document(rng, sheet, names, f"{pool}-{seed}-{i:04d}", source))
     return tuple(documents)

@@ -8,13 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from prefect import flow
-from prefect.context import get_run_context
 from rich.console import Console
 
 from evaluation.errors import LineageError
 from evaluation.tasks import KnowledgeTask, Question, Split
 from pipelines.config import read_config, to_yaml
-from pipelines.embedded import close_stale_flow_runs, exclusive, record_server, stop_orphans
+from pipelines.embedded import embedded_flow
 from pipelines.lineage import Lineage
 from pipelines.lineage_store import flatten_params, run_tags
 from pipelines.nights import learning, opening
@@ -53,11 +52,7 @@ def adapt_student(config_path: str, overrides: list[str] | None = None, work_dir
         work_dir: Directory of the inbox, the nights and the embedded stores.
     """
     config, place = read_config(Path(config_path), NightConfig, overrides or ()), Path(work_dir)
-    with exclusive(place):
-        stop_orphans(place)
-        record_server(place)
-        flow_run = str(get_run_context().flow_run.id)  # type: ignore[union-attr]
-        close_stale_flow_runs(FLOW_NAME, flow_run)
+    with embedded_flow(place, FLOW_NAME) as flow_run:
         result = run_night(config, place, flow_run, Console())
         _announce(result, config.tracking.registry_prefix)
         return result

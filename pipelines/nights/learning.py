@@ -153,7 +153,7 @@ def update_student(
 def unchanged_student(ws: Workspace, recipe: UpdateRecipe, seed: int) -> Adapter:
     """Return an adapter that changes nothing, saved in the work directory: for a night that leaves all to memory."""
     with bank_of(ws, recipe) as bank:
-        adapter = bank.no_change(recipe.rank, recipe.alpha, seed)
+        adapter = bank.no_change(recipe, seed)
     save_adapter(adapter, ws.adapter_dir(adapter.digest), ws.config.student.model)
     return adapter
 

@@ -15,9 +15,10 @@ from evaluation.digests import digest_json
 from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.nights.config import NightConfig
 from pipelines.nights.plan import NightPlan, choose_documents
-from pipelines.nights.state import StudentState, read_state
+from pipelines.nights.state import STATE_FILE, StudentState, read_state, write_state
 from pipelines.registry import CHAMPION, Registry
 from student.adapters import Adapter, load_adapter
+from student.external_memory import MEMORY_FILE
 
 NIGHTS = "nights"
 """Directory in the work directory: a directory for each night, and the plan of the one that is running."""
@@ -141,12 +142,9 @@ def _write_whole(path: Path, content: str) -> Path:
 
 def version_directory(adapter_place: Path, state: StudentState, scratch: Path) -> Path:
     """Return a directory under `scratch` with all files of a version: adapter, memory and state."""
-    from pipelines.nights.state import write_state
-    from student.external_memory import MEMORY_FILE
-
     place = scratch / "student"
     shutil.copytree(adapter_place, place)
-    for stale in ("night.json", MEMORY_FILE):
+    for stale in (STATE_FILE, MEMORY_FILE):
         (place / stale).unlink(missing_ok=True)
     state.memory.save(place / MEMORY_FILE)
     write_state(state, place)

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from prefect import flow
-from prefect.context import get_run_context
 
-from pipelines.embedded import close_stale_flow_runs, exclusive, record_server, stop_orphans
+from pipelines.embedded import embedded_flow
 from pipelines.lineage_store import (
     flatten_params,
     git_tags,
@@ -60,11 +59,7 @@ def check_regression(
     """
     place, suite = Path(work_dir), load_suite(Path(suite_path))
     paths = ReportPaths(**{kind: Path(path) for kind, path in (reports or {}).items()})
-    with exclusive(place):
-        stop_orphans(place)
-        record_server(place)
-        flow_run = str(get_run_context().flow_run.id)  # type: ignore[union-attr]
-        close_stale_flow_runs(FLOW_NAME, flow_run)
+    with embedded_flow(place, FLOW_NAME) as flow_run:
         report = compare_subjects(suite, candidate, baseline, place, seed)
         write_reports(report, paths)  # before the store is asked: its failure must not lose a verdict
         report = report.model_copy(update={"mlflow_run_id": log_report(suite, report, place, flow_run)})

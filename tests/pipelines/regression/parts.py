@@ -11,6 +11,7 @@ import yaml
 from evaluation.checkpoints import load_checkpoint, model_digest
 from pipelines.regression.suite import load_content, load_suite, pins_of, write_pins
 from student.adapters import Adapter, save_adapter
+from student.config import UpdateRecipe
 from student.lora_bank import LoraBank
 
 SUITES = Path(__file__).resolve().parents[3] / "configs" / "suites"
@@ -45,7 +46,7 @@ def made_adapter(scale: float, seed: int = 0) -> Adapter:
     checkpoint = load_checkpoint("micro-student")
     generator = torch.Generator().manual_seed(seed)
     with LoraBank(checkpoint.model) as bank:
-        start = bank.no_change(4, 8.0, seed)
+        start = bank.no_change(UpdateRecipe(rank=4, alpha=8.0), seed)
     factors = {name: (a, scale * torch.randn(b.shape, generator=generator)) for name, (a, b) in start.factors.items()}
     return Adapter(factors, start.rank, start.alpha, start.base_digest)
 
