@@ -8,6 +8,7 @@ What vLLM does not guard against is guarded here (each was seen with vLLM 0.32):
 - Prompts are cached under the adapter's name, so a name is never used for other weights.
 - Loading the engine replaces `torch.set_num_threads` by a function that does nothing, reseeds the global random
   generators and writes environment variables that child processes would inherit; all three are put back.
+- Loading it fails where numba has been imported (as libraries of search and statistics do).
 """
 
 from __future__ import annotations

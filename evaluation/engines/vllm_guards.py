@@ -6,9 +6,11 @@ import json
 import logging
 import os
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from evaluation.errors import ModelError
 
@@ -41,6 +43,32 @@ def check_adapter(directory: Path) -> None:
 
 
 @contextmanager
+def llvmlite_readable() -> Iterator[None]:
+    """Let vLLM look through the modules of a process that has imported numba.
+
+    It takes `vars` of whatever any module holds, and llvmlite's library answers every name, `__dict__` too, with a
+    function of C: vLLM 0.32 then stops. Meanwhile names of Python's own are none of that library's.
+    """
+    ffi: Any = sys.modules.get("llvmlite.binding.ffi")
+    if ffi is None:
+        yield
+        return
+    library = type(ffi.lib)
+    found = library.__getattr__
+
+    def of_the_library(self: object, name: str) -> object:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return found(self, name)
+
+    library.__getattr__ = of_the_library
+    try:
+        yield
+    finally:
+        library.__getattr__ = found
+
+
+@contextmanager
 def process_kept() -> Iterator[None]:
     """Put back what vLLM changes in a process that has other work to do: threads, random states, environment."""
     import numpy as np
@@ -52,7 +80,7 @@ def process_kept() -> Iterator[None]:
     set_threads, threads = torch.set_num_threads, torch.get_num_threads()
     environment, python_state, numpy_state = dict(os.environ), random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), llvmlite_readable():
             yield
     finally:
         torch.set_num_threads = set_threads

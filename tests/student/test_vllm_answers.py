@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,9 @@ pytestmark = needs_vllm
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[VllmEngine]:
+    # As in a process that has searched documents: the search library imports it where it is installed, which vLLM's
+    # own start did not survive.
+    importlib.import_module("numba")
     with VllmEngine("micro-student", SMALL, max_rank=8) as running:
         yield running
 
