@@ -130,13 +130,13 @@ def _files_of(night: Night, student: NightStudent) -> Path:
 def _to_set_aside(result: NightResult, measured: Measured) -> tuple[str, ...]:
     """Return the ids of documents that wait for a person.
 
-    All of a rejected night; of one that is held because it contradicts what was known, those that do.
+    All of a rejected night; of one that is held because it contradicts what was known, those that may be why.
     """
     if result.outcome == "rejected":
         return tuple(document.id for document in result.new)
     checks = () if result.gate is None else result.gate.checks
     contradicted = any(check.name == TOUCHED and check.verdict != "pass" for check in checks)
-    return measured.contradicting if contradicted else ()
+    return measured.suspects if contradicted else ()
 
 
 def _reason(result: NightResult) -> str:

@@ -10,7 +10,7 @@ from evaluation.tasks import Question
 from pipelines.nights import scoring
 from pipelines.nights.night import Measured, Night, NightStudent
 from pipelines.nights.state import StudentState
-from pipelines.nights.touched import contradicting, find_touched, touched_scores
+from pipelines.nights.touched import find_touched, suspects, touched_scores
 
 MOST_GENERAL = 100_000
 """Questions on general knowledge that are looked through for those about the new documents, at most."""
@@ -40,7 +40,7 @@ def measure(night: Night, student: NightStudent, probes: Sequence[Question]) -> 
     before = own.scores("the champion", parent.adapter, parent.state.memory, asked, whole)
     base = own.scores("the base student", None, StudentState().memory, (), probes)
     found = touched_scores(touched, after, before, after.probes[count:], before.probes[count:])
-    against = contradicting(touched, found)
+    against = suspects(touched, found)
     return Measured(after.with_probes(count), before.with_probes(count), base, found, against)
 
 

@@ -52,5 +52,5 @@ class Measured(NamedTuple):
     before: StudentScores
     base: StudentScores
     touched: tuple[PairedScore, ...]
-    contradicting: tuple[str, ...]
-    """Ids of new documents about whose subjects less is known than before."""
+    suspects: tuple[str, ...]
+    """Ids of new documents about known subjects of which no more is known than before."""

@@ -22,9 +22,12 @@ ARMS: dict[str, tuple[str, ...]] = {
     "no replay": ("replay={documents: 0, general: 0}", "gate=null"),
     "no gate": ("gate=null",),
     "no memory": ("routing={superseding: weights, dated: weights}", "memory.least_score=1000"),
+    "joint": ("composition=joint",),
+    "merged": ("composition=merged",),
 }
-"""What is compared, as settings of the night: everything, and each of three things left out. Without replay the gate
-would hold every night, and nothing could be seen of what is forgotten; so it is left out there too."""
+"""What is compared, as settings of the night: everything, each of three things left out, and the other compositions.
+Without replay the gate would hold every night, and nothing could be seen of what is forgotten; so it is left out there
+too."""
 
 
 class SimulationPlan(Record):

@@ -58,12 +58,18 @@ def draw_matrix(arms: Sequence[Arm], path: Path) -> None:
     """
     from matplotlib.ticker import MaxNLocator
 
-    count = len(arms[0].nights)
+    count, columns = len(arms[0].nights), min(len(arms), 3)
+    rows_of_panels = -(-len(arms) // columns)
     figure = new_figure(
-        3.1 * len(arms) + 0.8, 4.0, "What is known of each night's documents", "accuracy in %, by night"
+        3.1 * columns + 0.8,
+        0.6 + 3.4 * rows_of_panels,
+        "What is known of each night's documents",
+        "accuracy in %, by night",
     )
-    panels = figure.subplots(1, len(arms), squeeze=False)[0]
-    for axes, arm in zip(panels, arms, strict=True):
+    panels = figure.subplots(rows_of_panels, columns, squeeze=False).ravel()
+    for axes in panels[len(arms) :]:
+        axes.set_visible(False)
+    for axes, arm in zip(panels, arms, strict=False):
         rows = [[100 * night.groups.get(night_name(g), float("nan")) for night in arm.nights] for g in range(count)]
         image = axes.imshow(
             rows, vmin=0, vmax=100, cmap="viridis", origin="upper", extent=(0.5, count + 0.5, count + 0.5, 0.5)
@@ -75,7 +81,8 @@ def draw_matrix(arms: Sequence[Arm], path: Path) -> None:
         for number, night in enumerate(arm.nights, start=1):
             if night.outcome in ("rejected", "held"):
                 axes.axvline(number, color="white", linestyle=":" if night.outcome == "held" else "-", linewidth=1)
-    panels[0].set_ylabel("documents of night")
+    for axes in panels[::columns]:
+        axes.set_ylabel("documents of night")
     figure.colorbar(image, ax=list(panels), shrink=0.8, label="%")
     save_figure(figure, path)
 

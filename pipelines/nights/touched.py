@@ -83,8 +83,11 @@ def touched_scores(
     )
 
 
-def contradicting(touched: Touched, scores: Sequence[PairedScore]) -> tuple[str, ...]:
-    """Return the ids of the new documents about whose subjects the night's student knows less than the one in use.
+def suspects(touched: Touched, scores: Sequence[PairedScore]) -> tuple[str, ...]:
+    """Return the ids of the new documents that tell of known subjects of which the night's student knows no more.
+
+    Who holds a night for what it made the student forget sets all of these aside: beside a wrong document that did
+    harm there may be another one whose harm the next night would show.
 
     Args:
         touched: The questions.
@@ -93,4 +96,4 @@ def contradicting(touched: Touched, scores: Sequence[PairedScore]) -> tuple[str,
     change: dict[str, float] = {}
     for owner, score in zip(touched.owners, scores, strict=True):
         change[owner] = change.get(owner, 0.0) + score.candidate - score.reference
-    return tuple(owner for owner, total in change.items() if total < 0.0)
+    return tuple(owner for owner, total in change.items() if total <= 0.0)

@@ -6,7 +6,7 @@ from evaluation.data_config import MicroworldData
 from evaluation.microworld.nights import draw_nights
 from evaluation.retention import retention_probes
 from pipelines.nights.scoring import StudentScores
-from pipelines.nights.touched import contradicting, find_touched, touched_scores
+from pipelines.nights.touched import find_touched, suspects, touched_scores
 
 KNOWN = retention_probes(MicroworldData(), 10_000, 0)
 
@@ -43,6 +43,8 @@ def test_scores_pair_the_same_questions() -> None:
     assert len(pairs) == len(touched.earlier) + count
     assert all((pair.candidate, pair.reference) == (1.0, 0.0) for pair in pairs)
     assert len({pair.document for pair in pairs}) == len(pairs)
-    assert contradicting(touched, pairs) == ()
+    assert suspects(touched, pairs) == ()
     lost = touched_scores(touched, scores(False), scores(True), (False,) * count, (True,) * count)
-    assert set(contradicting(touched, lost)) == set(touched.owners) <= {d.task.id for d in drawn[1]}
+    assert set(suspects(touched, lost)) == set(touched.owners) <= {d.task.id for d in drawn[1]}
+    same = touched_scores(touched, scores(True), scores(True), (True,) * count, (True,) * count)
+    assert suspects(touched, same) == suspects(touched, lost)  # no harm was seen of these, but no good either
