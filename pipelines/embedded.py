@@ -58,12 +58,14 @@ def embedded_flow(work_dir: Path, name: str) -> Iterator[str]:
         BusyError: Another process holds it.
     """
     from prefect.context import get_run_context
+    from prefect.settings import PREFECT_API_URL
 
     with exclusive(work_dir):
         stop_orphans(work_dir)
         record_server(work_dir)
         flow_run = str(get_run_context().flow_run.id)  # type: ignore[union-attr]
-        close_stale_flow_runs(name, flow_run)
+        if not PREFECT_API_URL.value():  # a server of the user's has runs of other work directories too
+            close_stale_flow_runs(name, flow_run)
         yield flow_run
 
 

@@ -1,16 +1,17 @@
 from __future__ import annotations
 
+import gc
 import gzip
 import itertools
 import json
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evaluation.errors import InputError
@@ -156,7 +157,16 @@ def test_adjusted_gives_the_findings_of_benjamini_and_hochberg() -> None:
     assert [rate[name] for name in names[:6]] == pytest.approx(expected)
 
 
-@settings(deadline=None, max_examples=15)  # multipletests collects garbage at each call
+@pytest.fixture
+def frozen_garbage() -> Iterator[None]:
+    """`multipletests` collects garbage at each call, which takes long where much has been imported."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("frozen_garbage")
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.dictionaries(st.sampled_from("abcdefgh"), st.floats(0, 1), max_size=8),
     st.sampled_from(["holm", "fdr_bh"]),

@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -122,14 +123,24 @@ def run_command(arguments: Sequence[str], home: Path) -> tuple[int, str]:
 
 
 def records(work_dir: Path) -> dict[str, int]:
-    """Return the stored records of units by content key, with the time of their last change in ns."""
+    """Return the whole stored records of units by content key, with the time of their last change in ns."""
     storage = work_dir / "prefect" / "storage"
     found = {}
     for path in storage.glob("*/v*/*/*"):
         state = path.stat()
-        if state.st_size:
+        if _is_whole(path, state.st_size, state.st_mtime_ns):
             found[str(path.relative_to(storage))] = state.st_mtime_ns
     return found
+
+
+@cache
+def _is_whole(path: Path, size: int, changed: int) -> bool:
+    """Return whether a record is written to its end: a kill can tear one, which the next run makes again."""
+    try:
+        json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return size > 0
 
 
 def counts(work_dir: Path) -> Counter[str]:

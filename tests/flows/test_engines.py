@@ -69,6 +69,7 @@ def group_lives(leader: int) -> bool:
 
 
 @needs_vllm
+@pytest.mark.slow
 def test_external_generator_behind_vllms_server_loses_nothing_to_faults(
     tmp_path: Path, vllm_micro_teacher: str
 ) -> None:
@@ -90,6 +91,7 @@ def test_external_generator_behind_vllms_server_loses_nothing_to_faults(
     assert 1 < result["edit_tokens"]["external_generator"] <= 64
 
 
+@pytest.mark.slow
 def test_a_teacher_behind_an_endpoint_writes_within_its_budget(tmp_path: Path) -> None:
     def teach(budget: int, model: str = MODEL) -> tuple[int, str]:
         told = endpoint(server.base_url, model, budget_tokens=budget, concurrency=1)

@@ -35,6 +35,7 @@ def refusal(*arguments: str) -> str:
     return str(outcome.exception)
 
 
+@pytest.mark.slow
 def test_bank_command_times_all_arms_and_writes_json_and_figure(student: Path, tmp_path: Path) -> None:
     amount = ["--lines", "2", "--tokens", "8", "--epochs", "2", "--rank", "2", "--adapters", "2", "--slots", "1"]
     places = ["--slots", "2", "--json", str(tmp_path / "out" / "bank.json"), "--work-dir", str(tmp_path)]
@@ -67,6 +68,7 @@ def test_bank_command_times_all_arms_and_writes_json_and_figure(student: Path, t
     assert "--profile" in outcome.stdout.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_bank_command_profiles_and_leaves_the_published_loop_out(student: Path, tmp_path: Path) -> None:
     amount = ["--lines", "1", "--tokens", "8", "--epochs", "1", "--adapters", "1", "--slots", "64", "--pairs", "1"]
     places = ["--json", str(tmp_path / "bank.json"), "--plot", str(tmp_path / "plot.png"), "--work-dir", str(tmp_path)]

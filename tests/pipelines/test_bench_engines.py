@@ -244,6 +244,7 @@ def test_too_few_documents_are_refused_before_a_model_is_opened(tmp_path: Path) 
 
 
 @needs_vllm
+@pytest.mark.slow
 def test_command_times_both_engines_and_writes_json_and_figure(tmp_path: Path) -> None:
     sampling = "teacher.sampling={type: vllm, max_new_tokens: 12, engine: {kv_cache_gb: 0.2, max_adapters: 2}}"
     config = load_config(demo_config(), [*SMALL[:-2], sampling])

@@ -20,6 +20,8 @@ from tests.evaluation.endpoints.settings import config_for, replies, texts
 from tests.faults import FaultyServer
 from tests.vllm_server import MICRO_TEACHER
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "Passage: {}\nImplications:\n"
 TIMEOUT = 30.0
 
