@@ -12,6 +12,7 @@ from evaluation.paired_tests import mcnemar_test, paired_tests
 from evaluation.statistics import bootstrap_mean, compare, known_mean
 from evaluation.tasks import KnowledgeTask
 from pipelines.diagnostics import edit_notes
+from pipelines.drafts import agreement, most_written
 from pipelines.records import CandidateRecord, Interval, ReplicateRecord, SamplingRecord
 from pipelines.redraws import update_with_redraws
 from pipelines.results import ComparisonRecord, PairedTestRecord, VariantRecord
@@ -83,9 +84,14 @@ def teacher_variant(
         tasks: Documents to write about and to ask about.
         keep: Documents, from the first on, of which the adapter of the first self-edit is kept (`kept_adapters`).
     """
-    seed = ws.seed("sample", "comparison")
-    sampling = units.sample(policy, prompt, tasks, n=ws.config.comparison.drawn, seed=seed)
-    return scored_variant(ws, units, name, label, sampling, tasks, keep=keep)
+    settings, seed = ws.config.comparison, ws.seed("sample", "comparison")
+    sampling = units.sample(policy, prompt, tasks, n=settings.drawn, seed=seed)
+    if settings.drafts == 1:
+        return scored_variant(ws, units, name, label, sampling, tasks, keep=keep)
+    agreed = agreement(sampling.edits)
+    chosen = most_written(sampling, settings.tried)
+    variant = scored_variant(ws, units, name, label, chosen, tasks, keep=keep)
+    return variant if agreed is None else variant.model_copy(update={"notes": {**variant.notes, "agreement": agreed}})
 
 
 def external_variant(ws: Workspace, units: Units, tasks: Sequence[KnowledgeTask]) -> VariantRecord | None:
@@ -93,7 +99,7 @@ def external_variant(ws: Workspace, units: Units, tasks: Sequence[KnowledgeTask]
     external = ws.config.comparison.external
     if external is None:
         return None
-    sampling = units.external(tasks, n=ws.config.comparison.drawn, seed=ws.seed("sample", "external"))
+    sampling = units.external(tasks, n=ws.config.comparison.tried, seed=ws.seed("sample", "external"))
     return scored_variant(ws, units, "external_generator", external.label, sampling, tasks)
 
 

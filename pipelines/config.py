@@ -180,6 +180,10 @@ class ComparisonConfig(_Frozen):
     redraws: int = Field(default=0, ge=0, le=16)
     """Further self-edits, in [0, 16], that a teacher may write for a document in place of ones that are refused for
     what they say (no self-edit in them, over a budget); the refused ones are counted."""
+    drafts: int = Field(default=1, ge=1, le=256)
+    """Self-edits that a teacher writes for each document, in [1, 256], of which the ones that it writes most often are
+    tried (self-consistency, arXiv 2203.11171); for specifications, of which the same one comes again. 1 tries the
+    first ones. An external generator writes no more than are tried."""
     fixed_prompts: tuple[str, ...] = ()
     """Prompts of the untrained teacher that compete as the best fixed kind; the one that is best on the development
     documents enters the comparison. Empty: no such variant."""
@@ -210,9 +214,14 @@ class ComparisonConfig(_Frozen):
     """Correction of p-values for the number of differences: Holm (1979), or Benjamini and Hochberg (1995)."""
 
     @property
-    def drawn(self) -> int:
-        """Self-edits that a teacher writes for a document, those with them that stand in for refused ones."""
+    def tried(self) -> int:
+        """Self-edits of a document that are tried at most, those with them that stand in for refused ones."""
         return self.edits + self.redraws
+
+    @property
+    def drawn(self) -> int:
+        """Self-edits that a teacher writes for a document."""
+        return max(self.drafts, self.tried)
 
 
 class GradingConfig(_Frozen):
