@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -20,7 +20,9 @@ _By = Annotated[
     typer.Option("--by", help="auto: the memory where it has something that fits, else the weights."),
 ]
 _Version = Annotated[str, typer.Option("--version", help="Number or alias of the student's version.")]
-_Config = Annotated[Path | None, typer.Option("--config", help="YAML file of a run, for its student and its store.")]
+_Config = Annotated[
+    Path | None, typer.Option("--config", help="YAML file of a run or a night, for its student and its store.")
+]
 _WorkDir = Annotated[Path, typer.Option("--work-dir", help="Directory for records, adapters and the embedded stores.")]
 _Student = Annotated[
     str | None, typer.Option("--student", help="Directory, hub name or micro-student [the version's own base].")
@@ -40,23 +42,26 @@ def ask(
     """Ask a registered student, and say whether its weights, its memory or both answered."""
     if not question.strip():
         raise typer.BadParameter("is blank; ask in words", param_hint="QUESTION")
-    from pipelines.config import TrackingConfig, load_config
+    from pipelines.asking_options import AskingOptions
+    from pipelines.config import RunConfig, TrackingConfig
     from pipelines.lineage_store import require_store
+    from pipelines.run_or_night import run_or_night
 
-    tracking, options, named_base = TrackingConfig(), dict[str, Any](), student
+    tracking, options, named_base = TrackingConfig(), AskingOptions(), student
     if config is not None:
-        run = load_config(config)
-        tracking, student = run.tracking, student or run.student.model
-        options = {"answer_format": run.student.answer_format, "device": run.device, "dtype": run.dtype}
+        found = run_or_night(config)
+        tracking, student = found.tracking, student or found.student.model
+        if isinstance(found, RunConfig):
+            form = found.student.answer_format
+            options = AskingOptions(answer_format=form, device=found.device, dtype=found.dtype)
+        else:
+            options = found.asking()
     require_store(tracking, work_dir)
     prepare_process()
     from pipelines.asking import Answerer
-    from pipelines.asking_options import AskingOptions
 
     named = int(version) if version.isdecimal() else version
-    answerer = Answerer.from_registry(
-        tracking, work_dir, version=named, model=student, options=AskingOptions(**options)
-    )
+    answerer = Answerer.from_registry(tracking, work_dir, version=named, model=student, options=options)
     answer = answerer.answer(question, by)
     if json:
         sys.stdout.write(answer.model_dump_json() + "\n")

@@ -6,13 +6,12 @@ file in the work directory, named by content; a file that is missing, torn or no
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from evaluation.files import write_together
 from evaluation.tasks import KnowledgeTask
 from pipelines.config import QuestionSet
 from pipelines.records import BankRecord
@@ -38,7 +37,9 @@ def base_scores(ws: Workspace, tasks: Sequence[KnowledgeTask], questions: Questi
         made = run_bank(ws, [UpdateRequest(task.id, 0, None, 0) for task in missing], questions)
         seconds = made.seconds / len(missing)
         new = {r.document_id: BankRecord(replicates=(r,), seconds=seconds) for r in made.replicates}
-        _write({places[name]: record for name, record in new.items()})
+        # A run that is killed between two of them would compute the rest again in another batch, which may round
+        # otherwise; so all come to be together.
+        write_together({places[name]: record.model_dump_json() for name, record in new.items()})
         found |= new
     # Documents of the same content share a file, whatever their ids.
     replicates = [found[task.id].replicates[0].model_copy(update={"document_id": task.id}) for task in tasks]
@@ -65,23 +66,3 @@ def _read(path: Path) -> BankRecord | None:
     except (OSError, ValidationError):
         return None
     return record if len(record.replicates) == 1 else None
-
-
-def _write(records: Mapping[Path, BankRecord]) -> None:
-    """Write all records, each whole or not at all.
-
-    All are staged first: scores computed together then come to be together but for a moment, and a run that is killed
-    in it computes the rest again in another batch, which may round otherwise.
-    """
-    staged: list[tuple[str, Path]] = []
-    try:
-        for path, record in records.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-                staged.append((file.name, path))
-                file.write(record.model_dump_json())
-        for name, path in staged:
-            os.replace(name, path)
-    finally:
-        for name, _ in staged:
-            Path(name).unlink(missing_ok=True)

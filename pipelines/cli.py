@@ -19,7 +19,7 @@ from pipelines.nights.night_command import adapt_student
 from pipelines.nights.simulation_command import simulate_nights
 from pipelines.process import prepare_process
 from pipelines.regression.command import check_regression
-from pipelines.rollback import rollback, versions
+from pipelines.rollback import StoreConfig, open_registry, rollback, versions
 from pipelines.serving.command import serve
 
 if TYPE_CHECKING:
@@ -94,19 +94,11 @@ def _print_dry_run(settings: RunConfig) -> None:
 def promote(
     role: Annotated[Literal["student", "teacher"], typer.Argument(help="Whose version it is.")],
     version: Annotated[int, typer.Argument(min=1, help="Number of the registered version.")],
-    config: Annotated[Path | None, typer.Option("--config", help="YAML file of a run, for its store.")] = None,
+    config: StoreConfig = None,
     work_dir: WorkDir = Path(".preceptor"),
 ) -> None:
     """Make a registered version the champion; promoting the previous one is a rollback."""
-    from pipelines.config import TrackingConfig, load_config
-    from pipelines.lineage_store import require_store
-
-    tracking = TrackingConfig() if config is None else load_config(config).tracking
-    require_store(tracking, work_dir)
-    prepare_process()
-    from pipelines.registry import Registry
-
-    found = Registry.open(tracking, work_dir).promote(role, version)
+    found = open_registry(config, work_dir).promote(role, version)
     before = "there was none before" if found.previous is None else f"the previous one is version {found.previous}"
     sys.stdout.write(f"Version {found.champion} of the {role} is the champion; {before}.\n")
     if role == "student":

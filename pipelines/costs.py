@@ -10,7 +10,7 @@ less the frozen third.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -37,10 +37,12 @@ PASSAGE_TOKENS = 160
 QUESTIONS = 8
 """Assumed questions of a document."""
 
-_QUESTION_TOKENS = 24
+QUESTION_TOKENS = 24
+"""Assumed length of a question with its answer."""
 _JUDGE_TOKENS = 160
 """Of a judge's instructions."""
-_PROMPT_TOKENS = 32
+PROMPT_TOKENS = 32
+"""Assumed length of what a prompt puts around a passage."""
 _DEMONSTRATIONS = 4
 """Assumed pairs of a grid task of ARC; most have 2 to 5."""
 
@@ -130,16 +132,14 @@ def estimate(config: RunConfig, *, passage_tokens: int = PASSAGE_TOKENS, questio
     passage = min(passage_tokens, recipe.max_sequence_tokens)
     grids = isinstance(config.data, GridData)
     # On grid tasks each example of a specification, and each question, is as long as the demonstrations.
-    asked = passage_tokens if grids else _QUESTION_TOKENS
-    edit_cost = _update_cost(recipe, lines=max(1, written // 2), tokens=written, passage=passage)
+    asked = passage_tokens if grids else QUESTION_TOKENS
+    edit_cost = update_cost(recipe, lines=max(1, written // 2), tokens=written, passage=passage)
     if grids:
         steps = min(recipe.step_budget or recipe.max_steps, recipe.max_steps)
-        edit_cost = _UpdateCost(steps, steps * recipe.batch_size * passage)
+        edit_cost = UpdateCost(steps, steps * recipe.batch_size * passage)
     tried = _tried_steps(config)
     whole = work.edit_updates - tried.updates
-    passage_cost = _update_cost(
-        recipe.model_copy(update={"include_passage": False}), lines=1, tokens=passage, passage=0
-    )
+    passage_cost = update_cost(recipe.model_copy(update={"include_passage": False}), lines=1, tokens=passage, passage=0)
     teacher = model_size(config.teacher.model, policy.rank, "all-linear")
     student = model_size(config.student.model, recipe.rank, recipe.target_modules, recipe.depth)
     training_tokens = whole * edit_cost.tokens + work.passage_updates * passage_cost.tokens
@@ -147,11 +147,11 @@ def estimate(config: RunConfig, *, passage_tokens: int = PASSAGE_TOKENS, questio
     flops = None
     if teacher is not None and student is not None:
         updates = work.edit_updates + work.passage_updates
-        read = passage_tokens + _PROMPT_TOKENS + written
+        read = passage_tokens + PROMPT_TOKENS + written
         flops = FlopEstimate(
-            sampling=work.samples * read * _forward(teacher),
+            sampling=work.samples * read * forward_flops(teacher),
             updates=training_tokens * training_flops(student),
-            scoring=(updates + work.documents) * questions * asked * _forward(student),
+            scoring=(updates + work.documents) * questions * asked * forward_flops(student),
             learning=work.examples * read * _learning(teacher, config.teacher.learning),
         )
     epochs, minibatch = config.teacher.learning.epochs, config.teacher.learning.minibatch_size
@@ -168,8 +168,13 @@ def estimate(config: RunConfig, *, passage_tokens: int = PASSAGE_TOKENS, questio
         questions=questions,
         endpoints=tuple(_endpoint_costs(config, work, passage_tokens, questions)),
         flops=flops,
-        minutes=flops.total / CPU_FLOPS_PER_SECOND / 60 if flops and config.device == "cpu" else None,
+        minutes=minutes_of(flops, config.device),
     )
+
+
+def minutes_of(flops: FlopEstimate | None, device: str) -> float | None:
+    """Return the time of so many FLOPs on a CPU; None on another device, or where they are not known."""
+    return flops.total / CPU_FLOPS_PER_SECOND / 60 if flops is not None and device == "cpu" else None
 
 
 def cost_table(cost: CostEstimate, config: RunConfig) -> Table:
@@ -187,8 +192,8 @@ def cost_table(cost: CostEstimate, config: RunConfig) -> Table:
     table.add_column("Quantity", no_wrap=True)
     table.add_column("At most", justify="right", overflow="fold")
     rows = {
-        "Teacher": f"{config.teacher.model}, {_parameters(cost.teacher_parameters)}",
-        "Student": f"{config.student.model}, {_parameters(cost.student_parameters)}",
+        "Teacher": f"{config.teacher.model}, {told_parameters(cost.teacher_parameters)}",
+        "Student": f"{config.student.model}, {told_parameters(cost.student_parameters)}",
         "Self-edits sampled": f"{cost.teacher_samples:,}",
         "Student updates": f"{cost.student_updates:,}",
         "Student optimizer steps": f"{cost.optimizer_steps:,}",
@@ -196,19 +201,26 @@ def cost_table(cost: CostEstimate, config: RunConfig) -> Table:
         "Teacher optimizer steps": f"{cost.teacher_steps:,}",
         "Teacher learning tokens": f"{cost.learning_tokens:,}",
     }
-    for asked in cost.endpoints:
-        price = "" if asked.cost is None else f", {asked.cost:,.2f} {asked.currency}"
-        limit = f" (budget {asked.budget})" if asked.budget else " (no budget)"
-        rows[f"Endpoint: {asked.role}"] = f"{asked.model}: {asked.calls:,} calls, {asked.tokens:,} tokens{price}{limit}"
-    if cost.flops is not None:
-        stages = cost.flops.model_dump().items()
-        rows["Useful FLOPs"] = f"{cost.flops.total:.1e}"
-        rows |= {f"  {stage}": f"{100 * value / cost.flops.total:.0f} %" for stage, value in stages}
-    minutes = "unknown" if cost.minutes is None else f"{cost.minutes:,.0f} min" if cost.minutes >= 1 else "under 1 min"
-    rows[f"Time at {CPU_FLOPS_PER_SECOND / 1e9:.0f} GFLOP/s"] = minutes
+    rows |= common_rows(cost.endpoints, cost.flops, cost.minutes)
     for name, value in rows.items():
         table.add_row(Text(name), Text(value))
     return table
+
+
+def common_rows(endpoints: Sequence[EndpointCost], flops: FlopEstimate | None, minutes: float | None) -> dict[str, str]:
+    """Return the rows that every table of costs ends with: endpoints, FLOPs by stage, and time."""
+    rows = {}
+    for asked in endpoints:
+        price = "" if asked.cost is None else f", {asked.cost:,.2f} {asked.currency}"
+        limit = f" (budget {asked.budget})" if asked.budget else " (no budget)"
+        rows[f"Endpoint: {asked.role}"] = f"{asked.model}: {asked.calls:,} calls, {asked.tokens:,} tokens{price}{limit}"
+    if flops is not None and flops.total:
+        rows["Useful FLOPs"] = f"{flops.total:.1e}"
+        stages = flops.model_dump().items()
+        rows |= {f"  {stage}": f"{100 * value / flops.total:.0f} %" for stage, value in stages if value}
+    told = "unknown" if minutes is None else f"{minutes:,.0f} min" if minutes >= 1 else "under 1 min"
+    rows[f"Time at {CPU_FLOPS_PER_SECOND / 1e9:.0f} GFLOP/s"] = told
+    return rows
 
 
 class _Work(NamedTuple):
@@ -323,14 +335,14 @@ def _kept(config: RunConfig) -> int:
 
 def _endpoint_costs(config: RunConfig, work: _Work, passage_tokens: int, questions: int) -> Iterator[EndpointCost]:
     """Yield what each endpoint of the run is asked for."""
-    read = passage_tokens + _PROMPT_TOKENS
+    read = passage_tokens + PROMPT_TOKENS
     sampling, external, grading = config.teacher.sampling, config.comparison.external, config.grading
     tests = config.data.test_documents
     if isinstance(sampling, OpenAISampling):
-        yield _endpoint_cost("teacher", sampling.endpoint, work.samples, read, sampling.max_new_tokens)
+        yield endpoint_cost("teacher", sampling.endpoint, work.samples, read, sampling.max_new_tokens)
     if external is not None:
-        calls = config.comparison.drawn * tests
-        yield _endpoint_cost("external", external.sampling.endpoint, calls, read, external.sampling.max_new_tokens)
+        calls = config.comparison.tried * tests
+        yield endpoint_cost("external", external.sampling.endpoint, calls, read, external.sampling.max_new_tokens)
     if grading is not None and isinstance(grading.grader, JudgeGrading):
         judge = grading.grader
         students = work.edit_updates + work.passage_updates + work.documents
@@ -338,11 +350,20 @@ def _endpoint_costs(config: RunConfig, work: _Work, passage_tokens: int, questio
             students -= work.reward_updates + work.reward_documents
         students += tests if config.comparison.joint_update is not None else 0
         answers = questions * students
-        seen = _JUDGE_TOKENS + _QUESTION_TOKENS + grading.max_new_tokens
-        yield _endpoint_cost("judge", judge.endpoint, answers * judge.repeats, seen, judge.max_tokens)
+        seen = _JUDGE_TOKENS + QUESTION_TOKENS + grading.max_new_tokens
+        yield endpoint_cost("judge", judge.endpoint, answers * judge.repeats, seen, judge.max_tokens)
 
 
-def _endpoint_cost(role: str, endpoint: EndpointConfig, calls: int, read: int, written: int) -> EndpointCost:
+def endpoint_cost(role: str, endpoint: EndpointConfig, calls: int, read: int, written: int) -> EndpointCost:
+    """Return what an endpoint is asked for.
+
+    Args:
+        role: Of the endpoint.
+        endpoint: Its address, prices and budget.
+        calls: To be made.
+        read: Tokens of a prompt.
+        written: Tokens of a completion, at most.
+    """
     limits = [] if endpoint.budget_tokens is None else [f"{endpoint.budget_tokens:,} tokens"]
     limits += [] if endpoint.budget_cost is None else [f"{endpoint.budget_cost:,.2f} {endpoint.currency}"]
     return EndpointCost(
@@ -356,32 +377,44 @@ def _endpoint_cost(role: str, endpoint: EndpointConfig, calls: int, read: int, w
     )
 
 
-class _UpdateCost(NamedTuple):
+class UpdateCost(NamedTuple):
+    """What one update takes, at most."""
+
     steps: int
+    """Of the optimizer."""
     tokens: int
+    """Trained on, over all epochs, without padding."""
 
 
-def _update_cost(recipe: UpdateRecipe, *, lines: int, tokens: int, passage: int) -> _UpdateCost:
+def update_cost(recipe: UpdateRecipe, *, lines: int, tokens: int, passage: int) -> UpdateCost:
     """Return the steps and tokens of one update, at most.
 
     A line's list mark and line break in the completion make room for the tokens that open and close it in training.
+
+    Args:
+        recipe: Of the update.
+        lines: Training sequences.
+        tokens: Of all of them together.
+        passage: Of the document's own text, which is one more sequence where the recipe says so.
     """
     sequences = lines + recipe.include_passage
     passes = min(recipe.epochs, recipe.max_steps)
-    return _UpdateCost(recipe.total_steps(sequences), passes * (tokens + passage * recipe.include_passage))
+    return UpdateCost(recipe.total_steps(sequences), passes * (tokens + passage * recipe.include_passage))
 
 
-def _forward(model: ModelSize) -> float:
+def forward_flops(model: ModelSize) -> float:
+    """Return the useful FLOPs of reading one token through a model with an adapter."""
     return 2.0 * (model.parameters + model.adapter)
 
 
 def _learning(model: ModelSize, learning: LearningConfig) -> float:
     """Return the FLOPs for a token of an example: training and the reference each epoch, old probabilities once."""
-    old = _forward(model) if isinstance(learning, GroupRelativeConfig) else 0.0
+    old = forward_flops(model) if isinstance(learning, GroupRelativeConfig) else 0.0
     return old + learning.epochs * (training_flops(model) + 2.0 * model.parameters)
 
 
-def _parameters(number: int | None) -> str:
+def told_parameters(number: int | None) -> str:
+    """Return a number of parameters in words."""
     if number is None:
         return "size unknown"
     return f"{number / 1e9:.2f} billion parameters" if number >= 1e9 else f"{number / 1e6:.2f} million parameters"

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from evaluation.files import replacing
 from pipelines.records import RoundRecord
 from pipelines.report import counted
 from pipelines.results import ComparisonRecord, CurvePoint, VariantRecord
@@ -154,12 +154,10 @@ def save_figure(figure: Figure, path: Path) -> None:
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_axisbelow(True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        figure.savefig(staging, format="png")
-        os.replace(staging, path)
+        with replacing([path]) as (staging,):
+            figure.savefig(staging, format="png")
     finally:
-        staging.unlink(missing_ok=True)
         figure.clear()
 
 

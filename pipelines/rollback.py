@@ -19,21 +19,22 @@ if TYPE_CHECKING:
 
 _Role = Annotated[Literal["student", "teacher"], typer.Option("--role", help="Whose versions.")]
 _Because = Annotated[str, typer.Option("--because", help="Why, in a sentence; kept with the version that is left.")]
-_Config = Annotated[Path | None, typer.Option("--config", help="YAML file of a run, for its store.")]
+StoreConfig = Annotated[Path | None, typer.Option("--config", help="YAML file of a run or a night, for its store.")]
+"""Option of the commands that look into the store of runs and nights alone."""
 _WorkDir = Annotated[Path, typer.Option("--work-dir", help="Directory for records, adapters and the embedded stores.")]
 
 
 def rollback(
     because: _Because,
     role: _Role = "student",
-    config: _Config = None,
+    config: StoreConfig = None,
     work_dir: _WorkDir = Path(".preceptor"),
 ) -> None:
     """Put the champion before in use again, memory included; a second rollback goes one further back.
 
     Nothing is deleted: the version that is left keeps its files, and the reason.
     """
-    registry = _open(config, work_dir)
+    registry = open_registry(config, work_dir)
     found = registry.rollback(role, because)
     place = shlex.quote(str(work_dir))
     sys.stdout.write(
@@ -55,13 +56,13 @@ def rollback(
 
 def versions(
     role: _Role = "student",
-    config: _Config = None,
+    config: StoreConfig = None,
     work_dir: _WorkDir = Path(".preceptor"),
 ) -> None:
     """List the registered versions: which is in use, what the gate decided, and why some were rolled back."""
     from rich.console import Console
 
-    history = _open(config, work_dir).history(role)
+    history = open_registry(config, work_dir).history(role)
     if not history:
         sys.stdout.write(f"No version of the {role} is registered in {str(work_dir)!r}.\n")
         return
@@ -87,16 +88,20 @@ def version_table(history: list[VersionRecord], title: str) -> Table:
     return table
 
 
-def _open(config: Path | None, work_dir: Path) -> Registry:
+def open_registry(config: Path | None, work_dir: Path) -> Registry:
     """Return the registry of a work directory.
+
+    Args:
+        config: YAML file of a run or of a night; None is the store in the work directory.
+        work_dir: Of runs and nights.
 
     Raises:
         ConfigError: The configuration is refused, or nothing has been run there.
     """
-    from pipelines.config import TrackingConfig, load_config
     from pipelines.lineage_store import require_store
+    from pipelines.run_or_night import tracking_of
 
-    tracking = TrackingConfig() if config is None else load_config(config).tracking
+    tracking = tracking_of(config)
     require_store(tracking, work_dir)
     prepare_process()
     from pipelines.registry import Registry

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from datetime import date
 from functools import cached_property
@@ -21,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from evaluation.digests import digest_json
 from evaluation.errors import InputError
+from evaluation.files import write_atomically
 from student.recall import passages_of, terms_of
 
 MEMORY_FILE = "memory.jsonl"
@@ -176,17 +175,7 @@ class ExternalMemory:
         """
         head = {"format": _FORMAT, "entries": len(self), "digest": self.digest}
         rows: list[Mapping[str, Any]] = [head, *(entry.model_dump(mode="json") for entry in self.entries)]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, staging = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            os.chmod(staging, 0o644)
-            os.replace(staging, path)
-        except BaseException:
-            Path(staging).unlink(missing_ok=True)
-            raise
-        return path
+        return write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
     @classmethod
     def load(cls, path: Path) -> ExternalMemory:

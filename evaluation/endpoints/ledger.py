@@ -9,24 +9,19 @@ the same lock as the budget is checked, calls in flight count, those of other pr
 from __future__ import annotations
 
 import sqlite3
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from evaluation.endpoints.records import UNKNOWN, EndpointFailure, EndpointReply, Spent, Usage
 from evaluation.errors import EndpointError
+from evaluation.sqlite_file import SqliteFile
 
-_VERSION = 1
-_BUSY_SECONDS = 60.0
-"""Longest wait for another process that writes; one write takes milliseconds."""
 _LOOKUP = 500
 """Digests in one query."""
 
-_SCHEMA = f"""
-BEGIN;
+_TABLES = """
 CREATE TABLE calls (
     id INTEGER PRIMARY KEY, scope TEXT NOT NULL, digest TEXT NOT NULL, model TEXT NOT NULL,
     started REAL NOT NULL, seconds REAL, reason TEXT, detail TEXT, settled INTEGER NOT NULL DEFAULT 0,
@@ -46,8 +41,6 @@ CREATE TABLE replies (
     digest TEXT PRIMARY KEY, call INTEGER NOT NULL REFERENCES calls (id), text TEXT NOT NULL,
     finish_reason TEXT NOT NULL, prompt_tokens INTEGER, completion_tokens INTEGER, cost REAL, model TEXT NOT NULL
 );
-PRAGMA user_version = {_VERSION};
-COMMIT;
 """
 
 
@@ -66,8 +59,11 @@ class Limits(NamedTuple):
     cost: float | None = None
 
 
-class Ledger:
+class Ledger(SqliteFile):
     """Calls and replies in a file, for any number of threads and processes; close it, or use it as a context."""
+
+    VERSION = 1
+    TABLES = _TABLES
 
     def __init__(self, path: Path, scope: str = "") -> None:
         """Open the ledger, made if it does not exist.
@@ -80,27 +76,8 @@ class Ledger:
         Raises:
             EndpointError: The file cannot be used, or another version of Preceptor made it.
         """
-        from filelock import FileLock
-
-        self.path = path
+        super().__init__(path)
         self.scope = scope
-        self._lock = threading.Lock()
-        with self._errors("open"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # SQLite does not wait for its lock while the journal mode changes, so one process at a time sets up.
-            with FileLock(f"{path}.lock", timeout=_BUSY_SECONDS):
-                self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-                self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.execute("PRAGMA synchronous = FULL")  # a reply that was paid for outlives a power cut as well
-                version = self._db.execute("PRAGMA user_version").fetchone()[0]
-                if version == 0:
-                    self._db.executescript(_SCHEMA)
-        if version not in (0, _VERSION):
-            self.close()
-            raise EndpointError(
-                f"ledger {str(path)!r}: it has the form {version}, allowed is {_VERSION}. Another version of Preceptor "
-                "made it; use that one, or give another path."
-            )
 
     def find(self, digests: Sequence[str]) -> dict[str, EndpointReply]:
         """Return the stored replies, by digest; what is not there was never answered.
@@ -109,11 +86,11 @@ class Ledger:
             EndpointError: The ledger cannot be read.
         """
         found: dict[str, EndpointReply] = {}
-        with self._errors("read"), self._lock:
+        with self._reading() as db:
             for start in range(0, len(digests), _LOOKUP):
                 part = digests[start : start + _LOOKUP]
                 marks = ", ".join("?" * len(part))
-                rows = self._db.execute(
+                rows = db.execute(
                     "SELECT digest, text, finish_reason, prompt_tokens, completion_tokens, cost, model FROM replies "
                     f"WHERE digest IN ({marks})",
                     part,
@@ -191,8 +168,8 @@ class Ledger:
         Raises:
             EndpointError: The ledger cannot be read.
         """
-        with self._errors("read"), self._lock:
-            row = self._db.execute(
+        with self._reading() as db:
+            row = db.execute(
                 "SELECT COUNT(*), COUNT(reason), TOTAL(settled = 0), TOTAL(prompt_tokens), TOTAL(completion_tokens), "
                 "TOTAL(tokens), CASE WHEN COUNT(cost) = COUNT(*) THEN TOTAL(cost) END, "
                 "COALESCE(GROUP_CONCAT(DISTINCT currency), ''), TOTAL(seconds) FROM calls WHERE scope = ?",
@@ -203,19 +180,8 @@ class Ledger:
 
     def stored(self) -> int:
         """Return the number of replies in the ledger, of all scopes."""
-        with self._errors("read"), self._lock:
-            return int(self._db.execute("SELECT COUNT(*) FROM replies").fetchone()[0])
-
-    def close(self) -> None:
-        """Close the file; closing twice does nothing."""
-        with self._lock:
-            self._db.close()
-
-    def __enter__(self) -> Ledger:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        with self._reading() as db:
+            return int(db.execute("SELECT COUNT(*) FROM replies").fetchone()[0])
 
     def _charged(self, db: sqlite3.Connection) -> tuple[int, float]:
         """Return the running sums of the scope, kept by triggers: summing 50,000 calls before each took 15 ms."""
@@ -236,28 +202,15 @@ class Ledger:
             (*fields.values(), time.time(), call),
         )
 
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Hold the file's lock from the first read to the end, and write all or nothing."""
-        with self._errors("write"), self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
+    def _refused(self, version: int) -> EndpointError:
+        return EndpointError(
+            f"ledger {str(self.path)!r}: it has the form {version}, allowed is {self.VERSION}. Another version of "
+            "Preceptor made it; use that one, or give another path."
+        )
 
-    @contextmanager
-    def _errors(self, action: str) -> Iterator[None]:
-        from filelock import Timeout
-
-        try:
-            yield
-        except (sqlite3.Error, OSError, Timeout) as error:
-            raise EndpointError(
-                f"ledger {str(self.path)!r}: could not {action} it: {error}. Nothing more was asked, because what is "
-                "paid for must be stored. Check that the disk has room and the file is yours, then give the same "
-                "command again: it goes on where this one stopped."
-            ) from error
+    def _failed(self, action: str, error: Exception) -> EndpointError:
+        return EndpointError(
+            f"ledger {str(self.path)!r}: could not {action} it: {error}. Nothing more was asked, because what is "
+            "paid for must be stored. Check that the disk has room and the file is yours, then give the same "
+            "command again: it goes on where this one stopped."
+        )

@@ -10,24 +10,18 @@ from __future__ import annotations
 
 import datetime
 import sqlite3
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from evaluation.errors import InputError, PreceptorError
+from evaluation.sqlite_file import SqliteFile
 from evaluation.tasks import Question
 from pipelines.inbox.documents import InboxDocument
 from pipelines.inbox.superseding import Arrival, Claim, newest, unknown_targets
 
 INBOX_FILE = "inbox.db"
 """Name of the store in a work directory."""
-_VERSION = 1
-_BUSY_SECONDS = 60.0
-"""Longest wait for another process that writes; one write takes milliseconds."""
-_SCHEMA = f"""
-BEGIN;
+_TABLES = """
 CREATE TABLE documents (
     id TEXT PRIMARY KEY, place INTEGER NOT NULL UNIQUE, arrived TEXT NOT NULL, content TEXT NOT NULL
 );
@@ -38,8 +32,6 @@ CREATE TABLE claims (
 CREATE TABLE aside (
     document TEXT PRIMARY KEY REFERENCES documents (id), reason TEXT NOT NULL, night TEXT NOT NULL, since TEXT NOT NULL
 );
-PRAGMA user_version = {_VERSION};
-COMMIT;
 """
 # Not OR IGNORE, which would also pass over what must not happen.
 _ADD_DOCUMENT = "INSERT INTO documents VALUES (?, ?, ?, ?) ON CONFLICT (id) DO NOTHING"
@@ -68,39 +60,14 @@ class Aside(NamedTuple):
     """When it was set aside, in UTC."""
 
 
-class InboxStore:
-    """Documents in a file, for any number of threads and processes; close it, or use it as a context."""
+class InboxStore(SqliteFile):
+    """Documents in a file, for any number of threads and processes; close it, or use it as a context.
 
-    def __init__(self, path: Path) -> None:
-        """Open the store, made if it does not exist.
+    Opening it raises `InboxError` where the file cannot be used, or a newer version of Preceptor made it.
+    """
 
-        Args:
-            path: Of the file, on a local disk.
-
-        Raises:
-            InboxError: The file cannot be used, or a newer version of Preceptor made it.
-        """
-        from filelock import FileLock
-
-        self.path = path
-        self._lock = threading.Lock()
-        with self._errors("open"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # SQLite does not wait for its lock while the journal mode changes, so one process at a time sets up.
-            with FileLock(f"{path}.lock", timeout=_BUSY_SECONDS):
-                self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-                version = self._db.execute("PRAGMA user_version").fetchone()[0]
-                if version <= _VERSION:
-                    self._db.execute("PRAGMA journal_mode = WAL")
-                    self._db.execute("PRAGMA synchronous = FULL")  # what was accepted outlives a power cut
-                if version == 0:
-                    self._db.executescript(_SCHEMA)
-        if version > _VERSION:
-            self.close()
-            raise InboxError(
-                f"inbox {str(path)!r}: it has the form {version}, this version of Preceptor knows up to {_VERSION}. "
-                "A newer version made it; use that one, or give another --work-dir."
-            )
+    VERSION = 1
+    TABLES = _TABLES
 
     def add(self, documents: Iterable[InboxDocument]) -> Added:
         """Store documents that are not there yet, all of them or none.
@@ -230,32 +197,21 @@ class InboxStore:
             db.execute("UPDATE documents SET content = ? WHERE id = ?", (changed.model_dump_json(), document))
         return changed
 
-    def close(self) -> None:
-        """Close the file; closing twice does nothing."""
-        with self._lock:
-            self._db.close()
-
-    def __enter__(self) -> InboxStore:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def _order(self) -> tuple[list[Arrival], list[Claim]]:
         """Return documents and claims, of one moment."""
-        with self._errors("read"), self._lock:
-            self._db.execute("BEGIN")
+        with self._reading() as db:
+            db.execute("BEGIN")
             try:
-                arrivals = self._db.execute("SELECT place, content FROM documents ORDER BY place").fetchall()
-                claims = self._db.execute("SELECT document, whole, target, place FROM claims ORDER BY place").fetchall()
+                arrivals = db.execute("SELECT place, content FROM documents ORDER BY place").fetchall()
+                claims = db.execute("SELECT document, whole, target, place FROM claims ORDER BY place").fetchall()
             finally:
-                self._db.execute("COMMIT")
+                db.execute("COMMIT")
         documents = [(place, self._document(text)) for place, text in arrivals]
         return [Arrival(d.id, d.title, d.name, d.source, place) for place, d in documents], [Claim(*c) for c in claims]
 
     def _rows(self, query: str, *values: str) -> list[tuple[Any, ...]]:
-        with self._errors("read"), self._lock:
-            return self._db.execute(query, values).fetchall()
+        with self._reading() as db:
+            return db.execute(query, values).fetchall()
 
     def _document(self, text: str) -> InboxDocument:
         from pydantic import ValidationError
@@ -287,30 +243,17 @@ class InboxStore:
             "`preceptor inbox list` shows the ids."
         )
 
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Hold the file's lock from the first read to the end, and write all or nothing."""
-        with self._errors("write"), self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
+    def _refused(self, version: int) -> InboxError:
+        return InboxError(
+            f"inbox {str(self.path)!r}: it has the form {version}, this version of Preceptor knows up to "
+            f"{self.VERSION}. A newer version made it; use that one, or give another --work-dir."
+        )
 
-    @contextmanager
-    def _errors(self, action: str) -> Iterator[None]:
-        from filelock import Timeout
-
-        try:
-            yield
-        except (sqlite3.Error, OSError, Timeout) as error:
-            raise InboxError(
-                f"inbox {str(self.path)!r}: could not {action} it: {error}. Check that the disk has room, that the "
-                "file is an inbox and yours, then give the same command again; adding twice does no harm."
-            ) from error
+    def _failed(self, action: str, error: Exception) -> InboxError:
+        return InboxError(
+            f"inbox {str(self.path)!r}: could not {action} it: {error}. Check that the disk has room, that the "
+            "file is an inbox and yours, then give the same command again; adding twice does no harm."
+        )
 
 
 def _now() -> datetime.datetime:

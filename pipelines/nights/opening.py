@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import ValidationError
 
 from evaluation.digests import digest_json
+from evaluation.files import write_atomically
 from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.nights.config import NightConfig
-from pipelines.nights.plan import NightPlan, choose_documents
+from pipelines.nights.plan import NightPlan, PlannedDocument, choose_documents
 from pipelines.nights.state import STATE_FILE, StudentState, read_state, write_state
+from pipelines.nights.versions import student_place, version_files
 from pipelines.registry import CHAMPION, Registry
-from student.adapters import Adapter, load_adapter
 from student.external_memory import MEMORY_FILE
+
+if TYPE_CHECKING:
+    from student.adapters import Adapter
 
 NIGHTS = "nights"
 """Directory in the work directory: a directory for each night, and the plan of the one that is running."""
@@ -52,11 +54,9 @@ def student_version(registry: Registry, version: int | None, work_dir: Path) -> 
     """
     if version is None:
         return Champion(None, None, None, StudentState())
-    place = work_dir / "students" / str(version)
-    if not place.is_dir():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
-            os.replace(registry.download("student", version, Path(scratch)), place)
+    from student.adapters import load_adapter
+
+    place = version_files(registry, "student", version, student_place(work_dir, version))
     return Champion(version, place, load_adapter(place), read_state(place))
 
 
@@ -78,14 +78,13 @@ def open_plan(
         InboxError: The inbox cannot be read.
     """
     number = registry.aliases("student").get(CHAMPION)
-    left = _read_plan(work_dir)
+    champion = student_version(registry, number, work_dir)
+    left = read_plan(work_dir)
     if left is not None:
-        made_it = number is not None and left.night in student_version(registry, number, work_dir).state.groups()
-        if left.config_digest == config.digest and (number == left.parent or made_it):
+        if is_finished_first(left, config, number, champion.state):
             say(f"finishing {left.night}, which was cut off")
             return left, student_version(registry, left.parent, work_dir)
         say(f"{left.night} was cut off and is left: the champion or the configuration is another one now")
-    champion = student_version(registry, number, work_dir)
     with InboxStore(work_dir / INBOX_FILE) as inbox:
         arrived, aside, superseded = inbox.documents(), inbox.aside(), inbox.superseded()
     chosen, waiting = choose_documents(
@@ -94,18 +93,17 @@ def open_plan(
     if not chosen:
         close_plan(work_dir)
         return None, champion
-    holding = champion.state.ids | {planned.task.id for planned in chosen}
     plan = NightPlan(
         night=f"night-{_last_night(work_dir) + 1:04d}",
         parent=champion.version,
         parent_digest=champion.digest,
         config_digest=config.digest,
         documents=chosen,
-        superseded={old: new for old, new in superseded.items() if old in holding and new in holding},
+        superseded=replaced(superseded, champion.state, chosen),
         without_questions=waiting,
     )
-    _write_whole(work_dir / NIGHTS / plan.night / "plan.json", plan.model_dump_json())
-    _write_whole(work_dir / NIGHTS / _CURRENT, plan.model_dump_json())
+    write_atomically(work_dir / NIGHTS / plan.night / "plan.json", plan.model_dump_json())
+    write_atomically(work_dir / NIGHTS / _CURRENT, plan.model_dump_json())
     return plan, champion
 
 
@@ -116,28 +114,40 @@ def close_plan(work_dir: Path) -> None:
 
 def write_night_file(work_dir: Path, night: str, name: str, content: str) -> Path:
     """Write a file of a night, whole or not at all, and return its path."""
-    return _write_whole(work_dir / NIGHTS / night / name, content)
+    return write_atomically(work_dir / NIGHTS / night / name, content)
 
 
-def _read_plan(work_dir: Path) -> NightPlan | None:
+def read_plan(work_dir: Path) -> NightPlan | None:
+    """Return the plan of the night that is under way, or was cut off; None where there is none."""
     try:
         return NightPlan.model_validate_json((work_dir / NIGHTS / _CURRENT).read_bytes())
     except (OSError, ValidationError):
         return None
 
 
+def is_finished_first(left: NightPlan, config: NightConfig, champion: int | None, state: StudentState) -> bool:
+    """Return whether a night that was cut off is finished before another one begins.
+
+    Args:
+        left: Its plan.
+        config: Of tonight.
+        champion: Version in use, which must be the one that the night adapts, or the one that it made.
+        state: Of that version.
+    """
+    same = champion == left.parent or left.night in state.groups()
+    return same and left.config_digest == config.digest
+
+
+def replaced(superseded: Mapping[str, str], state: StudentState, chosen: Sequence[PlannedDocument]) -> dict[str, str]:
+    """Return by id of a document that is held, or chosen for tonight, that of the one among them that replaces it."""
+    holding = state.ids | {planned.task.id for planned in chosen}
+    return {old: new for old, new in superseded.items() if old in holding and new in holding}
+
+
 def _last_night(work_dir: Path) -> int:
     """Return the number of the last night that was planned, 0 before any."""
     names = [path.name for path in (work_dir / NIGHTS).glob("night-*")]
     return max((int(name.rpartition("-")[2]) for name in names), default=0)
-
-
-def _write_whole(path: Path, content: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-        file.write(content)
-    os.replace(file.name, path)
-    return path
 
 
 def version_directory(adapter_place: Path, state: StudentState, scratch: Path) -> Path:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from pathlib import Path
-
+from pipelines.nights.versions import version_files
 from pipelines.registry import CHAMPION, Registry
 from pipelines.workspace import Workspace
 
@@ -24,9 +21,5 @@ def champion_teacher(ws: Workspace, registry: Registry) -> tuple[str | None, str
     if number is None:
         return None, f"{ws.config.teacher.model} as it is"
     name = f"version-{number}-of-{registry.name('teacher')}"
-    place = ws.policy_dir(name)
-    if not place.is_dir():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
-            os.replace(registry.download("teacher", number, Path(scratch)), place)
+    version_files(registry, "teacher", number, ws.policy_dir(name))
     return name, f"version {number} of the teacher"

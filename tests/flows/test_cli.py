@@ -46,6 +46,9 @@ def test_dry_run_of_a_night_starts_nothing_either(config: Path, tmp_path: Path) 
     arguments = preceptor("adapt-student", str(config), "--dry-run", "--work-dir", str(work_dir))
     seconds, output = cpu_seconds(arguments, tmp_path)
     assert f"name: {config.stem}" in output
+    for row in ("New documents", "Self-edits written", "Answers scored", "Bytes on disk"):
+        assert row in output
+    assert f"preceptor inbox add FILE --work-dir {work_dir}" in output
     assert not work_dir.exists()
     assert seconds < 3.0
 
@@ -73,6 +76,7 @@ def test_dry_run_takes_under_two_seconds_of_cpu_time_and_starts_nothing(config: 
         ["train-teacher", "configs/demo.yaml", "--dry-run"],
         ["train-teacher", "configs/demo.yaml", "--set", "loop.round=1"],
         ["train-teacher", "configs/demo.yaml", "--set", "loop.documents=300"],
+        ["adapt-student", "configs/nights-demo.yaml", "--dry-run", "--work-dir", "no-such-directory"],
     ],
     ids=" ".join,
 )

@@ -35,6 +35,7 @@ LEARNED, *KEPT = draw_documents("train", 9, 3)
 TRACKING = TrackingConfig()
 PARAMS = {"loop.rounds": 2, "student.model": "micro-student"}
 OPTIONS = AskingOptions(max_new_tokens=8)
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 Open = Callable[..., Lineage]
 
 
@@ -284,4 +285,10 @@ def test_ask_command_says_what_answered(open_run: Open, work_dir: Path, tmp_path
     assert "--version 1" in ask(learned.question, "--by", "both", "--version", "1").stdout.splitlines()[-1]
     assert "has no version 7" in str(ask("Who?", "--version", "7").exception)
     assert ask(" ").exit_code == 2
+
+    night = tmp_path / "night.yaml"
+    night.write_text((CONFIGS / "nights-demo.yaml").read_text() + "memory: {least_score: 1000.0}\n")
+    assert "no passage of its memory was used" in ask(kept.question, "--config", str(night)).stdout
+    assert ask(kept.question, "--config", str(CONFIGS / "nights-demo.yaml")).stdout.splitlines()[:2] == [answer, how]
+    assert ask(kept.question, "--config", str(CONFIGS / "demo.yaml")).stdout.splitlines()[:2] == [answer, how]
     assert isinstance(ask("Who?", "--work-dir", str(tmp_path / "nowhere")).exception, ConfigError)

@@ -13,8 +13,10 @@ from pipelines.asking import Answerer
 from pipelines.config import TrackingConfig, read_config
 from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.nights.adapt_student import adapt_student
+from pipelines.nights.ahead import look_ahead
 from pipelines.nights.concluding import NIGHT_TAG
 from pipelines.nights.config import NightConfig
+from pipelines.nights.costs import NightCost, estimate_night
 from pipelines.nights.opening import NIGHTS, RESULT, student_version
 from pipelines.nights.results import NightResult
 from pipelines.nights.simulate import as_delivered
@@ -41,6 +43,8 @@ class Nights(NamedTuple):
     second: NightResult
     answers: list[str]
     """Of the student after the first night, to all questions."""
+    cost: NightCost
+    """Of the second night, as it was told before."""
 
 
 def deliver(place: Path, documents: list[NightDocument]) -> None:
@@ -70,7 +74,9 @@ def nights(tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> Ni
     first = a_night(place)
     after_first = answers(place, drawn)
     deliver(place, drawn[1])
-    return Nights(place, drawn, first, a_night(place), after_first)
+    config = read_config(DEMO, NightConfig, SMALL)
+    cost = estimate_night(config, look_ahead(config, place))
+    return Nights(place, drawn, first, a_night(place), after_first, cost)
 
 
 def test_documents_without_questions_get_them_before_the_night(tmp_path: Path) -> None:
@@ -131,6 +137,29 @@ def test_second_night_goes_on_from_the_first_and_retires_what_is_replaced(nights
     assert held.parent == 1
     assert sum(not each.asked for each in held.documents) == 1
     assert reg.tags("student", 2)[NIGHT_TAG] == "night-0002"
+
+
+def test_what_a_dry_run_told_before_is_what_the_night_took_at_most(nights: Nights) -> None:
+    night, cost = nights.second, nights.cost
+    places = [document.place for document in night.new]
+    assert (cost.to_weights, cost.to_memory) == (places.count("weights"), places.count("memory"))
+    assert cost.self_edits == len(night.candidates)
+    tried = [replicate for candidate in night.candidates for replicate in candidate.replicates]
+    assert night.update is not None
+    for told, took in (
+        (cost.try_steps, sum(replicate.steps for replicate in tried)),
+        (cost.lines, night.update.lines),
+        (cost.night_steps, night.update.steps),
+        (cost.training_tokens, night.update.tokens + sum(replicate.tokens for replicate in tried)),
+        (cost.try_answers, sum(len(replicate.exact) for replicate in tried)),
+    ):
+        assert took <= told <= 12 * took
+    assert night.version is not None
+    whole = student_version(registry(nights), night.version, nights.place)
+    assert whole.directory is not None
+    held = sum(path.stat().st_size for path in whole.directory.rglob("*") if path.is_file())
+    assert cost.bytes_on_disk is not None
+    assert held < cost.bytes_on_disk < 4 * held  # the adapter is there twice, and the champion's copy once
 
 
 def test_lineage_has_the_page_the_report_and_the_figures(nights: Nights) -> None:
