@@ -20,10 +20,11 @@ def arms_table(arms: Sequence[Arm]) -> Table:
 
     table = plain_table(
         title="Nights in a row",
-        caption="In %. Kept: accuracy after the last night on all true documents that the student holds, as a share of "
-        "that right after their nights. Knowledge: retention probes of the base student and of the last one.",
+        caption="In %. Then and now: accuracy on all true documents that the student holds, right after their nights "
+        "and after the last night; kept: now as a share of then. Base and probes: general knowledge of the base student "
+        "and of the last one.",
     )
-    for heading in ("arm", "promoted", "held", "rejected", "right after", "at the end", "kept", "knowledge"):
+    for heading in ("arm", "promoted", "held", "rejected", "then", "now", "kept", "base", "probes"):
         table.add_column(heading, justify="left" if heading == "arm" else "right")
     for arm in arms:
         outcomes = [night.outcome for night in arm.nights]
@@ -31,8 +32,8 @@ def arms_table(arms: Sequence[Arm]) -> Table:
         counts = [str(outcomes.count(outcome)) for outcome in ("promoted", "held", "rejected")]
         first = known_mean([then_of(arm, name) for name in arm.honest])
         now = known_mean(list(arm.honest.values()))
-        knowledge = f"{_percent(last.probes_base)} -> {_percent(last.probes)}"
-        table.add_row(arm.name, *counts, _percent(first), _percent(now), _percent(arm.kept), knowledge)
+        shares = (first, now, arm.kept, last.probes_base, last.probes)
+        table.add_row(arm.name, *counts, *map(_percent, shares))
     return table
 
 

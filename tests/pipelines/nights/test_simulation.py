@@ -49,7 +49,7 @@ def test_report_shows_every_arm(tmp_path: Path) -> None:
     table = arms_table(arms)
     assert list(table.columns[0].cells) == list(ARMS)
     assert [next(iter(column.cells)) for column in table.columns[1:]] == [
-        "3", "1", "0", "60.0", "30.0", "50.0", "92.0 -> 50.0",
+        "3", "1", "0", "60.0", "30.0", "50.0", "92.0", "50.0",
     ]  # fmt: skip
     assert next(iter(sentences(arms))) == "full: the night of wrong documents was promoted."
     for count in (1, len(arms)):
