@@ -21,8 +21,8 @@ def arms_table(arms: Sequence[Arm]) -> Table:
     table = plain_table(
         title="Nights in a row",
         caption="In %. Then and now: accuracy on all true documents that the student holds, right after their nights "
-        "and after the last night; kept: now as a share of then. Base and probes: general knowledge of the base student "
-        "and of the last one.",
+        "and after the last night; kept: now as a share of then. Base and probes: general knowledge of the base "
+        "student and of the last one.",
     )
     for heading in ("arm", "promoted", "held", "rejected", "then", "now", "kept", "base", "probes"):
         table.add_column(heading, justify="left" if heading == "arm" else "right")
