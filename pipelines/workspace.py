@@ -38,9 +38,13 @@ _NO_PART = (
     "pipelines/evidence",
     "pipelines/inbox/readers",
     "pipelines/inbox/command",
+    "pipelines/nights/ahead",
+    "pipelines/nights/cost",
     "pipelines/nights/page",
     "pipelines/nights/simulat",
+    "pipelines/nights/workload",
     "pipelines/regression",
+    "pipelines/run_or_night",
 )
 """Packages that run or describe runs and have no part in any result."""
 

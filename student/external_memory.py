@@ -8,6 +8,7 @@ adding and retiring give another one, so each version of a student has its own.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from datetime import date
@@ -158,6 +159,7 @@ class ExternalMemory:
     def _index(self) -> _Index:
         import bm25s
 
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # it tells of each index, whoever's console that is
         owned = [(i, passage) for i, entry in enumerate(self.entries) for passage in passages_of(entry.text)]
         # Every passage of a document is found by the document's title, too.
         terms = [terms_of(f"{self.entries[i].title}\n{passage}") for i, passage in owned]

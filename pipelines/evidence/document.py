@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from evaluation.errors import ConfigError
+from evaluation.files import write_atomically
 from pipelines.config import RunConfig
 from pipelines.evidence import arms as arms_of
 from pipelines.evidence import captions, claims, figures, learning_tables, tables
@@ -79,9 +79,7 @@ def write_document(evidence: Evidence, out: Path) -> tuple[Path, str]:
     pictures = figures.draw(evidence.seeds, evidence.reference, drawn, out / "evidence")
     links = {name: f"evidence/{picture.name}" for name, picture in pictures.items()}
     found = head(evidence)
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    staging.write_text(render(evidence, found, compared, links, notes), encoding="utf-8")
-    os.replace(staging, path)
+    write_atomically(path, render(evidence, found, compared, links, notes))
     return path, found
 
 
