@@ -1,1 +1,1 @@
-"""Regression tests of students: a candidate against a baseline on a pinned suite, for people and for CI jobs."""
+"""Regression tests: a student or a way of adapting one against a baseline on a pinned suite, for people and CI jobs."""

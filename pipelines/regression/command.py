@@ -20,9 +20,12 @@ EXIT_UNDECIDED = 3
 """Nothing could be decided: too little data, or something broke."""
 
 _Suite = Annotated[Path, typer.Argument(help="YAML file, such as configs/suites/micro-world.yaml.")]
-_SUBJECT = "base, adapter:DIRECTORY, version:student/NUMBER or version:student@ALIAS."
-_Candidate = Annotated[str | None, typer.Option("--candidate", help=f"Student to test: {_SUBJECT}")]
-_Baseline = Annotated[str | None, typer.Option("--baseline", help="Student to compare it with, written the same way.")]
+_SUBJECT = (
+    "a student (base, adapter:DIRECTORY, version:student/NUMBER, version:student@ALIAS), or a way of adapting one "
+    "(teacher:base, teacher:DIRECTORY, version:teacher/NUMBER, version:teacher@ALIAS, config:FILE)."
+)
+_Candidate = Annotated[str | None, typer.Option("--candidate", help=f"What to test: {_SUBJECT}")]
+_Baseline = Annotated[str | None, typer.Option("--baseline", help="What to compare it with, of the same kind.")]
 _WorkDir = Annotated[Path, typer.Option("--work-dir", help="Directory for records, adapters and the embedded stores.")]
 _Junit = Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML to this file.")]
 _Json = Annotated[Path | None, typer.Option("--json", help="Write the result for scripts to this file.")]
@@ -44,11 +47,10 @@ def check_regression(
     seed: _Seed = None,
     pin: _Pin = False,
 ) -> None:
-    """Test whether a student got worse than another by more than noise, on a pinned suite.
+    """Test whether a student, or a way of adapting one, is worse than another by more than noise, on a pinned suite.
 
-    Exits with 0 when it did not, 1 when it did, 2 when something was asked for that cannot be, and 3 when it could not
-    be
-    decided: too few documents, or something broke.
+    Exits with 0 when it is not, 1 when it is, 2 when something was asked for that cannot be, and 3 when it could not be
+    decided: too few documents or too few self-edits with a score, or something broke.
     """
     from pipelines.regression.suite import load_suite
 
@@ -66,7 +68,7 @@ def check_regression(
     except (ConfigError, InputError):
         raise
     except Exception as error:
-        # Python would exit with 1, which says that the student regressed.
+        # Python would exit with 1, which says that the candidate regressed.
         own = isinstance(error, PreceptorError)
         sys.stderr.write(f"{error}\n" if own else traceback.format_exc())
         _report_problem(checked, str(error) if own else f"{type(error).__name__}: {error}", paths)
@@ -84,11 +86,16 @@ def _compare(
     paths: ReportPaths,
 ) -> RegressionReport:
     """Return the report, printed, written and logged."""
-    from pipelines.regression.subjects import check_store, parse_subject
+    from pipelines.regression.subjects import check_store, parse_subjects
     from pipelines.regression.suite import load_content
+    from pipelines.regression.ways import way_of
 
     # All of it is checked again by the flow; here it is refused before Prefect and its server start.
-    check_store([parse_subject(text) for text in (candidate, baseline)], suite.tracking, work_dir)
+    subjects = parse_subjects(candidate, baseline)
+    for subject in subjects:
+        if subject.adapts:
+            way_of(suite, subject)
+    check_store(subjects, suite.tracking, work_dir)
     load_content(suite)
     from pipelines.embedded import exclusive, hide_own_tracebacks
 
@@ -119,13 +126,14 @@ def _report_problem(suite: RegressionSuite, problem: str, paths: ReportPaths) ->
 
 def _pin(path: Path, suite: RegressionSuite) -> None:
     """Write the digests of what the suite asks, and of whom."""
-    from pipelines.regression.suite import load_content, write_pins
+    from pipelines.regression.pins import write_pins
+    from pipelines.regression.suite import load_content
 
     content = load_content(suite)
     prepare_process()
-    from pipelines.regression.scoring import open_student
+    from pipelines.regression.scoring import open_student, teacher_digest
 
-    write_pins(path, open_student(suite).pins(content))
+    write_pins(path, open_student(suite).pins(content, teacher_digest(suite)))
     asked = sum(map(len, content.questions.values()))
     sys.stdout.write(
         f"Pinned {len(content.tasks)} documents with {asked} questions and {len(content.probes)} probes in {path}. "

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from evaluation.digests import derive_seed
 from evaluation.errors import ConfigError, UpdateError
-from pipelines.regression.suite import RegressionSuite, SuiteContent, check_pins, load_content, load_suite
+from pipelines.regression.pins import check_pins
+from pipelines.regression.suite import RegressionSuite, SuiteContent, load_content, load_suite
 
 if TYPE_CHECKING:
     from pipelines.regression.scoring import OpenStudent

@@ -16,11 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evaluation.files import write_atomically
+from evaluation.gate.checks import differences_of
 from pipelines.records import Record
 from pipelines.regression.example import Training, train_students
+from pipelines.regression.pins import check_pins
 from pipelines.regression.scoring import StudentScores, paired, score_students
-from pipelines.regression.suite import RegressionSuite, SuiteContent, check_pins, load_content, load_suite
-from pipelines.regression.verdict import Outcome, find_verdict
+from pipelines.regression.suite import RegressionSuite, SuiteContent, load_content, load_suite
+from pipelines.regression.verdict import Compared, Outcome, find_verdict
 
 if TYPE_CHECKING:
     from pipelines.regression.scoring import OpenStudent
@@ -53,7 +56,8 @@ class Flakiness(Record):
 
     suite: str
     suite_digest: str
-    left_out: float
+    planted: str
+    """What was done to the candidates that are worse on purpose, in words."""
     trials: tuple[Trial, ...]
     seconds: float
 
@@ -103,21 +107,33 @@ def measure(
     seeds = range(first_seed, first_seed + runs)
     unchanged = _scores(suite, content, student, [Training(seed) for seed in (*seeds, first_seed + runs)])
     planted = _scores(suite, content, student, [Training(seed, left_out) for seed in seeds])
-    trials = []
-    for i, seed in enumerate(seeds):
-        for is_planted, candidates in ((False, unchanged), (True, planted)):
-            compared = paired(candidates[i], unchanged[i + 1])
-            found = find_verdict(compared, suite.groups, suite.limits)
-            change = candidates[i].accuracy - unchanged[i + 1].accuracy
-            failed = tuple(check.name for check in found.checks if check.verdict == "fail")
-            trials.append(Trial(seed=seed, planted=is_planted, outcome=found.outcome, change=change, failed=failed))
+    trials = [
+        trial_of(suite, paired(candidates[i], unchanged[i + 1]), seed, planted=is_planted)
+        for i, seed in enumerate(seeds)
+        for is_planted, candidates in ((False, unchanged), (True, planted))
+    ]
     return Flakiness(
         suite=suite.name,
         suite_digest=suite.digest,
-        left_out=left_out,
+        planted=f"{left_out:.0%} of the facts not learned",
         trials=tuple(trials),
         seconds=time.perf_counter() - started,
     )
+
+
+def trial_of(suite: RegressionSuite, compared: Compared, seed: int, *, planted: bool) -> Trial:
+    """Return the verdict on paired scores.
+
+    Args:
+        suite: Says what counts as worse.
+        compared: Of at least one document.
+        seed: Of the candidate.
+        planted: Whether it is worse on purpose.
+    """
+    found = find_verdict(compared, suite.groups, suite.limits)
+    differences = differences_of(compared.documents)
+    failed, change = tuple(c.name for c in found.checks if c.verdict == "fail"), sum(differences) / len(differences)
+    return Trial(seed=seed, planted=planted, outcome=found.outcome, change=change, failed=failed)
 
 
 def flakiness_table(found: Flakiness) -> str:
@@ -126,13 +142,24 @@ def flakiness_table(found: Flakiness) -> str:
         "| candidates | passed | regressed | undecided | mean change | from | to |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for planted, label in ((False, "unchanged"), (True, f"{found.left_out:.0%} of the facts not learned")):
+    for planted, label in ((False, "unchanged"), (True, found.planted)):
         outcomes = found.outcomes(planted=planted)
         changes = [100 * trial.change for trial in found.trials if trial.planted is planted]
         counts = " | ".join(str(outcomes.get(outcome, 0)) for outcome in ("passed", "regressed", "undecided"))
         mean = 100 * found.mean_change(planted=planted)
         rows.append(f"| {label} | {counts} | {mean:+.1f} | {min(changes):+.1f} | {max(changes):+.1f} |")
     return "\n".join(rows)
+
+
+def tell(found: Flakiness, file: Path | None) -> None:
+    """Print the figures; every verdict is written to a file where there is one."""
+    if file is not None:
+        write_atomically(file, found.model_dump_json(indent=2) + "\n")
+    runs = len(found.trials) // 2
+    sys.stdout.write(
+        f"{flakiness_table(found)}\n\n{found.false_alarms} false alarms and {found.misses} misses in {runs} each; "
+        f"{found.seconds:.0f} s.\n"
+    )
 
 
 def _scores(
@@ -166,12 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     content, student = load_content(suite), open_student(suite)
     check_pins(suite, student.pins(content))
     found = measure(suite, content, student, runs=told.runs, left_out=told.left_out, first_seed=told.seed)
-    if told.json is not None:
-        told.json.write_text(found.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    sys.stdout.write(
-        f"{flakiness_table(found)}\n\n{found.false_alarms} false alarms and {found.misses} misses in {told.runs} each; "
-        f"{found.seconds:.0f} s.\n"
-    )
+    tell(found, told.json)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from evaluation.files import write_atomically
 from evaluation.gate.checks import points
 from evaluation.gate.page import check_table, escaped
 from evaluation.gate.records import GateCheck
@@ -14,21 +13,40 @@ from pipelines.records import Record
 from pipelines.regression.verdict import EXIT_CODES, Outcome, VerdictConfig
 
 
+class EditsRecord(Record):
+    """The self-edits of a way of adapting."""
+
+    digest: str
+    """SHA-256 of all that decides the scores of the way on the suite: teacher, prompt, sampling, recipe."""
+    written: int
+    """How many were to be written, at least 1."""
+    unscored: dict[str, int]
+    """How many of these came to no score, by reason; no score is made up for them."""
+
+    @property
+    def missing(self) -> int:
+        """How many came to no score, in [0, written]."""
+        return sum(self.unscored.values())
+
+
 class SubjectRecord(Record):
-    """One of the two students."""
+    """One of the two students, or of the two ways of adapting one."""
 
     subject: str
     """As written on the command line."""
     adapter_digest: str | None
-    """SHA-256 of its adapter; None for the base."""
+    """SHA-256 of its adapter, for a way of adapting the teacher's; None for a base."""
     version: int | None
     """Number of the registered version; None for others."""
-    accuracy: float
-    """Mean over documents of the share of right answers, in [0, 1]."""
-    probability: float
-    """Mean over documents of the mean probability of the gold answers, in [0, 1]."""
+    accuracy: float | None
+    """Mean over documents of the share of right answers, in [0, 1]. Of ways, over the documents that both have scores
+    for, and over each document's updates; None without any."""
+    probability: float | None
+    """Mean over documents of the mean probability of the gold answers, in [0, 1]; None as above."""
     probes: float | None
-    """Share of retention probes answered, in [0, 1]; None without any."""
+    """Share of retention probes answered, in [0, 1], of ways after each update; None without any."""
+    edits: EditsRecord | None = None
+    """None for students."""
 
 
 class RegressionReport(Record):
@@ -46,7 +64,11 @@ class RegressionReport(Record):
     minimum_detectable: float | None = None
     """Loss over all documents that would be told from none with the power asked for; None if it is not known."""
     documents: int = 0
+    """Of the suite."""
+    left_out: tuple[str, ...] = ()
+    """Ids of those that a way of adapting has no score for."""
     questions: int = 0
+    """Of the others."""
     seconds: float = 0.0
     mlflow_run_id: str | None = None
 
@@ -79,25 +101,35 @@ def regression_markdown(report: RegressionReport) -> str:
     reasons = [check for check in report.checks if check.verdict != "pass"]
     lines += [f"- {escaped(check.name)}: {escaped(check.sentence)}" for check in reasons]
     lines += [""] if reasons else []
-    lines += [
-        "| student | right answers | probability of the right answer | retention probes |",
-        "|---|---:|---:|---:|",
-    ]
-    for name, student in (("candidate", report.candidate), ("baseline", report.baseline)):
-        if student is not None:
-            probes = "" if student.probes is None else f"{student.probes:.1%}"
-            told = f"{name} `{escaped(student.subject)}`"
-            lines.append(f"| {told} | {student.accuracy:.1%} | {student.probability:.1%} | {probes} |")
+    lines += _subjects_table(report)
     lines += ["", *check_table(report.checks), "", _footnote(report)]
     return "\n".join(lines) + "\n"
 
 
+def _subjects_table(report: RegressionReport) -> list[str]:
+    """Return the lines of a table of both subjects."""
+    subjects = [(name, s) for name in ("candidate", "baseline") if (s := getattr(report, name)) is not None]
+    ways = any(subject.edits is not None for _, subject in subjects)
+    columns = ["way of adapting" if ways else "student", "right answers", "probability of the right answer"]
+    columns += ["retention probes", *(["self-edits", "without a score"] if ways else [])]
+    rows = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
+    for name, subject in subjects:
+        figures = (subject.accuracy, subject.probability, subject.probes)
+        cells = [f"{name} `{escaped(subject.subject)}`", *("" if f is None else f"{f:.1%}" for f in figures)]
+        if subject.edits is not None:
+            reasons = ", ".join(f"{reason} {count}" for reason, count in subject.edits.unscored.items())
+            cells += [str(subject.edits.written), f"{subject.edits.missing} ({reasons})" if reasons else "0"]
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
 def _footnote(report: RegressionReport) -> str:
     limits, seen = report.limits, report.minimum_detectable
+    left_out = f", {len(report.left_out)} left out" if report.left_out else ""
     told = (
-        f"{report.documents} documents, {report.questions} questions. Changes are candidate minus baseline in points, "
-        f"with one-sided {limits.confidence:.0%} bounds over documents; `needed` documents would decide with a chance "
-        f"of {limits.power:.0%}."
+        f"{report.documents} documents{left_out}, {report.questions} questions. Changes are candidate minus baseline "
+        f"in points, with one-sided {limits.confidence:.0%} bounds over documents; `needed` documents would decide "
+        f"with a chance of {limits.power:.0%}."
     )
     if seen is None:
         return told
@@ -139,11 +171,11 @@ def junit_xml(report: RegressionReport) -> str:
 def write_reports(report: RegressionReport, paths: ReportPaths) -> None:
     """Write the files that are asked for, each whole or not at all."""
     if paths.json is not None:
-        _write(paths.json, report.model_dump_json(indent=2) + "\n")
+        write_atomically(paths.json, report.model_dump_json(indent=2) + "\n")
     if paths.markdown is not None:
-        _write(paths.markdown, regression_markdown(report))
+        write_atomically(paths.markdown, regression_markdown(report))
     if paths.junit is not None:
-        _write(paths.junit, junit_xml(report))
+        write_atomically(paths.junit, junit_xml(report))
 
 
 def _told(check: GateCheck) -> str:
@@ -153,12 +185,3 @@ def _told(check: GateCheck) -> str:
             f" Measured {100 * check.estimate:+.1f}, bounds {100 * check.low:+.1f} to {100 * check.high:+.1f} points."
         )
     return f"{check.sentence}{figures}"
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.chmod(name, 0o644)  # temporary files are the owner's alone
-    os.replace(name, path)

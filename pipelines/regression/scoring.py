@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from evaluation.errors import ScoringError
 from evaluation.gate import PairedScore
 from pipelines.records import Record
-from pipelines.regression.suite import Pins, RegressionSuite, SuiteContent, pins_of
+from pipelines.regression.pins import Pins, pins_of
+from pipelines.regression.suite import RegressionSuite, SuiteContent
 from pipelines.regression.verdict import Compared
 
 if TYPE_CHECKING:
@@ -61,9 +62,9 @@ class OpenStudent(NamedTuple):
     digest: str
     """`model_digest` of it."""
 
-    def pins(self, content: SuiteContent) -> Pins:
-        """Return the digests of what is asked, and of this student."""
-        return pins_of(content, self.digest)
+    def pins(self, content: SuiteContent, teacher: str | None = None) -> Pins:
+        """Return the digests of what is asked, of this student and, where it is given, of the suite's teacher."""
+        return pins_of(content, self.digest, teacher)
 
 
 def open_student(suite: RegressionSuite) -> OpenStudent:
@@ -72,14 +73,35 @@ def open_student(suite: RegressionSuite) -> OpenStudent:
     Raises:
         ModelError: The checkpoint cannot be opened.
     """
+    from evaluation.checkpoints import model_digest
+
+    checkpoint = _open(suite, suite.student)
+    return OpenStudent(checkpoint, model_digest(checkpoint.model))
+
+
+def teacher_digest(suite: RegressionSuite) -> str | None:
+    """Return `model_digest` of the base of the suite's teachers; None without one, and for one behind an endpoint.
+
+    Raises:
+        ModelError: The checkpoint cannot be opened.
+    """
+    from evaluation.checkpoints import model_digest
+    from teacher.config import OpenAISampling
+
+    adaptation = suite.adaptation
+    if adaptation is None or isinstance(adaptation.teacher.sampling, OpenAISampling):
+        return None
+    return model_digest(_open(suite, adaptation.teacher.model).model)
+
+
+def _open(suite: RegressionSuite, name: str) -> Checkpoint:
     import torch
 
-    from evaluation.checkpoints import load_checkpoint, model_digest
+    from evaluation.checkpoints import load_checkpoint
 
     if suite.threads is not None:
         torch.set_num_threads(suite.threads)
-    checkpoint = load_checkpoint(suite.student, device=suite.device, dtype=getattr(torch, suite.dtype))
-    return OpenStudent(checkpoint, model_digest(checkpoint.model))
+    return load_checkpoint(name, device=suite.device, dtype=getattr(torch, suite.dtype))
 
 
 @contextmanager
@@ -143,4 +165,4 @@ def paired(candidate: StudentScores, baseline: StudentScores) -> Compared:
         for pair in pairs(f"probe {i}", [a], [b])
     ]
     collapsed = (sum(s.empty for s in candidate.answers), sum(s.empty for s in baseline.answers))
-    return Compared(tuple(documents), tuple(probes), collapsed, len(candidate.answers))
+    return Compared(tuple(documents), tuple(probes), collapsed, (len(candidate.answers), len(baseline.answers)))

@@ -1,7 +1,6 @@
-"""A pinned suite: which documents, questions and probes two students are compared on, and what counts as worse.
+"""A suite: which documents, questions and probes two subjects are compared on, and what counts as worse.
 
-The file names where the data come from and holds digests of all that they must be. A document or a question that has
-changed would make today's verdict about something else than yesterday's, so it is refused, by name.
+The file names where the data come from and holds digests of all that they must be (`pipelines.regression.pins`).
 """
 
 from __future__ import annotations
@@ -16,31 +15,43 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from evaluation.answers import AnswerFormat
 from evaluation.data_config import DataConfig
 from evaluation.digests import digest_json
-from evaluation.errors import ConfigError, InputError
+from evaluation.errors import ConfigError
 from evaluation.retention import retention_probes
 from evaluation.splits import load_split
 from evaluation.tasks import KnowledgeTask, Question
 from pipelines.config import QuestionSet, TrackingConfig
+from pipelines.regression.pins import Pins
 from pipelines.regression.verdict import VerdictConfig
-
-_PINS = "\npins:"
-_SHOWN = 5
-"""Changed documents that a message names at most."""
+from student.config import UpdateRecipe
+from teacher.config import TeacherConfig
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Pins(_Frozen):
-    """What the suite's contents were when it was pinned."""
+WRITES = {"prompt", "chat", "sampling"}
+"""Fields of a teacher's section that say how its model writes; the others say how it learns."""
 
-    student: str = Field(pattern=r"^[0-9a-f]{64}$")
-    """SHA-256 of the student's weights (`model_digest`)."""
-    probes: str = Field(pattern=r"^[0-9a-f]{64}$")
-    """SHA-256 of all probes with their answers."""
-    documents: dict[str, str] = Field(min_length=1)
-    """Document id -> SHA-256 of its text and of the questions asked about it, with their answers."""
+
+class AdaptationConfig(_Frozen):
+    """How ways of adapting are measured, and what a teacher alone does not say: its prompt, how a student learns."""
+
+    teacher: TeacherConfig
+    """Base of the teachers, with the prompt and the sampling that they write with; how they learn plays no part."""
+    update: UpdateRecipe = UpdateRecipe()
+    """By which the student takes in what the teachers wrote."""
+    edits: int = Field(default=2, ge=1, le=64)
+    """Self-edits of each document, in [1, 64]; each is taken into an adapter of its own, and scores are averaged."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Of the sampling and of the updates, in [0, 2^31): the same for candidate and baseline."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what the file says; settings that it leaves out are no part, so that new ones change nothing."""
+        teacher = self.teacher.model_dump(mode="json", exclude_unset=True, include={"model", *WRITES})
+        others = self.model_dump(mode="json", exclude_unset=True, exclude={"teacher"})
+        return digest_json({**others, "teacher": teacher})
 
 
 class RegressionSuite(_Frozen):
@@ -70,6 +81,8 @@ class RegressionSuite(_Frozen):
     """Of the choice of probes, at least 0."""
     groups: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Name -> ids of documents with a verdict of their own. No document is in two; those in none count in the whole."""
+    adaptation: AdaptationConfig | None = None
+    """How ways of adapting are measured; None compares students alone."""
     limits: VerdictConfig = VerdictConfig()
     tracking: TrackingConfig = TrackingConfig(experiment="preceptor/check-regression")
     """Where registered versions are found and results are logged."""
@@ -97,6 +110,8 @@ class SuiteContent(NamedTuple):
     questions: dict[str, tuple[Question, ...]]
     """Document id -> questions asked about it, in the order of the tasks."""
     probes: tuple[Question, ...]
+    adaptation: str | None = None
+    """`AdaptationConfig.digest` of the suite; None where it has no such section."""
 
 
 def load_suite(path: Path) -> RegressionSuite:
@@ -138,61 +153,5 @@ def load_content(suite: RegressionSuite) -> SuiteContent:
         ]
         for task in tasks
     }
-    return SuiteContent(tasks, asked, retention_probes(suite.data, suite.probes, suite.probe_seed))
-
-
-def pins_of(content: SuiteContent, student_digest: str) -> Pins:
-    """Return the digests of what is asked, and of whom."""
-    documents = {
-        task.id: digest_json([task.document.digest, _asked(content.questions[task.id])]) for task in content.tasks
-    }
-    return Pins(student=student_digest, probes=digest_json(_asked(content.probes)), documents=documents)
-
-
-def check_pins(suite: RegressionSuite, found: Pins) -> None:
-    """Refuse a suite whose contents are not what was pinned.
-
-    Args:
-        suite: With its pins.
-        found: Of its contents now.
-
-    Raises:
-        ConfigError: It was never pinned.
-        InputError: Something has changed; the message names it.
-    """
-    pinned = suite.pins
-    if pinned is None:
-        raise ConfigError(
-            f"suite {suite.name!r} is not pinned, so that nobody would notice if its questions changed. Run `preceptor "
-            "check-regression SUITE --pin` once, and commit the file."
-        )
-    changes = {
-        "changed": sorted(i for i, d in found.documents.items() if i in pinned.documents and pinned.documents[i] != d),
-        "new": sorted(found.documents.keys() - pinned.documents.keys()),
-        "missing": sorted(pinned.documents.keys() - found.documents.keys()),
-    }
-    told = [f"{len(ids)} documents or their questions are {what}: {_few(ids)}" for what, ids in changes.items() if ids]
-    told += ["the retention probes are changed"] if found.probes != pinned.probes else []
-    if found.student != pinned.student:
-        told.append(f"the student {suite.student!r} has the digest {found.student[:12]}, not {pinned.student[:12]}")
-    if told:
-        raise InputError(
-            f"suite {suite.name!r} is not what was pinned: {'; '.join(told)}. Restore them; or, if the change is "
-            "meant, pin the suite again with --pin and compare with a baseline that was made for it."
-        )
-
-
-def write_pins(path: Path, pins: Pins) -> None:
-    """Put the pins at the end of a suite's file, in place of those that are there; all else stays as it is written."""
-    text = path.read_text(encoding="utf-8")
-    head = ("\n" + text).partition(_PINS)[0].lstrip("\n").rstrip() + "\n"
-    dumped = yaml.safe_dump({"pins": pins.model_dump()}, sort_keys=False)
-    path.write_text(f"{head}{dumped}", encoding="utf-8")
-
-
-def _asked(questions: tuple[Question, ...]) -> list[list[str]]:
-    return [[question.question, question.answer] for question in questions]
-
-
-def _few(ids: list[str]) -> str:
-    return ", ".join(map(repr, ids[:_SHOWN])) + (", ..." if len(ids) > _SHOWN else "")
+    probes = retention_probes(suite.data, suite.probes, suite.probe_seed)
+    return SuiteContent(tasks, asked, probes, None if suite.adaptation is None else suite.adaptation.digest)

@@ -7,7 +7,8 @@ passes if a loss of `detectable` is ruled out. So an unchanged student is called
 Where neither is shown the data are too few, and the verdict says how many are needed.
 
 The document is the unit. Bounds over documents know nothing of how much students differ that were trained with other
-seeds, so what is called unchanged should be measured (`pipelines.regression.flakiness`).
+seeds, so what is called unchanged should be measured (`pipelines.regression.flakiness`). A way of adapting makes new
+self-edits and new updates for each document, so that theirs hold what seeds do.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ EXIT_CODES: Mapping[Outcome, int] = {"passed": 0, "regressed": 1, "undecided": 3
 
 DOCUMENTS, PROBES = "documents", "retention probes"
 """Names of the two checks that decide; groups can only add a loss."""
+UNSCORED = "self-edits without a score"
+"""Name of the check that too many of them leave undecided; of ways of adapting alone."""
 
 
 class VerdictConfig(StatisticsConfig):
@@ -54,6 +57,9 @@ class VerdictConfig(StatisticsConfig):
     """Like `detectable`, for the retention probes."""
     most_collapsed: float = Field(default=0.02, ge=0.0, le=1.0)
     """Share of empty answers allowed, in [0, 1], or the baseline's where that is larger."""
+    most_unscored: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Share of the candidate's self-edits that may have no score, and of the documents that may be left out because one
+    side has none for them, in [0, 1); with more nothing passes. Students have no self-edits."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -63,17 +69,33 @@ class VerdictConfig(StatisticsConfig):
         return self
 
 
+class Unscored(NamedTuple):
+    """What is missing among the scores of two ways of adapting."""
+
+    edits: tuple[int, int]
+    """Self-edits of the candidate and of the baseline without a score: refused, or their updates failed."""
+    written: int
+    """Self-edits that each was to write, at least 1."""
+    left_out: tuple[str, ...]
+    """Ids of documents for which the candidate or the baseline has no score at all; they have no pair."""
+    documents: int
+    """Documents of the suite, at least 1."""
+
+
 class Compared(NamedTuple):
     """Paired scores of a candidate and a baseline."""
 
     documents: tuple[PairedScore, ...]
     """One per question, under the id of its document."""
     probes: tuple[PairedScore, ...]
-    """One per probe; empty where the suite has none."""
+    """Of students one per probe; of ways of adapting one per document, over all probes, under its id; empty where the
+    suite has none."""
     collapsed: tuple[int, int]
     """Empty answers of the candidate and of the baseline."""
-    answered: int
-    """Answers of each."""
+    answered: tuple[int, int]
+    """Answers of the candidate and of the baseline."""
+    unscored: Unscored | None = None
+    """None for students, which have all scores."""
 
 
 class VerdictFound(NamedTuple):
@@ -98,9 +120,11 @@ def find_verdict(compared: Compared, groups: Mapping[str, Sequence[str]], limits
         limit = (limits.probe_tolerance, limits.probe_detectable)
         main.append(check_regression(PROBES, compared.probes, *limit, limits))
     allowed = limits.most_collapsed
-    if compared.answered:
-        allowed = max(allowed, compared.collapsed[1] / compared.answered)
-    main.append(check_collapse(compared.collapsed[0], compared.answered, allowed))
+    if compared.answered[1]:
+        allowed = max(allowed, compared.collapsed[1] / compared.answered[1])
+    main.append(check_collapse(compared.collapsed[0], compared.answered[0], allowed))
+    if compared.unscored is not None:
+        main.append(check_unscored(compared.unscored, limits.most_unscored))
     parts = {
         f"group {name}": [score for score in compared.documents if score.document in ids]
         for name, ids in ((name, set(ids)) for name, ids in groups.items())
@@ -144,3 +168,25 @@ def check_regression(
         slack = max(slack, -found.mean) if lost else slack
         sentence = f"{change_told(found.mean)}; a loss of {points(detectable)} is neither shown nor ruled out."
     return measured_check(name, verdict, sentence, found, -tolerance, differences, settings, slack=slack)
+
+
+def check_unscored(unscored: Unscored, most: float) -> GateCheck:
+    """Return whether few enough self-edits are without a score; too many are undecided, for no score is made up.
+
+    Scores say what a self-edit teaches that came to one. Where many did not, they are about another part of the
+    documents, and of what the teacher wrote, than the suite's.
+
+    Args:
+        unscored: What is missing.
+        most: Share allowed of the candidate's self-edits, and of documents left out, in [0, 1).
+    """
+    mine, theirs = unscored.edits
+    share = max(mine / unscored.written, len(unscored.left_out) / unscored.documents)
+    sentence = (
+        f"{mine} of the candidate's {unscored.written} and {theirs} of the baseline's; {len(unscored.left_out)} of "
+        f"{unscored.documents} documents have none on one side and are left out. {most:.1%} are allowed."
+    )
+    verdict: Verdict = "pass" if share <= most else "undecided"
+    return GateCheck(
+        name=UNSCORED, verdict=verdict, sentence=sentence, estimate=share, limit=most, documents=unscored.written
+    )

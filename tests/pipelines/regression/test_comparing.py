@@ -21,7 +21,7 @@ from pipelines.registry import Registry
 from pipelines.regression.check import compare_subjects
 from pipelines.regression.subjects import check_store, open_subject, parse_subject
 from pipelines.regression.suite import load_suite
-from tests.pipelines.regression.parts import made_adapter, saved_adapter, small_suite
+from tests.pipelines.regression.parts import made_adapter, run_config, saved_adapter, small_suite, ways_suite
 from tests.pipelines.test_registry import Open
 
 
@@ -34,7 +34,10 @@ from tests.pipelines.test_registry import Open
         "version:",
         "version:student",
         "version:student/0",
-        "version:teacher/1",
+        "version:teacher",
+        "version:grader/1",
+        "teacher:",
+        "config:",
         "x:y",
         "version:student@",
     ],
@@ -156,12 +159,18 @@ def logged_runs(work: Path) -> list[Any]:
 
 def test_command_refuses_misuse_before_anything_heavy_is_imported(tmp_path: Path) -> None:
     suite = small_suite(tmp_path, pin=False)
+    (tmp_path / "ways").mkdir()
+    ways = ways_suite(tmp_path / "ways", pin=False)
+    other = run_config(tmp_path / "other.yaml", "student.model=elsewhere")
     cases = [
         [str(suite)],
         [str(suite), "--candidate", "nobody", "--baseline", "base"],
         [str(tmp_path / "none.yaml"), "--candidate", "base", "--baseline", "base"],
         [str(suite), "--candidate", "base"],
         ["--nothing"],
+        [str(suite), "--candidate", "teacher:base", "--baseline", "base"],
+        [str(suite), "--candidate", "teacher:base", "--baseline", "teacher:base"],
+        [str(ways), "--candidate", f"config:{other}", "--baseline", "teacher:base"],
     ]
     code = (
         "import sys, json\n"
@@ -177,8 +186,9 @@ def test_command_refuses_misuse_before_anything_heavy_is_imported(tmp_path: Path
         "print(json.dumps([codes, heavy]))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout.splitlines()[-1]) == [[2, 2, 2, 2, 2], []]
-    assert "allowed are base, adapter:DIRECTORY" in done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [[2] * len(cases), []]
+    for told in ("allowed are base, adapter:DIRECTORY", "is a way of adapting", "no section 'adaptation'", "elsewhere"):
+        assert told in done.stderr
 
 
 def test_command_pins_a_suite(tmp_path: Path) -> None:

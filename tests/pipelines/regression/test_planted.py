@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
@@ -11,11 +12,14 @@ from pathlib import Path
 import pytest
 import yaml
 from junitparser import JUnitXml
+from rich.console import Console
 
+from pipelines.progress import Reporter
 from pipelines.regression.example import Training, lines_for
 from pipelines.regression.flakiness import Flakiness, Trial, flakiness_table, measure
 from pipelines.regression.scoring import open_student
 from pipelines.regression.suite import load_content, load_suite
+from pipelines.regression.way_flakiness import measure_ways
 from tests.pipelines.regression.parts import SHIPPED
 
 ROOT = SHIPPED.parents[2]
@@ -77,6 +81,16 @@ def test_verdicts_on_students_of_other_seeds_are_right() -> None:
     assert abs(found.mean_change(planted=False)) < 0.04
 
 
+@pytest.mark.slow
+def test_verdicts_on_ways_of_adapting_with_other_seeds_are_right(tmp_path: Path, prefect_server: None) -> None:
+    with Reporter(Console(file=io.StringIO()), 1) as reporter:
+        found = measure_ways(load_suite(SHIPPED), tmp_path, reporter, runs=2, learning_rate=1e-3)
+    assert found.false_alarms == 0
+    assert found.misses == 0
+    assert found.mean_change(planted=True) < -0.1
+    assert abs(found.mean_change(planted=False)) < 0.06
+
+
 def test_a_planted_regression_leaves_whole_facts_out_by_its_seed() -> None:
     suite = load_suite(SHIPPED)
     content = load_content(suite)
@@ -106,7 +120,7 @@ def test_the_table_counts_what_was_found() -> None:
             ]
         )
     )
-    found = Flakiness(suite="s", suite_digest="d", left_out=0.1, trials=trials, seconds=1.0)
+    found = Flakiness(suite="s", suite_digest="d", planted="10% of the facts not learned", trials=trials, seconds=1.0)
     assert (found.false_alarms, found.misses) == (1, 2)
     assert "| unchanged | 1 | 1 | 0 | -2.5 | -6.0 | +1.0 |" in flakiness_table(found)
     assert "| 10% of the facts not learned | 1 | 1 | 1 | -6.0 | -10.0 | -1.0 |" in flakiness_table(found)

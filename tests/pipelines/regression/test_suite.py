@@ -7,7 +7,9 @@ import pytest
 import yaml
 
 from evaluation.errors import ConfigError, InputError
-from pipelines.regression.suite import check_pins, load_content, load_suite, pins_of, write_pins
+from pipelines.regression.pins import check_pins, check_teacher, pins_of, write_pins
+from pipelines.regression.scoring import teacher_digest
+from pipelines.regression.suite import load_content, load_suite
 from tests.pipelines.regression.parts import SHIPPED, SUITES, small_suite, student_digest
 
 
@@ -15,6 +17,9 @@ from tests.pipelines.regression.parts import SHIPPED, SUITES, small_suite, stude
 def test_shipped_suites_ask_what_they_were_pinned_with(path: Path) -> None:
     suite = load_suite(path)
     check_pins(suite, pins_of(load_content(suite), student_digest()))
+    found = teacher_digest(suite)
+    if found is not None:
+        check_teacher(suite, found)
     assert path.read_text(encoding="utf-8").startswith("# ")
 
 
@@ -96,8 +101,9 @@ def test_pinning_keeps_the_file_as_it_was_written_and_can_be_repeated(tmp_path: 
         ({"limits": {"tolerance": 0.5}}, "tolerance must be below detectable"),
         ({"unknown": 1}, "unknown"),
         ({"probes": -1}, "probes"),
+        ({"adaptation": {"edits": 2}}, "adaptation.teacher"),
     ],
-    ids=["group", "limits", "unknown", "range"],
+    ids=["group", "limits", "unknown", "range", "adaptation"],
 )
 def test_mistakes_in_a_suite_are_told(tmp_path: Path, change: dict[str, object], told: str) -> None:
     with pytest.raises(ConfigError, match=told):

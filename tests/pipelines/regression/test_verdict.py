@@ -38,7 +38,7 @@ def verdict(
     groups: dict[str, tuple[str, ...]] | None = None,
     limits: VerdictConfig = LIMITS,
 ) -> VerdictFound:
-    compared = Compared(changed(differences), changed(probes), collapsed, 100)
+    compared = Compared(changed(differences), changed(probes), collapsed, (100, 100))
     return find_verdict(compared, groups or {}, limits)
 
 
