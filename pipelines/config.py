@@ -148,8 +148,8 @@ class SpecsConfig(_Frozen):
     fixed_tasks: int = Field(default=22, ge=1, le=10_000)
     """Training tasks on which all are tried for the best fixed one, in [1, 10000]; the first ones."""
     oracle_tasks: int = Field(default=0, ge=0, le=10_000)
-    """Test tasks on which all are tried for the best one of each task, in [0, 10000], spread evenly over the test
-    tasks; 0 leaves the oracle out."""
+    """Test tasks, drawn at random, on which all are tried for the best one of each task, in [0, 10000]; 0 leaves the
+    oracle out."""
 
 
 class TransferConfig(_Frozen):

@@ -7,6 +7,7 @@ from and then scored, like every variant, on those of the comparison.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -98,8 +99,9 @@ def find_oracle(ws: Workspace, units: Units, variants: Sequence[VariantRecord]) 
     plan, test = ws.config.comparison.specs, ws.split.test
     if plan is None or not plan.oracle_tasks:
         return None
-    count = min(plan.oracle_tasks, len(test))
-    tasks = [test[i * len(test) // count] for i in range(count)]
+    # At random, and not every n-th: where families of tasks take turns, that meets the same few again and again.
+    drawn = random.Random(ws.seed("oracle tasks")).sample(range(len(test)), min(plan.oracle_tasks, len(test)))
+    tasks = [test[place] for place in sorted(drawn)]
     choices = list(plan.space.choices())
     best = {name: _best_of(scores) for name, scores in try_all(ws, units, tasks, plan.space, "oracle").items()}
     edits = tuple(_written(name, 0, choices[place]) for name, place in best.items() if place is not None)
