@@ -298,8 +298,8 @@ def _opening(result: RunResult) -> str:
     known = [reward for reward in rewards if reward is not None]
     if len(known) > 1:
         sentence += (
-            f" The mean reward was {known[0]:.3f} in the first round and {known[-1]:.3f} in the last, on documents that "
-            "the teacher learns on; only the comparison below tells whether it became better."
+            f" The mean reward was {known[0]:.3f} in the first round and {known[-1]:.3f} in the last, on documents "
+            "that the teacher learns on; only the comparison below tells whether it became better."
         )
     return sentence
 
