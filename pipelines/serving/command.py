@@ -14,7 +14,9 @@ from pipelines.process import prepare_process
 from pipelines.serving.config import ServeConfig, read_api_key
 from pipelines.serving.options import ServingOptions
 
-_Config = Annotated[Path | None, typer.Option("--config", help="YAML file of a run, for its student and its store.")]
+_Config = Annotated[
+    Path | None, typer.Option("--config", help="YAML file of a run or a night, for its student and its store.")
+]
 _WorkDir = Annotated[Path, typer.Option("--work-dir", help="Directory for records, adapters and the embedded stores.")]
 _Host = Annotated[str, typer.Option("--host", help="Address to listen on; any but loopback needs --api-key-env.")]
 _Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes a free one.")]
@@ -52,9 +54,10 @@ def serve(
     fields: dict[str, Any] = {"model": student}
     options = ServingOptions()
     if config is not None:
-        from pipelines.config import load_config
+        from pipelines.config import RunConfig
+        from pipelines.run_or_night import run_or_night
 
-        run = load_config(config)
+        run = run_or_night(config)
         recorded = run.student.model if role == "student" else run.teacher.model
         fields = {
             "model": student or recorded,
@@ -62,7 +65,7 @@ def serve(
             "device": run.device,
             "dtype": run.dtype,
         }
-        options = run.serving
+        options = run.serving if isinstance(run, RunConfig) else options
     told = {"poll_seconds": poll, "max_rank": max_rank, "with_base": with_base or None}
     try:
         options = ServingOptions.model_validate(

@@ -83,3 +83,11 @@ def test_commands_take_a_nights_file_for_its_store(
     assert "champion" in call("versions", "--role", "teacher")
     assert registry.aliases("teacher")["champion"] == 1
     assert Registry(lineage.store, "preceptor").aliases("teacher") == {}
+
+
+def test_serving_takes_a_nights_file_and_then_misses_the_store(tmp_path: Path) -> None:
+    told = ["serve", "--config", str(CONFIGS / "nights-demo.yaml"), "--work-dir", str(tmp_path / "nothing")]
+    refused = CliRunner().invoke(app, told)
+    assert isinstance(refused.exception, ConfigError)
+    assert "holds no runs" in str(refused.exception)
+    assert "neither" not in str(refused.exception)
