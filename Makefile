@@ -20,7 +20,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## Train a teacher on the embedded micro-world and compare it (some 7 minutes on 2 cores).
 	@$(BIN)/preceptor train-teacher configs/demo.yaml --work-dir $(WORK) --json $(WORK)/demo.json
 
-demo-grids: $(READY)  ## The same on grid tasks: the teacher writes how the student is trained (some 30 minutes on 2 cores).
+demo-grids: $(READY)  ## The same on grid tasks: the teacher writes how the student is trained (some 15 minutes on 2 cores).
 	@$(BIN)/preceptor train-teacher configs/grids-demo.yaml --work-dir $(WORK)/grids --json $(WORK)/grids-demo.json
 
 test: $(READY)  ## Check style and types and run the tests.
