@@ -23,11 +23,37 @@ def result_of(
     night: Night, student: NightStudent, measured: Measured, report: GateReport | None, teacher: str
 ) -> NightResult:
     """Return the result as far as it is known before anything is registered."""
-    plan, state = night.plan, student.state
+    plan = night.plan
+    return NightResult(
+        night=plan.night,
+        outcome="held",
+        parent=plan.parent,
+        new=_new_documents(night, student, measured),
+        waiting=plan.without_questions,
+        superseded=plan.superseded,
+        groups=_group_scores(night, student, measured),
+        probes=len(measured.base.probes),
+        probes_base=_share(measured.base.probes),
+        probes_before=_share(measured.before.probes),
+        probes_after=_share(measured.after.probes),
+        candidates=tuple(student.candidates),
+        replayed=student.replayed,
+        update=student.update,
+        gate=report,
+        teacher=teacher,
+        mlflow_run_id=night.lineage.run_id,
+        config_digest=night.config.digest,
+        code_digest=night.ws.code_digest,
+    )
+
+
+def _new_documents(night: Night, student: NightStudent, measured: Measured) -> tuple[NewDocument, ...]:
+    """Return what came in, where it went, and how well it is known before and after."""
+    plan = night.plan
     replaces: dict[str, list[str]] = {}
     for old, newer in plan.superseded.items():
         replaces.setdefault(newer, []).append(old)
-    new = tuple(
+    return tuple(
         NewDocument(
             id=planned.task.id,
             title=planned.task.document.title,
@@ -42,37 +68,20 @@ def result_of(
         )
         for planned in plan.documents
     )
-    groups = tuple(
+
+
+def _group_scores(night: Night, student: NightStudent, measured: Measured) -> tuple[GroupScore, ...]:
+    """Return how well the documents of each earlier night are known."""
+    return tuple(
         GroupScore(
             night=name,
             documents=len(group),
-            then=state.scores.get(name),
+            then=student.state.scores.get(name),
             before=measured.before.accuracy([held.task.id for held in group]),
             after=measured.after.accuracy([held.task.id for held in group]),
         )
-        for name, group in state.groups().items()
-        if name != plan.night
-    )
-    return NightResult(
-        night=plan.night,
-        outcome="held",
-        parent=plan.parent,
-        new=new,
-        waiting=plan.without_questions,
-        superseded=plan.superseded,
-        groups=groups,
-        probes=len(measured.base.probes),
-        probes_base=_share(measured.base.probes),
-        probes_before=_share(measured.before.probes),
-        probes_after=_share(measured.after.probes),
-        candidates=tuple(student.candidates),
-        replayed=student.replayed,
-        update=student.update,
-        gate=report,
-        teacher=teacher,
-        mlflow_run_id=night.lineage.run_id,
-        config_digest=night.config.digest,
-        code_digest=night.ws.code_digest,
+        for name, group in student.state.groups().items()
+        if name != night.plan.night
     )
 
 
