@@ -10,7 +10,7 @@ less the frozen third.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -173,18 +173,11 @@ def minutes_of(flops: FlopEstimate | None, device: str) -> float | None:
 
 def cost_table(cost: CostEstimate, config: RunConfig) -> Table:
     """Return the estimate for the terminal."""
-    from rich.text import Text
-
-    from pipelines.report import plain_table
-
     kept = " Self-edits that come again (loop.remember) take no update." if config.loop.remember else ""
-    table = plain_table(
-        title=f"Cost of {config.name}",
-        caption=f"For passages of up to {cost.passage_tokens} tokens and {cost.questions} questions a document; edits "
-        f"that end early cost less.{kept} The time is rough: measured with models of a million parameters, two cores.",
+    caption = (
+        f"For passages of up to {cost.passage_tokens} tokens and {cost.questions} questions a document; edits that end "
+        f"early cost less.{kept}"
     )
-    table.add_column("Quantity", no_wrap=True)
-    table.add_column("At most", justify="right", overflow="fold")
     rows = {
         "Teacher": f"{config.teacher.model}, {told_parameters(cost.teacher_parameters)}",
         "Student": f"{config.student.model}, {told_parameters(cost.student_parameters)}",
@@ -195,7 +188,21 @@ def cost_table(cost: CostEstimate, config: RunConfig) -> Table:
         "Teacher optimizer steps": f"{cost.teacher_steps:,}",
         "Teacher learning tokens": f"{cost.learning_tokens:,}",
     }
-    rows |= common_rows(cost.endpoints, cost.flops, cost.minutes)
+    return quantity_table(
+        f"Cost of {config.name}", caption, rows | common_rows(cost.endpoints, cost.flops, cost.minutes)
+    )
+
+
+def quantity_table(title: str, caption: str, rows: Mapping[str, str]) -> Table:
+    """Return quantities as a table; how rough its time is is added to the caption."""
+    from rich.text import Text
+
+    from pipelines.report import plain_table
+
+    rough = "The time is rough: measured with models of a million parameters, two cores."
+    table = plain_table(title=title, caption=f"{caption} {rough}")
+    table.add_column("Quantity", no_wrap=True)
+    table.add_column("At most", justify="right", overflow="fold")
     for name, value in rows.items():
         table.add_row(Text(name), Text(value))
     return table

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from evaluation.statistics import known_mean
 from pipelines.records import EditRecord, SamplingRecord, edits_by_document
+from teacher.gates import first_equal
 
 
 def most_written(sampling: SamplingRecord, count: int) -> SamplingRecord:
@@ -25,9 +26,8 @@ def most_written(sampling: SamplingRecord, count: int) -> SamplingRecord:
     """
     kept: list[EditRecord] = []
     for drafts in edits_by_document(sampling.edits).values():
-        votes = Counter(edit.edit.digest for edit in drafts if edit.edit is not None)
-        first = {edit.edit.digest: edit for edit in reversed(drafts) if edit.edit is not None}
-        ordered = sorted(first.values(), key=lambda edit: (-votes[_digest(edit)], edit.index))
+        votes = _votes(drafts)
+        ordered = [drafts[place] for place, _ in votes.most_common()]  # of equally many the first one written is first
         ordered += [edit for edit in drafts if edit.edit is None]
         kept += [edit.model_copy(update={"index": place}) for place, edit in enumerate(ordered[:count])]
     return sampling.model_copy(update={"edits": tuple(kept)})
@@ -35,12 +35,13 @@ def most_written(sampling: SamplingRecord, count: int) -> SamplingRecord:
 
 def agreement(drafts: Sequence[EditRecord]) -> float | None:
     """Return the mean share of a document's drafts that say what most of them say, in (0, 1]; None without drafts."""
-    shares = []
-    for mine in edits_by_document(drafts).values():
-        votes = Counter(_digest(edit) for edit in mine if edit.edit is not None)
-        shares.append(max(votes.values()) / len(mine) if votes else None)
-    return known_mean(shares)
+    return known_mean(
+        max(votes.values()) / len(mine) if (votes := _votes(mine)) else None
+        for mine in edits_by_document(drafts).values()
+    )
 
 
-def _digest(edit: EditRecord) -> str:
-    return "" if edit.edit is None else edit.edit.digest
+def _votes(drafts: Sequence[EditRecord]) -> Counter[int]:
+    """Return how often each self-edit was written, by the place of the first draft that says it."""
+    places = first_equal([edit.edit for edit in drafts])
+    return Counter(place for place in places if drafts[place].edit is not None)

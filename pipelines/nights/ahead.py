@@ -13,7 +13,7 @@ from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.lineage_store import Store, lineage_errors, sqlite_file, tracking_uri
 from pipelines.nights.config import NightConfig
 from pipelines.nights.opening import is_finished_first, read_plan, replaced
-from pipelines.nights.plan import PlannedDocument, choose_documents
+from pipelines.nights.plan import PlannedDocument, choose_documents, unasked
 from pipelines.nights.state import StudentState, read_state
 from pipelines.nights.versions import student_place
 from pipelines.process import prepare_process
@@ -67,14 +67,15 @@ def look_ahead(config: NightConfig, work_dir: Path) -> Ahead:
     number = None if registry is None else registry.aliases("student").get(CHAMPION)
     state, to_copy = _held(registry, number, work_dir)
     arrived = _arrived(work_dir)
-    unasked = _unasked(config, arrived)
+    over = {*arrived.aside, *arrived.superseded}
+    silent = () if config.questions is None else unasked(arrived.documents, over)
     left = read_plan(work_dir)
     if left is not None and is_finished_first(left, config, number, state):
         if left.parent != number:
             state, to_copy = _held(registry, left.parent, work_dir)
         parent, chosen, superseded, waiting = left.parent, left.documents, left.superseded, left.without_questions
     else:
-        parent, left, ids = number, None, {document.id for document in unasked}
+        parent, left, ids = number, None, {document.id for document in silent}
         chosen, waiting = choose_documents(
             [d.model_copy(update={"questions": (_STAND_IN,)}) if d.id in ids else d for d in arrived.documents],
             state,
@@ -90,7 +91,7 @@ def look_ahead(config: NightConfig, work_dir: Path) -> Ahead:
         cut_off="" if left is None else left.night,
         documents=chosen,
         superseded=superseded,
-        unasked=unasked,
+        unasked=silent,
         waiting=len(waiting),
         aside=len(arrived.aside),
     )
@@ -102,14 +103,6 @@ def _arrived(work_dir: Path) -> _Arrived:
         return _Arrived((), frozenset(), {})
     with InboxStore(path) as inbox:
         return _Arrived(inbox.documents(), frozenset(inbox.aside()), inbox.superseded())
-
-
-def _unasked(config: NightConfig, arrived: _Arrived) -> tuple[InboxDocument, ...]:
-    """Return the documents that `write_missing_questions` writes questions for."""
-    if config.questions is None:
-        return ()
-    over = {*arrived.aside, *arrived.superseded}
-    return tuple(document for document in arrived.documents if not document.questions and document.id not in over)
 
 
 def _registry(tracking: TrackingConfig, work_dir: Path) -> Registry | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.costs import common_rows, told_parameters
+from pipelines.costs import common_rows, quantity_table, told_parameters
 from pipelines.nights.ahead import Ahead
 from pipelines.nights.config import NightConfig
 from pipelines.nights.costs import NightCost
@@ -18,18 +18,10 @@ if TYPE_CHECKING:
 
 def night_cost_table(cost: NightCost, config: NightConfig, ahead: Ahead) -> Table:
     """Return the estimate as a table."""
-    from rich.text import Text
-
-    from pipelines.report import plain_table
-
-    table = plain_table(
-        title=f"Cost of a night of {config.name}",
-        caption="Four characters of a text count as a token; edits that end early cost less. Questions on general "
-        "knowledge about the very subjects of new documents are scored as well. Bytes are those of adapters and "
-        "documents. The time is rough: measured with models of a million parameters, two cores.",
+    caption = (
+        "Four characters of a text count as a token; edits that end early cost less. Questions on general knowledge "
+        "about the very subjects of new documents are scored as well. Bytes are those of adapters and documents."
     )
-    table.add_column("Quantity", no_wrap=True)
-    table.add_column("At most", justify="right", overflow="fold")
     rows = {
         **_beginning(ahead),
         "Teacher": f"{config.teacher.model}, {told_parameters(cost.teacher_parameters)}",
@@ -47,9 +39,7 @@ def night_cost_table(cost: NightCost, config: NightConfig, ahead: Ahead) -> Tabl
         **common_rows(cost.endpoints, cost.flops, cost.minutes),
         "Bytes on disk": "unknown" if cost.bytes_on_disk is None else f"{cost.bytes_on_disk / 2**20:,.1f} MiB",
     }
-    for name, value in rows.items():
-        table.add_row(Text(name), Text(value))
-    return table
+    return quantity_table(f"Cost of a night of {config.name}", caption, rows)
 
 
 def next_command(cost: NightCost, config: Path, overrides: Sequence[str], work_dir: Path) -> str:

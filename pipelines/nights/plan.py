@@ -47,6 +47,16 @@ class NightPlan(Record):
         return tuple(planned.task for planned in self.documents if planned.place == "weights")
 
 
+def unasked(arrived: Sequence[InboxDocument], over: Collection[str]) -> tuple[InboxDocument, ...]:
+    """Return the documents that questions are to be written for.
+
+    Args:
+        arrived: All documents of the inbox.
+        over: Ids of those that no night is about: set aside, or replaced.
+    """
+    return tuple(document for document in arrived if not document.questions and document.id not in over)
+
+
 def choose_documents(
     arrived: Sequence[InboxDocument],
     state: StudentState,

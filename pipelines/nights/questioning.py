@@ -9,6 +9,7 @@ from evaluation.tasks import Split
 from pipelines.inbox.question_writer import write_questions
 from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.nights.config import NightConfig
+from pipelines.nights.plan import unasked
 from pipelines.workspace import Workspace
 
 
@@ -30,8 +31,7 @@ def write_missing_questions(config: NightConfig, work_dir: Path, say: Callable[[
     if config.questions is None:
         return 0
     with InboxStore(work_dir / INBOX_FILE) as inbox:
-        over = {*inbox.aside(), *inbox.superseded()}
-        silent = [document for document in inbox.documents() if not document.questions and document.id not in over]
+        silent = unasked(inbox.documents(), {*inbox.aside(), *inbox.superseded()})
         if not silent:
             return 0
         with Workspace(config.as_run(), work_dir, Split((), (), ())) as ws:

@@ -12,9 +12,9 @@ import argparse
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from evaluation.files import write_atomically
 from evaluation.gate.checks import differences_of
@@ -36,6 +36,9 @@ LEFT_OUT = 0.11
 
 _AT_ONCE = 8
 """Students trained in one bank."""
+
+_Scores = TypeVar("_Scores")
+"""Of students, or of ways of adapting one."""
 
 
 class Trial(Record):
@@ -107,15 +110,40 @@ def measure(
     seeds = range(first_seed, first_seed + runs)
     unchanged = _scores(suite, content, student, [Training(seed) for seed in (*seeds, first_seed + runs)])
     planted = _scores(suite, content, student, [Training(seed, left_out) for seed in seeds])
+    worse = f"{left_out:.0%} of the facts not learned"
+    return verdicts_on(suite, unchanged, planted, paired, worse=worse, first_seed=first_seed, started=started)
+
+
+def verdicts_on(
+    suite: RegressionSuite,
+    unchanged: Sequence[_Scores],
+    planted: Sequence[_Scores],
+    pair: Callable[[_Scores, _Scores], Compared],
+    *,
+    worse: str,
+    started: float,
+    first_seed: int = 0,
+) -> Flakiness:
+    """Return the verdicts on candidates of N seeds, each compared with the unchanged one of the next seed.
+
+    Args:
+        suite: Says what counts as worse.
+        unchanged: Scores of N + 1 seeds.
+        planted: Scores of N seeds that are worse on purpose.
+        pair: Puts a candidate's scores beside a baseline's.
+        worse: What was done to these, in words.
+        started: When it all began, by `time.perf_counter`.
+        first_seed: Of the first candidate.
+    """
     trials = [
-        trial_of(suite, paired(candidates[i], unchanged[i + 1]), seed, planted=is_planted)
-        for i, seed in enumerate(seeds)
+        trial_of(suite, pair(candidates[i], unchanged[i + 1]), first_seed + i, planted=is_planted)
+        for i in range(len(planted))
         for is_planted, candidates in ((False, unchanged), (True, planted))
     ]
     return Flakiness(
         suite=suite.name,
         suite_digest=suite.digest,
-        planted=f"{left_out:.0%} of the facts not learned",
+        planted=worse,
         trials=tuple(trials),
         seconds=time.perf_counter() - started,
     )

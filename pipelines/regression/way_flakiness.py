@@ -10,10 +10,11 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.regression.flakiness import Flakiness, tell, trial_of
+from pipelines.regression.flakiness import Flakiness, tell, verdicts_on
 from pipelines.regression.subjects import parse_subject
 from pipelines.regression.suite import RegressionSuite, SuiteContent, load_content, load_suite
 
@@ -58,29 +59,11 @@ def measure_ways(
     started = time.perf_counter()
     content, student = load_content(suite), open_student(suite)
     check_pins(suite, student.pins(content))
-    found = [
-        _scores(suite, content, student, work_dir, reporter, [(seed, {}) for seed in range(runs + 1)]),
-        _scores(
-            suite,
-            content,
-            student,
-            work_dir,
-            reporter,
-            [(seed, {"learning_rate": learning_rate}) for seed in range(runs)],
-        ),
-    ]
-    trials = [
-        trial_of(suite, paired_ways(content, found[planted][seed], found[0][seed + 1]), seed, planted=planted)
-        for seed in range(runs)
-        for planted in (False, True)
-    ]
-    return Flakiness(
-        suite=suite.name,
-        suite_digest=suite.digest,
-        planted=f"with a step size of {learning_rate:g}",
-        trials=tuple(trials),
-        seconds=time.perf_counter() - started,
-    )
+    plain: list[tuple[int, Mapping[str, float]]] = [(seed, {}) for seed in range(runs + 1)]
+    slow = [(seed, {"learning_rate": learning_rate}) for seed in range(runs)]
+    unchanged, planted = (_scores(suite, content, student, work_dir, reporter, wanted) for wanted in (plain, slow))
+    worse = f"with a step size of {learning_rate:g}"
+    return verdicts_on(suite, unchanged, planted, partial(paired_ways, content), worse=worse, started=started)
 
 
 def _scores(
