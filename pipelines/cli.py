@@ -9,21 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from evaluation.errors import ConfigError, InputError, PreceptorError
-from pipelines.ask_command import ask
-from pipelines.bench.command import app as bench_app
-from pipelines.doctor.command import doctor
+from evaluation.common.errors import ConfigError, InputError, PreceptorError
+from pipelines.adapt_student.command import adapt_student
+from pipelines.ask import ask
+from pipelines.check_regression.command import check_regression
+from pipelines.doctor import doctor
 from pipelines.inbox.command import app as inbox_app
 from pipelines.micro_models import AnyRole
-from pipelines.nights.night_command import adapt_student
-from pipelines.nights.simulation_command import simulate_nights
 from pipelines.process import prepare_process
-from pipelines.regression.command import check_regression
-from pipelines.rollback import StoreConfig, open_registry, rollback, versions
-from pipelines.serving.command import serve
 
 if TYPE_CHECKING:
-    from pipelines.config import RunConfig
+    from pipelines.lineage.registry import Registry
+    from pipelines.train_teacher.config import TrainTeacherConfig
 
 EXIT_FAILED = 1
 """A run started and failed."""
@@ -39,6 +36,10 @@ app = typer.Typer(
 )
 
 WorkDir = Annotated[Path, typer.Option("--work-dir", help="Directory for records, adapters and the embedded stores.")]
+FlowFile = Annotated[
+    Path | None, typer.Option("--config", help="YAML file of any flow, for its store, student, device and dtype.")
+]
+RoleOption = Annotated[Literal["student", "teacher"], typer.Option("--role", help="Whose versions.")]
 
 
 @app.command("train-teacher")
@@ -57,20 +58,20 @@ def train_teacher(
 
     The same command goes on where a killed run was, in the same MLflow run.
     """
-    from pipelines.config import load_config
+    from pipelines.settings import load
+    from pipelines.train_teacher.config import TrainTeacherConfig
 
-    settings = load_config(config, set_ or ())
+    settings = load(config, TrainTeacherConfig, set_ or ())
     if dry_run:
         _print_dry_run(settings)
         return
-    from pipelines.documents import load_documents
-    from pipelines.embedded import exclusive, hide_own_tracebacks
+    from pipelines.process import exclusive, hide_own_tracebacks
 
-    # Both are checked again by the flow; here they are refused before Prefect and its server start.
-    load_documents(settings)
+    # Checked again by the flow; here bad input is refused before Prefect and its server start.
+    settings.load_documents()
     with exclusive(work_dir):
         prepare_process(work_dir)
-    from pipelines.train_teacher import train_teacher as flow
+    from pipelines.train_teacher.flow import train_teacher as flow
 
     hide_own_tracebacks()
     result = flow(str(config), list(set_ or ()), str(work_dir))
@@ -79,30 +80,139 @@ def train_teacher(
         json_file.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-def _print_dry_run(settings: RunConfig) -> None:
+def _print_dry_run(settings: TrainTeacherConfig) -> None:
     """Print the resolved configuration and the estimate."""
     from rich.console import Console
 
-    from pipelines.config import to_yaml
-    from pipelines.costs import cost_table, estimate
+    from pipelines.reports.costs import cost_table, estimate
+    from pipelines.settings import to_yaml
+    from pipelines.train_teacher.config import ExternalGenerator
+    from pipelines.train_teacher.plan import plan_run
 
     sys.stdout.write(to_yaml(settings))
-    Console().print(cost_table(estimate(settings), settings))
+    external = next((source.sampling for source in settings.sources(ExternalGenerator)), None)
+    Console().print(cost_table(estimate(plan_run(settings), settings, settings.data, external), settings))
 
 
 @app.command("promote")
 def promote(
     role: Annotated[Literal["student", "teacher"], typer.Argument(help="Whose version it is.")],
     version: Annotated[int, typer.Argument(min=1, help="Number of the registered version.")],
-    config: StoreConfig = None,
+    config: FlowFile = None,
     work_dir: WorkDir = Path(".preceptor"),
 ) -> None:
     """Make a registered version the champion; promoting the previous one is a rollback."""
-    found = open_registry(config, work_dir).promote(role, version)
+    found = _registry(config, work_dir).promote(role, version)
     before = "there was none before" if found.previous is None else f"the previous one is version {found.previous}"
     sys.stdout.write(f"Version {found.champion} of the {role} is the champion; {before}.\n")
     if role == "student":
         sys.stdout.write(f"To serve it: preceptor serve --work-dir {shlex.quote(str(work_dir))}\n")
+
+
+@app.command("rollback")
+def rollback(
+    because: Annotated[str, typer.Option("--because", help="Reason; kept with the version that is left.")],
+    role: RoleOption = "student",
+    config: FlowFile = None,
+    work_dir: WorkDir = Path(".preceptor"),
+) -> None:
+    """Make the previous champion the champion again, memory included; a second rollback goes one further back.
+
+    Nothing is deleted: the version that is left keeps its files and the reason.
+    """
+    registry, place = _registry(config, work_dir), shlex.quote(str(work_dir))
+    found = registry.rollback(role, because)
+    sys.stdout.write(
+        f"Version {found.to_version} of the {role} is the champion again; version {found.from_version} was rolled "
+        f"back because: {because.strip()}\n"
+    )
+    if role == "student":
+        from pipelines.adapt_student.state import quarantine_reverted
+
+        reverted = quarantine_reverted(registry, found, work_dir, because.strip())
+        if reverted:
+            sys.stdout.write(
+                f"{len(reverted)} documents of the reverted nights are quarantined; to return one to the queue: "
+                f"preceptor inbox release {reverted[0]} --work-dir {place}\n"
+            )
+        sys.stdout.write(f"To check its answers: preceptor ask 'QUESTION' --work-dir {place}\n")
+    sys.stdout.write(f"To see all versions: preceptor versions --role {role} --work-dir {place}\n")
+
+
+@app.command("versions")
+def versions(role: RoleOption = "student", config: FlowFile = None, work_dir: WorkDir = Path(".preceptor")) -> None:
+    """List the registered versions: aliases, gate decisions, and why some were rolled back."""
+    from rich.console import Console
+    from rich.table import Table
+
+    history = _registry(config, work_dir).history(role)
+    if not history:
+        sys.stdout.write(f"No version of the {role} is registered in {str(work_dir)!r}.\n")
+        return
+    table = Table(title=f"Versions of the {role} (times in UTC)")
+    for heading in ("version", "aliases", "gate", "replaced", "created", "rolled back because"):
+        table.add_column(heading)
+    for record in history:
+        replaced = "" if record.parent is None else str(record.parent)
+        created, aliases = f"{record.created:%Y-%m-%d %H:%M}", ", ".join(record.aliases)
+        table.add_row(str(record.version), aliases, record.decision or "", replaced, created, record.reason or "")
+    Console().print(table)
+
+
+def _registry(config: Path | None, work_dir: Path) -> Registry:
+    """Return the registry of a work directory, or of a flow's file; ConfigError when it holds no runs."""
+    from pipelines.lineage.registry import Registry
+    from pipelines.lineage.store import require_store
+    from pipelines.settings import AnyFlow, TrackingConfig, load
+
+    tracking = TrackingConfig() if config is None else load(config, AnyFlow).tracking
+    require_store(tracking, work_dir)
+    prepare_process()
+    return Registry.open(tracking, work_dir)
+
+
+@app.command("serve")
+def serve(
+    config: FlowFile = None,
+    work_dir: WorkDir = Path(".preceptor"),
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any but loopback needs --api-key-env.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="Environment variable that holds the key clients must send.")
+    ] = None,
+    student: Annotated[
+        str | None, typer.Option(help="Directory, hub name or micro-student [the champion's own base].")
+    ] = None,
+    role: RoleOption = "student",
+    poll: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds between two looks at the registry.")] = 5.0,
+    max_rank: Annotated[
+        int | None, typer.Option(min=1, max=512, help="Largest LoRA rank of champions to come [the champion's].")
+    ] = None,
+    with_base: Annotated[bool, typer.Option("--with-base", help="Also serve the base, under its own name.")] = False,
+    tolerance: Annotated[
+        float | None, typer.Option(min=0, help="Largest difference of log-probabilities in the proof, in nats.")
+    ] = None,
+    vllm: Annotated[list[str] | None, typer.Argument(help="Further arguments of vLLM, after `--`.")] = None,
+) -> None:
+    """Serve the registry's champion as the model `champion` behind vLLM's OpenAI server, until Ctrl-C.
+
+    When the alias moves, the new version is loaded, proved against transformers and PEFT, and put in place without a
+    restart; a version that fails stays out, and /health says why.
+    """
+    from pipelines.serve.server import ServeOptions, run_server
+    from pipelines.serve.vllm import Launch
+    from pipelines.settings import AnyFlow, TrackingConfig, load
+
+    options = ServeOptions(role, host, port, api_key_env, poll, with_base)
+    launch = Launch(student or "", max_rank or 0, tolerance=tolerance, arguments=tuple(vllm or ()))
+    tracking = TrackingConfig()
+    if config is not None:
+        flow = load(config, AnyFlow)
+        base = student or (flow.student if role == "student" else flow.teacher).model
+        tracking, launch = flow.tracking, launch._replace(base=base, device=flow.device, dtype=flow.dtype)
+    run_server(options, launch, tracking, work_dir)
 
 
 @app.command("build-micro")
@@ -139,20 +249,15 @@ def ui(
 ) -> None:
     """Open the dashboards of MLflow and Prefect on this machine's loopback address, until Ctrl-C."""
     prepare_process(work_dir)
-    from pipelines.dashboards import serve
+    from pipelines.process import open_dashboards
 
-    serve(work_dir, mlflow_port=mlflow_port, prefect_port=prefect_port)
+    open_dashboards(work_dir, mlflow_port=mlflow_port, prefect_port=prefect_port)
 
 
-app.command("serve")(serve)
 app.command("doctor")(doctor)
 app.command("check-regression")(check_regression)
 app.command("adapt-student")(adapt_student)
-app.command("simulate-nights")(simulate_nights)
 app.command("ask")(ask)
-app.command("rollback")(rollback)
-app.command("versions")(versions)
-app.add_typer(bench_app, name="bench")
 app.add_typer(inbox_app, name="inbox")
 
 

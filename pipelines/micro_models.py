@@ -1,46 +1,57 @@
-"""The micro models of both domains: built, checked and told about for `preceptor build-micro`."""
+"""`preceptor build-micro`: builds and checks of the micro models of both domains."""
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from evaluation.checkpoints import MICRO_MODELS
-from evaluation.errors import BuildError
-from evaluation.microgrids.build import GRID_ROLES
-from evaluation.microworld.build import SHIPPED, Role
+from evaluation.common.checkpoints import MICRO_MODELS
+from evaluation.common.errors import BuildError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 AnyRole: TypeAlias = Literal["student", "teacher", "small-student", "grid-student", "grid-teacher"]
-"""`Role` and `GridRole`."""
+"""Roles of the micro-world (`evaluation.microworld.build.Role`) and of the micro-grids."""
+_WORLD: tuple[AnyRole, ...] = ("student", "teacher")
+_GRIDS: tuple[AnyRole, ...] = ("grid-student", "grid-teacher")
 
 
 def roles_of(role: AnyRole | None, *, shipped: bool) -> tuple[AnyRole, ...]:
-    """Return the models that a command is about: one alone, all that ship, or the two of the knowledge domain."""
+    """Return the models that a command is about: one alone, all that ship, or the two of the micro-world."""
     if role is not None:
         return (role,)
-    return (*SHIPPED, *GRID_ROLES) if shipped else SHIPPED
+    return (*_WORLD, *_GRIDS) if shipped else _WORLD
 
 
 def place_shipped(role: AnyRole) -> Path:
     """Return the directory in which the package has a model, under the name of its role."""
-    return MICRO_MODELS["micro-grid-student" if role in GRID_ROLES else "micro-student"].parent
+    return MICRO_MODELS["micro-grid-student" if role in _GRIDS else "micro-student"].parent
 
 
 def build(out: Path, seed: int, roles: Sequence[AnyRole], report: Callable[[str], None]) -> None:
-    """Rebuild models under `out`; see the `build` of either domain."""
-    from evaluation.microgrids.build import build as build_grids
-    from evaluation.microworld.build import build as build_world
+    """Rebuild models under `out`, each in a directory with the name of its role; an hour for two of them, on two cores.
 
-    grids = [role for role in roles if role in GRID_ROLES]
-    world = [cast("Role", role) for role in roles if role not in GRID_ROLES]
+    Args:
+        out: Gets the directories.
+        seed: Of initial weights and texts.
+        roles: Which models; those of the micro-grids share stages, so they are built one after another.
+        report: Called with a line when a model is done.
+    """
+    from evaluation.microgrids.pretraining import build_one as build_grids
+    from evaluation.microworld.build import build_one as build_world
+
+    world = [role for role in roles if role not in _GRIDS]
     if world:
-        build_world(out, seed, report, world)
-    if grids:
-        build_grids(out, seed, report, grids)
+        with ProcessPoolExecutor(min(2, len(world)), mp_context=multiprocessing.get_context("spawn")) as pool:
+            for directory in pool.map(build_world, world, [out] * len(world), [seed] * len(world)):
+                report(f"saved {directory}")
+    for role in roles:
+        if role == "grid-student" or role == "grid-teacher":
+            report(f"saved {build_grids(role, out, seed)}")
 
 
 def print_checks(console: Console, places: Mapping[AnyRole, Path]) -> None:
@@ -56,15 +67,14 @@ def print_checks(console: Console, places: Mapping[AnyRole, Path]) -> None:
     """
     from evaluation.microgrids.checks import run_checks as check_grids
     from evaluation.microworld.checks import run_checks as check_world
-    from pipelines.report import plain_table
+    from pipelines.reports.format import plain_table
 
     checks = []
-    for place in dict.fromkeys(places.values()):
-        here = [role for role in places if places[role] == place]
-        world = [cast("Role", role) for role in here if role not in GRID_ROLES]
-        grids = [role for role in here if role in GRID_ROLES]
-        checks += check_world(place, world) if world else []
-        checks += check_grids(place, grids) if grids else []
+    for role, place in places.items():
+        if role == "grid-student" or role == "grid-teacher":
+            checks += check_grids(place, [role])
+        else:
+            checks += check_world(place, [role])
     table = plain_table(f"Checks of the micro models in {', '.join(map(str, dict.fromkeys(places.values())))}", "")
     for heading in ("check", "measured", "allowed", ""):
         table.add_column(heading)
@@ -78,6 +88,6 @@ def print_checks(console: Console, places: Mapping[AnyRole, Path]) -> None:
 
 
 def run_with(out: Path) -> str:
-    """Return what to type to run the demo with rebuilt models."""
-    told = f"--set teacher.model={out}/teacher --set student.model={out}/student"
-    return f"To run with them: preceptor train-teacher configs/demo.yaml {told}"
+    """Return the command that runs the demo with rebuilt models."""
+    options = f"--set teacher.model={out}/teacher --set student.model={out}/student"
+    return f"To run with them: preceptor train-teacher configs/demo.yaml {options}"

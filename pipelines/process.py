@@ -1,11 +1,27 @@
-"""Settings of the process that must be in place before heavy libraries load: memory allocator, threads, quiet logs."""
+"""Processes: environment and allocator, the lock on a work directory, child processes, Prefect's server, dashboards."""
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
+import json
+import logging
 import os
+import signal
+import socket
 import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from evaluation.common.errors import ConfigError, LineageError, PreceptorError
+
+if TYPE_CHECKING:
+    import psutil  # type: ignore[import-untyped]
 
 # glibc's names for these are not in any Python module (malloc.h).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
@@ -68,3 +84,256 @@ def prepare_process(work_dir: Path | None = None) -> None:
         mallopt(_M_MMAP_THRESHOLD, 1 << 30)
         mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
         mallopt(_M_TOP_PAD, 1 << 28)
+
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_STOP_SECONDS = 10.0
+
+
+@asynccontextmanager
+async def child(
+    command: Sequence[str], environment: Mapping[str, str], log: Path
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run a command, its output appended to a file; afterwards it and its workers are gone."""
+    with log.open("ab") as file:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            env=environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,  # Ctrl-C is for this process, which ends the child in its own order
+            preexec_fn=end_with_parent,
+        )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            process.terminate()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), _STOP_SECONDS)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+
+
+def end_with_parent() -> None:
+    """Have the kernel terminate a new child when this process is killed; for `preexec_fn`."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def free_port() -> int:
+    """Return a port of the loopback address that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+LOCK = "run.lock"
+"""File in the work directory that a run holds."""
+_RECORD = "prefect-server.json"
+_MARK = "prefect.server.api.server"
+
+
+class BusyError(PreceptorError, RuntimeError):
+    """Another run is using the work directory."""
+
+
+@contextmanager
+def exclusive(work_dir: Path) -> Iterator[None]:
+    """Hold the work directory; the kernel frees it when the process dies, however it dies.
+
+    Raises:
+        BusyError: Another process holds it.
+    """
+    work_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(work_dir / LOCK)
+    try:
+        with lock.acquire(timeout=0):
+            yield
+    except Timeout as error:
+        raise BusyError(
+            f"work directory {str(work_dir)!r} is in use by another run. Wait until it ends, or give another "
+            "directory with --work-dir."
+        ) from error
+
+
+@contextmanager
+def embedded_flow(work_dir: Path, name: str) -> Iterator[str]:
+    """Hold the work directory for the flow that runs here, what killed runs left put in order; yield its run's id.
+
+    Args:
+        work_dir: Of the flow.
+        name: Of the flow.
+
+    Raises:
+        BusyError: Another process holds it.
+    """
+    from prefect.context import get_run_context
+    from prefect.settings import PREFECT_API_URL
+
+    with exclusive(work_dir):
+        stop_orphans(work_dir)
+        record_server(work_dir)
+        flow_run = str(get_run_context().flow_run.id)  # type: ignore[union-attr]
+        if not PREFECT_API_URL.value():  # a server of the user's has runs of other work directories too
+            close_stale_flow_runs(name, flow_run)
+        yield flow_run
+
+
+def left_servers(work_dir: Path) -> list[psutil.Process]:
+    """Return the embedded servers that other processes noted for this directory and that are alive."""
+    import psutil
+
+    try:
+        recorded = json.loads((work_dir / _RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    alive = []
+    for entry in recorded:
+        try:
+            process = psutil.Process(entry["pid"])
+            # A process number is used again one day; start time and command make sure that it is the one noted.
+            noted = process.create_time() == entry["created"] and _MARK in " ".join(process.cmdline())
+            # Several flows of one process share its server.
+            if noted and process.ppid() != os.getpid():
+                alive.append(process)
+        except psutil.Error:
+            continue
+    return alive
+
+
+def stop_orphans(work_dir: Path) -> int:
+    """Stop embedded servers that killed runs of this work directory left running; return how many."""
+    import psutil
+
+    stopped = 0
+    for process in left_servers(work_dir):
+        try:
+            process.terminate()
+            stopped += 1
+        except psutil.Error:
+            continue
+    (work_dir / _RECORD).unlink(missing_ok=True)
+    return stopped
+
+
+def record_server(work_dir: Path) -> None:
+    """Note the embedded server of this process, so that `stop_orphans` finds it after a kill."""
+    import psutil
+
+    children = []
+    for child in psutil.Process(os.getpid()).children(recursive=True):
+        try:
+            if _MARK in " ".join(child.cmdline()):
+                children.append({"pid": child.pid, "created": child.create_time()})
+        except psutil.Error:
+            continue
+    (work_dir / _RECORD).write_text(json.dumps(children))
+
+
+def close_stale_flow_runs(flow_name: str, own_id: str) -> int:
+    """Mark flow runs of this flow that are said to run, but are not ours, as crashed; return how many.
+
+    Only for the embedded server of a work directory that this process holds: nobody else can be running there.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
+    from prefect.states import Crashed
+
+    query: dict[str, Any] = {
+        "flow_filter": FlowFilter.model_validate({"name": {"any_": [flow_name]}}),
+        "flow_run_filter": FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING"]}}}),
+    }
+    with get_client(sync_client=True) as client:
+        stale = [run for run in client.read_flow_runs(**query) if str(run.id) != own_id]
+        for run in stale:
+            client.set_flow_run_state(run.id, Crashed(message="The process was killed."), force=True)
+    return len(stale)
+
+
+class _WithoutTraceback(logging.Filter):
+    """Takes the traceback off Prefect's lines about our own errors; whatever else fails keeps it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], PreceptorError):
+            record.exc_info = record.exc_text = None
+        return True
+
+
+def hide_own_tracebacks() -> None:
+    """Let Prefect report the project's own errors in a line, since their text is meant for the user as it is."""
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(_WithoutTraceback())
+
+
+_HOST = "127.0.0.1"
+_DASHBOARD_SECONDS = 180.0
+
+
+def open_dashboards(work_dir: Path, *, mlflow_port: int, prefect_port: int) -> None:
+    """Run MLflow's and Prefect's dashboards on loopback until interrupted or terminated; both end with this process.
+
+    Raises:
+        ConfigError: The work directory holds no runs, or a port is taken.
+        LineageError: A server did not start.
+    """
+    store = work_dir / "mlflow.db"
+    if not store.is_file():
+        raise ConfigError(
+            f"ui: {str(work_dir)!r} holds no runs. Give the work directory of a run with --work-dir, or make one: "
+            "preceptor train-teacher configs/demo.yaml"
+        )
+    for port in (mlflow_port, prefect_port):
+        with socket.socket() as probe:
+            if probe.connect_ex((_HOST, port)) == 0:
+                raise ConfigError(
+                    f"ui: port {port} is taken on {_HOST}. Give others with --mlflow-port and --prefect-port."
+                )
+    mlflow = ("mlflow", "server", "--workers", "1", "--backend-store-uri", f"sqlite:///{store.resolve()}")
+    with suppress(KeyboardInterrupt, asyncio.CancelledError):
+        asyncio.run(
+            _serve_dashboards(
+                {"MLflow": (mlflow, mlflow_port), "Prefect": (("prefect", "server", "start"), prefect_port)},
+                {
+                    **os.environ,
+                    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+                    "PREFECT_UI_API_URL": f"http://{_HOST}:{prefect_port}/api",
+                    "PREFECT_API_URL": f"http://{_HOST}:{prefect_port}/api",
+                },
+                work_dir / "dashboards.log",
+            )
+        )
+
+
+async def _serve_dashboards(
+    servers: Mapping[str, tuple[Sequence[str], int]], environment: Mapping[str, str], log: Path
+) -> None:
+    """Run servers, given by name as module with arguments and port, until one of them ends."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    async with AsyncExitStack() as stack:
+        running = []
+        for module, port in servers.values():
+            command = [sys.executable, "-m", *module, "--host", _HOST, "--port", str(port)]
+            running.append(await stack.enter_async_context(child(command, environment, log)))
+        for (name, (_, port)), process in zip(servers.items(), running, strict=True):
+            await _wait_until_up(name, process, port, log)
+            sys.stdout.write(f"{name:8s}http://{_HOST}:{port}\n")
+        sys.stdout.write("Press Ctrl-C to stop.\n")
+        sys.stdout.flush()
+        await asyncio.wait([asyncio.ensure_future(p.wait()) for p in running], return_when=asyncio.FIRST_COMPLETED)
+
+
+async def _wait_until_up(name: str, process: asyncio.subprocess.Process, port: int, log: Path) -> None:
+    """Return once a server accepts connections."""
+    deadline = time.monotonic() + _DASHBOARD_SECONDS
+    while time.monotonic() < deadline and process.returncode is None:
+        with suppress(OSError):
+            _, writer = await asyncio.open_connection(_HOST, port)
+            writer.close()
+            return
+        await asyncio.sleep(0.2)
+    raise LineageError(f"ui: {name} did not start on port {port}; its log is {str(log)!r}.")

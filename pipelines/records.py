@@ -1,40 +1,28 @@
-"""What units of work and rounds give back: plain JSON records under content keys, so that a resumed run reads them."""
+"""Results of the loop's tasks and rounds: frozen, JSON-serialisable, stored by content hash as they are returned."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from evaluation import statistics
+from evaluation.common.data import Frozen
+from evaluation.statistics import known_mean
+from student.updates import BankUsage
+from teacher.algorithms.algorithm import LearningReport
 from teacher.rewards import RewardFailure
-from teacher.self_edit import SelfEdit
+from teacher.self_edit import Implication, SelfEdit
 
-RECORDS_VERSION = 4
+RECORDS_VERSION = 5
 """Part of every content key; raised when the meaning of a record changes."""
 
 
-class Record(BaseModel):
+class Record(Frozen):
     """A frozen record without unknown fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
-
-class Interval(Record):
-    """A mean with its interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, found: statistics.Interval) -> Interval:
-        """Return a statistic's interval as a record."""
-        return cls(mean=found.mean, low=found.low, high=found.high)
-
-
-class EditRecord(Record):
+class Edit(Record):
     """A self-edit as sampled and as parsed."""
 
     document_id: str
@@ -42,10 +30,9 @@ class EditRecord(Record):
     """Place among the samples of its document and prompt."""
     text: str
     token_ids: tuple[int, ...]
-    """Every sampled token, the one that ended it included; empty for edits that no teacher wrote, and where an engine
-    tells text alone."""
+    """Every sampled token, the end token included; empty where no teacher wrote it, or the engine returns text only."""
     completion_tokens: int | None = None
-    """Tokens sampled as such an engine counts them."""
+    """Tokens sampled, as counted by an engine that returns text only."""
     finish_reason: Literal["stop", "length"]
     edit: SelfEdit | None
     """None when the text holds no self-edit."""
@@ -56,6 +43,19 @@ class EditRecord(Record):
     dropped: dict[str, int] = Field(default_factory=dict)
     """Lines that the parser dropped, by reason."""
     flags: tuple[str, ...] = ()
+
+    @classmethod
+    def written(cls, document_id: str, edit: SelfEdit, text: str, *, index: int = 0, tokens: int | None = None) -> Edit:
+        """Return a self-edit that was not sampled, such as a control or the raw passage."""
+        return cls(
+            document_id=document_id,
+            index=index,
+            text=text,
+            token_ids=(),
+            completion_tokens=tokens,
+            finish_reason="stop",
+            edit=edit,
+        )
 
     @property
     def id(self) -> str:
@@ -68,26 +68,31 @@ class EditRecord(Record):
         return len(self.token_ids) if self.completion_tokens is None else self.completion_tokens
 
 
-def edits_by_document(edits: Iterable[EditRecord]) -> dict[str, list[EditRecord]]:
+def raw_passage(document_id: str, text: str) -> Edit:
+    """Return the passage itself as a self-edit of one line."""
+    return Edit.written(document_id, SelfEdit(implications=(Implication(text=text),)), text)
+
+
+def edits_by_document(edits: Iterable[Edit]) -> dict[str, list[Edit]]:
     """Return self-edits by document id, in the order given."""
-    found: dict[str, list[EditRecord]] = {}
+    found: dict[str, list[Edit]] = {}
     for edit in edits:
         found.setdefault(edit.document_id, []).append(edit)
     return found
 
 
-class SamplingRecord(Record):
+class Sampling(Record):
     """What a teacher wrote for some documents."""
 
-    edits: tuple[EditRecord, ...]
+    edits: tuple[Edit, ...]
     """Ordered by document, then by index."""
     too_long: dict[str, str] = Field(default_factory=dict)
-    """Documents that do not fit the teacher's context, with what was got and allowed."""
-    seconds: float
+    """Documents that do not fit the teacher's context, with the lengths."""
+    seconds: float = 0.0
 
 
-class ReplicateRecord(Record):
-    """One update of the student with one self-edit and one seed, and its scores."""
+class ScoredUpdate(Record):
+    """One update of the student with one self-edit and one seed, and the student's scores after it."""
 
     document_id: str
     index: int
@@ -99,7 +104,7 @@ class ReplicateRecord(Record):
     """What failed, or what was left out of a success."""
     adapter_digest: str | None = None
     retained: tuple[bool, ...] = ()
-    """Per retention probe: answered as before; empty where none was asked."""
+    """Per retention probe: answered right; empty where none was asked."""
     forgetting: float | None = None
     """Share of the probes that the base answers, less that of this student, in [-1, 1]; None where none was asked."""
     exact: tuple[bool, ...] = ()
@@ -109,25 +114,31 @@ class ReplicateRecord(Record):
     token_probability: tuple[float, ...] = ()
     """Per question: geometric mean of the probabilities of the gold answer's tokens, in [0, 1]."""
     answers: tuple[str, ...] = ()
-    """Per question: what the student wrote; none where exact match decides and no text is written."""
+    """Per question: the student's text; empty where exact match needs none."""
     correct: tuple[bool | None, ...] = ()
     """Per question: the grader's verdict on that text, None where it gave none; empty where exact match decides."""
     cells: tuple[float, ...] = ()
-    """Per question: share of a grid's cells that the answer has right, in [0, 1]; empty where no grids are voted on."""
+    """Per question: the domain's partial credit, in [0, 1]; empty where it has none."""
     ungraded: dict[str, int] = Field(default_factory=dict)
     """Answers without a verdict, by reason."""
     empty: int = 0
-    """Questions to which the student says nothing; many of them mean that it has collapsed."""
+    """Questions with an empty answer; many of them mean that the student has collapsed."""
     steps: int = 0
     tokens: int = 0
     """Training tokens computed, without padding, over all steps."""
     padded_tokens: int = 0
+    slots: int = 0
+    """Most adapters trained at once in its bank."""
+    peak_bytes: int | None = None
+    """Most by which memory grew while its bank trained, in bytes; None where it cannot be measured."""
+    seconds: float = 0.0
+    """Its share of the time that its bank took."""
     first_loss: float | None = None
     last_loss: float | None = None
 
     @property
     def edit_id(self) -> str:
-        """`EditRecord.id` of the self-edit."""
+        """`Edit.id` of the self-edit."""
         return f"{self.document_id}#{self.index}"
 
     @property
@@ -155,194 +166,122 @@ class ReplicateRecord(Record):
         return sum(values) / len(values) if values and self.failure is None else None
 
     def by_question(self, metric: str) -> tuple[float, ...]:
-        """Return the score of each question by a metric of rewards: `accuracy` and the two probabilities."""
+        """Return the score of each question by a metric of rewards: `accuracy` or one of the two probabilities."""
         scores = {"probability": self.probability, "token_probability": self.token_probability}
         return scores[metric] if metric in scores else tuple(map(float, self.exact))
 
 
-def replicates_by_edit(replicates: Iterable[ReplicateRecord]) -> dict[str, tuple[ReplicateRecord, ...]]:
-    """Return updates by `EditRecord.id`, each self-edit's in the order given."""
-    found: dict[str, tuple[ReplicateRecord, ...]] = {}
-    for replicate in replicates:
-        found[replicate.edit_id] = (*found.get(replicate.edit_id, ()), replicate)
+def by_edit(updates: Iterable[ScoredUpdate]) -> dict[str, tuple[ScoredUpdate, ...]]:
+    """Return updates by `Edit.id`, each self-edit's in the order given."""
+    found: dict[str, tuple[ScoredUpdate, ...]] = {}
+    for update in updates:
+        found[update.edit_id] = (*found.get(update.edit_id, ()), update)
     return found
 
 
-class UsageRecord(Record):
-    """What training students in banks took."""
+class Updates(Record):
+    """Updates of students with their scores."""
 
-    slots: int = 0
-    """Most adapters trained at once."""
-    tokens: int = 0
-    """Training tokens computed, without padding, over all steps."""
-    places: int = 0
-    """Token places computed, padding included."""
-    peak_bytes: int | None = None
-    """Most by which memory grew, in bytes; None where it cannot be measured."""
+    replicates: tuple[ScoredUpdate, ...]
+    """In the order asked for."""
 
     @property
-    def padding_share(self) -> float | None:
-        """Share of the places that were padding, in [0, 1); None when nothing was trained."""
-        return 1.0 - self.tokens / self.places if self.places else None
-
-    @classmethod
-    def merged(cls, parts: Iterable[UsageRecord]) -> UsageRecord:
-        """Return what several banks took, one after another."""
-        usages = tuple(parts)
-        return cls(
-            slots=max((usage.slots for usage in usages), default=0),
-            tokens=sum(usage.tokens for usage in usages),
-            places=sum(usage.places for usage in usages),
-            peak_bytes=max((usage.peak_bytes for usage in usages if usage.peak_bytes is not None), default=None),
-        )
+    def seconds(self) -> float:
+        """Time that they took when they were computed, in seconds."""
+        return sum(update.seconds for update in self.replicates)
 
 
-class SpentRecord(Record):
-    """What was spent at an endpoint, killed runs included."""
-
-    calls: int
-    failures: int
-    """Calls that brought no reply."""
-    tokens: int
-    """Prompts and completions; an upper bound where a server did not tell."""
-    cost: float | None
-    """In `currency`; None without prices."""
-    currency: str
+def usage_of(updates: Iterable[ScoredUpdate]) -> BankUsage:
+    """Return what training some students took."""
+    known = tuple(updates)
+    return BankUsage(
+        slots=max((update.slots for update in known), default=0),
+        tokens=sum(update.tokens for update in known),
+        places=sum(update.padded_tokens for update in known),
+        peak_bytes=max((update.peak_bytes for update in known if update.peak_bytes is not None), default=None),
+    )
 
 
-class BankRecord(Record):
-    """Some candidates, trained and scored in one piece."""
-
-    replicates: tuple[ReplicateRecord, ...]
-    """In the order asked for."""
-    seconds: float
-    usage: UsageRecord = UsageRecord()
-
-
-class ProxyRecord(Record):
-    """Self-edits in the student's context, which is not updated."""
+class InContext(Record):
+    """Self-edits in the context of a student that is not updated."""
 
     probabilities: tuple[tuple[float, ...] | None, ...]
     """By question the probability of the gold answer, in [0, 1], in the order asked for; None where it could not be
     scored."""
     seconds: float
 
-    @property
-    def means(self) -> tuple[float | None, ...]:
-        """The proxy rewards."""
-        return tuple(statistics.known_mean(found) if found else None for found in self.probabilities)
 
+class Candidate(Record):
+    """A self-edit with its updates, scores and reward."""
 
-class CandidateRecord(Record):
-    """A self-edit with everything that came of it."""
-
-    edit: EditRecord
+    edit: Edit
     facts: dict[str, float] = Field(default_factory=dict)
-    """What can be told without an update: coverage, leakage, repetition ... (`teacher.gates.EditFacts`)."""
+    """Measures of the text: coverage, leakage, repetition ... (`teacher.filters.EditFacts`)."""
     proxy: float | None = None
     """Mean gold-answer probability with the self-edit in context, in [0, 1]; None where it was not asked for."""
     proxy_probability: tuple[float, ...] = ()
     """The same by question."""
-    predicted: float | None = None
-    """The cheap score that screening used."""
-    audited: bool = False
-    """It was to be skipped, and was updated as a check of the cheap score."""
-    replicates: tuple[ReplicateRecord, ...] = ()
+    replicates: tuple[ScoredUpdate, ...] = ()
     reward: float | None = None
     """None when there is none, with a reason."""
     reason: RewardFailure | None = None
-    standard_error: float | None = None
-    """Of what was learned from, by the measured noise of one update or else by its own spread; None where unknown."""
-    learned_reward: float | None = None
-    """What the teacher learned from: the reward, shrunk where the run does so."""
     base_reward: float | None = None
     """The student's reward on the same questions without an update."""
     weight: float | None = None
     """Its weight in the teacher's learning step; None when it was not learned from."""
 
 
-class LearningRecord(Record):
-    """A step of the teacher."""
+def by_document(candidates: Iterable[Candidate]) -> dict[str, list[Candidate]]:
+    """Return the candidates by document id, in the order given."""
+    found: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        found.setdefault(candidate.edit.document_id, []).append(candidate)
+    return found
+
+
+class Learning(LearningReport):
+    """A step of the teacher, and the state that it led to."""
 
     policy: str
-    """Name of the new policy's directory in the work directory."""
+    """Name of the new state's directory in the work directory."""
     policy_digest: str
-    examples: int
-    tokens: int
-    loss: float | None = None
-    kl: float | None = None
-    """From the base teacher, nats per token."""
-    entropy: float | None = None
-    """Nats per token."""
-    clip_fraction: float | None = None
-    gradient_norm: float | None = None
     seconds: float
 
 
-class ReliabilityRecord(Record):
-    """How much of the spread of rewards between the self-edits of a document is not noise (`teacher.rewards`)."""
-
-    between_variance: float
-    """Of true rewards."""
-    within_variance: float
-    """Of rewards between the seeds of one self-edit."""
-    edits: int
-    """Self-edits with at least two updates that it rests on."""
-    of_one: float
-    """Reliability of a reward from one update, in [0, 1]."""
-    of_reward: float
-    """Of the rewards that the teacher learned from, in [0, 1]: of the mean number of updates that they rest on."""
-    runs: float
-    """That mean number."""
-
-
-class ScreeningRecord(Record):
-    """What a cheap score left out in a round, and how well it told."""
-
-    skipped: int
-    audited: int
-    """Candidates that were to be skipped and were updated all the same."""
-    rank_correlation: float | None = None
-    """Spearman's, within documents, of cheap scores and rewards where both are known, in [-1, 1]."""
-    audited_gap: float | None = None
-    """Mean reward of the others less that of the audited ones of the same documents; above 0 where the score tells."""
-
-
-class DevelopmentRecord(Record):
-    """A look at the teacher on the development documents."""
+class DevelopmentCheck(Record):
+    """The teacher's reward on the development documents, and the decision that follows."""
 
     mean: float
     """Mean reward."""
     best: float
     """Of the best teacher so far, this one included."""
-    decision: Literal["best", "go on", "back to the best", "stop"]
+    decision: Literal["best", "continue", "back to the best", "stop"]
 
 
-class RoundRecord(Record):
+class Round(Record):
     """A round of the loop."""
 
     round: int
     """Counted from 0."""
     document_ids: tuple[str, ...]
-    candidates: tuple[CandidateRecord, ...]
+    candidates: tuple[Candidate, ...]
     left_out: dict[str, str] = Field(default_factory=dict)
     """Documents that nothing was learned from, with the reason."""
     mean_reward: float | None
     """Mean over the candidates that have a reward; None when none has."""
     base_reward: float | None
     """Mean reward of the student without an update on the round's documents."""
-    learning: LearningRecord
+    learning: Learning
     seconds: dict[str, float]
     """By stage: sample, update, learn."""
-    usage: UsageRecord = UsageRecord()
-    """Of the round's updates."""
     inner_runs: int = 0
     """Updates of students."""
-    reliability: ReliabilityRecord | None = None
-    """Of rewards, as measured up to this round; None where no self-edit was updated twice."""
-    screening: ScreeningRecord | None = None
-    """None where nothing is screened."""
-    development: DevelopmentRecord | None = None
-    """None where the teacher was not looked at after this round."""
+    development: DevelopmentCheck | None = None
+    """None where the teacher was not checked after this round."""
     notes: dict[str, float] = Field(default_factory=dict)
-    """Further figures about the edits, such as the share of each kind of line where the world can tell."""
+    """Further figures about the edits, such as the share of each kind of line where the world knows it."""
+
+
+def mean_proxy(found: tuple[float, ...] | None) -> float | None:
+    """Return the proxy reward of one self-edit from its questions' probabilities."""
+    return known_mean(found) if found else None

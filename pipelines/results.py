@@ -1,20 +1,24 @@
-"""What a run found: variants side by side, differences, curves, other students, and all of it for scripts."""
+"""Results of `train-teacher`: variants side by side, differences, curves, transfer, and all of it for scripts."""
 
 from __future__ import annotations
 
 from pydantic import Field
 
-from pipelines.records import CandidateRecord, Interval, Record, ReliabilityRecord, SpentRecord, UsageRecord
+from evaluation.engines.ledger import Spent
+from evaluation.graders import JudgeNoise
+from evaluation.statistics import Interval, PairedTest
+from pipelines.records import Candidate, Record
+from student.updates import BankUsage
 
 
-class VariantRecord(Record):
+class VariantScores(Record):
     """A way to adapt the student, scored on the comparison documents."""
 
     name: str
     """Such as `base`, `raw_passage`, `fixed_kind`, `fixed_spec`, `untrained_teacher` or `trained_teacher`."""
     label: str
     """For people, such as `best fixed kind (micro-self-qa)`."""
-    candidates: tuple[CandidateRecord, ...]
+    candidates: tuple[Candidate, ...]
     """For `base` none: its scores are in `accuracy` alone."""
     accuracy: dict[str, float]
     """Mean accuracy by document id, over its edits that have scores, in [0, 1]; failed documents are missing."""
@@ -25,50 +29,19 @@ class VariantRecord(Record):
     forgetting: dict[str, float] = Field(default_factory=dict)
     """Mean share of retention probes lost by document id, in [-1, 1]; empty where none was asked."""
     cells: float | None = None
-    """Mean share of a grid's cells that answers have right, in [0, 1]; None where no grids are voted on."""
+    """Mean of the domain's partial credit, such as the share of right cells, in [0, 1]; None where it has none."""
     failures: dict[str, int] = Field(default_factory=dict)
     """Updates without scores, by reason."""
     edit_tokens: float | None = None
     """Mean tokens of an edit as the teacher wrote it; None where no teacher wrote one."""
     training_tokens: float | None = None
     """Mean training tokens of an update, without padding."""
-    usage: UsageRecord = UsageRecord()
+    usage: BankUsage = BankUsage()
     """Of all its updates."""
     notes: dict[str, float] = Field(default_factory=dict)
 
 
-class JudgeRecord(Record):
-    """How far a judge that was asked more than once about an answer disagreed with itself, over the whole run."""
-
-    repeated: int
-    """Answers with at least two clear verdicts; the intervals are over these."""
-    disagreeing: Interval | None
-    """Share of them whose clear verdicts differ, in [0, 1]."""
-    flips: Interval | None
-    """Chance that asking once more gives the other verdict, in [0, 1]."""
-    verdicts: int
-    """Verdicts asked for."""
-    unclear: int
-    """Of these, neither yes nor no."""
-    failed: int
-    """Of these, not answered."""
-
-
-class PairedTestRecord(Record):
-    """Whether a difference could be chance, by two tests, and how many documents it takes to see it."""
-
-    sign_flip: float
-    """Two-sided p-value of the paired sign-flip test over documents, in [0, 1]."""
-    adjusted: float
-    """The same, corrected for the number of differences, in [0, 1]."""
-    mcnemar: float | None = None
-    """Two-sided p-value of McNemar's exact test over questions, which takes the questions of a document for
-    independent; None where a variant has more than one self-edit a document, or none was asked."""
-    required_documents: int | None = None
-    """Documents that show a difference of this size with 80 % power; None where it cannot be told."""
-
-
-class ComparisonRecord(Record):
+class VariantComparison(Record):
     """The variants side by side."""
 
     documents: int
@@ -80,7 +53,7 @@ class ComparisonRecord(Record):
     confidence: float
     minimum_detectable: dict[str, float]
     """By gain: the smallest true difference that this many documents show with 80 % power."""
-    tests: dict[str, PairedTestRecord] = Field(default_factory=dict)
+    tests: dict[str, PairedTest] = Field(default_factory=dict)
     """By gain."""
     forgetting: dict[str, Interval] = Field(default_factory=dict)
     """Share of retention probes lost by variant, in [-1, 1]."""
@@ -98,7 +71,7 @@ class CurvePoint(Record):
     """By document id."""
 
 
-class TransferRecord(Record):
+class Transfer(Record):
     """The same self-edits on another student."""
 
     label: str
@@ -113,17 +86,17 @@ class TransferRecord(Record):
     """By variant and document id."""
 
 
-class FamilyRecord(Record):
-    """The variants on the test tasks of one family of rules."""
+class GroupAccuracy(Record):
+    """The variants on the test tasks of one group, such as a family of rules."""
 
     tasks: int
     held_out: bool
-    """No training task is of this family."""
+    """No training task is of this group."""
     accuracy: dict[str, float]
     """Mean accuracy by variant, in [0, 1], over the tasks that it has scores on."""
 
 
-class OracleRecord(Record):
+class SpecOracle(Record):
     """The best specification of each of some test tasks, chosen by the tests that rewards come from."""
 
     tasks: int
@@ -139,7 +112,7 @@ class OracleRecord(Record):
     """By task id, the specification as JSON."""
 
 
-class SpecSearchRecord(Record):
+class SpecSearch(Record):
     """Every specification of a space, tried on training tasks."""
 
     tasks: int
@@ -147,7 +120,7 @@ class SpecSearchRecord(Record):
     """The best one over all tasks, as JSON."""
     scores: dict[str, float | None]
     """By specification: mean accuracy, with a thousandth of the mean probability added; None where a task has none."""
-    oracle: OracleRecord | None = None
+    oracle: SpecOracle | None = None
     """None where the run wants none."""
 
 
@@ -170,34 +143,30 @@ class RunResult(Record):
     """Accuracy in [0, 1] by variant and document id; documents without a score are missing."""
     edit_tokens: dict[str, float] = Field(default_factory=dict)
     """Mean tokens of a self-edit by variant, where a teacher wrote it."""
-    spent: dict[str, SpentRecord] = Field(default_factory=dict)
+    spent: dict[str, Spent] = Field(default_factory=dict)
     """What was spent at endpoints, by role: `teacher`, `external`, `judge`."""
-    judge: JudgeRecord | None = None
+    judge: JudgeNoise | None = None
     """None where no judge grades."""
     padding_share: float | None = None
     """Share of padding in the token places that training students took, over rounds and comparison, in [0, 1); None
     when no student was trained."""
-    pilot: dict[str, ReliabilityRecord] = Field(default_factory=dict)
-    """Reliability before learning, by metric: `accuracy`, `probability`; `of_reward` is that of three updates."""
-    reliability: ReliabilityRecord | None = None
-    """Of the rewards of the last rounds."""
     inner_runs: int = 0
-    """Updates of students that the rewards of all rounds took, pilot left out."""
+    """Updates of students that the rewards of all rounds took."""
     forgetting: dict[str, Interval] = Field(default_factory=dict)
     """Share of retention probes lost by variant, in [-1, 1]."""
     document_forgetting: dict[str, dict[str, float]] = Field(default_factory=dict)
     """The same by variant and document id."""
-    tests: dict[str, PairedTestRecord] = Field(default_factory=dict)
+    tests: dict[str, PairedTest] = Field(default_factory=dict)
     """By gain."""
     minimum_detectable: dict[str, float] = Field(default_factory=dict)
     """By gain: the smallest true difference that so many documents show with 80 % power."""
     curve: dict[str, tuple[CurvePoint, ...]] = Field(default_factory=dict)
     """Accuracy against tokens, by variant."""
-    transfer: TransferRecord | None = None
-    specs: SpecSearchRecord | None = None
-    """None outside grid tasks."""
-    families: dict[str, FamilyRecord] = Field(default_factory=dict)
-    """By family of rules, on grid tasks whose families are known."""
+    transfer: Transfer | None = None
+    specs: SpecSearch | None = None
+    """None without a fixed specification among the variants."""
+    groups: dict[str, GroupAccuracy] = Field(default_factory=dict)
+    """By group of tasks, such as a family of rules, where the data has groups."""
     edit_notes: dict[str, dict[str, float]] = Field(default_factory=dict)
     """Figures about the self-edits of each variant: lines, coverage, leakage, distinct n-grams ..."""
     phrasings: dict[str, dict[str, float]] = Field(default_factory=dict)

@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from evaluation.common.checkpoints import digest_tensors
+from evaluation.common.data import digest_json
+from evaluation.common.errors import ModelError
 
-from evaluation.checkpoints import digest_tensors
-from evaluation.digests import digest_json
-from evaluation.errors import ModelError
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -49,13 +50,8 @@ class Adapter:
 def save_adapter(adapter: Adapter, directory: Path, base_name_or_path: str = "") -> Path:
     """Write an adapter so that PEFT's `PeftModel.from_pretrained(base, directory)` and vLLM open it; return the path.
 
-    Everything is written beside the target and moved into place at once, so that a killed run leaves either the old
-    adapter, none, or the whole new one.
-
-    Args:
-        adapter: What to write.
-        directory: Replaced if it exists.
-        base_name_or_path: Recorded as PEFT's `base_model_name_or_path`.
+    Everything is written beside `directory`, which is replaced if it exists, and moved into place at once: a killed run
+    leaves the old adapter, none, or the whole new one. `base_name_or_path` is PEFT's `base_model_name_or_path`.
     """
     from peft import LoraConfig
     from safetensors.torch import save_file
@@ -79,30 +75,25 @@ def save_adapter(adapter: Adapter, directory: Path, base_name_or_path: str = "")
         metadata = {"format": "pt", "base_digest": adapter.base_digest, "digest": adapter.digest}
         save_file(tensors, staging / WEIGHTS_FILE, metadata=metadata)
         staging.chmod(0o755)
-        _replace_directory(staging, directory)
+        old = None
+        if directory.exists():  # A full directory cannot be replaced.
+            old = Path(tempfile.mkdtemp(prefix=f".{directory.name}.old.", dir=directory.parent))
+            os.replace(directory, old)
+        os.replace(staging, directory)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    return directory
-
-
-def _replace_directory(staging: Path, directory: Path) -> None:
-    """Move `staging` to `directory`, whose old contents go first because a full directory cannot be replaced."""
-    old = None
-    if directory.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{directory.name}.old.", dir=directory.parent))
-        os.replace(directory, old)
-    os.replace(staging, directory)
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
+    return directory
 
 
 def load_adapter(directory: Path) -> Adapter:
     """Return the adapter in a PEFT directory, written here or by PEFT itself.
 
     Raises:
-        ModelError: A file is missing, the adapter is of a kind that a bank cannot hold (DoRA, rank-stabilised or
-            per-layer scales, biases, dropped layers), or its contents do not match the digest written with them.
+        ModelError: A file is missing, the adapter is not plain LoRA of one rank without biases, or its contents do not
+            match the digest written with them.
     """
     from safetensors import safe_open
 
@@ -129,14 +120,8 @@ def _read_config(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ModelError(f"adapter: {str(directory)!r} has no {CONFIG_FILE}. Give a directory that PEFT wrote.")
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    unsupported = (
-        "use_dora",
-        "use_rslora",
-        "rank_pattern",
-        "alpha_pattern",
-        "modules_to_save",
-        "trainable_token_indices",
-    )
+    scaled = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern")
+    unsupported = (*scaled, "modules_to_save", "trainable_token_indices")
     found = [name for name in unsupported if config.get(name)]
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or found:
         raise ModelError(
@@ -148,12 +133,10 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 def _pair_factors(tensors: Mapping[str, Tensor], directory: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """Return A and B for each layer from PEFT's tensor names."""
-    factors: dict[str, tuple[Tensor, Tensor]] = {}
-    for key in sorted(tensors):
-        if key.endswith(".lora_A.weight"):
-            partner = tensors.get(key.replace(".lora_A.", ".lora_B."))
-            if partner is not None:
-                factors[key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")] = (tensors[key], partner)
+    ends = ".lora_A.weight", ".lora_B.weight"
+    names = [name.removesuffix(ends[0]) for name in sorted(tensors) if name.endswith(ends[0])]
+    pairs = {name: (tensors[name + ends[0]], tensors.get(name + ends[1])) for name in names}
+    factors = {name.removeprefix(_PREFIX): (a, b) for name, (a, b) in pairs.items() if b is not None}
     if not factors or 2 * len(factors) != len(tensors):
         raise ModelError(
             f"adapter: {str(directory)!r} holds {len(tensors)} tensors, {2 * len(factors)} of them pairs of lora_A and "

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from evaluation.common.data import Frozen
 from teacher.self_edit import LossOn, TrainingSpec
 
 TargetModules = Literal["all-linear"] | tuple[str, ...]
 """Which linear layers get LoRA factors; see `UpdateRecipe.target_modules`."""
-
-
+MAX_GRADIENT_NORM = 1.0
+"""Largest Euclidean norm of an adapter's gradients, as in transformers' Trainer."""
 WHOLE_DEPTH = (0.0, 1.0)
 """All blocks of a model, and what is outside of any."""
 
 
-class UpdateRecipe(BaseModel):
-    """Hyperparameters of one update: LoRA (arXiv 2106.09685) trained with AdamW (arXiv 1711.05101)."""
+class UpdateRecipe(Frozen):
+    """Hyperparameters of one update: LoRA (arXiv 2106.09685) trained with AdamW (arXiv 1711.05101).
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    There is no weight decay, and gradients of an adapter are scaled down to `MAX_GRADIENT_NORM`.
+    """
 
     rank: int = Field(default=8, ge=1, le=256)
     """LoRA rank R, in [1, 256]."""
@@ -34,23 +37,15 @@ class UpdateRecipe(BaseModel):
     max_steps: int = Field(default=256, ge=1, le=100_000)
     """Hard cap on optimizer steps, in [1, 100000]; the schedule decays over the capped number."""
     step_budget: int | None = Field(default=None, ge=1, le=100_000)
-    """Optimizer steps that a self-edit may ask for by its epochs and lines, in [1, 100000]; one that asks for more is
-    refused before any training. None refuses none, and `max_steps` cuts."""
-    schedule: Literal["linear", "constant"] = "linear"
-    """Step size after the warm-up: `linear` falls to 0 just after the last step, `constant` stays."""
+    """Most optimizer steps that a self-edit's epochs and lines may take, in [1, 100000]; one that takes more is refused
+    before any training. None refuses none, and `max_steps` cuts."""
     warmup_steps: int = Field(default=0, ge=0)
-    """Steps over which the step size rises from 0; 0 starts at the peak."""
-    max_gradient_norm: float | None = Field(default=1.0, gt=0.0)
-    """Gradients of one adapter are scaled down to this Euclidean norm; None leaves them."""
-    weight_decay: float = Field(default=0.0, ge=0.0, le=1.0)
-    """Decoupled weight decay of AdamW, in [0, 1]; 0 is none."""
+    """Steps over which the step size rises from 0, before it falls linearly to 0; 0 starts at the peak."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of AdamW's first and second moments, each in [0, 1)."""
-    adam_epsilon: float = Field(default=1e-8, gt=0.0, le=1e-2)
-    """Added to AdamW's denominator, in (0, 0.01]."""
     loss_on: LossOn = "all"
-    """Tokens that carry loss: all of a sequence, those of the answer, or on grid tasks those of all outputs, the
-    demonstrations' among them; a statement keeps all either way."""
+    """Tokens that carry loss: all of a sequence, those of the answer, or those of all outputs that the question shows
+    and of the answer; a statement keeps all either way."""
     target_modules: TargetModules = "all-linear"
     """`all-linear`: every linear layer but the output head, as in PEFT; else name suffixes such as `q_proj`."""
     depth: tuple[float, float] = WHOLE_DEPTH
@@ -91,19 +86,48 @@ class UpdateRecipe(BaseModel):
 
     def total_steps(self, sequences: int) -> int:
         """Return the number of optimizer steps for so many training sequences, at most `max_steps`."""
-        return min(self.max_steps, self.asked_steps(sequences))
+        return min(self.max_steps, self.uncapped_steps(sequences))
 
-    def asked_steps(self, sequences: int) -> int:
-        """Return the number of optimizer steps that so many training sequences ask for, without any cap."""
+    def uncapped_steps(self, sequences: int) -> int:
+        """Return the same without any cap."""
         return self.epochs * -(-sequences // self.batch_size)
 
     def learning_rate_at(self, step: int, total: int) -> float:
-        """Return the step size of optimizer step `step`, in [0, total), as transformers' schedules give it.
-
-        Same as `get_linear_schedule_with_warmup` and `get_constant_schedule_with_warmup`.
-        """
+        """Return the step size of step `step`, in [0, total), as transformers' `get_linear_schedule_with_warmup`."""
         if step < self.warmup_steps:
             return self.learning_rate * step / max(1, self.warmup_steps)
-        if self.schedule == "constant":
-            return self.learning_rate
         return self.learning_rate * max(0.0, (total - step) / max(1, total - self.warmup_steps))
+
+
+def select_layers(names: Sequence[str], target_modules: TargetModules, depth: tuple[float, float]) -> list[str]:
+    """Return the layers that get factors, in the order given.
+
+    Args:
+        names: Of a model's linear layers, such as `model.layers.3.mlp.up_proj`.
+        target_modules: `all-linear` (all of them) or names or ends of names.
+        depth: See `UpdateRecipe.depth`; a layer outside of any block is meant only where the whole depth is.
+    """
+    blocks = {name: _block(name) for name in names}
+    count = 1 + max((block for block in blocks.values() if block is not None), default=0)
+
+    def is_within(block: int | None) -> bool:
+        return depth == WHOLE_DEPTH if block is None else depth[0] <= (block + 0.5) / count <= depth[1]
+
+    named = names if target_modules == "all-linear" else [n for n in names if _fits_any(n, target_modules)]
+    return [name for name in named if is_within(blocks[name])]
+
+
+def unknown_names(names: Iterable[str], target_modules: TargetModules) -> list[str]:
+    """Return the names or ends that fit no layer."""
+    known = list(names)
+    ends = () if target_modules == "all-linear" else target_modules
+    return [end for end in ends if not any(_fits_any(name, (end,)) for name in known)]
+
+
+def _fits_any(name: str, ends: Sequence[str]) -> bool:
+    return any(name == end or name.endswith(f".{end}") for end in ends)
+
+
+def _block(name: str) -> int | None:
+    """Return the number of the block that a layer is in; None outside of any."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)

@@ -1,7 +1,8 @@
 """The proxy reward: answers of a student that reads a self-edit in its context and is not updated.
 
 After Reinforcement-Learned Teachers (arXiv 2506.08388, section 3), which reward an explanation by the log-probability
-of the solution given it. What a context's questions begin with is read once; each goes on from its keys and values.
+of the solution given it. The common prefix of a context's questions is read once, and each continues from its keys and
+values; a model that cannot do that on a padded batch reads the context once for each question.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from evaluation.answers import (
+from evaluation.common.errors import ScoringError
+from evaluation.exact_match import (
     AnswerFormat,
     AnswerScore,
     EncodedAnswer,
@@ -21,12 +23,12 @@ from evaluation.answers import (
     answer_scores,
     encode_questions,
     end_tokens_of,
+    has_direct_head,
+    label_logits,
     score_answers,
 )
-from evaluation.errors import ScoringError
-from evaluation.label_logits import has_direct_head, label_logits
 from evaluation.tasks import Question
-from student.scoring import ScoringFailure, SlotScores
+from student.bank.scoring import ScoringFailure, SlotScores, whole_scores
 
 TEMPLATE = "Passage: {context}\n"
 """What stands before each question; the micro-student was pretrained to answer from it."""
@@ -41,7 +43,7 @@ class _InContext(AnswerFormat):
         return self.opening + super().render(question)
 
 
-class _Asked(NamedTuple):
+class _Encoded(NamedTuple):
     """Questions behind a context."""
 
     answer_format: _InContext
@@ -62,22 +64,18 @@ def score_in_context(
 ) -> list[SlotScores]:
     """Return the scores of each context's questions, in order.
 
-    They are those of `score_answers` with the context in front of the question, to rounding. Models that cannot go on
-    from keys and values of a padded batch read the context once for each question.
+    They are those of `score_answers` with the context in front of the question, to rounding. A context too long for the
+    model's positions, without a token boundary before an answer, or with logits that are not finite fails alone.
 
     Args:
         model: A Hugging Face causal language model; used in evaluation mode, its mode is restored.
         tokenizer: Its tokenizer.
         contexts: K texts; may be empty.
-        questions: Of each context; may be none, which gives no scores.
+        questions: Of each context, any number.
         answer_format: The wrapper that the student was trained with.
         places: Most tokens of a forward pass, each question's context and padding included; bounds memory and changes
-            no score. At least one question is asked in each pass.
+            no score. Each pass scores at least one question.
         template: Text before the question, with `{context}` once.
-
-    Returns:
-        K items; a context too long for the model's positions, without a token boundary before an answer, or with
-        logits that are not finite has a failure of its own.
 
     Raises:
         ScoringError: The template does not hold `{context}` once.
@@ -85,76 +83,65 @@ def score_in_context(
     if template.count("{context}") != 1:
         raise ScoringError(f"in-context template: got {template!r}. Allowed: a text with {{context}} exactly once.")
     done: dict[int, SlotScores] = {}
-    asked: dict[int, _Asked] = {}
+    encoded: dict[int, _Encoded] = {}
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for k, (context, mine) in enumerate(zip(contexts, questions, strict=True)):
         opened = _InContext(**answer_format.model_dump(), opening=template.replace("{context}", context))
-        found = _encode(model, tokenizer, mine, opened)
-        if isinstance(found, _Asked):
-            asked[k] = found
+        try:
+            rows = encode_questions(tokenizer, mine, opened)
+        except ScoringError as error:
+            done[k] = ScoringFailure(str(error))
+            continue
+        longest = max((len(row.tokens) - 1 for row in rows), default=0)
+        if most is not None and longest > most:
+            reason = f"{longest} tokens with the context in front, the model takes at most {most}"
+            done[k] = ScoringFailure(reason)
+        elif rows:
+            encoded[k] = _Encoded(opened, rows, longest)
         else:
-            done[k] = found
+            done[k] = []
     was_training = model.training
     model.eval()
     try:
-        if asked and _goes_on_from_contexts(model):
-            done.update(_score_shared(model, tokenizer, asked, places))
+        if encoded and _shares_contexts(model):
+            done.update(_score_shared(model, tokenizer, encoded, places))
         else:
-            done.update({k: _score_plain(model, tokenizer, questions[k], each, places) for k, each in asked.items()})
+            done.update({k: _score_plain(model, tokenizer, questions[k], each, places) for k, each in encoded.items()})
     finally:
         model.train(was_training)
     return [done[k] for k in range(len(contexts))]
 
 
-def _encode(
-    model: Any, tokenizer: Any, questions: Sequence[Question], answer_format: _InContext
-) -> _Asked | SlotScores:
-    """Return a context's questions in tokens, or its outcome where there is nothing to ask."""
-    if not questions:
-        return []
-    try:
-        rows = encode_questions(tokenizer, questions, answer_format)
-    except ScoringError as error:
-        return ScoringFailure(str(error))
-    longest = max(len(row.tokens) - 1 for row in rows)
-    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if most is not None and longest > most:
-        return ScoringFailure(f"{longest} tokens with the context in front, the model takes at most {most}")
-    return _Asked(answer_format, rows, longest)
-
-
-def _score_plain(model: Any, tokenizer: Any, questions: Sequence[Question], asked: _Asked, places: int) -> SlotScores:
+def _score_plain(
+    model: Any, tokenizer: Any, questions: Sequence[Question], encoded: _Encoded, places: int
+) -> SlotScores:
     """Return a context's scores, the context read again for each question."""
     try:
-        size = max(1, places // asked.longest)
-        return score_answers(model, tokenizer, questions, asked.answer_format, batch_size=size)
+        size = max(1, places // encoded.longest)
+        return score_answers(model, tokenizer, questions, encoded.answer_format, batch_size=size)
     except ScoringError as error:
         return ScoringFailure(str(error))
 
 
-def _score_shared(model: Any, tokenizer: Any, asked: Mapping[int, _Asked], places: int) -> dict[int, SlotScores]:
+def _score_shared(model: Any, tokenizer: Any, encoded: Mapping[int, _Encoded], places: int) -> dict[int, SlotScores]:
     """Return the scores by context, each context read once in every pass that it is part of."""
     ends, direct = end_tokens_of(model, tokenizer), has_direct_head(model)
-    found: dict[int, list[AnswerScore | None]] = {k: [] for k in asked}
-    for part in _passes(asked, places):
+    found: dict[int, list[AnswerScore | None]] = {k: [] for k in encoded}
+    for part in _passes(encoded, places):
         logits, batch = _shared_logits(model, [rows for _, rows in part], direct_head=direct)
         count = sum(len(rows) for _, rows in part)
         scores = iter(answer_scores(logits, batch.labels, batch.rows, count, ends))
         for k, rows in part:
             found[k] += [next(scores) for _ in rows]
-    done: dict[int, SlotScores] = {}
-    for k, scored in found.items():
-        present = [score for score in scored if score is not None]
-        missing = f"logits of {len(scored) - len(present)} of {len(scored)} questions are not finite"
-        done[k] = present if len(present) == len(scored) else ScoringFailure(missing)
-    return done
+    return {k: whole_scores(scored) for k, scored in found.items()}
 
 
-def _passes(asked: Mapping[int, _Asked], places: int) -> Iterator[list[tuple[int, list[EncodedAnswer]]]]:
+def _passes(encoded: Mapping[int, _Encoded], places: int) -> Iterator[list[tuple[int, list[EncodedAnswer]]]]:
     """Yield contexts of like length that fit into one pass, each with some of its questions, in their order."""
     part: list[tuple[int, list[EncodedAnswer]]] = []
     count = 0
-    for k in sorted(asked, key=lambda k: asked[k].longest):
-        rows, width = asked[k].rows, asked[k].longest
+    for k in sorted(encoded, key=lambda k: encoded[k].longest):
+        rows, width = encoded[k].rows, encoded[k].longest
         size = max(1, places // width)
         for start in range(0, len(rows), size):
             piece = rows[start : start + size]
@@ -177,9 +164,9 @@ def _common_prefix(rows: Sequence[EncodedAnswer]) -> int:
 def _shared_logits(
     model: Any, sets: Sequence[Sequence[EncodedAnswer]], *, direct_head: bool
 ) -> tuple[Tensor, LabelBatch]:
-    """Return the logits (L, V) at the places before the labels, and the batch of what follows the contexts.
+    """Return the logits (L, V) at the places before the labels, and the batch of what follows the common prefixes.
 
-    Contexts are padded on the left, as in generation, so that distances stay what they are, for sliding windows too.
+    Prefixes are padded on the left, as in generation, so that distances stay what they are, for sliding windows too.
     """
     device = next(model.parameters()).device
     prefixes = [_common_prefix(rows) for rows in sets]
@@ -213,7 +200,7 @@ def _shared_logits(
         return label_logits(model, batch.input_ids, batch.positions, direct_head=direct_head, extra=extra), batch
 
 
-def _goes_on_from_contexts(model: Any) -> bool:
+def _shares_contexts(model: Any) -> bool:
     """Return whether the model gives the same logits behind shared contexts as for each row alone.
 
     Decided by trying: architectures keep what they read in different ways, some have nothing that can be shared.

@@ -1,133 +1,237 @@
-"""How many slots a bank may train at once: memory estimated before, measured after."""
+"""External memory: documents that a student looks up when it is asked, instead of learning them.
+
+Retrieval is BM25 (Robertson and Zaragoza 2009, "The Probabilistic Relevance Framework: BM25 and Beyond"; k1 1.5,
+b 0.75, the variant of Lucene) over passages of the documents, by bm25s (arXiv 2407.03618). A memory never changes;
+each version of a student has its own.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
+import math
+import re
+from collections.abc import Iterable, Mapping
+from datetime import date
+from functools import cached_property, lru_cache
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple
 
-import torch
+from pydantic import Field, ValidationError, field_validator
 
-from student.banked_linear import FlatLayout
-from student.banked_model import BankedModel
-from student.batching import Line, lay_out
+from evaluation.common.data import Frozen, digest_json
+from evaluation.common.errors import InputError
+from evaluation.common.storage import write_atomically
 
-_PROBE_PLACES = 64
-_COPIES = 5
-"""Of a slot's factors: themselves, two moments, their gradients, and the gradients as autograd gathers them."""
-_TRANSIENT = 2.0
-"""What a pass takes for each byte that it saves for its backward pass; 1.4 to 2.1 with glibc's allocator."""
-_FREE_SHARE = {"cuda": 0.85, "cpu": 0.5}
-"""Share of the free memory that a bank takes when no budget is given: others use a machine's main memory, too."""
-_CLEAR_PEAK = "5"
-"""What `clear_refs` takes to set the peak of resident memory to what is resident now (man proc_pid_clear_refs)."""
+MEMORY_FILE = "memory.jsonl"
+"""Name of the memory's file in the directory of a student's version."""
+PASSAGE_WORDS = 160
+"""Most words of a passage: several fit into a context, and a sentence keeps its neighbours."""
+
+_FORMAT = 1
+_WORD = re.compile(r"\w+")
+_PIECE = re.compile(r"\n\s*\n|(?<=[.!?])\s+")
 
 
-class MemoryPlan(NamedTuple):
-    """What a bank may take and needs, in bytes."""
+class MemoryEntry(Frozen):
+    """A document that is looked up."""
 
-    budget: int
-    place_bytes: int
-    """Activations of one place, saved and passing."""
+    id: str = Field(min_length=1)
+    """The document's id, unique within a memory."""
+    title: str = ""
+    """Searched along with the text; a source is shown by it."""
+    text: str = Field(min_length=1)
+    """Put before the student, in passages where it is long."""
+    source: str = ""
+    """Where the document came from."""
+    effective: date | None = None
+    """From when on the document holds; of two hits with the same score, the later one comes first."""
+
+    @field_validator("text")
+    @classmethod
+    def _not_blank(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("must contain more than white space")
+        return value
 
 
-def bytes_of_slot(layout: FlatLayout, dtype: torch.dtype) -> int:
-    """Return the bytes of one slot's factors, moments and gradients."""
-    return _COPIES * layout.size * dtype.itemsize
+class Hit(NamedTuple):
+    """An entry that fits a question."""
+
+    entry: MemoryEntry
+    score: float
+    """BM25 of the best passage, above 0, in units of the weight of a word that one passage alone holds: 1 is one such
+    word that fills the passage. Raw BM25 grows with the number of entries; this does not."""
+    passage: str
+    """The part of the entry's text that fits best."""
 
 
-def free_bytes(device: torch.device) -> int:
-    """Return the memory that a bank may take on a device when no budget is given."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] * _FREE_SHARE["cuda"])
-    import psutil  # type: ignore[import-untyped]
+class _Index(NamedTuple):
+    retriever: Any
+    """`bm25s.BM25` over the passages."""
+    vocabulary: frozenset[str]
+    unit: float
+    """Weight of a term that occurs in one passage."""
+    owners: tuple[int, ...]
+    """Entry of each passage, ascending."""
+    passages: tuple[str, ...]
 
-    return int(psutil.virtual_memory().available * _FREE_SHARE["cpu"])
+
+class ExternalMemory:
+    """Documents to look things up in; immutable."""
+
+    def __init__(self, entries: Iterable[MemoryEntry] = ()) -> None:
+        """Take the entries, in the order of their ids; the index is made at the first search.
+
+        Raises:
+            InputError: Two entries have the same id.
+        """
+        found: dict[str, MemoryEntry] = {}
+        for entry in sorted(entries, key=lambda entry: entry.id):
+            if entry.id in found:
+                raise InputError(
+                    f"memory: two entries have the id {entry.id!r}. Ids are unique; retire the old one first."
+                )
+            found[entry.id] = entry
+        self.entries = tuple(found.values())
+        """All entries, by id."""
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (64 hex digits) of all entries, whatever order they came in."""
+        return digest_json([entry.model_dump(mode="json") for entry in self.entries])
+
+    def search(self, question: str, k: int = 1, least_score: float = 0.0) -> tuple[Hit, ...]:
+        """Return at most `k` entries that fit a question, each once, best first.
+
+        Of equal scores the entry that became effective last comes first, then ids in their order. Hits below
+        `least_score` (>= 0, see `Hit.score`) are left out; at 0, one shared word may make an entry a hit.
+        """
+        if not self.entries:
+            return ()
+        index = self._index
+        terms = sorted(set(terms_of(question)) & index.vocabulary)
+        if not terms:
+            return ()
+        import numpy as np
+
+        scores = np.asarray(index.retriever.get_scores(terms), dtype=np.float64) / index.unit
+        best: dict[int, int] = {}
+        for place in np.flatnonzero((scores > 0) & (scores >= least_score)).tolist():
+            owner = index.owners[place]
+            if owner not in best or scores[place] > scores[best[owner]]:
+                best[owner] = place
+        hits = [Hit(self.entries[owner], float(scores[at]), index.passages[at]) for owner, at in best.items()]
+        return tuple(sorted(hits, key=_order)[:k])
+
+    @cached_property
+    def _index(self) -> _Index:
+        import bm25s
+
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs each index, whoever's console that is
+        owned = [(i, passage) for i, entry in enumerate(self.entries) for passage in passages_of(entry.text)]
+        # Every passage of a document is found by the document's title, too.
+        terms = [terms_of(f"{self.entries[i].title}\n{passage}") for i, passage in owned]
+        retriever = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
+        vocabulary = frozenset(term for passage in terms for term in passage)
+        if vocabulary:
+            retriever.index(terms, show_progress=False)
+        unit = math.log(1.0 + (len(owned) - 0.5) / 1.5)  # Lucene's weight of a term in one of so many passages
+        return _Index(retriever, vocabulary, unit, tuple(i for i, _ in owned), tuple(text for _, text in owned))
+
+    def save(self, path: Path) -> Path:
+        """Write the memory as JSON Lines and return the path: a head with number and digest, then an entry a line.
+
+        The file is replaced at once, so that a killed run leaves the old one or the whole new one.
+        """
+        head = {"format": _FORMAT, "entries": len(self), "digest": self.digest}
+        rows: list[Mapping[str, Any]] = [head, *(entry.model_dump(mode="json") for entry in self.entries)]
+        return write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+    @classmethod
+    def load(cls, path: Path) -> ExternalMemory:
+        """Return the memory in a file that `save` wrote.
+
+        Raises:
+            InputError: The file cannot be read, is of another kind, or its entries are not those of its digest.
+        """
+        try:
+            lines = path.read_bytes().decode("utf-8").split("\n")
+            head = json.loads(lines[0])
+            memory = cls(MemoryEntry.model_validate_json(line) for line in lines[1:] if line)
+            known, expected = head["format"] == _FORMAT, (head["entries"], head["digest"])
+        except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                f"memory: {str(path)!r} cannot be read: {reason}. Give a file that ExternalMemory.save wrote, or "
+                "restore this one."
+            ) from error
+        if not known or expected != (len(memory), memory.digest):
+            raise InputError(
+                f"memory: {str(path)!r} holds {len(memory)} entries with the digest {memory.digest[:12]!r}, and "
+                f"{expected[0]!r} with {str(expected[1])[:12]!r} were written (format {head['format']!r}, known is "
+                f"{_FORMAT}). The file was changed or damaged; restore it."
+            )
+        return memory
 
 
-def plan_memory(student: BankedModel, budget: int | None) -> MemoryPlan:
-    """Return what a place of a slot costs on this model, found by one small pass, with the budget.
+def _order(hit: Hit) -> tuple[float, int, str]:
+    """Return the place of a hit among others: score, then how recent, then id."""
+    effective = hit.entry.effective
+    # Scores are float32 inside: what rounding alone tells apart counts as equal.
+    return (-round(hit.score, 4), -(effective.toordinal() if effective else 0), hit.entry.id)
 
-    Args:
-        student: The wrapped base.
-        budget: Bytes for slots and activations, the base itself left out; None takes a share of what is free.
+
+def terms_of(text: str) -> list[str]:
+    """Return the stems of a text's words and of its pairs of neighbouring words, in order, repeats included.
+
+    Stems are those of Snowball's English stemmer (Porter 1980, 2001), lower-cased. Words that carry no topic (bm25s's
+    list of 179) are left out and pairs do not reach across them. Pairs keep names together: of 300 micro-world
+    documents, whose names are put together from the same words, BM25 put the right one first for 77 % of questions
+    with single words, and for all of them with pairs.
     """
-    layout = FlatLayout(student.shapes, 1)
-    saved = [_saved_bytes(student, layout, places) for places in (_PROBE_PLACES // 4, _PROBE_PLACES)]
-    place = (saved[1] - saved[0]) / (_PROBE_PLACES - _PROBE_PLACES // 4)
-    if student.checkpoints:  # A layer's input for each layer, and all of one layer at a time.
-        layers = max(1, int(getattr(student.model.config, "num_hidden_layers", 1)))
-        itemsize = student.model.get_input_embeddings().weight.element_size()
-        place = place / layers + layers * itemsize * int(student.model.config.hidden_size)
-    return MemoryPlan(budget if budget is not None else free_bytes(student.device), max(1, int(place * _TRANSIENT)))
+    terms: list[str] = []
+    before: str | None = None
+    for word in _WORD.findall(text.lower()):
+        stem = _stem(word)
+        if stem is not None:
+            terms.append(stem)
+            if before is not None:
+                terms.append(f"{before} {stem}")
+        before = stem
+    return terms
 
 
-def _saved_bytes(student: BankedModel, layout: FlatLayout, places: int) -> int:
-    """Return the bytes that a forward pass over one line saves for its backward pass."""
-    import numpy as np
+@lru_cache(maxsize=1 << 16)
+def _stem(word: str) -> str | None:
+    """Return a word's stem, or None for one that carries no topic."""
+    import snowballstemmer
+    from bm25s.stopwords import STOPWORDS_EN_PLUS
 
-    vocabulary = student.model.get_input_embeddings().weight.shape[0]
-    ids = np.arange(1, places + 1, dtype=np.int64) * 7919 % vocabulary
-    batch = lay_out([[Line(ids, ids)]], student.device, packed=student.packed)
-    flat = torch.zeros(1, layout.size, dtype=student.dtype, device=student.device, requires_grad=True)
-    known = {parameter.untyped_storage().data_ptr() for parameter in student.model.parameters()}
-    found: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            found[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    student.attach(layout.views(flat), [1.0])
-    try:
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            total, _ = student.loss(batch, torch.ones(len(batch.labels), dtype=student.dtype, device=student.device))
-        del total
-    finally:
-        student.detach()
-    return sum(found.values())
+    # A stemmer holds the word it works on, so threads must not share one.
+    return None if word in STOPWORDS_EN_PLUS else str(snowballstemmer.stemmer("english").stemWord(word))
 
 
-class PeakMemory:
-    """Context manager that measures by how much memory grew at its highest.
+def passages_of(text: str, most: int = PASSAGE_WORDS) -> tuple[str, ...]:
+    """Return a text in passages of whole sentences, in order; a text that is short enough is one, unchanged.
 
-    On a GPU what PyTorch allocated, on Linux the resident memory of the process. `grown` is None where neither can be
-    read; memory that the process held in reserve before is not seen. The peak is the process's own: of two such
-    contexts, the outer one sees what came after the inner one had begun.
+    Nothing but white space between passages is lost. A blank text has no passage; a single sentence of more than `most`
+    words is cut between words.
     """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._start = 0
-        self.grown: int | None = None
-        """Bytes, after the context."""
-
-    def __enter__(self) -> Self:
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
-            self._start = torch.cuda.memory_allocated(self._device)
-        else:
-            self._start = _resident_peak(reset=True) or 0
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._device.type == "cuda":
-            self.grown = torch.cuda.max_memory_allocated(self._device) - self._start
-        elif self._start:
-            peak = _resident_peak(reset=False)
-            self.grown = None if peak is None else max(0, peak - self._start)
-
-
-def _resident_peak(*, reset: bool) -> int | None:
-    """Return the highest resident memory of the process in bytes since the last reset, None where it is not told."""
-    try:
-        if reset:
-            Path("/proc/self/clear_refs").write_text(_CLEAR_PEAK)
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    kilobytes = next((line.split()[1] for line in lines if line.startswith("VmHWM:")), None)
-    return None if kilobytes is None else 1024 * int(kilobytes)
+    if len(text.split()) <= most:
+        return (text,) if text.strip() else ()
+    passages: list[str] = []
+    words: list[str] = []
+    for piece in _PIECE.split(text):
+        sentence = piece.split()
+        if words and len(words) + len(sentence) > most:
+            passages.append(" ".join(words))
+            words = []
+        words += sentence
+        while len(words) > most:
+            passages.append(" ".join(words[:most]))
+            words = words[most:]
+    return (*passages, *([" ".join(words)] if words else ()))

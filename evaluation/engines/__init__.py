@@ -1,1 +1,0 @@
-"""Engines that run language models for more than one part: each is imported where it is used, and may be absent."""

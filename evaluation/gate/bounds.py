@@ -1,80 +1,62 @@
 """Bounds of a mean that hold for any spread of bounded scores, and that a better score never makes worse.
 
-A gate needs two things that `evaluation.statistics.bootstrap_mean` does not promise. Its error rate must hold where few
+A gate needs two guarantees that `evaluation.statistics.bootstrap_mean` lacks. Its error rate must hold where few
 documents change and those lose much: where one document in twenty is lost whole and the others differ by some
-hundredths, the bootstrap's 95 % bound lay above the truth in 21 % of samples of 30 documents (one in 33 and 60
-documents: 17 %), since it cannot know of losses that it has not seen. And it must be monotone: if any document is
-answered better, no bound may fall, or a better candidate could be refused.
+hundredths, the bootstrap's 95 % bound lay above the truth in 21 % of samples of 30 documents, since it cannot know of
+losses that it has not seen. And it must be monotone: if any document is answered better, no bound may fall, or a better
+candidate could be refused.
 
-The bounds here are those of Learned-Miller and Thomas (2019, "A New Confidence Interval for the Mean of a Bounded
-Random Variable", arXiv 1905.06208), which go back to Gaffke: a quantile of the mean of the sample and one more value,
-the worst that there can be, under weights drawn from a flat Dirichlet distribution. For scores of 0 and 1 they are
-exactly Clopper and Pearson's; for equal scores they are the exact bound of `bootstrap_mean`. That they hold their level
-for every bounded distribution is conjectured there; in the samples above they erred in at most 2 %. They cost some
-width: about one document at the worst value.
+The bounds are those of Learned-Miller and Thomas (2019, "A New Confidence Interval for the Mean of a Bounded Random
+Variable", arXiv 1905.06208), after Gaffke: a quantile of the mean of the sample and one more value, the worst possible,
+under weights from a flat Dirichlet distribution. For scores of 0 and 1 they are exactly Clopper and Pearson's, for
+equal scores the exact bound of `bootstrap_mean`. That they hold their level for every bounded distribution is
+conjectured there; in the samples above they erred in at most 2 %. They cost the width of about one document at the
+worst value.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from statistics import NormalDist
-from typing import Any, NamedTuple
 
 import numpy as np
 
-from evaluation.errors import InputError
+from evaluation.statistics import Array, Interval, sorted_sample
 
 WORST, BEST = -1.0, 1.0
 """Smallest and largest difference between two scores in [0, 1]."""
 
 TYPICAL_SPREAD = 0.32
-"""Standard deviation of paired differences by document in SEAL's published results (arXiv 2506.10943), which stands in
-for that of samples which tell none."""
+"""Standard deviation of paired differences by document in SEAL's published results (arXiv 2506.10943), for samples that
+have none."""
 
 _MOST_NEEDED = 1_000_000
 """Documents beyond which a sample size is as good as none."""
-
 _BATCH_ELEMENTS = 1 << 21
 """Weights in memory at once (16 MiB)."""
 
-_Array = np.ndarray[Any, np.dtype[np.float64]]
 
-
-class MeanBounds(NamedTuple):
-    """A mean difference with two one-sided bounds, each of which holds with the confidence asked for."""
-
-    mean: float
-    low: float
-    """The true mean lies above it."""
-    high: float
-    """The true mean lies below it."""
-
-
-def mean_bounds(differences: Sequence[float], *, confidence: float, resamples: int, seed: int) -> MeanBounds:
-    """Return the mean of paired differences with its one-sided bounds; the order of the documents does not matter.
+def mean_bounds(differences: Sequence[float], *, confidence: float, resamples: int, seed: int) -> Interval:
+    """Return the mean of paired differences in [-1, 1] with one-sided bounds; the order does not matter.
 
     Args:
-        differences: One per document, N of at least 1, in [-1, 1].
+        differences: One per document, N of at least 1, else InputError.
         confidence: Of each bound, in (0.5, 1); together they are an interval at 2 * confidence - 1.
         resamples: Draws of weights, at least 100.
         seed: Of the draws; the same for candidates that are compared, so that the better one has the higher bounds.
-
-    Raises:
-        InputError: There is no difference, or one is outside its range.
     """
-    sample = _checked(differences)
+    sample = sorted_sample(differences, (WORST, BEST))
     mean = float(sample.mean())
     low, high = (np.sort(np.concatenate(part)) for part in zip(*_draws(sample, resamples, seed), strict=True))
     place = math.floor((1.0 - confidence) * resamples)  # so many draws lie beyond the bound, rounded outwards
-    return MeanBounds(mean, min(mean, float(low[place])), max(mean, float(high[resamples - 1 - place])))
+    return Interval(mean=mean, low=min(mean, float(low[place])), high=max(mean, float(high[resamples - 1 - place])))
 
 
 def spread_of(differences: Sequence[float]) -> float:
     """Return the standard deviation of the differences, or `TYPICAL_SPREAD` where they are too few or all equal."""
-    if len(differences) < 2:
-        return TYPICAL_SPREAD
-    found = float(np.std(differences, ddof=1))
+    found = float(np.std(differences, ddof=1)) if len(differences) > 1 else 0.0
     return found if found > 1e-9 else TYPICAL_SPREAD
 
 
@@ -87,9 +69,9 @@ def needed_documents(spread: float, mean: float, slack: float, *, confidence: fl
     Args:
         spread: Standard deviation of the differences by document, at least 0.
         mean: True mean difference, in [-1, 1].
-        slack: How far it lies from the margin, at least 0, on the same scale.
+        slack: Its distance to the margin, at least 0.
         confidence: Of the bound, in (0.5, 1).
-        power: Chance to be on the right side, in (0, 1).
+        power: In (0, 1).
 
     Returns:
         At least 1; None where a million would not do, because the mean lies at the margin.
@@ -98,32 +80,16 @@ def needed_documents(spread: float, mean: float, slack: float, *, confidence: fl
     level, chance = normal.inv_cdf(confidence), normal.inv_cdf(power)
     reach = BEST + abs(mean)  # distance of the mean to the farther end of the range, for either bound
 
-    def falls_short(count: int) -> bool:
+    def suffices(count: int) -> bool:
         width = math.sqrt(spread**2 / count + (reach / count) ** 2)
-        return reach / (count + 1) + level * width + chance * spread / math.sqrt(count) > slack
+        return reach / (count + 1) + level * width + chance * spread / math.sqrt(count) <= slack
 
-    if slack <= 0.0 or falls_short(_MOST_NEEDED):
+    if slack <= 0.0 or not suffices(_MOST_NEEDED):
         return None
-    low, high = 0, _MOST_NEEDED
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if falls_short(middle) else (low, middle)
-    return high
+    return 1 + bisect_left(range(1, _MOST_NEEDED), True, key=suffices)
 
 
-def _checked(differences: Sequence[float]) -> _Array:
-    """Return the differences (N,) in ascending order: raising one then raises every place or leaves it."""
-    sample: _Array = np.sort(np.asarray(differences, dtype=np.float64).reshape(-1))
-    if not len(sample) or not (np.isfinite(sample).all() and sample[0] >= WORST - 1e-9 and sample[-1] <= BEST + 1e-9):
-        got = f"values from {sample[0]!r} to {sample[-1]!r}" if len(sample) else "no values"
-        raise InputError(
-            f"gate: got {got}, allowed is at least one difference and all in [{WORST:g}, {BEST:g}]. Leave failed "
-            "documents out."
-        )
-    return sample
-
-
-def _draws(sample: _Array, resamples: int, seed: int) -> Iterator[tuple[_Array, _Array]]:
+def _draws(sample: Array, resamples: int, seed: int) -> Iterator[tuple[Array, Array]]:
     """Yield batches of weighted means with one more document at the worst and at the best value."""
     generator = np.random.default_rng(seed)
     size = max(1, _BATCH_ELEMENTS // (len(sample) + 1))

@@ -1,21 +1,67 @@
-"""The checks of the gate and of regression tests: each turns paired scores into a verdict with one plain sentence."""
+"""Checks of the promotion gate and of regression tests: each turns paired scores into a verdict with one sentence."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
-from evaluation.gate.bounds import (
-    MeanBounds,
-    mean_bounds,
-    needed_documents,
-    spread_of,
-)
-from evaluation.gate.records import GateCheck, PairedScore, StatisticsConfig, Verdict
-from evaluation.paired_tests import adjusted, sign_flip_test
+from pydantic import Field
+
+from evaluation.common.data import Frozen
+from evaluation.gate.bounds import mean_bounds, needed_documents, spread_of
+from evaluation.statistics import Interval, adjusted, sign_flip_test
+
+Verdict = Literal["pass", "fail", "undecided"]
 
 _SHOWN_IDS = 3
 """Ids that a sentence names at most."""
+
+
+class StatisticsConfig(Frozen):
+    """How sure a check must be."""
+
+    confidence: float = Field(default=0.95, gt=0.5, lt=1.0)
+    """Of each one-sided bound, in (0.5, 1): a candidate at the margin passes in at most 1 - confidence of cases."""
+    power: float = Field(default=0.8, gt=0.0, lt=1.0)
+    """Chance to decide at the sample size that a report calls needed, in (0, 1)."""
+    resamples: int = Field(default=10_000, ge=1000, le=1_000_000)
+    """Draws of weights behind each bound, in [1000, 1000000]."""
+    seed: int = Field(default=0, ge=0)
+    """Of the draws, at least 0."""
+
+
+class PairedScore(Frozen):
+    """The scores of two students on the same question, or on the same document."""
+
+    document: str = Field(min_length=1)
+    """Id of the question's document or probe; scores with the same id are averaged, because the questions of a document
+    are not independent."""
+    candidate: float = Field(ge=0.0, le=1.0)
+    """In [0, 1]."""
+    reference: float = Field(ge=0.0, le=1.0)
+    """The champion's score in [0, 1]; for probes that of the frozen baseline."""
+
+
+class GateCheck(Frozen):
+    """The result of one check."""
+
+    name: str
+    verdict: Verdict
+    sentence: str
+    """The finding in plain English."""
+    estimate: float | None = None
+    """Mean paired difference in [-1, 1], or a share in [0, 1]; None where nothing was measured."""
+    low: float | None = None
+    """One-sided lower bound of the estimate; None where it has none."""
+    high: float | None = None
+    """One-sided upper bound of the estimate; None where it has none."""
+    limit: float | None = None
+    """Threshold of the estimate: a gain to reach, a (negative) loss not to exceed, a share."""
+    documents: int | None = None
+    """Documents, probes or answers behind the estimate."""
+    needed: int | None = None
+    """How many would decide an undecided check, if the estimate is the truth; None where decided or no number would."""
 
 
 def differences_of(scores: Sequence[PairedScore]) -> list[float]:
@@ -26,70 +72,35 @@ def differences_of(scores: Sequence[PairedScore]) -> list[float]:
     return [sum(found[name]) / len(found[name]) for name in sorted(found)]
 
 
-def check_gain(name: str, scores: Sequence[PairedScore], margin: float, settings: StatisticsConfig) -> GateCheck:
-    """Return whether the candidate is shown to be better by more than a margin, or shown not to be.
+def check_change(name: str, scores: Sequence[PairedScore], limit: float, settings: StatisticsConfig) -> GateCheck:
+    """Return whether the mean change is significantly above `limit` (pass) or below it (fail).
 
-    Args:
-        name: Of the check.
-        scores: Paired; none is undecided.
-        margin: Gain to show, in [0, 1).
-        settings: How sure to be.
+    A positive limit is a gain to show, a negative one a loss that must be ruled out (non-inferiority); without scores
+    the check is undecided.
     """
     differences = differences_of(scores)
     if not differences:
-        return check_without_scores(name, margin, margin, settings)
+        return check_without_scores(name, limit, abs(limit), settings)
     found = bounds_of(differences, settings)
-    if found.low > margin:
-        verdict: Verdict = "pass"
-        sentence = f"Better by {points(found.mean)}, by more than {points(margin)} for sure enough."
-    elif found.high < margin:
-        verdict = "fail"
-        sentence = f"The gain is {points(found.mean)}, and shown to be less than the {points(margin)} asked for."
-    else:
-        verdict = "undecided"
-        sentence = f"The gain is {points(found.mean)}; these documents do not tell whether it is {points(margin)}."
-    return measured_check(name, verdict, sentence, found, margin, differences, settings)
-
-
-def check_no_loss(name: str, scores: Sequence[PairedScore], margin: float, settings: StatisticsConfig) -> GateCheck:
-    """Return whether the candidate is shown to be no worse than a margin allows (non-inferiority), or to be worse.
-
-    Args:
-        name: Of the check.
-        scores: Paired; none is undecided.
-        margin: Loss allowed, in (0, 1].
-        settings: How sure to be.
-    """
-    differences = differences_of(scores)
-    if not differences:
-        return check_without_scores(name, -margin, margin, settings)
-    found = bounds_of(differences, settings)
-    if found.low > -margin:
-        verdict: Verdict = "pass"
-        sentence = f"{change_told(found.mean)}, and no loss of {points(margin)} or more."
-    elif found.high < -margin:
-        verdict = "fail"
-        sentence = f"{change_told(found.mean)}: shown to be more than the {points(margin)} allowed."
-    else:
-        verdict = "undecided"
-        sentence = f"{change_told(found.mean)}; too few to rule out, or to show, a loss of {points(margin)}."
-    return measured_check(name, verdict, sentence, found, -margin, differences, settings)
+    verdict: Verdict = "pass" if found.low > limit else "fail" if found.high < limit else "undecided"
+    where = {
+        "pass": "the lower confidence bound exceeds",
+        "fail": "the upper confidence bound is below",
+        "undecided": "the confidence interval includes",
+    }[verdict]
+    sentence = f"{describe_change(found.mean)}; {where} the limit of {100 * limit:+.1f} points."
+    return measured_check(name, verdict, sentence, found, limit, differences, settings)
 
 
 def check_groups(
     groups: Mapping[str, Sequence[PairedScore]], margin: float, settings: StatisticsConfig
 ) -> tuple[GateCheck, ...]:
-    """Return for each group of documents whether it lost more than a margin.
+    """Return for each group of documents whether it lost more than a margin in (0, 1].
 
-    A group has few documents, so it need not show that it is well. It fails if its loss is shown to be larger than the
-    margin by the one-sided sign-flip test of how far it is beyond (`sign_flip_test`, which five documents can pass,
-    where the bounds need ten), at a level that Holm's correction keeps for all groups together. It is undecided if it
-    lost more than the margin without proof.
-
-    Args:
-        groups: Name -> paired scores; a group without scores is undecided.
-        margin: Loss allowed, in (0, 1].
-        settings: How sure to be.
+    A group has few documents, so it need not show non-inferiority. It fails if its loss exceeds the margin
+    significantly by the one-sided sign-flip test (which five documents can pass, where the bounds need ten), at a level
+    that Holm's correction keeps for all groups together. It is undecided without scores, or if it lost more than the
+    margin without significance.
     """
     known = {name: differences_of(scores) for name, scores in groups.items() if scores}
     level = 1.0 - settings.confidence
@@ -103,14 +114,12 @@ def check_groups(
         if name not in known:
             checks.append(check_without_scores(name, -margin, margin, settings))
             continue
-        found = bounds_of(known[name], settings)
-        shown, beyond = p_values[name] <= level, _is_beyond(known[name], margin)
-        verdict: Verdict = "fail" if shown and beyond else "undecided" if beyond else "pass"
-        sentence = {
-            "pass": f"{change_told(found.mean)}; {points(margin)} are allowed.",
-            "fail": f"{change_told(found.mean)}: shown to be more than the {points(margin)} allowed.",
-            "undecided": f"{change_told(found.mean)}, more than the {points(margin)} allowed, but it may be chance.",
-        }[verdict]
+        found, beyond = bounds_of(known[name], settings), _is_beyond(known[name], margin)
+        verdict: Verdict = "pass" if not beyond else "fail" if p_values[name] <= level else "undecided"
+        where = {"pass": "within", "fail": "significantly beyond", "undecided": "beyond, but not significantly,"}[
+            verdict
+        ]
+        sentence = f"{describe_change(found.mean)}, {where} the limit of {100 * -margin:+.1f} points."
         checks.append(measured_check(name, verdict, sentence, found, -margin, known[name], settings))
     return tuple(checks)
 
@@ -128,10 +137,10 @@ def _is_beyond(differences: Sequence[float], margin: float) -> bool:
 
 
 def check_collapse(collapsed: int, answered: int, most: float) -> GateCheck:
-    """Return whether few enough answers are empty or degenerate; undecided where none was looked at."""
+    """Return whether few enough answers are empty or degenerate; undecided without answers."""
     name = "empty or degenerate answers"
     if not answered:
-        return GateCheck(name=name, verdict="undecided", sentence="No answer was looked at.", limit=most, needed=1)
+        return GateCheck(name=name, verdict="undecided", sentence="There are no answers.", limit=most, needed=1)
     share = collapsed / answered
     sentence = f"{collapsed} of {answered} answers are empty or degenerate; {most:.1%} are allowed."
     verdict: Verdict = "pass" if share <= most else "fail"
@@ -139,15 +148,15 @@ def check_collapse(collapsed: int, answered: int, most: float) -> GateCheck:
 
 
 def check_canaries(canaries: Mapping[str, str | None]) -> GateCheck:
-    """Return whether every canary is well; undecided where there is none."""
+    """Return whether no canary has a reason of failure; undecided without canaries."""
     name = "canaries"
-    failed = {canary: reason for canary, reason in sorted(canaries.items()) if reason is not None}
+    failed = [f"{canary}: {reason}" for canary, reason in sorted(canaries.items()) if reason is not None]
     if failed:
-        told = "; ".join(f"{canary}: {reason}" for canary, reason in failed.items())
-        return GateCheck(name=name, verdict="fail", sentence=f"Failed: {told}.", documents=len(canaries))
+        sentence = f"Failed: {'; '.join(failed)}."
+        return GateCheck(name=name, verdict="fail", sentence=sentence, documents=len(canaries))
     if not canaries:
-        return GateCheck(name=name, verdict="undecided", sentence="None was looked at.", documents=0, needed=1)
-    return GateCheck(name=name, verdict="pass", sentence=f"All {len(canaries)} are well.", documents=len(canaries))
+        return GateCheck(name=name, verdict="undecided", sentence="There are none.", documents=0, needed=1)
+    return GateCheck(name=name, verdict="pass", sentence=f"All {len(canaries)} pass.", documents=len(canaries))
 
 
 def check_scored(unscored: Sequence[str]) -> GateCheck:
@@ -157,7 +166,7 @@ def check_scored(unscored: Sequence[str]) -> GateCheck:
         return GateCheck(name=name, verdict="pass", sentence="There are none.", documents=0)
     shown = ", ".join(repr(document) for document in sorted(unscored)[:_SHOWN_IDS])
     more = ", ..." if len(unscored) > _SHOWN_IDS else ""
-    sentence = f"{len(unscored)} could not be scored: {shown}{more}. Look up why, and score them again."
+    sentence = f"{len(unscored)} could not be scored: {shown}{more}. Find out why, and score them again."
     return GateCheck(name=name, verdict="undecided", sentence=sentence, documents=len(unscored))
 
 
@@ -166,12 +175,12 @@ def points(value: float) -> str:
     return f"{100 * value:.1f} points"
 
 
-def change_told(mean: float) -> str:
+def describe_change(mean: float) -> str:
     """Return a mean difference in words, such as `A loss of 3.5 points`."""
     return f"A loss of {points(-mean)}" if mean < 0.0 else f"A gain of {points(mean)}" if mean > 0.0 else "No change"
 
 
-def bounds_of(differences: Sequence[float], settings: StatisticsConfig) -> MeanBounds:
+def bounds_of(differences: Sequence[float], settings: StatisticsConfig) -> Interval:
     """Return mean and bounds of differences by document; see `mean_bounds`."""
     return mean_bounds(differences, confidence=settings.confidence, resamples=settings.resamples, seed=settings.seed)
 
@@ -180,7 +189,7 @@ def measured_check(
     name: str,
     verdict: Verdict,
     sentence: str,
-    found: MeanBounds,
+    found: Interval,
     limit: float,
     differences: Sequence[float],
     settings: StatisticsConfig,
@@ -191,12 +200,12 @@ def measured_check(
     Args:
         name: Of the check.
         verdict: Of the check.
-        sentence: What was found; for an undecided check, what would decide it is added.
+        sentence: The finding; an undecided check adds what would decide it.
         found: Mean and bounds.
-        limit: What the mean is held against.
+        limit: Threshold of the mean.
         differences: By document.
         settings: How sure to be.
-        slack: How far the mean is from what would decide the check, above 0; None is its distance to the limit.
+        slack: Distance of the mean to what would decide the check, above 0; None is that to the limit.
     """
     needed = None
     if verdict == "undecided":
@@ -209,8 +218,8 @@ def measured_check(
         )
         # What is undecided at this size needs more, whatever an approximation says.
         needed = None if enough is None else max(enough, len(differences) + 1)
-        told = f"About {needed} would decide" if needed is not None else "It lies at the limit: no number would decide"
-        sentence = f"{sentence} {told}, if it is as it looks ({len(differences)} are there)."
+        wanted = f"About {needed} would decide" if needed is not None else "At the limit no number would decide"
+        sentence = f"{sentence} {wanted}, if the estimate is right (there are {len(differences)})."
     return GateCheck(
         name=name,
         verdict=verdict,
@@ -225,7 +234,7 @@ def measured_check(
 
 
 def check_without_scores(name: str, limit: float, margin: float, settings: StatisticsConfig) -> GateCheck:
-    """Return the check of something that has no scores: how many would show no loss, or a gain of twice the margin."""
+    """Return the undecided check of something without scores: how many rule out a loss, or show twice the gain."""
     needed = needed_documents(
         spread_of([]), max(0.0, limit), max(margin, 0.01), confidence=settings.confidence, power=settings.power
     )

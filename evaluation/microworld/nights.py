@@ -1,4 +1,4 @@
-"""Nights of the micro-world: what arrives day by day, some of it volatile, some replaced later, some of it wrong."""
+"""Nights of the micro-world: documents by day of arrival, some volatile, some superseded later, some wrong."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from datetime import date, timedelta
 from typing import Literal, NamedTuple
 
-from evaluation.microworld.corpora import known_facts
-from evaluation.microworld.vocabulary import ENTITY_KINDS, VALUES, EntityKind
 from evaluation.microworld.world import (
     ENTITIES_PER_DOCUMENT,
-    Fact,
+    ENTITY_KINDS,
+    VALUES,
+    EntityKind,
     Sheet,
     WorldDocument,
     draw_documents,
+    known_facts,
     write_document,
 )
 from evaluation.tasks import KnowledgeTask
@@ -31,24 +32,24 @@ class NightDocument(NamedTuple):
 
     task: KnowledgeTask
     kind: NightKind
-    effective: date | None
-    """From when on it holds; only volatile and superseding documents say so."""
-    supersedes: tuple[str, ...]
+    effective: date | None = None
+    """From when on it holds; only volatile and superseding documents have one."""
+    supersedes: tuple[str, ...] = ()
     """Ids of the documents that it replaces."""
 
 
 def draw_nights(
     nights: int, documents: int, seed: int, *, volatile: int = 1, superseding: Sequence[int] = (), poisoned: int | None
 ) -> list[list[NightDocument]]:
-    """Return what arrives before each night.
+    """Return the documents that arrive before each night; nights are counted from 0.
 
     Args:
         nights: At least 1.
         documents: Of each night, at least `volatile` + 1; on the poisoned night all of them are wrong.
         seed: Of all choices.
         volatile: Dated documents of each night, the last ones of it.
-        superseding: Nights, counted from 0, on which one document more replaces a durable one of an earlier night.
-        poisoned: The night of wrong documents, counted from 0; None is none.
+        superseding: Nights on which one document more replaces a durable one of an earlier night.
+        poisoned: The night of wrong documents; None is none.
 
     Raises:
         InputError: The world has too few names.
@@ -61,11 +62,11 @@ def draw_nights(
         fresh = [next(drawn) for _ in range(documents)]
         day = _FIRST_DAY + timedelta(days=number)
         if number == poisoned:
-            found.append([_plain(made, "poisoned") for made in _wrong(rng, documents, durable, number)])
+            found.append([NightDocument(made.task, "poisoned") for made in _wrong(rng, documents, durable, number)])
             continue
         lasting = fresh[: documents - volatile]
-        tonight = [_plain(made, "durable") for made in lasting]
-        tonight += [NightDocument(made.task, "volatile", day, ()) for made in fresh[documents - volatile :]]
+        tonight = [NightDocument(made.task, "durable") for made in lasting]
+        tonight += [NightDocument(made.task, "volatile", day) for made in fresh[documents - volatile :]]
         if number in superseding and durable:
             old = durable.pop(rng.randrange(len(durable)))
             new = _rewritten(rng, old.sheet, f"night-{number}-new")
@@ -73,10 +74,6 @@ def draw_nights(
         durable += lasting
         found.append(tonight)
     return found
-
-
-def _plain(made: WorldDocument, kind: NightKind) -> NightDocument:
-    return NightDocument(made.task, kind, None, ())
 
 
 def _rewritten(rng: random.Random, sheet: Sheet, name: str) -> WorldDocument:
@@ -106,6 +103,6 @@ def _known_sheet(rng: random.Random, kind: EntityKind) -> Sheet:
     facts = [fact for side in known_facts() for fact in side if fact.kind == kind]
     names = rng.sample(sorted({fact.name for fact in facts}), ENTITIES_PER_DOCUMENT)
     attributes = rng.sample(sorted({fact.attribute for fact in facts}), 2)
-    chosen: list[Fact] = [fact for fact in facts if fact.name in names and fact.attribute in attributes]
+    chosen = [fact for fact in facts if fact.name in names and fact.attribute in attributes]
     rng.shuffle(chosen)
-    return Sheet(chosen[0].kind, tuple(chosen))
+    return Sheet(kind, tuple(chosen))

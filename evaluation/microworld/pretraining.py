@@ -1,23 +1,25 @@
-"""Pretraining of a micro model: a standard Llama, AdamW, weighted next-token loss."""
+"""Pretraining of micro models: a standard Llama, exact tokenizers, weighted next-token loss, stages that are saved.
+
+Shared by the micro-world (`evaluation.microworld.build`) and the micro-grids (`evaluation.microgrids.pretraining`).
+"""
 
 from __future__ import annotations
 
-import itertools
+import hashlib
+import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim import Optimizer
 
-from evaluation.microworld.corpora import Text
-from evaluation.microworld.vocabulary import NAME_PARTS, VALUES
-
-CONTENT_WEIGHT = 4.0
-"""Weight of name and value tokens in the loss: they are a tenth of the tokens and nearly all of the information."""
-
-LEARNING_RATE = 2e-3
-"""Peak step size of AdamW. Copying formed after 350 steps with it; Muon at 0.02 and 0.05 had not formed it by 450."""
+SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
+_REPORT_EVERY = 100
+_PACKAGES = ("grids", "microgrids", "microworld")
+_WEIGHTS = "model.safetensors"
 
 
 class Shape(NamedTuple):
@@ -33,15 +35,71 @@ class Shape(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Padded token ids `(N, T)`, attention mask `(N, T)`, and loss weight of each token as a target `(N, T)`."""
+    """Texts to learn from, padded on the right."""
 
     ids: Tensor
-    mask: Tensor
+    """(N, T) token ids."""
     weights: Tensor
+    """(N, T) loss weight of each token as a target."""
+    choices: Tensor | None = None
+    """(V,) mask of the tokens among which a choice is made, such as names and values."""
+    choice_weight: float = 0.0
+    """Weight of a further term: the likelihood of a learned token given that one of `choices` comes. It sharpens which
+    name is written and leaves untouched how often a name is written at all."""
+
+
+def batch_of(texts: Sequence[Sequence[tuple[str, float]]], tokenizer: Any, end: float = 1.0) -> Batch:
+    """Return texts as a batch: `bos`, the pieces of each with the weights of their tokens, `eos` of weight `end`."""
+    import torch
+
+    bos, eos, pad = (getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad"))
+    pieces = [piece for text in texts for piece, _ in text]
+    encoded = iter(tokenizer.backend_tokenizer.encode_batch(pieces, add_special_tokens=False))
+    rows = [[(bos, 0.0), *((i, weight) for _, weight in text for i in next(encoded).ids), (eos, end)] for text in texts]
+    width = max(map(len, rows))
+    ids = torch.tensor([[i for i, _ in row] + [pad] * (width - len(row)) for row in rows])
+    weights = torch.tensor([[weight for _, weight in row] + [0.0] * (width - len(row)) for row in rows])
+    return Batch(ids, weights)
+
+
+def tokenizer_of(words: Sequence[str], split: Any, context: int) -> Any:
+    """Return a byte-level tokenizer of texts up to `context` tokens, in which each of some words is one token.
+
+    The word list is exact, not learned: with `ignore_merges` (as in Llama 3) a word in the vocabulary is taken whole,
+    and all else is bytes, so no text is ever unknown and real documents round-trip.
+
+    Args:
+        words: In byte-level form, in the order of their ids; single bytes are in the alphabet already.
+        split: The pre-tokenizer, which takes texts apart into words in that form.
+        context: See above.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    known = set(alphabet)
+    tokens = [*SPECIAL_TOKENS, *alphabet, *(word for word in words if word not in known)]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
+    tokenizer.pre_tokenizer = split
+    tokenizer.decoder = decoders.ByteLevel()
+    pad, bos, eos = SPECIAL_TOKENS
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, vocabulary[bos])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=pad,
+        bos_token=bos,
+        eos_token=eos,
+        model_max_length=context,
+        padding_side="right",
+    )
 
 
 def new_model(shape: Shape, tokenizer: Any, seed: int) -> Any:
     """Return a randomly initialised `LlamaForCausalLM` with tied embeddings."""
+    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -64,55 +122,10 @@ def new_model(shape: Shape, tokenizer: Any, seed: int) -> Any:
         return LlamaForCausalLM(config)
 
 
-def content_tokens(tokenizer: Any) -> Tensor:
-    """Return a mask `(V,)` of the tokens that are names or values."""
-    words = itertools.chain(*VALUES.values(), *(part for parts in NAME_PARTS.values() for part in parts))
-    ids = tokenizer.convert_tokens_to_ids([f"Ġ{word}" for word in words])
-    content = torch.zeros(len(tokenizer), dtype=torch.bool)
-    content[ids] = True
-    return content
+def weighted_loss(model: Any, batch: Batch) -> Tensor:
+    """Return the weighted mean negative log-likelihood of the batch's learned tokens, a scalar."""
+    import torch
 
-
-class Batcher:
-    """Turns texts into padded batches with loss weights."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self.content = content_tokens(tokenizer)
-        """(V,) mask of names and values."""
-
-    def __call__(self, texts: Sequence[Text], content_weight: float = CONTENT_WEIGHT) -> Batch:
-        """Return the batch of `texts`: `bos`, what is given (weight 0), what is learned and `eos`.
-
-        Args:
-            texts: At least one.
-            content_weight: Weight of names and values among what is learned; other tokens weigh 1.
-        """
-        bos, eos, pad = (getattr(self._tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad"))
-        encode = self._tokenizer.backend_tokenizer.encode_batch
-        given = [e.ids for e in encode([t.given for t in texts], add_special_tokens=False)]
-        learned = [e.ids for e in encode([t.learned for t in texts], add_special_tokens=False)]
-        rows = [[bos, *g, *w, eos] for g, w in zip(given, learned, strict=True)]
-        length = max(map(len, rows))
-        ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows])
-        columns = torch.arange(length)
-        first = torch.tensor([1 + len(g) for g in given])[:, None]
-        last = torch.tensor([len(row) for row in rows])[:, None]
-        weights = ((columns >= first) & (columns < last)).float()
-        weights = weights * torch.where(self.content[ids], content_weight, 1.0)
-        return Batch(ids, (columns < last).long(), weights)
-
-
-def weighted_loss(model: Any, batch: Batch, choices: Tensor | None = None, choice_weight: float = 0.0) -> Tensor:
-    """Return the weighted mean negative log-likelihood of the batch's learned tokens, a scalar.
-
-    Args:
-        model: Micro Llama.
-        batch: What is learned, with weights.
-        choices: (V,) mask of the tokens among which a choice is made, such as names and values; None is no such term.
-        choice_weight: Weight of a further term: the likelihood of a learned token given that one of `choices` comes.
-            It sharpens which name is written and leaves untouched how often a name is written at all.
-    """
     # Rows are padded on the right, so causal attention needs no mask; without one it takes PyTorch's faster kernel.
     hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state[:, :-1]
     weights = batch.weights[:, 1:]
@@ -120,79 +133,110 @@ def weighted_loss(model: Any, batch: Batch, choices: Tensor | None = None, choic
     logits, targets, of_token = model.lm_head(hidden[learned]), batch.ids[:, 1:][learned], weights[learned]
     losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
     total, whole = (losses * of_token).sum(), of_token.sum()
-    if choices is not None and choice_weight > 0:
-        chosen = choices[targets]
-        among = logits[chosen].masked_fill(~choices, float("-inf"))
-        total = total + choice_weight * torch.nn.functional.cross_entropy(among, targets[chosen], reduction="sum")
-        whole = whole + choice_weight * chosen.sum()
+    if batch.choices is not None and batch.choice_weight > 0:
+        chosen = batch.choices[targets]
+        among = logits[chosen].masked_fill(~batch.choices, float("-inf"))
+        loss = torch.nn.functional.cross_entropy(among, targets[chosen], reduction="sum")
+        total = total + batch.choice_weight * loss
+        whole = whole + batch.choice_weight * chosen.sum()
     return total / whole
 
 
-class Phase(NamedTuple):
-    """A stretch of pretraining: streams with the number of texts that each gives to a step."""
-
-    steps: int
-    streams: tuple[tuple[Iterator[Text], int], ...]
-    content_weight: float = CONTENT_WEIGHT
-    """Weight of name and value tokens. Above 1 it tilts what is written where a name and another word may both come, so
-    a phase that teaches how often each kind of line is written takes 1."""
-    choice_weight: float = 0.0
-    """Weight of which name or value is written, given that one is; see `weighted_loss`."""
-
-
-def pretrain(
+def train(
     model: Any,
-    tokenizer: Any,
-    phases: Iterable[Phase],
-    *,
+    optimizers: Sequence[Optimizer],
+    steps: Iterator[tuple[float, list[Batch]]],
+    total: int,
     report: Callable[[str], None],
-    report_every: int = 100,
 ) -> None:
-    """Train `model` in place through `phases`, with a linear warm-up of 50 steps and a linear decay over the last 40 %.
+    """Train a micro Llama in place.
 
     Args:
-        model: Micro Llama in float32.
-        tokenizer: Its tokenizer.
-        phases: In order; each stream's batch is a forward and backward pass of its own, gradients add up.
-        report: Called with a line of progress.
-        report_every: Steps between reports.
+        model: In float32.
+        optimizers: Their step sizes are the peaks.
+        steps: For each step the factor on the step sizes, and batches whose gradients add up.
+        total: Number of steps.
+        report: Called with a line of progress every 100 steps.
     """
-    phases = list(phases)
-    total = sum(phase.steps for phase in phases)
-    batcher = Batcher(tokenizer)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.0)
+    import torch
+
+    rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     model.train()
-    step, tokens, started = 0, 0, time.perf_counter()
-    for phase in phases:
-        for _ in range(phase.steps):
-            losses = []
-            for stream, count in phase.streams:
-                batch = batcher(list(itertools.islice(stream, count)), phase.content_weight)
-                loss = weighted_loss(model, batch, batcher.content, phase.choice_weight)
-                loss.backward()  # type: ignore[no-untyped-call]
-                losses.append(loss.item())
-                tokens += int(batch.mask.sum())
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for group in optimizer.param_groups:
-                group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 50, (total - step) / (0.4 * total))
+    started, losses = time.perf_counter(), []
+    for step, (factor, batches) in enumerate(steps, start=1):
+        for batch in batches:
+            loss = weighted_loss(model, batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.item())
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer, rate in zip(optimizers, rates, strict=True):
+            optimizer.param_groups[0]["lr"] = rate * factor
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            step += 1
-            if step % report_every == 0:
-                seconds = time.perf_counter() - started
-                shown = " ".join(f"{x:.3f}" for x in losses)
-                report(f"step {step}/{total}  loss {shown}  {tokens / 1e6:.1f} M tokens  {seconds:.0f} s")
+        if step % _REPORT_EVERY == 0:
+            seconds = time.perf_counter() - started
+            report(f"step {step}/{total}  loss {sum(losses) / len(losses):.3f}  {seconds:.0f} s")
+            losses = []
     model.eval()
 
 
 def sharpen(model: Any, factor: float) -> None:
-    """Multiply all logits of `model` by `factor`, in place: sampling then equals sampling before at `1 / factor`.
+    """Multiply all logits of `model` by `factor` > 0, in place: sampling then equals sampling before at `1 / factor`.
 
     The output layer is linear in the last norm's weight, which therefore takes the factor.
-
-    Args:
-        model: Micro Llama.
-        factor: Above 0; 1 changes nothing.
     """
+    import torch
+
     with torch.no_grad():
         model.model.norm.weight.mul_(factor)
+
+
+def build_model(
+    directory: Path,
+    tokenizer: Any,
+    shape: Shape,
+    seed: int,
+    stages: Sequence[object],
+    train_stage: Callable[[Any, int, Callable[[str], None]], None],
+) -> Path:
+    """Pretrain a model stage by stage on one thread, save it in `directory` and return that.
+
+    A stage that an earlier build of the same seed, recipe and code finished is not done again. The same seed gives the
+    same texts and initial weights; rounding may differ between processors.
+
+    Args:
+        directory: Named by the model's role; stages go beside it.
+        tokenizer: Of the model.
+        shape: Of the model.
+        seed: Of the initial weights.
+        stages: What identifies each stage.
+        train_stage: Called with the model, the stage's number from 1 and a function that prints a line of progress.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    model = new_model(shape, tokenizer, seed)
+    identity = hashlib.sha256(repr((seed, shape)).encode() + _code())
+    for number, stage in enumerate(stages, start=1):
+        identity.update(repr(stage).encode())
+        place = directory.parent / "stages" / f"{identity.hexdigest()[:20]}"
+        label = f"{directory.name:14s}stage {number}/{len(stages)}"
+        if (place / _WEIGHTS).is_file():
+            model = type(model).from_pretrained(place)
+            print(f"{label} is in {place}", flush=True)
+            continue
+        train_stage(model, number, lambda line, label=label: print(f"{label}  {line}", flush=True))  # type: ignore[misc]
+        # A kill leaves the stage whole or not at all.
+        staging = place.with_name(f".{place.name}.{os.getpid()}")
+        model.save_pretrained(staging)
+        os.replace(staging, place)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def _code() -> bytes:
+    """Return everything that makes words, texts and steps: a stage that other code made is done again."""
+    root = Path(__file__).resolve().parents[1]
+    files = [path for package in _PACKAGES for path in (root / package).iterdir() if path.suffix in (".py", ".toml")]
+    return b"".join(path.read_bytes() for path in sorted(files) if path.stem != "checks")

@@ -1,9 +1,9 @@
-"""The inbox's store: one SQLite file that any number of processes add to and read from at once.
+"""The inbox's store, one SQLite file for any number of processes, and which documents replace which.
 
-Adding is idempotent by content: a document that is there already stays as it is. What a document says it replaces is
-kept as a claim beside it, also when only the claim is new: an unchanged section of a new version of a handbook is
-known, and yet part of the version that replaces the old one. Everything has its place in one order of arrival, the
-claims of a delivery behind all of its documents, so that no two documents can replace each other.
+Adding is idempotent by content: a document that is there stays as it is. A document's claim to replace something is
+stored beside it, also where only the claim is new: an unchanged section of a new version of a handbook is known, and
+yet part of the version that replaces the old one. Documents and claims share one order of arrival, a delivery's claims
+behind all of its documents, so that no two documents can replace each other.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from evaluation.errors import InputError, PreceptorError
-from evaluation.sqlite_file import SqliteFile
+from pydantic import ValidationError
+
+from evaluation.common.errors import InputError, PreceptorError
+from evaluation.common.storage import SqliteFile
 from evaluation.tasks import Question
 from pipelines.inbox.documents import InboxDocument
-from pipelines.inbox.superseding import Arrival, Claim, newest, unknown_targets
 
 INBOX_FILE = "inbox.db"
 """Name of the store in a work directory."""
@@ -33,9 +34,12 @@ CREATE TABLE aside (
     document TEXT PRIMARY KEY REFERENCES documents (id), reason TEXT NOT NULL, night TEXT NOT NULL, since TEXT NOT NULL
 );
 """
-# Not OR IGNORE, which would also pass over what must not happen.
+# Not OR IGNORE, which would also hide other violations.
 _ADD_DOCUMENT = "INSERT INTO documents VALUES (?, ?, ?, ?) ON CONFLICT (id) DO NOTHING"
 _ADD_CLAIM = "INSERT INTO claims VALUES (?, ?, ?, ?) ON CONFLICT (document, whole, target) DO NOTHING"
+_LAST_PLACE = (
+    "SELECT MAX(COALESCE((SELECT MAX(place) FROM documents), 0), COALESCE((SELECT MAX(place) FROM claims), 0))"
+)
 
 
 class InboxError(PreceptorError, RuntimeError):
@@ -43,45 +47,63 @@ class InboxError(PreceptorError, RuntimeError):
 
 
 class Added(NamedTuple):
-    """What became of documents that were given to the store, by id, in the order given."""
+    """Ids of documents that were given to the store, in the order given."""
 
     new: tuple[str, ...]
     known: tuple[str, ...]
     """There already; their content stays as it was."""
 
 
-class Aside(NamedTuple):
+class Quarantined(NamedTuple):
     """Why a document is not learned for now."""
 
     reason: str
     night: str
     """Name of the night that was rejected."""
     since: datetime.datetime
-    """When it was set aside, in UTC."""
+    """In UTC."""
+
+
+class Arrival(NamedTuple):
+    """A document in the order of arrival."""
+
+    id: str
+    title: str
+    name: str
+    """The sender's own id; may be empty."""
+    source: str
+    place: int
+    """In the order of documents and claims, at least 1."""
+
+
+class Claim(NamedTuple):
+    """A document's claim to replace something."""
+
+    document: str
+    whole: str
+    """What the document was part of then; claims of one whole do not retire each other's documents."""
+    target: str
+    """Id, sender's name or source of what is replaced."""
+    place: int
+    """In the order of documents and claims, at least 1."""
 
 
 class InboxStore(SqliteFile):
     """Documents in a file, for any number of threads and processes; close it, or use it as a context.
 
-    Opening it raises `InboxError` where the file cannot be used, or a newer version of Preceptor made it.
+    All methods raise `InboxError` where the file cannot be used, and those that take ids `InputError` for unknown ones,
+    before anything changes.
     """
 
     VERSION = 1
     TABLES = _TABLES
 
     def add(self, documents: Iterable[InboxDocument]) -> Added:
-        """Store documents that are not there yet, all of them or none.
-
-        Args:
-            documents: In any number; what they supersede may be among them, in any order.
-
-        Raises:
-            InboxError: The store cannot be written; nothing was added.
-        """
+        """Store documents that are not there yet, all of them or none; they may replace each other in any order."""
         given = list(documents)
         new: list[str] = []
         with self._transaction() as db:
-            place = self._last_place(db)
+            place = int(db.execute(_LAST_PLACE).fetchone()[0])
             for document in given:
                 row = (document.id, place + 1, _now().isoformat(), document.model_dump_json())
                 if db.execute(_ADD_DOCUMENT, row).rowcount:
@@ -94,111 +116,57 @@ class InboxStore(SqliteFile):
         return Added(tuple(new), tuple(name for name in ids if name not in fresh))
 
     def documents(self) -> tuple[InboxDocument, ...]:
-        """Return all documents in the order of arrival, superseded ones and those set aside included.
-
-        Raises:
-            InboxError: The store cannot be read, or holds something else.
-        """
+        """Return all documents in the order of arrival, superseded and quarantined ones included."""
         return tuple(self._document(text) for (text,) in self._rows("SELECT content FROM documents ORDER BY place"))
 
     def find(self, document: str) -> InboxDocument:
-        """Return one document.
-
-        Raises:
-            InputError: There is none with this id.
-            InboxError: The store cannot be read, or holds something else.
-        """
+        """Return the document with an id."""
         rows = self._rows("SELECT content FROM documents WHERE id = ?", document)
         if not rows:
             raise self._no_document([document])
         return self._document(rows[0][0])
 
     def superseded(self) -> dict[str, str]:
-        """Return the id of each replaced document with that of its newest replacement.
-
-        A target that is a document's id means that document, any other the documents with that sender's name or
-        source, the other parts of the same whole left out. Of several replacements the one with the same title is
-        named.
-
-        Raises:
-            InboxError: The store cannot be read.
-        """
+        """Return the id of each replaced document with that of its newest replacement; see `newest`."""
         return newest(*self._order())
 
     def unknown_targets(self) -> dict[str, tuple[str, ...]]:
-        """Return by id what documents say they supersede that is in no other document: mistyped, or never delivered.
-
-        Raises:
-            InboxError: The store cannot be read.
-        """
+        """Return by id the replaced names that no other document has: mistyped, or never delivered."""
         return unknown_targets(*self._order())
 
-    def set_aside(self, ids: Sequence[str], reason: str, night: str) -> None:
-        """Keep documents from being learned until a person releases them; the last reason given counts.
-
-        Args:
-            ids: Of the documents of a rejected night.
-            reason: Why it was rejected, in words for that person.
-            night: Name of the night.
-
-        Raises:
-            InputError: There is no document with one of these ids; nothing was set aside.
-            InboxError: The store cannot be written.
-        """
+    def quarantine(self, ids: Sequence[str], reason: str, night: str) -> None:
+        """Keep a night's documents from being learned until a person releases them; the last reason given counts."""
         with self._transaction() as db:
             self._check_known(db, ids)
             rows = [(document, reason, night, _now().isoformat()) for document in ids]
             db.executemany("INSERT OR REPLACE INTO aside VALUES (?, ?, ?, ?)", rows)
 
     def release(self, ids: Sequence[str]) -> tuple[str, ...]:
-        """Let documents be learned again, and return the ids of those that were set aside.
-
-        Raises:
-            InputError: There is no document with one of these ids; nothing was released.
-            InboxError: The store cannot be written.
-        """
+        """Return documents to the queue; return the ids of those that were quarantined."""
+        delete = "DELETE FROM aside WHERE document = ?"
         with self._transaction() as db:
             self._check_known(db, ids)
-            return tuple(
-                document
-                for document in dict.fromkeys(ids)
-                if db.execute("DELETE FROM aside WHERE document = ?", (document,)).rowcount
-            )
+            return tuple(name for name in dict.fromkeys(ids) if db.execute(delete, (name,)).rowcount)
 
-    def aside(self) -> dict[str, Aside]:
-        """Return what is set aside, by id.
-
-        Raises:
-            InboxError: The store cannot be read.
-        """
+    def quarantined(self) -> dict[str, Quarantined]:
+        """Return the quarantined documents by id."""
         rows = self._rows("SELECT document, reason, night, since FROM aside ORDER BY since, document")
-        return {row[0]: Aside(row[1], row[2], datetime.datetime.fromisoformat(row[3])) for row in rows}
+        return {row[0]: Quarantined(row[1], row[2], datetime.datetime.fromisoformat(row[3])) for row in rows}
 
     def put_questions(
         self, document: str, questions: Sequence[Question], held_out: Sequence[Question] = ()
     ) -> InboxDocument:
-        """Store the questions of a document in place of what it had, and return it.
-
-        Args:
-            document: Its id.
-            questions: For rewards.
-            held_out: For comparisons alone.
-
-        Raises:
-            InputError: There is no document with this id.
-            InboxError: The store cannot be written, or holds something else.
-        """
+        """Replace the questions of a document, those for rewards and those for comparisons alone, and return it."""
+        asked = {"questions": tuple(questions), "held_out_questions": tuple(held_out)}
         with self._transaction() as db:
             self._check_known(db, [document])
             text = db.execute("SELECT content FROM documents WHERE id = ?", (document,)).fetchone()[0]
-            changed = self._document(text).model_copy(
-                update={"questions": tuple(questions), "held_out_questions": tuple(held_out)}
-            )
+            changed = self._document(text).model_copy(update=asked)
             db.execute("UPDATE documents SET content = ? WHERE id = ?", (changed.model_dump_json(), document))
         return changed
 
     def _order(self) -> tuple[list[Arrival], list[Claim]]:
-        """Return documents and claims, of one moment."""
+        """Return documents and claims of one moment."""
         with self._reading() as db:
             db.execute("BEGIN")
             try:
@@ -214,8 +182,6 @@ class InboxStore(SqliteFile):
             return db.execute(query, values).fetchall()
 
     def _document(self, text: str) -> InboxDocument:
-        from pydantic import ValidationError
-
         try:
             return InboxDocument.model_validate_json(text)
         except ValidationError as error:
@@ -224,17 +190,9 @@ class InboxStore(SqliteFile):
                 "damaged; restore it from a copy."
             ) from error
 
-    @staticmethod
-    def _last_place(db: sqlite3.Connection) -> int:
-        query = (
-            "SELECT MAX(COALESCE((SELECT MAX(place) FROM documents), 0), COALESCE((SELECT MAX(place) FROM claims), 0))"
-        )
-        return int(db.execute(query).fetchone()[0])
-
     def _check_known(self, db: sqlite3.Connection, ids: Sequence[str]) -> None:
-        found = db.execute
-        missing = [i for i in ids if found("SELECT 1 FROM documents WHERE id = ?", (i,)).fetchone() is None]
-        if missing:
+        query = "SELECT 1 FROM documents WHERE id = ?"
+        if missing := [name for name in ids if db.execute(query, (name,)).fetchone() is None]:
             raise self._no_document(missing)
 
     def _no_document(self, ids: Sequence[str]) -> InputError:
@@ -258,3 +216,64 @@ class InboxStore(SqliteFile):
 
 def _now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
+
+
+class _Claims:
+    """Claims with the documents that they may mean."""
+
+    def __init__(self, arrivals: Sequence[Arrival], claims: Sequence[Claim]) -> None:
+        self.ids = {arrival.id: arrival for arrival in arrivals}
+        self._named: dict[str, list[Arrival]] = {}
+        for arrival in arrivals:
+            for called in {arrival.name, arrival.source} - {""}:
+                self._named.setdefault(called, []).append(arrival)
+        self._members: dict[str, set[str]] = {}
+        for claim in claims:
+            self._members.setdefault(claim.whole, set()).add(claim.document)
+
+    def meant(self, claim: Claim) -> list[Arrival]:
+        """Return the documents that a claim means, those of its own whole left out; an id goes before names."""
+        target = claim.target
+        found = [self.ids[target]] if target in self.ids else self._named.get(target, [])
+        return [arrival for arrival in found if arrival.id not in self._members[claim.whole]]
+
+
+def newest(arrivals: Sequence[Arrival], claims: Sequence[Claim]) -> dict[str, str]:
+    """Return the id of each retired document with that of the newest one that replaces it.
+
+    A claim retires a document that came before it, where a document's last claim counts as its coming, too: a section
+    that a later version brings back is in force again. So whatever retires a document came later, and chains of
+    replacements end. Of several replacements in one whole, the one with the same title is named.
+
+    Args:
+        arrivals: All documents.
+        claims: All claims, in order of place.
+    """
+    index = _Claims(arrivals, claims)
+    came = {arrival.id: arrival.place for arrival in arrivals}
+    for claim in claims:
+        came[claim.document] = max(came[claim.document], claim.place)
+    retired_by: dict[str, Claim] = {}
+    for claim in claims:
+        for old in index.meant(claim):
+            if came[old.id] < claim.place:
+                before, same_title = retired_by.get(old.id), index.ids[claim.document].title == old.title
+                if before is None or before.whole != claim.whole or same_title:
+                    retired_by[old.id] = claim
+
+    def end(document: str) -> str:
+        while document in retired_by:
+            document = retired_by[document].document
+        return document
+
+    return {old: end(old) for old in retired_by}
+
+
+def unknown_targets(arrivals: Sequence[Arrival], claims: Sequence[Claim]) -> dict[str, tuple[str, ...]]:
+    """Return by document the targets that mean no document but those of the claim's own whole."""
+    index = _Claims(arrivals, claims)
+    found: dict[str, tuple[str, ...]] = {}
+    for claim in claims:
+        if not index.meant(claim):
+            found[claim.document] = (*found.get(claim.document, ()), claim.target)
+    return found

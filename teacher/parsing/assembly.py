@@ -5,14 +5,42 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 
-from teacher.parsing.reasons import DropReason
-from teacher.parsing.rules import Kind, Line
-from teacher.parsing.text import has_letter, is_terminated
+from teacher.parsing.lines import Kind, Line, has_letter, is_terminated
 
 _COLONS = (":", "：")
 _LISTED_BEFORE_DRIFT = 2
 """After so many list items or pairs and no loose paragraph, an unmarked line after a blank one ends the edit."""
+
+
+class DropReason(StrEnum):
+    """Why a line that was written did not become part of the self-edit."""
+
+    MARKER_ONLY = "marker_only"
+    """No letter in it: a rule, a fence, a lone number or bullet, a tag."""
+    HEADING = "heading"
+    """A title, a label or the introduction of a list; it states nothing."""
+    PREAMBLE = "preamble"
+    """Words to the reader around the content ("Certainly! Here is ...:", "I hope this helps")."""
+    ECHOED_PROMPT = "echoed_prompt"
+    """Repeats the prompt: its instruction, one of its labels or its passage."""
+    OTHER_TASK = "other_task"
+    """Follows the end of the edit: the model went on with another passage, a chat or a closing remark."""
+    DUPLICATE = "duplicate"
+    """Says what an earlier line of this edit says, up to case, spaces and final punctuation."""
+    DIGIT_LOOP = "digit_loop"
+    """Counts or repeats a number ("1. 1. 1.", "1. 2. 3.")."""
+    UNANSWERED_QUESTION = "unanswered_question"
+    """A question that got no answer."""
+    UNPAIRED_ANSWER = "unpaired_answer"
+    """An answer to no question."""
+    CHOICE = "choice"
+    """An option of a multiple-choice question."""
+    CUT_LINE = "cut_line"
+    """The last line, when the engine stopped at the token limit in the middle of it."""
+    EXTRA_SPECIFICATION = "extra_specification"
+    """A JSON block with a part that an earlier block has already given."""
 
 
 @dataclass(eq=False)
@@ -68,7 +96,7 @@ class _State:
         self.previous: Item | None = None  # what the line just before became part of
         self.after_marked_heading = False
         self.over = False  # another task began; nothing after it belongs to the edit
-        self.suspended = False  # the list seems to have ended; it goes on if its numbering does
+        self.suspended = False  # the list seems to have ended; it continues if its numbering does
         self.listed = self.loose = self.last_number = 0
 
     def feed(self, line: Line, following: Kind | None) -> None:
@@ -144,7 +172,7 @@ class _State:
     def _is_drift(self, line: Line, following: Kind | None, after_heading: bool) -> bool:
         """Say whether `line` belongs to what a model wrote after its list had ended."""
         if self.suspended:
-            if line.numbers:  # the list goes on, or another one begins
+            if line.numbers:  # the list continues, or another one begins
                 self.suspended = line.numbers[0] != self.last_number + 1
                 self.over = self.suspended
             return self.suspended

@@ -10,13 +10,12 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, TypeVar
 
-from annotated_types import Ge, Le
 from pydantic import BaseModel, ValidationError
 
-from teacher.parsing.reasons import RejectReason
-from teacher.parsing.text import count_lines
+from teacher.parsing.lines import count_lines
 from teacher.self_edit import AugmentationSpec, TrainingSpec
 
 _Spec = TypeVar("_Spec", bound=BaseModel)
@@ -37,6 +36,25 @@ _BLOCK_END = re.compile(r"```|\n[ \t]*\n")
 _NO_LINE_BREAK = re.compile(r"[^\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 _MOST_BLOCKS = 64
 """After so many specifications and broken objects together, the rest of a text is not searched."""
+
+
+class RejectReason(StrEnum):
+    """Why a text is no self-edit."""
+
+    EMPTY = "empty"
+    """Nothing but white space."""
+    NO_USABLE_LINES = "no_usable_lines"
+    """Every line was dropped, and there is no specification."""
+    DIGIT_LOOP = "digit_loop"
+    """As above, and the text counts or repeats a number."""
+    INVALID_JSON = "invalid_json"
+    """A specification was begun that is not JSON."""
+    UNKNOWN_FIELD = "unknown_field"
+    """A specification has a field that is neither the paper's nor ours."""
+    INVALID_VALUE = "invalid_value"
+    """A field of a specification has a value of the wrong type, or is none of the allowed names."""
+    OUT_OF_RANGE = "out_of_range"
+    """A hyperparameter lies outside the range that `TrainingSpec` declares."""
 
 
 class _SpecificationError(Exception):
@@ -174,8 +192,13 @@ def _model(model: type[_Spec], value: Any, part: str, names: Mapping[str, str]) 
     try:
         return model.model_validate(fields, strict=True)
     except ValidationError as error:
-        written = {names.get(name, name): name for name in value}
-        raise _rejection(model, fields, written, part, error) from None
+        first = error.errors(include_url=False)[0]
+        own = str(first["loc"][0])
+        written = next(name for name in value if names.get(name, name) == own)
+        ranged = first["type"] in ("greater_than_equal", "less_than_equal")
+        reason = RejectReason.OUT_OF_RANGE if ranged else RejectReason.INVALID_VALUE
+        detail = f"{part}.{written}: got {_shown(fields[own])}, allowed: {first['msg']}"
+        raise _SpecificationError(reason, detail) from None
 
 
 def _own_value(name: str, content: Any, part: str) -> Any:
@@ -187,23 +210,6 @@ def _own_value(name: str, content: Any, part: str) -> Any:
         return _STRATEGIES[content]
     whole = isinstance(content, float) and content.is_integer() and name != "learning_rate"
     return int(content) if whole else content
-
-
-def _rejection(
-    model: type[BaseModel], fields: Mapping[str, Any], written: Mapping[str, str], part: str, error: ValidationError
-) -> _SpecificationError:
-    """Return the typed rejection for the first bad field."""
-    first = error.errors(include_url=False)[0]
-    name, kind = str(first["loc"][0]), first["type"]
-    bounds = model.model_fields[name].metadata
-    low = next((bound.ge for bound in bounds if isinstance(bound, Ge)), None)
-    high = next((bound.le for bound in bounds if isinstance(bound, Le)), None)
-    ranged = kind in ("greater_than_equal", "less_than_equal")
-    allowed = f"{low} to {high}" if low is not None else str(model.model_fields[name].annotation)
-    if not ranged and low is not None:
-        allowed = f"a number from {allowed}"
-    reason = RejectReason.OUT_OF_RANGE if ranged else RejectReason.INVALID_VALUE
-    return _SpecificationError(reason, f"{part}.{written[name]}: got {_shown(fields[name])}, allowed: {allowed}")
 
 
 def _entries(value: Any) -> list[tuple[str, str | None]]:

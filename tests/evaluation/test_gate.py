@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from scipy.stats import beta
 
-from evaluation.errors import InputError
-from evaluation.gate import GateCheck, GateConfig, GateEvidence, GateReport, PairedScore, decide, report_markdown
+from evaluation.common.errors import InputError
 from evaluation.gate.bounds import mean_bounds, needed_documents, spread_of
-from evaluation.gate.checks import check_groups, differences_of
+from evaluation.gate.checks import GateCheck, PairedScore, check_groups, differences_of
+from evaluation.gate.decisions import GateConfig, GateEvidence, GateReport, decide, report_markdown
 from evaluation.statistics import bootstrap_mean
+from tests.evaluation.factories import ends
 
 RANK = {"reject": 0, "hold": 1, "promote": 2}
 QUICK = GateConfig(resamples=1000)
@@ -60,7 +60,7 @@ def test_bounds_of_right_and_wrong_answers_are_clopper_and_pearsons(right: int, 
 def test_bounds_of_equal_scores_are_the_exact_ones_of_the_bootstrap() -> None:
     found = mean_bounds([0.25] * 30, confidence=0.95, resamples=40_000, seed=1)
     exact = bootstrap_mean([0.25] * 30, confidence=0.95, bounds=(-1.0, 1.0))
-    assert (found.mean, found.low, found.high) == pytest.approx(tuple(exact), abs=0.005)
+    assert ends(found) == pytest.approx(ends(exact), abs=0.005)
 
 
 @settings(deadline=None, max_examples=60)
@@ -93,7 +93,7 @@ def test_bounds_hold_where_the_bootstraps_do_not_for_rare_whole_losses() -> None
 
 @pytest.mark.parametrize("bad", [[], [1.5], [float("nan")]], ids=["none", "outside", "no number"])
 def test_bounds_refuse_what_is_no_difference(bad: list[float]) -> None:
-    with pytest.raises(InputError, match="at least one difference"):
+    with pytest.raises(InputError, match="allowed is at least one"):
         mean_bounds(bad, confidence=0.95, resamples=1000, seed=0)
 
 
@@ -131,7 +131,6 @@ def test_a_candidate_that_shows_everything_is_promoted() -> None:
     report = decide(well(), GateConfig())
     assert report.decision == "promote"
     assert {found.verdict for found in report.checks} == {"pass"}
-    assert report.needed is None
 
 
 @pytest.mark.parametrize(
@@ -266,14 +265,6 @@ def test_nothing_is_promoted_past_a_check_that_does_not_pass(drawn: dict[str, An
     assert (report.decision == "reject") == ("fail" in verdicts)
 
 
-def test_a_report_that_does_not_follow_from_its_checks_is_refused() -> None:
-    report = decide(well().model_copy(update={"collapsed": 50}), GateConfig())
-    with pytest.raises(ValidationError, match="the checks say 'reject'"):
-        GateReport(decision="promote", checks=report.checks, config=report.config)
-    with pytest.raises(ValidationError, match="only 3 answers"):
-        GateEvidence(new=(), answered=3, collapsed=4)
-
-
 @pytest.mark.parametrize("margin", ["new", "earlier", "probes"])
 def test_candidates_at_a_margin_are_promoted_no_more_often_than_the_level_allows(margin: str) -> None:
     rng, runs, documents = np.random.default_rng(11), 250, 60
@@ -318,15 +309,6 @@ def test_the_page_says_the_decision_first_and_why_and_fits_on_a_screen() -> None
     assert "| 296 more nights | pass |" in page
     rows = [line for line in lines if line.startswith("|")]
     assert len({row.replace("\\|", "").count("|") for row in rows}) == 1
-
-
-def test_the_page_of_a_held_candidate_says_how_many_are_needed() -> None:
-    report = decide(well().model_copy(update={"new": changed([0.6] * 3)}), GateConfig())
-    assert report.needed is not None
-    page = report_markdown(report)
-    assert page.startswith("# Gate: HOLD")
-    assert f"About {report.needed} would decide" in page
-    assert f"| {report.needed} |" in page
 
 
 def test_loss_on_what_was_known_of_the_same_subjects_rejects() -> None:

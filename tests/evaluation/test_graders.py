@@ -1,41 +1,39 @@
 from __future__ import annotations
 
+import gzip
+import json
 import string
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter
+from sklearn.metrics import cohen_kappa_score, precision_score, recall_score
 
-from evaluation.errors import ConfigError, InputError
-from evaluation.grader_config import (
+from evaluation.common.errors import ConfigError, InputError
+from evaluation.graders import (
+    EMPTY,
     ExactGrading,
     FreeTextGrading,
     GoldTokenRecallGrading,
-    JudgeGrading,
-    TokenF1Grading,
-)
-from evaluation.graders import (
-    EMPTY,
-    ExactGrader,
-    GoldTokenRecallGrader,
     Grade,
     GradeItem,
     Grader,
-    TokenF1Grader,
+    JudgeGrading,
+    RuleGrader,
+    TokenF1Grading,
     build_grader,
     exact_match,
+    flip_rate,
     gold_token_recall,
     normalize_answer,
     token_f1,
 )
 
-RULES: list[Grader] = [
-    ExactGrader(),
-    GoldTokenRecallGrader(GoldTokenRecallGrading()),
-    TokenF1Grader(TokenF1Grading()),
-]
+RULES = [build_grader(kind()) for kind in (ExactGrading, GoldTokenRecallGrading, TokenF1Grading)]
 words = st.sampled_from(["the", "a", "Rhine", "rivers", "river", "ran", "running", "1,914", "U.S.", "Zürich", "co-op"])
 phrases = st.lists(words, min_size=1, max_size=8).map(" ".join)
 texts = st.one_of(phrases, st.text(max_size=30))
@@ -63,12 +61,6 @@ def test_normalization(text: str, normalized: str) -> None:
     assert normalize_answer(text) == normalized
 
 
-@given(texts)
-def test_normalization_is_idempotent(text: str) -> None:
-    once = normalize_answer(text)
-    assert normalize_answer(once) == once
-
-
 @pytest.mark.parametrize(
     ("answer", "text", "f1", "recall"),
     [
@@ -92,18 +84,12 @@ def test_values_worked_by_hand(answer: str, text: str, f1: float, recall: float)
     assert gold_token_recall(answer, text) == pytest.approx(recall)
 
 
-def test_two_words_of_three_are_not_correct_by_recall_and_more_are() -> None:
-    grader = build_grader(GoldTokenRecallGrading())
-    assert not _grade(grader, ("Black Sea coast",), "the Red Sea coast").correct
-    assert _grade(grader, ("cold Black Sea coast",), "the Black Sea coast").correct  # 3 of 4
-
-
 @pytest.mark.parametrize(
     ("grader", "text"),
     [
-        (ExactGrader(), "the Rhine!"),
-        (GoldTokenRecallGrader(GoldTokenRecallGrading(threshold=1.0)), "It is the Rhine."),
-        (TokenF1Grader(TokenF1Grading(threshold=0.5)), "It is Rhine"),  # 2 * 1 / (1 + 3)
+        (build_grader(ExactGrading()), "the Rhine!"),
+        (build_grader(GoldTokenRecallGrading(threshold=1.0)), "It is the Rhine."),
+        (build_grader(TokenF1Grading(threshold=0.5)), "It is Rhine"),  # 2 * 1 / (1 + 3)
     ],
 )
 def test_a_value_at_the_threshold_is_correct(grader: Grader, text: str) -> None:
@@ -122,7 +108,7 @@ def test_grades_are_in_range_and_correct_follows_the_value(grader: Grader, answe
     grade = _grade(grader, (answer,), text)
     assert 0.0 <= grade.value <= 1.0
     assert not grade.correct or grade.value > 0.0
-    assert grade.empty == (not text.strip())
+    assert grade == EMPTY or text.strip()
     assert grade.opinions == ()
 
 
@@ -160,7 +146,6 @@ def test_case_punctuation_and_articles_change_nothing(answer: str, text: str, ma
 @pytest.mark.parametrize("grader", RULES)
 def test_empty_answers_are_wrong_by_rule_and_say_so(grader: Grader) -> None:
     assert grader.grade([GradeItem("Which?", ("Rhine",), text) for text in ("", " \n")]) == [EMPTY, EMPTY]
-    assert not _grade(grader, ("Rhine",), "Danube").empty
     assert grader.grade([]) == []
 
 
@@ -174,9 +159,8 @@ def test_configurations_are_told_apart_by_type_and_build_their_graders(tmp_path:
     def read(section: dict[str, object]) -> FreeTextGrading:
         return TypeAdapter[FreeTextGrading](FreeTextGrading).validate_python(section)
 
-    assert isinstance(build_grader(read({"type": "exact"})), ExactGrader)
-    assert isinstance(build_grader(read({"type": "gold-token-recall", "threshold": 0.5})), GoldTokenRecallGrader)
-    assert isinstance(build_grader(read({"type": "token-f1"})), TokenF1Grader)
+    assert build_grader(read({"type": "exact"})) == RuleGrader(exact_match, 1.0)
+    assert build_grader(read({"type": "token-f1", "threshold": 0.4})) == RuleGrader(token_f1, 0.4)
     judge = read({"type": "judge", "endpoint": {"base_url": "http://127.0.0.1:1/v1", "model": "m"}, "repeats": 3})
     assert isinstance(judge, JudgeGrading)
     with pytest.raises(ConfigError, match="judge without a ledger"):
@@ -184,17 +168,69 @@ def test_configurations_are_told_apart_by_type_and_build_their_graders(tmp_path:
     assert build_grader(judge, tmp_path / "ledger.sqlite")
 
 
+FILES = (
+    "eval_base",
+    "eval_iter1",
+    "eval_naive",
+    "train_rank_iter0",
+    "train_rank_iter0_prompt-long",
+    "train_rank_iter0_prompt-rewrite",
+    "train_rank_iter0_prompt-self-qa",
+)
+
+Verdicts = dict[GradeItem, list[bool]]
+
+
+@pytest.fixture(scope="module")
+def recorded(shared_data: Callable[..., Path]) -> Verdicts:
+    """Return GPT-4.1's verdicts on each different answer that is not empty, as often as it was asked."""
+    verdicts: Verdicts = defaultdict(list)
+    for name in FILES:
+        run = json.loads(gzip.decompress(shared_data("seal", "graded", f"{name}.json.gz").read_bytes()))
+        rows = [row for article in run["articles"] for edit in article["completions"] for row in edit["questions"]]
+        for row in rows:
+            for student in ("baseline", "adapter"):
+                text = row[f"{student}_answer"].strip()
+                if text:
+                    item = GradeItem(row["question"], (row["answer"],), text)
+                    verdicts[item].append(row[f"{student}_correct"])
+    return dict(verdicts)
+
+
+def test_the_records_are_those_that_were_measured(recorded: Verdicts) -> None:
+    # All 26 published files with verdicts hold 95,126 of them on 44,132 different answers.
+    assert (len(recorded), sum(map(len, recorded.values()))) == (15_223, 33_318)
+
+
 @pytest.mark.parametrize(
-    ("kind", "section", "place"),
+    ("grader", "agreement", "kappa", "precision", "recall"),
     [
-        (ExactGrading, {"threshold": 0.5}, "threshold"),
-        (GoldTokenRecallGrading, {"threshold": 0.0}, "threshold"),
-        (GoldTokenRecallGrading, {"language": "klingon"}, "english"),
-        (TokenF1Grading, {"threshold": 1.1}, "threshold"),
-        (JudgeGrading, {"repeats": 0}, "repeats"),
-        (JudgeGrading, {}, "endpoint"),
+        # Over all published files: agreement 0.8661, kappa 0.7247, precision 0.908, recall 0.777.
+        pytest.param(GoldTokenRecallGrading(), 0.8642, 0.7180, 0.9027, 0.7677, id="recall"),
+        # 0.5754, 0.0471, 0.999, 0.043
+        pytest.param(ExactGrading(), 0.5929, 0.0625, 0.9973, 0.0555, id="exact"),
+        # 0.6035, 0.1218, 0.833, 0.133
+        pytest.param(TokenF1Grading(), 0.6203, 0.1393, 0.8457, 0.1454, id="f1"),
     ],
 )
-def test_bad_settings_are_refused(kind: type[BaseModel], section: dict[str, object], place: str) -> None:
-    with pytest.raises(ValidationError, match=place):
-        kind.model_validate(section)
+def test_agreement_with_gpt_4_1(
+    recorded: Verdicts, grader: FreeTextGrading, agreement: float, kappa: float, precision: float, recall: float
+) -> None:
+    grades = build_grader(grader).grade(list(recorded))
+    ours = [isinstance(grade, Grade) and grade.correct for grade in grades]
+    theirs = [2 * sum(verdicts) >= len(verdicts) for verdicts in recorded.values()]  # 34 answers have both verdicts
+    measured = (
+        sum(a == b for a, b in zip(ours, theirs, strict=True)) / len(theirs),
+        cohen_kappa_score(ours, theirs),
+        precision_score(theirs, ours),
+        recall_score(theirs, ours),
+    )
+    assert measured == pytest.approx((agreement, kappa, precision, recall), abs=5e-4)
+
+
+def test_gpt_4_1_disagrees_with_itself(recorded: Verdicts) -> None:
+    rates = [rate for verdicts in recorded.values() if (rate := flip_rate(verdicts)) is not None]
+    assert len(rates) == 2_370
+    # Over all published files: 6,002 answers, mean 0.0087, of which 0.0160 have both verdicts.
+    assert sum(rates) / len(rates) == pytest.approx(0.0089, abs=5e-5)
+    assert sum(rate > 0.0 for rate in rates) / len(rates) == pytest.approx(0.0143, abs=5e-5)

@@ -10,20 +10,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import TypeAdapter, ValidationError
 
-from evaluation.data_config import ColumnMapping, DataConfig, HuggingFaceData, JsonLinesData, MicroworldData, SquadData
-from evaluation.errors import InputError
-from evaluation.microworld.corpora import known_facts
-from evaluation.microworld.splits import microworld_split
-from evaluation.microworld.templates import PHRASINGS
-from evaluation.microworld.vocabulary import ENTITY_KINDS
-from evaluation.microworld.world import ask
+from evaluation.common.errors import InputError
+from evaluation.domains import DataConfig
+from evaluation.microworld.world import ENTITY_KINDS, PHRASINGS, ask, known_facts, microworld_split
 from evaluation.retention import rehearsal_questions, retention_probes
+from evaluation.sources.config import JsonLinesData, MicroworldData
 
 STRATUM = {ask(f, PHRASINGS[0]): (side, f.kind) for side, facts in enumerate(known_facts()) for f in facts}
 """Every question that may be a probe in the micro-world, with its side and kind."""
-ADAPTER: TypeAdapter[DataConfig] = TypeAdapter(DataConfig)
 
 
 def of_file(path: Path) -> JsonLinesData:
@@ -109,32 +104,18 @@ def test_zero_probes_open_no_file(tmp_path: Path) -> None:
 
 def test_all_bad_lines_are_refused_in_one_message_with_file_line_and_reason(tmp_path: Path) -> None:
     path = tmp_path / "probes.jsonl"
-    lines = [
-        line("Q1?", "a"),
-        "not json",
-        '{"question": "Q3?"}',
-        "",
-        line("Q5?", " "),
-        '{"question": "Q6?", "answer": 6}',
-        '{"question": "Q7?", "answer": "a", "text": "t"}',
-        '["Q8?", "a"]',
-        '{"question": "Q9?", "question": "Q?", "answer": "a"}',
-    ]
-    message = refusal(write(path, "\n".join(lines)))
-    expected = {
+    lines = [line("Q1?", "a"), "not json", '{"question": "Q3?"}', "", line("Q5?", " "), '["Q6?", "a"]']
+    lines += ['{"question": "Q7?", "answer": "a", "text": "t"}']
+    _, *listed, _ = refusal(write(path, "\n".join(lines))).splitlines()
+    reasons = {
         2: "broken JSON",
         3: "answer is missing",
         5: "answer is only white space",
-        6: "answer must be a string, got a number",
+        6: "must be an object, got a list",
         7: "text is an unknown key (allowed: question, answer)",
-        8: "must be an object, got a list",
-        9: "gives the key 'question' more than once",
     }
-    told = message.splitlines()
-    for number, reason in expected.items():
-        assert any(str(path) in one and f"line {number}" in one and reason in one for one in told), (number, message)
-    assert "line 1:" not in message
-    assert "line 4:" not in message
+    for found, (number, reason) in zip(sorted(listed), reasons.items(), strict=True):
+        assert found.startswith(f"  {path}: line {number}: {reason}")
 
 
 @pytest.mark.parametrize(
@@ -153,26 +134,6 @@ def test_file_that_cannot_be_read_is_refused_by_its_path_and_setting(tmp_path: P
     message = refusal(of_file(tmp_path / name))
     assert str(tmp_path / name) in message
     assert "data.retention_path" in message
-
-
-# The setting
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        JsonLinesData(path="d", retention_path="p.jsonl"),
-        SquadData(path="d", retention_path="p.jsonl"),
-        HuggingFaceData(path="d", columns=ColumnMapping(questions="qs"), retention_path="p.jsonl"),
-    ],
-)
-def test_every_loaded_source_takes_a_retention_path(data: DataConfig) -> None:
-    assert ADAPTER.validate_json(ADAPTER.dump_json(data)) == data
-
-
-def test_micro_world_refuses_a_retention_path() -> None:
-    with pytest.raises(ValidationError, match="retention_path"):
-        ADAPTER.validate_python({"type": "microworld", "retention_path": "p.jsonl"})
 
 
 # Rehearsal

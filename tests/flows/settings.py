@@ -6,11 +6,13 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,10 +32,11 @@ TINY = (
     "student.update.rank=2",
     "student.update.epochs=2",
     "comparison.edits=1",
-    "comparison.fixed_prompts=[micro-self-qa]",
+    "comparison.variants=[base, raw_passage, {name: fixed_kind, label: best fixed kind, source: {type: best_prompt, "
+    "prompts: [micro-self-qa]}}, untrained_teacher, trained_teacher, null_edit, other_document, swapped_values, "
+    "fixed_kind_equal_tokens, oracle]",
     "comparison.resamples=200",
     "comparison.keep_adapters=1",
-    "comparison.joint_update={rank: 2, alpha: 4, learning_rate: 5.0e-3, epochs: 1}",
 )
 """Overrides that make `configs/demo.yaml` a matter of seconds, with every stage and every variant left in."""
 
@@ -122,15 +125,26 @@ def run_command(arguments: Sequence[str], home: Path) -> tuple[int, str]:
         child.clean_up()
 
 
-def records(work_dir: Path) -> dict[str, int]:
-    """Return the whole stored records of units by content key, with the time of their last change in ns."""
+def records(work_dir: Path) -> dict[str, str]:
+    """Return what is stored by content key: results of tasks with the time of their last change, and updates."""
     storage = work_dir / "prefect" / "storage"
     found = {}
     for path in storage.glob("*/v*/*/*"):
         state = path.stat()
         if _is_whole(path, state.st_size, state.st_mtime_ns):
-            found[str(path.relative_to(storage))] = state.st_mtime_ns
-    return found
+            found[str(path.relative_to(storage))] = str(state.st_mtime_ns)
+    return found | _updates(work_dir / "updates.sqlite")
+
+
+def _updates(path: Path) -> dict[str, str]:
+    """Return the stored updates by content key; none while the store is not there yet."""
+    if not path.is_file():
+        return {}
+    with closing(sqlite3.connect(path, timeout=60.0)) as store:
+        try:
+            return dict(store.execute("SELECT key, record FROM updates"))
+        except sqlite3.OperationalError:  # the table is not made yet
+            return {}
 
 
 @cache
@@ -144,7 +158,7 @@ def _is_whole(path: Path, size: int, changed: int) -> bool:
 
 
 def counts(work_dir: Path) -> Counter[str]:
-    """Return how many records of each kind of unit are stored."""
+    """Return how many results of each kind are stored."""
     return Counter(key.partition("/")[0] for key in records(work_dir))
 
 
@@ -156,4 +170,4 @@ def figures(result: Path) -> dict[str, Any]:
 
 def run_id_in(output: str) -> list[str]:
     """Return the MLflow runs that the output of one or several commands names, in order."""
-    return re.findall(r"(?:new|going on with) MLflow run ([0-9a-f]{32})", output)
+    return re.findall(r"(?:new|resuming) MLflow run ([0-9a-f]{32})", output)

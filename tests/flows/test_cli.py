@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.embedded import exclusive
+from pipelines.process import exclusive
 from tests.flows.settings import CONFIGS, PATIENCE_SECONDS, ROOT, command, environment, run_command
 
 HEAVY = ("torch", "transformers", "mlflow", "prefect", "datasets")

@@ -19,11 +19,11 @@ from tests.vllm_server import MICRO_TEACHER
 pytestmark = pytest.mark.flow
 
 VLLM = "teacher.sampling={type: vllm, max_new_tokens: 64, engine: {kv_cache_gb: 0.2, max_sequences: 64}}"
-SHORT = ("loop.rounds=0", "comparison.fixed_prompts=[]", "comparison.joint_update=null")
+SHORT = ("loop.rounds=0", "comparison.variants=[base, raw_passage, untrained_teacher]")
 
 
 def endpoint(url: str, model: str = MODEL, **settings: Any) -> dict[str, Any]:
-    fast = {"retries": 3, "backoff_first": 0.01, "backoff_longest": 0.02, "timeout": 60.0}
+    fast = {"retries": 3, "timeout": 60.0}
     return {"base_url": url, "model": model, **fast, **settings}
 
 
@@ -77,8 +77,10 @@ def test_external_generator_behind_vllms_server_loses_nothing_to_faults(
     with FaultyServer(vllm_micro_teacher) as server:
         sampling["endpoint"]["base_url"] = server.base_url  # type: ignore[index]
         server.fail_next(["429", "500", "truncated", "not json", "empty", "reset"])
-        external = json.dumps({"sampling": sampling, "prompt": "micro-implications"})
-        settings = (*TINY, *SHORT, f"comparison.external={external}")
+        source = {"type": "endpoint", "sampling": sampling, "prompt": "micro-implications"}
+        external = json.dumps({"name": "external_generator", "label": "external generator", "source": source})
+        variants = f"comparison.variants=[base, raw_passage, {external}, untrained_teacher]"
+        settings = (*TINY, *SHORT, variants)
         code, output = run_command(
             command(CONFIGS / "demo.yaml", tmp_path / "work", settings, tmp_path / "r.json"), tmp_path / "home"
         )

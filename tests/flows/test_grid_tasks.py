@@ -14,6 +14,10 @@ from tests.flows.settings import CONFIGS, command, run_command
 
 pytestmark = pytest.mark.flow
 
+FIXED = (
+    "{name: fixed_spec, label: fixed, source: {type: fixed_specification, tasks: 1, oracle_tasks: 1, space: "
+    "{orientations: [none, mirror], colourings: [0], learning_rate: [0.01], epochs: [2]}}}"
+)
 SMALL = (
     "threads=1",
     "loop={rounds: 1, documents: 2}",
@@ -24,8 +28,6 @@ SMALL = (
     "student.update.max_steps=4",
     "comparison.resamples=200",
     "comparison.keep_adapters=1",
-    "comparison.specs={fixed_tasks: 1, oracle_tasks: 1, space: {orientations: [none, mirror], colourings: [0], "
-    "learning_rate: [0.01], epochs: [2]}}",
 )
 
 
@@ -40,7 +42,12 @@ def run(place: Path, *overrides: str) -> tuple[dict[str, Any], str]:
 
 def test_micro_grids_are_learned_on_and_compared(tmp_path: Path) -> None:
     sides = "data={type: microgrids, train_documents: 4, development_documents: 1, test_documents: 3, "
-    result, output = run(tmp_path, sides + "rewarded_tests: 2, compared_tests: 2, views: [as-it-is, mirror]}")
+    variants = f"[base, raw_passage, {FIXED}, untrained_teacher, trained_teacher, other_document]"
+    result, output = run(
+        tmp_path,
+        sides + "rewarded_tests: 2, compared_tests: 2, views: [as-it-is, mirror]}",
+        f"comparison.variants={variants}",
+    )
     kinds = {"base", "raw_passage", "fixed_spec", "untrained_teacher", "trained_teacher", "other_document"}
     assert set(result["variants"]) == kinds
     assert {"trained_minus_fixed_spec", "trained_minus_untrained", "other_document_minus_base"} <= set(result["gains"])
@@ -72,7 +79,6 @@ def test_three_real_tasks_of_arc_run_end_to_end(tmp_path: Path, shared_data: Cal
         "loop={rounds: 1, documents: 1}",
         "grading.max_new_tokens=128",
         "comparison.edits=3",
-        "comparison.controls=[]",
     )
     # What a teacher of micro-grids writes about other grids is not always a specification: such a task has no score.
     assert result["documents"] >= 1

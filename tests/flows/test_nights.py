@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from evaluation.microworld.nights import draw_nights
-from pipelines.config import TrackingConfig
-from pipelines.nights.opening import NIGHTS, student_version
-from pipelines.nights.simulate import as_delivered
-from pipelines.registry import CHAMPION, Registry
+from pipelines.adapt_student.plan import NIGHTS
+from pipelines.adapt_student.state import student_version
+from pipelines.experiments.nights import as_delivered
+from pipelines.lineage.registry import CHAMPION, Registry
+from pipelines.settings import TrackingConfig
 from tests.flows.settings import CONFIGS, PATIENCE_SECONDS, Child, run_command
-from tests.pipelines.nights.test_adapt_student import SMALL
+from tests.pipelines.adapt_student.factories import SMALL
 
 pytestmark = pytest.mark.flow
 
@@ -57,6 +58,8 @@ def figures(result: Path) -> dict[str, Any]:
     """Return a night's result without what differs between two runs of the same night."""
     whole: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
     whole["update"].pop("seconds")
+    for update in (update for candidate in whole["candidates"] for update in candidate["replicates"]):
+        del update["seconds"], update["peak_bytes"]
     return {name: value for name, value in whole.items() if name not in ("seconds", "mlflow_run_id", "page")}
 
 
@@ -73,7 +76,7 @@ def test_of_two_nights_at_once_one_runs_and_the_other_says_why_not(tmp_path: Pat
     finally:
         first.clean_up()
     assert json.loads((tmp_path / "first.json").read_text())["outcome"] == "promoted"
-    assert "night-0001: promoted (version 1, made from the base student)" in first.output
+    assert "night-0001: promoted (version 1, trained from the base student)" in first.output
 
 
 def finished(place: Path) -> tuple[dict[str, Any], float]:

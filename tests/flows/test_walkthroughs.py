@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config import load_config, read_config, to_yaml
-from pipelines.nights.config import NightConfig
+from pipelines.adapt_student.config import NightConfig
+from pipelines.settings import load, to_yaml
+from pipelines.train_teacher.config import TrainTeacherConfig
 from tests.flows.settings import CONFIGS, ROOT, TINY, environment
 from tests.flows.test_nights import document_rows
-from tests.pipelines.nights.test_adapt_student import SMALL
+from tests.pipelines.adapt_student.factories import SMALL
 
 pytestmark = [pytest.mark.flow, pytest.mark.slow, pytest.mark.timeout(1200)]
 PAGES = ROOT / "docs" / "walkthroughs"
@@ -48,7 +49,7 @@ def run_all(page: str, place: Path) -> str:
 
 def test_enterprises_day(tmp_path: Path) -> None:
     (tmp_path / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in document_rows()))
-    (tmp_path / "night.yaml").write_text(to_yaml(read_config(CONFIGS / "nights-demo.yaml", NightConfig, SMALL)))
+    (tmp_path / "night.yaml").write_text(to_yaml(load(CONFIGS / "nights-demo.yaml", NightConfig, SMALL)))
     printed = run_all("enterprise.md", tmp_path)
     assert "night-0001: promoted" in printed
     assert "champion" in printed
@@ -57,7 +58,7 @@ def test_enterprises_day(tmp_path: Path) -> None:
 
 def test_data_scientists_afternoon(tmp_path: Path) -> None:
     (tmp_path / "configs").mkdir()
-    (tmp_path / "configs" / "demo.yaml").write_text(to_yaml(load_config(CONFIGS / "demo.yaml", TINY)))
+    (tmp_path / "configs" / "demo.yaml").write_text(to_yaml(load(CONFIGS / "demo.yaml", TrainTeacherConfig, TINY)))
     printed = run_all("data-scientist.md", tmp_path)
     assert "Cost of demo" in printed
     assert "Versions of the teacher" in printed

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from pipelines.config import TrackingConfig
-from pipelines.lineage import Lineage
-from pipelines.lineage_store import run_tags
+from pipelines.lineage.run import Lineage
+from pipelines.lineage.store import run_tags
 from pipelines.process import prepare_process
+from pipelines.settings import TrackingConfig
 from student.adapters import save_adapter
 from tests.pipelines.factories import make_adapter
 

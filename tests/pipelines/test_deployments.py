@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.config import load_config, read_config
-from pipelines.nights.config import NightConfig
-from pipelines.regression.suite import load_suite
+from pipelines.adapt_student.config import NightConfig
+from pipelines.check_regression.suite import load_suite
+from pipelines.settings import load
+from pipelines.train_teacher.config import TrainTeacherConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
@@ -41,8 +42,8 @@ def test_schedules_are_valid_and_files_are_there() -> None:
         for schedule in deployment.get("schedules", ()):
             CronSchedule(**schedule)
     assert "schedules" not in by_name["on-demand"]
-    load_config(ROOT / by_name["weekly"]["parameters"]["config_path"])
-    read_config(ROOT / by_name["nightly"]["parameters"]["config_path"], NightConfig)
+    load(ROOT / by_name["weekly"]["parameters"]["config_path"], TrainTeacherConfig)
+    load(ROOT / by_name["nightly"]["parameters"]["config_path"], NightConfig)
     load_suite(ROOT / by_name["on-demand"]["parameters"]["suite_path"])
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
-from tests.student.tiny import byte_tokenizer, tiny_model
-
-MakeModel = Callable[..., Any]
+from tests.student.factories import MakeModel, byte_tokenizer, tiny_model
 
 
 @pytest.fixture(scope="session")

@@ -7,29 +7,29 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.nn.functional import cross_entropy
-from transformers import get_constant_schedule_with_warmup, get_linear_schedule_with_warmup
+from transformers import get_linear_schedule_with_warmup
 
-from student.banked_linear import FactorShape, FlatLayout
-from student.banked_model import find_targets
-from student.batching import sequence_order
+from student.bank.layout import FactorShape, FlatLayout, initial_factors
+from student.bank.model import find_targets
+from student.bank.training import sequence_order
+from student.config import MAX_GRADIENT_NORM
 from student.sequences import TrainingSequence
-from student.training import initial_factors
-from student.updates import UpdateJob
+from student.updates import UpdateRequest
 
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
-def starting_point(model: Any, job: UpdateJob) -> Factors:
+def starting_point(model: Any, job: UpdateRequest) -> Factors:
     """The initial factors in PEFT's orientation; zeros for B."""
     if job.initial is not None:
         return dict(job.initial.factors)
     targets = find_targets(model, job.recipe.target_modules, job.recipe.depth)
     layout = FlatLayout({n: FactorShape(m.in_features, m.out_features) for n, m in targets.items()}, job.recipe.rank)
-    views = layout.views(initial_factors(layout, job.recipe, job.seed)[None])
+    views = layout.views(initial_factors(layout, job.recipe.rank, job.seed, list(targets))[None])
     return {name: (a[0], b[0].t()) for name, (a, b) in views.items()}
 
 
-def train_alone(model: Any, job: UpdateJob, start: Factors) -> tuple[Factors, list[float]]:
+def train_alone(model: Any, job: UpdateRequest, start: Factors) -> tuple[Factors, list[float]]:
     """Return the factors and losses of one PEFT training of `model`, which is used up, from the factors `start`."""
     recipe = job.recipe
     blocks, (low, high) = model.config.num_hidden_layers, recipe.depth
@@ -58,14 +58,10 @@ def train_alone(model: Any, job: UpdateJob, start: Factors) -> tuple[Factors, li
         parameters,
         lr=recipe.learning_rate,
         betas=recipe.adam_betas,
-        eps=recipe.adam_epsilon,
-        weight_decay=recipe.weight_decay,
+        weight_decay=0.0,
     )
     total = recipe.total_steps(len(job.sequences))
-    if recipe.schedule == "linear":
-        schedule = get_linear_schedule_with_warmup(optimizer, recipe.warmup_steps, total)
-    else:
-        schedule = get_constant_schedule_with_warmup(optimizer, recipe.warmup_steps)
+    schedule = get_linear_schedule_with_warmup(optimizer, recipe.warmup_steps, total)
     losses: list[float] = []
     for order in sequence_order(len(job.sequences), job.seed, recipe.epochs):
         for i in range(0, len(order), recipe.batch_size):
@@ -75,8 +71,7 @@ def train_alone(model: Any, job: UpdateJob, start: Factors) -> tuple[Factors, li
             logits = peft_model(input_ids=ids, attention_mask=mask).logits
             loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
             loss.backward()  # type: ignore[no-untyped-call]
-            if recipe.max_gradient_norm is not None:
-                torch.nn.utils.clip_grad_norm_(parameters, recipe.max_gradient_norm)
+            torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()

@@ -9,21 +9,21 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from evaluation.checkpoints import model_digest
-from evaluation.errors import ModelError
+from evaluation.common.checkpoints import model_digest
+from evaluation.common.errors import ModelError
 from student.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, load_adapter, save_adapter
+from student.bank.bank import LoraBank
 from student.config import UpdateRecipe
-from student.lora_bank import LoraBank
 from student.sequences import TrainingSequence
-from student.updates import UpdateJob
-from tests.student.conftest import MakeModel
+from student.updates import UpdateRequest
+from tests.student.factories import MakeModel
 
 IDS = torch.arange(3, 15).view(2, 6)
 
 
 def _trained(model: Any, rank: int = 3) -> Adapter:
     sequences = (TrainingSequence(tuple(range(40, 50)), (True,) * 10),)
-    job = UpdateJob("a", sequences, UpdateRecipe(rank=rank, epochs=4, alpha=5.0), seed=1)
+    job = UpdateRequest("a", sequences, UpdateRecipe(rank=rank, epochs=4, alpha=5.0), seed=1)
     with LoraBank(model) as bank:
         adapter = bank.train([job])[0].adapter
     assert adapter is not None

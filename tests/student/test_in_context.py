@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,19 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM, MistralConfig, MistralForCausalLM
 
-from evaluation.answers import AnswerFormat, AnswerScore, score_answers
-from evaluation.checkpoints import Checkpoint, load_checkpoint
-from evaluation.errors import ScoringError
-from evaluation.microworld.oracle import oracle_lines, sheet_swaps
-from evaluation.microworld.templates import FILLERS
-from evaluation.microworld.vocabulary import VALUES
-from evaluation.microworld.world import Fact, Sheet, WorldDocument, draw_documents
+from evaluation.common.checkpoints import Checkpoint, load_checkpoint
+from evaluation.common.errors import ScoringError
+from evaluation.exact_match import AnswerFormat, AnswerScore, score_answers
+from evaluation.microworld.texts import oracle_lines
+from evaluation.microworld.world import Sheet, draw_documents
 from evaluation.tasks import Question
+from student.bank.bank import LoraBank
+from student.bank.scoring import ScoringFailure, SlotScores
 from student.in_context import score_in_context
-from student.lora_bank import LoraBank
-from student.scoring import ScoringFailure, SlotScores
-from tests.student.conftest import MakeModel
-from tests.student.tiny import BOS, EOS, VOCABULARY, byte_tokenizer, tiny_model
+from tests.student.factories import BOS, EOS, VOCABULARY, MakeModel, byte_tokenizer, tiny_model
 
 DOCUMENTS = draw_documents("development", 3, 5)
 FORMAT = AnswerFormat()
@@ -85,9 +81,6 @@ def tokens_read(model: Any, work: Callable[[], object]) -> int:
     finally:
         handle.remove()
     return read
-
-
-# The same scores as without sharing
 
 
 @pytest.mark.parametrize("places", [16_384, 200, 1])
@@ -182,9 +175,6 @@ def test_model_is_scored_in_evaluation_mode_and_gets_its_mode_back(
     assert model.training is training
 
 
-# Failures
-
-
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_context_that_is_too_long_fails_alone(make_model: MakeModel, tokenizer: Any, kind: str) -> None:
     """The last token of an answer is only ever a label and takes no position."""
@@ -223,42 +213,5 @@ def test_nothing_asked_gives_nothing(student: Checkpoint) -> None:
     assert score_in_context(student.model, student.tokenizer, [], [], FORMAT) == []
 
 
-# What the proxy says
-
-
 def statements(sheet: Sheet) -> str:
     return " ".join(text for text, answer in oracle_lines(sheet) if answer is None)
-
-
-def pairs(sheet: Sheet) -> str:
-    return " ".join(f"Question: {text} Answer: {answer}" for text, answer in oracle_lines(sheet) if answer is not None)
-
-
-def restated(sheet: Sheet, value_of: Callable[[Fact], str]) -> str:
-    return statements(Sheet(sheet.kind, tuple(fact._replace(value=value_of(fact)) for fact in sheet.facts)))
-
-
-def nobodys_value(sheet: Sheet, fact: Fact) -> str:
-    told = {other.value for other in sheet.facts if other.attribute == fact.attribute}
-    return next(value for value in VALUES[fact.words.values] if value not in told)
-
-
-def test_truth_in_context_is_worth_more_than_falsehood_and_filler(student: Checkpoint) -> None:
-    """The order of kinds of self-edits; a raw passage, which teaches no weights anything, is worth most of all."""
-    documents = draw_documents("development", 12, 0)
-    rng = random.Random(0)
-
-    def worth(write: Callable[[WorldDocument], str]) -> float:
-        contexts, asked = [write(d) for d in documents], [d.task.questions for d in documents]
-        found = score_in_context(student.model, student.tokenizer, contexts, asked, FORMAT)
-        values = [score.probability for scores in found for score in scores if isinstance(score, AnswerScore)]
-        assert len(values) == sum(map(len, asked))
-        return sum(values) / len(values)
-
-    passage = worth(lambda d: d.task.document.text)
-    true, asked = worth(lambda d: statements(d.sheet)), worth(lambda d: pairs(d.sheet))
-    swapped = worth(lambda d: restated(d.sheet, lambda fact: sheet_swaps(d.sheet)[fact.value]))
-    wrong = worth(lambda d: restated(d.sheet, lambda fact: nobodys_value(d.sheet, fact)))
-    filler = worth(lambda _: " ".join(rng.choices(FILLERS, k=8)))
-    assert passage > true + 0.3
-    assert min(true, asked) > max(swapped, wrong, filler) + 0.05

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from evaluation.answers import AnswerFormat, encode_answer
-from evaluation.tasks import Document
+from evaluation.exact_match import AnswerFormat, encode_answer
+from evaluation.tasks import Document, Line, lines_of
 from student.config import UpdateRecipe
 from student.sequences import SkipReason, TrainingSequence, build_sequences
 from teacher.self_edit import Implication, SelfEdit
-from tests.student.tiny import byte_tokenizer
+from tests.student.factories import byte_tokenizer
 
 DOCUMENT = Document(id="d", title="Iguanas", text="Iguanas climb.")
 EDIT = SelfEdit(
@@ -20,7 +20,7 @@ EDIT = SelfEdit(
 
 
 def test_build_sequences_statement_and_answer_with_loss_on_all(tokenizer: Any) -> None:
-    data = build_sequences(EDIT, DOCUMENT, tokenizer, UpdateRecipe(), AnswerFormat())
+    data = build_sequences(lines_of(EDIT), DOCUMENT, tokenizer, UpdateRecipe(), AnswerFormat())
     texts = [tokenizer.decode(sequence.tokens) for sequence in data.sequences]
     assert texts == ["<s>Iguanas can climb.</s>", "<s>Question: What climbs?\nAnswer: An iguana</s>"]
     assert all(all(sequence.loss_mask) for sequence in data.sequences)
@@ -28,7 +28,7 @@ def test_build_sequences_statement_and_answer_with_loss_on_all(tokenizer: Any) -
 
 
 def test_build_sequences_answer_loss_covers_answer_and_end_and_whole_statements(tokenizer: Any) -> None:
-    data = build_sequences(EDIT, DOCUMENT, tokenizer, UpdateRecipe(loss_on="answer"), AnswerFormat())
+    data = build_sequences(lines_of(EDIT), DOCUMENT, tokenizer, UpdateRecipe(loss_on="answer"), AnswerFormat())
     statement, answered = data.sequences
     assert all(statement.loss_mask)
     kept = [token for token, loss in zip(answered.tokens, answered.loss_mask, strict=True) if loss]
@@ -37,7 +37,7 @@ def test_build_sequences_answer_loss_covers_answer_and_end_and_whole_statements(
 
 def test_build_sequences_training_prompt_is_the_scoring_prompt(tokenizer: Any) -> None:
     wrapper = AnswerFormat(prompt="ask {question} tell")
-    data = build_sequences(EDIT, DOCUMENT, tokenizer, UpdateRecipe(), wrapper)
+    data = build_sequences(lines_of(EDIT), DOCUMENT, tokenizer, UpdateRecipe(), wrapper)
     scored = encode_answer(tokenizer, "What climbs?", "An iguana", wrapper)
     assert list(data.sequences[1].tokens[:-1]) == scored.tokens
 
@@ -45,17 +45,17 @@ def test_build_sequences_training_prompt_is_the_scoring_prompt(tokenizer: Any) -
 def test_build_sequences_passage_and_title_as_seal_does(tokenizer: Any) -> None:
     recipe = UpdateRecipe(include_passage=True, title_prefix=True)
     edit = SelfEdit(implications=(Implication(text="They climb."),))
-    data = build_sequences(edit, DOCUMENT, tokenizer, recipe, AnswerFormat())
+    data = build_sequences(lines_of(edit), DOCUMENT, tokenizer, recipe, AnswerFormat())
     texts = [tokenizer.decode(s.tokens, skip_special_tokens=True) for s in data.sequences]
     assert texts == ["Iguanas\nThey climb.", "Iguanas\nIguanas climb."]
-    raw = build_sequences(SelfEdit(), DOCUMENT, tokenizer, UpdateRecipe(include_passage=True), AnswerFormat())
+    raw = build_sequences(lines_of(SelfEdit()), DOCUMENT, tokenizer, UpdateRecipe(include_passage=True), AnswerFormat())
     assert [tokenizer.decode(s.tokens, skip_special_tokens=True) for s in raw.sequences] == ["Iguanas climb."]
-    assert build_sequences(SelfEdit(), DOCUMENT, tokenizer, UpdateRecipe(), AnswerFormat()) == ((), ())
+    assert build_sequences(lines_of(SelfEdit()), DOCUMENT, tokenizer, UpdateRecipe(), AnswerFormat()) == ((), ())
 
 
 def test_build_sequences_long_line_is_left_out_and_recorded(tokenizer: Any) -> None:
     recipe = UpdateRecipe(max_sequence_tokens=20)
-    data = build_sequences(EDIT, DOCUMENT, tokenizer, recipe, AnswerFormat())
+    data = build_sequences(lines_of(EDIT), DOCUMENT, tokenizer, recipe, AnswerFormat())
     assert len(data.sequences) == 1  # 18 letters with beginning and end are 20 tokens.
     (skipped,) = data.skipped
     assert (skipped.line, skipped.reason) == (1, SkipReason.TOO_LONG)
@@ -72,7 +72,7 @@ def test_build_sequences_line_without_a_token_to_predict_is_left_out(tokenizer: 
             return tokenizer(text, **options)
 
     edit = SelfEdit(implications=(Implication(text="x"), Implication(text="xy")))
-    data = build_sequences(edit, DOCUMENT, Bare(), UpdateRecipe(), AnswerFormat())
+    data = build_sequences(lines_of(edit), DOCUMENT, Bare(), UpdateRecipe(), AnswerFormat())
     assert [len(s.tokens) for s in data.sequences] == [2]
     assert [(s.line, s.reason) for s in data.skipped] == [(0, SkipReason.TOO_SHORT)]
 
@@ -80,7 +80,7 @@ def test_build_sequences_line_without_a_token_to_predict_is_left_out(tokenizer: 
 def test_build_sequences_answer_without_token_boundary_is_left_out() -> None:
     edit = SelfEdit(implications=(Implication(text="q", answer="b"), Implication(text="q", answer="c")))
     wrapper = AnswerFormat(prompt="{question}a", joiner="")
-    data = build_sequences(edit, DOCUMENT, byte_tokenizer((("a", "b"),)), UpdateRecipe(), wrapper)
+    data = build_sequences(lines_of(edit), DOCUMENT, byte_tokenizer((("a", "b"),)), UpdateRecipe(), wrapper)
     assert len(data.sequences) == 1
     assert [(s.line, s.reason) for s in data.skipped] == [(0, SkipReason.NO_BOUNDARY)]
 
@@ -97,7 +97,7 @@ def test_build_sequences_every_line_is_trained_on_or_recorded(
     tokenizer: Any, lines: list[tuple[str, str | None]]
 ) -> None:
     edit = SelfEdit(implications=tuple(Implication(text=text, answer=answer) for text, answer in lines))
-    data = build_sequences(edit, DOCUMENT, tokenizer, UpdateRecipe(max_sequence_tokens=60), AnswerFormat())
+    data = build_sequences(lines_of(edit), DOCUMENT, tokenizer, UpdateRecipe(max_sequence_tokens=60), AnswerFormat())
     assert len(data.sequences) + len(data.skipped) == len(lines)
     assert all(len(sequence.tokens) <= 60 for sequence in data.sequences)
     assert all(sequence.tokens[0] == tokenizer.bos_token_id for sequence in data.sequences)
@@ -106,12 +106,12 @@ def test_build_sequences_every_line_is_trained_on_or_recorded(
 
 def test_build_sequences_loss_on_outputs_is_on_those_of_demonstrations_and_on_the_answer(tokenizer: Any) -> None:
     query = "Input:\n10\nOutput:\n01\n23\nInput:\n4\nOutput:\n5\nInput:\n67\nOutput:\n"
-    edit = SelfEdit(implications=(Implication(text=query, answer="76"), Implication(text="Rows turn.")))
-    wrapper = AnswerFormat(prompt="{question}", joiner="")
-    data = build_sequences(edit, DOCUMENT, tokenizer, UpdateRecipe(loss_on="outputs"), wrapper)
+    wrapper = AnswerFormat(prompt="<{question}", joiner="")
+    lines = Line(query, "76", outputs=((18, 23), (41, 42))), Line("Rows turn.")
+    data = build_sequences(lines, DOCUMENT, tokenizer, UpdateRecipe(loss_on="outputs"), wrapper)
     pairs, statement = data.sequences
     kept = [token for token, loss in zip(pairs.tokens, pairs.loss_mask, strict=True) if loss]
     assert tokenizer.decode(kept) == "01\n23576</s>"
     assert all(statement.loss_mask)
-    plain = build_sequences(EDIT, DOCUMENT, tokenizer, UpdateRecipe(loss_on="outputs"), AnswerFormat())
-    assert plain == build_sequences(EDIT, DOCUMENT, tokenizer, UpdateRecipe(loss_on="answer"), AnswerFormat())
+    plain = build_sequences(lines_of(EDIT), DOCUMENT, tokenizer, UpdateRecipe(loss_on="outputs"), AnswerFormat())
+    assert plain == build_sequences(lines_of(EDIT), DOCUMENT, tokenizer, UpdateRecipe(loss_on="answer"), AnswerFormat())

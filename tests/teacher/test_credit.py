@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.microworld.tokenizer import build_tokenizer
+from evaluation.microworld.build import build_tokenizer
 from evaluation.tasks import Question
 from teacher.credit import earned_by_line, line_gains, lines_of_tokens, relative_to_others, speakers
 

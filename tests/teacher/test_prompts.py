@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from tokenizers.processors import TemplateProcessing
 
-from evaluation.errors import ConfigError, ModelError
+from evaluation.common.errors import ConfigError, ModelError
 from evaluation.tasks import Document, KnowledgeTask, Question
-from teacher.config import GroupRelativeConfig, LearningConfig, RestEmConfig, TeacherConfig
+from teacher.algorithms.grpo import GroupRelativeConfig
+from teacher.algorithms.rest_em import RestEmConfig
+from teacher.config import LearningConfig, TeacherConfig
 from teacher.prompts import PROMPTS, PromptTemplate, prompt_template, prompt_token_ids
-from tests.teacher.tiny import tiny_base
+from tests.teacher.factories import tiny_base
 
 DOCUMENT = Document(id="d1", title="Estonian language", text="Writings in Estonian became significant.")
 TEXTS = st.text(min_size=1, max_size=60).filter(str.strip)
@@ -111,7 +113,7 @@ def test_learning_config_is_told_apart_by_algorithm() -> None:
     adapter: TypeAdapter[LearningConfig] = TypeAdapter(LearningConfig)
     assert adapter.validate_python({"algorithm": "rest_em", "keep": 2}) == RestEmConfig(keep=2)
     assert adapter.validate_python({"algorithm": "grpo"}) == GroupRelativeConfig()
-    for wrong in ({"algorithm": "ppo"}, {"algorithm": "rest_em", "clip_low": 0.1}, {"algorithm": "rest_em", "keep": 0}):
+    for wrong in ({"algorithm": "ppo"}, {"algorithm": "rest_em", "clip": 0.1}, {"algorithm": "rest_em", "keep": 0}):
         with pytest.raises(ValidationError):
             adapter.validate_python(wrong)
 

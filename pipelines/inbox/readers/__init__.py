@@ -1,46 +1,38 @@
-"""Readers: from the bytes of a file to its text in blocks. The libraries are imported when a file needs them."""
+"""Readers: from the bytes of a file to its text in blocks; an import here adds one (docs/extending.md).
+
+A reader imports its library when a file needs it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from types import MappingProxyType
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from pipelines.inbox.blocks import Extract
-from pipelines.inbox.readers.html import read_html
-from pipelines.inbox.readers.markdown import read_markdown
-from pipelines.inbox.readers.pdf import read_pdf
-from pipelines.inbox.readers.plain import read_plain
-from pipelines.inbox.readers.word import read_word
+from pipelines.inbox.readers.markup import HTML as HTML
+from pipelines.inbox.readers.markup import MARKDOWN as MARKDOWN
+from pipelines.inbox.readers.office import PDF as PDF
+from pipelines.inbox.readers.office import WORD as WORD
+from pipelines.inbox.readers.text import PLAIN as PLAIN
+from pipelines.inbox.readers.text import Extract, Reader
 
-Format: TypeAlias = Literal["jsonl", "json", "markdown", "html", "text", "pdf", "docx"]
-"""What a file is read as."""
+_READERS = [each for each in tuple(vars().values()) if isinstance(each, Reader)]
+READERS: Mapping[str, Callable[[bytes], Extract]] = MappingProxyType({each.format: each.read for each in _READERS})
+"""By format; those that hold one document. `pipelines.inbox.intake` reads rows of JSON."""
 
-SUFFIXES: Mapping[str, Format] = MappingProxyType(
-    {
-        ".jsonl": "jsonl",
-        ".ndjson": "jsonl",
-        ".json": "json",
-        ".md": "markdown",
-        ".markdown": "markdown",
-        ".html": "html",
-        ".htm": "html",
-        ".xhtml": "html",
-        ".txt": "text",
-        ".text": "text",
-        ".pdf": "pdf",
-        ".docx": "docx",
-    }
+SUFFIXES: Mapping[str, str] = MappingProxyType(
+    {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json"}
+    | {suffix: each.format for each in _READERS for suffix in each.suffixes}
 )
 """Formats by the end of a file's name, in lower case."""
 
-READERS: Mapping[Format, Callable[[bytes], Extract]] = MappingProxyType(
-    {"markdown": read_markdown, "html": read_html, "text": read_plain, "pdf": read_pdf, "docx": read_word}
-)
-"""Readers of the formats that hold one document; rows of JSON are read by `pipelines.inbox.rows`."""
+if TYPE_CHECKING:
+    Format: TypeAlias = str
+else:
+    Format = Literal[tuple(dict.fromkeys(SUFFIXES.values()))]
 
 
 def format_of(name: str) -> Format | None:
-    """Return what a file is by its name, or None where the name does not tell."""
+    """Return the format by a file's name; None where its end is unknown."""
     return SUFFIXES.get(PurePath(name).suffix.lower())

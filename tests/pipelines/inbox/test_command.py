@@ -57,14 +57,14 @@ def test_day_at_the_inbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "'a.md', which" not in added
     with InboxStore(tmp_path / ".preceptor" / "inbox.db") as store:
         old, new = store.documents()
-        store.set_aside([new.id], "forgot too much", "night-7")
+        store.quarantine([new.id], "forgot too much", "night-7")
 
     lines = printed("list").splitlines()
     (of_old,) = (line for line in lines if line.lstrip().startswith(old.id))
     (of_new,) = (line for line in lines if line.lstrip().startswith(new.id) and "chat" in line)
     assert "2026-11-01" in of_old
     assert f"superseded by {new.id}" in of_old
-    assert "set aside: forgot too much (night-7)" in of_new
+    assert "quarantined: forgot too much (night-7)" in of_new
     assert lines[-1] == f"Next: preceptor inbox release {new.id} --work-dir .preceptor"
 
     shown = printed("show", new.id)
@@ -73,9 +73,9 @@ def test_day_at_the_inbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "- How many? Nine\n" in shown
 
     released = printed("release", new.id, old.id)
-    assert f"{new.id} will be learned again.\n{old.id} was not set aside.\n" in released
+    assert f"{new.id}: back in the queue.\n{old.id}: was not quarantined.\n" in released
     with InboxStore(tmp_path / ".preceptor" / "inbox.db") as store:
-        assert store.aside() == {}
+        assert store.quarantined() == {}
 
 
 def failed(*arguments: str, monkeypatch: pytest.MonkeyPatch, cwd: Path) -> int:
@@ -92,8 +92,8 @@ def failed(*arguments: str, monkeypatch: pytest.MonkeyPatch, cwd: Path) -> int:
     ("arguments", "told"),
     [
         (("add", "absent.md"), "cannot be read: No such file"),
-        (("add", "a.txt", "--effective", "soon"), "--effective: got 'soon'"),
-        (("add", "a.txt", "--most-characters", "10"), "--most-characters: Input should be greater"),
+        (("add", "a.txt", "--effective", "soon"), "Invalid value for '--effective'"),
+        (("add", "a.txt", "--most-characters", "10"), "Invalid value for '--most-characters'"),
         (("list",), "there is none in '.preceptor'"),
         (("show", "doc-1"), "there is none in '.preceptor'"),
     ],

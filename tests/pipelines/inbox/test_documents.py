@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from evaluation.errors import InputError
+from evaluation.common.errors import InputError
 from evaluation.tasks import Question
 from pipelines.inbox.documents import MOST_TEXT_CHARACTERS, InboxDocument
 from teacher.prompts import PROMPTS

@@ -4,17 +4,28 @@ import datetime
 import io
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from evaluation.data_config import JsonLinesData
-from evaluation.errors import InputError
-from evaluation.loaders import load_tasks
+from evaluation.common.errors import InputError
+from evaluation.sources.config import JsonLinesData
+from evaluation.sources.files import load_tasks
 from evaluation.tasks import Question
-from pipelines.inbox.intake import IntakeSettings, Refused, Taken, take
+from pipelines.inbox.intake import (
+    LEAST_CHARACTERS,
+    IntakeSettings,
+    Part,
+    Refused,
+    Taken,
+    shared_out,
+    split_sections,
+    take,
+)
+from pipelines.inbox.readers.text import Block, blocks_of, joined
 from tests.pipelines.inbox.files import pdf, word_file
 
 
@@ -152,7 +163,7 @@ def test_nothing_usable_is_an_error_that_lists_all(tmp_path: Path) -> None:
         piped("")
 
 
-def test_file_that_is_too_large_is_refused_unread(tmp_path: Path) -> None:
+def test_file_that_is_too_large_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (tmp_path / "a.txt").open("wb") as sparse:
         sparse.truncate(2**40)
     (tmp_path / "b.txt").write_text("Small.")
@@ -161,8 +172,9 @@ def test_file_that_is_too_large_is_refused_unread(tmp_path: Path) -> None:
     assert found.refused == (
         Refused(str(tmp_path / "a.txt"), "has 1099511627776 bytes, allowed are 52428800; split it into smaller files"),
     )
+    monkeypatch.setattr("pipelines.inbox.intake.MOST_BYTES", 5)
     with pytest.raises(InputError, match="has more than 5 bytes"):
-        piped('{"text": "a"}', most_bytes=5)
+        piped('{"text": "a"}')
 
 
 def test_pipe_is_no_file(tmp_path: Path) -> None:
@@ -210,35 +222,6 @@ def test_parts_of_a_file_are_titled_by_their_headings(tmp_path: Path) -> None:
     assert [each.title for each in found.documents] == ["Handbook > Refunds", "Handbook > Travel"]
 
 
-def test_recorded_questions_of_squad_go_through_the_inbox(shared_data: Callable[..., Path], tmp_path: Path) -> None:
-    from evaluation.data_config import SquadData
-
-    path = shared_data("squad", "squad_val.json.gz")
-    tasks = load_tasks(SquadData(path=path, max_documents=60))
-    rows = tmp_path / "squad.jsonl"
-    rows.write_text(
-        "\n".join(
-            json.dumps(
-                {
-                    "title": task.document.title,
-                    "text": task.document.text,
-                    "source": task.id,
-                    "questions": [q.model_dump(include={"question", "answer"}) for q in task.questions],
-                }
-            )
-            for task in tasks
-        )
-    )
-    whole = taken(rows, most_characters=100_000)
-    assert [each.as_task().questions for each in whole.documents] == [task.questions for task in tasks]
-    split = taken(rows, most_characters=300)
-    assert len(split.documents) > len(tasks)
-    asked = [question for each in split.documents for question in each.questions]
-    assert sorted(q.question for q in asked) == sorted(q.question for task in tasks for q in task.questions)
-    there = [q.answer in each.text for each in split.documents for q in each.questions]
-    assert sum(there) >= 0.98 * len(there)
-
-
 def test_rows_of_a_training_file_are_rows_of_the_inbox(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(
@@ -248,3 +231,79 @@ def test_rows_of_a_training_file_are_rows_of_the_inbox(tmp_path: Path) -> None:
     document = taken(path).documents[0]
     assert (document.name, document.as_task().questions) == (task.id, task.questions)
     assert document.document.digest == task.document.digest
+
+
+WORDS = st.text(alphabet="abcäß。.!? \n\t-#日", min_size=1, max_size=900)
+BLOCKS = st.lists(st.builds(Block, WORDS, st.integers(0, 6)), min_size=1, max_size=12).map(blocks_of).filter(bool)
+
+
+@given(BLOCKS, st.integers(LEAST_CHARACTERS, 1200))
+def test_parts_hold_everything_in_order_and_are_short_enough(blocks: tuple[Block, ...], most: int) -> None:
+    parts = split_sections(blocks, most)
+    assert "".join("".join(part.text for part in parts).split()) == "".join(joined(blocks).split())
+    assert all(0 < len(part.text) <= most and part.text.strip() for part in parts)
+    assert (len(parts) == 1) == (len(joined(blocks)) <= most)
+
+
+def sentence(topic: str, number: int) -> str:
+    return f"This sentence number {number} is about {topic} and nothing else."
+
+
+def section(topic: str, level: int, sentences: int) -> list[Block]:
+    return [Block(topic, level), *(Block(sentence(topic, i)) for i in range(sentences))]
+
+
+def test_sections_are_cut_at_headings_and_told_by_their_path() -> None:
+    blocks = [
+        Block("Handbook", 1),
+        *section("Refunds", 2, 3),
+        *section("Deadlines", 3, 3),
+        *section("Fees", 3, 3),
+        *section("Travel", 2, 3),
+    ]
+    parts = split_sections(blocks, 260)
+    assert [part.path for part in parts] == [
+        ("Handbook", "Refunds"),
+        ("Handbook", "Refunds", "Deadlines"),
+        ("Handbook", "Refunds", "Fees"),
+        ("Handbook", "Travel"),
+    ]
+    assert parts[0].text.startswith("Handbook\n\nRefunds\n\nThis sentence")
+    assert parts[2].text.startswith("Fees\n\n")
+
+
+def test_heading_that_skips_a_level_stands_under_the_one_above() -> None:
+    blocks = [*section("A", 1, 3), *section("Deep", 4, 3), *section("B", 2, 3)]
+    assert [part.path for part in split_sections(blocks, 210)] == [("A",), ("A", "Deep"), ("A", "B")]
+
+
+def test_long_paragraph_is_cut_between_sentences() -> None:
+    text = " ".join(sentence("rain", i) for i in range(20))
+    parts = split_sections([Block(text)], 300)
+    assert len(parts) > 3
+    assert all(part.text.endswith("else.") for part in parts)
+    assert " ".join(part.text for part in parts) == text
+
+
+def test_title_is_the_path_under_the_whole_and_loses_its_middle_first() -> None:
+    part = Part(("Handbook", "Refunds", "Fees"), "text")
+    assert part.title("Handbook", 100) == "Handbook > Refunds > Fees"
+    assert part.title("Rules", 100) == "Rules > Handbook > Refunds > Fees"
+    assert part.title("Handbook", 20) == "Handbook > Fees"
+    assert part.title("Handbook", 10) == "Handbook …"
+    assert Part((), "text").title("", 10) == ""
+
+
+def test_each_question_goes_to_the_part_that_answers_it() -> None:
+    texts = ["Cranes nest at Lake Orrin in May.", "Otters fish at Lake Orrin in June.", "Nothing is said here."]
+    crane = Question(question="When do cranes nest?", answer="in May")
+    otter = Question(question="Where do otters fish?", answer="Lake Orrin")
+    free = Question(question="Summarise what otters do", answer="They live by fishing")
+    assert shared_out([free, otter, crane], texts) == [(crane,), (free, otter), ()]
+
+
+@given(st.lists(st.sampled_from(["a b", "b c", "the", "c d"]), max_size=6), st.integers(1, 4))
+def test_no_question_is_lost_or_doubled(answers: list[str], parts: int) -> None:
+    questions = [Question(question=f"q{i}?", answer=answer) for i, answer in enumerate(answers)]
+    shares = shared_out(questions, ["a b c", "c d", "b", "x"][:parts])
+    assert sorted(q.question for share in shares for q in share) == sorted(q.question for q in questions)

@@ -3,18 +3,16 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.inbox.blocks import Block, Extract, UnreadableError
 from pipelines.inbox.readers import READERS, Format
-from pipelines.inbox.readers.html import read_html
-from pipelines.inbox.readers.markdown import read_markdown
-from pipelines.inbox.readers.pdf import read_pdf
-from pipelines.inbox.readers.plain import read_plain
-from pipelines.inbox.readers.word import read_word
+from pipelines.inbox.readers.markup import read_html, read_markdown
+from pipelines.inbox.readers.office import read_pdf, read_word
+from pipelines.inbox.readers.text import Block, Extract, UnreadableError, read_plain, read_transcript
 from tests.pipelines.inbox.files import changed_pdf, pdf, word_file
 
 MARKDOWN = """\
@@ -215,7 +213,7 @@ def test_old_or_encrypted_word_file_is_refused() -> None:
 
 
 def test_word_file_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.inbox.readers.word.MOST_UNPACKED_BYTES", 2**20)
+    monkeypatch.setattr("pipelines.inbox.readers.office.MOST_UNPACKED_BYTES", 2**20)
     with zipfile.ZipFile(tmp_path / "a.docx", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("word/document.xml", bytes(3 * 2**20))
     with pytest.raises(UnreadableError, match="unpacks to 3 MiB, allowed are 1"):
@@ -253,3 +251,67 @@ def test_any_bytes_are_refused_or_read(content: bytes) -> None:
 def damaged(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], bytes]:
     files = {"pdf": pdf(PAGES), "docx": word_file(tmp_path_factory.mktemp("word") / "a.docx").read_bytes()}
     return lambda kind: files[kind]
+
+
+MESSAGES: list[dict[str, Any]] = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": [{"type": "text", "text": "When is a refund\npaid?"}, {"type": "image_url"}]},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {
+                "id": "c1",
+                "type": "function",
+                "function": {"name": "search", "arguments": '{"query": "refund", "n": 3}'},
+            },
+            {"id": "c2", "type": "function", "function": {"name": "note", "arguments": "x" * 300}},
+        ],
+    },
+    {"role": "tool", "tool_call_id": "c1", "content": "Within ten days."},
+    {"role": "assistant", "content": "Within ten days.", "tool_calls": None},
+]
+
+
+def test_transcript_becomes_readable_text() -> None:
+    found = read_transcript(MESSAGES)
+    assert [block.text for block in found.blocks] == [
+        "User: When is a refund\npaid?\n[image]",
+        'Assistant calls search(query="refund", n=3)',
+        f"Assistant calls note({'x' * 199}…)",
+        "Tool search: Within ten days.",
+        "Assistant: Within ten days.",
+    ]
+    assert found.title == "When is a refund paid? [image]"
+
+
+def test_system_prompts_are_kept_on_request() -> None:
+    assert read_transcript(MESSAGES, with_system=True).blocks[0].text == "System: Be brief."
+
+
+def test_calls_of_the_older_form_are_read() -> None:
+    found = read_transcript(
+        [
+            {"role": "assistant", "function_call": {"name": "now", "arguments": ""}},
+            {"role": "function", "name": "now", "content": "noon"},
+        ]
+    )
+    assert [block.text for block in found.blocks] == ["Assistant calls now()", "Tool now: noon"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ([], "at least one message"),
+        ("hello", "must be a list"),
+        ([{"role": "user", "content": "a"}, {"role": "robot"}], r"messages\[1\] must be an object with a role"),
+        (["hello"], r"messages\[0\] must be"),
+        ([{"role": "user", "content": 3}], r"messages\[0\]\.content must be"),
+        ([{"role": "user", "content": ["a"]}], r"messages\[0\]\.content\[0\] must be an object with a type"),
+        ([{"role": "assistant", "tool_calls": {"a": 1}}], "tool_calls must be a list"),
+        ([{"role": "assistant", "tool_calls": [{"function": {}}]}], "functions with a name"),
+    ],
+)
+def test_what_is_no_transcript_is_refused_with_the_place(messages: Any, reason: str) -> None:
+    with pytest.raises(UnreadableError, match=reason):
+        read_transcript(messages)

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from evaluation.errors import InputError
+from evaluation.common.errors import InputError
 from evaluation.tasks import Question
 from pipelines.inbox.documents import InboxDocument
-from pipelines.inbox.store import Added, InboxError, InboxStore
+from pipelines.inbox.store import Added, Arrival, Claim, InboxError, InboxStore, newest, unknown_targets
 from tests.pipelines.inbox.files import document
 
 ASKED = Question(question="Who nests there?", answer="cranes")
@@ -31,13 +33,6 @@ def test_documents_come_back_in_order_and_twice_is_once(store: InboxStore, tmp_p
         assert again.find(first.id) == first
 
 
-def test_known_document_stays_as_it_was(store: InboxStore) -> None:
-    store.add([document(route="memory")])
-    added = store.add([document(route="weights", questions=[ASKED])])
-    assert added.new == ()
-    assert store.documents() == (document(route="memory"),)
-
-
 def _add(path: str, worker: int, count: int) -> None:
     """Add documents one by one: half are the worker's own, half all workers add."""
     with InboxStore(Path(path)) as store:
@@ -46,7 +41,7 @@ def _add(path: str, worker: int, count: int) -> None:
             if i % 10 == 0:
                 name = document(f"Shared {i}.").id
                 store.put_questions(name, [ASKED])
-                store.set_aside([name], f"by {worker}", "night")
+                store.quarantine([name], f"by {worker}", "night")
 
 
 def test_processes_that_race_lose_and_double_nothing(tmp_path: Path) -> None:
@@ -70,7 +65,7 @@ def test_processes_that_race_lose_and_double_nothing(tmp_path: Path) -> None:
         assert [each.text for each in store.documents() if each.questions] == [
             text for text in found if text in {f"Shared {i}." for i in range(0, count, 10)}
         ]
-        assert len(store.aside()) == count / 10
+        assert len(store.quarantined()) == count / 10
         assert store.unknown_targets() == {document(text).id: ("nobody",) for text in shared}
 
 
@@ -125,12 +120,6 @@ def test_replacements_by_id_name_and_source_are_followed_to_the_newest(store: In
     assert store.unknown_targets() == {four.id: ("never-there",)}
 
 
-def test_order_within_a_delivery_does_not_matter(store: InboxStore) -> None:
-    old, new = document("Old.", source="z.md"), document("New.", source="a.md", supersedes=["z.md"])
-    store.add([new, old])
-    assert store.superseded() == {old.id: new.id}
-
-
 def test_what_arrives_later_under_a_replaced_source_is_in_force(store: InboxStore) -> None:
     old, new = document("Old.", source="a.md"), document("New.", source="b.md", supersedes=["a.md"])
     later = document("Later.", source="a.md")
@@ -164,36 +153,36 @@ def test_unchanged_section_of_a_new_version_stays_in_force(store: InboxStore) ->
     assert store.superseded() == {second[0].id: third[0].id, second[1].id: third[1].id}
 
 
-# Setting aside
+# Quarantine
 
 
-def test_set_aside_until_released(store: InboxStore) -> None:
+def test_quarantined_until_released(store: InboxStore) -> None:
     one, two = document("One."), document("Two.")
     store.add([one, two])
-    store.set_aside(ids(one, two), "forgot too much", "night-1")
-    store.set_aside(ids(two), "worse", "night-2")
-    assert {name: (a.reason, a.night) for name, a in store.aside().items()} == {
+    store.quarantine(ids(one, two), "forgot too much", "night-1")
+    store.quarantine(ids(two), "worse", "night-2")
+    assert {name: (a.reason, a.night) for name, a in store.quarantined().items()} == {
         one.id: ("forgot too much", "night-1"),
         two.id: ("worse", "night-2"),
     }
-    assert all(a.since.tzinfo is not None for a in store.aside().values())
+    assert all(a.since.tzinfo is not None for a in store.quarantined().values())
     assert store.release(ids(one, one)) == (one.id,)
     assert store.release(ids(one, two)) == (two.id,)
-    assert store.aside() == {}
+    assert store.quarantined() == {}
 
 
 def test_unknown_ids_are_refused_and_nothing_is_done(store: InboxStore) -> None:
     one = document("One.")
     store.add([one])
     for act in (
-        lambda: store.set_aside([one.id, "doc-x"], "bad", "n"),
+        lambda: store.quarantine([one.id, "doc-x"], "bad", "n"),
         lambda: store.release([one.id, "doc-x"]),
         lambda: store.put_questions("doc-x", [ASKED]),
         lambda: store.find("doc-x"),
     ):
         with pytest.raises(InputError, match=r"'doc-x'.*preceptor inbox list"):
             act()
-    assert store.aside() == {}
+    assert store.quarantined() == {}
 
 
 def test_questions_are_put_in_place_and_change_no_id(store: InboxStore) -> None:
@@ -201,3 +190,49 @@ def test_questions_are_put_in_place_and_change_no_id(store: InboxStore) -> None:
     changed = store.put_questions(document().id, [ASKED], [ASKED])
     assert store.documents() == (changed,)
     assert (changed.id, changed.questions, changed.held_out_questions) == (document().id, (ASKED,), (ASKED,))
+
+
+_NAMES = st.sampled_from("abcdef")
+
+
+@st.composite
+def _histories(draw: st.DrawFn) -> tuple[list[Arrival], list[Claim]]:
+    names = draw(st.lists(_NAMES, min_size=1, max_size=6, unique=True))
+    claimants = st.tuples(
+        st.sampled_from(names), st.sampled_from(["w1", "w2", ""]), st.sampled_from([*"abcdef", "s", "t"])
+    )
+    raw = draw(st.lists(claimants, max_size=8, unique=True))
+    places = draw(st.permutations(range(1, len(names) + len(raw) + 1)))
+    arrivals = [Arrival(name, "", "", draw(st.sampled_from("st")), places[i]) for i, name in enumerate(names)]
+    claims = [Claim(d, w or d, t, places[len(names) + i]) for i, (d, w, t) in enumerate(raw)]
+    return arrivals, sorted(claims, key=lambda claim: claim.place)
+
+
+@given(_histories())
+def test_chains_end_at_documents_in_force(history: tuple[list[Arrival], list[Claim]]) -> None:
+    arrivals, claims = history
+    found = newest(arrivals, claims)
+    assert not set(found.values()) & set(found)
+    assert set(found.values()) <= {claim.document for claim in claims}
+    if arrivals:
+        assert len(found) < len(arrivals)
+
+
+def test_of_several_claims_the_latest_whole_and_in_it_the_same_title_stand_for_a_document() -> None:
+    arrivals = [
+        Arrival("old", "Fees", "", "book", 1),
+        Arrival("two-a", "Intro", "", "book", 2),
+        Arrival("two-b", "Fees", "", "book", 3),
+        Arrival("two-c", "End", "", "book", 4),
+    ]
+    claims = [Claim(name, "w2", "book", i) for i, name in enumerate(("two-a", "two-b", "two-c"), start=5)]
+    assert newest(arrivals, claims) == {"old": "two-b"}
+    later = [*arrivals, Arrival("three", "All", "", "book", 8)]
+    assert set(newest(later, [*claims, Claim("three", "w3", "book", 9)]).values()) == {"three"}
+
+
+def test_target_of_the_own_whole_alone_is_unknown() -> None:
+    arrivals = [Arrival("a", "", "", "book", 1), Arrival("b", "", "", "book", 2)]
+    claims = [Claim("a", "w", "book", 3), Claim("b", "w", "nowhere", 4)]
+    assert newest(arrivals, claims) == {}
+    assert unknown_targets(arrivals, claims) == {"a": ("book",), "b": ("nowhere",)}

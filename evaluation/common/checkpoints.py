@@ -1,0 +1,80 @@
+"""Opening language models: local directories, hub names, and the micro models that ship with the package."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from evaluation.common.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+_EVALUATION = Path(__file__).parents[1]
+MICRO_MODELS = {
+    "micro-student": _EVALUATION / "microworld" / "models" / "student",
+    "micro-teacher": _EVALUATION / "microworld" / "models" / "teacher",
+    "micro-grid-student": _EVALUATION / "microgrids" / "models" / "grid-student",
+    "micro-grid-teacher": _EVALUATION / "microgrids" / "models" / "grid-teacher",
+}
+"""Directories of the shipped checkpoints by name."""
+
+
+class Checkpoint(NamedTuple):
+    """A language model with its tokenizer."""
+
+    model: Any
+    """A causal language model of transformers, in evaluation mode."""
+    tokenizer: Any
+
+
+def resolve_model(name: str) -> str:
+    """Return the directory of a shipped model, or `name` itself when it is a directory or a hub name."""
+    return str(MICRO_MODELS.get(name, name))
+
+
+def load_checkpoint(name: str, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Checkpoint:
+    """Return the model and tokenizer of a checkpoint.
+
+    Args:
+        name: One of `MICRO_MODELS`, or a directory or hub name of a causal language model.
+        device: Of the model.
+        dtype: Of its weights; None is float32.
+
+    Raises:
+        ModelError: The checkpoint could not be opened.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    place = resolve_model(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype or torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"model {name!r}: could not open the checkpoint: {error}. Give the directory or hub name of a causal "
+            f"language model with its tokenizer, or one of {sorted(MICRO_MODELS)}."
+        ) from error
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ModelError(f"model {name!r}: got the device {device!r}, but this machine shows no CUDA device. Use cpu.")
+    return Checkpoint(model.to(device).eval(), tokenizer)
+
+
+def digest_tensors(whole: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Feed names, shapes, types and bytes to a hash, in the order of the names."""
+    import torch
+
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        whole.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
+        whole.update(tensor.flatten().view(torch.uint8).numpy().data)
+
+
+def model_digest(model: torch.nn.Module) -> str:
+    """Return the SHA-256 (64 hex digits) of a model's parameters and persistent buffers; about a second a gigabyte."""
+    whole = hashlib.sha256()
+    digest_tensors(whole, model.state_dict())
+    return whole.hexdigest()

@@ -1,0 +1,65 @@
+"""All domains of tasks, and their `data` sections; to add a domain, write its module and import it here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, TypeAlias, Union
+
+from pydantic import Field
+
+from evaluation.exact_match import first_line
+from evaluation.grids.domain import GRIDS as GRIDS
+from evaluation.sources.config import HuggingFaceData, JsonLinesData, MicroworldData, SquadData
+from evaluation.tasks import DataSplit, Domain, KnowledgeTask, Split, split_tasks
+
+
+class Knowledge(Domain):
+    """Documents with questions: what a self-edit says is trained on as it stands."""
+
+    name = "knowledge"
+    sections = (JsonLinesData, SquadData, HuggingFaceData, MicroworldData)
+    baselines = Domain.baselines | {"swapped_values", "equal_tokens", "oracle", "proxy_teacher"}
+
+    def load(self, data: JsonLinesData | SquadData | HuggingFaceData | MicroworldData) -> Split:
+        """Return the documents; see `Domain.load`."""
+        if isinstance(data, MicroworldData):
+            from evaluation.microworld.world import microworld_split
+
+            return microworld_split(data)
+        from evaluation.sources.files import load_tasks
+
+        tasks = load_tasks(data)
+        return split_tasks(
+            tasks, development=data.development_documents, test=data.test_documents, seed=data.split_seed
+        )
+
+    def answer_in(self, text: str) -> str:
+        """Return the first line: base models go on with questions of their own."""
+        return first_line(text)
+
+
+KNOWLEDGE = Knowledge()
+
+DOMAINS: Mapping[str, Domain] = {each.name: each for each in tuple(vars().values()) if isinstance(each, Domain)}
+"""The domains of this module by name, imported ones included."""
+
+if TYPE_CHECKING:
+    DataConfig: TypeAlias = DataSplit
+else:
+    _SECTIONS = tuple(section for domain in DOMAINS.values() for section in domain.sections)
+    DataConfig = Annotated[Union[_SECTIONS], Field(discriminator="type")]  # noqa: UP007
+"""Any `data` section; `type` says which."""
+
+
+def domain_of(found: KnowledgeTask | DataSplit) -> Domain:
+    """Return the domain of a task or of a `data` section."""
+    return DOMAINS[found.domain]
+
+
+def load_split(data: DataSplit) -> Split:
+    """Return the tasks that a `data` section names, divided for training, choices and comparisons.
+
+    Raises:
+        InputError: The source cannot be read, has bad rows, or has too few documents; the message lists all reasons.
+    """
+    return domain_of(data).load(data)

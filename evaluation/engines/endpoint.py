@@ -1,0 +1,405 @@
+"""An OpenAI-compatible endpoint that answers requests in order, pays for none twice and keeps its budget.
+
+All calls of one `complete` run in one event loop, so that nothing here needs a lock and a cancelled run leaves nothing
+behind. Retries are made here and not by the `openai` client, because each is a call to be recorded in the ledger and
+checked against the budget.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from itertools import count
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import ConfigDict, Field, model_validator
+
+from evaluation.common.data import Frozen, digest_json
+from evaluation.common.errors import BudgetError, ConfigError, EndpointError
+from evaluation.engines.ledger import Charge, EndpointFailure, EndpointReply, Ledger, Limits, Outcome
+from evaluation.engines.protocol import Answer, AnswerReader, open_client, post
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
+"""Longest wait before the first retry in seconds, which doubles with each, and where the doubling ends."""
+LONGEST_RETRY_AFTER = 120.0
+"""Longest `Retry-After` of a server that is waited for, in seconds; a longer one ends the request."""
+
+_ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_TEMPLATE_TOKENS = {"completions": 16, "chat": 128}
+"""Room for what a server adds to a prompt: the opening token, or a chat template with its default instruction."""
+
+
+class EndpointConfig(Frozen):
+    """An OpenAI-compatible endpoint: `vllm serve`, a hosted model, or anything else that speaks the protocol."""
+
+    # A key pasted into the wrong field must not be repeated by the error message about it.
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    base_url: str = Field(min_length=1)
+    """http or https address up to and with the version, such as `http://127.0.0.1:8000/v1`; no key, user or query."""
+    model: str = Field(min_length=1)
+    """The server's name of the model."""
+    key_env: str | None = None
+    """Name of the environment variable that holds the key; None sends no key, whatever the environment holds."""
+    api: Literal["completions", "chat"] = "completions"
+    """`completions` continues the prompt's text; `chat` sends it as a user message, for instruction-tuned models."""
+    token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """The field in which the longest completion is sent; some hosted models take only the second one."""
+    concurrency: int = Field(default=8, ge=1, le=256)
+    """Calls in flight at once, in [1, 256]."""
+    timeout: float = Field(default=120.0, gt=0.0, le=3600.0)
+    """Time limit of one call in seconds, in (0, 3600]."""
+    retries: int = Field(default=5, ge=0, le=20)
+    """Further calls for a request whose failure may pass, in [0, 20]."""
+    budget_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens, prompts and completions together, at least 1; None is no limit."""
+    budget_cost: float | None = Field(default=None, gt=0.0)
+    """Most money in `currency`, above 0; needs both prices; None is no limit."""
+    currency: str = Field(default="USD", min_length=1, max_length=8)
+    """Of prices and budget; a name to show, nothing is converted."""
+    price_input: float | None = Field(default=None, ge=0.0)
+    """Price of a million prompt tokens in `currency`, at least 0; None is unknown."""
+    price_output: float | None = Field(default=None, ge=0.0)
+    """Price of a million completion tokens in `currency`, at least 0; None is unknown."""
+
+    @model_validator(mode="after")
+    def _address_without_secrets(self) -> EndpointConfig:
+        url = urlsplit(self.base_url)
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise ValueError("base_url: allowed are http and https addresses, such as http://127.0.0.1:8000/v1")
+        if url.username is not None or url.password is not None or url.query or url.fragment:
+            raise ValueError(
+                "base_url: allowed is an address without user, password, query and fragment, because configurations "
+                "are stored and shown. Put the key into an environment variable and its name into key_env"
+            )
+        if self.key_env is not None and not _ENVIRONMENT_NAME.fullmatch(self.key_env):
+            raise ValueError(
+                "key_env: allowed is the name of an environment variable (letters, digits, underscores), not the key "
+                "itself. Export the key under a name such as GENERATOR_KEY and give that name"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _budget_needs_prices(self) -> EndpointConfig:
+        if (self.price_input is None) != (self.price_output is None):
+            raise ValueError("price_input, price_output: allowed are both or none of them")
+        if self.budget_cost is not None and self.price_input is None:
+            raise ValueError(
+                f"budget_cost: got {self.budget_cost} {self.currency} without prices. Set price_input and price_output "
+                "(per million tokens), or limit budget_tokens instead"
+            )
+        return self
+
+    def cost(self, prompt_tokens: int | None, completion_tokens: int | None) -> float | None:
+        """Return the price in `currency`; None when prices or tokens are unknown."""
+        if self.price_input is None or self.price_output is None or prompt_tokens is None or completion_tokens is None:
+            return None
+        return (self.price_input * prompt_tokens + self.price_output * completion_tokens) / 1e6
+
+
+def check_key(config: EndpointConfig) -> str | None:
+    """Return the key from the environment; None when the endpoint takes none.
+
+    Raises:
+        ConfigError: The variable is missing, empty or holds white space.
+    """
+    if config.key_env is None:
+        return None
+    key = os.environ.get(config.key_env, "")
+    if not key or any(c.isspace() for c in key):
+        state = "is not set" if config.key_env not in os.environ else "is empty" if not key else "holds white space"
+        raise ConfigError(
+            f"endpoint {config.base_url!r}: the environment variable {config.key_env!r} named by key_env {state}. "
+            f"Export the key as {config.key_env}, or leave key_env out for a server that takes none."
+        )
+    return key
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointRequest:
+    """A request for one completion."""
+
+    prompt: str
+    max_tokens: int
+    """Longest completion in tokens, at least 1."""
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+    """Of the sampling, where the server heeds it; None sends none."""
+    index: int = 0
+    """Distinguishes requests that are otherwise equal: each is made, and stored, on its own."""
+    schema: Mapping[str, Any] | None = None
+    """JSON schema that the completion must follow."""
+    system: str = ""
+    """Instruction before the prompt; `chat` only."""
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens: got {self.max_tokens}, allowed is at least 1")
+
+    def digest(self, config: EndpointConfig) -> str:
+        """Return the SHA-256 of all that decides the reply: this and the endpoint's address, model and protocol."""
+        return digest_json(
+            {
+                **asdict(self),
+                "temperature": float(self.temperature),
+                "top_p": float(self.top_p),
+                "base_url": config.base_url.rstrip("/"),
+                "model": config.model,
+                "api": config.api,
+            }
+        )
+
+    def most(self, config: EndpointConfig) -> Charge:
+        """Return an upper bound of what one call can use."""
+        schema = "" if self.schema is None else json.dumps(dict(self.schema))
+        prompt = _TEMPLATE_TOKENS[config.api] + sum(most_tokens(text) for text in (self.prompt, self.system, schema))
+        return Charge(prompt + self.max_tokens, config.cost(prompt, self.max_tokens))
+
+
+def most_tokens(text: str) -> int:
+    """Return the most tokens that a byte-level tokenizer makes of a text: one for each byte."""
+    return len(text.encode("utf-8", "surrogatepass"))
+
+
+class Endpoint:
+    """Requests completions from a server; every reply goes through the ledger."""
+
+    def __init__(self, config: EndpointConfig, ledger: Ledger) -> None:
+        """Check all that can be checked without asking the server; the caller closes the ledger.
+
+        Raises:
+            ConfigError: The key is missing, or the ledger's scope holds calls that the budget cannot count.
+            EndpointError: The ledger cannot be read.
+        """
+        self._config = config
+        self._ledger = ledger
+        self._key = check_key(config)
+        spent = ledger.spent()
+        held = f"endpoint {config.base_url!r}: the ledger {str(ledger.path)!r}"
+        if spent.currency not in ("", config.currency):
+            raise ConfigError(
+                f"{held} counts in {spent.currency} for the scope {ledger.scope!r}, the configuration in "
+                f"{config.currency}. Set currency back, or use another ledger."
+            )
+        if config.budget_cost is not None and spent.cost is None:
+            raise ConfigError(
+                f"{held} holds calls that were made without prices, which budget_cost cannot count. Limit "
+                "budget_tokens, or use another ledger."
+            )
+
+    def complete(
+        self, requests: Sequence[EndpointRequest], progress: Callable[[int], None] | None = None
+    ) -> list[Outcome]:
+        """Return the outcome of each request, in order.
+
+        Requests that were answered before are answered from the ledger, and equal ones are made once. A failure that
+        may pass is retried; one that does not is the outcome of that request alone, and is retried the next time. The
+        calls run in a thread of their own, which is gone when this returns or is interrupted; from it `progress` is
+        called with the number of requests that have an outcome, each time it grows.
+
+        Raises:
+            ValueError: A request has a system instruction and the protocol is `completions`.
+            BudgetError: The next call could exceed the budget; calls in flight have ended and are stored.
+            EndpointError: The server refuses for good, or the ledger is unusable; calls in flight are stored.
+        """
+        from anyio.from_thread import start_blocking_portal
+
+        if self._config.api == "completions" and any(request.system for request in requests):
+            raise ValueError("system: allowed is none with the `completions` protocol; put it into the prompt")
+        digests = [request.digest(self._config) for request in requests]
+        outcomes: dict[str, Outcome] = dict(self._ledger.find(list(dict.fromkeys(digests))))
+        missing = {d: request for d, request in zip(digests, requests, strict=True) if d not in outcomes}
+        repeats = Counter(digests)
+        known = sum(repeats[digest] for digest in outcomes)
+
+        def done(digest: str, outcome: Outcome) -> None:
+            nonlocal known
+            outcomes[digest] = outcome
+            known += repeats[digest]
+            if progress is not None:
+                progress(known)
+
+        if known and progress is not None:
+            progress(known)
+        if missing:
+            # A loop in another thread serves callers with and without a running loop alike and leaves this thread to
+            # interrupts; leaving the block on one cancels the calls and waits for the thread.
+            with start_blocking_portal(name="endpoint") as portal:
+                portal.call(_Batch(self._config, self._ledger, self._key, missing, done).run)
+        return [outcomes[digest] for digest in digests]
+
+    def check(self) -> None:
+        """Request the server's list of models, so that a wrong address, key or model shows before any work.
+
+        Raises:
+            EndpointError: The server cannot be reached, refuses the key, or lists models without this one.
+        """
+        from anyio.from_thread import start_blocking_portal
+
+        with start_blocking_portal(name="endpoint") as portal:
+            names = portal.call(self._models)
+        if names is not None and self._config.model not in names:
+            shown = ", ".join(sorted(names)[:10]) + (", …" if len(names) > 10 else "")
+            raise EndpointError(
+                f"endpoint {self._config.base_url!r}: it has no model {self._config.model!r}; it lists "
+                f"{shown or 'none'}. Set model to one of these."
+            )
+
+    async def _models(self) -> list[str] | None:
+        """Return the names of the server's models; None when it does not list them."""
+        from openai import APIStatusError, OpenAIError
+
+        try:
+            async with open_client(self._config, self._key) as client:
+                listed = await client.with_options(max_retries=2).models.with_raw_response.list()
+                return [model["id"] for model in json.loads(listed.text)["data"]]
+        except (ValueError, TypeError, KeyError):
+            return None
+        except OpenAIError as error:
+            if isinstance(error, APIStatusError) and error.status_code in (404, 405, 501):
+                return None
+            answer = AnswerReader(self._config, self._key).error(error)
+            said = (answer.stop or getattr(answer.outcome, "detail", "")).rstrip(".")
+            raise EndpointError(
+                f"endpoint {self._config.base_url!r}: it does not answer: {said}. Check base_url and that the server "
+                "runs."
+            ) from error
+
+
+class _Batch:
+    """The distinct requests of one `complete` that the ledger has no reply to, by digest."""
+
+    def __init__(
+        self,
+        config: EndpointConfig,
+        ledger: Ledger,
+        key: str | None,
+        requests: Mapping[str, EndpointRequest],
+        done: Callable[[str, Outcome], None],
+    ) -> None:
+        self._config, self._ledger, self._key = config, ledger, key
+        self._requests, self._done = requests, done
+        self._reader = AnswerReader(config, key)
+        self._in_flight = 0
+        self._error: Exception | None = None
+
+    async def run(self) -> None:
+        """Make all requests; the error that ends the run is raised after the calls in flight have ended."""
+        self._freed, self._stopped = asyncio.Event(), asyncio.Event()
+        waiting = iter(self._requests.items())
+        async with open_client(self._config, self._key) as client:
+            workers = min(self._config.concurrency, len(self._requests))
+            await asyncio.gather(*(self._work(client, waiting) for _ in range(workers)))
+        if self._error is not None:
+            raise self._error
+
+    async def _work(self, client: AsyncOpenAI, waiting: Iterator[tuple[str, EndpointRequest]]) -> None:
+        """Take one request after the other until there are none, or the run has ended."""
+        for digest, request in waiting:
+            try:
+                outcome = await self._ask(client, digest, request)
+                if outcome is not None:
+                    self._done(digest, outcome)
+            except Exception as error:  # whatever it is, calls in flight must still be stored
+                self._error = self._error or error
+                self._stopped.set()
+                self._freed.set()
+            if self._stopped.is_set():
+                return
+
+    async def _ask(self, client: AsyncOpenAI, digest: str, request: EndpointRequest) -> Outcome | None:
+        """Return the outcome of a request after its retries; None when the run ended before it had one."""
+        for attempt in count():
+            call = await self._begin(digest, request)
+            if call is None:
+                return None
+            answer = await self._call(client, call, digest, request)
+            if answer.stop:
+                raise EndpointError(
+                    f"endpoint {self._config.base_url!r}, model {self._config.model!r}: {answer.stop} "
+                    f"{self._ledger.stored()} replies are stored in {str(self._ledger.path)!r}; give the same command "
+                    "again to continue."
+                )
+            asked_wait = answer.wait or 0.0
+            if not answer.may_pass or attempt == self._config.retries or asked_wait > LONGEST_RETRY_AFTER:
+                return answer.outcome
+            # Half of it drawn, so that calls that failed together do not come back together; it decides only time.
+            backoff = min(FIRST_WAIT * 2.0**attempt, LONGEST_WAIT) * random.uniform(0.5, 1.0)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopped.wait(), max(asked_wait, backoff))
+        return None  # never reached: the retries end the loop
+
+    async def _begin(self, digest: str, request: EndpointRequest) -> int | None:
+        """Return the number of a call that fits the budget; None when the run has ended.
+
+        What does not fit beside the calls in flight may fit when they have ended, since they rarely use all they may.
+        """
+        config, most = self._config, request.most(self._config)
+        limits = Limits(config.budget_tokens, config.budget_cost)
+        while not self._stopped.is_set():
+            call = self._ledger.begin(digest, config.model, most, config.currency, limits)
+            if call is not None:
+                self._in_flight += 1
+                return call
+            if not self._in_flight:
+                raise BudgetError(self._over_budget(most))
+            self._freed.clear()
+            await self._freed.wait()
+        return None
+
+    async def _call(self, client: AsyncOpenAI, call: int, digest: str, request: EndpointRequest) -> Answer:
+        """Make one call and settle it in the ledger, whatever its result."""
+        from openai import OpenAIError
+
+        try:
+            try:
+                # The client's own time limit is for each read, which a server that trickles never reaches.
+                async with asyncio.timeout(self._config.timeout):
+                    answer = self._reader.body(await post(client, self._config, request))
+            except (OpenAIError, TimeoutError) as error:
+                answer = self._reader.error(error)
+            except BaseException as error:
+                detail = f"{type(error).__name__}: the call was in flight"
+                failure = EndpointFailure("interrupted", detail)
+                self._ledger.fail(call, failure, free=False)
+                raise
+            if isinstance(answer.outcome, EndpointReply):
+                return answer._replace(outcome=self._ledger.keep(call, digest, answer.outcome))
+            cost = self._config.cost(*answer.usage)
+            self._ledger.fail(call, answer.outcome, usage=answer.usage, cost=cost, free=answer.free)
+            return answer
+        finally:
+            self._in_flight -= 1
+            self._freed.set()
+
+    def _over_budget(self, most: Charge) -> str:
+        config, spent = self._config, self._ledger.spent()
+        lines, remedies = [], []
+        if config.budget_tokens is not None:
+            lines.append(
+                f"{spent.tokens} of {config.budget_tokens} tokens are spent, the next call may take {most.tokens}"
+            )
+            remedies.append(f"budget_tokens (now {config.budget_tokens})")
+        if config.budget_cost is not None and most.cost is not None:
+            money = f"{spent.cost or 0.0:.6g} of {config.budget_cost:g} {config.currency}"
+            lines.append(f"{money} are spent, the next call may cost {most.cost:.6g}")
+            remedies.append(f"budget_cost (now {config.budget_cost:g})")
+        if spent.unsettled:
+            lines.append(f"{spent.unsettled} calls whose use is unknown count with the most that they can have used")
+        return (
+            f"endpoint {config.base_url!r}, model {config.model!r}: the budget allows no further call: "
+            f"{'; '.join(lines)}. {self._ledger.stored()} replies are stored in {str(self._ledger.path)!r}. "
+            f"Raise {' or '.join(remedies)} and give the same command again: what is stored is not paid for again."
+        )

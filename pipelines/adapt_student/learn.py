@@ -1,0 +1,231 @@
+"""How a night learns: the best self-edits of each new document, and one update of the student from all of them."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from evaluation.retention import rehearsal_questions
+from evaluation.tasks import Document, KnowledgeTask, Question
+from pipelines.adapt_student.config import NightConfig
+from pipelines.adapt_student.plan import SELF_EDITS, UPDATE, NightPlan
+from pipelines.adapt_student.state import HeldDocument, StudentState, StudentVersion
+from pipelines.lineage.registry import CHAMPION, Registry
+from pipelines.loop.loop import Loop
+from pipelines.loop.reward import judge
+from pipelines.loop.update import adapter_dir, bank_of
+from pipelines.models import ModelRef, open_student
+from pipelines.plan import Stage
+from pipelines.records import Candidate, Record, by_edit
+from pipelines.train_teacher.rounds import trials_of
+from student.adapters import load_adapter, save_adapter
+from student.config import UpdateRecipe
+from student.updates import UpdateOutcome, make_request
+from teacher.rewards import RewardFailure
+from teacher.self_edit import Implication, SelfEdit
+
+
+class NightUpdate(Record):
+    """The one update of a night."""
+
+    adapter_digest: str | None
+    """None if it failed, with the reason in `detail`."""
+    detail: str = ""
+    lines: int
+    """Training lines: of new documents, replayed ones and general knowledge."""
+    steps: int = 0
+    tokens: int = 0
+    first_loss: float | None = None
+    last_loss: float | None = None
+    seconds: float = 0.0
+
+
+class Night(NamedTuple):
+    """A night in progress."""
+
+    config: NightConfig
+    loop: Loop
+    plan: NightPlan
+    parent: StudentVersion
+
+
+class Learned(NamedTuple):
+    """What a night learned."""
+
+    student: StudentVersion
+    """Not registered yet."""
+    candidates: Sequence[Candidate]
+    update: NightUpdate | None
+    """None if no self-edit was learned."""
+    replayed: int
+    """Earlier documents that were trained on again."""
+    missing: dict[str, str]
+    """Id of a document that the weights should have learned and did not -> reason."""
+
+
+def champion_teacher(loop: Loop, registry: Registry) -> tuple[str | None, str]:
+    """Return the name of the champion teacher's state in the work directory (None: untrained), and its label.
+
+    Raises:
+        LineageError: Its files cannot be read.
+    """
+    number = registry.aliases("teacher").get(CHAMPION) if loop.learns_here else None
+    if number is None:
+        return None, f"{loop.settings.teacher.model}, untrained"
+    name = f"version-{number}-of-{registry.name('teacher')}"
+    registry.fetch("teacher", number, loop.state_dir(name))
+    return name, f"version {number} of the teacher"
+
+
+def learn(night: Night, state: str | None, stages: Mapping[str, Stage]) -> Learned:
+    """Return the student that has learned the night's documents from a teacher's state; None is the untrained one."""
+    config, loop, plan, parent = night.config, night.loop, night.plan, night.parent
+    candidates = best_edits(night, state, stages[SELF_EDITS]) if SELF_EDITS in stages else []
+    edits = learned_edits(candidates, config.writing.learned)
+    replay = replayed(parent.state.after((), plan.superseded), config.replay.documents, loop.seed("replay", plan.night))
+    update, directory = None, parent.directory
+    if edits:
+        general = rehearsal_questions(
+            config.general, config.replay.general, loop.seed("retention"), probes=len(loop.probes)
+        )
+        (step,) = stages[UPDATE].steps
+        with loop.reporter.step(step, UPDATE):
+            update = update_night(night, training_lines(edits, replay, general))
+        if update.adapter_digest is not None:
+            directory = loop.adapter_dir(update.adapter_digest)
+    if directory is None:
+        directory = unchanged_student(loop, config.update)
+    failed = update.detail if update is not None and update.adapter_digest is None else ""
+    missing = {
+        task.id: failed or _reason(candidates, task) for task in plan.to_weights if failed or task.id not in edits
+    }
+    new = [
+        planned.model_copy(update={"night": plan.night, "edits": edits.get(planned.task.id, ())})
+        for planned in plan.documents
+        if planned.task.id not in missing
+    ]
+    held = parent.state.after(new, plan.superseded).model_copy(update={"parent": parent.number})
+    student = StudentVersion(None, directory, load_adapter(directory), held)
+    return Learned(student, candidates, update, len(replay), missing)
+
+
+def best_edits(night: Night, state: str | None, stage: Stage) -> list[Candidate]:
+    """Return every self-edit sampled for the night's documents, with its reward or the reason for having none."""
+    config, loop, plan = night.config, night.loop, night.plan
+    sample, update = stage.steps
+    with loop.reporter.step(sample, stage.name):
+        seed = loop.seed("sample", plan.night)
+        sampling = loop.sample(state, config.teacher.prompt, plan.to_weights, n=sample.each, seed=seed)
+    with loop.reporter.step(update, stage.name):
+        updates = loop.update(trials_of(loop, sampling.edits, plan.night), "rewards")
+    return judge(sampling, config.teacher.reward, updates=by_edit(updates.replicates))
+
+
+def learned_edits(candidates: Sequence[Candidate], count: int) -> dict[str, tuple[SelfEdit, ...]]:
+    """Return by document id the self-edits with the highest rewards, best first; without a reward, none."""
+    ranked: dict[str, list[tuple[float, int, SelfEdit]]] = {}
+    for candidate in candidates:
+        if candidate.reward is not None and candidate.edit.edit is not None:
+            entry = (-candidate.reward, candidate.edit.index, candidate.edit.edit)
+            ranked.setdefault(candidate.edit.document_id, []).append(entry)
+    return {
+        name: tuple(edit for _, _, edit in sorted(entries, key=lambda entry: entry[:2])[:count])
+        for name, entries in ranked.items()
+    }
+
+
+def replayed(state: StudentState, most: int, seed: int) -> tuple[HeldDocument, ...]:
+    """Return the earlier documents, at most `most`, whose self-edits are trained on again."""
+    known = [held for held in state.active if held.edits]
+    chosen = set(random.Random(seed).sample(range(len(known)), min(most, len(known))))
+    return tuple(held for place, held in enumerate(known) if place in chosen)
+
+
+def training_lines(
+    new: Mapping[str, Sequence[SelfEdit]], replay: Sequence[HeldDocument], general: Sequence[Question]
+) -> SelfEdit:
+    """Return everything that a night's update trains on as one self-edit."""
+    edits = [edit for mine in new.values() for edit in mine] + [edit for held in replay for edit in held.edits]
+    rehearsed = [Implication(text=question.question, answer=question.answer) for question in general]
+    return SelfEdit(implications=(*(line for edit in edits for line in edit.implications), *rehearsed))
+
+
+def update_night(night: Night, lines: SelfEdit) -> NightUpdate:
+    """Return the night's update of the champion; the adapter is in the work directory."""
+    config, loop, parent = night.config, night.loop, night.parent
+    seed, document = loop.seed("night", night.plan.night), night.plan.documents[0].task.document
+    content = {
+        "student": loop.student_digest,
+        "parent": None if parent.adapter is None else parent.adapter.digest,
+        "recipe": config.update.model_dump(mode="json"),
+        "format": config.student.answer_format.model_dump(mode="json"),
+        "document": document.digest,
+        "lines": lines.digest,
+        "seed": seed,
+    }
+    return loop.execution.run(
+        "night-update",
+        content,
+        update_student,
+        config,
+        parent.directory,
+        lines,
+        document,
+        seed,
+        loop.work_dir,
+        describe=f"training the student on {len(lines.implications)} lines",
+        complete=lambda update: update.adapter_digest is None or loop.adapter_dir(update.adapter_digest).is_dir(),
+    )
+
+
+def update_student(
+    config: NightConfig, parent: Path | None, lines: SelfEdit, document: Document, seed: int, work_dir: Path
+) -> NightUpdate:
+    """Return the update of a student by a night's recipe.
+
+    Args:
+        config: Configuration of the night.
+        parent: Directory of the champion's adapter; None is the base student.
+        lines: Everything to train on.
+        document: First document of the night; recipes may train on its title or passage.
+        seed: Seed of the adapter's initialisation and the order of lines.
+        work_dir: Receives the adapter.
+    """
+    started = time.perf_counter()
+    tokenizer = open_student(ModelRef.of(config.student.model, config)).tokenizer
+    before = None if parent is None else load_adapter(parent)
+    request = make_request(
+        "night", lines, document, tokenizer, config.update, config.student.answer_format, seed, initial=before
+    )
+    with bank_of(config, config.update) as bank:
+        (result,) = bank.train([request])
+    made = result.adapter
+    if made is not None:
+        save_adapter(made, adapter_dir(work_dir, made.digest), config.student.model)
+    failed = result.outcome is not UpdateOutcome.OK
+    losses = () if failed else result.losses
+    return NightUpdate(
+        adapter_digest=None if made is None else made.digest,
+        detail=f"{result.outcome.value}: {result.detail}" if failed else result.detail,
+        lines=len(lines.implications),
+        steps=result.steps,
+        tokens=result.tokens,
+        first_loss=losses[0] if losses else None,
+        last_loss=losses[-1] if losses else None,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def unchanged_student(loop: Loop, recipe: UpdateRecipe) -> Path:
+    """Return the directory of an adapter that changes nothing, for a first night without an update."""
+    with bank_of(loop.settings, recipe) as bank:
+        adapter = bank.no_change(recipe, loop.seed("night", "unchanged"))
+    return save_adapter(adapter, loop.adapter_dir(adapter.digest), loop.settings.student.model)
+
+
+def _reason(candidates: Sequence[Candidate], task: KnowledgeTask) -> str:
+    reasons = sorted({c.reason.value for c in candidates if c.edit.document_id == task.id and c.reason is not None})
+    return ", ".join(reasons) or RewardFailure.GENERATION_FAILED.value

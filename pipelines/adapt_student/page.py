@@ -1,0 +1,207 @@
+"""A night's result, the morning page about it, and a few lines for the terminal.
+
+The page is one self-contained HTML file, readable on a phone: no script, nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import AliasChoices, Field
+
+from evaluation.common.storage import write_atomically
+from evaluation.gate.decisions import GateReport
+from evaluation.statistics import known_mean
+from pipelines.adapt_student.learn import NightUpdate
+from pipelines.inbox.documents import Route
+from pipelines.records import Candidate, Record, by_document
+from pipelines.reports.format import counted, duration, percent, points
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+PAGE = "morning.html"
+Outcome = Literal["promoted", "held", "rejected", "nothing new"]
+_HEADLINES = {
+    "promoted": "The new student is the champion.",
+    "held": "Inconclusive: no regression, but no significant improvement. The champion is unchanged.",
+    "rejected": "Regression: the champion is unchanged, and the documents are quarantined.",
+}
+
+
+class NewDocument(Record):
+    """A document of the night."""
+
+    id: str
+    title: str
+    source: str
+    place: Route
+    because: str
+    """Reason for the route."""
+    questions: int
+    before: float | None
+    """Share of its questions that the champion answers correctly, in [0, 1]."""
+    after: float | None
+    """The same for the night's student."""
+    supersedes: tuple[str, ...] = ()
+    """Ids of the documents that it replaces."""
+    not_learned: str = ""
+    """Why the weights could not learn it; the next night tries again. Empty if they did."""
+
+
+class GroupScore(Record):
+    """The documents of one earlier night."""
+
+    night: str
+    documents: int
+    then: float | None
+    """Accuracy right after that night, in [0, 1]."""
+    before: float | None
+    """Accuracy of the champion, tonight."""
+    after: float | None
+    """Accuracy of the night's student."""
+
+
+class NightResult(Record):
+    """A night."""
+
+    night: str
+    """Empty if there was nothing new."""
+    outcome: Outcome
+    parent: int | None = None
+    """Version of the student that was adapted."""
+    version: int | None = None
+    """Version that the night made."""
+    new: tuple[NewDocument, ...] = ()
+    quarantined: tuple[str, ...] = Field(default=(), validation_alias=AliasChoices("quarantined", "aside"))
+    """Ids of documents that wait until a person releases them."""
+    waiting: tuple[str, ...] = ()
+    """Ids of new documents without questions."""
+    superseded: dict[str, str] = Field(default_factory=dict)
+    """Replaced document id -> id of its replacement."""
+    groups: tuple[GroupScore, ...] = ()
+    probes: int = 0
+    """Retention probes asked."""
+    probes_base: float | None = None
+    """Share of them that the base student answers correctly."""
+    probes_before: float | None = None
+    """The champion."""
+    probes_after: float | None = None
+    """The night's student."""
+    candidates: tuple[Candidate, ...] = ()
+    """Self-edits of the night with their rewards."""
+    replayed: int = 0
+    """Earlier documents that were trained on again."""
+    update: NightUpdate | None = None
+    """None if all new documents went to memory."""
+    gate: GateReport | None = None
+    """None without a gate."""
+    seconds: dict[str, float] = Field(default_factory=dict)
+    """By stage."""
+    teacher: str = ""
+    """The teacher that wrote the self-edits."""
+    mlflow_run_id: str = ""
+    config_digest: str = ""
+    code_digest: str = ""
+    page: str = ""
+    """Path of the morning page."""
+
+    @property
+    def new_before(self) -> float | None:
+        """Mean accuracy of the champion on the new documents."""
+        return known_mean([document.before for document in self.new])
+
+    @property
+    def new_after(self) -> float | None:
+        """Mean accuracy of the night's student on the new documents."""
+        return known_mean([document.after for document in self.new])
+
+    @property
+    def earlier_before(self) -> float | None:
+        """Mean over earlier nights of the champion's accuracy."""
+        return known_mean([group.before for group in self.groups])
+
+    @property
+    def earlier_after(self) -> float | None:
+        """Mean over earlier nights of the accuracy of the night's student."""
+        return known_mean([group.after for group in self.groups])
+
+
+def write_page(result: NightResult, directory: Path) -> Path:
+    """Write the page of a night into a directory and return its path."""
+    return write_atomically(directory / PAGE, page_of(result))
+
+
+def page_of(result: NightResult) -> str:
+    """Return the page of a night as HTML; documents and self-edits are escaped."""
+    checks = () if result.gate is None else result.gate.checks
+    return _template().render(
+        r=result,
+        headline=_HEADLINES.get(result.outcome, ""),
+        trouble=[check for check in checks if check.verdict != "pass"],
+        time=duration(sum(result.seconds.values())),
+        tokens=f"{0 if result.update is None else result.update.tokens:,}",
+        edits=by_document(result.candidates),
+        titles={document.id: document.title for document in result.new},
+    )
+
+
+@lru_cache(maxsize=1)
+def _template() -> Template:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("pipelines.adapt_student", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    environment.globals |= {
+        "pc": lambda share: percent(share, 0),
+        "points": lambda value: "" if value is None else points(value),
+        "way": _way,
+        "width": lambda share: f"{100 * min(1.0, max(0.0, share or 0.0)):.1f}",
+    }
+    return environment.get_template("page.html.j2")
+
+
+def _way(before: float | None, after: float | None) -> str:
+    """Return the CSS class of a change; less than half a point is none."""
+    if before is None or after is None or abs(after - before) < 0.005:
+        return ""
+    return "up" if after > before else "down"
+
+
+def night_lines(result: NightResult, work_dir: Path) -> Iterator[str]:
+    """Yield a summary of a night for the terminal, and the next command."""
+    place = f"--work-dir {shlex.quote(str(work_dir))}"
+    if result.outcome == "nothing new":
+        yield "Nothing new: the champion is unchanged."
+        yield f"To add documents: preceptor inbox add FILE {place}"
+        return
+    parent = "the base student" if result.parent is None else f"version {result.parent}"
+    yield f"{result.night}: {result.outcome} (version {result.version}, trained from {parent})"
+    yield f"  new documents        {_change(result.new_before, result.new_after)}  ({len(result.new)})"
+    documents = sum(group.documents for group in result.groups)
+    yield f"  earlier documents    {_change(result.earlier_before, result.earlier_after)}  ({documents})"
+    probes = f"({result.probes}; base {percent(result.probes_base)})"
+    yield f"  general knowledge    {_change(result.probes_before, result.probes_after)}  {probes}"
+    for check in () if result.gate is None else result.gate.checks:
+        if check.verdict != "pass":
+            yield f"  {check.name}: {check.sentence}"
+    yield f"Page: {result.page}"
+    if result.outcome == "promoted":
+        yield f'To roll back: preceptor rollback --because "..." {place}'
+    else:
+        yield "The champion is unchanged; documents that are not quarantined come again next night."
+    if result.quarantined:
+        release = f"preceptor inbox release {result.quarantined[0]} {place}"
+        yield f"Quarantined: {counted(len(result.quarantined), 'document')}. To return one to the queue: {release}"
+
+
+def _change(before: float | None, after: float | None) -> str:
+    return f"{percent(before):>5} -> {percent(after):>5} % correct"

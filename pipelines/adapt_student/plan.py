@@ -1,0 +1,283 @@
+"""What a night is about: the documents that the champion does not hold yet, and where each of them goes.
+
+Weights are for what lasts: a fact in them cannot be removed again, only overwritten. What is volatile, dated or
+replaces an earlier document therefore stays in external memory, where the next version takes its place.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import ConfigDict, ValidationError
+
+from evaluation.common.storage import write_atomically
+from evaluation.tasks import KnowledgeTask, Question
+from pipelines.adapt_student.config import NightConfig, RoutingConfig
+from pipelines.adapt_student.state import (
+    HeldDocument,
+    StudentState,
+    StudentVersion,
+    read_state,
+    student_directory,
+    student_version,
+)
+from pipelines.inbox.documents import InboxDocument, Route
+from pipelines.inbox.store import INBOX_FILE, InboxStore
+from pipelines.lineage.registry import CHAMPION, Registry
+from pipelines.plan import Plan, Stage, Step, UpdateSize
+from pipelines.process import prepare_process
+from pipelines.records import Record
+from pipelines.reports.costs import QUESTION_TOKENS
+
+NIGHTS = "nights"
+"""Directory in the work directory: a directory for each night, and the plan of the one that is running."""
+_CURRENT = "current.json"
+_PLACEHOLDER = Question(question="(not written yet)", answer="(not written yet)")
+"""For questions that the night will generate; routes do not depend on them."""
+
+
+def route(document: InboxDocument, config: RoutingConfig, *, replaces: int = 0) -> tuple[Route, str]:
+    """Return where a document goes that replaces so many earlier ones, and why."""
+    if document.route is not None:
+        return document.route, "requested by its sender"
+    if replaces and config.superseding == "memory":
+        return "memory", f"replaces {replaces} earlier document{'s' * (replaces > 1)}"
+    if document.effective is not None and config.dated == "memory":
+        return "memory", f"has an effective date ({document.effective.isoformat()})"
+    matches = (re.search(pattern, document.text, re.IGNORECASE) for pattern in config.volatile_patterns)
+    if (found := next(filter(None, matches), None)) is not None:
+        return "memory", f"volatile ({found.group(0)!r})"
+    if len(document.text) > config.longest:
+        return "memory", f"long ({len(document.text)} characters, limit for the weights {config.longest})"
+    return "weights", "no rule sends it to memory"
+
+
+class NightPlan(Record):
+    """What a night does; written before its first step, so that a killed night is finished as it began."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")  # earlier releases wrote one more field
+
+    night: str
+    """Name, such as `night-0007`."""
+    parent: int | None
+    """Version of the student that is adapted; None is the base student."""
+    config_digest: str
+    documents: tuple[HeldDocument, ...]
+    """New documents with their routes; self-edits come with the night."""
+    superseded: dict[str, str]
+    """Replaced document id (held, or of this night) -> id of its replacement."""
+    without_questions: tuple[str, ...] = ()
+    """Ids of new documents that wait: without questions nothing could tell whether they were learned."""
+
+    @property
+    def to_weights(self) -> tuple[KnowledgeTask, ...]:
+        """Tasks of the documents routed to the weights, in the order of arrival."""
+        return tuple(planned.task for planned in self.documents if planned.place == "weights")
+
+
+class InboxContent(NamedTuple):
+    """The inbox at one moment."""
+
+    documents: tuple[InboxDocument, ...]
+    """In the order of arrival."""
+    quarantined: frozenset[str]
+    """Ids of documents that a person has to release first."""
+    superseded: dict[str, str]
+    """Replaced document id -> id of its replacement."""
+
+    @property
+    def unasked(self) -> tuple[InboxDocument, ...]:
+        """Documents without questions that a night may learn."""
+        excluded = {*self.quarantined, *self.superseded}
+        return tuple(each for each in self.documents if not each.questions and each.id not in excluded)
+
+
+def read_inbox(work_dir: Path) -> InboxContent:
+    """Return the content of a work directory's inbox; one that does not exist is empty, and is not created.
+
+    Raises:
+        InboxError: The inbox cannot be read.
+    """
+    if not (work_dir / INBOX_FILE).is_file():
+        return InboxContent((), frozenset(), {})
+    with InboxStore(work_dir / INBOX_FILE) as inbox:
+        return InboxContent(inbox.documents(), frozenset(inbox.quarantined()), inbox.superseded())
+
+
+def new_plan(
+    config: NightConfig, work_dir: Path, inbox: InboxContent, parent: int | None, state: StudentState
+) -> NightPlan:
+    """Return the plan of a new night; it may have no documents.
+
+    New is what the student, a version with a state, does not hold, is not quarantined, and was not superseded before it
+    was ever learned.
+    """
+    # A quarantined document replaces nothing.
+    replacing = {old: new for old, new in inbox.superseded.items() if new not in inbox.quarantined}
+    replaced = Counter(replacing.values())
+    night = f"night-{_last_night(work_dir) + 1:04d}"
+    chosen: list[HeldDocument] = []
+    waiting: list[str] = []
+    for document in inbox.documents:
+        if document.id in state.ids or document.id in inbox.quarantined or document.id in replacing:
+            continue
+        if not document.questions:
+            waiting.append(document.id)
+            continue
+        place, because = route(document, config.routing, replaces=replaced[document.id])
+        task, effective = document.as_task(), document.effective
+        chosen.append(HeldDocument(task=task, night=night, place=place, because=because, effective=effective))
+    holding = state.ids | {planned.task.id for planned in chosen}
+    return NightPlan(
+        night=night,
+        parent=parent,
+        config_digest=config.digest,
+        documents=tuple(chosen),
+        superseded={old: new for old, new in inbox.superseded.items() if old in holding and new in holding},
+        without_questions=tuple(waiting),
+    )
+
+
+def open_plan(
+    config: NightConfig, work_dir: Path, registry: Registry, say: Callable[[str], None]
+) -> tuple[NightPlan | None, StudentVersion]:
+    """Return the plan of tonight, or of an interrupted night, and the student that it adapts.
+
+    The plan is on disk before this returns; it is None if there is nothing new. `say` receives messages.
+
+    Raises:
+        LineageError: The champion cannot be read.
+        InboxError: The inbox cannot be read.
+    """
+    champion = student_version(registry, registry.aliases("student").get(CHAMPION), work_dir)
+    left = read_plan(work_dir)
+    if left is not None:
+        if _resumes(left, config, champion.number, champion.state):
+            say(f"finishing {left.night}, which was interrupted")
+            return left, student_version(registry, left.parent, work_dir)
+        say(f"{left.night} was interrupted and is dropped: the champion or the configuration has changed")
+    plan = new_plan(config, work_dir, read_inbox(work_dir), champion.number, champion.state)
+    if not plan.documents:
+        close_plan(work_dir)
+        return None, champion
+    write_atomically(work_dir / NIGHTS / plan.night / "plan.json", plan.model_dump_json())
+    write_atomically(work_dir / NIGHTS / _CURRENT, plan.model_dump_json())
+    return plan, champion
+
+
+def close_plan(work_dir: Path) -> None:
+    """Record that no night is running."""
+    (work_dir / NIGHTS / _CURRENT).unlink(missing_ok=True)
+
+
+def read_plan(work_dir: Path) -> NightPlan | None:
+    """Return the plan of the night that is running or was interrupted; None without one."""
+    try:
+        return NightPlan.model_validate_json((work_dir / NIGHTS / _CURRENT).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def _resumes(left: NightPlan, config: NightConfig, champion: int | None, state: StudentState) -> bool:
+    """Return whether an interrupted night is finished first: the champion is its parent, or the version it made."""
+    return (champion == left.parent or left.night in state.groups()) and left.config_digest == config.digest
+
+
+def _last_night(work_dir: Path) -> int:
+    """Return the number of the last night that was planned, 0 before any."""
+    names = [path.name for path in (work_dir / NIGHTS).glob("night-*")]
+    return max((int(name.rpartition("-")[2]) for name in names), default=0)
+
+
+SELF_EDITS, UPDATE, SCORES = "self-edits", "night's update", "scores"
+"""Stages of a night: self-edits with their rewards, the one update, and the scores of the three students."""
+
+
+def plan_questions(config: NightConfig, unasked: int) -> Plan:
+    """Return the stage in which questions are generated for so many documents, sampled and then proved."""
+    if config.questions is None or not unasked:
+        return ()
+    return (Stage("questions", (Step("sample", unasked, config.questions.samples), Step("read", unasked))),)
+
+
+def plan_night(config: NightConfig, plan: NightPlan, state: StudentState) -> Plan:
+    """Return the stages of a night that adapts a student with a state; none without new documents."""
+    if not plan.documents:
+        return ()
+    edits, weights = config.writing.edits, len(plan.to_weights)
+    scores = Step("score", len(state.after(plan.documents, plan.superseded).active), questions="comparison")
+    learning = (
+        Stage(SELF_EDITS, (Step("sample", weights, edits), Step("update", weights, edits))),
+        Stage(UPDATE, (Step("update", 1, trains_on="night"),), _update_size(config, weights, state)),
+    )
+    # The base student answers the retention probes alone.
+    return (*(learning if weights else ()), Stage(SCORES, (scores, scores, scores._replace(documents=0))))
+
+
+def _update_size(config: NightConfig, documents: int, state: StudentState) -> UpdateSize:
+    """Return what the night's update trains on, at most: a line of a self-edit has at least two tokens.
+
+    Replayed documents are drawn in the night; no draw has more lines than the longest ones.
+    """
+    written, learned = config.teacher.sampling.max_new_tokens, min(config.writing.learned, config.writing.edits)
+    known = sorted((sum(len(edit.implications) for edit in held.edits) for held in state.active), reverse=True)
+    repeated = sum(known[: config.replay.documents]) + config.replay.general
+    lines = learned * documents * max(1, written // 2) + repeated
+    return UpdateSize(config.update, lines, learned * documents * written + repeated * QUESTION_TOKENS)
+
+
+class DryRun(NamedTuple):
+    """What a night would do if it began now."""
+
+    plan: NightPlan
+    """With a placeholder for questions that are still to be generated."""
+    interrupted: bool
+    """The plan is of an interrupted night, which is finished first."""
+    unasked: int
+    """Documents for which questions are generated first."""
+    quarantined: int
+    """Documents that a person has to release first."""
+    stages: Plan
+    """Empty if there is nothing new."""
+
+
+def dry_run(config: NightConfig, work_dir: Path) -> DryRun:
+    """Return what the next night in a work directory, which need not exist, would do; changes nothing.
+
+    Raises:
+        LineageError: The registry or the champion cannot be read.
+        InboxError: The inbox cannot be read.
+    """
+    prepare_process()
+    registry = Registry.existing(config.tracking, work_dir)
+    parent = None if registry is None else registry.aliases("student").get(CHAMPION)
+    state, inbox = _held(registry, parent, work_dir), read_inbox(work_dir)
+    unasked = {document.id for document in inbox.unasked} if config.questions is not None else set()
+    plan = read_plan(work_dir)
+    interrupted = plan is not None and _resumes(plan, config, parent, state)
+    if plan is None or not interrupted:
+        asked = tuple(
+            document.model_copy(update={"questions": (_PLACEHOLDER,)}) if document.id in unasked else document
+            for document in inbox.documents
+        )
+        plan = new_plan(config, work_dir, inbox._replace(documents=asked), parent, state)
+    elif plan.parent != parent:
+        state = _held(registry, plan.parent, work_dir)
+    stages = plan_questions(config, len(unasked)) + plan_night(config, plan, state)
+    return DryRun(plan, interrupted, len(unasked), len(inbox.quarantined), stages)
+
+
+def _held(registry: Registry | None, version: int | None, work_dir: Path) -> StudentState:
+    """Return the state of a version; it is downloaded into a scratch directory unless it is in the work directory."""
+    if registry is None or version is None:
+        return StudentState()
+    directory = student_directory(work_dir, version)
+    if directory.is_dir():
+        return read_state(directory)
+    with tempfile.TemporaryDirectory() as scratch:
+        return read_state(registry.fetch("student", version, Path(scratch, "student")))

@@ -1,0 +1,208 @@
+"""What a version of the student holds besides its adapter: its documents, each with the night that added it.
+
+The state lies in the version's own directory, so that moving an alias moves all of it: no second record of what was
+learned can disagree with the champion.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from pydantic import Field, ValidationError
+
+from evaluation.common.data import digest_json
+from evaluation.common.errors import LineageError
+from evaluation.tasks import KnowledgeTask
+from pipelines.inbox.documents import Route
+from pipelines.inbox.store import INBOX_FILE, InboxStore
+from pipelines.records import Record
+from student.memory import MEMORY_FILE, ExternalMemory, MemoryEntry
+from teacher.self_edit import SelfEdit
+
+if TYPE_CHECKING:
+    from pipelines.lineage.promotions import Rollback
+    from pipelines.lineage.registry import Registry
+    from student.adapters import Adapter
+
+STATE_FILE = "night.json"
+"""Name of the state's file in a version's directory."""
+
+
+class HeldDocument(Record):
+    """A document that a student holds."""
+
+    task: KnowledgeTask
+    night: str = ""
+    """Night that added it; empty in plans of earlier releases."""
+    place: Route
+    because: str = ""
+    """Reason for the route."""
+    edits: tuple[SelfEdit, ...] = ()
+    """Self-edits that the weights were trained on, for replay; empty in memory."""
+    effective: date | None = None
+    """Date from which it holds; None if unknown."""
+    superseded_by: str | None = None
+    """Id of the document that replaces it: it is out of memory, and its questions are no longer asked."""
+
+    @property
+    def active(self) -> bool:
+        """Not superseded."""
+        return self.superseded_by is None
+
+
+class StudentState(Record):
+    """All documents of a version, in the order of arrival."""
+
+    schema_version: Literal[1] = 1
+    documents: tuple[HeldDocument, ...] = ()
+    parent: int | None = None
+    """Number of the version that this one was trained from; None for the first."""
+    scores: dict[str, float] = Field(default_factory=dict)
+    """By night: accuracy on its documents right after it, in [0, 1]."""
+
+    @property
+    def ids(self) -> frozenset[str]:
+        """Ids of all documents, superseded ones included."""
+        return frozenset(held.task.id for held in self.documents)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the documents, their questions, routes and self-edits."""
+        return digest_json(
+            [
+                [held.task.id, held.task.digest, held.place, held.superseded_by, [edit.digest for edit in held.edits]]
+                for held in self.documents
+            ]
+        )
+
+    @property
+    def active(self) -> tuple[HeldDocument, ...]:
+        """The documents that are not superseded."""
+        return tuple(held for held in self.documents if held.active)
+
+    def groups(self) -> dict[str, tuple[HeldDocument, ...]]:
+        """Return the active documents by night, in the order of the nights."""
+        found: dict[str, tuple[HeldDocument, ...]] = {}
+        for held in self.active:
+            found[held.night] = (*found.get(held.night, ()), held)
+        return found
+
+    @property
+    def memory(self) -> ExternalMemory:
+        """The external memory: the active documents that were routed there."""
+        return ExternalMemory(
+            MemoryEntry(
+                id=held.task.id,
+                title=held.task.document.title,
+                text=held.task.document.text,
+                source=held.task.document.source,
+                effective=held.effective,
+            )
+            for held in self.active
+            if held.place == "memory"
+        )
+
+    def after(self, new: Iterable[HeldDocument], superseded: Mapping[str, str]) -> StudentState:
+        """Return the state with new documents added; one that is held already stays as it is.
+
+        `superseded` maps the id of a replaced document, if it is held, to that of its replacement.
+        """
+        documents = [*self.documents, *(held for held in new if held.task.id not in self.ids)]
+        marked = (
+            held.model_copy(update={"superseded_by": superseded[held.task.id]})
+            if held.active and held.task.id in superseded
+            else held
+            for held in documents
+        )
+        return self.model_copy(update={"documents": tuple(marked)})
+
+
+def read_state(directory: Path) -> StudentState:
+    """Return the state in a version's directory; an empty one if no night made the version.
+
+    Raises:
+        LineageError: The file is damaged, or was written by a later release.
+    """
+    path = directory / STATE_FILE
+    if not path.is_file():
+        return StudentState()
+    try:
+        return StudentState.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise LineageError(
+            f"student version: {str(path)!r} cannot be read: {first['msg']} at {first['loc']}. It was damaged or "
+            "written by a later release; use that release, or roll back."
+        ) from error
+
+
+class StudentVersion(NamedTuple):
+    """A student: its adapter and what it holds."""
+
+    number: int | None
+    """In the registry; None is the base student, or one that is not registered yet."""
+    directory: Path | None
+    """Directory of its adapter; None is the base student."""
+    adapter: Adapter | None
+    state: StudentState
+
+    @property
+    def label(self) -> str:
+        """For messages."""
+        return "the base student" if self.number is None else f"version {self.number} of the student"
+
+
+BASE_STUDENT = StudentVersion(None, None, None, StudentState())
+
+
+def student_directory(work_dir: Path, version: int) -> Path:
+    """Return the place of a version's local copy."""
+    return work_dir / "students" / str(version)
+
+
+def student_version(registry: Registry, version: int | None, work_dir: Path) -> StudentVersion:
+    """Return a version of the student, its files copied into the work directory once; None is the base student.
+
+    Raises:
+        LineageError: The version cannot be read.
+        ModelError: Its adapter cannot be read.
+    """
+    if version is None:
+        return BASE_STUDENT
+    from student.adapters import load_adapter
+
+    directory = registry.fetch("student", version, student_directory(work_dir, version))
+    return StudentVersion(version, directory, load_adapter(directory), read_state(directory))
+
+
+def version_directory(adapter_dir: Path, state: StudentState, scratch: Path) -> Path:
+    """Return a directory under `scratch` with all files of a version: adapter, memory and state."""
+    directory = scratch / "student"
+    shutil.copytree(adapter_dir, directory)
+    state.memory.save(directory / MEMORY_FILE)
+    (directory / STATE_FILE).write_text(state.model_dump_json(), encoding="utf-8")
+    return directory
+
+
+def quarantine_reverted(registry: Registry, rollback: Rollback, work_dir: Path, reason: str) -> tuple[str, ...]:
+    """Quarantine the documents that a rollback took back, and return their ids.
+
+    Otherwise the next night would learn again what was just reverted.
+
+    Raises:
+        LineageError: A version cannot be read.
+        InboxError: The inbox cannot be written.
+    """
+    if not (work_dir / INBOX_FILE).is_file():
+        return ()
+    before, after = (student_version(registry, number, work_dir).state for number in rollback)
+    nights = {held.task.id: held.night for held in before.documents if held.task.id not in after.ids}
+    with InboxStore(work_dir / INBOX_FILE) as inbox:
+        known = {document.id for document in inbox.documents()}
+        for night in dict.fromkeys(nights.values()):
+            inbox.quarantine([name for name, its in nights.items() if its == night and name in known], reason, night)
+    return tuple(name for name in nights if name in known)

@@ -1,1 +1,0 @@
-"""`preceptor doctor`: what is installed and usable on this machine, and the command that mends what is not."""

@@ -1,1 +1,0 @@
-"""The runs behind `docs/evidence.md`, and the document itself: `python -m pipelines.evidence PLAN`."""

@@ -1,0 +1,162 @@
+"""Execution of the loop's work: the only module that knows Prefect's tasks and caches.
+
+Two content-addressed stores make a killed run resumable. Whole tasks (sampling, learning steps) are results of Prefect
+tasks under content keys. Updates of students have a store of their own, one record each in SQLite, so that an update is found
+again whichever round, run or variant asks for it. Keys hash everything that decides a result: models, recipes, texts,
+seeds and the code of the folders that make results, but no paths, dates, reports or command lines.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from prefect import task
+from prefect.context import TaskRunContext
+from prefect.utilities.annotations import quote
+from pydantic import BaseModel
+
+from evaluation.common.data import digest_json
+from evaluation.common.errors import PreceptorError
+from evaluation.common.storage import SqliteFile
+from pipelines.records import RECORDS_VERSION, ScoredUpdate
+from pipelines.settings import Settings
+
+if TYPE_CHECKING:
+    from pipelines.reports.console import Reporter
+
+PACKAGE_ROOT = Path(__file__).resolve().parents[1]
+RESULT_FOLDERS = ("evaluation", "teacher", "student", "pipelines/loop")
+"""Folders whose code makes results; a change anywhere else leaves half-finished runs resumable."""
+
+_Result = TypeVar("_Result", bound=BaseModel)
+
+
+@cache
+def code_digest() -> str:
+    """Return the SHA-256 of the source files in `RESULT_FOLDERS`."""
+    files = sorted(path for folder in RESULT_FOLDERS for path in (PACKAGE_ROOT / folder).rglob("*.py"))
+    return digest_json(
+        [[path.relative_to(PACKAGE_ROOT).as_posix(), path.read_text(encoding="utf-8")] for path in files]
+    )
+
+
+def content_key(settings: Settings, kind: str, content: Any, code: str = "") -> str:
+    """Return the content key of a piece of work.
+
+    Args:
+        settings: Give device and number format, which change roundings.
+        kind: First part of the key.
+        content: JSON-serialisable; everything else that decides the result.
+        code: Digest of further code that makes it, outside of `RESULT_FOLDERS`.
+    """
+    whole = {
+        "code": code_digest(),
+        "more code": code,
+        "dtype": settings.dtype,
+        "device": settings.device,
+        "content": content,
+    }
+    digest = digest_json(whole)
+    return f"{kind}/v{RECORDS_VERSION}/{digest[:2]}/{digest}"
+
+
+def _key_of(_: TaskRunContext, parameters: dict[str, Any]) -> str:
+    return str(parameters["key"])
+
+
+@task(cache_key_fn=_key_of, persist_result=True, result_serializer="json", retries=0, log_prints=False)
+def _stored(key: str, function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+    """Run a function on plain data; the result is stored under `key`. An exception stores nothing."""
+    return function(*arguments)
+
+
+@task(name="update-and-score", persist_result=False, retries=0, log_prints=False)
+def _unstored(function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+    """Run a function on plain data; its caller stores the parts of the result."""
+    return function(*arguments)
+
+
+class UpdateStore(SqliteFile):
+    """Scored updates by content key, in one file of the work directory."""
+
+    VERSION = 1
+    TABLES = "CREATE TABLE updates (key TEXT PRIMARY KEY, record TEXT NOT NULL);"
+
+    def find(self, keys: Iterable[str]) -> dict[str, ScoredUpdate]:
+        """Return the updates that are stored under some keys."""
+        with self._reading() as db:
+            rows = [db.execute("SELECT key, record FROM updates WHERE key = ?", (key,)).fetchone() for key in keys]
+        return {row[0]: ScoredUpdate.model_validate_json(row[1]) for row in rows if row is not None}
+
+    def keep(self, updates: Mapping[str, ScoredUpdate]) -> None:
+        """Store the updates of one bank, all or none: a part computed again alone could be rounded otherwise."""
+        with self._transaction() as db:
+            rows = [(key, update.model_dump_json()) for key, update in updates.items()]
+            db.executemany("INSERT OR REPLACE INTO updates VALUES (?, ?)", rows)
+
+    def _refused(self, version: int) -> PreceptorError:
+        return StoreError(
+            f"store of updates {str(self.path)!r}: got version {version}, this release reads {self.VERSION}. Use the "
+            "release that made it, or another work directory."
+        )
+
+    def _failed(self, action: str, error: Exception) -> PreceptorError:
+        return StoreError(
+            f"store of updates {str(self.path)!r}: could not {action} it: {error}. Check the disk, then run again."
+        )
+
+
+class StoreError(PreceptorError, RuntimeError):
+    """The store of updates cannot be used."""
+
+
+class Execution:
+    """Runs pieces of work in this process as Prefect tasks, each at most once whatever happens."""
+
+    def __init__(self, settings: Settings, work_dir: Path, reporter: Reporter) -> None:
+        """Store results in `work_dir`, and report each piece of work to `reporter`."""
+        self._settings = settings
+        self.reporter = reporter
+        self.updates = UpdateStore(work_dir / "updates.sqlite")
+
+    def run(
+        self,
+        kind: str,
+        content: Any,
+        function: Callable[..., _Result],
+        *arguments: Any,
+        describe: str,
+        complete: Callable[[_Result], bool] = lambda _: True,
+    ) -> _Result:
+        """Return the result of a function, computed now or stored before.
+
+        Args:
+            kind: Of the work; names the task and starts its key.
+            content: See `content_key`; the code of the function's own module is added.
+            function: Takes plain data and paths, so that any worker process could run it.
+            arguments: Its arguments.
+            describe: For the progress bar.
+            complete: Whether a stored result still has the files that belong to it; if not it is computed again.
+        """
+        code = Path(inspect.getsourcefile(function) or "").read_text(encoding="utf-8")
+        key = content_key(self._settings, kind, content, digest_json(code))
+        self.reporter.begin(describe)
+        stored: Any = _stored.with_options(name=kind)
+        result: _Result = stored(key, function, quote(arguments))
+        if not complete(result):
+            result = stored.with_options(refresh_cache=True)(key, function, quote(arguments))
+        return result
+
+    def run_bank(self, function: Callable[..., _Result], *arguments: Any) -> _Result:
+        """Return the result of training one bank; its caller keeps the updates in `updates`."""
+        run: Any = _unstored
+        result: _Result = run(function, quote(arguments))
+        return result
+
+    def close(self) -> None:
+        """Close the store of updates."""
+        self.updates.close()

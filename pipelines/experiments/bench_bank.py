@@ -1,0 +1,248 @@
+"""Time the LoRA bank against a sequential PEFT loop or another checkout: `python -m pipelines.experiments.bench_bank`.
+
+Both sides train the same random sequences, about as many lines, tokens and steps as the demo's self-edits, pair by pair
+in alternating order. The ratio is a geometric mean over pairs with its bootstrap interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import math
+import os
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+LINES, LENGTHS = 6, (8, 16)
+"""Training sequences of an adapter, and the range of their tokens."""
+RECIPE = {"rank": 8, "alpha": 16.0, "learning_rate": 5e-3, "epochs": 16, "batch_size": 16}
+# Where checkouts have them, the newest first.
+_BANKS = ("student.bank.bank:LoraBank", "student.lora_bank:LoraBank")
+_REQUESTS = ("student.updates:UpdateRequest", "student.updates:UpdateJob")
+
+Side = Callable[[], float]
+"""Trains all adapters once; returns the seconds."""
+
+
+def make_requests(adapters: int, vocabulary: int) -> list[Any]:
+    """Return updates by random tokens, all of which carry loss, on all linear layers."""
+    from student.config import UpdateRecipe
+    from student.sequences import TrainingSequence
+
+    request, generator, recipe = _first_of(_REQUESTS), random.Random(0), UpdateRecipe.model_validate(RECIPE)
+    made = []
+    for number in range(adapters):
+        lines = [[generator.randrange(vocabulary) for _ in range(generator.randint(*LENGTHS))] for _ in range(LINES)]
+        sequences = tuple(TrainingSequence(tuple(line), (True,) * len(line)) for line in lines)
+        made.append(request(f"random#{number}", sequences, recipe, number))
+    return made
+
+
+def train_in_bank(model: Any, requests: Sequence[Any]) -> list[Any]:
+    """Return the bank's adapters; opening and closing it is part of the work.
+
+    Raises:
+        RuntimeError: An update failed, so that its time would mean nothing.
+    """
+    with _first_of(_BANKS)(model, base_digest="") as bank:
+        results = bank.train(requests)
+    if failed := [result for result in results if result.adapter is None]:
+        raise RuntimeError(f"bench_bank: update {failed[0].key!r} failed, {failed[0].outcome}: {failed[0].detail}.")
+    return [result.adapter for result in results]
+
+
+def train_sequentially(model: Any, requests: Sequence[Any], starts: Sequence[Any]) -> list[dict[str, tuple[Any, Any]]]:
+    """Return layer -> A and B of each update, trained one after another with PEFT and torch's fused AdamW.
+
+    The base is wrapped once; each update adds an adapter, initialised by its `starts`, and drops the one before it.
+    Lines, order, batch size, schedule and clipping are the bank's; lines are padded to the longest of their step.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    wrapped: Any = None
+    trained = []
+    for number, (request, start) in enumerate(zip(requests, starts, strict=False)):
+        name, recipe = f"update-{number}", request.recipe
+        config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(start.factors))
+        if wrapped is None:
+            wrapped = get_peft_model(model, config, adapter_name=name).eval()
+        else:
+            wrapped.add_adapter(name, config)
+            wrapped.set_adapter(name)
+            wrapped.delete_adapter(f"update-{number - 1}")
+        trained.append(_train_adapter(wrapped, name, request, start))
+    wrapped.unload()
+    return trained
+
+
+def _train_adapter(wrapped: Any, name: str, request: Any, start: Any) -> dict[str, tuple[Any, Any]]:
+    import torch
+    from transformers import get_linear_schedule_with_warmup
+
+    from student.bank.training import sequence_order
+
+    recipe, base = request.recipe, wrapped.base_model.model
+    modules = [(layer, base.get_submodule(layer)) for layer in start.factors]
+    weights = {layer: (module.lora_A[name].weight, module.lora_B[name].weight) for layer, module in modules}
+    for layer, (a, b) in start.factors.items():
+        weights[layer][0].data.copy_(a)
+        weights[layer][1].data.copy_(b)
+    parameters = [weight for pair in weights.values() for weight in pair]
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0, fused=True)
+    schedule = get_linear_schedule_with_warmup(optimizer, 0, recipe.total_steps(len(request.sequences)))
+    rows = [torch.tensor(sequence.tokens) for sequence in request.sequences]
+    for order in sequence_order(len(rows), request.seed, recipe.epochs):
+        for begin in range(0, len(order), recipe.batch_size):
+            chosen = [rows[i] for i in order[begin : begin + recipe.batch_size]]
+            labels = torch.nn.utils.rnn.pad_sequence(chosen, batch_first=True, padding_value=-100)
+            mask = (labels != -100).long()
+            wrapped(input_ids=labels.clamp(min=0), attention_mask=mask, labels=labels, use_cache=False).loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+    return {layer: (a.detach().clone(), b.detach().clone()) for layer, (a, b) in weights.items()}
+
+
+def open_sides(place: str, adapters: int) -> tuple[Side, Side, float]:
+    """Return bank and sequential loop after a warm-up, and how far apart their first adapters end.
+
+    The distance is the norm of the difference of the weight changes B A over the norm of the sequential loop's.
+    """
+    import torch
+
+    model, requests = _open(place, adapters)
+    with _first_of(_BANKS)(model, base_digest="") as bank:
+        starts = [bank.no_change(request.recipe, request.seed) for request in requests]
+    ends = train_in_bank(model, requests)[0].factors, train_sequentially(model, requests[:1], starts)[0]
+    changes = [torch.cat([(b @ a).flatten() for _, (a, b) in sorted(factors.items())]) for factors in ends]
+    apart = float((changes[0] - changes[1]).norm() / changes[1].norm())
+    works = partial(train_in_bank, model, requests), partial(train_sequentially, model, requests, starts)
+    return partial(_timed, works[0]), partial(_timed, works[1]), apart
+
+
+def open_child(tree: Path, place: str, adapters: int, stack: ExitStack) -> tuple[Side, str]:
+    """Return the bank of a checkout in a process of its own, after a warm-up, and the digest of its adapters."""
+    command = [sys.executable, "-P", __file__, "--worker", "--model", place, "--adapters", str(adapters)]
+    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    child = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    stack.enter_context(child)  # closes stdin, at which the child ends, and waits for it
+
+    def next_answer() -> Any:
+        line = child.stdout.readline() if child.stdout else ""
+        if not line:
+            raise RuntimeError(f"bench_bank: the bank of {tree} failed; its error is above. Is it a checkout?")
+        return json.loads(line)
+
+    def side() -> float:
+        print("run", file=child.stdin, flush=True)
+        return float(next_answer())
+
+    return side, str(next_answer())
+
+
+def measure(names: tuple[str, str], sides: tuple[Side, Side], pairs: int) -> tuple[list[float], list[float]]:
+    """Return the seconds of both sides; every other pair runs them in the opposite order."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for pair in range(pairs):
+        for i in (0, 1) if pair % 2 == 0 else (1, 0):
+            seconds[i].append(sides[i]())
+        print(f"pair {pair + 1} of {pairs}: {names[0]} {seconds[0][-1]:.3g} s, {names[1]} {seconds[1][-1]:.3g} s")
+    return seconds
+
+
+def speed_ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
+    """Return how many times as fast our side is: geometric mean over pairs and its 95 % bootstrap interval."""
+    from evaluation.statistics import bootstrap_mean
+
+    logs = [math.log(slower / faster) for faster, slower in zip(ours, theirs, strict=True)]
+    found = bootstrap_mean(logs, bounds=(-10.0, 10.0))
+    return math.exp(found.mean), math.exp(found.low), math.exp(found.high)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark and print its table."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.experiments.bench_bank", description=__doc__)
+    parser.add_argument("--pairs", type=int, default=5, help="runs of each side, at least 2 [5]")
+    parser.add_argument("--against", type=Path, help="checkout whose bank is the other side [a sequential PEFT loop]")
+    parser.add_argument("--model", default="micro-student", help="directory, hub name or micro model [micro-student]")
+    parser.add_argument("--adapters", type=int, default=64, help="trained in each run [64]")
+    parser.add_argument("--json", type=Path, help="also write seconds and ratio to this file")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    chosen = parser.parse_args(arguments)
+    if chosen.pairs < 2 or chosen.adapters < 1:
+        parser.error("--pairs must be at least 2 and --adapters at least 1")
+    if chosen.worker:
+        _serve(chosen.model, chosen.adapters)
+        return
+    from evaluation.common.checkpoints import resolve_model
+
+    place = resolve_model(chosen.model)
+    with ExitStack() as stack:
+        if chosen.against is None:
+            *sides, apart = open_sides(place, chosen.adapters)
+            names, note = ("bank", "sequential PEFT loop"), f"Trained from one start they end {apart:.1e} apart."
+        else:
+            ours, digest = open_child(ROOT, place, chosen.adapters, stack)
+            theirs, other = open_child(chosen.against.resolve(), place, chosen.adapters, stack)
+            sides, names = [ours, theirs], ("this tree", str(chosen.against))
+            note = f"Their adapters are {'equal bit by bit' if digest == other else 'not equal'}."
+        seconds = measure(names, (sides[0], sides[1]), chosen.pairs)
+    print("\n| side | seconds an adapter, median [lowest, highest] |\n|---|---|")
+    for name, taken in zip(names, seconds, strict=True):
+        each = [one / chosen.adapters for one in taken]
+        print(f"| {name} | {statistics.median(each):.3g} [{min(each):.3g}, {max(each):.3g}] |")
+    ratio, low, high = speed_ratio(*seconds)
+    print(f"\n{names[0]} over {names[1]}: {ratio:.2f} [{low:.2f}, {high:.2f}] times as fast. {note}")
+    if chosen.json is not None:
+        found = {"ratio": [ratio, low, high], "seconds": dict(zip(names, seconds, strict=True))}
+        chosen.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def _serve(place: str, adapters: int) -> None:
+    """Print the digests of the adapters, then the seconds of one run for each line on stdin."""
+    # An editable installation would lend this tree's modules to the other one.
+    sys.meta_path[:] = [one for one in sys.meta_path if not getattr(one, "__module__", "").startswith("__editable__")]
+    work = partial(train_in_bank, *_open(place, adapters))
+    print(json.dumps(" ".join(adapter.digest for adapter in work())), flush=True)
+    for _ in sys.stdin:
+        print(json.dumps(_timed(work)), flush=True)
+
+
+def _open(place: str, adapters: int) -> tuple[Any, list[Any]]:
+    """Return the frozen base and the updates."""
+    import_module("pipelines.process").prepare_process()
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(place, dtype="float32").eval().requires_grad_(False)
+    return model, make_requests(adapters, model.get_input_embeddings().weight.shape[0])
+
+
+def _timed(work: Callable[[], object]) -> float:
+    gc.collect()  # not to be charged with what ran before
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def _first_of(places: Sequence[str]) -> Any:
+    """Return the first of these `module:name` that this checkout has."""
+    for module, _, name in (place.partition(":") for place in places):
+        with suppress(ModuleNotFoundError, AttributeError):
+            return getattr(import_module(module), name)
+    raise RuntimeError(f"bench_bank: found none of {', '.join(places)}. Add where this checkout has it.")
+
+
+if __name__ == "__main__":
+    main()

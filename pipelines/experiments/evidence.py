@@ -1,0 +1,421 @@
+"""Run a grid and write docs/evidence.md: `python -m pipelines.experiments.evidence configs/evidence-plan.yaml`."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import os
+import platform
+import shlex
+import signal
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from evaluation.across_seeds import RandomEffects, hierarchical_bootstrap_mean, kept_share_over_seeds, random_effects
+from evaluation.common.errors import ConfigError, InputError, PreceptorError
+from evaluation.common.storage import write_atomically
+from evaluation.statistics import Interval, adjusted, known_mean, sign_flip_test
+from pipelines.experiments.grid import SEEDS, GridPlan, PlannedRun, planned_runs, read_result, run_all
+from pipelines.reports.format import UNKNOWN, p_value, percent, percent_interval, points_interval
+from pipelines.reports.plots import BLUE, GREY, INK, new_figure, save_figure
+from pipelines.results import RunResult
+from pipelines.settings import load
+from pipelines.train_teacher.config import TrainTeacherConfig
+
+OPEN, CLOSE = "<!-- notes -->", "<!-- /notes -->"
+"""The text between them is kept when the document is written again."""
+TRAINED, UNTRAINED, GAIN = "trained_teacher", "untrained_teacher", "trained_minus_untrained"
+_EDIT_NOTES = {
+    "tokens": "tokens",
+    "parsed": "valid, %",
+    "lines": "lines",
+    "coverage": "facts covered, %",
+    "answers": "answers held, %",
+    "leaked_rewards": "reward questions held, %",
+    "leaked_comparison": "test questions held, %",
+    "distinct_1": "distinct words",
+    "distinct_2": "distinct word pairs",
+}
+
+Results = Mapping[int, RunResult]
+"""By seed."""
+Scores = Mapping[str, Mapping[str, float]]
+"""By variant and document id."""
+Row = Sequence[str]
+
+
+class Evidence(NamedTuple):
+    """What the document is made from."""
+
+    config: TrainTeacherConfig
+    """Of the first seed."""
+    seeds: Results
+    """At least one."""
+    reference: str
+    """Label of the arms' reference."""
+    arms: dict[str, dict[str, dict[int, RunResult]]]
+    """By heading and name, those with a result; the reference under its own label."""
+    missing: Sequence[str]
+    """Runs of the plan without a result."""
+    days: tuple[str, str]
+    """First and last day on which a run ended."""
+    command: str
+
+    @property
+    def headings(self) -> list[str]:
+        """Of the tables of arms."""
+        return [heading for heading in self.arms if heading != self.reference] if self.reference in self.arms else []
+
+    def labels(self, found: Iterable[Iterable[str]]) -> dict[str, str]:
+        """Return the labels of the variants that are in any of these, in the order of the configuration."""
+        names = set(itertools.chain.from_iterable(found))
+        known = {variant.name: variant.label for variant in self.config.comparison.variants if variant.name in names}
+        return known | {name: name.replace("_", " ") for name in sorted(names - set(known))}
+
+
+def shared(scores: Scores, *names: str) -> list[str]:
+    """Return the ids of the documents on which all the named variants have a score, sorted."""
+    sets = [set(scores.get(name, {})) for name in names]
+    return sorted(set.intersection(*sets)) if sets else []
+
+
+def compared(scores: Scores) -> dict[str, dict[str, float]]:
+    """Return the scores on the documents that all variants with scores have."""
+    names = [name for name, values in scores.items() if values]
+    documents = shared(scores, *names)
+    return {name: {document: scores[name][document] for document in documents} for name in names}
+
+
+def paired(scores: Scores, left: str, right: str) -> list[float]:
+    """Return left - right by document."""
+    return [scores[left][document] - scores[right][document] for document in shared(scores, left, right)]
+
+
+def pooled(groups: Sequence[Iterable[float]], low: float = -1.0) -> Interval | None:
+    """Return the mean over seeds and documents of values in [low, |low| or 1]; None where a seed has no value."""
+    values = [list(group) for group in groups]
+    if not values or not all(values):
+        return None
+    generator = np.random.default_rng(0)  # for each interval, so that a new table changes no other figure
+    return hierarchical_bootstrap_mean(values, generator, bounds=(low, max(1.0, -low)))
+
+
+def as_effects(groups: Sequence[Sequence[float]]) -> RandomEffects | None:
+    """Return the mean with seeds as random effects; None for one seed, and where no documents differ."""
+    if len(groups) < 2 or any(len(values) < 2 for values in groups):
+        return None
+    errors = [float(np.std(values, ddof=1)) / math.sqrt(len(values)) for values in groups]
+    try:
+        return random_effects([float(np.mean(values)) for values in groups], errors)
+    except InputError:  # no document differs from another in any seed
+        return None
+
+
+def accuracy(results: Results, name: str) -> Interval | None:
+    """Return a variant's accuracy in [0, 1] over seeds and documents; None where a seed lacks it."""
+    return pooled([compared(r.document_accuracy).get(name, {}).values() for r in results.values()], low=0.0)
+
+
+def differences(results: Results, key: str = GAIN) -> list[list[float]]:
+    """Return by seed and document the differences in accuracy behind a gain such as `trained_minus_untrained`."""
+    groups = []
+    for result in results.values():
+        scores = compared(result.document_accuracy)
+        left, right = (side if side in scores else f"{side}_teacher" for side in key.split("_minus_"))
+        groups.append(paired(scores, left, right))
+    return groups
+
+
+def kept(results: Results) -> Interval | None:
+    """Return the share of trained less untrained that the other student keeps; None where a seed has no other."""
+    groups = []
+    for result in results.values():
+        there, here = {} if result.transfer is None else result.transfer.document_accuracy, result.document_accuracy
+        both = sorted(set(shared(there, TRAINED, UNTRAINED)) & set(shared(here, TRAINED, UNTRAINED)))
+        groups.append([[scores[TRAINED][d] - scores[UNTRAINED][d] for d in both] for scores in (there, here)])
+    if not groups or not all(there for there, _ in groups):
+        return None
+    return kept_share_over_seeds([(there, here) for there, here in groups], np.random.default_rng(0))
+
+
+def _share(found: Interval | None) -> str:
+    return UNKNOWN if found is None else percent_interval(found)
+
+
+def _points(found: Interval | None) -> str:
+    return UNKNOWN if found is None else points_interval(found)
+
+
+def _plain(value: float | None, digits: int) -> str:
+    return UNKNOWN if value is None else f"{value:,.{digits}f}"
+
+
+def _reading(found: Interval | None) -> str:
+    return UNKNOWN if found is None else "above 0" if found.low > 0 else "below 0" if found.high < 0 else "within noise"
+
+
+def _table(heads: Row, rows: Iterable[Row]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (heads, ["---", *("---:" for _ in heads[1:])], *rows))
+
+
+def variants_table(evidence: Evidence) -> str:
+    """Return the accuracy of each variant by seed and over all, and the tokens of its self-edits."""
+    seeds, rows = evidence.seeds, []
+    for name, label in evidence.labels(result.variants for result in seeds.values()).items():
+        cells = [_share(result.variants.get(name)) for result in seeds.values()]
+        tokens = known_mean(result.edit_tokens.get(name) for result in seeds.values())
+        rows.append([label, *cells, _share(accuracy(seeds, name)), _plain(tokens, 0)])
+    return _table(["accuracy, %", *(f"seed {seed}" for seed in seeds), "all seeds", "tokens"], rows)
+
+
+def gains_table(results: Results) -> str:
+    """Return the differences over all seeds by two methods."""
+    rows = []
+    for key in dict.fromkeys(key for result in results.values() for key in result.gains):
+        groups = differences(results, key)
+        found, effects = pooled(groups), as_effects(groups)
+        between = percent(None if effects is None else effects.between_sd)
+        label = key.replace("_minus_", " − ").replace("_", " ")
+        rows.append([label, _points(found), _reading(found), _points(effects), between])
+    return _table(["difference, points", "bootstrap", "reading", "random effects", "SD between seeds"], rows)
+
+
+def budgets_table(evidence: Evidence) -> str:
+    """Return accuracy at equal lengths of self-edits, and the trained teacher less the others; empty for no curve."""
+    results, rows = evidence.seeds, []
+    labels = evidence.labels(result.curve for result in results.values())
+    for budget in sorted({point.budget for r in results.values() for curve in r.curve.values() for point in curve}):
+        found = [{n: p for n, curve in r.curve.items() for p in curve if p.budget == budget} for r in results.values()]
+        scores = [{name: point.document_accuracy for name, point in points.items()} for points in found]
+        cells = [_share(pooled([by.get(name, {}).values() for by in scores], low=0.0)) for name in labels]
+        rivals = [pooled([paired(by, TRAINED, name) for by in scores]) for name in labels if name != TRAINED]
+        rows.append([str(budget), *cells, *(_points(rival) for rival in rivals)])
+    heads = [*labels.values(), *(f"trained − {label}" for name, label in labels.items() if name != TRAINED)]
+    return _table(["tokens allowed", *heads], rows) if rows else ""
+
+
+def means_table(evidence: Evidence, field: str, heads: Mapping[str, str]) -> str:
+    """Return means over seeds of a field of results, by variant and key; empty where no result has any."""
+    notes: list[Mapping[str, Mapping[str, float]]] = [getattr(result, field) for result in evidence.seeds.values()]
+    shown = [key for key in heads if any(key in found for by_key in notes for found in by_key.values())]
+    rows = []
+    for name, label in evidence.labels(notes).items():
+        means = {key: known_mean(found.get(name, {}).get(key) for found in notes) for key in shown}
+        cells = [percent(mean) if "%" in heads[key] else _plain(mean, 2) for key, mean in means.items()]
+        rows.append([label, *cells])
+    return _table(["", *(heads[key] for key in shown)], rows) if shown else ""
+
+
+def retention_table(evidence: Evidence) -> str:
+    """Return the share of retention probes lost by variant, and the trained teacher's less the untrained one's."""
+    results, rows = evidence.seeds, []
+    for name, label in evidence.labels(result.forgetting for result in results.values()).items():
+        cells = [_points(result.forgetting.get(name)) for result in results.values()]
+        lost = pooled([result.document_forgetting.get(name, {}).values() for result in results.values()])
+        rows.append([label, *cells, _points(lost)])
+    groups = [paired(result.document_forgetting, TRAINED, UNTRAINED) for result in results.values()]
+    alone = [_points(pooled([group], low=-2.0)) for group in groups]
+    rows.append(["trained − untrained", *alone, _points(pooled(groups, low=-2.0))])
+    return _table(["probes lost, points", *(f"seed {seed}" for seed in results), "all seeds"], rows) if rows[1:] else ""
+
+
+def transfer_table(evidence: Evidence) -> str:
+    """Return accuracies and gains on the other student beside those on the student that rewards came from."""
+    both = {seed: result for seed, result in evidence.seeds.items() if result.transfer is not None}
+    there = [compared(result.transfer.document_accuracy) for result in both.values() if result.transfer is not None]
+    rows = []
+    for name, label in evidence.labels(there).items():
+        pair = accuracy(both, name), pooled([scores.get(name, {}).values() for scores in there], low=0.0)
+        rows.append([label, *(_share(found) for found in pair)])
+    gains = pooled(differences(both)), pooled([paired(scores, TRAINED, UNTRAINED) for scores in there])
+    rows.append(["trained − untrained, points", *(_points(gain) for gain in gains)])
+    rows.append(["share of this gain kept, %", UNKNOWN, _share(kept(both))])
+    return _table(["accuracy, %", "student of the rewards", "another student"], rows) if both else ""
+
+
+def arm_differences(evidence: Evidence, heading: str) -> dict[str, list[list[float]]]:
+    """Return by arm, seed and document its trained teacher's accuracy less the reference's, where both have one."""
+    reference = evidence.arms[evidence.reference][evidence.reference]
+    found = {}
+    for name, arm in evidence.arms[heading].items():
+        pairs = [(arm[s].document_accuracy, reference[s].document_accuracy) for s in sorted(set(arm) & set(reference))]
+        found[name] = [paired({"arm": a[TRAINED], "reference": b[TRAINED]}, "arm", "reference") for a, b in pairs]
+    return {name: groups for name, groups in found.items() if groups and all(groups)}
+
+
+def arms_table(evidence: Evidence, heading: str) -> str:
+    """Return the arms under a heading beside their reference; p-values are corrected within the table (Holm 1979)."""
+    groups = arm_differences(evidence, heading)
+    pooled_groups = {name: list(itertools.chain.from_iterable(by_seed)) for name, by_seed in groups.items()}
+    tests = adjusted({name: sign_flip_test(values) for name, values in pooled_groups.items()}, "holm")
+    rows = []
+    for name, results in {**evidence.arms[evidence.reference], **evidence.arms[heading]}.items():
+        runs, less = list(results.values()), pooled(groups.get(name, []))
+        lost = pooled([run.document_forgetting.get(TRAINED, {}).values() for run in runs])
+        cells = [_share(accuracy(results, TRAINED)), *map(_points, (pooled(differences(results)), lost, less))]
+        cells += [p_value(tests[name]) if name in tests else UNKNOWN, _reading(less)]
+        minutes = known_mean(sum(run.seconds.values()) / 60 for run in runs)
+        rows.append([name, *cells, _plain(known_mean(run.inner_runs for run in runs), 0), _plain(minutes, 1)])
+    heads = ["", "trained, %", "trained − untrained, points", "probes lost by trained, points"]
+    heads += [f"less *{evidence.reference}*, points", "p, adjusted", "reading", "updates", "minutes"]
+    return _table(heads, rows)
+
+
+def plot_intervals(rows: Mapping[str, tuple[Interval, Sequence[float]]], title: str, axis: str, path: Path) -> None:
+    """Write a PNG of intervals by label, in %, with the means of single seeds as dots below each."""
+    figure = new_figure(8.2, 1.5 + 0.42 * len(rows), title, "mean with 95 % interval; dots: single seeds")
+    axes = figure.subplots()
+    for place, (found, dots) in enumerate(rows.values()):
+        mean, low, high = (100 * end for end in (found.mean, found.low, found.high))
+        axes.scatter([100 * dot for dot in dots], [place + 0.3] * len(dots), s=14, color=GREY, linewidths=0)
+        axes.plot([low, high], [place, place], color=BLUE, linewidth=3.0, solid_capstyle="butt")
+        axes.plot(mean, place, "o", color=BLUE, markersize=7.5, markeredgecolor="white")
+        axes.text(1.02, place, f"{mean:.1f}", transform=axes.get_yaxis_transform(), va="center", fontweight="bold")
+    axes.axvline(0.0, color=INK, linewidth=1)
+    axes.set(ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)), yticklabels=list(rows), xlabel=axis)
+    axes.grid(axis="x", color="#E4E4E4", linewidth=0.8)
+    save_figure(figure, path)
+
+
+def draw(evidence: Evidence, place: Path) -> dict[str, str]:
+    """Write the pictures into a directory; return their Markdown by name."""
+    place.mkdir(parents=True, exist_ok=True)
+    seeds, drawn = evidence.seeds, {"variants": "Accuracy by variant"}
+    variants = {}
+    for name, label in evidence.labels(result.variants for result in seeds.values()).items():
+        if (found := accuracy(seeds, name)) is not None:
+            variants[label] = found, [r.variants[name].mean for r in seeds.values() if name in r.variants]
+    plot_intervals(variants, drawn["variants"], "questions answered exactly (%)", place / "variants.png")
+    intervals = {}
+    for heading in evidence.headings:
+        for name, groups in arm_differences(evidence, heading).items():
+            if (found := pooled(groups)) is not None:
+                intervals[name] = found, [float(np.mean(group)) for group in groups]
+    if intervals:
+        drawn["arms"] = f"Arms less {evidence.reference}"
+        plot_intervals(intervals, drawn["arms"], "points of accuracy with the trained teacher", place / "arms.png")
+    return {name: f"![{title}]({place.name}/{name}.png)" for name, title in drawn.items()}
+
+
+def kept_notes(path: Path) -> str:
+    """Return the text between the marks of an existing document.
+
+    Raises:
+        ConfigError: The marks do not come once each and in order.
+    """
+    text = path.read_text(encoding="utf-8") if path.is_file() else f"{OPEN}\n\n{CLOSE}"
+    before, opened, rest = text.partition(OPEN)
+    notes, closed, after = rest.partition(CLOSE)
+    if not opened or not closed or any(mark in part for mark in (OPEN, CLOSE) for part in (before, notes, after)):
+        raise ConfigError(
+            f"{str(path)!r}: allowed are {OPEN!r} and {CLOSE!r} once each, in this order. Nothing was written; mend "
+            "the marks, so that the notes are not lost."
+        )
+    return notes
+
+
+def write_document(evidence: Evidence, out: Path) -> Path:
+    """Write `evidence.md` with its pictures into a directory, keep its notes, and return its path.
+
+    Raises:
+        ConfigError: See `kept_notes`.
+    """
+    path, seeds = out / "evidence.md", evidence.seeds
+    notes, pictures = kept_notes(path), draw(evidence, out / "evidence")
+    wordings = sorted({wording for r in seeds.values() for means in r.phrasings.values() for wording in means})
+    sections = {
+        "Variants": f"{variants_table(evidence)}\n\n{pictures['variants']}",
+        "Notes": f"{OPEN}{notes}{CLOSE}",
+        "Differences": gains_table(seeds),
+        "Equal tokens": budgets_table(evidence),
+        "Phrasings of the questions": means_table(evidence, "phrasings", {w: f"{w}, %" for w in wordings}),
+        "Retention": retention_table(evidence),
+        "Self-edits": means_table(evidence, "edit_notes", _EDIT_NOTES),
+        "Another student": transfer_table(evidence),
+        "What each setting is worth": pictures.get("arms", ""),
+    }
+    sections |= {heading: arms_table(evidence, heading) for heading in evidence.headings}
+    parts = ["# Evidence", _runs(evidence), *(f"## {title}\n\n{text}" for title, text in sections.items() if text)]
+    return write_atomically(path, "\n\n".join(parts) + "\n")
+
+
+def _runs(evidence: Evidence) -> str:
+    """Return the list of what was run, when and where, and how to read the tables."""
+    config, seeds = evidence.config, evidence.seeds
+    minutes = [sum(result.seconds.values()) / 60 for result in seeds.values()]
+    documents = sorted({result.documents for result in seeds.values()})
+    lines = [
+        f"Runs: `{config.name}`, seeds {', '.join(map(str, seeds))}, each with its own documents; "
+        f"{', '.join(map(str, documents))} test documents a seed, which no training saw.",
+        f"Each: {config.teacher.model} learns by {config.teacher.learning.algorithm} in {config.loop.rounds} rounds of "
+        f"{config.loop.documents} documents and {config.teacher.samples} self-edits each, for {config.student.model}.",
+        f"When: {' to '.join(dict.fromkeys(evidence.days))}; {min(minutes):.1f} to {max(minutes):.1f} minutes a seed.",
+        f"Where: {os.cpu_count()} CPU cores ({platform.machine()}), Python {platform.python_version()}.",
+        f"Code: {', '.join(sorted({f'`{result.code_digest[:12]}`' for result in seeds.values()}))}.",
+        f"Command: `{evidence.command}`",
+        "Accuracy in %. 95 % intervals: of a seed by the BCa bootstrap over its documents; of all seeds by the "
+        "bootstrap over seeds and documents, too narrow with few seeds; random effects (Paule and Mandel 1982; Hartung "
+        "and Knapp 2001) take the seeds as drawn from all seeds. Differences are paired by document; p by sign flips.",
+    ]
+    lines += [f"Without a result yet: {'; '.join(evidence.missing)}."] if evidence.missing else []
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def gather(plan: GridPlan, runs: Sequence[PlannedRun], config: Path, command: str) -> Evidence:
+    """Return the results so far, whichever code made them.
+
+    Raises:
+        ConfigError: No seed has one.
+    """
+    found = [(run, result) for run in runs if (result := read_result(run)) is not None]
+    first = next((run for run, _ in found if run.group == SEEDS), None)
+    if first is None:
+        raise ConfigError(f"no seed of the plan has a result yet. Run: {command}")
+    arms: dict[str, dict[str, dict[int, RunResult]]] = {}
+    for run, result in found:
+        arms.setdefault(run.group, {}).setdefault(run.name, {})[run.seed] = result
+    days = [f"{datetime.fromtimestamp(run.result.stat().st_mtime, UTC):%Y-%m-%d}" for run, _ in found]
+    return Evidence(
+        config=load(config, TrainTeacherConfig, first.overrides),
+        seeds=arms.pop(SEEDS)[""],
+        reference="" if plan.arms is None else plan.arms.reference,
+        arms=arms,
+        missing=[run.label for run in runs if not any(run is one for one, _ in found)],
+        days=(min(days), max(days)),
+        command=command,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a plan and write the document; the project's own errors become one message and an exit code."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.experiments.evidence", description=__doc__)
+    parser.add_argument("plan", type=Path)
+    parser.add_argument("--work-dir", type=Path, default=Path(".preceptor/evidence"), help="of all runs")
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="gets evidence.md and its pictures")
+    parser.add_argument("--only", choices=("seeds", "arms", "document"), help="runs of a part, or no run")
+    given = parser.parse_args(arguments)
+    # An exit, not a death: runs under way are terminated, and free their work directories.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    places = ["--work-dir", str(given.work_dir), "--out", str(given.out)]
+    command = shlex.join(["python", "-m", "pipelines.experiments.evidence", str(given.plan), *places])
+    try:
+        plan = load(given.plan, GridPlan)
+        config = given.plan.parent / plan.config
+        runs = planned_runs(plan, config, given.work_dir)
+        wanted = [run for run in runs if given.only is None or (given.only == "seeds") == (run.group == SEEDS)]
+        if given.only != "document":
+            run_all(plan, config, wanted, given.work_dir, command, lambda line: print(line, flush=True))
+        print(f"saved {write_document(gather(plan, runs, config, command), given.out)}")
+    except PreceptorError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2 if isinstance(error, (ConfigError, InputError)) else 1)
+
+
+if __name__ == "__main__":
+    main()

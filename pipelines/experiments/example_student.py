@@ -1,0 +1,111 @@
+"""Train an example student for a suite: `python -m pipelines.experiments.example_student SUITE --out DIR`.
+
+One adapter learns all documents of the suite together, from their reward questions with their answers; the suite asks
+the held-out phrasings. `--left-out` plants a regression: the share of the facts that are not learned.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evaluation.common.data import derive_seed
+from evaluation.common.errors import ConfigError, UpdateError
+from pipelines.check_regression.suite import RegressionSuite, SuiteContent, load_content, load_suite
+
+if TYPE_CHECKING:
+    from student.adapters import Adapter
+    from teacher.self_edit import SelfEdit
+
+
+def lines_for(suite: RegressionSuite, content: SuiteContent, seed: int, left_out: float = 0.0) -> SelfEdit:
+    """Return what a student learns: the reward questions on the facts that the suite asks for.
+
+    Questions of a document with the same answer are about the same fact, and are left out together.
+
+    Args:
+        suite: Named in messages.
+        content: Of the suite.
+        seed: Of the choice of facts that are left out.
+        left_out: Share of the facts that are left out, in [0, 1).
+    """
+    from teacher.self_edit import Implication, SelfEdit
+
+    facts = {
+        (task.id, question.answer): [q for q in task.questions if q.answer == question.answer]
+        for task in content.tasks
+        for question in task.comparison_questions
+    }
+    rng = random.Random(derive_seed(seed, "left out"))
+    dropped = set(rng.sample(sorted(facts), round(left_out * len(facts))))
+    kept = [questions for fact, questions in facts.items() if fact not in dropped]
+    lines = tuple(Implication(text=q.question, answer=q.answer) for questions in kept for q in questions)
+    if not lines:
+        raise ConfigError(f"suite {suite.name!r}: no fact is left to learn; lower --left-out.")
+    return SelfEdit(implications=lines)
+
+
+def train_student(suite: RegressionSuite, content: SuiteContent, seed: int, left_out: float) -> Adapter:
+    """Return the adapter of one training; see `lines_for`.
+
+    Raises:
+        UpdateError: The training failed.
+    """
+    from pipelines.check_regression.compare import suite_student
+    from pipelines.models import open_student, student_digest
+    from student.bank.bank import LoraBank
+    from student.config import UpdateRecipe
+    from student.updates import make_request
+
+    # The upper half's MLPs take half the time of all layers.
+    recipe = UpdateRecipe(
+        rank=16,
+        alpha=32.0,
+        learning_rate=5e-3,
+        epochs=12,
+        batch_size=16,
+        max_steps=10_000,
+        target_modules=("gate_proj", "up_proj", "down_proj"),
+        depth=(0.5, 1.0),
+    )
+    student, edit = open_student(suite_student(suite)), lines_for(suite, content, seed, left_out)
+    document, form = content.tasks[0].document, suite.answer_format
+    request = make_request(f"seed {seed}", edit, document, student.tokenizer, recipe, form, seed)
+    with LoraBank(student.model, base_digest=student_digest(suite_student(suite))) as bank:
+        (result,) = bank.train([request])
+    if result.adapter is None:
+        raise UpdateError(f"example student {result.key!r}: {result.outcome.value}: {result.detail}")
+    return result.adapter
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train one example student and write its adapter."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.experiments.example_student", description=__doc__)
+    parser.add_argument("suite", type=Path, help="YAML file of the suite.")
+    parser.add_argument("--out", type=Path, required=True, help="Directory for the adapter, in PEFT's format.")
+    parser.add_argument("--seed", type=int, default=0, help="Of the training [0].")
+    parser.add_argument("--left-out", type=float, default=0.0, help="Share of the facts not to learn, in [0, 1) [0].")
+    given = parser.parse_args(arguments)
+    if not 0.0 <= given.left_out < 1.0:
+        parser.error(f"--left-out: got {given.left_out}, allowed is a share in [0, 1)")
+    from pipelines.process import prepare_process
+
+    prepare_process()
+    from pipelines.check_regression.compare import current_pins
+    from pipelines.check_regression.suite import check_pins
+    from student.adapters import save_adapter
+
+    suite = load_suite(given.suite)
+    content = load_content(suite)
+    check_pins(suite, current_pins(suite, content))
+    adapter = train_student(suite, content, given.seed, given.left_out)
+    save_adapter(adapter, given.out, suite.student)
+    sys.stdout.write(f"Wrote the adapter {adapter.digest[:12]} to {given.out}.\n")
+
+
+if __name__ == "__main__":
+    main()

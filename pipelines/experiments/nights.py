@@ -1,0 +1,135 @@
+"""Nights in a row on the micro-world, whole and without replay, gate or memory.
+
+`python -m pipelines.experiments.nights configs/nights-demo.yaml`; the same command resumes a killed run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evaluation.common.errors import PreceptorError
+from evaluation.microworld.nights import NightDocument, draw_nights
+from evaluation.statistics import known_mean
+from pipelines.inbox.documents import InboxDocument
+from pipelines.inbox.store import INBOX_FILE, InboxStore
+from pipelines.process import prepare_process
+from pipelines.reports.format import percent
+from pipelines.settings import load
+
+if TYPE_CHECKING:
+    from pipelines.adapt_student.page import NightResult
+
+ARMS: dict[str, tuple[str, ...]] = {
+    "full": (),
+    "no replay": ("replay={documents: 0, general: 0}", "gate=null"),
+    "no gate": ("gate=null",),
+    "no memory": ("routing={superseding: weights, dated: weights}", "memory.least_score=1000"),
+}
+"""Settings of the night for each arm. Without replay the gate would hold every night and hide what is forgotten, so it
+is left out there too."""
+DOCUMENTS = 4
+"""New documents before each night."""
+
+
+def as_delivered(document: NightDocument) -> InboxDocument:
+    """Return a document of the simulation as its sender delivers it."""
+    task = document.task
+    return InboxDocument(
+        title=task.document.title,
+        text=task.document.text,
+        source=task.document.source,
+        name=task.id,
+        effective=document.effective,
+        supersedes=document.supersedes,
+        questions=task.questions,
+        held_out_questions=task.held_out_questions,
+        entities=task.document.entities,
+    )
+
+
+def run_arm(config: Path, overrides: Sequence[str], nights: int, work_dir: Path, seed: int) -> list[NightResult]:
+    """Return the nights of one arm; those that have their result are not run again.
+
+    Two documents replace earlier ones, and a night after half of them brings wrong documents alone.
+    """
+    from pipelines.adapt_student.flow import RESULT, adapt_student
+    from pipelines.adapt_student.page import NightResult
+    from pipelines.adapt_student.plan import NIGHTS
+
+    drawn = draw_nights(nights, DOCUMENTS, seed, superseding=(nights // 2 - 1, nights - 2), poisoned=poisoned(nights))
+    results = []
+    for number, documents in enumerate(drawn):
+        done = work_dir / NIGHTS / night_name(number) / RESULT
+        if done.is_file():
+            results.append(NightResult.model_validate_json(done.read_bytes()))
+            continue
+        with InboxStore(work_dir / INBOX_FILE) as inbox:
+            inbox.add(as_delivered(document) for document in documents)
+        results.append(adapt_student(str(config), list(overrides), str(work_dir)))
+    return results
+
+
+def poisoned(nights: int) -> int | None:
+    """Return the night of wrong documents, counted from 0; None where there are too few nights."""
+    return nights // 2 + 1 if nights > 3 else None
+
+
+def night_name(number: int) -> str:
+    """Return the name of a night counted from 0."""
+    return f"night-{number + 1:04d}"
+
+
+def known_after(result: NightResult) -> dict[str, float]:
+    """Return by night the accuracy, after this night, of the student in use on the documents it holds from there."""
+    if result.outcome != "promoted":
+        return {group.night: group.before for group in result.groups if group.before is not None}
+    groups = {group.night: group.after for group in result.groups} | {result.night: result.new_after}
+    return {night: accuracy for night, accuracy in groups.items() if accuracy is not None}
+
+
+def arm_row(name: str, results: Sequence[NightResult]) -> list[str]:
+    """Return an arm's row of the table; wrong documents do not count for what is kept."""
+    wrong, last = poisoned(len(results)), results[-1]
+    then: dict[str, float] = {}
+    for result in results:
+        then = known_after(result) | then  # the first accuracy on a night's documents is the one right after it
+    now = {night: value for night, value in known_after(last).items() if wrong is None or night != night_name(wrong)}
+    before, after = known_mean(then[night] for night in now), known_mean(now.values())
+    kept = after / before if before and after is not None else None
+    probes = last.probes_after if last.outcome == "promoted" else last.probes_before
+    counts = [str(sum(r.outcome == outcome for r in results)) for outcome in ("promoted", "held", "rejected")]
+    fate = "-" if wrong is None else results[wrong].outcome
+    return [name, *counts, fate, *map(percent, (before, after, kept, last.probes_base, probes))]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the arms and print their table."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.experiments.nights", description=__doc__)
+    parser.add_argument("config", type=Path, help="YAML file of the night")
+    parser.add_argument("--nights", type=int, choices=range(2, 31), default=10, metavar="N", help="of each arm [10]")
+    parser.add_argument("--arm", choices=list(ARMS), action="append", help="this arm alone; repeatable")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override; repeatable")
+    parser.add_argument("--work-dir", type=Path, default=Path(".preceptor/simulated"), help="a directory for each arm")
+    given = parser.parse_args(arguments)
+    prepare_process(given.work_dir)
+    from pipelines.adapt_student.config import NightConfig
+
+    rows = []
+    try:
+        seed = load(given.config, NightConfig, given.set).seed
+        for name in given.arm or ARMS:
+            place = given.work_dir / name.replace(" ", "-")
+            rows.append(arm_row(name, run_arm(given.config, (*given.set, *ARMS[name]), given.nights, place, seed)))
+    except PreceptorError as error:
+        sys.exit(str(error))
+    heads = ["arm", "promoted", "held", "rejected", "wrong documents", "then", "now", "kept", "base's probes", "probes"]
+    for row in (heads, ["---"] * len(heads), *rows):
+        print(f"| {' | '.join(row)} |")
+
+
+if __name__ == "__main__":
+    main()

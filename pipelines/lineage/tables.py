@@ -1,0 +1,261 @@
+"""Records as what MLflow shows: named figures and tables. Pure functions; MLflow is not needed here."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from evaluation.statistics import Interval, known_mean
+from evaluation.tasks import KnowledgeTask
+from pipelines.records import Candidate, Round, usage_of
+from pipelines.results import VariantComparison, VariantScores
+
+if TYPE_CHECKING:
+    from pipelines.adapt_student.page import NightResult
+
+TOP_CANDIDATES = 100
+"""Rows of the table of best candidates."""
+
+Metrics = dict[str, float]
+
+
+class Table(TypedDict):
+    """What `MlflowClient.load_table` reads and the run's page shows."""
+
+    columns: list[str]
+    data: list[list[Any]]
+
+
+_CANDIDATE_COLUMNS: dict[str, tuple[str, Callable[[Candidate], Any]]] = {
+    "document_id": ("string", lambda c: c.edit.document_id),
+    "index": ("int32", lambda c: c.edit.index),
+    "text": ("string", lambda c: c.edit.text),
+    "edit": ("string", lambda c: _json(c.edit.edit.model_dump(mode="json")) if c.edit.edit else None),
+    "edit_digest": ("string", lambda c: c.edit.edit.digest if c.edit.edit else None),
+    "edit_tokens": ("int32", lambda c: c.edit.tokens),
+    "finish_reason": ("string", lambda c: c.edit.finish_reason),
+    "rejection": ("string", lambda c: c.edit.rejection),
+    "dropped": ("string", lambda c: _json(c.edit.dropped)),
+    "flags": ("strings", lambda c: c.edit.flags),
+    "seeds": ("int64s", lambda c: [r.seed for r in c.replicates]),
+    "accuracy": ("float64s", lambda c: [r.accuracy for r in c.replicates]),
+    "probability": ("float64s", lambda c: [r.mean_probability for r in c.replicates]),
+    "empty": ("int64s", lambda c: [r.empty for r in c.replicates]),
+    "failures": ("strings", lambda c: [r.failure.value if r.failure else None for r in c.replicates]),
+    "details": ("strings", lambda c: [r.detail for r in c.replicates]),
+    "adapter_digests": ("strings", lambda c: [r.adapter_digest for r in c.replicates]),
+    "steps": ("int64s", lambda c: [r.steps for r in c.replicates]),
+    "training_tokens": ("int64s", lambda c: [r.tokens for r in c.replicates]),
+    "first_loss": ("float64s", lambda c: [r.first_loss for r in c.replicates]),
+    "last_loss": ("float64s", lambda c: [r.last_loss for r in c.replicates]),
+    "forgetting": ("float64s", lambda c: [r.forgetting for r in c.replicates]),
+    "facts": ("string", lambda c: _json(c.facts)),
+    "proxy": ("float64", lambda c: c.proxy),
+    "reward": ("float64", lambda c: c.reward),
+    "reason": ("string", lambda c: c.reason.value if c.reason else None),
+    "base_reward": ("float64", lambda c: c.base_reward),
+    "weight": ("float64", lambda c: c.weight),
+}
+"""Types are fixed, so that the tables of all rounds can be read as one; a plural is a list, one item a replicate."""
+
+_DOCUMENT_COLUMNS: dict[str, tuple[str, Callable[[KnowledgeTask], Any]]] = {
+    "id": ("string", lambda task: task.id),
+    "title": ("string", lambda task: task.document.title),
+    "digest": ("string", lambda task: task.document.digest),
+    "task_digest": ("string", lambda task: task.digest),
+    "characters": ("int64", lambda task: len(task.document.text)),
+    "questions": ("int64", lambda task: len(task.questions)),
+    "held_out_questions": ("int64", lambda task: len(task.held_out_questions)),
+    "source": ("string", lambda task: task.document.source),
+}
+
+
+def write_candidates(candidates: Iterable[Candidate], digests: Mapping[str, str], path: Path) -> None:
+    """Write one Parquet row for each candidate, failed ones with their reason and a null reward.
+
+    Args:
+        candidates: In the order wanted.
+        digests: Of the documents, by id; null for others.
+        path: File to write.
+    """
+    digest = ("string", lambda c: digests.get(c.edit.document_id))
+    _write_parquet(candidates, _CANDIDATE_COLUMNS | {"document_digest": digest}, path)
+
+
+def write_documents(tasks: Iterable[KnowledgeTask], path: Path) -> None:
+    """Write one Parquet row for each document: identity, size and source, not the text."""
+    _write_parquet(tasks, _DOCUMENT_COLUMNS, path)
+
+
+def _write_parquet(items: Iterable[Any], columns: Mapping[str, tuple[str, Callable[[Any], Any]]], path: Path) -> None:
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    types = {name: getattr(pa, name)() for name in ("string", "int32", "int64", "float64")}
+    types |= {f"{name}s": pa.list_(of) for name, of in types.items()}
+    schema = pa.schema([(name, types[kind]) for name, (kind, _) in columns.items()])
+    rows = [{name: _storable(value(item)) for name, (_, value) in columns.items()} for item in items]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _storable(value: Any) -> Any:
+    """Replace lone surrogates, which a language model's JSON may hold and UTF-8 cannot."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    return [_storable(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def best_candidates(candidates: Iterable[Candidate]) -> Table:
+    """Return the candidates with the highest rewards, best first, at most `TOP_CANDIDATES`."""
+    scored = [(c.reward, c) for c in candidates if c.reward is not None]
+    scored.sort(key=lambda pair: (-pair[0], pair[1].edit.document_id, pair[1].edit.index))
+    columns = ["document_id", "index", "reward", "base_reward", "accuracy", "probability", "weight", "text"]
+    data = [
+        [
+            c.edit.document_id,
+            c.edit.index,
+            reward,
+            c.base_reward,
+            known_mean(r.accuracy for r in c.replicates),
+            known_mean(r.mean_probability for r in c.replicates),
+            c.weight,
+            _storable(c.edit.text),
+        ]
+        for reward, c in scored[:TOP_CANDIDATES]
+    ]
+    return Table(columns=columns, data=data)
+
+
+def round_metrics(record: Round) -> Metrics:
+    """Return a round's figures; what is not known is left out.
+
+    `candidate/positive_fraction` is the share of the candidates with a reward above the student's without an update.
+    """
+    candidates, learning = record.candidates, record.learning
+    usage = usage_of(update for candidate in candidates for update in candidate.replicates)
+    scored = [(c.reward, c.base_reward) for c in candidates if c.reward is not None]
+    gains = [reward - base for reward, base in scored if base is not None]
+    failures = Counter(c.reason.value for c in candidates if c.reason)
+    figures: dict[str, float | None] = {
+        "candidate/count": len(candidates),
+        "candidate/ok_count": len(scored),
+        "candidate/failed_count": len(candidates) - len(scored),
+        "candidate/left_out_documents": len(record.left_out),
+        "candidate/reward_mean": record.mean_reward,
+        "candidate/base_reward": record.base_reward,
+        "candidate/positive_fraction": known_mean(gain > 0.0 for gain in gains),
+        **_quantiles([reward for reward, _ in scored]),
+        **{f"failure/{reason}": count for reason, count in failures.items()},
+        "teacher/examples": learning.examples,
+        "teacher/tokens": learning.tokens,
+        "teacher/loss": learning.loss,
+        "teacher/kl": learning.kl,
+        "teacher/entropy": learning.entropy,
+        "teacher/clip_fraction": learning.clip_fraction,
+        "teacher/gradient_norm": learning.gradient_norm,
+        "candidate/inner_runs": record.inner_runs,
+        "development/reward": None if record.development is None else record.development.mean,
+        "development/best": None if record.development is None else record.development.best,
+        "bank/slots": usage.slots,
+        "bank/padding_share": usage.padding_share,
+        "memory/bank_peak_bytes": usage.peak_bytes,
+        **{f"time/{metric_part(stage)}_s": seconds for stage, seconds in record.seconds.items()},
+        **{f"notes/{metric_part(name)}": value for name, value in record.notes.items()},
+    }
+    return _known(figures)
+
+
+def _quantiles(rewards: Sequence[float]) -> dict[str, float | None]:
+    """Return p10, p50, p90 (interpolated linearly) and the largest reward."""
+    if not rewards:
+        return {}
+    import numpy as np
+
+    levels = {"p10": 0.1, "p50": 0.5, "p90": 0.9, "max": 1.0}
+    return {f"candidate/reward_{name}": float(np.quantile(rewards, level)) for name, level in levels.items()}
+
+
+def variant_metrics(record: VariantScores, interval: Interval | None) -> Metrics:
+    """Return a variant's figures; `interval` is its accuracy over the documents that all variants share."""
+    return _known(
+        {
+            **_interval("eval/accuracy", interval),
+            "eval/documents": len(record.accuracy),
+            "eval/edit_tokens": record.edit_tokens,
+            "eval/training_tokens": record.training_tokens,
+            "eval/forgetting": known_mean(record.forgetting.values()),
+            "eval/failed_count": sum(record.failures.values()),
+            **{f"failure/{metric_part(reason)}": count for reason, count in record.failures.items()},
+            **{f"phrasing/{metric_part(name)}": accuracy for name, accuracy in record.phrasings.items()},
+            **{f"notes/{metric_part(name)}": value for name, value in record.notes.items()},
+        }
+    )
+
+
+def variant_table(record: VariantScores) -> Table:
+    """Return a variant's mean accuracy by document."""
+    return Table(columns=["document_id", "accuracy"], data=[list(row) for row in sorted(record.accuracy.items())])
+
+
+def comparison_metrics(comparison: VariantComparison) -> Metrics:
+    """Return the figures of a comparison under the names of its variants and gains."""
+    figures: dict[str, float | None] = {"eval/documents": comparison.documents}
+    for name, interval in comparison.variants.items():
+        figures |= _interval(f"eval/{metric_part(name)}/accuracy", interval)
+    for name, interval in comparison.gains.items():
+        figures |= _interval(f"gain/{metric_part(name)}", interval)
+        figures[f"gain/{metric_part(name)}_minimum_detectable"] = comparison.minimum_detectable.get(name)
+        if name in comparison.tests:
+            figures[f"gain/{metric_part(name)}_p_adjusted"] = comparison.tests[name].adjusted
+    return _known(figures)
+
+
+def comparison_tables(comparison: VariantComparison) -> dict[str, Table]:
+    """Return the tables of a comparison by artifact path: its variants, and its gains."""
+    variants = [[name, i.mean, i.low, i.high] for name, i in comparison.variants.items()]
+    gains = [[n, i.mean, i.low, i.high, comparison.minimum_detectable.get(n)] for n, i in comparison.gains.items()]
+    ends = ["ci_low", "ci_high"]
+    return {
+        "comparison/variants.json": Table(columns=["variant", "accuracy", *ends], data=variants),
+        "comparison/gains.json": Table(columns=["gain", "mean", *ends, "minimum_detectable"], data=gains),
+    }
+
+
+def _interval(name: str, interval: Interval | None) -> dict[str, float | None]:
+    if interval is None:
+        return {}
+    return {name: interval.mean, f"{name}_ci_low": interval.low, f"{name}_ci_high": interval.high}
+
+
+def _known(figures: Mapping[str, float | None]) -> Metrics:
+    return {name: float(value) for name, value in figures.items() if value is not None}
+
+
+def metric_part(name: str) -> str:
+    """Return a name of data as a part of a metric's name: MLflow refuses brackets, percent signs and the like."""
+    return re.sub(r"[^\w.: -]", "_", name)[:100].strip(". ") or "_"
+
+
+def night_metrics(result: NightResult) -> Metrics:
+    """Return the figures of a night: shares of what is known before and after it, in [0, 1]."""
+    groups = [group for group in result.groups if group.before is not None and group.after is not None]
+    figures = {
+        "night/new_before": result.new_before,
+        "night/new_after": result.new_after,
+        "night/earlier_before": known_mean([group.before for group in groups]),
+        "night/earlier_after": known_mean([group.after for group in groups]),
+        "night/probes_base": result.probes_base,
+        "night/probes_before": result.probes_before,
+        "night/probes_after": result.probes_after,
+        "night/new_documents": len(result.new),
+    }
+    return _known(figures)

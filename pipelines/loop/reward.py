@@ -1,0 +1,146 @@
+"""Rewards: from the scores of a self-edit's updates to what the teacher learns from. Pure functions on records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+
+from evaluation.tasks import KnowledgeTask
+from pipelines.records import Candidate, Edit, Sampling, ScoredUpdate, by_document, mean_proxy
+from teacher.algorithms.algorithm import Candidate as CompletionReward
+from teacher.algorithms.algorithm import CandidateGroup
+from teacher.credit import Earned, earned_by_line
+from teacher.filters import EditFacts
+from teacher.rewards import RewardConfig, RewardFailure, reward_of
+
+Probabilities = tuple[float, ...] | None
+"""Per question the gold answer's probability with a self-edit in context; None where it could not be scored."""
+
+
+def judge(
+    sampling: Sampling,
+    reward: RewardConfig,
+    *,
+    updates: Mapping[str, Sequence[ScoredUpdate]] | None = None,
+    base: Mapping[str, ScoredUpdate] | None = None,
+    facts: Mapping[str, EditFacts] | None = None,
+    refused: Mapping[str, RewardFailure] | None = None,
+    in_context: Mapping[str, Probabilities] | None = None,
+) -> list[Candidate]:
+    """Return every sampled self-edit with its updates and its reward, or the reason why it has none.
+
+    Args:
+        sampling: The self-edits.
+        reward: How scores become rewards.
+        updates: By `Edit.id`.
+        base: The student without an update on the same questions, by document id.
+        facts: Measures of the texts, by `Edit.id`.
+        refused: Self-edits that a filter refused, by `Edit.id`.
+        in_context: For the proxy reward, by `Edit.id`.
+    """
+    floors = {name: _base_reward(scored, reward) for name, scored in (base or {}).items()}
+    found = []
+    for edit in sampling.edits:
+        mine, probabilities = (updates or {}).get(edit.id, ()), (in_context or {}).get(edit.id)
+        outcome = _outcome(edit, mine, probabilities, (refused or {}).get(edit.id), reward)
+        known = (facts or {}).get(edit.id)
+        found.append(
+            Candidate(
+                edit=edit,
+                facts={} if known is None else {k: float(v) for k, v in asdict(known).items() if v is not None},
+                proxy=mean_proxy(probabilities),
+                proxy_probability=probabilities or (),
+                replicates=tuple(mine),
+                reward=None if isinstance(outcome, RewardFailure) else outcome,
+                reason=outcome if isinstance(outcome, RewardFailure) else None,
+                base_reward=floors.get(edit.document_id),
+            )
+        )
+    return found
+
+
+def _outcome(
+    edit: Edit,
+    updates: Sequence[ScoredUpdate],
+    probabilities: Probabilities,
+    refused: RewardFailure | None,
+    reward: RewardConfig,
+) -> float | RewardFailure:
+    """Return the reward of one self-edit, or the reason why it has none."""
+    if edit.edit is None:
+        return edit.failure or RewardFailure.PARSE_FAILED
+    if refused is not None:
+        return refused
+    if reward.metric != "proxy":
+        return reward_of(updates, reward)
+    value = mean_proxy(probabilities)
+    return RewardFailure.PROXY_FAILED if value is None else value
+
+
+def _base_reward(scored: ScoredUpdate, reward: RewardConfig) -> float | None:
+    """Return the student's reward without an update: nothing forgotten, and for the proxy nothing in its context."""
+    metric = "probability" if reward.metric == "proxy" else reward.metric
+    plain = reward.model_copy(update={"metric": metric})
+    outcome = reward_of([scored.model_copy(update={"forgetting": 0.0})], plain)
+    return None if isinstance(outcome, RewardFailure) else outcome
+
+
+def groups_of(
+    candidates: Sequence[Candidate],
+    prompts: Mapping[str, str],
+    tasks: Mapping[str, KnowledgeTask],
+    base: Mapping[str, ScoredUpdate],
+    reward: RewardConfig,
+    decode: Callable[[Sequence[int]], str] | None,
+) -> list[CandidateGroup]:
+    """Return the candidates grouped by document, as the teacher's algorithms take them.
+
+    Args:
+        candidates: Of a round.
+        prompts: What the teacher read, by document id.
+        tasks: By document id.
+        base: Scores of the student without an update on the same questions, by document id.
+        reward: How scores became rewards.
+        decode: The teacher's tokenizer, for the credit of single lines; None gives none.
+    """
+    return [
+        CandidateGroup(
+            id=name,
+            prompt=prompts[name],
+            candidates=tuple(
+                CompletionReward(
+                    c.edit.token_ids,
+                    c.reward,
+                    earned=None if decode is None else _earned(c, tasks[name], base.get(name), reward, decode),
+                )
+                for c in members
+            ),
+            base_reward=members[0].base_reward,
+        )
+        for name, members in by_document(candidates).items()
+    ]
+
+
+def _earned(
+    candidate: Candidate,
+    task: KnowledgeTask,
+    base: ScoredUpdate | None,
+    reward: RewardConfig,
+    decode: Callable[[Sequence[int]], str],
+) -> Earned | None:
+    """Return the gain that each line of a candidate earned; None where its questions' scores are not known."""
+    scores = _question_scores(candidate, reward)
+    if not scores or base is None or base.failure is not None:
+        return None
+    before = base.by_question("probability" if reward.metric == "proxy" else reward.metric)
+    gains = [after - first for after, first in zip(scores, before, strict=True)]
+    return earned_by_line(candidate.edit.token_ids, decode, task.questions, gains)
+
+
+def _question_scores(candidate: Candidate, reward: RewardConfig) -> list[float]:
+    """Return a candidate's mean score by question over its updates; empty where there is none."""
+    if reward.metric == "proxy":
+        return list(candidate.proxy_probability)
+    rows = [update.by_question(reward.metric) for update in candidate.replicates if update.failure is None]
+    return [math.fsum(column) / len(rows) for column in zip(*rows, strict=True)]

@@ -1,0 +1,298 @@
+"""Updates: self-edits trained into adapters of the frozen student, and the student's scores after each of them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from evaluation.common.errors import ScoringError
+from evaluation.domains import domain_of
+from evaluation.exact_match import AnswerScore, end_tokens_of
+from evaluation.graders import DomainGrading, Grade, Graded, GradeItem, Grader
+from evaluation.tasks import KnowledgeTask, Question
+from pipelines.models import ModelRef, open_answer_engine, open_student, student_digest
+from pipelines.records import ScoredUpdate, Updates
+from pipelines.settings import LoopSettings, QuestionSet
+from student.adapters import Adapter, save_adapter
+from student.bank.bank import LoraBank
+from student.bank.scoring import ScoringFailure
+from student.config import UpdateRecipe
+from student.updates import UpdateOutcome, UpdateRequest, UpdateResult, make_request
+from teacher.rewards import RewardFailure
+from teacher.self_edit import SelfEdit
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A self-edit to try on the student, with a seed."""
+
+    document_id: str
+    index: int
+    """Of the self-edit among those of its document."""
+    edit: SelfEdit | None
+    """None is the student without an update."""
+    seed: int
+    keep: bool = False
+    """Leave the adapter in the work directory, under its own digest."""
+
+
+def questions_of(task: KnowledgeTask, which: QuestionSet) -> tuple[Question, ...]:
+    """Return the questions of a task that rewards use, or the held-out ones."""
+    return task.questions if which == "rewards" else task.comparison_questions
+
+
+def bank_of(settings: LoopSettings, recipe: UpdateRecipe) -> AbstractContextManager[LoraBank]:
+    """Return a bank on the student, not yet open, for updates by a recipe."""
+    student, ref = settings.student, ModelRef.of(settings.student.model, settings)
+    return LoraBank(
+        open_student(ref).model,
+        recipe.target_modules,
+        depth=recipe.depth,
+        max_slots=student.bank_slots,
+        memory_bytes=student.bank_memory_bytes,
+        base_digest=student_digest(ref),
+    )
+
+
+def adapter_dir(work_dir: Path, digest: str) -> Path:
+    """Return the directory of a student's adapter, whether or not it was kept."""
+    return work_dir / "adapters" / digest[:20]
+
+
+class BankWork(NamedTuple):
+    """Trials for one bank: plain data."""
+
+    settings: LoopSettings
+    trials: tuple[Trial, ...]
+    tasks: Mapping[str, KnowledgeTask]
+    """Of the trials' documents, by id."""
+    questions: QuestionSet
+    probes: tuple[Question, ...]
+    """Retention probes that each student is asked besides."""
+    work_dir: Path
+
+
+def train_and_score(work: BankWork) -> Updates:
+    """Return the scores of some trials; a failure concerns its own trial alone and has a reason."""
+    started = time.perf_counter()
+    settings, config = work.settings, work.settings.student
+    tokenizer = open_student(ModelRef.of(config.model, settings)).tokenizer
+    requests = {i: request for i, trial in enumerate(work.trials) if (request := _request(work, trial)) is not None}
+    with bank_of(settings, config.update) as bank:
+        results = dict(zip(requests, bank.train(list(requests.values())), strict=True))
+        usage = bank.usage
+        asked = [i for i in range(len(work.trials)) if i not in results or results[i].outcome is UpdateOutcome.OK]
+        adapters = [results[i].adapter if i in results else None for i in asked]
+        sets = [questions_of(work.tasks[work.trials[i].document_id], work.questions) for i in asked]
+        known = _known_probes(bank, work, tokenizer)
+        with_probes = [(*mine, *work.probes) for mine in sets]
+        scores = dict(zip(asked, bank.score(adapters, with_probes, tokenizer, config.answer_format), strict=True))
+        written = dict(zip(asked, _answers(bank, work, asked, adapters, sets, tokenizer), strict=True))
+    records = []
+    for i, trial in enumerate(work.trials):
+        result = results.get(i)
+        if trial.keep and result is not None and result.adapter is not None:
+            save_adapter(result.adapter, adapter_dir(work.work_dir, result.adapter.digest), config.model)
+        records.append(_scored(trial, result, scores.get(i), written.get(i), known))
+    took = {
+        "slots": usage.slots,
+        "peak_bytes": usage.peak_bytes,
+        "seconds": (time.perf_counter() - started) / len(records),
+    }
+    return Updates(replicates=tuple(record.model_copy(update=took) for record in records))
+
+
+def _request(work: BankWork, trial: Trial) -> UpdateRequest | None:
+    """Return the training of one trial; None for the student without an update."""
+    if trial.edit is None:
+        return None
+    config, task = work.settings.student, work.tasks[trial.document_id]
+    tokenizer = open_student(ModelRef.of(config.model, work.settings)).tokenizer
+    return make_request(
+        f"{trial.document_id}#{trial.index}",
+        trial.edit,
+        task.document,
+        tokenizer,
+        config.update,
+        config.answer_format,
+        trial.seed,
+        expansion=domain_of(task).expand(task, trial.edit, trial.seed),
+    )
+
+
+def _known_probes(bank: LoraBank, work: BankWork, tokenizer: Any) -> tuple[bool, ...]:
+    """Return which probes the student answers without an update.
+
+    Raises:
+        ScoringError: It could not be scored.
+    """
+    if not work.probes:
+        return ()
+    found = bank.score([None], [work.probes], tokenizer, work.settings.student.answer_format)[0]
+    if isinstance(found, ScoringFailure):
+        raise ScoringError(f"retention probes: the student without an update cannot be scored: {found.reason}")
+    return tuple(score.exact for score in found)
+
+
+def answer_settings(settings: LoopSettings, which: QuestionSet) -> dict[str, Any] | None:
+    """Return what decides the students' texts, for content keys; None where none are written. The grader is no part."""
+    grading = settings.grading_for(which)
+    return None if grading is None else grading.model_dump(mode="json", exclude={"grader"})
+
+
+def _answers(
+    bank: LoraBank,
+    work: BankWork,
+    asked: Sequence[int],
+    adapters: Sequence[Adapter | None],
+    questions: Sequence[Sequence[Question]],
+    tokenizer: Any,
+) -> Sequence[list[str] | ScoringFailure | None]:
+    """Return the answers of each student as text, for the grader; Nones where the flow needs none."""
+    grading, config = work.settings.grading_for(work.questions), work.settings.student
+    if grading is None:
+        return [None] * len(adapters)
+    prompts = [[config.answer_format.render(q.question) for q in mine] for mine in questions]
+    if grading.engine == "bank":
+        texts = bank.generate(adapters, prompts, tokenizer, max_new_tokens=grading.max_new_tokens)
+    else:
+        from student.bank.scoring import answer_with_vllm
+
+        model = open_student(ModelRef.of(config.model, work.settings)).model
+        texts = answer_with_vllm(
+            open_answer_engine(work.settings),
+            adapters,
+            prompts,
+            tokenizer,
+            max_new_tokens=grading.max_new_tokens,
+            end_tokens=sorted(end_tokens_of(model, tokenizer)),
+        )
+    cuts = [domain_of(work.tasks[work.trials[i].document_id]).answer_in for i in asked]
+    return [
+        mine if isinstance(mine, ScoringFailure) else [cut(text) for text in mine]
+        for cut, mine in zip(cuts, texts, strict=True)
+    ]
+
+
+_FAILURES = {
+    UpdateOutcome.OVER_BUDGET: RewardFailure.OVER_BUDGET,
+    UpdateOutcome.CANARY_FAILED: RewardFailure.CANARY_FAILED,
+    UpdateOutcome.NON_FINITE: RewardFailure.NON_FINITE,
+}
+"""What an update's outcome means for the reward; every other failed outcome is `update_failed`."""
+
+
+def _scored(
+    trial: Trial,
+    result: UpdateResult | None,
+    scores: list[AnswerScore] | ScoringFailure | None,
+    written: list[str] | ScoringFailure | None,
+    known: Sequence[bool],
+) -> ScoredUpdate:
+    """Return the record of one trial.
+
+    Args:
+        trial: The self-edit.
+        result: Of the training; None for the student without an update.
+        scores: By the forced pass: of the questions, then of the retention probes.
+        written: The answers as text; None where none were wanted.
+        known: Which of the probes the student answers without an update.
+    """
+    failure, detail = None, "" if result is None else result.detail
+    if result is not None and result.outcome is not UpdateOutcome.OK:
+        failure = _FAILURES.get(result.outcome, RewardFailure.UPDATE_FAILED)
+        detail = f"{result.outcome.value}: {result.detail}"
+    elif scores is None or isinstance(scores, ScoringFailure):
+        failure = RewardFailure.SCORING_FAILED
+        detail = "not scored" if scores is None else scores.reason
+    elif isinstance(written, ScoringFailure):
+        failure, detail = RewardFailure.SCORING_FAILED, written.reason
+    answered = scores if isinstance(scores, list) and failure is None else []
+    asked = len(answered) - len(known) if answered else 0
+    answered, retained = answered[:asked], tuple(score.exact for score in answered[asked:])
+    losses = () if result is None or failure is not None else result.losses
+    return ScoredUpdate(
+        document_id=trial.document_id,
+        index=trial.index,
+        seed=trial.seed,
+        failure=failure,
+        detail=detail,
+        adapter_digest=None if result is None or result.adapter is None else result.adapter.digest,
+        retained=retained,
+        forgetting=(sum(known) - sum(retained)) / len(known) if retained else None,
+        exact=tuple(score.exact for score in answered),
+        probability=tuple(score.probability for score in answered),
+        token_probability=tuple(math.exp(score.log_probability / len(score.predicted)) for score in answered),
+        answers=tuple(written) if isinstance(written, list) and failure is None else (),
+        empty=sum(score.empty for score in answered),
+        steps=0 if result is None else result.steps,
+        tokens=0 if result is None else result.tokens,
+        padded_tokens=0 if result is None else result.padded_tokens,
+        first_loss=losses[0] if losses else None,
+        last_loss=losses[-1] if losses else None,
+    )
+
+
+def grade_updates(
+    updates: Sequence[ScoredUpdate],
+    tasks: Mapping[str, KnowledgeTask],
+    questions: QuestionSet,
+    settings: LoopSettings,
+    grader: Grader | None,
+    verdicts: list[Graded],
+) -> tuple[ScoredUpdate, ...]:
+    """Return the updates with the verdicts on the students' texts; unchanged where exact match decides.
+
+    Rules are computed anew each time; a judge's replies come from the ledger where it was asked before, so that its
+    failures are asked again.
+
+    Args:
+        updates: With their `answers`.
+        tasks: Of their documents, by id.
+        questions: Those that were asked.
+        settings: Of the flow.
+        grader: Of the texts; None where the domain or exact match decides.
+        verdicts: Gets every verdict of `grader`, for an estimate of its noise.
+
+    Raises:
+        BudgetError: The judge's next call could exceed its budget.
+        EndpointError: The judge's server refuses for good.
+    """
+    if settings.grading is not None and isinstance(settings.grading.grader, DomainGrading):
+        return tuple(_by_domain(update, tasks[update.document_id], questions) for update in updates)
+    if grader is None:
+        return tuple(updates)
+    items = [
+        GradeItem(question.question, (question.answer,), answer)
+        for update in updates
+        if update.answers
+        for question, answer in zip(questions_of(tasks[update.document_id], questions), update.answers, strict=True)
+    ]
+    found = grader.grade(items)
+    verdicts.extend(found)
+    grades = iter(found)
+    return tuple(_with_grades(update, [next(grades) for _ in update.answers]) for update in updates)
+
+
+def _by_domain(update: ScoredUpdate, task: KnowledgeTask, questions: QuestionSet) -> ScoredUpdate:
+    if not update.answers:
+        return update
+    found = domain_of(task).grade(questions_of(task, questions), update.answers)
+    return update.model_copy(update={"correct": tuple(found.correct), "cells": tuple(found.partial)})
+
+
+def _with_grades(update: ScoredUpdate, grades: Sequence[Graded]) -> ScoredUpdate:
+    if not grades:
+        return update
+    return update.model_copy(
+        update={
+            "correct": tuple(grade.correct if isinstance(grade, Grade) else None for grade in grades),
+            "ungraded": dict(Counter(grade.reason for grade in grades if not isinstance(grade, Grade))),
+        }
+    )

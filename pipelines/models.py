@@ -1,0 +1,181 @@
+"""Models of a process: each checkpoint, sampler and grader is opened once, when it is first needed, whoever asks.
+
+Work is described by plain data (a `ModelRef`, configurations, paths); here a process turns it into open models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+
+from evaluation.common.checkpoints import Checkpoint, load_checkpoint, model_digest
+from evaluation.common.data import digest_json
+from evaluation.graders import DomainGrading, Grader, build_grader
+from pipelines.settings import LoopSettings, Settings
+from teacher.config import TeacherConfig
+from teacher.samplers.openai import OpenAISampler, OpenAISampling
+from teacher.samplers.sampler import LocalSampling, Sampler
+
+if TYPE_CHECKING:
+    from evaluation.engines.vllm import VllmEngine
+    from teacher.policy import TeacherPolicy
+
+LEDGER = "endpoints.sqlite"
+"""File of the work directory with all replies of endpoints and what they cost."""
+
+_Open = TypeVar("_Open")
+_open: dict[tuple[str, ...], Any] = {}
+
+
+def _once(make: Callable[[], _Open], *key: str) -> _Open:
+    """Return what is open under a key, opened now if it is not."""
+    if key not in _open:
+        _open[key] = make()
+    return cast("_Open", _open[key])
+
+
+def close_models() -> None:
+    """Stop engines and let go of all models; what is used again is opened anew."""
+    parts = list(_open.values())
+    _open.clear()
+    for part in parts:
+        if hasattr(part, "close"):
+            part.close()
+
+
+class ModelRef(NamedTuple):
+    """A model to open: plain data."""
+
+    name: str
+    """Directory, hub id, or the name of a shipped model."""
+    device: str
+    dtype: str
+    threads: int | None
+
+    @classmethod
+    def of(cls, name: str, settings: Settings) -> ModelRef:
+        """Return a model under a flow's settings."""
+        return cls(name, settings.device, settings.dtype, settings.threads)
+
+    def load(self) -> Checkpoint:
+        """Return the model, opened for this caller alone.
+
+        Raises:
+            ModelError: The checkpoint cannot be opened.
+        """
+        import torch
+
+        torch.set_num_threads(self.threads or torch.get_num_threads())
+        return load_checkpoint(self.name, device=self.device, dtype=getattr(torch, self.dtype))
+
+
+def open_student(ref: ModelRef) -> Checkpoint:
+    """Return the frozen student."""
+    return _once(ref.load, "student", *map(str, ref))
+
+
+def student_digest(ref: ModelRef) -> str:
+    """Return the SHA-256 of the student's weights."""
+    return _once(lambda: model_digest(open_student(ref).model), "student digest", *map(str, ref))
+
+
+class Teacher:
+    """A trainable teacher at one of its saved states, with the engine that samples from it."""
+
+    def __init__(self, ref: ModelRef, config: TeacherConfig, seed: int) -> None:
+        """Open the base.
+
+        Args:
+            ref: The base.
+            config: Its policy and its sampling.
+            seed: Of the untrained adapter.
+        """
+        from teacher.policy import TeacherPolicy
+
+        self.policy: TeacherPolicy = TeacherPolicy(ref.load(), config.policy, seed)
+        self._ref, self._sampling, self._seed = ref, config.sampling, seed
+        self._state: str | None = None
+        self._sampler: Sampler | None = None
+
+    def at(self, state: Path | None) -> TeacherPolicy:
+        """Return the policy at a saved state; None is the untrained teacher."""
+        wanted = "" if state is None else str(state)
+        if self._state != wanted:
+            self._state = None
+            if state is None:
+                self.policy.reset(self._seed)
+            else:
+                self.policy.restore(state)
+            self._state = wanted
+        return self.policy
+
+    def changed(self) -> TeacherPolicy:
+        """Return the policy to a caller that changes its weights: the next use restores a saved state."""
+        self._state = None
+        return self.policy
+
+    def keep(self, states: Path) -> Path:
+        """Save the policy as it is under its own digest, and return its directory under `states`."""
+        place = states / self.policy.digest[:20]
+        if not place.exists():
+            self.policy.save(place)
+        self._state = str(place)
+        return place
+
+    @property
+    def sampler(self) -> Sampler:
+        """The engine that samples from the policy."""
+        assert isinstance(self._sampling, LocalSampling)
+        if self._sampler is None:
+            self._sampler = self._sampling.build(self.policy, self._ref.name, cast("Any", self._ref.dtype))
+        return self._sampler
+
+    def close(self) -> None:
+        """Stop the engine."""
+        if self._sampler is not None:
+            self._sampler.close()
+            self._sampler = None
+
+
+def open_teacher(ref: ModelRef, config: TeacherConfig, seed: int) -> Teacher:
+    """Return a trainable teacher; see `Teacher`."""
+    opened = digest_json([config.policy.model_dump(mode="json"), config.sampling.model_dump(mode="json")])
+    return _once(lambda: Teacher(ref, config, seed), "teacher", *map(str, ref), opened, str(seed))
+
+
+def open_endpoint(sampling: OpenAISampling, work_dir: Path, scope: str) -> OpenAISampler:
+    """Return a sampler behind an endpoint.
+
+    Args:
+        sampling: The endpoint and how to sample.
+        work_dir: Of the ledger.
+        scope: Whose budget it is; budgets count by the run's name, so that a raised one continues from what was spent.
+    """
+    key = digest_json(sampling.model_dump(mode="json"))
+    return _once(lambda: OpenAISampler(sampling, work_dir / LEDGER, scope=scope), "endpoint", key, str(work_dir), scope)
+
+
+def open_grader(settings: LoopSettings, work_dir: Path) -> Grader | None:
+    """Return the grader of the students' texts; None where exact match or the domain decides."""
+    grading = settings.grading
+    if grading is None or isinstance(grading.grader, DomainGrading):
+        return None
+    grader, scope = grading.grader, f"{settings.name}/judge"
+    key = digest_json(grader.model_dump(mode="json"))
+    return _once(lambda: build_grader(grader, work_dir / LEDGER, scope), "grader", key, str(work_dir), scope)
+
+
+def open_answer_engine(settings: LoopSettings) -> VllmEngine:
+    """Return vLLM on the student, for its text."""
+    grading, student = settings.grading, settings.student
+    assert grading is not None
+
+    def make() -> VllmEngine:
+        from evaluation.engines.vllm import VllmEngine
+
+        rank, device = student.update.rank, settings.device
+        return VllmEngine(student.model, grading.vllm, device=device, dtype=settings.dtype, max_rank=rank)
+
+    key = digest_json(grading.model_dump(mode="json", exclude={"grader"}))
+    return _once(make, "answers", *map(str, ModelRef.of(student.model, settings)), key, str(student.update.rank))

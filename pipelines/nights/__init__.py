@@ -1,1 +1,0 @@
-"""The night: everything new is routed, learned, checked for what it cost, and promoted or not."""

@@ -1,0 +1,323 @@
+"""What a run prints: progress, a line per round, one table at the end, and at most twelve lines of summary.
+
+Everything reads at 80 columns and in logs without a terminal: nothing depends on colour, and nothing is cut.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self
+
+from evaluation.statistics import SMALL_SAMPLE, Interval, PairedTest
+from pipelines.plan import Step
+from pipelines.records import Round
+from pipelines.reports.format import (
+    UNKNOWN,
+    counted,
+    duration,
+    percent,
+    percent_interval,
+    plain_table,
+    points,
+    points_interval,
+    tokens,
+    wrapped,
+)
+from pipelines.results import RunResult, VariantComparison, VariantScores
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+NEAR_ZERO = 0.02
+"""Accuracy in [0, 1] below which a variant has learned next to nothing."""
+
+Reading = Literal["significant", "within noise"]
+
+_LINES = 12
+"""Lines printed below the table at most."""
+_LABEL = 12
+"""Columns of the labels of these lines."""
+
+
+class Reporter:
+    """Progress on long work: a bar on a terminal, plain lines with the time elsewhere; a context manager."""
+
+    _QUIET_SECONDS = 20.0
+    """Without a terminal, the shortest time between two lines about single steps."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        """Report on `total` steps to `console`."""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        self.console = console
+        self._total = total
+        self._count = 0
+        self._what = ""
+        self._started = self._spoke = time.monotonic()
+        self._progress = Progress(
+            SpinnerColumn(),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._bar = self._progress.add_task("starting", total=total)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def say(self, line: str) -> None:
+        """Print a line that stays."""
+        self._spoke = time.monotonic()
+        elapsed = int(self._spoke - self._started)
+        clock = f"{elapsed // 60:3d}:{elapsed % 60:02d}"
+        self._progress.console.print(f"[dim]{clock}[/dim] {line}", highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def step(self, step: Step, what: str) -> Iterator[None]:
+        """Carry out a step of a plan: it is named while it lasts, and counted at its end.
+
+        Args:
+            step: Of the plan.
+            what: It belongs to, such as a round or a variant.
+        """
+        self._what = f"{what}: "
+        self.begin(step.kind)
+        yield
+        self._what = ""
+        self.done()
+
+    def begin(self, doing: str) -> None:
+        """Name the work that starts now."""
+        doing = f"{self._what}{doing}"
+        self._progress.update(self._bar, description=doing)
+        if not self.console.is_terminal and time.monotonic() - self._spoke > self._QUIET_SECONDS:
+            self.say(f"{doing} (step {self._count + 1} of {self._total})")
+
+    def done(self) -> None:
+        """Count a step."""
+        self._count += 1
+        self._progress.update(self._bar, completed=min(self._count, self._total))
+
+
+def round_line(record: Round) -> str:
+    """Return one line about a round: mean reward, the base student's, self-edits scored, failures, KL, time."""
+    scored = sum(candidate.reward is not None for candidate in record.candidates)
+    reasons = Counter(c.reason.value for c in record.candidates if c.reward is None and c.reason is not None)
+    parts = ["no reward" if record.mean_reward is None else f"reward {record.mean_reward:.3f}"]
+    if record.base_reward is not None:
+        parts.append(f"base {record.base_reward:.3f}")
+    parts.append(f"{scored}/{len(record.candidates)} scored")
+    parts += [f"{count} {reason}" for reason, count in reasons.most_common()]
+    if record.learning.kl is not None:
+        parts.append(f"KL {record.learning.kl:.3f}")
+    if record.development is not None:
+        parts.append(f"development {record.development.mean:.3f} ({record.development.decision})")
+    if not record.learning.examples:
+        parts.append("no examples to learn from")
+    parts.append(duration(sum(record.seconds.values())))
+    return f"round {record.round}: " + ", ".join(parts)
+
+
+def reading(gain: Interval, test: PairedTest | None, confidence: float) -> Reading:
+    """Return whether a difference is significant: its interval excludes 0, and so does the corrected test."""
+    excludes = gain.low > 0.0 or gain.high < 0.0
+    return "significant" if excludes and (test is None or test.adjusted <= 1.0 - confidence) else "within noise"
+
+
+def _gain(comparison: VariantComparison, reference: str, other: str) -> tuple[str, str]:
+    """Return the difference of the reference to another variant and how to read it; unknown where not compared."""
+    for first, second in ((reference, other), (other, reference)):
+        name = f"{first}_minus_{second}".replace("_teacher", "")
+        if name in comparison.gains:
+            found = comparison.gains[name]
+            said = reading(found, comparison.tests.get(name), comparison.confidence)
+            if first == other:
+                found = Interval(mean=-found.mean, low=-found.high, high=-found.low)
+            return points_interval(found), said
+    return UNKNOWN, UNKNOWN
+
+
+def run_table(comparison: VariantComparison, variants: Sequence[VariantScores]) -> Table:
+    """Return the table of a run: each variant's accuracy, and the last teacher's difference to it."""
+    from rich.text import Text
+
+    trained = any(variant.name == "trained_teacher" for variant in variants)
+    label = "trained teacher" if trained else "untrained teacher"
+    table = plain_table(
+        title=f"Variants on {counted(comparison.documents, 'test document')}",
+        caption=f"Accuracy in %, and the {label} minus the variant in points, paired by document, with "
+        f"{100 * comparison.confidence:g} % bootstrap intervals. Significant: the interval excludes 0, and the "
+        "sign-flip test corrected for the number of differences has p <= "
+        f"{1 - comparison.confidence:.2g}. Failed: updates without a score.",
+    )
+    table.padding = 0
+    table.add_column("\nVariant", overflow="fold")  # the only column that gives way on narrow terminals
+    for name in ("\nAccuracy", f"{label.split()[0].capitalize()}\nminus variant", "\nReading"):
+        table.add_column(name, no_wrap=True)
+    for name in ("Edit\ntokens", "\nFailed"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for variant in variants:
+        interval = comparison.variants.get(variant.name)
+        cells = (
+            variant.label,
+            "no scores" if interval is None else percent_interval(interval),
+            *_gain(comparison, label.replace(" ", "_"), variant.name),
+            tokens(variant.edit_tokens),
+            str(sum(variant.failures.values())),
+        )
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def run_notes(result: RunResult, comparison: VariantComparison, variants: Sequence[VariantScores]) -> tuple[str, ...]:
+    """Return the caveats of a run, for `RunResult.notes`; those already in it are not read."""
+    return (*_result_notes(result, comparison), *_variant_notes(result, variants), *_judge_notes(result))
+
+
+def _result_notes(result: RunResult, comparison: VariantComparison) -> Iterator[str]:
+    """Yield caveats on rounds, score levels, differences and the number of documents."""
+    empty = sum(figures.get("mean_reward") is None for figures in result.rounds)
+    if empty:
+        yield f"No self-edit had a reward in {empty} of {counted(len(result.rounds), 'round')}."
+    if result.variants and all(interval.mean < NEAR_ZERO for interval in result.variants.values()):
+        yield (
+            f"All variants answer under {100 * NEAR_ZERO:.0f} % of the questions: the models are too small for these "
+            "documents or the recipe teaches too little; differences near zero mean nothing."
+        )
+    readings = {n: reading(gain, comparison.tests.get(n), comparison.confidence) for n, gain in result.gains.items()}
+    if "within noise" in readings.values():
+        least = list(comparison.minimum_detectable.values())
+        seen = f" (80 % power needs {percent(min(least))} to {percent(max(least))} points)" if least else ""
+        yield f"Some differences are within noise{seen}; 4 x data.test_documents halves the intervals."
+    taught = ("trained_minus", "untrained_minus")
+    worse = [n for n, gain in result.gains.items() if readings[n] == "significant" and gain.high < 0.0]
+    if worse := [name.replace("_", " ") for name in worse if not name.startswith(taught)]:
+        yield f"Significantly below 0: {'; '.join(worse)}."
+    if result.variants and result.documents < SMALL_SAMPLE:
+        few = counted(result.documents, "test document")
+        yield f"Only {few}: intervals from fewer than {SMALL_SAMPLE} are too narrow."
+
+
+def _variant_notes(result: RunResult, variants: Sequence[VariantScores]) -> Iterator[str]:
+    """Yield caveats on updates that failed and on documents that are not compared."""
+    failed = {
+        variant.label: ", ".join(f"{count} {reason}" for reason, count in sorted(variant.failures.items()) if count)
+        for variant in variants
+    }
+    if told := [f"{label}: {reasons}" for label, reasons in failed.items() if reasons]:
+        yield f"Updates without a score: {'; '.join(told)}."
+    if blank := [variant.label for variant in variants if not variant.accuracy]:
+        yield f"Not compared, because no document has a score: {', '.join(blank)}."
+    left_out = len({document for variant in variants for document in variant.accuracy}) - result.documents
+    if left_out > 0:
+        yield f"Left out of the comparison: {counted(left_out, 'document')} on which a variant has no score."
+
+
+def _judge_notes(result: RunResult) -> Iterator[str]:
+    """Yield how noisy the judge was."""
+    judge = result.judge
+    if judge is None:
+        return
+    missing = f"{judge.unclear:,} unclear and {judge.failed:,} failed, which count as no verdict"
+    yield f"The judge gave {counted(judge.verdicts, 'verdict')}, {missing}."
+    if judge.flips is None:
+        yield "The judge's consistency was not measured: set grading.grader.repeats above 1."
+    else:
+        reversed_ = f"Asked again, the judge reverses its verdict in {percent_interval(judge.flips)} % of cases"
+        yield f"{reversed_} ({counted(judge.repeated, 'answer')} judged repeatedly)."
+
+
+def closing(
+    result: RunResult, work_dir: Path, config_path: Path, overrides: Sequence[str] = (), figures: Path | None = None
+) -> str:
+    """Return what follows the table: summary, caveats, artifacts and next steps, in at most twelve lines.
+
+    Args:
+        result: With its `notes`; those that do not fit are counted.
+        work_dir: As given on the command line.
+        config_path: As given on the command line.
+        overrides: As given on the command line.
+        figures: Directory of the plots.
+    """
+    config, work = shlex.quote(str(config_path)), shlex.quote(str(work_dir))
+    settings = "".join(f" --set {shlex.quote(override)}" for override in (*overrides, f"seed={result.seed + 1}"))
+    artifacts = [f"MLflow run {result.mlflow_run_id}"] + ([] if figures is None else [f"plots in {figures}"])
+    last = [
+        *_labelled("Artifacts", [" " * _LABEL + place for place in artifacts]),
+        "Next steps  all figures, then the same with another seed:",
+        f"  preceptor ui --work-dir {work}",
+        f"  preceptor train-teacher {config} --work-dir {work}{settings}",
+    ]
+    summary = _labelled("Summary", _fitted(list(_summary(result)), 5, ""))
+    caveats = _labelled("Caveats", _fitted(result.notes, _LINES - len(last) - len(summary), "- "))
+    return "\n".join([*summary, *caveats, *last])
+
+
+def _labelled(label: str, lines: Sequence[str]) -> list[str]:
+    """Return indented lines with a label in front of the first."""
+    return [label.ljust(_LABEL) + lines[0][_LABEL:], *lines[1:]] if lines else []
+
+
+def _fitted(items: Sequence[str], most: int, bullet: str) -> list[str]:
+    """Return items in wrapped lines, `most` at most; the last line counts those that do not fit."""
+    lines: list[str] = []
+    for i, item in enumerate(items):
+        mine = wrapped(item, " " * _LABEL + bullet, " " * (_LABEL + len(bullet)))
+        if len(lines) + len(mine) > most - (i + 1 < len(items)):
+            return [*lines, f"{' ' * _LABEL}{bullet}{len(items) - i} more in result.json of the MLflow run"]
+        lines += mine
+    return lines
+
+
+def _summary(result: RunResult) -> Iterator[str]:
+    """Yield what the table does not say: the course of the reward, specifications, what endpoints took."""
+    rewards = [reward for figures in result.rounds if (reward := figures.get("mean_reward")) is not None]
+    course = f", mean training reward {rewards[0]:.3f} -> {rewards[-1]:.3f}" if len(rewards) > 1 else ""
+    yield f"{counted(len(result.rounds), 'round')}{course}."
+    yield from _on_specifications(result)
+    for role, spent in result.spent.items():
+        price = "" if spent.cost is None else f", {spent.cost:,.4f} {spent.currency}"
+        failed = f" ({spent.failures:,} without a reply)" if spent.failures else ""
+        yield f"Endpoint {role}: {counted(spent.calls, 'call')}{failed}, {spent.tokens:,} tokens{price}."
+
+
+def _on_specifications(result: RunResult) -> Iterator[str]:
+    """Yield which specification is best on all tasks, and how close the trained teacher is to the best of each."""
+    found = result.specs
+    if found is None:
+        return
+    score = found.scores[found.fixed]
+    told = "no score" if score is None else f"{percent(score)} %"
+    yield f"Best fixed specification on {counted(found.tasks, 'training task')}: {found.fixed}, {told}."
+    oracle = found.oracle
+    if oracle is not None:
+        text = (
+            f"Best specification of each of {counted(oracle.tasks, 'test task')}: {percent_interval(oracle.oracle)} %"
+        )
+        if oracle.regret is not None:
+            text += f"; trained teacher: {points(-oracle.regret.mean)} points"
+        if oracle.share is not None:
+            text += f", {percent_interval(oracle.share)} % of it"
+        yield text + "."
+
+
+def print_run(
+    console: Console, comparison: VariantComparison, variants: Sequence[VariantScores], last_words: str
+) -> None:
+    """Print the table and the closing text, which is neither wrapped again nor read as markup."""
+    console.print(run_table(comparison, variants))
+    console.print(last_words, markup=False, highlight=False, soft_wrap=True)

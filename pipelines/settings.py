@@ -1,0 +1,174 @@
+"""Settings that all flows share, and how a YAML file becomes a configuration: validated as a whole, before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from evaluation.common.data import Frozen, derive_seed, digest_json
+from evaluation.common.errors import ConfigError
+from evaluation.engines.vllm import VllmOptions
+from evaluation.exact_match import AnswerFormat
+from evaluation.graders import GraderConfig
+from student.config import UpdateRecipe
+from teacher.config import TeacherConfig
+
+QuestionSet = Literal["rewards", "comparison"]
+"""Which questions of a task are asked: those of the rewards, or the held-out phrasings."""
+
+
+_Config = TypeVar("_Config", bound=BaseModel)
+
+
+class StudentConfig(Frozen):
+    """The student: a frozen base, and the recipe by which self-edits update LoRA adapters on it."""
+
+    model: str = Field(min_length=1)
+    """Directory, hub id, or `micro-student` for the one that ships with the package."""
+    update: UpdateRecipe = UpdateRecipe()
+    answer_format: AnswerFormat = AnswerFormat()
+    bank_slots: int = Field(default=32, ge=1, le=1024)
+    """Adapters trained at once at most, memory permitting, in [1, 1024]."""
+    bank_memory_gb: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+    """Memory for slots and activations, the model left out, in GB (10^9 bytes); None is a share of what is free."""
+
+    @property
+    def bank_memory_bytes(self) -> int | None:
+        """`bank_memory_gb` in bytes."""
+        return None if self.bank_memory_gb is None else int(self.bank_memory_gb * 1e9)
+
+
+class GradingConfig(Frozen):
+    """Free-text answers and their grader, in place of exact match by one teacher-forced pass.
+
+    Rewards by the probability of the gold answer need no text: then only the comparison is graded.
+    """
+
+    grader: GraderConfig
+    """Decides whether an answer is right; an answer without a verdict counts neither as right nor as wrong."""
+    engine: Literal["bank", "vllm"] = "bank"
+    """What generates the answers: the bank that trained the adapters, or vLLM with an adapter for each request."""
+    max_new_tokens: int = Field(default=32, ge=1, le=4096)
+    """Longest answer in tokens, in [1, 4096]; the answer is the first line that is not blank."""
+    vllm: VllmOptions = VllmOptions()
+    """For the engine `vllm`; a self-edit with a higher LoRA rank than the recipe's has no score there."""
+
+
+class TrackingConfig(Frozen):
+    """Where the lineage goes."""
+
+    uri: str | None = None
+    """MLflow tracking URI; None is an SQLite file in the work directory."""
+    experiment: str = Field(default="preceptor/train-teacher", min_length=1)
+    """MLflow experiment."""
+    registry_prefix: str = Field(default="preceptor", pattern=r"^[A-Za-z0-9_-]+$")
+    """Registered models are called `<prefix>-teacher` and `<prefix>-student`."""
+
+
+class Settings(Frozen):
+    """What every flow is given: its name, seed, device and where its lineage goes."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    """Shown in MLflow and Prefect; letters, digits, `_`, `.` and `-`, at most 64."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Every random choice derives from it, in [0, 2^31)."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the models run."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the frozen bases."""
+    threads: int | None = Field(default=None, ge=1, le=1024)
+    """CPU threads of torch, in [1, 1024]; None is one for each core."""
+    tracking: TrackingConfig = TrackingConfig()
+
+    def seed_of(self, *purpose: str | int) -> int:
+        """Return the seed of one purpose."""
+        return derive_seed(self.seed, *purpose)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything that may change a result; tracking is left out."""
+        return digest_json(self.model_dump(mode="json", exclude={"tracking"}))
+
+
+class LoopSettings(Settings):
+    """Settings of a flow in which a teacher's self-edits update a student."""
+
+    teacher: TeacherConfig
+    student: StudentConfig
+    grading: GradingConfig | None = None
+    """None: an answer is right if greedy decoding writes the gold answer, token by token."""
+
+    def grading_for(self, questions: QuestionSet) -> GradingConfig | None:
+        """Return how the answers to some questions are graded; None where no text is needed."""
+        needless = questions == "rewards" and self.teacher.reward.metric in ("probability", "token_probability")
+        return None if needless else self.grading
+
+
+class AnyFlow(LoopSettings):
+    """What the files of all flows share, for commands on the store and the student; other sections are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+def load(path: Path, kind: type[_Config], overrides: Sequence[str] = ()) -> _Config:
+    """Return the configuration in a YAML file, with overrides applied.
+
+    Args:
+        path: The file.
+        kind: Its schema.
+        overrides: Settings such as `loop.rounds=3`; the value is read as YAML.
+
+    Raises:
+        ConfigError: The file cannot be read or is refused; all mistakes are listed at once.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {str(path)!r} cannot be read: {error}. Give the path of a YAML file.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config {str(path)!r} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"config {str(path)!r}: got {type(content).__name__}, allowed is a mapping of settings.")
+    for override in overrides:
+        _apply(content, override)
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(_explain(path, error)) from error
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    """Set one dotted key of `content` in place."""
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ConfigError(f"--set {override!r}: allowed is a dotted key, `=` and a value, such as loop.rounds=3.")
+    *parents, last = key.split(".")
+    place: Any = content
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise ConfigError(f"--set {override!r}: {parent!r} is not a section of the configuration.")
+    try:
+        place[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from error
+
+
+def _explain(path: Path, error: ValidationError) -> str:
+    """Return one message that lists every mistake by its dotted key."""
+    lines = []
+    for mistake in error.errors(include_url=False):
+        place = ".".join(str(part) for part in mistake["loc"]) or "(whole file)"
+        got = f", got {mistake['input']!r}" if not isinstance(mistake["input"], Mapping) else ""
+        lines.append(f"  - {place}: {mistake['msg']}{got}")
+    count = f"{len(lines)} mistake" + ("s" if len(lines) > 1 else "")
+    return f"config {str(path)!r} has {count}:\n" + "\n".join(lines) + "\nNothing was started."
+
+
+def to_yaml(config: BaseModel) -> str:
+    """Return the resolved configuration as YAML, every default written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,196 @@
+"""The comparison: variants with intervals and paired tests; by length, by group, and on another student."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from evaluation.across_seeds import kept_share
+from evaluation.statistics import (
+    Method,
+    bootstrap_mean,
+    compare,
+    known_mean,
+    mcnemar_test,
+    paired_tests,
+)
+from evaluation.tasks import KnowledgeTask, Split
+from pipelines.loop.loop import Loop
+from pipelines.plan import Stage
+from pipelines.records import Sampling
+from pipelines.results import CurvePoint, GroupAccuracy, Transfer, VariantComparison, VariantScores
+from pipelines.train_teacher import config as configs
+from pipelines.train_teacher import controls
+from pipelines.train_teacher.config import BASELINE_TEACHER, TRAINED_TEACHER, Variant
+from pipelines.train_teacher.plan import listed, transferred_variants
+from pipelines.train_teacher.variants import Comparing
+
+PAIRS = (
+    (TRAINED_TEACHER, BASELINE_TEACHER),
+    (TRAINED_TEACHER, "fixed_kind"),
+    (TRAINED_TEACHER, "fixed_kind_equal_tokens"),
+    (TRAINED_TEACHER, "fixed_spec"),
+    (TRAINED_TEACHER, "proxy_teacher"),
+    (TRAINED_TEACHER, "external_generator"),
+    (TRAINED_TEACHER, "raw_passage"),
+    (TRAINED_TEACHER, "base"),
+    (TRAINED_TEACHER, "other_document"),
+    (BASELINE_TEACHER, "raw_passage"),
+    (BASELINE_TEACHER, "base"),
+    ("null_edit", "base"),
+    ("other_document", "base"),
+    ("swapped_values", "base"),
+    ("oracle", TRAINED_TEACHER),
+)
+"""Differences that are reported, where both variants are there; variants of other names are compared with the trained
+teacher."""
+
+
+def pairs_of(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the differences to report between variants, in the order of tables."""
+    known = {name for pair in PAIRS for name in pair}
+    more = [(TRAINED_TEACHER, name) for name in names if name not in known]
+    return [pair for pair in (*PAIRS, *more) if set(names).issuperset(pair)]
+
+
+def compare_variants(
+    variants: Sequence[VariantScores], intervals: Mapping[str, Any], correction: Method
+) -> VariantComparison:
+    """Return the variants with their intervals and paired gains, over the documents that all of them could score.
+
+    Args:
+        variants: Scored on the same documents.
+        intervals: `confidence`, `resamples` and `seed` of all bootstrap intervals.
+        correction: Of p-values, for the number of differences.
+    """
+    pairs = pairs_of([variant.name for variant in variants])
+    accuracies = {variant.name: variant.accuracy for variant in variants}
+    found = compare(accuracies, pairs, **intervals)
+    shared = {name: {d: scores[d] for d in found.documents} for name, scores in accuracies.items() if scores}
+    tested = [pair for pair in pairs if shared.keys() >= set(pair)]
+    tests = paired_tests(shared, tested, method=correction, seed=intervals["seed"])
+    verdicts = {variant.name: variant.verdicts for variant in variants}
+    return VariantComparison(
+        documents=len(found.documents),
+        variants=found.variants,
+        gains={gain_name(name): interval for name, interval in found.gains.items()},
+        confidence=intervals["confidence"],
+        minimum_detectable={gain_name(name): value for name, value in found.minimum_detectable.items()},
+        tests={
+            gain_name(f"{a}_minus_{b}"): tests[f"{a}_minus_{b}"].model_copy(
+                update={"mcnemar": _mcnemar(verdicts[a], verdicts[b])}
+            )
+            for a, b in tested
+        },
+        forgetting={
+            variant.name: bootstrap_mean(list(variant.forgetting.values()), bounds=(-1.0, 1.0), **intervals)
+            for variant in variants
+            if variant.forgetting
+        },
+    )
+
+
+def _mcnemar(a: Mapping[str, Sequence[bool | None]], b: Mapping[str, Sequence[bool | None]]) -> float | None:
+    """Return the p-value over the questions that both variants have a verdict on; None where there is none."""
+    pairs = [
+        (x, y)
+        for document in sorted(a.keys() & b.keys())
+        for x, y in zip(a[document], b[document], strict=True)
+        if x is not None and y is not None
+    ]
+    return mcnemar_test([x for x, _ in pairs], [y for _, y in pairs]) if pairs else None
+
+
+def gain_name(name: str) -> str:
+    """Return the short name of a difference: `trained_minus_untrained`."""
+    return name.replace("_teacher", "")
+
+
+def token_curve(comparing: Comparing, stage: Stage) -> tuple[CurvePoint, ...]:
+    """Return a variant's accuracy at each length of self-edits.
+
+    Lines of several self-edits of one teacher are used one after another (`controls.at_budget`), so that longer
+    self-edits say more of what this teacher would say, and shorter ones less.
+    """
+    plan, loop, test = comparing.config.comparison.curve, comparing.loop, comparing.split.test
+    variant: Variant = stage.subject
+    assert plan is not None
+    best = isinstance(variant.source, configs.BestPrompt)
+    prompt = comparing.best_prompt if best else comparing.config.teacher.prompt
+    state = comparing.states.of(variant.source.state) if isinstance(variant.source, configs.TeacherSource) else None
+    with loop.reporter.step(stage.steps[0], stage.name):
+        sampled = loop.sample(state, prompt, test, n=plan.samples, seed=loop.seed("sample", "curve")).edits
+    points, count = [], comparing.count_tokens()
+    for step, budget in zip(stage.steps[1:], plan.tokens, strict=True):
+        made = controls.budgeted(sampled, budget, count)
+        with loop.reporter.step(step, f"{stage.name} at {budget} tokens"):
+            scored = comparing.score_edits(variant.name, variant.label, Sampling(edits=made), test).accuracy
+        if scored:
+            tokens = known_mean(e.tokens for e in made if e.edit is not None) or 0.0
+            interval = bootstrap_mean(list(scored.values()), **comparing.intervals)
+            points.append(CurvePoint(budget=budget, tokens=tokens, accuracy=interval, document_accuracy=dict(scored)))
+    return tuple(points)
+
+
+def transfer(comparing: Comparing, stage: Stage) -> Transfer:
+    """Return the comparison on a student that no teacher was trained with, updated with the same self-edits."""
+    config, settings = comparing.config, comparing.config.comparison
+    plan: configs.TransferConfig = stage.subject
+    student = config.student.model_copy(update={"model": plan.model, "update": plan.update or config.student.update})
+    other_config = config.model_copy(update={"student": student})
+    loop = comparing.loop
+    with Loop(other_config, loop.work_dir, loop.tasks.values(), loop.probes, loop.reporter) as other_loop:
+        other = Comparing(other_config, other_loop, comparing.split, comparing.states, comparing.diagnostics)
+        base = next((v for v in listed(config) if isinstance(v.source, configs.BaseStudent)), configs.STANDARD["base"])
+        other.add(Stage(stage.name, stage.steps[:1], base))
+        there = {variant.name: variant for variant in comparing.scored}
+        for variant, step in zip(transferred_variants(config), stage.steps[1:], strict=True):
+            if variant.name in there:
+                sampling = Sampling(edits=comparing.edits_of(variant.name))
+                with loop.reporter.step(step, f"transfer of {variant.name}"):
+                    label = there[variant.name].label
+                    other.scored.append(other.score_edits(variant.name, label, sampling, comparing.split.test))
+    found = compare_variants(other.scored, comparing.intervals, settings.correction)
+    return Transfer(
+        label=plan.label,
+        model=plan.model,
+        variants=found.variants,
+        gains=found.gains,
+        kept=_kept_gain(comparing.scored, other.scored, comparing.intervals),
+        document_accuracy={variant.name: variant.accuracy for variant in other.scored},
+    )
+
+
+def _kept_gain(here: Sequence[VariantScores], there: Sequence[VariantScores], intervals: Mapping[str, Any]) -> Any:
+    """Return the share of the teacher's gain that is kept on the other student; None where it cannot be told."""
+    pair = (TRAINED_TEACHER, BASELINE_TEACHER)
+    sides = [{v.name: v.accuracy for v in variants if v.name in pair} for variants in (there, here)]
+    if any(len(side) < 2 for side in sides):
+        return None
+    shared = sorted(set.intersection(*(set(scores) for side in sides for scores in side.values())))
+    gains = [[side[pair[0]][d] - side[pair[1]][d] for d in shared] for side in sides]
+    return kept_share(gains[0], gains[1], **intervals)
+
+
+def by_group(variants: Sequence[VariantScores], split: Split) -> dict[str, GroupAccuracy]:
+    """Return the accuracy of each variant by group of the test tasks; empty where no group is known.
+
+    Groups that occur in training come first.
+    """
+    learned = {task.group for task in split.train}
+    members: dict[str, list[KnowledgeTask]] = {}
+    for task in split.test:
+        if task.group:
+            members.setdefault(task.group, []).append(task)
+    found = {
+        group: GroupAccuracy(
+            tasks=len(tasks), held_out=group not in learned, accuracy=_group_means(variants, [t.id for t in tasks])
+        )
+        for group, tasks in members.items()
+    }
+    return dict(sorted(found.items(), key=lambda item: item[1].held_out))
+
+
+def _group_means(variants: Sequence[VariantScores], names: Sequence[str]) -> dict[str, float]:
+    means = {v.name: known_mean(v.accuracy[name] for name in names if name in v.accuracy) for v in variants}
+    return {name: mean for name, mean in means.items() if mean is not None}

@@ -1,0 +1,297 @@
+"""The configuration of `train-teacher`: how long the teacher learns, and which variants are compared at the end."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from evaluation.common.data import Frozen
+from evaluation.common.errors import ConfigError
+from evaluation.domains import DataConfig, domain_of, load_split
+from evaluation.tasks import Split, specifications
+from pipelines.settings import LoopSettings
+from student.config import UpdateRecipe
+from teacher.config import PromptName
+from teacher.samplers.openai import OpenAISampling
+from teacher.self_edit import edit_of
+
+BASELINE_TEACHER, TRAINED_TEACHER = "untrained_teacher", "trained_teacher"
+"""Names of the variants that the teacher's gain is measured between."""
+
+
+class DevelopmentConfig(Frozen):
+    """Checkpoint selection and early stopping on the development documents."""
+
+    every: int = Field(default=3, ge=1, le=1000)
+    """Rounds between two checks, in [1, 1000]; the last round is always followed by one."""
+    edits: int = Field(default=2, ge=1, le=64)
+    """Self-edits for each document, in [1, 64]; the same seeds at each check."""
+    patience: int = Field(default=2, ge=1, le=1000)
+    """Checks in a row without a better teacher after which learning ends, in [1, 1000]."""
+    fall: float = Field(default=0.05, ge=0.0, le=1.0)
+    """When the mean reward is below the best one by more than this, in [0, 1], learning continues from the best teacher
+    instead: the rounds since then are reverted."""
+
+
+class LoopConfig(Frozen):
+    """How long the teacher learns, and on how much."""
+
+    rounds: int = Field(default=10, ge=0, le=10_000)
+    """Rounds of sampling, updating, scoring and learning, in [0, 10000]; 0 compares the untrained teacher only."""
+    documents: int = Field(default=8, ge=1, le=10_000)
+    """Training documents of a round, in [1, 10000]; new ones each round until all have been used."""
+    replicates: int = Field(default=1, ge=1, le=32)
+    """Updates of the student for each self-edit, with other seeds, in [1, 32]; their scores are averaged."""
+    remember: bool = False
+    """Updates have the same seeds in all rounds, so that a self-edit that occurs again keeps its scores: for small
+    spaces of self-edits, such as specifications, on few documents."""
+    development: DevelopmentConfig | None = None
+    """None: the teacher of the last round is the trained one."""
+
+
+class BaseStudent(Frozen):
+    """The student without an update."""
+
+    type: Literal["base"] = "base"
+
+
+class RawPassage(Frozen):
+    """The passage itself as training text."""
+
+    type: Literal["raw_passage"] = "raw_passage"
+
+
+class BestPrompt(Frozen):
+    """The untrained teacher with the prompt that is best on the development documents."""
+
+    type: Literal["best_prompt"] = "best_prompt"
+    prompts: tuple[PromptName, ...] = Field(min_length=1)
+    """The prompts that compete."""
+
+
+class TeacherSource(Frozen):
+    """A teacher of this run."""
+
+    type: Literal["teacher"] = "teacher"
+    state: Literal["untrained", "trained", "proxy"]
+    """Before the first round, after the last one, or after the same rounds with the proxy reward."""
+
+
+class ExternalGenerator(Frozen):
+    """A model behind an endpoint, which writes self-edits and is never trained."""
+
+    type: Literal["endpoint"] = "endpoint"
+    sampling: OpenAISampling
+    prompt: PromptName = "implications"
+    """Name of the prompt template."""
+
+
+class Control(Frozen):
+    """Self-edits that show what a gain is made of."""
+
+    type: Literal["control"] = "control"
+    kind: Literal["null_edit", "other_document", "swapped_values", "equal_tokens", "oracle"]
+    """A line that says nothing; the trained teacher's self-edits for another document; its with values bound to other
+    names; the best prompt's lines at the trained teacher's tokens; all facts, where the world knows them."""
+
+
+class FixedSpecification(Frozen):
+    """The specification of a space that is best over some training tasks, for every task."""
+
+    type: Literal["fixed_specification"] = "fixed_specification"
+    space: dict[str, tuple[Any, ...]]
+    """The values that each setting of a specification takes; every combination is tried."""
+    tasks: int = Field(default=22, ge=1, le=10_000)
+    """Training tasks that all are tried on, in [1, 10000]; the first ones."""
+    oracle_tasks: int = Field(default=0, ge=0, le=10_000)
+    """Test tasks, drawn at random, that all are tried on for the best one of each task, in [0, 10000]; 0 leaves this
+    oracle out."""
+
+    @property
+    def choices(self) -> list[dict[str, Any]]:
+        """All specifications of the space, in order."""
+        return list(specifications(self.space))
+
+    @model_validator(mode="after")
+    def _valid(self) -> FixedSpecification:
+        for choice in self.choices:
+            edit_of(choice)
+        return self
+
+
+Source = Annotated[
+    BaseStudent | RawPassage | BestPrompt | TeacherSource | ExternalGenerator | Control | FixedSpecification,
+    Field(discriminator="type"),
+]
+"""Where a variant's self-edits come from."""
+
+
+class Variant(Frozen):
+    """A way to adapt the student, which is compared with others: its name, and where its self-edits come from."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]{1,40}$")
+    """Key of its scores in results; lower-case letters, digits and `_`, at most 40."""
+    label: str = Field(min_length=1, max_length=60)
+    """Shown in tables and plots, at most 60 characters."""
+    source: Source
+
+
+def _control(kind: str, label: str) -> Variant:
+    return Variant(name=kind, label=label, source=Control(kind=kind))  # type: ignore[arg-type]
+
+
+STANDARD = {
+    variant.name: variant
+    for variant in (
+        Variant(name="base", label="base student, no update", source=BaseStudent()),
+        Variant(name="raw_passage", label="raw passage", source=RawPassage()),
+        Variant(name=BASELINE_TEACHER, label="untrained teacher", source=TeacherSource(state="untrained")),
+        Variant(name=TRAINED_TEACHER, label="trained teacher", source=TeacherSource(state="trained")),
+        Variant(name="proxy_teacher", label="teacher trained on the proxy", source=TeacherSource(state="proxy")),
+        _control("null_edit", "a self-edit that says nothing"),
+        _control("other_document", "trained teacher, another document's"),
+        _control("swapped_values", "trained teacher, values swapped"),
+        Variant(
+            name="fixed_kind_equal_tokens",
+            label="best fixed kind, equal tokens",
+            source=Control(kind="equal_tokens"),
+        ),
+        _control("oracle", "all facts"),
+    )
+}
+"""Variants that a configuration may list by name alone."""
+
+
+def _by_name(value: Any) -> Any:
+    """Return the standard variant of a name; anything else is validated as it is."""
+    if not isinstance(value, str):
+        return value
+    if value not in STANDARD:
+        raise ValueError(f"got the name {value!r}, allowed are {', '.join(STANDARD)}, or name, label and source")
+    return STANDARD[value]
+
+
+ListedVariant = Annotated[Variant, BeforeValidator(_by_name)]
+
+
+class TransferConfig(Frozen):
+    """Another student that the same self-edits are tried on; no teacher is trained on it."""
+
+    model: str = Field(min_length=1)
+    """Directory or hub id."""
+    label: str = Field(default="another student", min_length=1, max_length=60)
+    """Shown in tables and plots, at most 60 characters."""
+    update: UpdateRecipe | None = None
+    """Its recipe; None takes that of the student that rewards come from."""
+
+
+class CurveConfig(Frozen):
+    """Accuracy against tokens: self-edits cut or lengthened, by more of the same teacher's lines, to given lengths."""
+
+    tokens: tuple[Annotated[int, Field(ge=8, le=32_768)], ...] = (40, 80, 120, 160)
+    """Lengths in tokens of the teacher, each in [8, 32768]."""
+    samples: int = Field(default=3, ge=1, le=64)
+    """Self-edits of each document whose lines are used one after another, in [1, 64]."""
+
+
+class ComparisonConfig(Frozen):
+    """How the variants are compared at the end, on documents that no training saw."""
+
+    variants: tuple[ListedVariant, ...] = tuple(
+        STANDARD[name] for name in ("base", "raw_passage", BASELINE_TEACHER, TRAINED_TEACHER)
+    )
+    """The variants, in the order of tables: names of `STANDARD`, or a name, a label and a source."""
+    edits: int = Field(default=1, ge=1, le=64)
+    """Self-edits sampled for each document and variant, in [1, 64]; each is one update with a seed of its own."""
+    redraws: int = Field(default=0, ge=0, le=16)
+    """Further self-edits, in [0, 16], that may replace a document's refused ones (no self-edit in the text, over a
+    budget); the refused ones are counted."""
+    drafts: int = Field(default=1, ge=1, le=256)
+    """Self-edits that a teacher writes for each document, in [1, 256], of which the most frequent ones are tried
+    (self-consistency, arXiv 2203.11171); for specifications, of which the same one recurs. 1 tries the first ones."""
+    confidence: float = Field(default=0.95, gt=0.5, lt=1.0)
+    """Level of the intervals, in (0.5, 1)."""
+    resamples: int = Field(default=10_000, ge=100, le=1_000_000)
+    """Bootstrap resamples of the documents, in [100, 1000000]."""
+    keep_adapters: int = Field(default=4, ge=0, le=10_000)
+    """Adapters of the last teacher's variant that are kept as artifacts, in [0, 10000]."""
+    retention_probes: int = Field(default=24, ge=0, le=10_000)
+    """Questions on what the student knew before, in [0, 10000], where the data has such; 0 asks none."""
+    curve: CurveConfig | None = None
+    """None draws no curve."""
+    transfer: TransferConfig | None = None
+    """None tries no other student."""
+    correction: Literal["holm", "fdr_bh"] = "holm"
+    """Correction of p-values for the number of differences: Holm (1979), or Benjamini and Hochberg (1995)."""
+
+    @property
+    def tried(self) -> int:
+        """Self-edits of a document that are tried at most, replacements of refused ones included."""
+        return self.edits + self.redraws
+
+    @property
+    def drawn(self) -> int:
+        """Self-edits that a teacher writes for a document."""
+        return max(self.drafts, self.tried)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> ComparisonConfig:
+        names = [variant.name for variant in self.variants]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"variants: {twice} are listed twice; give each variant a name of its own")
+        return self
+
+
+class TrainTeacherConfig(LoopSettings):
+    """Everything about one run of `train-teacher`."""
+
+    data: DataConfig
+    loop: LoopConfig = LoopConfig()
+    comparison: ComparisonConfig = ComparisonConfig()
+
+    def sources(self, kind: type[Source]) -> list[Any]:  # type: ignore[valid-type]
+        """Return the sources of one kind among the variants."""
+        return [v.source for v in self.comparison.variants if isinstance(v.source, kind)]
+
+    def load_documents(self) -> Split:
+        """Return the documents of the run.
+
+        Raises:
+            InputError: The source was refused.
+            ConfigError: A round takes more documents than there are to learn from.
+        """
+        split = load_split(self.data)
+        wanted, there = self.loop.documents, len(split.train)
+        if self.loop.rounds and wanted > there:
+            raise ConfigError(
+                f"loop.documents: got {wanted}, but there are only {there} training documents. Lower it, or give more "
+                "documents."
+            )
+        return split
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainTeacherConfig:
+        rounds, learning = self.loop.rounds, self.teacher.learning
+        if isinstance(self.teacher.sampling, OpenAISampling) and rounds:
+            raise ValueError(f"loop.rounds: a teacher behind an endpoint does not learn, got {rounds}, allowed is 0")
+        if rounds and self.teacher.samples < learning.least_samples:
+            raise ValueError(
+                f"teacher.samples: {learning.algorithm} compares the samples of a document, got "
+                f"{self.teacher.samples}, allowed is at least {learning.least_samples}"
+            )
+        if self.sources(BestPrompt) and self.data.development_documents < 1:
+            raise ValueError(
+                "data.development_documents: the best prompt is chosen on development documents, got "
+                f"{self.data.development_documents}, allowed is at least 1 (or leave best_prompt out of "
+                "comparison.variants)"
+            )
+        kinds = {control.kind for control in self.sources(Control)}
+        if "equal_tokens" in kinds and not self.sources(BestPrompt):
+            raise ValueError("comparison.variants: equal_tokens needs a variant whose source is best_prompt; add one")
+        grader = None if self.grading is None else self.grading.grader.type
+        specs = {"specs"} if self.sources(FixedSpecification) else set()
+        proxy = {"proxy_teacher"} if any(s.state == "proxy" for s in self.sources(TeacherSource)) else set()
+        domain_of(self.data).check(self.data, grader, kinds | specs | proxy)
+        return self

@@ -1,0 +1,196 @@
+"""Self-edits of controls, and self-edits of given lengths. Pure functions on records."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from evaluation.common.errors import InputError
+from evaluation.microworld.texts import oracle_lines
+from evaluation.microworld.world import Sheet
+from evaluation.tasks import KnowledgeTask
+from pipelines.records import Edit, edits_by_document
+from teacher.self_edit import Implication, SelfEdit
+
+NULL_LINE = "It is good to know such things."
+"""A line that says nothing about any document."""
+
+ROTATION = 3
+"""Places by which self-edits move on to another document. In the micro-world kinds of entities take turns in threes, so
+the other document is about entities of the same kind and its values are of the same classes: the harder control. The
+last three documents get those of the first three, which are of their kind where the number of documents is a multiple
+of three."""
+
+
+def null_edits(tasks: Sequence[KnowledgeTask]) -> tuple[Edit, ...]:
+    """Return a self-edit for each document that says nothing, with index 0."""
+    return tuple(_made(task.id, (Implication(text=NULL_LINE),)) for task in tasks)
+
+
+def oracle_edits(tasks: Sequence[KnowledgeTask], sheets: Mapping[str, Sheet]) -> tuple[Edit, ...]:
+    """Return a self-edit for each document that tells all of its facts, each as a question and as a statement.
+
+    Args:
+        tasks: The documents.
+        sheets: Their fact tables by document id, none missing.
+    """
+    return tuple(
+        _made(task.id, tuple(Implication(text=text, answer=answer) for text, answer in oracle_lines(sheets[task.id])))
+        for task in tasks
+    )
+
+
+def other_documents_edits(edits: Sequence[Edit], tasks: Sequence[KnowledgeTask]) -> tuple[Edit, ...]:
+    """Return for each document the self-edits that were written about the one `ROTATION` places on.
+
+    Indexes stay, and so does what was not parsed. Three documents are rotated by one place, so that none gets its own.
+
+    Args:
+        edits: Of all documents; those of documents that are not among the tasks are left out.
+        tasks: The documents, in the order in which they are rotated.
+
+    Raises:
+        InputError: There are fewer than two documents.
+    """
+    count = len(tasks)
+    if count < 2:
+        raise InputError(
+            f"controls: got {count} documents for other_document, need at least 2 to give one the self-edits of "
+            "another. Raise data.test_documents, or leave other_document out of comparison.variants."
+        )
+    step = ROTATION % count or 1
+    givers = {task.id: tasks[(i + step) % count].id for i, task in enumerate(tasks)}
+    by_document = edits_by_document(edits)
+    return tuple(
+        edit.model_copy(update={"document_id": task.id})
+        for task in tasks
+        for edit in by_document.get(givers[task.id], [])
+    )
+
+
+def answer_swaps(task: KnowledgeTask) -> dict[str, str]:
+    """Return for each gold answer of a document the next distinct one, and for the last the first.
+
+    Answers that differ in case or white space alone are one answer with several spellings: each of them is swapped for
+    the first spelling of the next answer. Empty where there is only one answer, which nothing can stand in for:
+    `swapped_edits` leaves such a document out.
+    """
+    asked = (*task.questions, *task.held_out_questions)
+    spellings: dict[str, list[str]] = {}
+    for answer in dict.fromkeys(question.answer for question in asked):
+        spellings.setdefault(_normalised(answer), []).append(answer)
+    firsts = [spelled[0] for spelled in spellings.values()]
+    if len(firsts) < 2:
+        return {}
+    following = zip(spellings.values(), firsts[1:] + firsts[:1], strict=True)
+    return {answer: other for spelled, other in following for answer in spelled}
+
+
+def swapped_edits(edits: Sequence[Edit], swaps: Mapping[str, Mapping[str, str]]) -> tuple[Edit, ...]:
+    """Return the self-edits with values replaced by others: whole words, as they are spelled, all at once.
+
+    Where one value is part of another, the longer one is replaced. Lengths in tokens stay those of the self-edits as
+    the teacher wrote them.
+
+    Args:
+        edits: Those of documents without swaps are left out: unaltered they would be no control.
+        swaps: By document id, what is replaced by what.
+    """
+    return tuple(_swapped(edit, swaps[edit.document_id]) for edit in edits if swaps.get(edit.document_id))
+
+
+def _swapped(edit: Edit, swaps: Mapping[str, str]) -> Edit:
+    longest_first = sorted(swaps, key=len, reverse=True)
+    pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)")
+
+    def other(text: str) -> str:
+        return pattern.sub(lambda match: swaps[match[0]], text)
+
+    changed = None
+    if edit.edit is not None:
+        lines = tuple(
+            Implication(text=other(line.text), answer=None if line.answer is None else other(line.answer))
+            for line in edit.edit.implications
+        )
+        # Not `model_copy`, which would keep the digest of the old content.
+        changed = SelfEdit(implications=lines, augmentations=edit.edit.augmentations, training=edit.edit.training)
+    update = {"text": other(edit.text), "edit": changed, "token_ids": (), "completion_tokens": edit.tokens}
+    return edit.model_copy(update=update)
+
+
+def written_line(line: Implication) -> str:
+    """Return a line as the micro teacher writes it."""
+    return f"- {line.line}\n"
+
+
+def at_budget(edits: Sequence[Edit], budget: int, count: Callable[[str], int]) -> Edit:
+    """Return one self-edit from the lines of several of one document, as many whole lines as a budget allows.
+
+    Lines are taken in the order of the self-edits' indexes. All that the teacher wrote counts: a line that repeats an
+    earlier one but for case and white space costs its tokens and is taken once, and lines that the parser dropped of a
+    self-edit that is used up cost theirs. The first line is taken whatever its length, and the first that does not fit
+    ends it: shorter ones after it would be chosen for their length. What the self-edits say of augmentations and
+    training is left out, since each may say something else.
+
+    Args:
+        edits: Of one document, at least one, in any order; those without a line are passed over and cost nothing.
+        budget: Tokens, at least 1.
+        count: Tokens of a text; asked for each line as `written_line` writes it.
+
+    Returns:
+        A record with index 0 and the tokens used: at most the budget, or those of the first line where that is longer.
+        Without any line to take it is the first of the given records, with its failure and no tokens.
+    """
+    ordered = sorted(edits, key=lambda edit: edit.index)
+    document_id = ordered[0].document_id
+    taken: dict[str, Implication] = {}
+    used = 0
+    for edit in ordered:
+        lines = edit.edit.implications if edit.edit is not None else ()
+        if not lines:
+            continue
+        kept = 0
+        for line in lines:
+            written = written_line(line)
+            tokens = count(written)
+            if taken and used + tokens > budget:
+                return _made(document_id, tuple(taken.values()), used)
+            taken.setdefault(_normalised(written), line)
+            used, kept = used + tokens, kept + tokens
+        dropped = max(edit.tokens - kept, 0)
+        if taken and used + dropped > budget:
+            return _made(document_id, tuple(taken.values()), max(used, budget))
+        used += dropped
+    if not taken:
+        return ordered[0].model_copy(update={"index": 0, "token_ids": (), "completion_tokens": 0})
+    return _made(document_id, tuple(taken.values()), used)
+
+
+def budgeted(edits: Sequence[Edit], budgets: Mapping[str, int] | int, count: Callable[[str], int]) -> tuple[Edit, ...]:
+    """Return one self-edit at its budget for each document, in the order in which documents first occur.
+
+    Args:
+        edits: Of any number of documents.
+        budgets: Tokens, at least 1: the same for all, or by document id.
+        count: As for `at_budget`.
+
+    Raises:
+        InputError: A document has no budget.
+    """
+    grouped = edits_by_document(edits)
+    allowed = dict.fromkeys(grouped, budgets) if isinstance(budgets, int) else budgets
+    missing = [document for document in grouped if document not in allowed]
+    if missing:
+        raise InputError(
+            f"controls: got no budget for {len(missing)} of {len(grouped)} documents, the first is {missing[0]!r}. "
+            "Give one for each document, or leave its self-edits out."
+        )
+    return tuple(at_budget(mine, allowed[document], count) for document, mine in grouped.items())
+
+
+def _normalised(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _made(document_id: str, lines: tuple[Implication, ...], tokens: int = 0) -> Edit:
+    return Edit.written(document_id, SelfEdit(implications=lines), "".join(map(written_line, lines)), tokens=tokens)

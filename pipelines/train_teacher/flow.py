@@ -1,0 +1,222 @@
+"""The flow `train-teacher`: rounds of reinforcement learning, then a comparison on documents never seen in training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from prefect import flow
+from rich.console import Console
+
+from evaluation.common.errors import LineageError
+from evaluation.graders import JudgeGrader, judge_noise
+from evaluation.microworld.world import microworld_sheets
+from evaluation.retention import retention_probes
+from evaluation.sources.config import MicroworldData
+from evaluation.tasks import Split
+from pipelines.execution import code_digest, content_key
+from pipelines.lineage.run import Lineage
+from pipelines.lineage.store import flatten_params, run_tags
+from pipelines.loop.loop import Loop
+from pipelines.plan import Plan, Stage, steps_of
+from pipelines.process import embedded_flow
+from pipelines.records import Round, usage_of
+from pipelines.reports.console import Reporter, closing, print_run, round_line, run_notes
+from pipelines.reports.plots import draw_figures
+from pipelines.results import CurvePoint, RunResult, Transfer, VariantComparison, VariantScores
+from pipelines.settings import load, to_yaml
+from pipelines.train_teacher.comparison import by_group, compare_variants, token_curve, transfer
+from pipelines.train_teacher.config import ExternalGenerator, TrainTeacherConfig
+from pipelines.train_teacher.diagnostics import Diagnostics
+from pipelines.train_teacher.plan import plan_run, proxy_reward
+from pipelines.train_teacher.rounds import Course, Training
+from pipelines.train_teacher.specifications import find_oracle
+from pipelines.train_teacher.variants import Comparing, States
+from student.updates import BankUsage
+from teacher.samplers.openai import OpenAISampling
+
+FLOW_NAME = "train-teacher"
+
+
+@flow(name=FLOW_NAME, persist_result=False)
+def train_teacher(config_path: str, overrides: list[str] | None = None, work_dir: str = ".preceptor") -> RunResult:
+    """Train a teacher on a frozen student's rewards and compare it with the untrained one.
+
+    Started again with the same configuration and code after a kill, it resumes in the same MLflow run and ends with the
+    same figures.
+
+    Args:
+        config_path: YAML file.
+        overrides: Settings such as `loop.rounds=3`.
+        work_dir: Directory for results, adapters, and the embedded stores.
+    """
+    config, place = load(Path(config_path), TrainTeacherConfig, overrides or ()), Path(work_dir)
+    split, plan, console = config.load_documents(), plan_run(config), Console()
+    with embedded_flow(place, FLOW_NAME) as flow_run, Reporter(console, len(steps_of(plan))) as reporter:
+        probes = retention_probes(config.data, config.comparison.retention_probes, config.seed_of("retention"))
+        tasks = [task for side in split for task in side]
+        with Loop(config, place, tasks, probes, reporter) as loop:
+            loop.check_endpoints(external=_external(config))
+            lineage = _open_lineage(config, place, split, flow_run)
+            reporter.say(f"{'resuming' if lineage.resumed else 'new'} MLflow run {lineage.run_id}")
+            try:
+                result, comparison, variants = _Run(config, loop, split, lineage, plan).run()
+            except BaseException:
+                with suppress(LineageError):  # the first failure is the one to report
+                    lineage.finish("FAILED")
+                raise
+        figures = place / "plots" / config.name
+        print_run(console, comparison, variants, closing(result, place, Path(config_path), overrides or (), figures))
+        lineage.finish("FINISHED")
+    return result
+
+
+def _external(config: TrainTeacherConfig) -> OpenAISampling | None:
+    """Return how the external generator is sampled; None where there is none."""
+    return next((source.sampling for source in config.sources(ExternalGenerator)), None)
+
+
+def _open_lineage(config: TrainTeacherConfig, work_dir: Path, split: Split, flow_run: str) -> Lineage:
+    """Return the lineage of this configuration and code, with the documents logged."""
+    lineage = Lineage.open(
+        config.tracking,
+        work_dir,
+        run_name=config.name,
+        run_key=f"{FLOW_NAME}/{content_key(config, 'run', config.digest)}",
+        config_yaml=to_yaml(config),
+        params=flatten_params(config.model_dump(mode="json", exclude={"tracking"})),
+        tags=run_tags(
+            kind=FLOW_NAME,
+            seed=config.seed,
+            config_digest=config.digest,
+            code_digest=code_digest(),
+            flow_run_id=flow_run,
+        ),
+    )
+    lineage.log_documents("train", split.train)
+    lineage.log_documents("development", split.development)
+    lineage.log_documents("test", split.test)
+    return lineage
+
+
+class _Run:
+    """One run: its stages in order, everything logged."""
+
+    def __init__(self, config: TrainTeacherConfig, loop: Loop, split: Split, lineage: Lineage, plan: Plan) -> None:
+        self._config, self._loop, self._split, self._lineage, self._plan = config, loop, split, lineage, plan
+        sheets = microworld_sheets(config.data) if isinstance(config.data, MicroworldData) else None
+        self._diagnostics = Diagnostics(loop.tasks, sheets)
+
+    def run(self) -> tuple[RunResult, VariantComparison, list[VariantScores]]:
+        """Return the result, the comparison and the variants."""
+        course = self._train(prefix="round", log=True)
+        proxy = self._train(prefix="proxy round", log=False)
+        started = time.perf_counter()
+        self._loop.reporter.say(f"comparing on {len(self._split.test)} documents that no training saw")
+        states = States(course.state, proxy.state)
+        comparing = Comparing(self._config, self._loop, self._split, states, self._diagnostics)
+        curve: dict[str, tuple[CurvePoint, ...]] = {}
+        transferred: Transfer | None = None
+        for stage in self._stages("variant"):
+            comparing.add(stage)
+        for stage in self._stages("curve"):
+            curve[stage.subject.name] = token_curve(comparing, stage)
+        for stage in self._stages("transfer"):
+            transferred = transfer(comparing, stage)
+        specs = comparing.specs
+        for stage in self._stages("specification"):
+            specs = specs and specs.model_copy(update={"oracle": find_oracle(comparing, stage)})
+        comparison = compare_variants(comparing.scored, comparing.intervals, self._config.comparison.correction)
+        self._log_variants(comparing, comparison)
+        found = {"curve": curve, "transfer": transferred, "specs": specs}
+        result = self._result(course, comparing.scored, comparison, time.perf_counter() - started, found)
+        place = self._loop.work_dir / "plots" / self._config.name
+        figures = draw_figures(place, course.rounds, comparison, comparing.scored, curve)
+        self._lineage.log_comparison(comparison, result, figures)
+        return result, comparison, comparing.scored
+
+    def _stages(self, *prefixes: str) -> list[Stage]:
+        return [stage for stage in self._plan if stage.name.startswith(prefixes)]
+
+    def _train(self, prefix: str, log: bool) -> Course:
+        """Run the rounds of the teacher, or of the control that learns from the proxy reward."""
+        stages = self._stages(prefix, prefix.replace("round", "development"))
+        proxy = prefix.startswith("proxy")
+        if proxy and stages:
+            self._loop.reporter.say("the same rounds with the proxy reward, for the control")
+        reward = proxy_reward(self._config) if proxy else self._config.teacher.reward
+
+        def on_round(record: Round) -> None:
+            if log:
+                self._lineage.log_round(record, self._loop.state_dir(record.learning.policy))
+            self._loop.reporter.say(round_line(record))
+
+        return Training(self._config, self._loop, self._split, reward, self._diagnostics).run(stages, on_round)
+
+    def _log_variants(self, comparing: Comparing, comparison: VariantComparison) -> None:
+        """Log every variant, those with kept adapters together with them."""
+        for variant in comparing.scored:
+            adapters = comparing.kept_adapters(variant)
+            kept = {name: directory for name, directory in adapters.items() if directory.is_dir()}
+            self._lineage.log_variant(variant, comparison.variants.get(variant.name), kept)
+
+    def _result(
+        self,
+        course: Course,
+        variants: Sequence[VariantScores],
+        comparison: VariantComparison,
+        comparing: float,
+        found: Mapping[str, object],
+    ) -> RunResult:
+        """Return the result for scripts."""
+        rounds, loop, config = course.rounds, self._loop, self._config
+        stages = {stage: sum(r.seconds[stage] for r in rounds) for stage in ("sample", "update", "learn")}
+        judge = loop.grader if isinstance(loop.grader, JudgeGrader) else None
+        intervals = {
+            "confidence": comparison.confidence,
+            "resamples": config.comparison.resamples,
+            "seed": loop.seed("bootstrap"),
+        }
+        in_rounds = [update for r in rounds for c in r.candidates for update in c.replicates]
+        result = RunResult(
+            variants=comparison.variants,
+            gains=comparison.gains,
+            rounds=tuple(round_figures(record) for record in rounds),
+            seconds={**stages, "compare": comparing},
+            documents=comparison.documents,
+            mlflow_run_id=self._lineage.run_id,
+            config_digest=config.digest,
+            code_digest=code_digest(),
+            seed=config.seed,
+            document_accuracy={variant.name: variant.accuracy for variant in variants},
+            edit_tokens={variant.name: variant.edit_tokens for variant in variants if variant.edit_tokens is not None},
+            judge=None if judge is None else judge_noise(loop.verdicts, **intervals),
+            spent=loop.spent(external=_external(config)),
+            padding_share=BankUsage.merged([usage_of(in_rounds), *(v.usage for v in variants)]).padding_share,
+            inner_runs=sum(record.inner_runs for record in rounds),
+            forgetting=comparison.forgetting,
+            document_forgetting={variant.name: variant.forgetting for variant in variants if variant.forgetting},
+            tests=comparison.tests,
+            minimum_detectable=comparison.minimum_detectable,
+            groups=by_group(variants, self._split),
+            edit_notes={variant.name: variant.notes for variant in variants if variant.notes},
+            phrasings={variant.name: variant.phrasings for variant in variants if variant.phrasings},
+            **found,  # type: ignore[arg-type]
+        )
+        return result.model_copy(update={"notes": run_notes(result, comparison, variants)})
+
+
+def round_figures(record: Round) -> dict[str, float | int | None]:
+    """Return a round's figures for scripts."""
+    found = {
+        "round": record.round,
+        "mean_reward": record.mean_reward,
+        "base_reward": record.base_reward,
+        "kl": record.learning.kl,
+        "entropy": record.learning.entropy,
+        "inner_runs": record.inner_runs,
+        **record.notes,
+    }
+    return found if record.development is None else found | {"development_reward": record.development.mean}

@@ -1,0 +1,149 @@
+"""The plan of a run of `train-teacher`: its stages, made from the configuration before anything is opened."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipelines.plan import Plan, Stage, Step
+from pipelines.train_teacher import config as configs
+from pipelines.train_teacher.config import DevelopmentConfig, TrainTeacherConfig, Variant
+from teacher.rewards import RewardConfig
+
+POOLED = 3
+"""Self-edits whose lines fill the budget of one at equal tokens: enough for a trained one that is twice as long."""
+
+
+def plan_run(config: TrainTeacherConfig) -> Plan:
+    """Return the stages of a run: rounds, the rounds of the proxy control, variants, curves, transfer, oracle."""
+    stages = plan_rounds(config, config.teacher.reward)
+    if config.loop.rounds and any(source.state == "proxy" for source in config.sources(configs.TeacherSource)):
+        stages += plan_rounds(config, proxy_reward(config))
+    stages += [plan_variant(config, variant) for variant in listed(config)]
+    stages += [*plan_curves(config), *plan_transfer(config)]
+    stages += [plan_oracle(source) for source in config.sources(configs.FixedSpecification) if source.oracle_tasks]
+    return tuple(stages)
+
+
+def proxy_reward(config: TrainTeacherConfig) -> RewardConfig:
+    """Return the reward of the control that learns without updates of a student."""
+    return config.teacher.reward.model_copy(update={"metric": "proxy"})
+
+
+def plan_rounds(config: TrainTeacherConfig, reward: RewardConfig) -> list[Stage]:
+    """Return the stages of one teacher's rounds; with the proxy reward no student is updated."""
+    loop, samples = config.loop, config.teacher.samples
+    documents, kept = loop.documents, config.teacher.learning.kept_of(samples)
+    proxy = reward.metric == "proxy"
+    prefix = "proxy " if proxy else ""
+    tried = Step("read", documents, samples) if proxy else Step("update", documents, samples * loop.replicates)
+    stages = []
+    for number in range(loop.rounds):
+        steps = (Step("sample", documents, samples), tried, Step("score", documents), Step("learn", documents, kept))
+        stages.append(Stage(f"{prefix}round {number}", steps, number))
+        if loop.development is not None and _is_checked(number, loop.rounds, loop.development):
+            each, checked = loop.development.edits, config.data.development_documents
+            scored = Step("read", checked, each) if proxy else Step("update", checked, each)
+            stages.append(Stage(f"{prefix}development {number}", (Step("sample", checked, each), scored), number))
+    return stages
+
+
+def _is_checked(number: int, rounds: int, settings: DevelopmentConfig) -> bool:
+    """Return whether the teacher is checked on the development documents after a round."""
+    return number == rounds - 1 or (number + 1) % settings.every == 0
+
+
+def listed(config: TrainTeacherConfig) -> list[Variant]:
+    """Return the variants of a run; without rounds those that need a trained teacher are left out."""
+
+    def needs_rounds(source: Any) -> bool:
+        teacher = isinstance(source, configs.TeacherSource) and source.state != "untrained"
+        return teacher or isinstance(source, configs.Control)
+
+    return [v for v in config.comparison.variants if config.loop.rounds or not needs_rounds(v.source)]
+
+
+def plan_variant(config: TrainTeacherConfig, variant: Variant) -> Stage:
+    """Return the stage of one variant: what is sampled for it, and what is trained and scored."""
+    after, tests, source = config.comparison, config.data.test_documents, variant.source
+
+    def update(documents: int, each: int, **more: Any) -> Step:
+        return Step("update", documents, each, questions="comparison", **more)
+
+    def taught(documents: int) -> tuple[Step, ...]:
+        return Step("sample", documents, after.drawn), update(documents, after.edits)
+
+    steps: tuple[Step, ...]
+    match source:
+        case configs.BaseStudent():
+            steps = (Step("score", tests, questions="comparison"),)
+        case configs.RawPassage():
+            steps = (update(tests, 1, trains_on="passage"),)
+        case configs.BestPrompt():
+            steps = taught(config.data.development_documents) * len(source.prompts) + taught(tests)
+        case configs.TeacherSource():
+            steps = taught(tests)
+        case configs.ExternalGenerator():
+            steps = (Step("sample", tests, after.tried, writer="external"), update(tests, after.edits))
+        case configs.FixedSpecification():
+            tried = len(source.choices)
+            spec = Step("update", source.tasks, tried, trains_on="specification")
+            steps = (spec, update(tests, 1, trains_on="specification"))
+        case configs.Control(kind="null_edit"):
+            steps = (update(tests, 1, trains_on="line"),)
+        case configs.Control(kind="oracle"):
+            steps = (update(tests, 1),)
+        case configs.Control(kind="equal_tokens"):
+            steps = (Step("sample", tests, POOLED * after.edits), update(tests, after.edits))
+        case _:
+            steps = (update(tests, after.edits),)
+    return Stage(f"variant {variant.name}", steps, variant)
+
+
+def plan_curves(config: TrainTeacherConfig) -> list[Stage]:
+    """Return a stage for each variant with a curve of accuracy against tokens: those of local teachers."""
+    plan, tests = config.comparison.curve, config.data.test_documents
+    if plan is None:
+        return []
+    update = Step("update", tests, questions="comparison")
+    return [
+        Stage(f"curve {v.name}", (Step("sample", tests, plan.samples), *(update for _ in plan.tokens)), v)
+        for v in sorted(listed(config), key=lambda v: v.name == "fixed_kind")
+        if isinstance(v.source, configs.BestPrompt)
+        or (isinstance(v.source, configs.TeacherSource) and v.source.state != "proxy")
+    ]
+
+
+def transferred_variants(config: TrainTeacherConfig) -> list[Variant]:
+    """Return the variants whose self-edits are tried on the other student."""
+
+    def is_tried(source: Any) -> bool:
+        proxy = isinstance(source, configs.TeacherSource) and source.state == "proxy"
+        oracle = isinstance(source, configs.Control) and source.kind == "oracle"
+        return (
+            isinstance(source, (configs.RawPassage, configs.BestPrompt, configs.TeacherSource)) and not proxy
+        ) or oracle
+
+    return [variant for variant in listed(config) if is_tried(variant.source)]
+
+
+def plan_transfer(config: TrainTeacherConfig) -> list[Stage]:
+    """Return the stage in which the same self-edits are tried on another student; none without such a student."""
+    after, tests = config.comparison, config.data.test_documents
+    if after.transfer is None:
+        return []
+    steps = [Step("score", tests, questions="comparison")]
+    for variant in transferred_variants(config):
+        passage, single = isinstance(variant.source, configs.RawPassage), isinstance(variant.source, configs.Control)
+        each = 1 if passage or single else after.edits
+        steps.append(Step("update", tests, each, trains_on="passage" if passage else "edit", questions="comparison"))
+    return [Stage("transfer", tuple(steps), after.transfer)]
+
+
+def plan_oracle(source: configs.FixedSpecification) -> Stage:
+    """Return the stage of the oracle: every specification on some test tasks, then the best of each."""
+    tried = len(source.choices)
+    steps = (
+        Step("update", source.oracle_tasks, tried, trains_on="specification"),
+        Step("update", source.oracle_tasks, 1, trains_on="specification", questions="comparison"),
+    )
+    return Stage("specification oracle", steps, source)

@@ -1,0 +1,300 @@
+"""The LoRA bank: K adapters of one frozen student, trained in one batch and scored in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from evaluation.common.checkpoints import model_digest
+from evaluation.common.errors import ScoringError, UpdateError
+from evaluation.exact_match import AnswerFormat, EncodedAnswer, encode_questions, end_tokens_of
+from evaluation.tasks import Question
+from student.adapters import Adapter
+from student.bank.budget import BankLimits, PeakMemory, bytes_of_slot, plan_limits
+from student.bank.canary import Canary
+from student.bank.layout import FlatLayout, initial_factors, misfit, unstack
+from student.bank.model import BankedModel
+from student.bank.scoring import (
+    ScoringFailure,
+    SlotScores,
+    check_pairs,
+    generate_group,
+    groups_of_slots,
+    score_group,
+)
+from student.bank.training import Slot, train_slots
+from student.config import WHOLE_DEPTH, TargetModules, UpdateRecipe
+from student.sequences import SkipReason
+from student.updates import BankUsage, UpdateOutcome, UpdateRequest, UpdateResult
+
+
+class LoraBank:
+    """Context manager that trains and scores many adapters of one frozen causal language model at once.
+
+    Inside the context the model's target layers are wrapped, its parameters frozen and its mode is evaluation; leaving
+    it puts everything back as it was. A slot's result is that of the same adapter trained alone with PEFT and
+    torch.optim.AdamW up to rounding, whatever its neighbours are.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        target_modules: TargetModules = "all-linear",
+        *,
+        depth: tuple[float, float] = WHOLE_DEPTH,
+        max_slots: int = 64,
+        max_pass_places: int = 16_384,
+        memory_bytes: int | None = None,
+        base_digest: str | None = None,
+    ) -> None:
+        """Prepare a bank; nothing is wrapped yet.
+
+        Args:
+            model: A Hugging Face causal language model with causal attention, or PEFT's wrapper of one: what is active
+                in it, such as a champion's adapter, belongs to the frozen base.
+            target_modules: Layers that may get factors; a request's recipe names these or some of them.
+            depth: Where they are; see `UpdateRecipe.depth`.
+            max_slots: Adapters trained at once, at least 1; further requests wait until one is done.
+            max_pass_places: Token places, padding included, in one forward pass; a single slot may need more.
+            memory_bytes: For slots and activations, the base left out; None is a share of what is free. The number of
+                slots follows from it, and a single slot that needs more has its layers computed again in the backward
+                pass.
+            base_digest: `model_digest` of the model where it is known; None computes it.
+        """
+        self._model = model
+        self._target_modules, self._depth = target_modules, depth
+        self._max_slots, self._max_pass_places, self._memory_bytes = max_slots, max_pass_places, memory_bytes
+        self.base_digest = model_digest(model) if base_digest is None else base_digest
+        """Identity of the frozen base, in every adapter."""
+        self.usage = BankUsage()
+        """Of the last training."""
+        self._inside: tuple[BankedModel, Canary] | None = None
+        self._limits: BankLimits
+
+    def __enter__(self) -> Self:
+        if self._inside is not None:
+            raise UpdateError("bank: it is open already. Leave the first context before entering it again.")
+        student = BankedModel(self._model, self._target_modules, self._depth)
+        try:
+            canary = Canary(student)
+            self._limits = self._plan(student)
+        except BaseException:
+            student.restore()
+            raise
+        self._inside = student, canary
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._inside is not None:
+            self._inside[0].restore()
+        self._inside = None
+
+    def _opened(self) -> tuple[BankedModel, Canary]:
+        if self._inside is None:
+            raise UpdateError("bank: it is not open. Use it inside `with LoraBank(model) as bank:`.")
+        return self._inside
+
+    def _plan(self, student: BankedModel) -> BankLimits:
+        return plan_limits(student, self._max_slots, self._max_pass_places, self._memory_bytes)
+
+    def no_change(self, recipe: UpdateRecipe, seed: int) -> Adapter:
+        """Return the adapter that an update with this recipe and seed starts from, which changes nothing yet.
+
+        All layers of the bank have factors: it is the base as a version of the student.
+
+        Raises:
+            UpdateError: The bank is not open.
+        """
+        student, _ = self._opened()
+        layout, layers = FlatLayout(student.shapes, recipe.rank), list(student.shapes)
+        flat = initial_factors(layout, recipe.rank, seed, layers)
+        return Adapter(unstack(layout, flat, recipe.rank, layers), recipe.rank, recipe.alpha, self.base_digest)
+
+    def train(self, requests: Sequence[UpdateRequest]) -> list[UpdateResult]:
+        """Return the result of each update, in order; one that fails does so alone, with a reason.
+
+        Raises:
+            UpdateError: The bank is not open, or a request was made for other layers or another tokenizer.
+        """
+        student, _ = self._opened()
+        slots = [Slot(request, self._layers(request, student)) for request in requests]
+        results: dict[int, UpdateResult] = {}
+        groups: dict[int, list[int]] = {}  # Ranks that are alike together: every slot has room for the largest rank.
+        for i, slot in enumerate(slots):
+            refused = _refusal(slot, student, self.base_digest)
+            if refused is not None:
+                results[i] = refused
+            else:
+                groups.setdefault(max(8, 1 << (slot.request.recipe.rank - 1).bit_length()), []).append(i)
+        self.usage = BankUsage()
+        for size in sorted(groups):
+            trained = self._train_group([slots[i] for i in groups[size]])
+            results.update(zip(groups[size], trained, strict=True))
+        return [results[i] for i in range(len(slots))]
+
+    def _layers(self, request: UpdateRequest, student: BankedModel) -> list[str]:
+        """Return the layers that an update adapts; refuse mistakes that concern the whole batch."""
+        vocabulary = student.model.get_input_embeddings().weight.shape[0]
+        layers = student.layers_of(request.recipe)
+        if layers is None:
+            raise UpdateError(
+                f"update {request.key!r}: the recipe adapts {request.recipe.target_modules!r} at the depth "
+                f"{list(request.recipe.depth)}, the bank has {self._target_modules!r} at {list(self._depth)}. Open the "
+                "bank with layers that include the recipe's."
+            )
+        highest = max((max(sequence.tokens) for sequence in request.sequences), default=0)
+        if highest >= vocabulary:
+            raise UpdateError(
+                f"update {request.key!r}: token {highest} is outside the student's vocabulary of {vocabulary}. "
+                "Use the student's own tokenizer."
+            )
+        return layers
+
+    def _train_group(self, slots: Sequence[Slot]) -> list[UpdateResult]:
+        """Train slots of similar ranks together and return their results."""
+        student, canary = self._opened()
+        adapted = {name for slot in slots for name in slot.layers}
+        shapes = {name: shape for name, shape in student.shapes.items() if name in adapted}
+        layout = FlatLayout(shapes, max(slot.request.recipe.rank for slot in slots))
+        need = bytes_of_slot(layout, student.dtype) + max(slot.places for slot in slots) * self._limits.place_bytes
+        if need > self._limits.memory_bytes and not student.checkpoints and student.checkpoint():
+            self._limits = self._plan(student)  # A single slot needs more: fewer activations are kept from now on.
+        with PeakMemory(student.device) as peak:
+            usage = train_slots(student, layout, self._limits, slots)
+        self.usage = BankUsage.merged([self.usage, usage.model_copy(update={"peak_bytes": peak.grown})])
+        adapters = [slot.adapter(layout, self.base_digest) for slot in slots]
+        problems: list[str] = []
+        for begin in range(0, len(slots), self._max_slots):
+            part = slice(begin, begin + self._max_slots)
+            problems += canary.problems(adapters[part], [slot.request.initial for slot in slots[part]])
+        return [_result(*each) for each in zip(slots, adapters, problems, strict=True)]
+
+    def score(
+        self,
+        adapters: Sequence[Adapter | None],
+        questions: Sequence[Sequence[Question]],
+        tokenizer: Any,
+        answer_format: AnswerFormat,
+    ) -> list[SlotScores]:
+        """Return for each slot the score of each of its questions, or why it has none.
+
+        Args:
+            adapters: K adapters; None is the base student.
+            questions: K lists of questions, of any lengths.
+            tokenizer: The student's Hugging Face tokenizer.
+            answer_format: The wrapper that the student was trained with.
+
+        Raises:
+            UpdateError: The bank is not open.
+            ScoringError: There are not as many lists of questions as adapters.
+        """
+        student, _ = self._opened()
+        done: dict[int, SlotScores] = {**self._without_work("score", adapters, questions)}
+        encoded: dict[int, list[EncodedAnswer]] = {}
+        for k in range(len(adapters)):
+            if k not in done:
+                try:
+                    encoded[k] = encode_questions(tokenizer, questions[k], answer_format)
+                except ScoringError as error:
+                    done[k] = ScoringFailure(str(error))
+        ends = end_tokens_of(student.model, tokenizer)
+        for group in groups_of_slots(encoded, self._max_slots, self._max_pass_places):
+            scores = score_group(student, [adapters[k] for k in group], [encoded[k] for k in group], ends)
+            done.update(zip(group, scores, strict=True))
+        return [done[k] for k in range(len(adapters))]
+
+    def generate(
+        self,
+        adapters: Sequence[Adapter | None],
+        prompts: Sequence[Sequence[str]],
+        tokenizer: Any,
+        *,
+        max_new_tokens: int,
+    ) -> list[list[str] | ScoringFailure]:
+        """Return for each slot its greedy continuation of each of its prompts, or why it has none.
+
+        Args:
+            adapters: K adapters; None is the base student.
+            prompts: K lists of prompts, of any lengths.
+            tokenizer: The student's Hugging Face tokenizer.
+            max_new_tokens: Longest answer, at least 1.
+
+        Raises:
+            UpdateError: The bank is not open.
+            ScoringError: There are not as many lists of prompts as adapters.
+        """
+        student, _ = self._opened()
+        done = self._without_work("generate", adapters, prompts)
+        todo = [k for k in range(len(adapters)) if k not in done]
+        for begin in range(0, len(todo), self._max_slots):
+            group = todo[begin : begin + self._max_slots]
+            chosen = [adapters[k] for k in group]
+            texts = generate_group(student, chosen, [prompts[k] for k in group], tokenizer, max_new_tokens)
+            done.update(zip(group, texts, strict=True))
+        return [done[k] for k in range(len(adapters))]
+
+    def _without_work(
+        self, what: str, adapters: Sequence[Adapter | None], lists: Sequence[Sequence[object]]
+    ) -> dict[int, ScoringFailure | list[Any]]:
+        """Return the outcome of slots whose adapter does not fit or whose list is empty."""
+        student, _ = self._opened()
+        check_pairs(what, adapters, lists)
+        done: dict[int, ScoringFailure | list[Any]] = {}
+        for k, adapter in enumerate(adapters):
+            problem = "" if adapter is None else misfit(adapter, student.shapes, self.base_digest)
+            if problem or not lists[k]:
+                done[k] = ScoringFailure(problem) if problem else []
+        return done
+
+
+def _refusal(slot: Slot, student: BankedModel, base_digest: str) -> UpdateResult | None:
+    """Return the result of an update that cannot be trained, or None."""
+    request, recipe = slot.request, slot.request.recipe
+
+    def refused(outcome: UpdateOutcome, detail: str) -> UpdateResult:
+        return UpdateResult(request.key, outcome, detail)
+
+    if not request.sequences:
+        too_long = any(line.reason is SkipReason.TOO_LONG for line in request.skipped)
+        outcome = UpdateOutcome.SEQUENCE_TOO_LONG if too_long else UpdateOutcome.EMPTY_EDIT
+        return refused(outcome, request.left_out or "the self-edit has no lines to train on")
+    steps, budget = recipe.uncapped_steps(len(request.sequences)), recipe.step_budget
+    if budget is not None and steps > budget:
+        detail = f"{steps} optimizer steps, allowed are {budget} (step_budget): {recipe.epochs} epochs of "
+        return refused(UpdateOutcome.OVER_BUDGET, f"{detail}{len(request.sequences)} sequences")
+    longest = max(len(sequence.tokens) for sequence in request.sequences)
+    limit = getattr(student.model.config, "max_position_embeddings", None)
+    if limit is not None and longest > limit:
+        return refused(UpdateOutcome.SEQUENCE_TOO_LONG, f"{longest} tokens, the student has {limit} positions")
+    if (initial := request.initial) is not None:
+        got, wanted = (initial.rank, initial.alpha), (recipe.rank, recipe.alpha)
+        problem = misfit(initial, student.shapes, base_digest)
+        if got != wanted:
+            problem = f"the adapter to continue from has rank and alpha {got}, the recipe wants {wanted}"
+        elif not problem and set(initial.factors) != set(slot.layers):
+            found = f"{len(initial.factors)} layers, the recipe adapts {len(slot.layers)}"
+            problem = f"the adapter to continue from has {found}"
+        if problem:
+            return refused(UpdateOutcome.INITIAL_MISMATCH, problem)
+    return None
+
+
+def _result(slot: Slot, adapter: Adapter, problem: str) -> UpdateResult:
+    """Return the result of a trained slot, in which the canary found `problem`."""
+    request, losses = slot.request, tuple(torch.stack(slot.losses).tolist())
+    bad = next((i for i, loss in enumerate(losses) if loss - loss != 0), None)
+    outcome, detail = UpdateOutcome.OK, request.left_out
+    if slot.failure:
+        outcome, detail = UpdateOutcome.OUT_OF_MEMORY, slot.failure
+    elif bad is not None or not bool(slot.flat.isfinite().all()):
+        where = f"loss of step {bad} is {losses[bad]}" if bad is not None else "factors are not finite"
+        outcome, detail = UpdateOutcome.NON_FINITE, f"{where} (learning rate {request.recipe.learning_rate:g})"
+    elif problem:
+        outcome, detail = UpdateOutcome.CANARY_FAILED, problem
+    kept = adapter if outcome is UpdateOutcome.OK else None
+    return UpdateResult(request.key, outcome, detail, kept, losses, len(losses), slot.tokens, slot.padded_tokens)

@@ -1,0 +1,162 @@
+"""Questions put to many adapters at once: exact scores by one forward pass, and written answers."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from evaluation.common.errors import ModelError, ScoringError
+from evaluation.engines.vllm import AdapterHandle, EngineFailure, EngineRequest, VllmEngine
+from evaluation.exact_match import (
+    AnswerScore,
+    EncodedAnswer,
+    answer_scores,
+    prompt_ids,
+)
+from student.adapters import Adapter, save_adapter
+from student.bank.model import BankedModel
+from student.bank.packing import LabelledTokens, lay_out
+
+
+class ScoringFailure(NamedTuple):
+    """Why a slot has no scores; its neighbours have theirs."""
+
+    reason: str
+
+
+SlotScores = list[AnswerScore] | ScoringFailure
+"""One score for each question of a slot, or the reason why there is none."""
+
+
+def whole_scores(scores: Sequence[AnswerScore | None]) -> SlotScores:
+    """Return a slot's scores, or a failure when any is missing."""
+    present = [score for score in scores if score is not None]
+    if len(present) < len(scores):
+        return ScoringFailure(f"logits of {len(scores) - len(present)} of {len(scores)} questions are not finite")
+    return present
+
+
+def check_pairs(what: str, adapters: Sequence[Adapter | None], lists: Sequence[Sequence[object]]) -> None:
+    """Refuse another number of lists than of adapters."""
+    if len(adapters) != len(lists):
+        raise ScoringError(f"{what}: got {len(adapters)} adapters and {len(lists)} lists; give one each.")
+
+
+def groups_of_slots(
+    encoded: Mapping[int, Sequence[EncodedAnswer]], max_slots: int, max_pass_places: int
+) -> Iterator[list[int]]:
+    """Yield slots that fit in one forward pass, similar in size so that little of it is padding."""
+    places = {k: sum(len(row.tokens) - 1 for row in rows) for k, rows in encoded.items()}
+    group: list[int] = []
+    for k in sorted(encoded, key=lambda k: -places[k]):
+        grown = [*group, k]
+        if group and (len(grown) > max_slots or len(grown) * places[grown[0]] > max_pass_places):
+            yield group
+            grown = [k]
+        group = grown
+    if group:
+        yield group
+
+
+def score_group(
+    student: BankedModel,
+    adapters: Sequence[Adapter | None],
+    encoded: Sequence[Sequence[EncodedAnswer]],
+    end_tokens: frozenset[int],
+) -> list[SlotScores]:
+    """Return the scores of the slots of one forward pass."""
+    lines = [
+        [LabelledTokens.of(row.tokens, np.arange(len(row.tokens)) >= row.prompt_length) for row in rows]
+        for rows in encoded
+    ]
+    batch = lay_out(lines, student.device, packed=student.packed)
+    with student.using(adapters), torch.inference_mode():
+        logits = student.label_logits(batch)
+    labels = [len(row.tokens) - row.prompt_length for rows in encoded for row in rows]
+    owners = torch.arange(len(labels)).repeat_interleave(torch.tensor(labels)).to(student.device)
+    scores = iter(answer_scores(logits, batch.labels, owners, len(labels), end_tokens))
+    return [whole_scores([next(scores) for _ in rows]) for rows in encoded]
+
+
+def generate_group(
+    student: BankedModel,
+    adapters: Sequence[Adapter | None],
+    prompts: Sequence[Sequence[str]],
+    tokenizer: Any,
+    max_new_tokens: int,
+) -> list[list[str]]:
+    """Return the greedy continuations of the prompts of slots that are computed together, left-padded."""
+    most = max(map(len, prompts))
+    filler = prompts[0][0]
+    rows = [prompt for mine in prompts for prompt in (*mine, *[filler] * (most - len(mine)))]
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    encoded = [prompt_ids(tokenizer, row) for row in rows]
+    width = max(map(len, encoded))
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in encoded], device=student.device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in encoded], device=student.device)
+    with student.unpacked(), student.using(adapters), torch.inference_mode():
+        written = student.model.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad
+        )
+    texts = tokenizer.batch_decode(written[:, width:], skip_special_tokens=True)
+    return [texts[k * most : k * most + len(mine)] for k, mine in enumerate(prompts)]
+
+
+def answer_with_vllm(
+    engine: VllmEngine,
+    adapters: Sequence[Adapter | None],
+    prompts: Sequence[Sequence[str]],
+    tokenizer: Any,
+    *,
+    max_new_tokens: int,
+    end_tokens: Sequence[int] = (),
+) -> list[list[str] | ScoringFailure]:
+    """Return the same as `LoraBank.generate`, written by vLLM with an adapter for each slot.
+
+    Args:
+        engine: Running the student's base, with a largest rank that holds all adapters.
+        adapters: See `LoraBank.generate`; so for the next three.
+        prompts: K lists.
+        tokenizer: The student's.
+        max_new_tokens: Longest answer.
+        end_tokens: Tokens that end an answer beside the tokenizer's own.
+
+    Raises:
+        ScoringError: There are not as many lists of prompts as adapters.
+        GenerationError: The engine failed as a whole.
+    """
+    check_pairs("vllm", adapters, prompts)
+    failures: dict[int, ScoringFailure] = {}
+    with tempfile.TemporaryDirectory(prefix="preceptor-students-") as scratch:
+        handles: dict[int, AdapterHandle] = {}
+        try:
+            for k, adapter in enumerate(adapters):
+                if adapter is not None:
+                    directory = Path(scratch) / adapter.digest[:20]
+                    try:
+                        if not directory.exists():
+                            save_adapter(adapter, directory)
+                        handles[k] = engine.register(directory, adapter.digest)
+                    except ModelError as error:
+                        failures[k] = ScoringFailure(str(error))
+            listed = [(k, prompt) for k, mine in enumerate(prompts) if k not in failures for prompt in mine]
+            requests = [
+                EngineRequest(prompt_ids(tokenizer, prompt), max_new_tokens, handles.get(k), end_tokens=end_tokens)
+                for k, prompt in listed
+            ]
+            written = engine.generate(requests)
+        finally:
+            for handle in set(handles.values()):
+                engine.forget(handle)
+    texts: dict[int, list[str]] = {k: [] for k in range(len(adapters))}
+    for (k, _), completion in zip(listed, written, strict=True):
+        if isinstance(completion, EngineFailure):
+            failures[k] = ScoringFailure(f"vllm: {completion.detail}")
+        else:
+            texts[k].append(tokenizer.decode(list(completion.token_ids), skip_special_tokens=True))
+    return [failures.get(k, texts[k]) for k in range(len(adapters))]

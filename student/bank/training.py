@@ -1,0 +1,202 @@
+"""The training loop of a bank: slots that have finished leave it, and waiting ones take their place."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from student.adapters import Adapter
+from student.bank.budget import BankLimits, bytes_of_slot
+from student.bank.layout import FlatLayout, initial_factors, stack, unstack
+from student.bank.model import BankedModel
+from student.bank.optimizer import SlotAdamW, SlotStep
+from student.bank.packing import LabelledTokens
+from student.bank.passes import GradientPasses
+from student.updates import BankUsage, UpdateRequest
+
+T = TypeVar("T")
+
+_SMALL_MODEL = 50_000_000
+"""Parameters up to which each thread trains slots of its own."""
+
+
+class Slot:
+    """One update in a bank: what it trains on, its progress, and its factors once it has finished."""
+
+    def __init__(self, request: UpdateRequest, layers: Sequence[str]) -> None:
+        """Prepare the update of `request`, which adapts `layers`, in the model's order."""
+        self.request, self.layers = request, layers
+        self.steps = request.recipe.total_steps(len(request.sequences))
+        """Optimizer steps in all."""
+        lengths = sorted((len(sequence.tokens) - 1 for sequence in request.sequences), reverse=True)
+        self.places = sum(lengths[: request.recipe.batch_size])
+        """Most places of a step, were its longest sequences to come together."""
+        self.step = self.tokens = self.padded_tokens = 0
+        self.losses: list[Tensor] = []
+        self.failure = ""
+        """Why it was given up: memory; empty for a slot that went through all its steps."""
+        self.flat: Tensor
+        """(P,) factors after the last step, on the CPU."""
+
+    def start(self, layout: FlatLayout) -> Tensor:
+        """Return the (P,) factors before the first step."""
+        request = self.request
+        if request.initial is not None:
+            return stack(layout, [request.initial])[0]
+        return initial_factors(layout, request.recipe.rank, request.seed, self.layers)
+
+    def lines(self) -> list[LabelledTokens]:
+        """Return the sequences of the next step; each comes once an epoch."""
+        size = self.request.recipe.batch_size
+        epoch, part = divmod(self.step, -(-len(self.request.sequences) // size))
+        return [self._lines[i] for i in self._orders[epoch][part * size : (part + 1) * size]]
+
+    def finish(self, flat: Tensor, *, failed: bool) -> None:
+        """Keep the (P,) factors of a slot that leaves the bank."""
+        self.flat = flat.detach().cpu().clone()
+        self.failure = f"step {self.step - 1} does not fit in memory, even one line at a time" if failed else ""
+
+    def adapter(self, layout: FlatLayout, base_digest: str) -> Adapter:
+        """Return the adapter of a slot that has finished."""
+        recipe = self.request.recipe
+        return Adapter(unstack(layout, self.flat, recipe.rank, self.layers), recipe.rank, recipe.alpha, base_digest)
+
+    @cached_property
+    def _lines(self) -> tuple[LabelledTokens, ...]:
+        return tuple(LabelledTokens.of(sequence.tokens, sequence.loss_mask) for sequence in self.request.sequences)
+
+    @cached_property
+    def _orders(self) -> list[list[int]]:
+        request = self.request
+        return sequence_order(len(request.sequences), request.seed, request.recipe.epochs)
+
+
+def sequence_order(count: int, seed: int, epoch_count: int) -> list[list[int]]:
+    """Return the order of `count` sequences in each epoch, shuffled anew each time from one seed."""
+    generator = random.Random(seed)
+    orders = []
+    for _ in range(epoch_count):
+        order = list(range(count))
+        generator.shuffle(order)
+        orders.append(order)
+    return orders
+
+
+def train_slots(student: BankedModel, layout: FlatLayout, limits: BankLimits, slots: Sequence[Slot]) -> BankUsage:
+    """Train any number of slots, as many at once as limits and padding allow; return the usage without its peak.
+
+    The rank of `layout` is at least that of every slot. Rows and columns beyond a slot's rank, and layers that it does
+    not adapt, are zero and stay zero: their gradients are products with each other.
+    """
+    slot_bytes, widest = bytes_of_slot(layout, student.dtype), max(slot.places for slot in slots)
+    threads = threads_apart(student.model, student.device, len(slots))
+    while threads > 1 and limits.slots(threads * widest, slot_bytes) < threads:
+        threads -= 1
+    capacity = min(limits.slots(threads * widest, slot_bytes), len(slots))
+    places = limits.pass_places(capacity, slot_bytes)
+    # The longest first, as in any schedule that should end early; dealt out before, so that which slots share a pass
+    # does not depend on which thread is faster.
+    order = sorted(slots, key=lambda slot: -slot.steps * slot.places)
+    parts = [_Part(student, layout, -(-(capacity - i) // threads), max(1, places // threads)) for i in range(threads)]
+    run_apart([partial(part.train, order[i::threads]) for i, part in enumerate(parts)])
+    return BankUsage(
+        slots=sum(part.most for part in parts),
+        tokens=sum(slot.tokens for slot in slots),
+        places=sum(slot.padded_tokens for slot in slots),
+        splits=sum(part.passes.splits for part in parts),
+    )
+
+
+class _Part:
+    """The slots that one thread trains side by side."""
+
+    def __init__(self, student: BankedModel, layout: FlatLayout, capacity: int, most_places: int) -> None:
+        self._layout = layout
+        self._flat = torch.zeros(capacity, layout.size, device=student.device, dtype=student.dtype)
+        self._optimizer = SlotAdamW(self._flat)
+        self._slots: list[Slot] = []
+        self.passes = GradientPasses(student, layout, most_places)
+        self.most = 0
+        """Slots at once."""
+
+    def train(self, waiting: Sequence[Slot], stop: threading.Event) -> None:
+        """Train slots as they come to their turn; end early when `stop` is set."""
+        queue, slots = deque(waiting), self._slots
+        while (queue or slots) and not stop.is_set():
+            while queue and len(slots) < len(self._flat):
+                slot = queue.popleft()
+                self._flat[len(slots)].copy_(slot.start(self._layout))
+                self._optimizer.reset(len(slots))
+                slots.append(slot)
+            failed = self._step()
+            for i in reversed(range(len(slots))):
+                if slots[i].step == slots[i].steps or i in failed:
+                    slots[i].finish(self._flat[i], failed=i in failed)
+                    if i < len(slots) - 1:
+                        self._optimizer.move(len(slots) - 1, i)
+                        slots[i] = slots[-1]
+                    slots.pop()
+
+    def _step(self) -> set[int]:
+        """Move all slots by one step and return those that do not fit in memory."""
+        slots, k = self._slots, len(self._slots)
+        recipes = [slot.request.recipe for slot in slots]
+        found = self.passes.run(self._flat[:k], [recipe.scale for recipe in recipes], [slot.lines() for slot in slots])
+        steps = [SlotStep(recipe, slot.step, slot.steps) for recipe, slot in zip(recipes, slots, strict=True)]
+        self._optimizer.step(found.gradients, steps)
+        for i, slot in enumerate(slots):
+            slot.step += 1
+            slot.losses.append(found.losses[i])
+            slot.tokens += found.tokens[i]
+            slot.padded_tokens += found.places[i]
+        self.most = max(self.most, k)
+        return found.failed
+
+
+def threads_apart(model: Any, device: torch.device, most: int) -> int:
+    """Return how many threads should train slots of their own, at most `most` and at least 1.
+
+    Threads that share the small products of a small model spend more time meeting than computing: with two, an adapter
+    of the micro student took longer than with one. Large products are better shared, and a GPU is one worker.
+    """
+    small = sum(parameter.numel() for parameter in model.parameters()) <= _SMALL_MODEL
+    return max(1, min(most, torch.get_num_threads())) if small and device.type == "cpu" else 1
+
+
+def run_apart(works: Sequence[Callable[[threading.Event], T]]) -> list[T]:
+    """Return the results of some works, each computed in a thread of its own with torch's operations on it alone.
+
+    A single work is called here, with all of torch's threads. Each gets an event that is set when another has failed or
+    the caller is interrupted, and should then end early: the exception of the first that failed is raised.
+    """
+    stop = threading.Event()
+    if len(works) == 1:
+        return [works[0](stop)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(len(works)) as pool:
+            futures = [pool.submit(_guarded, work, stop) for work in works]
+            try:
+                return [future.result() for future in futures]
+            finally:
+                stop.set()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _guarded(work: Callable[[threading.Event], T], stop: threading.Event) -> T:
+    """Return the work's result; let the others know when it fails."""
+    try:
+        return work(stop)
+    except BaseException:
+        stop.set()
+        raise

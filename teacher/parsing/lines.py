@@ -1,0 +1,290 @@
+"""What one line of a language model's output is, seen by itself: the rules under the parser of self-edits.
+
+Everything here is a pure function of one line. Every regular expression is bounded or anchored, so that a line of any
+length is read in linear time. What a line means among its neighbours is decided in `teacher.parsing.assembly`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from enum import StrEnum
+from typing import NamedTuple
+
+_INVISIBLE = "\ufeff\u200b\u200c\u200d\u2060"
+_TERMINATED = re.compile(r"[.!?…。！？][\"'”’»)\]*_]{0,3}\Z")
+_STAR_RUN = re.compile(r"(?<![\w*])\*{2,}+|(?<!\*)\*{2,}+(?!\w)")
+_MARKER = re.compile(
+    r"[-*+][ \t\xa0]+|[•‣◦▪●·∙]\s?|[–—>][ \t\xa0]+|#{1,6}\s+"
+    r"|\((?P<n1>\d{1,3})\)\s?|(?P<n2>\d{1,3})[.)]{1,2}(?:\s+|(?=[^\W\d_]|[\"“*(]))|(?P<n3>\d{1,3}):\s+"
+    r"|\([a-h]\)\s|[a-h](?:\)\s|\.\s(?=[A-Z]))|\([ivx]{1,4}\)\s|[ivx]{1,4}[.)]\s"
+)
+_LABEL = re.compile(
+    r"(?i:(?:(?:rewritten|rephrased|reworded|revised|alternative|paraphrased)\s)?"
+    r"(?:passage|version|implication|rewrite|rewriting|rephrasing|paraphrase|statement|variation|alternative|option))"
+    r"\s?#?(?P<n>\d{1,3})\s?(?:[:.)]|[-–—](?=\s)|\Z)\s*"
+)
+
+
+def count_lines(text: str) -> int:
+    """Return the number of lines of `text`, as `str.splitlines` sees them, with more than white space."""
+    return sum(bool(line.strip()) for line in text.splitlines())
+
+
+def strip_space(text: str) -> str:
+    """Return `text` without white space and invisible joiners at both ends."""
+    return text.strip().strip(_INVISIBLE).strip()
+
+
+def is_terminated(text: str) -> bool:
+    """Say whether `text` ends like a finished sentence."""
+    return _TERMINATED.search(text, max(0, len(text) - 4)) is not None
+
+
+def has_letter(text: str) -> bool:
+    """Say whether any character of `text` is a letter of any script."""
+    return any(character.isalpha() for character in text)
+
+
+def normalise(text: str) -> str:
+    """Return what duplicates have in common: words and marks, case-folded, without spaces around or a final stop."""
+    return " ".join(text.casefold().split()).rstrip(" .!;,:")
+
+
+def is_digit_loop(text: str) -> bool:
+    """Say whether `text` holds at least six numbers, no letter, and nearly all steps between them are 0 or 1."""
+    if has_letter(text):
+        return False
+    digits = [int(run[-9:]) for run in re.findall(r"[0-9]+", text)]
+    if len(digits) < 6:
+        return False
+    steps = [b - a for a, b in itertools.pairwise(digits)]
+    return sum(step in (0, 1) for step in steps) >= 0.8 * len(steps)
+
+
+def remove_bold(text: str) -> str:
+    """Return `text` without the asterisks of bold marks; those between two word characters (2**3) stay."""
+    return _STAR_RUN.sub("", text)
+
+
+def label_numbers(match: re.Match[str]) -> tuple[int, ...]:
+    """Return the numbers among the groups of a marker or a label."""
+    return tuple(int(value) for value in match.groupdict().values() if value)
+
+
+class Stripped(NamedTuple):
+    """A line without its list markers."""
+
+    text: str
+    numbers: tuple[int, ...]
+    """The first four at most."""
+    marked: bool
+    """At least one marker was there; a label such as "Version 2:" counts."""
+
+
+def strip_markers(text: str) -> Stripped:
+    """Return `text` without leading list markers, however nested: bullets, numbers, letters, "Passage 3:" labels."""
+    numbers: list[int] = []
+    position, marked = 0, False
+    while match := _MARKER.match(text, position) or _LABEL.match(text, position):
+        position, marked = match.end(), True
+        numbers += label_numbers(match)
+    return Stripped(strip_space(text[position:]), tuple(numbers[:4]), marked)
+
+
+class Kind(StrEnum):
+    """What a line looks like by itself."""
+
+    STATEMENT = "statement"
+    QUESTION = "question"
+    ANSWER = "answer"
+    PAIR = "pair"
+    CHOICE = "choice"
+    HEADING = "heading"
+    PREAMBLE = "preamble"
+    PASSAGE = "passage"
+    """`Passage:`, with or without text after it."""
+    TASK_START = "task_start"
+    """An instruction to read a passage, or a system prompt."""
+    ECHO = "echo"
+    """A label of the prompt, or a line of it."""
+    MARKER_ONLY = "marker_only"
+    DIGIT_LOOP = "digit_loop"
+
+
+class Line(NamedTuple):
+    """A line with its markers removed."""
+
+    at: int
+    """Position among the non-blank lines."""
+    kind: Kind
+    text: str
+    """The statement or the question; the answer of an `ANSWER`; may be empty after a bare label."""
+    answer: str | None = None
+    """The answer of a `PAIR`; "" for a question whose line ends with a bare "Answer:"."""
+    numbers: tuple[int, ...] = ()
+    """Numbers in its markers and its label, outermost first."""
+    marked: bool = False
+    """It began with a list marker."""
+    gap: bool = False
+    """A blank line stands before it."""
+    indented: bool = False
+    weak_heading: bool = False
+    """So short, unmarked and unterminated that it is a title unless it continues the line before."""
+
+
+_BOLD_ONLY = re.compile(r"\*\*[^*]+\*\*[:.]?\Z")
+_TAG = re.compile(r"(?:`{3,}|~{3,})\s?\w{0,20}\Z|</?\w[^<>]{0,40}>\Z")
+_SECTION = re.compile(
+    r"(?i:(?:list of |the )?(?:direct |indirect )?implications|rewritten passages?|rephrased passages?|rewrites"
+    r"|questions and answers|question-answer (?:format|pairs))\s?[:.]?\s*"
+)
+_PASSAGE = re.compile(r"(?:Passage|PASSAGE|Original [Pp]assage)\s?:\s*")
+_QUESTION = re.compile(
+    r"(?i:question)\s?#?(?P<n1>\d{1,4})?\s?(?:[:.)]|[-–—](?=\s))\s*|Q\s?(?P<n2>\d{1,4})?\s?:\s*|Q(?P<n3>\d{1,4})[.)]\s*"
+)
+_ANSWER = re.compile(
+    r"(?i:answer|ans)\s?#?(?P<n1>\d{1,4})?\s?(?:[:)]|\.(?=\s|\Z)|[-–—](?=\s))\s*"
+    r"|A\s?(?P<n2>\d{1,4})?\s?:\s*|A(?P<n3>\d{1,4})[.)]\s*"
+)
+_INLINE_ANSWER = re.compile(r"(?<=[\s?.!])(?:Answer|ANSWER|Ans)\s?\d{0,4}\s?:|(?:(?<=\?\s)|(?<=\?))A\s?\d{0,4}\s?:")
+_UNLABELLED_PAIR = re.compile(r"\?[\"'”’)]{0,2}\s{0,3}(?P<answer>(?:Answer|ANSWER|Ans|A)\s?\d{0,4}\s?:)")
+_CHOICE = re.compile(r"\(?(?P<letter>[A-H])[.)]\s+(?=\S)")
+_TASK_START = re.compile(
+    r"(?i:(?:now,?\s|next,?\s)?let(?:'|’)?s\s(?:now\s)?"
+    r"(?:read|examine|review|analy[sz]e|consider|explore|look at|use|take)\b"
+    r".{0,80}\b(?:passage|excerpt|text|paragraph|article)\b"
+    r"|(?:please\s)?(?:read|consider|rewrite|rephrase|summari[sz]e)\sthe\s(?:following|passage|text|paragraph)"
+    r"|you\sare\s(?:an?|the)\s.{0,40}\b(?:assistant|teacher|expert|model|chatbot)\b"
+    r"|<\|\w{1,20}\|>)"
+)
+_ROLE = re.compile(r"(?:Human|User|System|Assistant)\s?:")
+_COURTESY = re.compile(r"(?i:certainly|sure|of course|absolutely|okay|ok)\b\s?[!,.:]")
+_HERE_IS = re.compile(r"(?i:here(?:'s|’s|\s(?:is|are))|below\s(?:is|are)|i(?:'ve|\shave)\s(?:rewritten|listed))\b")
+_REMARK = re.compile(
+    r"(?i:(?:each|all|both) of (?:these|the) (?:alternative|version|rewr|rephras|variation|passage)"
+    r"|these (?:alternative|version|rewr|rephras|variation|implications|passages)"
+    r"|(?:please )?(?:let me know|feel free)\b"
+    r"|i hope (?:this|these)\b|please note\b)"
+)
+_ABOUT_EDIT = re.compile(r"(?i:\b(?:implications|versions?|rewrit\w+|rephras\w+|ways|questions|summary|passage)\b)")
+
+
+def prompt_echoes(prompt: str) -> frozenset[str]:
+    """Return the lines of `prompt`, and what follows a "Passage:" on one of them, `normalise`d."""
+    lines = [strip_space(line) for line in prompt.splitlines()]
+    passages = [line[match.end() :] for line in lines if (match := _PASSAGE.match(line))]
+    return frozenset(filter(None, map(normalise, lines + passages)))
+
+
+def classify(
+    raw: str, at: int = 0, *, gap: bool = False, prompt_lines: frozenset[str] = frozenset(), marked: bool = False
+) -> Line:
+    """Return what one non-blank line looks like by itself.
+
+    Args:
+        raw: The line as written.
+        at: Its position among the non-blank lines.
+        gap: Whether a blank line stands before it.
+        prompt_lines: `normalise`d lines of the prompt; an unmarked line that equals one is an echo. A line written as
+            a list item is not: a teacher may well choose a sentence of the passage.
+        marked: The line is a list item although no marker is on it (the prompt ended with one, or it comes from JSON).
+    """
+    text = strip_space(raw)
+    indented = len(raw) - len(raw.lstrip()) >= 2 or raw.startswith("\t")
+    line = Line(at, Kind.MARKER_ONLY, text, marked=marked, gap=gap, indented=indented)
+    if _TAG.match(text) or not has_letter(text):
+        return line._replace(kind=Kind.DIGIT_LOOP) if is_digit_loop(text) else line
+    stripped = strip_markers(remove_bold(text))
+    line = line._replace(text=stripped.text, numbers=stripped.numbers, marked=marked or stripped.marked)
+    if not has_letter(stripped.text):
+        return line._replace(kind=Kind.HEADING)
+    labelled = _label(line)
+    if labelled is not None:
+        return labelled
+    kind, bare = _statement_kind(line, text, prompt_lines)
+    weak = kind is Kind.STATEMENT and not line.marked and not is_terminated(bare) and _is_short(bare)
+    return line._replace(kind=kind, text=bare, weak_heading=weak)
+
+
+def _label(line: Line) -> Line | None:
+    """Return `line` as a question, an answer or a pair when a label says so, else None."""
+    bare = line.text
+    if match := _QUESTION.match(bare):
+        rest = strip_markers(bare[match.end() :])
+        line = line._replace(numbers=(*line.numbers, *label_numbers(match), *rest.numbers))
+        split = _INLINE_ANSWER.search(rest.text)
+        if split is None:
+            return line._replace(kind=Kind.QUESTION, text=rest.text)
+        return _pair(line, rest.text[: split.start()], rest.text[split.end() :])
+    if match := _ANSWER.match(bare):
+        numbers = (*line.numbers, *label_numbers(match))
+        return line._replace(kind=Kind.ANSWER, text=_answer_text(bare[match.end() :], numbers), numbers=numbers)
+    if match := _UNLABELLED_PAIR.search(bare):
+        return _pair(line, bare[: match.start("answer")], bare[match.end() :])
+    return None
+
+
+def _pair(line: Line, question: str, answer: str) -> Line:
+    """Return `line` as a pair, or as what is left of one when the question or the answer is empty."""
+    question, answer = strip_space(question), _answer_text(answer, line.numbers)
+    if not question:
+        return line._replace(kind=Kind.ANSWER, text=answer)
+    return line._replace(kind=Kind.PAIR if answer else Kind.QUESTION, text=question, answer=answer)
+
+
+def _answer_text(written: str, numbers: tuple[int, ...]) -> str:
+    """Return an answer without a bullet, and without a number that only repeats its label's ("Answer 2: 2. Paris")."""
+    rest = strip_markers(strip_space(written))
+    repeats = not rest.numbers or set(rest.numbers) <= set(numbers)
+    return rest.text if repeats and has_letter(rest.text) else strip_space(written)
+
+
+def _statement_kind(line: Line, written: str, prompt_lines: frozenset[str]) -> tuple[Kind, str]:
+    """Return the kind and the text of a line that is neither question nor answer."""
+    bare = line.text
+    if _TASK_START.match(bare) or (not line.marked and _ROLE.match(bare)):
+        return Kind.TASK_START, bare
+    if match := _PASSAGE.match(bare):
+        text = bare[match.end() :]
+        return Kind.PASSAGE, "" if normalise(text) in prompt_lines else text
+    if match := _SECTION.match(bare):
+        if match.end() == len(bare):
+            return Kind.ECHO, bare
+        if bare[: match.end()].rstrip().endswith(":"):
+            bare = bare[match.end() :]
+    if not line.marked:
+        if normalise(bare) in prompt_lines:
+            return Kind.ECHO, bare
+        opening = _HERE_IS.match(bare) and (bare.endswith((":", "：")) or _ABOUT_EDIT.search(bare))
+        if opening or _COURTESY.match(bare) or _REMARK.match(bare):
+            return Kind.PREAMBLE, bare
+    if _CHOICE.match(bare):
+        return Kind.CHOICE, bare
+    return Kind.HEADING if _is_heading(bare, written) else Kind.STATEMENT, bare
+
+
+def _is_heading(bare: str, line: str) -> bool:
+    """Say whether a line is a title or a label: it ends with a colon, or is set as a heading and is no sentence."""
+    if bare.rstrip("*_ ").endswith((":", "：")):
+        return len(bare.split()) <= 25
+    if is_terminated(bare):
+        return False
+    words = bare.split()
+    if line.startswith("#"):
+        return True
+    if not _BOLD_ONLY.match(_bold_part(line)):
+        return False
+    long_words = [word for word in words if len(word) > 3]
+    capitals = sum(word[0].isupper() for word in long_words)
+    return len(words) <= 5 or capitals >= 0.6 * len(long_words)
+
+
+def _bold_part(line: str) -> str:
+    """Return a line from its first bold mark on when only a list marker stands before it, else the whole line."""
+    start = line.find("**")
+    return line[start:] if start > 0 and not has_letter(line[:start]) else line
+
+
+def _is_short(text: str) -> bool:
+    return len(text) < 40 and len(text.split()) <= 4 and not text.endswith((",", ";"))

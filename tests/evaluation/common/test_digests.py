@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evaluation.common.data import derive_seed, digest_files, digest_json
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def test_digest_json_of_known_value_is_sha256_of_canonical_text() -> None:
+    canonical = '{"a":[1,"é"],"b":null}'
+    assert digest_json({"b": None, "a": [1, "é"]}) == hashlib.sha256(canonical.encode()).hexdigest()
+
+
+@given(st.dictionaries(st.text(), JSON_VALUES, min_size=2, max_size=5))
+def test_digest_json_ignores_the_order_of_keys(value: dict[str, object]) -> None:
+    assert digest_json(value) == digest_json(dict(reversed(value.items())))
+
+
+@given(JSON_VALUES, JSON_VALUES)
+def test_digest_json_differs_exactly_when_the_json_differs(left: object, right: object) -> None:
+    same_json = json.dumps(left, sort_keys=True) == json.dumps(right, sort_keys=True)
+    assert (digest_json(left) == digest_json(right)) == same_json
+
+
+def test_digest_json_respects_the_order_of_lists_and_types() -> None:
+    assert len({digest_json(value) for value in ([1, 2], [2, 1], ["1", 2], [[1], 2], [1, 2, None])}) == 5
+
+
+@pytest.mark.parametrize("value", [{1, 2}, object(), Path("x"), b"bytes"], ids=["set", "object", "path", "bytes"])
+def test_digest_json_refuses_what_is_not_plain_json(value: object) -> None:
+    with pytest.raises(TypeError):
+        digest_json(value)
+
+
+def test_digest_json_is_the_same_in_another_process_with_another_hash_seed() -> None:
+    value = {"b": ["x", 1.5], "a": {"z": None, "y": True}}
+    code = f"from evaluation.common.data import digest_json; print(digest_json({value!r}))"
+    root = Path(__file__).resolve().parents[3]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, env={"PYTHONHASHSEED": "7"}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == digest_json(value)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    (tmp_path / "b.json").write_text("{}")
+    (tmp_path / "a.bin").write_bytes(b"\0\1")
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "deep.json").write_text("[]")
+    return tmp_path
+
+
+def _rewrite(directory: Path) -> None:
+    (directory / "a.bin").write_bytes(b"\0\2")
+
+
+def _rename(directory: Path) -> None:
+    (directory / "a.bin").rename(directory / "aa.bin")  # still the first in order
+
+
+def _add(directory: Path) -> None:
+    (directory / "empty").touch()
+
+
+def _swap(directory: Path) -> None:
+    first, second = (directory / "a.bin").read_bytes(), (directory / "b.json").read_bytes()
+    (directory / "a.bin").write_bytes(second)
+    (directory / "b.json").write_bytes(first)
+
+
+@pytest.mark.parametrize("change", [_rewrite, _rename, _add, _swap])
+def test_digest_files_changes_with_content_and_names(directory: Path, change: Callable[[Path], None]) -> None:
+    before = digest_files(directory)
+    change(directory)
+    assert digest_files(directory) != before
+
+
+def test_digest_files_ignores_inner_directories_and_files_outside_the_patterns(directory: Path) -> None:
+    everything, only_json = digest_files(directory), digest_files(directory, ["*.json"])
+    (directory / "inner" / "deep.json").write_text("[1]")
+    assert digest_files(directory) == everything
+    (directory / "a.bin").write_bytes(b"other")
+    assert digest_files(directory, ["*.json"]) == only_json
+    assert everything != only_json
+
+
+@given(st.lists(st.text() | st.integers(), max_size=4))
+def test_derive_seed_is_a_31_bit_number_that_the_parts_alone_decide(parts: list[str | int]) -> None:
+    seed = derive_seed(*parts)
+    assert 0 <= seed < 2**31
+    assert derive_seed(*parts) == seed
+
+
+def test_derive_seed_depends_on_every_part_its_type_and_its_place() -> None:
+    parts: list[tuple[str | int, ...]] = [(), ("a",), ("a", 1), (1, "a"), ("a", "1"), ("a1",), ("a", 2), ("b", 1)]
+    assert len({derive_seed(*each) for each in parts}) == len(parts)

@@ -1,0 +1,124 @@
+"""Grid tasks as a domain."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from evaluation.common.errors import InputError
+from evaluation.domains import domain_of, load_split
+from evaluation.grids.augmentations import AugmentationSpec, build_examples
+from evaluation.grids.domain import GRIDS, VIEWS, ArcData, MicrogridsData, as_task
+from evaluation.grids.grids import Grid, read_grid, write_grid, write_pairs
+from evaluation.tasks import Line
+from teacher.self_edit import Implication, SelfEdit, TrainingSpec
+from tests.evaluation.grids.factories import grids, mirror_task
+
+
+def test_document_shows_demonstrations_alone_and_questions_ask_for_tests() -> None:
+    task = as_task(mirror_task(((1, 2),), ((3, 4),), family="mirror"))
+    assert task.document.text == write_pairs(mirror_task(((9,),)).demonstrations)
+    assert GRIDS.render(task) == task.document
+    assert (task.document.entities, task.group) == (("family mirror",), "mirror")
+    assert domain_of(task) is GRIDS
+    assert [q.answer for q in task.questions] == ["21", "43"]
+    assert task.questions == task.comparison_questions
+    assert task.questions[0].question.startswith(task.document.text)
+
+
+def test_rewards_and_comparisons_ask_for_different_tests_where_wanted() -> None:
+    task = as_task(mirror_task(((1, 2),), ((3, 4),), ((5, 6),)), rewarded=1)
+    assert ([q.answer for q in task.questions], [q.answer for q in task.held_out_questions]) == (["21"], ["43", "65"])
+
+
+def test_specification_is_expanded_to_examples_and_lines_alone_stay() -> None:
+    grid_task = mirror_task(((1, 2),))
+    task, spec = as_task(grid_task), AugmentationSpec(orientations="flip", colourings=1)
+    examples = build_examples(grid_task.demonstrations, spec, 5)
+    line = Implication(text=task.document.text)
+    found = GRIDS.expand(task, SelfEdit(augmentations=spec, implications=(line,)), 5)
+    assert found.lines[:-1] == examples.lines
+    assert found.lines[-1].text == line.text
+    hyperparameters = GRIDS.expand(task, SelfEdit(training=TrainingSpec(epochs=2)), 5)
+    assert hyperparameters.lines == build_examples(grid_task.demonstrations, AugmentationSpec(), 5).lines
+    (bare,) = GRIDS.expand(task, SelfEdit(implications=(line,)), 5).lines
+    assert bare == Line(task.document.text, None, bare.outputs)
+    assert [task.document.text[slice(*span)] for span in bare.outputs] == ["21\n43", "65\n87"]
+
+
+def test_examples_that_are_left_out_are_noted() -> None:
+    many = SelfEdit(augmentations=AugmentationSpec(orientations="all", colourings=16, leave_out=2))
+    found = GRIDS.expand(as_task(mirror_task(((1,),))), many, 1)
+    assert found.note.startswith("examples left out: ")
+    assert found.note.endswith("beyond 250")
+    data = MicrogridsData()
+    assert GRIDS.count_lines(data, many.augmentations) == 250
+    assert GRIDS.count_lines(data, None) == 4
+
+
+@given(st.lists(grids(4), min_size=1, max_size=3))
+def test_right_answers_to_all_views_are_solved_and_wrong_ones_are_not(tests: list[Grid]) -> None:
+    questions = as_task(mirror_task(*tests), tuple(VIEWS)).held_out_questions
+    right = [question.answer for question in questions]
+    assert GRIDS.grade(questions, right) == ((True,) * (8 * len(tests)), (1.0,) * len(right))
+    assert not any(GRIDS.grade(questions, ["no grid"] * len(right)).correct)
+
+
+def test_views_outvote_one_another_and_two_attempts_are_submitted() -> None:
+    """Under three views the same wrong output, under two the right one: both are submitted, and it is solved."""
+    views = ("as-it-is", "mirror", "turn-90", "turn-180", "mirror-turn-90")
+    questions = as_task(mirror_task(((1, 2, 3),)), views).held_out_questions
+    wrong: Grid = ((9, 9, 9),)
+    answers = [write_grid(VIEWS[q.phrasing].apply(wrong)) if i < 3 else q.answer for i, q in enumerate(questions)]
+    assert GRIDS.grade(questions, answers).correct == (True,) * 5
+    other: Grid = ((8, 8, 8),)
+    split = [write_grid(VIEWS[q.phrasing].apply([wrong, other][i % 2])) for i, q in enumerate(questions)]
+    split[4] = questions[4].answer
+    assert GRIDS.grade(questions, split).correct == (False,) * 5
+
+
+def test_cells_are_compared_in_the_view_that_was_asked() -> None:
+    questions = as_task(mirror_task(((1, 2), (3, 4))), ("turn-90",)).held_out_questions
+    gold = read_grid(questions[0].answer)
+    assert gold is not None
+    nearly = write_grid(((9, *gold[0][1:]), *gold[1:]))
+    assert GRIDS.grade(questions, [nearly]).partial == (0.75,)
+
+
+def test_answers_keep_all_their_lines() -> None:
+    assert GRIDS.answer_in("\n12\n34\n\nInput:\n") == "12\n34\n\nInput:"
+
+
+@pytest.mark.parametrize("views", [["mirror", "mirror"], ["sideways"], []])
+def test_views_that_make_no_sense_are_refused(views: list[str]) -> None:
+    with pytest.raises(ValidationError, match="views"):
+        MicrogridsData.model_validate({"views": views})
+
+
+@pytest.mark.parametrize(
+    ("settings", "grader", "baselines", "part"),
+    [
+        ({"views": ("as-it-is", "mirror")}, None, set(), "only the grader domain puts together"),
+        ({}, "exact", {"oracle", "null_edit"}, r"got \['oracle'\].*other_document"),
+    ],
+)
+def test_runs_that_make_no_sense_are_refused(
+    settings: dict[str, Any], grader: str | None, baselines: set[str], part: str
+) -> None:
+    GRIDS.check(MicrogridsData(**settings), "domain", {"null_edit", "specs"})
+    with pytest.raises(ValueError, match=part):
+        GRIDS.check(MicrogridsData(**settings), grader, baselines)
+
+
+def test_tasks_without_solutions_are_refused(tmp_path: Path) -> None:
+    pair = {"input": [[1, 0]], "output": [[0, 1]]}
+    path = tmp_path / "tasks.json"
+    path.write_text(json.dumps({f"t{n}": {"train": [pair], "test": [{"input": [[1]]}]} for n in range(6)}))
+    with pytest.raises(InputError, match=r"6 of 6 tasks are not known.*solutions_path"):
+        load_split(ArcData(path=path, development_documents=1, test_documents=2))

@@ -1,0 +1,178 @@
+"""The micro-grids' tokenizer, pretraining texts, builds, and the models that ship."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from evaluation.common.checkpoints import MICRO_MODELS
+from evaluation.grids.domain import as_task
+from evaluation.grids.grids import write_pairs
+from evaluation.microgrids import pretraining as recipes
+from evaluation.microgrids.checks import run_checks
+from evaluation.microgrids.pretraining import (
+    CONTEXT_TOKENS,
+    GRID_ROLES,
+    Exercise,
+    GridRole,
+    Phase,
+    build_one,
+    build_tokenizer,
+    draw_text,
+    draw_texts,
+    pretrain,
+    rule_name,
+    teacher_prompt,
+)
+from evaluation.microgrids.world import FAMILIES, PRETRAINED, SPACE, TESTED, UNSEEN, draw_tasks
+from evaluation.microworld.pretraining import SPECIAL_TOKENS, Shape, batch_of, new_model, weighted_loss
+from evaluation.tasks import specifications
+from teacher.parsing.parser import parse_self_edit
+from teacher.prompts import prompt_template
+from teacher.self_edit import edit_of
+
+MODELS = MICRO_MODELS["micro-grid-student"].parent
+TOKENIZER = build_tokenizer()
+TINY = Shape(hidden=32, layers=1, intermediate=32, rope_theta=200.0)
+PHASES = [Phase(3, 4, (1,), {"told": 1.0}, PRETRAINED), Phase(4, 4, (2,), {"named": 1.0}, recipes.READ)]
+
+
+def ids_of(text: str) -> list[int]:
+    ids: list[int] = TOKENIZER(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+# Tokenizer
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text().filter(lambda text: not any(token in text for token in SPECIAL_TOKENS)))
+def test_tokenizer_any_text_round_trips(text: str) -> None:
+    assert TOKENIZER.decode(ids_of(text)) == text
+
+
+def test_tokenizer_vocabulary_has_no_hole() -> None:
+    assert sorted(TOKENIZER.get_vocab().values()) == list(range(len(TOKENIZER)))
+
+
+@pytest.mark.parametrize("task", draw_tasks("test", TESTED, len(TESTED), 0, tests=2), ids=lambda task: task.family)
+def test_tokenizer_gives_each_cell_a_token_and_a_pair_24(task: Any) -> None:
+    prompt = teacher_prompt(task.demonstrations, None)
+    # Three rows of three cells, two line breaks and a heading on each side of a pair; then the heading of the rule.
+    assert len(ids_of(prompt)) == 24 * len(task.demonstrations) + 1
+    question = as_task(task).questions[0]
+    whole = ids_of(question.question + question.answer)
+    assert whole == ids_of(question.question) + ids_of(question.answer)
+    assert len(ids_of(question.answer)) == 11
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_tokenizer_splits_a_rules_name_into_its_parts(family: str) -> None:
+    parts = [TOKENIZER.decode([i]) for i in ids_of(f"{rule_name(family)}\n")]
+    assert "".join(parts) == f"{rule_name(family)}\n"
+    assert len(parts) == 2 + family.count("-") + 2 * family.count("+") + 1
+
+
+def test_tokenizer_takes_a_specification_field_by_field() -> None:
+    assert all(len(ids_of(json.dumps(choice))) == len(SPACE) for choice in specifications(SPACE))
+
+
+# Texts
+
+
+@given(st.sampled_from(sorted(FAMILIES)), st.sampled_from(["told", "shown", "named"]), st.integers(1, 6), st.integers())
+@settings(max_examples=60, deadline=None)
+def test_texts_weigh_what_can_be_known(family: str, exercise: Exercise, pairs: int, seed: int) -> None:
+    text = draw_text(random.Random(seed), family, exercise, pairs)
+    batch = batch_of([text], TOKENIZER, 0.3)
+    whole = "".join(piece for piece, _ in text)
+    assert TOKENIZER.decode(batch.ids[0, 1:-1]) == whole
+    assert batch.ids.shape[1] <= CONTEXT_TOKENS
+    # Outputs of eleven tokens: all where the rule is told, all but the first pair's where it has to be found.
+    assert int((batch.weights == 1.0).sum()) == 11 * (pairs if exercise == "told" else pairs - 1)
+    if exercise == "named":
+        completion = whole.rpartition("Rule: ")[2]
+        name, _, spec = completion.partition("\n")
+        assert name == rule_name(family)
+        assert parse_self_edit(completion, prompt=whole.removesuffix(completion)).edit == edit_of(json.loads(spec))
+    assert whole.startswith(f"Rule: {family}\n") == (exercise == "told")
+
+
+def test_teachers_prompt_is_the_one_that_runs_use() -> None:
+    task = draw_tasks("test", TESTED, 1, 0, tests=2)[0]
+    document = as_task(task).document
+    for budget in (None, 48):
+        told = "" if budget is None else "\nSteps: 48"
+        rendered = prompt_template("micro-grid-spec").render(document, budget)
+        assert rendered == teacher_prompt(task.demonstrations, budget)
+        assert rendered == f"{write_pairs(task.demonstrations)}{told}\nRule: "
+
+
+def test_no_text_is_about_a_family_that_is_kept_from_everybody() -> None:
+    families = {family for phases in recipes.teacher_stages() for phase in phases for family in phase.families}
+    assert not families & set(UNSEEN)
+    assert families == set(recipes.READ)
+
+
+# Pretraining and builds
+
+
+def test_pretraining_lowers_the_loss_and_is_the_same_for_a_seed() -> None:
+    batch = batch_of(draw_texts(random.Random(9), PHASES[0]), TOKENIZER)
+    trained = []
+    for seed in (1, 1, 2):
+        model = new_model(TINY, TOKENIZER, 0)
+        before = weighted_loss(model, batch).item()
+        pretrain(model, TOKENIZER, [Phase(20, 16, (1,), {"told": 1.0}, PRETRAINED)], seed, report=print)
+        assert weighted_loss(model, batch).item() < before - 0.3
+        trained.append(model.state_dict())
+    same, again, other = trained
+    assert all(torch.equal(same[key], again[key]) for key in same)
+    assert any(not torch.equal(same[key], other[key]) for key in same)
+
+
+def test_build_shares_the_students_stages_with_the_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(recipes, "SHAPE", TINY)
+    monkeypatch.setattr(recipes, "student_stages", lambda: [[PHASES[0]]])
+    monkeypatch.setattr(recipes, "teacher_stages", lambda: [[PHASES[0]], [PHASES[1]]])
+    try:
+        student = build_one("grid-student", tmp_path, 5)
+        stages = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "stages").iterdir()}
+        teacher = build_one("grid-teacher", tmp_path, 5)
+    finally:
+        torch.set_num_threads(threads)
+    assert len(stages) == 1
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "stages").iterdir()}
+    assert after.items() >= stages.items()
+    assert len(after) == 2
+    one, other = (AutoModelForCausalLM.from_pretrained(place).state_dict() for place in (student, teacher))
+    assert any(not torch.equal(one[key], other[key]) for key in one)
+    assert AutoTokenizer.from_pretrained(student).get_vocab() == TOKENIZER.get_vocab()
+
+
+# The shipped models
+
+
+@pytest.mark.parametrize("role", GRID_ROLES)
+def test_shipped_model_opens_and_is_of_the_recipes_size(role: GridRole) -> None:
+    config = AutoModelForCausalLM.from_pretrained(MODELS / role).config
+    sizes = config.hidden_size, config.num_hidden_layers, config.intermediate_size
+    shape = Shape(*sizes, rope_theta=200.0, heads=config.num_attention_heads)
+    assert shape == recipes.SHAPE
+    assert config.rope_parameters["rope_theta"] == 200.0
+    assert AutoTokenizer.from_pretrained(MODELS / role).get_vocab() == TOKENIZER.get_vocab()
+
+
+@pytest.mark.parametrize("role", GRID_ROLES)
+def test_shipped_models_pass_their_checks(role: GridRole) -> None:
+    failed = [check for check in run_checks(MODELS, [role]) if not check.passed]
+    assert not failed

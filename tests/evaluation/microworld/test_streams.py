@@ -1,0 +1,262 @@
+"""The endless streams of the pretraining."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evaluation.microworld import build
+from evaluation.microworld.build import ROLES, Role
+from evaluation.microworld.texts import (
+    EDIT_HEADINGS,
+    MIXTURES,
+    LineKind,
+    Text,
+    bound_values,
+    classify_line,
+    repeated_words,
+    student_lines,
+    student_readings,
+    teacher_edits,
+    teacher_prompt,
+    write_edit,
+)
+from evaluation.microworld.world import (
+    ATTRIBUTES,
+    ENTITY_KINDS,
+    NAME_PARTS,
+    PHRASINGS,
+    VALUES,
+    Fact,
+    Pool,
+    Sheet,
+    draw_documents,
+    known_facts,
+    name_pools,
+)
+
+SEEDS = st.integers(min_value=0, max_value=2**31)
+
+STREAMS: dict[str, Callable[[int], Iterator[Text]]] = {
+    "repeated words": repeated_words,
+    "student lines": student_lines,
+    "student readings": student_readings,
+    "student bound values": lambda seed: bound_values(seed, "context", largest=4, attributes=2),
+    "teacher bound values": lambda seed: bound_values(seed, "teacher", largest=4, attributes=2),
+    "teacher clean edits": lambda seed: teacher_edits(seed, clean=True),
+    "teacher edits": lambda seed: teacher_edits(seed, clean=False),
+}
+TEXTS = {"student lines": 3000, "student readings": 1000, "teacher clean edits": 500, "teacher edits": 1000}
+"""How many texts of each stream that asks questions the searches below look through."""
+
+
+@lru_cache(maxsize=8)
+def drawn(stream: str) -> tuple[Text, ...]:
+    return tuple(itertools.islice(STREAMS[stream](11), TEXTS.get(stream, 500)))
+
+
+def pattern_of(form: str) -> re.Pattern[str]:
+    whole = re.escape(form).replace(r"\{name\}", r"(?P<name>\w+ \w+)")
+    return re.compile(whole.replace(r"\{value\}", r"(?P<value>\w+)"))
+
+
+def forms_found(texts: Iterable[str], forms: Iterable[str]) -> list[str]:
+    """Return those of `forms` that occur, filled in, anywhere in `texts`."""
+    whole = "\n".join(texts)
+    return [form for form in forms if pattern_of(form).search(whole)]
+
+
+def question_forms(phrasing: str) -> list[str]:
+    place = PHRASINGS.index(phrasing)
+    return [words.questions[place] for kind in ENTITY_KINDS for words in ATTRIBUTES[kind].values()]
+
+
+def passage_forms() -> list[str]:
+    return [form for kind in ENTITY_KINDS for words in ATTRIBUTES[kind].values() for form in words.passage]
+
+
+def names_in(text: str) -> set[str]:
+    words = re.findall(r"\w+", text)
+    pairs = set(itertools.pairwise(words))
+    return {
+        f"{first} {second}"
+        for first, second in pairs
+        if any(first in parts[0] and second in parts[1] for parts in NAME_PARTS.values())
+    }
+
+
+def sheet_of(passage: str) -> Sheet:
+    """Return the facts that the passage's sentences tell."""
+    facts = [
+        (kind, Fact(kind, attribute, match["name"], match["value"]))
+        for kind in ENTITY_KINDS
+        for attribute, words in ATTRIBUTES[kind].items()
+        for form in words.passage
+        for match in pattern_of(form).finditer(passage)
+    ]
+    (kind,) = {kind for kind, _ in facts}
+    return Sheet(kind, tuple(fact for _, fact in facts))
+
+
+@pytest.mark.parametrize("stream", list(TEXTS))
+def test_streams_never_ask_in_the_unseen_phrasing(stream: str) -> None:
+    assert forms_found((given + learned for given, learned in drawn(stream)), question_forms("unseen")) == []
+
+
+def test_student_streams_ask_in_the_held_out_phrasing_and_teacher_streams_never_do() -> None:
+    """The student's side also shows that the search finds what is there."""
+    held_out = question_forms("held-out")
+    for stream in TEXTS:
+        found = forms_found((given + learned for given, learned in drawn(stream)), held_out)
+        assert found == (held_out if stream.startswith("student") else [])
+
+
+@settings(max_examples=200, deadline=None)
+@given(seed=SEEDS, mixture=st.sampled_from(sorted(MIXTURES)))
+def test_write_edit_never_asks_in_the_phrasings_of_comparisons(seed: int, mixture: str) -> None:
+    rng = random.Random(seed)
+    sheet = rng.choice(draw_documents("development", 12, 0)).sheet
+    edit = write_edit(rng, sheet, mixture)
+    assert forms_found([edit], [*question_forms("held-out"), *question_forms("unseen")]) == []
+
+
+def test_teacher_edits_use_both_asked_phrasings() -> None:
+    learned = [text.learned for text in drawn("teacher edits")]
+    for phrasing in ("asked-1", "asked-2"):
+        assert forms_found(learned, question_forms(phrasing)) == question_forms(phrasing)
+
+
+def test_student_sees_passage_sentences_in_passages_only() -> None:
+    assert forms_found((given + learned for given, learned in drawn("student lines")), passage_forms()) == []
+    assert forms_found((text.learned for text in drawn("student readings")), passage_forms()) == []
+    assert forms_found((text.given for text in drawn("student readings")), passage_forms()) == passage_forms()
+
+
+@pytest.mark.parametrize(
+    ("stream", "pool"),
+    [
+        ("student lines", "known"),
+        ("student readings", "context"),
+        ("student bound values", "context"),
+        ("teacher bound values", "teacher"),
+        ("teacher edits", "teacher"),
+        ("teacher clean edits", "teacher"),
+    ],
+)
+def test_streams_name_entities_of_their_pool_only(stream: str, pool: Pool) -> None:
+    allowed = {name for kind in ENTITY_KINDS for name in name_pools()[kind, pool]}
+    named = set().union(*(names_in(given + learned) for given, learned in drawn(stream)))
+    assert named <= allowed
+    assert len(named) > len(allowed) / 2
+
+
+def test_known_facts_are_one_value_for_every_attribute_of_every_known_name() -> None:
+    questioned, prose_only = known_facts()
+    expected = {(name, a) for kind in ENTITY_KINDS for name in name_pools()[kind, "known"] for a in ATTRIBUTES[kind]}
+    facts = [*questioned, *prose_only]
+    assert sorted((fact.name, fact.attribute) for fact in facts) == sorted(expected)
+    assert all(fact.value in VALUES[fact.words.values] for fact in facts)
+    assert not {fact.name for fact in questioned} & {fact.name for fact in prose_only}
+
+
+def test_student_lines_never_question_entities_of_prose_only() -> None:
+    questioned, prose_only = ({fact.name for fact in side} for side in known_facts())
+    asked = set().union(*(names_in(t.learned) for t in drawn("student lines") if t.learned.startswith("Question:")))
+    told = set().union(*(names_in(t.learned) for t in drawn("student lines") if not t.learned.startswith("Question:")))
+    assert asked == questioned
+    assert told == questioned | prose_only
+
+
+def test_student_lines_tell_known_facts_only() -> None:
+    known = {(fact.name, fact.value) for side in known_facts() for fact in side}
+    for given_part, learned in drawn("student lines"):
+        assert given_part == ""
+        (name,) = names_in(learned)
+        assert any(re.search(rf"\b{value}\b", learned) for about, value in known if about == name)
+
+
+def test_student_readings_ask_what_their_passage_answers() -> None:
+    for given_part, learned in drawn("student readings")[:200]:
+        sheet = sheet_of(given_part.removeprefix("Passage: "))
+        pairs = re.findall(r"\nQuestion: (.*)\nAnswer: (\w+)", learned)
+        assert 1 <= len(pairs) <= 4
+        assert "".join(f"\nQuestion: {q}\nAnswer: {a}" for q, a in pairs) == learned
+        for question, answer in pairs:
+            assert classify_line(f"Question: {question} Answer: {answer}", sheet).kind is LineKind.QUESTION
+
+
+def test_teacher_clean_edits_are_true_about_their_passage() -> None:
+    for text in itertools.islice(teacher_edits(3, clean=True, length=(8, 14)), 150):
+        sheet = sheet_of(text.given)
+        lines = text.learned.split("\n")
+        assert len(sheet.names) <= 4
+        assert 8 <= len(lines) <= 14
+        kinds = {classify_line(line.removeprefix("- "), sheet).kind for line in lines}
+        assert kinds <= {LineKind.STATEMENT, LineKind.QUESTION, LineKind.COPY}
+
+
+def test_teacher_edits_mix_the_kinds_of_their_heading() -> None:
+    """The prompt alone decides the mixture: each heading is followed by its own kinds, and by all of them."""
+    seen: dict[str, set[str]] = {mixture: set() for mixture in MIXTURES}
+    for given_part, learned in drawn("teacher edits")[:400]:
+        sheet = sheet_of(given_part)
+        (mixture,) = [m for m, heading in EDIT_HEADINGS.items() if given_part.endswith(f"\n{heading}\n")]
+        assert given_part.startswith("Passage: ")
+        seen[mixture] |= {classify_line(line[2:], sheet).kind.value for line in learned.split("\n")}
+    assert seen == {mixture: set(shares) for mixture, shares in MIXTURES.items()}
+
+
+def test_teacher_prompt_ends_where_the_edit_begins() -> None:
+    assert teacher_prompt("A text.", "self-qa") == "Passage: A text.\nQuestions and answers:\n"
+
+
+@pytest.mark.parametrize("largest", [1, 4])
+@pytest.mark.parametrize("attributes", [1, 2])
+def test_bound_values_list_the_facts_of_their_passage(largest: int, attributes: int) -> None:
+    sizes = set()
+    for given_part, learned in itertools.islice(
+        bound_values(2, "teacher", largest=largest, attributes=attributes), 100
+    ):
+        facts = sheet_of(given_part).facts
+        told = {f" {f.name} {f.words.values} {f.value}" if attributes > 1 else f" {f.name} {f.value}" for f in facts}
+        assert sorted(learned.split(".")) == sorted(["", *told])
+        sizes.add((len({fact.name for fact in facts}), len({fact.attribute for fact in facts})))
+    assert sizes == set(itertools.product(range(1, largest + 1), range(1, attributes + 1)))
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_recipes_train_on_no_unseen_phrasing_and_no_entity_of_a_run(role: Role) -> None:
+    """Lists of repeated words aside, whose chance pairs of words can be anyone's name; they tell nothing."""
+    phases = [phase for stage in build.stages(role, 5) for phase in stage]
+    texts = itertools.chain(*(itertools.islice(stream, 200) for phase in phases for stream, _ in phase.streams))
+    telling = [given_part + learned for given_part, learned in texts if learned != f" {given_part}"]
+    assert len(telling) >= 400
+    assert forms_found(telling, question_forms("unseen")) == []
+    pools: tuple[Pool, ...] = ("known", "context", "teacher")
+    allowed = {name for kind in ENTITY_KINDS for pool in pools for name in name_pools()[kind, pool]}
+    assert set().union(*map(names_in, telling)) <= allowed
+
+
+def test_repeated_words_second_half_is_the_first() -> None:
+    for given_part, learned in itertools.islice(repeated_words(0), 200):
+        assert learned == f" {given_part}"
+        assert 4 <= len(given_part.split()) == len(set(given_part.split())) <= 16
+
+
+@pytest.mark.parametrize("stream", list(STREAMS))
+@settings(max_examples=5, deadline=None)
+@given(seed=SEEDS)
+def test_streams_depend_on_the_seed_and_on_nothing_else(stream: str, seed: int) -> None:
+    random.seed(seed)
+    state = random.getstate()
+    first, again, other = (list(itertools.islice(STREAMS[stream](s), 8)) for s in (seed, seed, seed + 1))
+    assert first == again
+    assert first != other
+    assert random.getstate() == state

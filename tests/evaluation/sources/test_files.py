@@ -1,0 +1,352 @@
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evaluation.sources.config import JsonLinesData, SquadData
+from evaluation.sources.files import load_tasks
+from evaluation.sources.rows import MAX_LISTED_ROWS
+from evaluation.tasks import split_tasks
+from tests.evaluation.factories import QUESTIONS, official, pairs, paragraph, refusal, row, write_lines, write_squad
+
+
+def test_jsonl_row_with_every_key_is_read_as_given(tmp_path: Path) -> None:
+    full = row(
+        id="ada-1",
+        title="Ada",
+        source="archive, box 7",
+        entities=["Ada", "Babbage"],
+        held_out_questions=[{"question": "By whom?", "answer": "Ada"}],
+    )
+    (task,) = load_tasks(write_lines(tmp_path / "d.jsonl", full))
+    assert task.document.model_dump() == {
+        "id": "ada-1",
+        "text": "Ada wrote a program.",
+        "title": "Ada",
+        "source": "archive, box 7",
+        "entities": ("Ada", "Babbage"),
+    }
+    assert pairs(task) == [("Who?", "Ada")]
+    assert [(q.question, q.answer) for q in task.held_out_questions] == [("By whom?", "Ada")]
+    assert re.fullmatch(r"[0-9a-f]{64}", task.document.digest)
+
+
+def test_jsonl_row_with_required_keys_gets_id_and_source(tmp_path: Path) -> None:
+    config = write_lines(tmp_path / "d.jsonl", "", row(title="Ada & Co"), row(text="Other."))
+    first, second = load_tasks(config)
+    assert first.id == f"Ada_Co-{first.document.digest[:12]}"
+    assert second.id == second.document.digest[:12]
+    assert second.document.source == f"{config.path}: line 3"
+
+
+def test_jsonl_derived_ids_do_not_depend_on_neighbours_and_never_clash(tmp_path: Path) -> None:
+    alone = load_tasks(write_lines(tmp_path / "a.jsonl", row(title="T")))[0].id
+    # A given id that looks like a derived one, the same document twice, and another before it.
+    config = write_lines(tmp_path / "b.jsonl", row(text="Other."), row(title="T"), row(title="T"))
+    assert [task.id for task in load_tasks(config)][1:] == [alone, f"{alone}-2"]
+    config = write_lines(tmp_path / "c.jsonl", row(title="T"), row(id=alone, text="Other."))
+    assert [task.id for task in load_tasks(config)] == [f"{alone}-2", alone]
+
+
+@pytest.mark.parametrize(
+    "encode",
+    [
+        lambda text: b"\xef\xbb\xbf" + text.encode(),
+        lambda text: text.replace("\n", "\r\n").encode(),
+        lambda text: gzip.compress(text.encode()),
+        lambda text: gzip.compress(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode()),
+        lambda text: b"\n \n" + text.encode() + b"\n\n",
+    ],
+    ids=["bom", "crlf", "gzip", "gzip-bom-crlf", "blank-lines"],
+)
+def test_jsonl_file_saved_otherwise_gives_the_same_tasks(tmp_path: Path, encode: Callable[[str], bytes]) -> None:
+    text = "\n".join(json.dumps(row(text=f"Text {i}: Zoë.", id=str(i)), ensure_ascii=False) for i in range(3))
+    plain, other = tmp_path / "plain.jsonl", tmp_path / "other.jsonl"
+    plain.write_text(text, encoding="utf-8")
+    other.write_bytes(encode(text))
+    digests = [task.digest for task in load_tasks(JsonLinesData(path=plain))]
+    assert len(set(digests)) == 3
+    assert [task.digest for task in load_tasks(JsonLinesData(path=other))] == digests
+
+
+def test_jsonl_strings_are_kept_but_for_line_ends_and_the_ends_of_questions(tmp_path: Path) -> None:
+    odd = "\ufeff  One.\u2028Two.\x85Three.\x0b  "
+    raw = json.dumps(row(text=odd, questions=[{"question": " Who? ", "answer": "\tAda\n"}]), ensure_ascii=False)
+    (task,) = load_tasks(write_lines(tmp_path / "d.jsonl", raw))
+    assert task.document.text == odd
+    assert pairs(task) == [("Who?", "Ada")]
+    windows, unix = (load_tasks(write_lines(tmp_path / "d.jsonl", row(text=t)))[0] for t in ("a\r\nb\rc", "a\nb\nc"))
+    assert windows.document.text == "a\nb\nc"
+    assert windows.digest == unix.digest
+
+
+@given(
+    st.lists(
+        st.tuples(st.text(min_size=1), st.lists(st.tuples(st.text(min_size=1), st.text(min_size=1)), min_size=1)),
+        min_size=1,
+        max_size=4,
+    )
+)
+@settings(max_examples=50, deadline=None)
+def test_jsonl_any_text_is_read_back_or_refused_by_line(
+    tmp_path_factory: pytest.TempPathFactory, documents: list[tuple[str, list[tuple[str, str]]]]
+) -> None:
+    lines = [row(text=text, questions=[{"question": q, "answer": a} for q, a in asked]) for text, asked in documents]
+    config = write_lines(tmp_path_factory.mktemp("any") / "d.jsonl", *lines)
+    strings = [[text, *(s for pair in asked for s in pair)] for text, asked in documents]
+    bad = [i for i, row_strings in enumerate(strings, 1) if any("\0" in s or not s.strip() for s in row_strings)]
+    if bad:
+        message = refusal(config)
+        assert [int(n) for n in re.findall(r": line (\d+): ", message)] == bad
+        return
+    tasks = load_tasks(config)
+    unix = [text.replace("\r\n", "\n").replace("\r", "\n") for text, _ in documents]
+    assert [task.document.text for task in tasks] == unix
+    assert len({task.id for task in tasks}) == len(tasks)
+    assert [len(task.questions) for task in tasks] == [len(asked) for _, asked in documents]
+
+
+BAD_LINES: list[tuple[str | dict[str, Any], str]] = [
+    ({"questions": QUESTIONS}, "text is missing"),
+    (row(text=""), "text is empty"),
+    (row(text=" \n"), "text is only white space"),
+    (row(text=7), "text must be a string, got a number"),
+    (row(text=None), "text must be a string, got null"),
+    (row(id="first"), "id 'first' was already given at line 1"),
+    (row(id=3), "id must be a string, got a number"),
+    (row(id=""), "id is empty"),
+    ({"text": "T."}, "questions is missing"),
+    (row(questions=[]), "questions is empty"),
+    (row(questions={"question": "Q?", "answer": "A"}), "questions must be a list, got an object"),
+    (row(questions=["Q?"]), "questions[0] must be an object, got a string"),
+    (row(questions=[*QUESTIONS, {"question": "Q?"}]), "questions[1].answer is missing"),
+    (row(questions=[{"question": "Q?", "answer": None}]), "questions[0].answer must be a string, got null"),
+    (row(questions=[{"question": "Q?", "answer": " "}]), "questions[0].answer is only white space"),
+    (row(questions=[{"question": "", "answer": "A"}]), "questions[0].question is empty"),
+    (row(questions=[{"question": "Q?", "answer": "A", "id": "q"}]), "questions[0].id is an unknown key"),
+    (row(held_out_questions=[{"answer": "A"}]), "held_out_questions[0].question is missing"),
+    (row(entities="Ada"), "entities must be a list, got a string"),
+    (row(entities=["Ada", 2]), "entities[1] must be a string, got a number"),
+    (row(context="T."), "context is an unknown key (allowed: id, title, text"),
+    ('{"text": "T.", ', "broken JSON: "),
+    ("not json", "broken JSON: Expecting value at column 1"),
+    ("[" * 100_000, "broken JSON: nested too deeply"),
+    ('{"text": ' + "1" * 5000 + "}", "broken JSON: a number has too many digits"),
+    ('{"text": "a", "text": "b"}', "an object gives the key 'text' more than once"),
+    ('["a list"]', "must be an object, got a list"),
+    ("null", "must be an object, got null"),
+    (row(text="a\0b"), "text holds a NUL character"),
+    ('{"text": "a\0b"}', "broken JSON: Invalid control character at column 12"),
+    (row(text="a\ud800b"), "text holds an unpaired surrogate"),
+    (row(questions=[{"question": "Q?", "answer": "\udfff"}]), "questions[0].answer holds an unpaired surrogate"),
+    (row() | {"\ud800": 1}, "has a key with an unpaired surrogate"),
+    ('{"text": "\ud800"}', "not UTF-8: byte 11 has 0xed"),
+]
+
+
+def test_jsonl_all_mistakes_are_listed_in_one_message_with_file_line_and_reason(tmp_path: Path) -> None:
+    good_first, good_last = row(id="first"), row(id="last", text="Fine.")
+    config = write_lines(tmp_path / "bad.jsonl", good_first, *(line for line, _ in BAD_LINES), "", good_last)
+    message = refusal(config)
+    head, *listed, advice = message.splitlines()
+    assert head == f"{config.path}: {len(BAD_LINES)} bad rows, nothing was loaded:"
+    assert advice
+    assert len(listed) == len(BAD_LINES) <= MAX_LISTED_ROWS
+    for number, ((_, reason), text) in enumerate(zip(BAD_LINES, listed, strict=True), start=2):
+        assert text.startswith(f"  {config.path}: line {number}: {reason}")
+    message.encode()  # printable on any UTF-8 terminal, whatever the bad rows hold
+
+
+def test_jsonl_one_row_with_several_mistakes_lists_them_on_one_line(tmp_path: Path) -> None:
+    config = write_lines(tmp_path / "d.jsonl", {"txt": "T.", "questions": [], "a\nb": 1})
+    _, text, _ = refusal(config).splitlines()
+    for reason in ("text is missing", "questions is empty", "txt is an unknown key", r"'a\nb' is an unknown key"):
+        assert reason in text
+
+
+def test_jsonl_repeated_id_is_found_beside_other_mistakes_of_either_row(tmp_path: Path) -> None:
+    config = write_lines(tmp_path / "d.jsonl", row(id="x", text=""), row(id="x"), row(id="x", text=5))
+    message = refusal(config)
+    assert "3 bad rows" in message
+    assert message.count("id 'x' was already given at line 1") == 2
+
+
+def test_jsonl_bytes_that_are_not_utf8_are_named_by_line_and_byte(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    good = json.dumps(row()).encode()
+    path.write_bytes(good + b"\n" + '{"text": "Zoë"}'.encode("latin-1") + b"\n" + good)
+    assert f"{path}: line 2: not UTF-8: byte 13 has 0xeb" in refusal(JsonLinesData(path=path))
+
+
+def test_jsonl_many_bad_rows_are_capped_and_counted(tmp_path: Path) -> None:
+    config = write_lines(tmp_path / "d.jsonl", *["{}"] * 60, row(questions=[{}] * 20))
+    lines = refusal(config).splitlines()
+    assert "61 bad rows" in lines[0]
+    assert len(lines) == 1 + MAX_LISTED_ROWS + 1 + 1
+    assert lines[-2].strip() == "and 11 more"
+    config = write_lines(tmp_path / "d.jsonl", row(questions=[{}] * 20))
+    assert refusal(config).splitlines()[1].endswith("; and 35 more")
+
+
+CONFIGS: list[Callable[[Path], JsonLinesData | SquadData]] = [
+    lambda path: JsonLinesData(path=path),
+    lambda path: SquadData(path=path),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=["jsonl", "squad"])
+def test_file_that_cannot_be_used_is_refused_by_name(
+    tmp_path: Path, config: Callable[[Path], JsonLinesData | SquadData]
+) -> None:
+    whole = gzip.compress(b"[" + json.dumps(row()).encode() * 50 + b"]")
+    damaged = bytearray(whole)
+    damaged[len(whole) // 2] ^= 0xFF
+    cases = {
+        "empty": (b"", "is empty"),
+        "blank": (b"\n \r\n\t", "is empty"),
+        "bom": (b"\xef\xbb\xbf\n", "is empty"),
+        "empty.gz": (gzip.compress(b""), "is empty"),
+        "cut.gz": (whole[:-20], "truncated or damaged"),
+        "head.gz": (whole[:5], "truncated or damaged"),
+        "damaged.gz": (bytes(damaged), "truncated or damaged"),
+        "no-deflate.gz": (whole[:10] + b"\xff" + whole[11:], "truncated or damaged"),
+        "utf16": ("[]".encode("utf-16"), "is UTF-16"),
+    }
+    for name, (content, reason) in cases.items():
+        (tmp_path / name).write_bytes(content)
+        message = refusal(config(tmp_path / name))
+        assert f"'{tmp_path / name}'" in message
+        assert reason in message
+    assert "is a directory" in refusal(config(tmp_path))
+    assert "does not exist" in refusal(config(tmp_path / "missing"))
+    assert "does not exist" in refusal(config(tmp_path / "empty" / "below-a-file"))
+
+
+def test_squad_official_and_regrouped_forms_give_the_same_tasks(tmp_path: Path) -> None:
+    nested = official(
+        paragraph("One.", ("Who?", ["Ada", "Ada L."]), ("When?", ["1843"])), paragraph("Two.", ("Why?", ["x"]))
+    )
+    grouped = [
+        {"title": "Ada", "context": "One.", "questions": [*QUESTIONS, {"question": "When?", "answer": "1843"}]},
+        {"title": "Ada", "context": "Two.", "questions": [{"question": "Why?", "answer": "x"}]},
+    ]
+    first = load_tasks(write_squad(tmp_path / "official.json", nested))
+    second = load_tasks(write_squad(tmp_path / "regrouped.json", grouped))
+    assert [(task.id, task.digest) for task in first] == [(task.id, task.digest) for task in second]
+    assert pairs(first[0]) == [("Who?", "Ada"), ("When?", "1843")]
+    assert first[1].document.title == "Ada"
+    assert first[1].document.source == f"{tmp_path / 'official.json'}: data[0].paragraphs[1]"
+
+
+def test_squad_repeated_paragraphs_and_questions_are_kept(tmp_path: Path) -> None:
+    again = paragraph("One.", ("Who?", ["Ada"]), ("Who?", ["Ada"]))
+    first, second = load_tasks(write_squad(tmp_path / "d.json", official(again, again)))
+    assert len(first.questions) == 2
+    assert first.document.digest == second.document.digest
+    assert second.id == f"{first.id}-2"
+
+
+def test_squad_official_mistakes_are_listed_by_json_path(tmp_path: Path) -> None:
+    value = official(
+        paragraph("Fine.", ("Who?", ["Ada"])),
+        paragraph("No answer.", ("Who?", ["Ada"]), ("When?", [])),
+        {"qas": [{"question": "Q?", "answers": [{"text": "A"}]}]},
+        {"context": "", "qas": []},
+        "paragraph",
+        {"context": "C.", "qas": [{"question": 5, "answers": [{"text": ""}]}, {"answers": "A"}]},
+    )
+    value["data"] += [{"title": 3, "paragraphs": [paragraph("C.", ("Q?", ["A"]))]}, {"title": "No paragraphs"}]
+    config = write_squad(tmp_path / "bad.json", value)
+    listed = refusal(config).splitlines()[1:-1]
+    assert listed == [
+        f"  {config.path}: {text}"
+        for text in (
+            "data[0].paragraphs[1].qas[1]: answers is empty, must hold at least one item",
+            "data[0].paragraphs[2]: context is missing",
+            "data[0].paragraphs[3]: context is empty; qas is empty, must hold at least one item",
+            "data[0].paragraphs[4]: must be an object, got a string",
+            "data[0].paragraphs[5].qas[0]: question must be a string, got a number",
+            "data[0].paragraphs[5].qas[0].answers[0]: text is empty",
+            "data[0].paragraphs[5].qas[1]: question is missing; answers must be a list, got a string",
+            "data[1]: title must be a string, got a number",
+            "data[2]: paragraphs is missing",
+        )
+    ]
+
+
+def test_squad_regrouped_mistakes_are_listed_by_json_path(tmp_path: Path) -> None:
+    good = {"id": "x", "context": "C.", "questions": QUESTIONS}
+    value = [good, good, {"title": "T", "questions": [{"question": "Q?"}]}, 7, {"context": "a\0", "questions": []}]
+    config = write_squad(tmp_path / "bad.json", value)
+    assert refusal(config).splitlines()[1:-1] == [
+        f"  {config.path}: {text}"
+        for text in (
+            "[1]: id 'x' was already given at [0]",
+            "[2]: context is missing",
+            "[2].questions[0]: answer is missing",
+            "[3]: must be an object, got a number",
+            "[4]: context holds a NUL character (U+0000); questions is empty, must hold at least one item",
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b'{"data": [', "broken JSON: Expecting value at column 11"),
+        (b'[\n{"title":\n}]', "broken JSON: Expecting value at line 3 column 1"),
+        (b'[\n{"title": "\xff"}]', "not UTF-8: line 2 byte 12 has 0xff"),
+        (b'{"text": "T.", "questions": []}', "not SQuAD: the top level must be"),
+        (b'"text"', "not SQuAD: the top level must be"),
+        (b"[]", "holds no document"),
+        (b'{"data": []}', "top level: data is empty"),
+        (b'{"data": {}}', "top level: data must be a list, got an object"),
+    ],
+)
+def test_squad_file_that_is_no_squad_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "d.json"
+    path.write_bytes(content)
+    message = refusal(SquadData(path=path))
+    assert str(path) in message
+    assert reason in message
+
+
+def test_squad_sample_is_seeded_and_keeps_ids(tmp_path: Path) -> None:
+    value = official(*(paragraph(f"Text {i}.", ("Q?", [str(i)])) for i in range(20)))
+    config = write_squad(tmp_path / "d.json", value)
+    everything = load_tasks(config)
+    sample = load_tasks(SquadData(path=config.path, max_documents=5))
+    assert len(sample) == 5
+    assert set(sample) <= set(everything)
+    assert sample == load_tasks(SquadData(path=config.path, max_documents=5)) != everything[:5]
+    assert len(load_tasks(SquadData(path=config.path, max_documents=99))) == 20
+
+
+def test_squad_development_set_is_read_whole(shared_data: Callable[..., Path]) -> None:
+    # 2,067 paragraphs and 10,570 questions: the data's README; SQuAD v1.1's development set has 48 articles
+    # (arXiv 1606.05250). The 35 questions asked again about the same paragraph were counted in the raw file.
+    tasks = load_tasks(SquadData(path=shared_data("squad", "squad_val.json.gz")))
+    assert len(tasks) == 2067
+    assert sum(len(task.questions) for task in tasks) == 10_570
+    assert len({task.document.title for task in tasks}) == 48
+    assert len({task.id for task in tasks}) == len({task.document.digest for task in tasks}) == 2067
+    asked = Counter((task.id, question.question) for task in tasks for question in task.questions)
+    assert sum(count > 1 for count in asked.values()) == 35
+
+
+def test_squad_sample_of_200_is_seals_evaluation_set_in_order(shared_data: Callable[..., Path]) -> None:
+    recorded = json.loads(gzip.decompress(shared_data("seal", "completions", "base_val.json.gz").read_bytes()))
+    config = SquadData(path=shared_data("squad", "squad_val.json.gz"), max_documents=200)
+    tasks = load_tasks(config)
+    assert [task.document.text for task in tasks] == [item["context"] for item in recorded]
+    split = split_tasks(tasks, development=20, test=50, seed=config.split_seed)
+    assert tuple(map(len, split)) == (130, 20, 50)

@@ -1,0 +1,137 @@
+"""What a night would do: shown without a model, and without a change to anything."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from evaluation.common.errors import LineageError
+from pipelines.adapt_student.config import NightConfig
+from pipelines.adapt_student.plan import DryRun, dry_run, open_plan
+from pipelines.adapt_student.state import StudentState, student_version, version_directory
+from pipelines.inbox.store import INBOX_FILE, InboxStore
+from pipelines.lineage.run import Lineage
+from pipelines.settings import load
+from student.adapters import save_adapter
+from tests.pipelines.adapt_student.factories import DEMO, deliver, document, held, state
+from tests.pipelines.factories import make_adapter
+
+Open = Callable[..., Lineage]
+ROOT = DEMO.parents[1]
+
+
+def night(*overrides: str) -> NightConfig:
+    small = ("writing={edits: 3, learned: 2}", "teacher.sampling.max_new_tokens=40", "probes=10", "replay.general=7")
+    return load(DEMO, NightConfig, [*small, *overrides])
+
+
+def snapshot(place: Path) -> dict[str, bytes]:
+    """Return the files under a directory, without those by which SQLite and its locks record who is reading."""
+    own = ("-wal", "-shm", ".lock")
+    found = [path for path in place.rglob("*") if path.is_file() and not path.name.endswith(own)]
+    return {str(path.relative_to(place)): path.read_bytes() for path in found}
+
+
+def shown(work_dir: Path, config: NightConfig) -> DryRun:
+    """Return a dry run that changed nothing."""
+    before = snapshot(work_dir)
+    found = dry_run(config, work_dir)
+    assert snapshot(work_dir) == before
+    return found
+
+
+def promoted(lineage: Lineage, whole: StudentState, scratch: Path) -> int:
+    """Register a student with a state as a night does, promote it, and return its version."""
+    files = version_directory(save_adapter(make_adapter(0.5), scratch / "adapter"), whole, scratch)
+    digest = make_adapter(0.5).digest
+    version = lineage.register("student", files, digest=digest, tags={}, metrics={}).version
+    return lineage.registry.promote("student", version).champion
+
+
+def test_missing_directory_is_not_created(tmp_path: Path) -> None:
+    found = dry_run(night(), tmp_path / "nowhere")
+    assert (found.plan.parent, found.plan.documents, found.interrupted, found.stages) == (None, (), False, ())
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_inbox_is_shown_by_route_with_what_waits_and_is_quarantined(tmp_path: Path) -> None:
+    plain, volatile = document("a", questions=3), document("b", text="It is currently so.", questions=2)
+    silent, wrong = document("c", questions=0), document("d")
+    deliver(tmp_path, [plain, volatile, silent, wrong])
+    with InboxStore(tmp_path / INBOX_FILE) as inbox:
+        inbox.quarantine([wrong.id], "it was wrong", "night-0001")
+    found = shown(tmp_path, night("questions=null"))
+    routes = [(each.task.id, each.place) for each in found.plan.documents]
+    assert routes == [(plain.id, "weights"), (volatile.id, "memory")]
+    assert (found.plan.without_questions, found.quarantined, found.unasked) == ((silent.id,), 1, 0)
+    written = shown(tmp_path, night())
+    assert [each.task.id for each in written.plan.documents] == [plain.id, volatile.id, silent.id]
+    assert (written.plan.without_questions, written.unasked) == ((), 1)
+
+
+def test_what_the_champion_holds_is_not_new_and_its_files_are_copied_once(
+    open_run: Open, work_dir: Path, tmp_path: Path
+) -> None:
+    old, new = document("old"), document("new", supersedes=("old",))
+    deliver(work_dir, [old, new])
+    lineage = open_run()
+    whole = state(held(old, "night-0001"))
+    number = promoted(lineage, whole, tmp_path)
+    found = shown(work_dir, night()).plan
+    assert (found.parent, found.superseded) == (number, {old.id: new.id})
+    assert [each.task.id for each in found.documents] == [new.id]
+    experiments = {each.name for each in lineage.store.client.search_experiments()}
+    assert "preceptor/adapt-student" not in experiments
+    plan, champion = open_plan(night(), work_dir, lineage.registry, print)
+    assert plan == found
+    assert champion.directory is not None
+    (champion.directory / "mark").write_text("kept")
+    assert student_version(lineage.registry, number, work_dir).state == whole
+    assert (champion.directory / "mark").is_file()
+
+
+def test_command_opens_no_model_and_changes_nothing(open_run: Open, work_dir: Path, tmp_path: Path) -> None:
+    deliver(work_dir, [document("old"), document("new")])
+    number = promoted(open_run(), state(held(document("old"), "night-0001")), tmp_path)
+    before = snapshot(work_dir)
+    arguments = [str(DEMO), "--set", "seed=3", "--work-dir", str(work_dir)]
+    code = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from pipelines.cli import app\n"
+        f"outcome = CliRunner().invoke(app, ['adapt-student', *{arguments!r}, '--dry-run'], catch_exceptions=False)\n"
+        "print(outcome.output)\n"
+        "print([name for name in ('transformers', 'prefect') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    *_, line, _, modules = done.stdout.splitlines()
+    assert modules == "[]"
+    assert line == f"To start it: preceptor adapt-student {shlex.join(arguments)}"
+    rows = {row[:24].strip(): row[24:].strip() for row in done.stdout.splitlines()}
+    assert (rows["Self-edits sampled"], rows["Student updates"]) == ("6", "7")
+    assert f"version {number} of the student" in done.stdout
+    assert snapshot(work_dir) == before
+
+
+def test_interrupted_night_is_shown_as_it_will_be_finished(open_run: Open, work_dir: Path) -> None:
+    registry = open_run().registry
+    deliver(work_dir, [document("a")])
+    plan, _ = open_plan(night(), work_dir, registry, print)
+    assert plan is not None
+    deliver(work_dir, [document("b")])
+    found = shown(work_dir, night())
+    assert (found.interrupted, found.plan) == (True, plan)
+    other = shown(work_dir, night("seed=9"))
+    assert (other.interrupted, len(other.plan.documents)) == (False, 2)
+    assert open_plan(night(), work_dir, registry, print)[0] == plan
+
+
+def test_unreadable_store_is_an_error_and_no_empty_night(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("no database, but long enough to be looked at" * 50)
+    with pytest.raises(LineageError):
+        dry_run(night(), tmp_path)

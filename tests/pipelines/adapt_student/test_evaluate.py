@@ -1,0 +1,74 @@
+"""The contradiction check, and the gate's evidence."""
+
+from __future__ import annotations
+
+from evaluation.microworld.nights import draw_nights
+from evaluation.retention import retention_probes
+from evaluation.sources.config import MicroworldData
+from pipelines.adapt_student.evaluate import (
+    GENERAL,
+    PROBES,
+    Measured,
+    NightScores,
+    evidence_of,
+    known_pairs,
+    known_questions,
+    suspects,
+)
+
+KNOWN = retention_probes(MicroworldData(), 10_000, 0)
+
+
+def scores(right: bool, **counts: int) -> NightScores:
+    return NightScores({name: (right,) * count for name, count in counts.items()}, 0)
+
+
+def test_wrong_documents_concern_known_questions_and_honest_ones_do_not() -> None:
+    drawn = draw_nights(3, 4, 0, poisoned=2)
+    known = {document.task.id: document.task.comparison_questions for document in drawn[0]} | {GENERAL: KNOWN}
+    assert known_questions([document.task for document in drawn[1]], known) == ()
+    wrong = [document for document in drawn[2] if document.kind == "poisoned"]
+    found = known_questions([document.task for document in wrong], known)
+    names = {name for document in wrong for name in document.task.document.entities}
+    of_the_same = {
+        (name, i)
+        for name, questions in known.items()
+        for i, question in enumerate(questions)
+        if any(entity in question.question for entity in names)
+    }
+    assert {(question.name, question.number) for question in found} <= of_the_same
+    assert any(question.name == GENERAL for question in found)
+    assert len(found) >= 0.8 * len(of_the_same)
+    assert {question.owner for question in found} <= {document.task.id for document in wrong}
+
+
+def test_known_questions_are_paired_and_name_suspects() -> None:
+    drawn = draw_nights(2, 4, 0, poisoned=1)
+    earlier = {document.task.id: document.task.comparison_questions for document in drawn[0]}
+    known = known_questions([document.task for document in drawn[1]], earlier | {GENERAL: KNOWN[:50]})
+    counts = {name: len(questions) for name, questions in earlier.items()} | {GENERAL: 50}
+
+    def measured(after: bool, before: bool) -> Measured:
+        return Measured(scores(after, **counts), scores(before, **counts), scores(True), known)
+
+    gained, lost, same = measured(True, False), measured(False, True), measured(True, True)
+    pairs = known_pairs(gained)
+    assert len(pairs) == len({pair.document for pair in pairs}) == len(known) > 0
+    assert {(pair.candidate, pair.reference) for pair in pairs} == {(1.0, 0.0)}
+    assert suspects(gained) == ()
+    assert set(suspects(lost)) == {question.owner for question in known}
+    assert suspects(same) == suspects(lost)  # no harm was seen of these, but no good either
+
+
+def test_evidence_pairs_every_question_and_lists_unscored_documents() -> None:
+    after = NightScores({"a": (True, True), "b": (True,), PROBES: (True, False)}, 1)
+    before = NightScores({"a": (False, False), "b": (False,), PROBES: (True, True)}, 0)
+    measured = Measured(after, before, NightScores({PROBES: (False, True)}, 0))
+    evidence = evidence_of(measured, ["a"], {"night-0001": ["b", "c"]}, {"update": None})
+    assert [(pair.candidate, pair.reference) for pair in evidence.new] == [(1.0, 0.0), (1.0, 0.0)]
+    assert len(evidence.earlier["night-0001"]) == 1
+    (probes,) = evidence.probes.values()
+    assert [(pair.candidate, pair.reference) for pair in probes] == [(1.0, 0.0), (0.0, 1.0)]  # against the base
+    assert (evidence.unscored, evidence.answered, evidence.collapsed) == (("c",), 5, 1)
+    assert after.accuracy("a", "c") == 1.0
+    assert after.accuracy("c") is None

@@ -1,0 +1,161 @@
+"""Nights with the shipped micro models: learned, remembered, superseded, rejected, rolled back."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from rich.console import Console
+
+from evaluation.microworld.nights import NightDocument, draw_nights
+from pipelines.adapt_student.config import NightConfig
+from pipelines.adapt_student.flow import NIGHT_TAG, RESULT, adapt_student, write_missing_questions
+from pipelines.adapt_student.page import NightResult
+from pipelines.adapt_student.plan import NIGHTS, DryRun, dry_run, read_inbox
+from pipelines.adapt_student.state import quarantine_reverted, student_version
+from pipelines.ask import Answerer
+from pipelines.experiments.nights import as_delivered
+from pipelines.lineage.registry import CANDIDATE, CHAMPION, PREVIOUS, Registry
+from pipelines.plan import steps_of, totals
+from pipelines.settings import TrackingConfig, load
+from tests.pipelines.adapt_student.factories import DEMO, SMALL, deliver
+
+
+class Nights(NamedTuple):
+    place: Path
+    drawn: list[list[NightDocument]]
+    first: NightResult
+    second: NightResult
+    answers: list[str]
+    """Of the student after the first night, to all questions."""
+    shown: DryRun
+    """Of the second night, before it."""
+
+
+def a_night(place: Path, *overrides: str) -> NightResult:
+    return adapt_student(str(DEMO), [*SMALL, *overrides], str(place))
+
+
+def answers(place: Path, drawn: list[list[NightDocument]]) -> list[str]:
+    asked = [
+        question.question
+        for night in drawn
+        for document in night
+        for question in document.task.comparison_questions[::4]
+    ]
+    options = load(DEMO, NightConfig, SMALL).asking
+    student = Answerer.from_registry(TrackingConfig(), place, model="micro-student", options=options)
+    return [answer.text for answer in student.answer_many(asked)]
+
+
+@pytest.fixture(scope="module")
+def nights(tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> Nights:
+    place = tmp_path_factory.mktemp("nights")
+    drawn = draw_nights(2, 3, 0, superseding=(1,), poisoned=None)
+    deliver(place, drawn[0])
+    first = a_night(place)
+    after_first = answers(place, drawn)
+    deliver(place, drawn[1])
+    shown = dry_run(load(DEMO, NightConfig, SMALL), place)
+    return Nights(place, drawn, first, a_night(place), after_first, shown)
+
+
+def test_documents_without_questions_get_them_before_the_night(tmp_path: Path) -> None:
+    given = [as_delivered(document) for document in draw_nights(1, 3, 7, poisoned=None)[0]]
+    deliver(tmp_path, [each.model_copy(update={"questions": (), "held_out_questions": ()}) for each in given])
+    config, console = load(DEMO, NightConfig, SMALL), Console(file=io.StringIO())
+    assert write_missing_questions(config.model_copy(update={"questions": None}), tmp_path, console) == 0
+    assert write_missing_questions(config, tmp_path, console) == 3
+    for document in read_inbox(tmp_path).documents:
+        assert document.questions
+        assert document.held_out_questions
+        assert all(question.answer in document.text for question in document.questions)
+        assert not any(question.question in document.document.model_dump_json() for question in document.questions)
+    assert write_missing_questions(config, tmp_path, console) == 0
+
+
+def registry(nights: Nights) -> Registry:
+    return Registry.open(TrackingConfig(), nights.place)
+
+
+def test_first_night_learns_and_remembers(nights: Nights) -> None:
+    night = nights.first
+    assert (night.outcome, night.parent, night.version) == ("promoted", None, 1)
+    assert [document.place for document in night.new] == ["weights", "weights", "memory"]
+    assert night.update is not None
+    assert (night.update.last_loss or 9.0) < (night.update.first_loss or 0.0)
+    assert (night.new_after or 0.0) > (night.new_before or 0.0)
+    looked_up = night.new[2]
+    assert (looked_up.after or 0.0) >= 0.7  # the student reads passages well, whatever its weights have learned
+    assert len(night.candidates) == 4
+    assert night.probes_base == night.probes_before
+    assert Path(night.page).is_file()
+    stored = NightResult.model_validate_json((nights.place / NIGHTS / night.night / RESULT).read_bytes())
+    assert stored == night
+
+
+def test_second_night_continues_from_the_first_and_retires_what_is_superseded(nights: Nights) -> None:
+    night = nights.second
+    assert (night.outcome, night.parent, night.version) == ("promoted", 1, 2)
+    assert len(night.superseded) == 1
+    assert night.replayed == 1  # of the two in the weights, the one that is not superseded
+    assert [group.night for group in night.groups] == ["night-0001"]
+    assert night.groups[0].documents == 2
+    replacing = next(document for document in night.new if document.supersedes)
+    assert replacing.place == "memory"
+    assert (replacing.after or 0.0) >= 0.7
+    reg = registry(nights)
+    aliases = reg.aliases("student")
+    assert (aliases[CHAMPION], aliases[PREVIOUS], aliases[CANDIDATE]) == (2, 1, 2)
+    state = student_version(reg, 2, nights.place).state
+    assert (len(state.documents), len(state.active), state.parent) == (7, 6, 1)
+    assert reg.tags("student", 2)[NIGHT_TAG] == "night-0002"
+
+
+def test_dry_run_counts_what_the_night_did(nights: Nights) -> None:
+    night, shown, counts = nights.second, nights.shown, totals(steps_of(nights.shown.stages))
+    assert [(each.task.id, each.place) for each in shown.plan.documents] == [
+        (each.id, each.place) for each in night.new
+    ]
+    assert (shown.plan.night, shown.plan.parent, shown.plan.superseded) == (night.night, night.parent, night.superseded)
+    assert counts["sample"] == len(night.candidates)
+    assert night.update is not None
+    assert counts["update"] == sum(len(candidate.replicates) for candidate in night.candidates) + 1
+    scored = len(night.new) + sum(group.documents for group in night.groups)
+    assert counts["score"] == 2 * scored  # by the night's student and by the champion
+    (size,) = (stage.subject for stage in shown.stages if stage.subject is not None)
+    assert night.update.lines <= size.lines
+
+
+def test_lineage_has_the_page_the_report_and_the_figures(nights: Nights) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{nights.place / 'mlflow.db'}")
+    run = client.get_run(nights.second.mlflow_run_id)
+    names = {entry.path for entry in client.list_artifacts(run.info.run_id)}
+    assert {"morning.html", "result.json", "gate-report.md", "config.yaml"} <= names
+    assert run.data.metrics["night/new_after"] == nights.second.new_after
+    assert run.data.tags["preceptor.outcome"] == "promoted"
+    assert run.info.status == "FINISHED"
+
+
+def test_later_nights_reject_find_nothing_and_roll_back_exactly(nights: Nights) -> None:
+    before = answers(nights.place, nights.drawn)
+    assert a_night(nights.place).outcome == "nothing new"
+    deliver(nights.place, draw_nights(1, 2, 5, volatile=0, poisoned=None)[0])
+    # A step size at which the student falls apart, and a gate that checks what it knew.
+    night = a_night(nights.place, "update.learning_rate=0.5", "gate.probe_margin=0.05", "gate.earlier_margin=0.05")
+    assert night.outcome == "rejected"
+    assert registry(nights).aliases("student")[CHAMPION] == 2
+    assert answers(nights.place, nights.drawn) == before
+    assert read_inbox(nights.place).quarantined == {document.id for document in night.new} == {*night.quarantined}
+    assert a_night(nights.place).outcome == "nothing new"
+
+    found = registry(nights).rollback("student", "a test")
+    assert (found.from_version, found.to_version) == (2, 1)
+    reverted = quarantine_reverted(registry(nights), found, nights.place, "a test")
+    assert set(reverted) == {document.id for document in nights.second.new}
+    assert answers(nights.place, nights.drawn) == nights.answers != before
+    assert a_night(nights.place).outcome == "nothing new"

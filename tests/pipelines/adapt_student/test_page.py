@@ -1,0 +1,129 @@
+"""The morning page: what it says, and that a real browser shows it without a complaint."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from evaluation.gate.checks import PairedScore
+from evaluation.gate.decisions import GateConfig, GateEvidence, decide
+from pipelines.adapt_student.page import PAGE, GroupScore, NewDocument, NightResult, night_lines, page_of, write_page
+from pipelines.records import Candidate, Edit
+from teacher.rewards import RewardFailure
+from tests.extras import BROWSER
+
+_QUIET = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr",
+]  # fmt: skip
+
+
+def scored(what: str, count: int, candidate: float, reference: float) -> tuple[PairedScore, ...]:
+    return tuple(PairedScore(document=f"{what}/{i}", candidate=candidate, reference=reference) for i in range(count))
+
+
+def a_night(outcome: str = "rejected", title: str = "A <script>alert(1)</script> title") -> NightResult:
+    evidence = GateEvidence(
+        new=tuple(PairedScore(document=f"new/{i}", candidate=1.0, reference=0.0) for i in range(40)),
+        earlier={
+            "night-0001": tuple(PairedScore(document=f"old/{i}", candidate=0.0, reference=1.0) for i in range(40))
+        },
+        probes={"general": tuple(PairedScore(document=f"probe {i}", candidate=1.0, reference=1.0) for i in range(99))},
+        answered=179,
+    )
+    edits = [
+        Edit(document_id="d1", index=i, text=f"- line {i} & more", token_ids=(), finish_reason="stop", edit=None)
+        for i in range(2)
+    ]
+    return NightResult(
+        night="night-0002",
+        outcome=outcome,
+        parent=1,
+        version=2,
+        new=(
+            NewDocument(
+                id="d1", title=title, source="a.md", place="weights", because="no rule sends it to memory",
+                questions=8, before=0.0, after=1.0, supersedes=("d0",),
+            ),
+            NewDocument(
+                id="d2", title="", source="b.md", place="weights", because="as well", questions=8, before=None,
+                after=None, not_learned="parse_failed",
+            ),
+        ),
+        quarantined=("d1", "d2") if outcome == "rejected" else (),
+        waiting=("d3",),
+        superseded={"d0": "d1"},
+        groups=(GroupScore(night="night-0001", documents=5, then=0.9, before=1.0, after=0.0),),
+        probes=99,
+        probes_base=1.0,
+        probes_before=1.0,
+        probes_after=1.0,
+        candidates=(
+            Candidate(edit=edits[0], reward=0.25),
+            Candidate(edit=edits[1], reason=RewardFailure.PARSE_FAILED),
+        ),
+        replayed=5,
+        gate=decide(evidence, GateConfig()),
+        seconds={"learn": 30.0, "score": 12.0},
+        teacher="version 3 of the teacher",
+        mlflow_run_id="abc",
+        config_digest="c" * 64,
+        code_digest="d" * 64,
+    )  # fmt: skip
+
+
+def test_page_says_what_came_what_was_lost_and_what_to_do() -> None:
+    night = a_night()
+    assert night.gate is not None
+    assert night.gate.decision == "reject"
+    page = page_of(night)
+    for part in ("rejected", "a.md", "replaces d0", "not learned: parse_failed", "night-0001", "0.25, parse_failed",
+                 "version 3 of the teacher", "5 earlier documents", "preceptor inbox release d1", "1 without questions",
+                 "d0 (now d1)"):  # fmt: skip
+        assert part in page
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert "http" not in page
+    assert "preceptor rollback" in page_of(a_night("promoted"))
+    assert "next night" in page_of(a_night("held"))
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [380])
+def test_real_browser_shows_it_without_an_error(tmp_path: Path, width: int) -> None:
+    assert BROWSER is not None
+    page = write_page(a_night(), tmp_path)
+    assert page.name == PAGE
+    command = [BROWSER, *_QUIET, f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900", "--dump-dom"]
+    shown = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    assert "night-0002" in shown.stdout
+    assert "A &lt;script&gt;" in shown.stdout
+    assert "CONSOLE" not in shown.stderr
+    broken = tmp_path / "broken.html"  # what the check above would see of a page with a mistake in it
+    broken.write_text("<script>console.error('a mistake')</script>")
+    seen = subprocess.run([*command, broken.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" in seen.stderr
+
+
+def test_terminal_lines_end_with_the_next_command() -> None:
+    place = Path("work dir")
+    promoted, rejected, held = (
+        list(night_lines(a_night(outcome), place)) for outcome in ("promoted", "rejected", "held")
+    )
+    assert promoted[0] == "night-0002: promoted (version 2, trained from version 1)"
+    assert "  0.0 -> 100.0 % correct  (2)" in promoted[1]
+    assert promoted[-1].endswith("""preceptor rollback --because "..." --work-dir 'work dir'""")
+    assert "2 documents" in rejected[-1]
+    assert "preceptor inbox release d1 --work-dir" in rejected[-1]
+    assert any(line.startswith("  earlier documents: ") for line in rejected)
+    assert "next night" in held[-1]
+    nothing = list(night_lines(NightResult(night="", outcome="nothing new"), place))
+    assert "preceptor inbox add" in nothing[-1]
+
+
+def test_result_that_an_earlier_release_wrote_is_read() -> None:
+    written = a_night().model_dump(mode="json")
+    written["aside"] = written.pop("quarantined")
+    assert NightResult.model_validate(written) == a_night()

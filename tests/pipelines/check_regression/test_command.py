@@ -1,0 +1,195 @@
+"""The command with its exit codes, and the documented workflow with a planted regression."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from junitparser import JUnitXml
+from typer.testing import CliRunner
+
+from pipelines.check_regression.compare import compare_subjects
+from pipelines.check_regression.suite import load_content, load_suite
+from pipelines.cli import app
+from pipelines.experiments.example_student import lines_for
+from tests.pipelines.check_regression.factories import (
+    ROOT,
+    SHIPPED,
+    adaptation_suite,
+    run_config,
+    saved_adapter,
+    small_suite,
+)
+
+
+def logged_runs(work: Path) -> list[Any]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{work / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("preceptor/check-regression")
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"]))
+
+
+@pytest.fixture
+def own_prefect(tmp_path: Path, prefect_server: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PREFECT_HOME", "PREFECT_LOCAL_STORAGE_PATH", "PREFECT_MEMO_STORE_PATH"):
+        monkeypatch.setenv(name, str(tmp_path / "prefect"))  # else the command would set them for all later tests
+
+
+def run_command(place: Path, work: Path, suite: Path, candidate: str, baseline: str) -> tuple[int, str, Any, Any]:
+    """Return the exit code, what was printed, the JUnit suite and the JSON report."""
+    out = ["--junit", str(place / "r.xml"), "--json", str(place / "r.json"), "--markdown", str(place / "r.md")]
+    arguments = ["check-regression", str(suite), "--candidate", candidate, "--baseline", baseline, "--seed", "7"]
+    done = CliRunner().invoke(app, [*arguments, "--work-dir", str(work), *out])
+    (junit,) = list(JUnitXml.fromfile(str(place / "r.xml")))
+    return done.exit_code, done.stdout, junit, json.loads((place / "r.json").read_text())
+
+
+@pytest.mark.flow
+def test_command_exits_with_0_1_and_3_and_logs_its_runs(tmp_path: Path, empty_store: Path, own_prefect: None) -> None:
+    suite = small_suite(tmp_path)
+    ruined = saved_adapter(tmp_path / "ruined", 1.0)
+    broken = tmp_path / "broken"
+    shutil.copytree(ruined, broken)
+    (broken / "adapter_model.safetensors").write_bytes(b"no weights")
+    cases = {"base": (0, "passed"), f"adapter:{ruined}": (1, "regressed"), f"adapter:{broken}": (3, "undecided")}
+    runs: list[Any] = []
+    for candidate, (code, outcome) in cases.items():
+        # A directory each: the server of a run that ended is stopped by the next one there, and here they share theirs.
+        work = tmp_path / f"work {code}"
+        work.mkdir()
+        shutil.copy(empty_store, work / "mlflow.db")
+        found, printed, junit, report = run_command(tmp_path, work, suite, candidate, "base")
+        assert (found, report["outcome"]) == (code, outcome)
+        assert (junit.failures > 0, junit.errors > 0) == (code == 1, code != 0)
+        if code != 3:
+            assert (tmp_path / "r.md").read_text() == printed
+            assert report["limits"]["seed"] == 7
+            runs += logged_runs(work)
+            assert runs[-1].info.run_id == report["mlflow_run_id"]
+    assert [run.data.tags["preceptor.outcome"] for run in runs] == ["passed", "regressed"]
+    assert runs[1].data.tags["preceptor.candidate"] == f"adapter:{ruined}"
+    assert runs[1].info.status == "FINISHED"
+    assert runs[0].data.metrics["change/documents"] == 0.0
+    assert runs[1].data.metrics["change/retention probes"] < -0.5
+
+
+@pytest.mark.flow
+def test_command_on_variants_logs_their_self_edits(tmp_path: Path, work_dir: Path, own_prefect: None) -> None:
+    suite = adaptation_suite(tmp_path)
+    worse = run_config(tmp_path / "worse.yaml", "student.update.learning_rate=1e-4")
+    good = run_config(tmp_path / "good.yaml", "teacher.prompt=micro-rewrite")
+    code, printed, junit, report = run_command(tmp_path, work_dir, suite, f"config:{worse}", f"config:{good}")
+    assert code == 1
+    assert printed == (tmp_path / "r.md").read_text()
+    assert (junit.tests, junit.failures, junit.errors) == (4, 1, 0)
+    (run,) = logged_runs(work_dir)
+    assert run.info.run_id == report["mlflow_run_id"]
+    assert run.data.tags["preceptor.candidate_variant_sha"] == report["candidate"]["edits"]["digest"]
+    assert run.data.metrics["candidate/unscored"] == 0.0
+    assert run.data.metrics["change/documents"] < -0.1
+    assert json.loads(run.data.params["adaptation.update.depth"]) == [0.5, 1.0]
+
+
+def test_command_refuses_misuse_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+    suite = small_suite(tmp_path, pin=False)
+    (tmp_path / "variants").mkdir()
+    variants = adaptation_suite(tmp_path / "variants", pin=False)
+    other = run_config(tmp_path / "other.yaml", "student.model=elsewhere")
+    cases = [
+        [str(suite)],
+        [str(suite), "--candidate", "nobody", "--baseline", "base"],
+        [str(tmp_path / "none.yaml"), "--candidate", "base", "--baseline", "base"],
+        [str(suite), "--candidate", "base"],
+        ["--nothing"],
+        [str(suite), "--candidate", "teacher:base", "--baseline", "base"],
+        [str(suite), "--candidate", "teacher:base", "--baseline", "teacher:base"],
+        [str(variants), "--candidate", f"config:{other}", "--baseline", "teacher:base"],
+    ]
+    code = (
+        "import sys, json\n"
+        "from pipelines.cli import main\n"
+        "codes = []\n"
+        f"for arguments in {cases!r}:\n"
+        "    sys.argv = ['preceptor', 'check-regression', *arguments]\n"
+        "    try:\n"
+        "        main()\n"
+        "    except SystemExit as error:\n"
+        "        codes.append(error.code)\n"
+        "heavy = [n for n in ('torch', 'transformers', 'mlflow', 'prefect') if n in sys.modules]\n"
+        "print(json.dumps([codes, heavy]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == [[2] * len(cases), []]
+    for message in ("allowed are base, adapter:DIRECTORY", "is a variant", "no section 'adaptation'", "elsewhere"):
+        assert message in done.stderr
+
+
+def test_command_pins_a_suite(tmp_path: Path) -> None:
+    suite = small_suite(tmp_path, pin=False)
+    outcome = CliRunner().invoke(app, ["check-regression", str(suite), "--pin"], catch_exceptions=False)
+    assert outcome.exit_code == 0
+    assert "Pinned 60 documents with 60 questions and 60 probes" in outcome.output
+    assert compare_subjects(load_suite(suite), "base", "base", tmp_path).outcome == "passed"
+
+
+WORKFLOW = ROOT / "docs" / "github-actions" / "regression.yml"
+
+
+def run_workflow(place: Path, changes: dict[str, str]) -> tuple[int, str]:
+    """Return the exit code of the workflow's first command that fails, as in CI, and the output of all commands."""
+    workflow = yaml.safe_load(WORKFLOW.read_text(encoding="utf-8"))
+    steps = [
+        step["run"] for step in workflow["jobs"]["regression"]["steps"] if "run" in step and step["name"] != "Install"
+    ]
+    place.mkdir()
+    for name in ("configs", "constraints.txt"):
+        (place / name).symlink_to(ROOT / name)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    summary = place / "summary.md"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path, "GITHUB_STEP_SUMMARY": str(summary)}
+    environment |= {**workflow["env"], **changes}
+    output = ""
+    for step in steps:
+        done = subprocess.run(["bash", "-e", "-c", step], cwd=place, env=environment, capture_output=True, text=True)
+        output += done.stdout + done.stderr
+        if done.returncode:
+            return done.returncode, output
+    return 0, output + summary.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.flow
+def test_the_workflow_passes_unchanged_and_fails_on_a_planted_regression(tmp_path: Path) -> None:
+    code, output = run_workflow(tmp_path / "fine", {})
+    assert code == 0, output[-4000:]
+    assert output.count("# PASSED") == 2
+    code, output = run_workflow(tmp_path / "planted", {"LEFT_OUT": "0.11"})
+    assert code == 1, output[-4000:]
+    (junit,) = list(JUnitXml.fromfile(str(tmp_path / "planted" / "build" / "regression.xml")))
+    assert junit.failures == 1
+    assert "# REGRESSED" in (tmp_path / "planted" / "build" / "regression.md").read_text(encoding="utf-8")
+
+
+def test_the_example_student_leaves_whole_facts_out_by_its_seed() -> None:
+    suite = load_suite(SHIPPED)
+    content = load_content(suite)
+    whole, planted, again, other = (
+        {(line.text, line.answer) for line in lines_for(suite, content, *training).implications}
+        for training in ((1, 0.0), (1, 0.25), (1, 0.25), (2, 0.25))
+    )
+    assert len(whole) == 80 * 2 * 2  # facts, phrasings
+    assert planted < whole
+    assert len(planted) == 0.75 * len(whole)
+    assert planted == again
+    assert planted != other
+    asked = {question.question for task in content.tasks for question in task.comparison_questions}
+    assert not {text for text, _ in whole} & asked  # no phrasing of the suite is trained on

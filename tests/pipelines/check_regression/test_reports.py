@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from junitparser import JUnitXml
+
+from evaluation.gate.checks import GateCheck
+from pipelines.check_regression.reports import (
+    EditsRecord,
+    RegressionReport,
+    ReportPaths,
+    SubjectRecord,
+    junit_xml,
+    regression_markdown,
+    write_reports,
+)
+from pipelines.check_regression.verdict import Unscored, VerdictConfig, check_unscored
+
+SUBJECT = SubjectRecord(
+    subject="adapter:a|b", adapter_digest="a" * 64, version=None, accuracy=0.5, probability=0.25, probes=0.75
+)
+LOST = GateCheck(
+    name="documents",
+    verdict="fail",
+    sentence="A loss of 9.0 points.",
+    estimate=-0.09,
+    low=-0.12,
+    high=-0.06,
+    limit=-0.05,
+)
+UNSURE = GateCheck(name="retention probes", verdict="undecided", sentence="Too few.", needed=70, documents=9)
+GROUP = GateCheck(name="group x", verdict="undecided", sentence="It may be chance.")
+FINE = GateCheck(name="empty or degenerate answers", verdict="pass", sentence="0 of 9 <answers> & so on.")
+
+
+def report(**changes: object) -> RegressionReport:
+    fields: dict[str, object] = {
+        "suite": "small",
+        "suite_digest": "d" * 64,
+        "outcome": "regressed",
+        "candidate": SUBJECT,
+        "baseline": SUBJECT.model_copy(update={"subject": "base", "probes": None}),
+        "checks": (LOST, UNSURE, GROUP, FINE),
+        "limits": VerdictConfig(),
+        "minimum_detectable": 0.03,
+        "documents": 80,
+        "questions": 320,
+        "seconds": 12.5,
+    }
+    return RegressionReport.model_validate(fields | changes)
+
+
+def test_junit_has_a_case_for_each_check_with_its_figures() -> None:
+    (suite,) = list(JUnitXml.fromstring(junit_xml(report())))
+    cases = {case.name: case for case in suite}
+    assert (suite.tests, suite.failures, suite.errors, suite.skipped) == (4, 1, 1, 1)
+    assert suite.time == pytest.approx(12.5)
+    (failure,) = cases["documents"].result
+    assert "Measured -9.0, bounds -12.0 to -6.0 points" in failure.message
+    assert [type(result).__name__ for name in cases for result in cases[name].result] == ["Failure", "Error", "Skipped"]
+    assert cases[FINE.name].is_passed
+
+
+def test_the_page_starts_with_the_verdict_and_keeps_its_tables_whole() -> None:
+    page = regression_markdown(report())
+    assert page.startswith("# REGRESSED")
+    for fact in ("- documents: A loss of 9.0 points.", "candidate `adapter:a\\|b`", "80 documents, 320 questions"):
+        assert fact in page
+    for columns in (4, 7):
+        rows = [line for line in page.splitlines() if line.replace("\\|", "").count("|") == columns + 1]
+        assert len(rows) >= 4
+
+
+def test_variants_are_reported_with_their_self_edits_and_the_documents_left_out() -> None:
+    edits = EditsRecord(digest="c" * 64, written=40, unscored={"parse_failed": 4, "update_failed": 2})
+    variant = SUBJECT.model_copy(update={"subject": "version:teacher/2", "accuracy": None, "edits": edits})
+    unscored = Unscored((6, 0), 40, ("x", "y"), 20)
+    baseline = variant.model_copy(update={"edits": edits.model_copy(update={"unscored": {}})})
+    found = report(
+        outcome="undecided",
+        candidate=variant,
+        baseline=baseline,
+        checks=(check_unscored(unscored, 0.1),),
+        documents=20,
+        left_out=unscored.left_out,
+    )
+    page = regression_markdown(found)
+    assert "| candidate `version:teacher/2` |  | 25.0% | 75.0% | 40 | 6 (parse_failed 4, update_failed 2) |" in page
+    assert "| baseline `version:teacher/2` |  | 25.0% | 75.0% | 40 | 0 |" in page
+    assert "20 documents, 2 left out" in page
+    assert 'errors="1"' in junit_xml(found)
+    assert RegressionReport.model_validate_json(found.model_dump_json()) == found
+
+
+def test_a_failed_comparison_is_an_error_with_its_reason() -> None:
+    broken = report(outcome="undecided", problem="the store is gone", candidate=None, baseline=None, checks=())
+    assert broken.exit_code == 3
+    assert "the store is gone" in regression_markdown(broken)
+    (suite,) = list(JUnitXml.fromstring(junit_xml(broken)))
+    assert (suite.tests, suite.errors) == (1, 1)
+
+
+def test_reports_are_written_whole_and_replace_older_ones(tmp_path: Path) -> None:
+    paths = ReportPaths(tmp_path / "a" / "r.xml", tmp_path / "r.json", tmp_path / "r.md")
+    for found in (report(), report(outcome="passed", checks=(FINE,))):
+        write_reports(found, paths)
+    assert paths.json is not None
+    assert RegressionReport.model_validate_json(paths.json.read_text()) == report(outcome="passed", checks=(FINE,))
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["r.json", "r.md", "r.xml"]

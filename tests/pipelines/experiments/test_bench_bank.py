@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from pipelines.experiments import bench_bank
+from tests.student.factories import byte_tokenizer, tiny_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    place = tmp_path_factory.mktemp("student")
+    tiny_model().save_pretrained(place)
+    byte_tokenizer().save_pretrained(place)
+    return str(place)
+
+
+def test_speed_ratio_is_the_geometric_mean_with_an_interval_around_it() -> None:
+    ratio, low, high = bench_bank.speed_ratio([1.0, 2.0, 4.0], [2.0, 4.0, 32.0])
+    assert ratio == pytest.approx(math.exp(math.log(2 * 2 * 8) / 3))
+    assert 2.0 <= low < ratio < high <= 8.0
+
+
+def test_measure_alternates_the_order_of_the_sides() -> None:
+    order: list[str] = []
+
+    def side(name: str) -> bench_bank.Side:
+        return lambda: order.append(name) or float(len(order))  # type: ignore[func-returns-value]
+
+    seconds = bench_bank.measure(("a", "b"), (side("a"), side("b")), 3)
+    assert order == ["a", "b", "b", "a", "a", "b"]
+    assert seconds == ([1.0, 4.0, 5.0], [2.0, 3.0, 6.0])
+
+
+def test_bank_and_sequential_loop_do_the_same_work(model: str) -> None:
+    *_, apart = bench_bank.open_sides(model, 2)
+    assert 0 < apart < 1e-4
+
+
+def test_sequential_loop_leaves_the_base_unchanged(model: str) -> None:
+    base, requests = bench_bank._open(model, 2)
+    before = {name: weight.clone() for name, weight in base.state_dict().items()}
+    with bench_bank._first_of(bench_bank._BANKS)(base, base_digest="") as bank:
+        starts = [bank.no_change(request.recipe, request.seed) for request in requests]
+    assert len(bench_bank.train_sequentially(base, requests, starts)) == 2
+    after = base.state_dict()
+    assert set(after) == set(before)
+    assert all(weight.equal(before[name]) for name, weight in after.items())
+
+
+@pytest.mark.slow
+def test_bank_of_another_checkout_runs_in_a_process_of_its_own(
+    model: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "found.json"
+    bench_bank.main(
+        ["--model", model, "--adapters", "1", "--pairs", "2", "--against", str(bench_bank.ROOT), "--json", str(file)]
+    )
+    assert "equal bit by bit" in capfd.readouterr().out
+    found = json.loads(file.read_text())
+    assert [len(seconds) for seconds in found["seconds"].values()] == [2, 2]
+    assert found["ratio"][0] > 0
+
+
+def test_one_pair_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        bench_bank.main(["--pairs", "1"])
+    assert "--pairs must be at least 2" in capsys.readouterr().err

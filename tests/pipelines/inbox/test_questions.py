@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import pytest
+import torch
+
+from evaluation.common.checkpoints import Checkpoint, load_checkpoint
+from evaluation.exact_match import AnswerFormat, score_answers
+from evaluation.graders import normalize_answer
+from evaluation.microworld.world import PHRASINGS, WorldDocument, ask, draw_documents
+from evaluation.tasks import Question
+from pipelines.inbox import questions
+from pipelines.inbox.documents import InboxDocument
+from pipelines.inbox.questions import Dropped, WriterSettings, Written, writer_prompts
+from student.in_context import score_in_context
+from teacher.samplers.sampler import Completion, FailedCompletion
+from teacher.samplers.transformers import TransformersSampler, TransformersSampling
+
+WORLD = draw_documents("train", 3, 11)
+write_questions = partial(questions.write_questions, seed=5)
+SETTINGS = WriterSettings(samples=2, most_questions=100)
+
+
+def inbox(drawn: WorldDocument) -> InboxDocument:
+    told = drawn.task.document
+    return InboxDocument(title=told.title, text=told.text, source=told.source)
+
+
+DOCUMENTS = [inbox(drawn) for drawn in WORLD]
+
+
+@pytest.fixture(scope="module")
+def student() -> Checkpoint:
+    torch.set_num_threads(1)
+    return load_checkpoint("micro-student")
+
+
+@pytest.fixture(scope="module")
+def sampler() -> TransformersSampler:
+    teacher = load_checkpoint("micro-teacher")
+    return TransformersSampler(teacher.model, teacher.tokenizer, TransformersSampling(max_new_tokens=120))
+
+
+@pytest.fixture(scope="module")
+def written(sampler: TransformersSampler, student: Checkpoint) -> list[Written]:
+    return write_questions(DOCUMENTS, sampler, student, AnswerFormat(), SETTINGS)
+
+
+def everything(outcome: Written) -> tuple[Question, ...]:
+    return outcome.questions + outcome.held_out_questions
+
+
+def test_micro_models_write_questions_that_are_right(written: list[Written]) -> None:
+    # 40 other documents kept 333 of 860 candidates: 330 right, none wrong, 3 in words that the world does not know.
+    right = 0
+    for drawn, outcome in zip(WORLD, written, strict=True):
+        assert outcome.kept >= 3
+        truth = {normalize_answer(ask(f, p).question): f.value for f in drawn.sheet.facts for p in PHRASINGS}
+        known = [q for q in everything(outcome) if normalize_answer(q.question) in truth]
+        assert all(truth[normalize_answer(q.question)] == q.answer for q in known)
+        right += len(known)
+    assert right >= 0.9 * sum(outcome.kept for outcome in written)
+
+
+def test_each_question_kept_is_answered_with_the_passage_and_not_without(
+    written: list[Written], student: Checkpoint
+) -> None:
+    for document, outcome in zip(DOCUMENTS, written, strict=True):
+        asked = everything(outcome)
+        (read,) = score_in_context(student.model, student.tokenizer, [document.text], [asked], AnswerFormat())
+        assert isinstance(read, list)
+        assert all(score.exact for score in read)
+        assert not any(score.exact for score in score_answers(*student, asked, AnswerFormat()))
+        assert all(normalize_answer(q.answer) in normalize_answer(document.text) for q in asked)
+        assert len({normalize_answer(q.question) for q in asked}) == len(asked)
+
+
+def test_every_candidate_is_kept_or_counted(written: list[Written]) -> None:
+    for outcome in written:
+        assert outcome.kept + sum(outcome.dropped.values()) == outcome.candidates
+    assert {Dropped.DUPLICATE, Dropped.NOT_ANSWERED} <= {reason for each in written for reason in each.dropped}
+
+
+def test_questions_do_not_depend_on_what_else_is_asked(
+    written: list[Written], sampler: TransformersSampler, student: Checkpoint
+) -> None:
+    alone = write_questions(DOCUMENTS[2:3], sampler, student, AnswerFormat(), SETTINGS)
+    assert alone == written[2:3]
+
+
+def test_prompts_hold_no_question(written: list[Written]) -> None:
+    asked = [
+        each.model_copy(update={"questions": outcome.questions, "held_out_questions": outcome.held_out_questions})
+        for each, outcome in zip(DOCUMENTS, written, strict=True)
+    ]
+    for name in ("micro-self-qa", "self-qa"):
+        settings = WriterSettings(prompt=name)
+        prompts = writer_prompts(asked, settings)
+        assert prompts == writer_prompts(DOCUMENTS, settings)
+        for prompt, outcome in zip(prompts, written, strict=True):
+            assert not any(question.question in prompt for question in everything(outcome))
+
+
+class Recorded:
+    """A sampler that gives back given completions, since what a model writes cannot be chosen."""
+
+    def __init__(self, *texts: str | FailedCompletion, limit: int | None = None) -> None:
+        self._texts = texts
+        self.max_prompt_tokens = limit
+        self.prompts: list[str] = []
+
+    def count_tokens(self, prompt: str) -> int:
+        return len(prompt.split())
+
+    def sample(self, prompts: Sequence[str], *, n: int, seed: int) -> Sequence[Sequence[Completion | FailedCompletion]]:
+        self.prompts += prompts
+        made = [t if isinstance(t, FailedCompletion) else Completion(t, (), "stop") for t in self._texts]
+        return [made for _ in prompts]
+
+    def close(self) -> None:
+        pass
+
+
+def pair(question: str, answer: str) -> str:
+    return f"Question: {question} Answer: {answer}"
+
+
+def test_each_reason_is_told(student: Checkpoint) -> None:
+    drawn = WORLD[0]
+    fact, other = drawn.sheet.facts[0], next(f for f in drawn.sheet.facts if f.name != drawn.sheet.facts[0].name)
+    good = ask(fact, PHRASINGS[0])
+    lines = [
+        pair(good.question, good.answer + "."),
+        pair(good.question, good.answer),
+        pair(good.question, other.value),
+        pair(good.question, "quokka"),
+        pair(f"Is it {good.answer}?", good.answer),
+        pair("What is told?", DOCUMENTS[0].text.split(".")[1]),
+    ]
+    more = (
+        pair(good.question, good.answer),
+        "A statement about the passage.",
+        pair(f"{good.question} Why?", good.answer),
+    )
+    completions = ("\n".join(lines), *more, "", FailedCompletion("timeout", "slow"))
+    (outcome,) = write_questions(
+        DOCUMENTS[:1], Recorded(*completions), student, AnswerFormat(), WriterSettings(most_answer_words=3)
+    )
+    assert everything(outcome) == (Question(question=good.question, answer=good.answer),)
+    assert outcome.dropped == {
+        Dropped.NOT_A_QUESTION: 2,
+        Dropped.ANSWER_TOO_LONG: 1,
+        Dropped.ANSWER_NOT_IN_PASSAGE: 1,
+        Dropped.ANSWER_IN_QUESTION: 1,
+        Dropped.DUPLICATE: 1,
+        Dropped.NOT_ANSWERED: 1,
+    }
+    assert outcome.problem == "2 of 6 completions have no questions: 1 empty, 1 timeout"
+
+
+def test_what_the_student_knew_before_is_no_question(student: Checkpoint) -> None:
+    from evaluation.microworld.world import known_facts
+
+    fact = next(f for f in known_facts()[0] if score_answers(*student, [ask(f, PHRASINGS[0])], AnswerFormat())[0].exact)
+    asked = ask(fact, PHRASINGS[0])
+    known = InboxDocument(text=fact.words.passage[0].format(name=fact.name, value=fact.value), source="known")
+    (outcome,) = write_questions(
+        [known], Recorded(pair(asked.question, asked.answer)), student, AnswerFormat(), WriterSettings()
+    )
+    assert outcome.kept == 0
+    assert outcome.dropped == {Dropped.KNOWN_BEFORE: 1}
+
+
+@pytest.mark.parametrize(("every", "held_out"), [(0, ""), (1, "bcd"), (2, "bd"), (3, "c"), (9, "")])
+def test_questions_are_held_out_by_number_and_never_all(every: int, held_out: str, student: Checkpoint) -> None:
+    asked = [ask(fact, PHRASINGS[0]) for fact in WORLD[0].sheet.facts]
+    texts = [pair(q.question, q.answer) for q in asked]
+    settings = WriterSettings(hold_out_every=every, most_questions=4)
+    (outcome,) = write_questions(DOCUMENTS[:1], Recorded("\n".join(texts)), student, AnswerFormat(), settings)
+    assert outcome.kept == 4
+    kept = sorted(everything(outcome), key=lambda q: [each.question for each in asked].index(q.question))
+    assert outcome.held_out_questions == tuple(kept["abcd".index(letter)] for letter in held_out)
+
+
+def test_no_more_are_kept_than_asked_for(sampler: TransformersSampler, student: Checkpoint) -> None:
+    few = SETTINGS.model_copy(update={"most_questions": 2, "hold_out_every": 0})
+    (outcome,) = write_questions(DOCUMENTS[:1], sampler, student, AnswerFormat(), few)
+    assert (len(outcome.questions), outcome.held_out_questions) == (2, ())
+    assert outcome.dropped[Dropped.TOO_MANY] >= 1
+    assert outcome.kept + sum(outcome.dropped.values()) == outcome.candidates
+
+
+def test_document_too_long_for_the_writer_is_left_out_alone(student: Checkpoint) -> None:
+    question = ask(WORLD[1].sheet.facts[0], PHRASINGS[0])
+    long = InboxDocument(text="word " * 300, source="long")
+    recorded = Recorded(pair(question.question, question.answer), limit=200)
+    first, second = write_questions([long, DOCUMENTS[1]], recorded, student, AnswerFormat(), WriterSettings())
+    assert (first.candidates, second.kept) == (0, 1)
+    assert "the writer reads at most 200" in first.problem
+    assert len(recorded.prompts) == 1
+
+
+def test_passage_too_long_for_the_student_is_counted(student: Checkpoint) -> None:
+    long = InboxDocument(text=" ".join([DOCUMENTS[0].text] * 40), source="long")
+    fact = ask(WORLD[0].sheet.facts[0], PHRASINGS[0])
+    (outcome,) = write_questions(
+        [long], Recorded(pair(fact.question, fact.answer)), student, AnswerFormat(), WriterSettings()
+    )
+    assert outcome.dropped == {Dropped.NOT_SCORED: 1}
+    assert "tokens with the context in front" in outcome.problem

@@ -1,0 +1,142 @@
+"""Versions and aliases in a real SQLite store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+from evaluation.common.errors import ConfigError, LineageError
+from pipelines.cli import app
+from pipelines.lineage.registry import Promotion, Registry
+from pipelines.lineage.run import Lineage
+from pipelines.settings import AnyFlow, TrackingConfig, load
+from student.adapters import load_adapter
+from tests.pipelines.conftest import registered_versions
+from tests.pipelines.factories import make_learning, make_round
+
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
+TRACKING = TrackingConfig()
+Open = Callable[..., Lineage]
+
+
+@pytest.mark.usefixtures("global_store")
+def test_registered_teacher_opens_with_peft_and_has_the_same_logits(open_run: Open, tmp_path: Path) -> None:
+    from mlflow.artifacts import download_artifacts
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+    def base() -> Any:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return LlamaForCausalLM(LlamaConfig(vocab_size=300, initializer_range=0.2, **sizes)).eval()
+
+    tokens = torch.arange(10, 26)[None]
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(1)
+        lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+        teacher = get_peft_model(base(), lora).eval()
+        expected, untrained = teacher(tokens).logits, base()(tokens).logits
+    teacher.save_pretrained(tmp_path / "teacher")
+    lineage = open_run()
+    learning = make_learning(load_adapter(tmp_path / "teacher").digest)
+    lineage.log_round(make_round(learning=learning), tmp_path / "teacher")
+    places = [
+        download_artifacts("models:/preceptor-teacher@candidate"),
+        str(lineage.registry.fetch("teacher", "candidate", tmp_path / "copies")),
+    ]
+    with torch.no_grad():
+        for place in places:
+            assert torch.equal(PeftModel.from_pretrained(base(), place).eval()(tokens).logits, expected)
+    assert not torch.allclose(expected, untrained)
+
+
+def test_register_student_ties_metrics_to_the_model_once(open_run: Open, policy_dir: Path) -> None:
+    lineage = open_run()
+    for _ in range(2):
+        version = lineage.register(
+            "student", policy_dir, digest="e" * 64, tags={"preceptor.gate": "passed"}, metrics={"eval/accuracy": 0.5}
+        )
+    (found,) = registered_versions(lineage, "student")
+    assert found.tags["preceptor.gate"] == "passed"
+    model = lineage.store.client.get_logged_model(version.model_id)
+    assert [(m.key, m.value) for m in model.metrics] == [("eval/accuracy", 0.5)]
+    assert str(model.status) == "READY"
+    assert lineage.registry.aliases("student") == {"candidate": 1}
+
+
+def test_promote_command_says_where_the_aliases_stand(open_run: Open, policy_dir: Path, work_dir: Path) -> None:
+    open_run().log_round(make_round(0), policy_dir)
+    told = CliRunner().invoke(app, ["promote", "teacher", "1", "--work-dir", str(work_dir)])
+    assert told.exit_code == 0, told.output
+    assert "Version 1 of the teacher is the champion; there was none before." in told.output
+    assert Registry.open(TRACKING, work_dir).aliases("teacher")["champion"] == 1
+    nowhere = work_dir / "nowhere"
+    refused = CliRunner().invoke(app, ["promote", "teacher", "1", "--work-dir", str(nowhere)])
+    assert isinstance(refused.exception, ConfigError)
+    assert "holds no runs" in str(refused.exception)
+    assert not (nowhere / "mlflow.db").exists()
+
+
+def test_promote_moves_previous_then_champion_and_rolls_back(open_run: Open, policy_dir: Path, work_dir: Path) -> None:
+    lineage = open_run()
+    for number in range(3):
+        lineage.log_round(make_round(number), policy_dir)
+    registry = Registry.open(TRACKING, work_dir)
+    assert registry.aliases("student") == {}
+    assert registry.promote("teacher", 1) == Promotion(champion=1, previous=None)
+    assert registry.promote("teacher", 2) == Promotion(champion=2, previous=1)
+    assert registry.promote("teacher", 2) == Promotion(champion=2, previous=1)
+    assert registry.promote("teacher", 1) == Promotion(champion=1, previous=2)
+    assert registry.aliases("teacher") == {"candidate": 3, "champion": 1, "previous": 2}
+    with pytest.raises(LineageError, match="promote version 9 of 'preceptor-teacher'"):
+        registry.promote("teacher", 9)
+    assert registry.aliases("teacher")["champion"] == 1
+
+
+def test_unknown_version_is_refused_with_the_next_step(open_run: Open, tmp_path: Path) -> None:
+    for version in ("champion", 9):
+        with pytest.raises(ConfigError, match="preceptor versions --role teacher"):
+            open_run().registry.number("teacher", version)
+    with pytest.raises(LineageError, match="version 9 of 'preceptor-teacher'"):
+        open_run().registry.fetch("teacher", 9, tmp_path / "files")
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_commands_on_the_store_read_the_file_of_any_flow(path: Path, tmp_path: Path) -> None:
+    if path.name.endswith("-plan.yaml"):
+        with pytest.raises(ConfigError, match="teacher: Field required"):
+            load(path, AnyFlow)
+        return
+    content = yaml.safe_load(path.read_text()) | {"tracking": {"registry_prefix": "ours"}}
+    (tmp_path / "ours.yaml").write_text(yaml.safe_dump(content))
+    flow = load(tmp_path / "ours.yaml", AnyFlow)
+    assert (flow.tracking.registry_prefix, flow.student.model) == ("ours", content["student"]["model"])
+
+
+def test_registry_commands_take_a_flows_file(open_run: Open, policy_dir: Path, work_dir: Path, tmp_path: Path) -> None:
+    config = tmp_path / "night.yaml"
+    config.write_text((CONFIGS / "nights-demo.yaml").read_text() + "tracking: {registry_prefix: ours}\n")
+    lineage = open_run()
+    registry = Registry(lineage.store, "ours")
+    for digit in "ab":
+        registry.register("teacher", policy_dir, digest=digit * 64, run_id=lineage.run_id, tags={})
+
+    def call(*arguments: str) -> str:
+        result = CliRunner().invoke(app, [*arguments, "--config", str(config), "--work-dir", str(work_dir)])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    assert "Version 1 of the teacher is the champion" in call("promote", "teacher", "1")
+    assert "the previous one is version 1" in call("promote", "teacher", "2")
+    assert "Version 1 of the teacher is the champion again" in call("rollback", "--role", "teacher", "--because", "x")
+    assert "champion" in call("versions", "--role", "teacher")
+    assert registry.aliases("teacher")["champion"] == 1
+    assert lineage.registry.aliases("teacher") == {}

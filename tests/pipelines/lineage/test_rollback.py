@@ -1,0 +1,314 @@
+"""Going back: where it leads, what it leaves behind, and that a kill leaves no half of a promotion."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from evaluation.common.errors import ConfigError, LineageError
+from pipelines.cli import app
+from pipelines.lineage.promotions import (
+    DATA_TAG,
+    DECISION_TAG,
+    LONGEST_DESCRIPTION,
+    NO_PARENT,
+    PARENT_TAG,
+    PROMOTED_TAG,
+    REASON_TAG,
+    REPORT_FILE,
+    ROLLED_BACK_TAG,
+    Rollback,
+    VersionRecord,
+    parent_of,
+    version_record,
+)
+from pipelines.lineage.registry import Promotion, Registry
+from pipelines.lineage.run import Lineage
+from pipelines.settings import TrackingConfig
+from student.adapters import save_adapter
+from tests.pipelines.factories import make_adapter
+
+Open = Callable[..., Lineage]
+TRACKING = TrackingConfig()
+RECORD = {DECISION_TAG: "promote", DATA_TAG: "d" * 64}
+REPORT = "# Gate\n\nBetter by 0.12 [0.05, 0.19].\n"
+
+
+@pytest.fixture
+def registry(open_run: Open, work_dir: Path, tmp_path: Path) -> Registry:
+    """The registry of four teachers, none of them promoted."""
+    lineage = open_run()
+    for number in range(4):
+        adapter = make_adapter(number)
+        place = save_adapter(adapter, tmp_path / f"teacher-{number}")
+        lineage.register("teacher", place, digest=adapter.digest, tags={}, metrics={})
+    return Registry.open(TRACKING, work_dir)
+
+
+def aliases(registry: Registry) -> dict[str, int]:
+    return {alias: number for alias, number in registry.aliases("teacher").items() if alias != "candidate"}
+
+
+# Promotion
+
+
+def test_promotion_writes_decision_data_parent_and_report(registry: Registry, work_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "gate.md").write_text(REPORT, encoding="utf-8")
+    registry.promote("teacher", 1)
+    registry.promote("teacher", 2, record=RECORD, report=tmp_path / "gate.md")
+    tags = registry.tags("teacher", 2)
+    assert {name: tags[name] for name in (*RECORD, PARENT_TAG)} == {**RECORD, PARENT_TAG: "1"}
+    assert registry.tags("teacher", 1)[PARENT_TAG] == NO_PARENT
+    version = registry._store.client.get_model_version("preceptor-teacher", "2")
+    assert version.description == REPORT
+    assert (registry.fetch("teacher", 2, tmp_path / "files") / REPORT_FILE).read_text(encoding="utf-8") == REPORT
+    newest, *_, second, first = registry.history("teacher")
+    assert (newest.version, newest.aliases, newest.decision, newest.parent) == (4, ("candidate",), None, None)
+    assert (second.version, second.aliases, second.parent) == (2, ("champion",), 1)
+    assert (second.decision, second.data_digest) == ("promote", "d" * 64)
+    assert (first.aliases, first.parent, first.parent_known, first.reason) == (("previous",), None, True, None)
+    assert abs(datetime.now(UTC) - second.created) < timedelta(hours=1)
+
+
+def test_long_report_is_cut_in_the_description_and_whole_in_the_files(registry: Registry, tmp_path: Path) -> None:
+    report = REPORT + "x" * LONGEST_DESCRIPTION
+    registry.promote("teacher", 1, report=report)
+    shown = registry._store.client.get_model_version("preceptor-teacher", "1").description
+    assert len(shown) == LONGEST_DESCRIPTION
+    assert shown.startswith(REPORT)
+    assert REPORT_FILE in shown
+    assert (registry.fetch("teacher", 1, tmp_path / "files") / REPORT_FILE).read_text(encoding="utf-8") == report
+
+
+def test_promotion_against_another_champion_than_the_gates_is_refused(registry: Registry) -> None:
+    registry.promote("teacher", 1, record={PARENT_TAG: NO_PARENT})
+    registry.promote("teacher", 2, record={PARENT_TAG: "1"})
+    for seen in ("1", NO_PARENT):
+        with pytest.raises(LineageError, match=f"compared with the champion {seen}, and 2 is in use"):
+            registry.promote("teacher", 3, record={**RECORD, PARENT_TAG: seen}, report=REPORT)
+    assert aliases(registry) == {"champion": 2, "previous": 1}
+    assert not set(registry.tags("teacher", 3)) & {*RECORD, PARENT_TAG}
+    # Again, as a resumed run gives it: it is the champion already.
+    assert registry.promote("teacher", 2, record={PARENT_TAG: "1"}) == Promotion(2, 1)
+
+
+# Rolling back
+
+
+def test_two_rollbacks_go_two_versions_back_and_never_forth(registry: Registry) -> None:
+    for number in (1, 2, 3):
+        registry.promote("teacher", number)
+    before = registry.tags("teacher", 2)
+    assert registry.rollback("teacher", " It forgot the towns.\n") == Rollback(3, 2)
+    assert aliases(registry) == {"champion": 2, "previous": 1}
+    assert registry.tags("teacher", 2) == before
+    left = registry.history("teacher")[1]
+    assert (left.version, left.reason) == (3, "It forgot the towns.")
+    assert left.rolled_back is not None
+    assert registry.rollback("teacher", "Worse still.") == Rollback(2, 1)
+    assert aliases(registry) == {"champion": 1}
+    with pytest.raises(LineageError, match="nothing to roll back to"):
+        registry.rollback("teacher", "Once more.")
+    assert aliases(registry) == {"champion": 1}
+    assert REASON_TAG not in registry.tags("teacher", 1)
+    assert len(registry.history("teacher")) == 4
+
+
+def test_version_that_was_rolled_back_is_passed_over_until_it_is_promoted_again(registry: Registry) -> None:
+    for number in (1, 2, 3):
+        registry.promote("teacher", number)
+    registry.rollback("teacher", "3 is bad")
+    registry.rollback("teacher", "2 is bad")
+    registry.promote("teacher", 3)
+    assert registry.history("teacher")[1].reason is None
+    assert aliases(registry) == {"champion": 3, "previous": 1}
+    assert registry.tags("teacher", 3)[PARENT_TAG] == "2", "a parent is written once"
+    assert registry.rollback("teacher", "3 is bad, again") == Rollback(3, 1)
+
+
+def test_next_night_after_a_rollback_goes_on_from_the_restored_champion(registry: Registry) -> None:
+    for number in (1, 2, 3):
+        registry.promote("teacher", number)
+    registry.rollback("teacher", "3 is bad")
+    registry.promote("teacher", 4)
+    assert aliases(registry) == {"champion": 4, "previous": 2}
+    assert [registry.rollback("teacher", "bad").to_version for _ in range(2)] == [2, 1]
+
+
+def test_rollback_of_versions_promoted_without_a_record_uses_the_alias(registry: Registry) -> None:
+    client, name = registry._store.client, "preceptor-teacher"
+    client.set_registered_model_alias(name, "champion", "3")
+    client.set_registered_model_alias(name, "previous", "2")
+    assert registry.rollback("teacher", "bad") == Rollback(3, 2)
+    with pytest.raises(LineageError, match="preceptor promote teacher NUMBER"):
+        registry.rollback("teacher", "bad")
+    assert aliases(registry) == {"champion": 2}
+
+
+def test_rollback_without_champion_or_reason_is_refused(registry: Registry) -> None:
+    with pytest.raises(LineageError, match="has no champion"):
+        registry.rollback("teacher", "why not")
+    with pytest.raises(LineageError, match="has no champion"):
+        registry.rollback("student", "why not")
+    with pytest.raises(ConfigError, match="got no reason"):
+        registry.rollback("teacher", " \n")
+    assert registry.history("student") == []
+
+
+def test_rollback_and_versions_commands(registry: Registry, work_dir: Path) -> None:
+    def call(*arguments: str) -> str:
+        told = CliRunner().invoke(app, [*arguments, "--work-dir", str(work_dir)], env={"COLUMNS": "140"})
+        assert told.exit_code == 0, told.output
+        return told.output
+
+    assert "No version of the student" in call("versions")
+    registry.promote("teacher", 1)
+    registry.promote("teacher", 2, record=RECORD)
+    told = call("rollback", "--role", "teacher", "--because", "It forgot.")
+    assert "Version 1 of the teacher is the champion again; version 2 was rolled back because: It forgot." in told
+    shown = call("versions", "--role", "teacher")
+    rows = {line.split("│")[1].strip(): line for line in shown.splitlines() if line.startswith("│")}
+    assert "champion" in rows["1"]
+    assert all(word in rows["2"] for word in ("promote", "It forgot."))
+    assert CliRunner().invoke(app, ["rollback", "--work-dir", str(work_dir)]).exit_code == 2
+    nowhere = CliRunner().invoke(app, ["rollback", "--because", "x", "--work-dir", str(work_dir / "nowhere")])
+    assert isinstance(nowhere.exception, ConfigError)
+
+
+# Where it leads, whatever happened before
+
+
+@settings(max_examples=200)
+@given(steps=st.lists(st.one_of(st.integers(1, 6), st.just("back")), max_size=25))
+def test_rollbacks_always_end_and_never_return_to_what_was_rolled_back(steps: list[int | str]) -> None:
+    """Promotions and rollbacks as the registry writes them, without its store."""
+    clock = (datetime(2026, 1, 1, tzinfo=UTC) + timedelta(hours=i) for i in range(1000))
+    tags: dict[int, dict[str, str]] = {version: {} for version in range(1, 7)}
+    champion: int | None = None
+
+    def history() -> dict[int, VersionRecord]:
+        return {version: version_record(version, (), 0, told) for version, told in tags.items()}
+
+    def back() -> int | None:
+        assert champion is not None
+        target = parent_of(history(), champion, None)
+        if target is not None:
+            assert history()[target].rolled_back is None
+            tags[champion] |= {ROLLED_BACK_TAG: next(clock).isoformat(), REASON_TAG: "bad"}
+        return target
+
+    for step in steps:
+        if step == "back":
+            champion = champion if champion is None else back() or champion
+        elif step != champion:
+            assert isinstance(step, int)
+            if PROMOTED_TAG not in tags[step]:
+                tags[step][PARENT_TAG] = NO_PARENT if champion is None else str(champion)
+            tags[step][PROMOTED_TAG] = next(clock).isoformat()
+            champion = step
+    seen = [champion]
+    while champion is not None and (target := back()) is not None:
+        assert target not in seen
+        champion = target
+        seen.append(target)
+
+
+# Kills
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from pipelines.settings import TrackingConfig
+from pipelines.lineage.registry import Registry
+
+work_dir, method, place, *arguments = sys.argv[1:]
+registry = Registry.open(TrackingConfig(), Path(work_dir))
+client = registry._store.client
+left = int(place)
+
+def dies_before(call):
+    def counted(*given, **named):
+        global left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*given, **named)
+    return counted
+
+for name in ("set_model_version_tag", "log_model_artifact", "update_model_version", "set_registered_model_alias"):
+    setattr(client, name, dies_before(getattr(client, name)))
+if method == "promote":
+    record = {"preceptor.gate_decision": "promote", "preceptor.data_digest": "d" * 64}
+    registry.promote("teacher", 3, record=record, report=arguments[0])
+else:
+    registry.rollback("teacher", arguments[0])
+print("done")
+"""
+
+
+def killed(work_dir: Path, method: str, writes: int, argument: str) -> None:
+    """Run a call in a process that kills itself with SIGKILL instead of its next write after so many."""
+    command = [sys.executable, "-c", _KILLED, str(work_dir), method, str(writes), argument]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
+
+
+def promote_after_kill(registry: Registry, work_dir: Path, writes: int, champion: int) -> None:
+    for number in (1, 2):
+        registry.promote("teacher", number)
+    killed(work_dir, "promote", writes, REPORT)
+    assert aliases(registry)["champion"] == champion
+    assert registry.promote("teacher", 3, record=RECORD, report=REPORT) == Promotion(3, 2)
+    assert aliases(registry) == {"champion": 3, "previous": 2}
+    tags = registry.tags("teacher", 3)
+    assert {name: tags.get(name) for name in (*RECORD, PARENT_TAG)} == {**RECORD, PARENT_TAG: "2"}
+    assert PROMOTED_TAG in tags
+    assert registry._store.client.get_model_version("preceptor-teacher", "3").description == REPORT
+    assert registry.rollback("teacher", "bad") == Rollback(3, 2)
+
+
+def rollback_after_kill(registry: Registry, work_dir: Path, writes: int) -> None:
+    for number in (1, 2, 3):
+        registry.promote("teacher", number)
+    killed(work_dir, "rollback", writes, "It forgot.")
+    assert aliases(registry)["champion"] == 3
+    assert registry.rollback("teacher", "It forgot.") == Rollback(3, 2)
+    assert aliases(registry) == {"champion": 2, "previous": 1}
+    assert registry.history("teacher")[1].reason == "It forgot."
+
+
+def test_promotion_killed_between_the_report_and_the_alias_leaves_the_old_champion(
+    registry: Registry, work_dir: Path
+) -> None:
+    """Three tags, the file and the description are written; the alias `previous` would be next."""
+    promote_after_kill(registry, work_dir, 5, champion=2)
+
+
+def test_rollback_killed_before_the_alias_is_completed_by_the_same_call(registry: Registry, work_dir: Path) -> None:
+    """Both tags and the alias `previous` are written; `champion` would be next."""
+    rollback_after_kill(registry, work_dir, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("writes", "champion"), [(0, 2), (1, 2), (2, 2), (3, 2), (4, 2), (6, 2), (7, 3)])
+def test_promotion_killed_anywhere_is_completed_by_the_same_call(
+    registry: Registry, work_dir: Path, writes: int, champion: int
+) -> None:
+    promote_after_kill(registry, work_dir, writes, champion)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("writes", [0, 1, 2])
+def test_rollback_killed_anywhere_is_completed_by_the_same_call(
+    registry: Registry, work_dir: Path, writes: int
+) -> None:
+    rollback_after_kill(registry, work_dir, writes)

@@ -1,0 +1,112 @@
+"""Grid tasks through the loop: specifications become training data, written grids are voted on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from evaluation.common.errors import ConfigError, InputError
+from evaluation.grids.grids import read_grid
+from pipelines.loop.loop import Loop
+from pipelines.loop.update import Trial
+from pipelines.train_teacher.config import TrainTeacherConfig
+from teacher.rewards import RewardFailure
+from teacher.self_edit import AugmentationSpec, SelfEdit, TrainingSpec
+from tests.pipelines.factories import make_loop, save_tiny_model, small_config
+
+TASKS = 6
+
+
+def _task(number: int) -> dict[str, object]:
+    """Mirror left to right, in colours of its own."""
+    rows = [[[number, 0, k + 1]] for k in range(4)]
+    pairs = [{"input": grid, "output": [row[::-1] for row in grid]} for grid in rows]
+    return {"train": pairs[:3], "test": pairs[3:]}
+
+
+def config(place: Path, *overrides: str) -> TrainTeacherConfig:
+    tasks = place / "tasks.json"
+    if not tasks.exists():
+        tasks.write_text(json.dumps({f"t{n}": _task(n) for n in range(TASKS)}), encoding="utf-8")
+        save_tiny_model(place / "student")
+    return small_config(
+        f"data={{type: arc, path: {tasks}, development_documents: 1, test_documents: 2}}",
+        f"student.model={place / 'student'}",
+        'student.answer_format={prompt: "{question}", joiner: ""}',
+        "teacher.prompt=grid-spec",
+        "comparison.variants=[base, raw_passage, untrained_teacher, trained_teacher]",
+        *overrides,
+    )
+
+
+def loop_of(place: Path, *overrides: str) -> Loop:
+    return make_loop(config(place, *overrides), place / "work")
+
+
+def test_updates_are_scored_voted_on_and_refused_by_their_reasons(tmp_path: Path, prefect_server: None) -> None:
+    loop = loop_of(
+        tmp_path,
+        "data.views=[as-it-is, mirror, turn-180]",
+        "student.update.step_budget=20",
+        "student.update.batch_size=1",
+        "grading={grader: {type: domain}, max_new_tokens: 8}",
+    )
+    task = next(iter(loop.tasks.values()))
+    fine = SelfEdit(training=TrainingSpec(epochs=5, learning_rate=0.01))
+    greedy = SelfEdit(augmentations=AugmentationSpec(orientations="all"), training=TrainingSpec(epochs=100))
+    trials = [Trial(task.id, i, edit, seed=1) for i, edit in enumerate((fine, greedy))]
+    first, second = loop.update(trials, "comparison").replicates
+    assert first.failure is None
+    assert first.steps == 15
+    assert len(first.correct) == len(first.cells) == len(first.answers) == len(task.held_out_questions) == 3
+    assert len(set(first.correct)) == 1, "views of one output share a verdict"
+    assert all(0.0 <= p <= q <= 1.0 for p, q in zip(first.probability, first.token_probability, strict=True))
+    assert second.failure is RewardFailure.OVER_BUDGET
+    assert "allowed are 20" in second.detail
+    (rewarded,) = loop.update(trials[:1], "rewards").replicates
+    assert len(rewarded.exact) == len(task.questions) == 1, "rewards ask single views"
+    assert read_grid(task.questions[0].answer) is not None
+
+
+def test_examples_that_are_left_out_are_named(tmp_path: Path, prefect_server: None) -> None:
+    loop = loop_of(tmp_path)
+    task = next(iter(loop.tasks.values()))
+    many = SelfEdit(
+        augmentations=AugmentationSpec(orientations="all", colourings=16, leave_out=2),
+        training=TrainingSpec(epochs=1, learning_rate=0.01),
+    )
+    (update,) = loop.update([Trial(task.id, 0, many, seed=1)], "rewards").replicates
+    assert update.failure is None
+    assert update.detail.startswith("examples left out: ")
+    assert update.detail.endswith("beyond 250")
+
+
+@pytest.mark.parametrize("budget", [20, None])
+def test_prompt_gives_the_budget_and_shows_no_test(tmp_path: Path, budget: int | None) -> None:
+    loop = loop_of(tmp_path, f"student.update.step_budget={budget or 'null'}")
+    task = next(iter(loop.tasks.values()))
+    prompt = loop.prompt("grid-spec", task)
+    assert ("at most 20 steps" in prompt) is (budget is not None)
+    assert task.document.text in prompt
+    assert task.questions[0].question not in prompt
+
+
+@pytest.mark.parametrize("override", ["data.views=[as-it-is, mirror]", "data.views=[sideways]"])
+def test_views_that_make_no_sense_are_refused(tmp_path: Path, override: str) -> None:
+    with pytest.raises(ConfigError, match="views"):
+        config(tmp_path, override)
+
+
+def test_votes_are_for_grids_alone() -> None:
+    with pytest.raises(ConfigError, match=r"grading\.grader"):
+        small_config("grading={grader: {type: domain}}")
+
+
+def test_tasks_without_solutions_are_refused_before_anything_else(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    challenges = {f"t{n}": {**_task(n), "test": [{"input": [[1]]}]} for n in range(TASKS)}
+    (tmp_path / "tasks.json").write_text(json.dumps(challenges), encoding="utf-8")
+    with pytest.raises(InputError, match="6 of 6 tasks"):
+        settings.load_documents()

@@ -1,0 +1,51 @@
+"""From scores to rewards and to groups that a teacher learns from: pure functions on records."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipelines.loop.reward import groups_of, judge
+from pipelines.records import Candidate, Sampling, ScoredUpdate, by_edit
+from teacher.rewards import RewardConfig, RewardFailure
+from tests.pipelines.factories import make_edit, make_replicate, make_task
+
+
+def test_judgement_gives_a_reward_or_a_reason_and_never_both() -> None:
+    edits = (make_edit("a", 0), make_edit("a", 1, text="?", edit=None), make_edit("a", 2), make_edit("b", 0))
+    failed = ScoredUpdate(document_id="a", index=2, seed=1, failure=RewardFailure.NON_FINITE, detail="loss")
+    updates = by_edit([make_replicate("b", 0, probability=(0.5, 0.5)), failed, make_replicate("a", 0)])
+    base = {"a": make_replicate("a", 0, adapter_digest=None, probability=(0.1, 0.3))}
+    judged = judge(Sampling(edits=edits), RewardConfig(metric="probability"), updates=updates, base=base)
+    assert [(c.edit.id, c.reward, c.reason) for c in judged] == [
+        ("a#0", 0.5, None),
+        ("a#1", None, RewardFailure.PARSE_FAILED),
+        ("a#2", None, RewardFailure.NON_FINITE),
+        ("b#0", 0.5, None),
+    ]
+    assert [c.base_reward for c in judged] == [pytest.approx(0.2)] * 3 + [None]
+    assert [len(c.replicates) for c in judged] == [1, 0, 1, 1]
+
+
+def test_refused_self_edits_and_those_without_a_proxy_score_have_their_reason() -> None:
+    edits = (make_edit("a", 0), make_edit("a", 1), make_edit("a", 2))
+    found = judge(
+        Sampling(edits=edits),
+        RewardConfig(metric="proxy"),
+        refused={"a#0": RewardFailure.LEAKED},
+        in_context={"a#0": (0.9,), "a#1": (0.25, 0.75), "a#2": None},
+    )
+    assert [(c.reward, c.reason) for c in found] == [
+        (None, RewardFailure.LEAKED),
+        (0.5, None),
+        (None, RewardFailure.PROXY_FAILED),
+    ]
+
+
+def test_groups_hold_a_documents_candidates_with_the_prompt_that_the_teacher_read() -> None:
+    task = make_task("a")
+    edits = [make_edit("a", index) for index in range(3)]
+    candidates = [Candidate(edit=edit, reward=0.1 * edit.index, base_reward=0.05) for edit in edits]
+    (group,) = groups_of(candidates, {"a": "Read this."}, {"a": task}, {}, RewardConfig(), None)
+    assert (group.id, group.prompt, group.base_reward) == ("a", "Read this.", 0.05)
+    assert [candidate.reward for candidate in group.candidates] == [0.0, 0.1, 0.2]
+    assert all(candidate.earned is None for candidate in group.candidates)

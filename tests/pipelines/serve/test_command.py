@@ -1,0 +1,178 @@
+"""`preceptor serve` with the real vLLM: one server, followed from version to version."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import psutil  # type: ignore[import-untyped]
+import pytest
+
+from evaluation.common.checkpoints import load_checkpoint, model_digest
+from pipelines.lineage.registry import Registry
+from pipelines.lineage.store import open_store
+from pipelines.process import free_port
+from pipelines.settings import TrackingConfig
+from student.adapters import save_adapter
+from tests.vllm_parts import needs_vllm, random_adapter
+
+pytestmark = [needs_vllm, pytest.mark.flow, pytest.mark.timeout(1500)]
+
+PROMPTS = ("Question: Who lives in the tower?\nAnswer:", "The river", "Question: What is it made of?\nAnswer:")
+NEW_TOKENS, KEY = 16, "a-key-for-tests"
+
+
+class Setting(NamedTuple):
+    """One running server and what it should answer."""
+
+    registry: Registry
+    process: subprocess.Popen[bytes]
+    log: Path
+    client: httpx.Client
+    texts: list[list[str]]
+    """By version, from 0 for the base: what transformers and PEFT write after each prompt."""
+
+    def ask(self, **changes: Any) -> httpx.Response:
+        body = {"model": "champion", "prompt": list(PROMPTS), "max_tokens": NEW_TOKENS, "temperature": 0.0} | changes
+        return self.client.post("/v1/completions", json=body)
+
+    def wait_for(self, **wanted: Any) -> dict[str, Any]:
+        end = time.monotonic() + 1200
+        while True:
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < end, self.log.read_text()
+            try:
+                health: dict[str, Any] = self.client.get("/health").json()
+            except httpx.TransportError:  # it does not listen yet
+                health = {}
+            if wanted.items() <= health.items():
+                return health
+            time.sleep(0.1)
+
+
+def texts_of(reply: httpx.Response) -> list[str]:
+    assert reply.status_code == 200, reply.text
+    return [choice["text"] for choice in reply.json()["choices"]]
+
+
+def peft_texts(places: Sequence[Path]) -> list[list[str]]:
+    """Return what the base and each adapter write, by transformers and PEFT."""
+    from peft import PeftModel
+
+    base, tokenizer = load_checkpoint("micro-student")
+
+    def write(model: Any) -> list[str]:
+        outputs = []
+        for prompt in PROMPTS:
+            inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=True)
+            out = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
+            outputs.append(tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+        return outputs
+
+    return [write(base), *(write(PeftModel.from_pretrained(load_checkpoint("micro-student").model, p)) for p in places)]
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[Setting]:
+    work = tmp_path_factory.mktemp("serve") / "work dir"
+    work.mkdir()
+    shutil.copy(empty_store, work / "mlflow.db")
+    store = open_store(TrackingConfig(), work)
+    registry, student = Registry(store, "preceptor"), load_checkpoint("micro-student").model
+    run_id = store.client.create_run(store.experiment_id).info.run_id
+    store.client.log_param(run_id, "student.model", "micro-student")
+    places = [work / "made" / str(version) for version in (1, 2, 3)]
+    for version, base in enumerate((model_digest(student), model_digest(student), "0" * 64), 1):
+        adapter = replace(random_adapter(student, version), base_digest=base)
+        place = save_adapter(adapter, places[version - 1])
+        registry.register("student", place, digest=adapter.digest, run_id=run_id, tags={})
+    registry.promote("student", 1)
+    texts, port, log = peft_texts(places[:2]), free_port(), work / "serve.log"
+    command = [sys.executable, "-m", "pipelines.cli", "serve", "--work-dir", str(work), "--port", str(port)]
+    command += ["--poll", "0.2", "--api-key-env", "TEST_KEY", "--with-base"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TEST_KEY": KEY}
+    headers, url = {"authorization": f"Bearer {KEY}"}, f"http://127.0.0.1:{port}"
+    with (
+        log.open("wb") as file,
+        httpx.Client(base_url=url, headers=headers, timeout=120, trust_env=False) as client,
+        subprocess.Popen(command, env=environment, stdout=file, stderr=file) as process,
+    ):
+        try:
+            running = Setting(registry, process, log, client, texts)
+            running.wait_for(status="ok")
+            yield running
+        finally:
+            process.kill()
+
+
+def test_champion_is_proved_and_answers_as_peft_does(setting: Setting) -> None:
+    proof = setting.wait_for(status="ok", version=1, base="micro-student")["last_probe"]
+    assert proof["passed"]
+    assert proof["equal"] == proof["told_apart"] == proof["prompts"] == 8
+    assert proof["max_logprob_difference"] < 1e-4
+    assert texts_of(setting.ask()) == setting.texts[1] != setting.texts[0]
+    assert setting.ask(prompt=PROMPTS[0], stream=True).text.rstrip().endswith("data: [DONE]")
+    # Prompt log-probabilities kill a vLLM that wraps the output head.
+    assert setting.ask(prompt=PROMPTS[0], echo=True, logprobs=1).status_code == 200
+    assert texts_of(setting.ask()) == setting.texts[1]
+
+
+def test_base_answers_under_its_own_name_beside_the_champion(setting: Setting) -> None:
+    """vLLM on a CPU mixes up requests with and without an adapter in one batch."""
+    with ThreadPoolExecutor(4) as pool:
+        replies = list(pool.map(lambda model: setting.ask(model=model), ["champion", "micro-student"] * 8))
+    assert [texts_of(reply) for reply in replies] == [setting.texts[1], setting.texts[0]] * 8
+
+
+def test_promoted_version_takes_over_without_a_restart_or_a_wrong_answer(setting: Setting) -> None:
+    (before,) = [p.pid for p in psutil.Process(setting.process.pid).children() if "api_server" in " ".join(p.cmdline())]
+    replies: list[httpx.Response] = []
+    switched = False
+
+    def keep_asking(_: int) -> None:
+        while not switched:
+            replies.append(setting.ask())
+
+    with ThreadPoolExecutor(3) as pool:
+        pool.map(keep_asking, range(3))
+        setting.registry.promote("student", 2)
+        health = setting.wait_for(status="ok", version=2)
+        replies.append(setting.ask())
+        switched = True
+    assert (health["last_probe_version"], health["last_probe"]["equal"]) == (2, 8)
+    assert all(texts_of(reply) == setting.texts[int(reply.headers["x-preceptor-version"])] for reply in replies)
+    assert {reply.headers["x-preceptor-version"] for reply in replies} == {"1", "2"}
+    assert setting.texts[2] != setting.texts[1]
+    assert before in {process.pid for process in psutil.Process(setting.process.pid).children()}
+
+
+def test_version_of_another_base_stays_out_and_health_says_why(setting: Setting) -> None:
+    setting.registry.promote("student", 3)
+    health = setting.wait_for(status="degraded", version=2, wanted=3)
+    assert "trained on the base '000000000000'" in health["last_error"]
+    assert texts_of(setting.ask()) == setting.texts[2]
+    setting.registry.promote("student", 2)
+    assert setting.wait_for(status="ok", wanted=2)["last_error"] is None
+
+
+def test_after_sigterm_requests_finish_and_no_process_is_left(setting: Setting) -> None:
+    children = psutil.Process(setting.process.pid).children(recursive=True)
+    with ThreadPoolExecutor(1) as pool:
+        reply = pool.submit(setting.ask, prompt="The", max_tokens=400, ignore_eos=True)
+        setting.wait_for(in_flight=1)
+        setting.process.send_signal(signal.SIGTERM)
+    assert reply.result().json()["usage"]["completion_tokens"] == 400
+    assert setting.process.wait(timeout=60) == 0, setting.log.read_text()
+    assert psutil.wait_procs(children, timeout=20)[1] == []
+    logs = [setting.log, *setting.log.parent.glob("vllm-*.log")]
+    assert [KEY in log.read_text(errors="replace") for log in logs] == [False, False]

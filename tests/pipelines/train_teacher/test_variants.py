@@ -1,0 +1,215 @@
+"""Variants with real updates of tiny students: redraws, drafts, kept adapters, specifications, groups."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evaluation.common.errors import ConfigError
+from evaluation.domains import load_split
+from evaluation.tasks import specifications
+from pipelines.plan import Stage
+from pipelines.records import Edit, Sampling
+from pipelines.train_teacher.comparison import by_group, pairs_of
+from pipelines.train_teacher.config import STANDARD, FixedSpecification, TrainTeacherConfig, Variant
+from pipelines.train_teacher.diagnostics import Diagnostics
+from pipelines.train_teacher.plan import plan_oracle, plan_variant
+from pipelines.train_teacher.specifications import Table, best_of, find_oracle, try_all
+from pipelines.train_teacher.variants import Comparing, States, agreement, most_written
+from student.adapters import load_adapter
+from teacher.rewards import RewardFailure
+from teacher.self_edit import edit_of
+from tests.pipelines.factories import grid_config, make_loop, make_variant, small_config
+
+WITHIN = {"orientations": "none", "colourings": 0, "epochs": 2}
+OVER = {"orientations": "all", "colourings": 0, "epochs": 9}
+CHOICES = list(specifications({"orientations": ("none", "mirror"), "colourings": (0, 8), "epochs": (1, 2)}))
+SPACE = {"orientations": ("none", "all"), "colourings": (0,), "learning_rate": (0.01,), "epochs": (1, 9)}
+FIXED = Variant(name="fixed_spec", label="fixed", source=FixedSpecification(space=SPACE, tasks=2, oracle_tasks=2))
+
+
+def comparing(config: TrainTeacherConfig, place: Path) -> Comparing:
+    loop = make_loop(config, place / "work")
+    return Comparing(config, loop, load_split(config.data), States(None, None), Diagnostics(loop.tasks, 8, None))
+
+
+def written(document: str, index: int, choice: dict[str, Any] | None) -> Edit:
+    if choice is not None:
+        return Edit.written(document, edit_of(choice), json.dumps(choice), index=index)
+    failed: dict[str, Any] = {"failure": RewardFailure.PARSE_FAILED, "rejection": "empty: nothing"}
+    return Edit(document_id=document, index=index, text="", token_ids=(), finish_reason="stop", edit=None, **failed)
+
+
+def test_refused_self_edits_give_their_place_to_the_next_ones(tmp_path: Path, prefect_server: None) -> None:
+    mine = comparing(grid_config(tmp_path, "comparison.redraws=2"), tmp_path)
+    tasks = mine.split.test[:4]
+    names = [task.id for task in tasks]
+    drawn: dict[str, list[dict[str, Any] | None]] = {
+        names[0]: [WITHIN, OVER, OVER],  # the first one is taken, and no other is looked at
+        names[1]: [OVER, None, WITHIN],  # both ahead of the last one are refused
+        names[2]: [None, WITHIN, OVER],
+        names[3]: [OVER, None, OVER],  # nothing is left to draw
+    }
+    edits = tuple(written(name, i, choice) for name, choices in drawn.items() for i, choice in enumerate(choices))
+    variant = mine.score_edits("trained_teacher", "trained", Sampling(edits=edits), tasks, keep=4)
+    assert list(variant.accuracy) == names[:3]
+    assert variant.failures == {"over_budget": 3, "parse_failed": 3}
+    assert variant.notes["redrawn"] == 5
+    made = {(c.edit.document_id, c.edit.index): c for c in variant.candidates}
+    assert len(made) == len(variant.candidates) == 9
+    assert [made[name, 0].edit.text for name in names[:3]] == [json.dumps(WITHIN)] * 3
+    assert made[names[3], 0].reason is not None
+    mine.scored.append(variant)
+    # Controls and adapters take one self-edit a task, in the order of the tasks.
+    assert [(e.document_id, e.index) for e in mine.edits_of("trained_teacher")] == [(name, 0) for name in names]
+    kept = [made[name, 0].replicates[0].adapter_digest for name in names[:3]]
+    assert all(digest is not None and mine.loop.adapter_dir(digest).is_dir() for digest in kept)
+
+
+def test_without_redraws_a_refused_one_stays_without_a_score(tmp_path: Path, prefect_server: None) -> None:
+    mine = comparing(grid_config(tmp_path), tmp_path)
+    task = mine.split.test[0]
+    sampling = Sampling(edits=(written(task.id, 0, OVER),))
+    variant = mine.score_edits("trained_teacher", "trained", sampling, [task])
+    assert (variant.accuracy, variant.failures) == ({}, {"over_budget": 1})
+    assert "redrawn" not in variant.notes
+
+
+DRAFTS = st.lists(st.sampled_from([None, *range(len(CHOICES))]), min_size=1, max_size=12)
+
+
+def record(names: list[int | None], document: str = "d") -> list[Edit]:
+    return [written(document, i, None if name is None else CHOICES[name]) for i, name in enumerate(names)]
+
+
+@given(st.lists(DRAFTS, min_size=1, max_size=3), st.integers(1, 6))
+def test_the_most_written_come_first_and_each_once(documents: list[list[int | None]], count: int) -> None:
+    edits = [edit for i, names in enumerate(documents) for edit in record(names, f"d{i}")]
+    found = most_written(Sampling(edits=tuple(edits)), count)
+    for i, names in enumerate(documents):
+        mine = [edit for edit in found.edits if edit.document_id == f"d{i}"]
+        assert [edit.index for edit in mine] == list(range(len(mine)))
+        votes = Counter(name for name in names if name is not None)
+        texts = {json.dumps(CHOICES[name]): votes[name] for name in votes}
+        counted = [texts[edit.text] for edit in mine if edit.edit is not None]
+        assert counted == sorted(votes.values(), reverse=True)[:count]
+        assert len({edit.text for edit in mine if edit.edit is not None}) == len(counted)
+        assert len(mine) == min(count, len(votes) + names.count(None))
+        assert all(edit.failure is not None for edit in mine[len(counted) :])
+
+
+def test_agreement_is_the_share_of_the_most_written() -> None:
+    assert agreement([*record([0, 0, 1, None]), *record([2], "e")]) == (0.5 + 1.0) / 2
+    assert agreement(record([None, None])) is None
+    assert agreement([]) is None
+
+
+def test_comparison_tries_what_a_teacher_writes_most_often(tmp_path: Path, prefect_server: None) -> None:
+    mine = comparing(grid_config(tmp_path, "comparison.drafts=12", "comparison.redraws=1"), tmp_path)
+    variant = mine.add(plan_variant(mine.config, STANDARD["untrained_teacher"]))
+    assert variant is not None
+    seed, prompt = mine.loop.seed("sample", "comparison"), mine.config.teacher.prompt
+    wanted = most_written(mine.loop.sample(None, prompt, mine.split.test, n=12, seed=seed), 2)
+    tried = {(c.edit.document_id, c.edit.index): c.edit.text for c in variant.candidates}
+    first = [edit for edit in wanted.edits if edit.index == 0 and (edit.document_id, 1) not in tried]
+    assert all(tried[edit.document_id, 0] == edit.text for edit in first)
+    assert 0.0 < variant.notes["agreement"] <= 1.0
+
+
+def test_the_last_teacher_keeps_the_first_self_edits_of_its_first_documents(
+    tmp_path: Path, prefect_server: None
+) -> None:
+    mine = comparing(small_config("loop.rounds=0", "comparison.keep_adapters=1"), tmp_path)
+    variant = mine.add(plan_variant(mine.config, STANDARD["untrained_teacher"]))
+    assert variant is not None
+    kept = mine.kept_adapters(variant)
+    first = next(c for c in variant.candidates if c.edit.index == 0)
+    assert set(kept) == {mine.split.test[0].id}
+    assert load_adapter(*kept.values()).digest == first.replicates[0].adapter_digest
+
+
+def test_best_specification_has_a_score_on_every_task() -> None:
+    table: Table = {"a": [0.1, 0.9, 0.5], "b": [0.2, None, 0.6]}
+    best, search = best_of(table, CHOICES[:3])
+    assert best == CHOICES[2]
+    assert list(search.scores.values()) == [pytest.approx(0.15), None, pytest.approx(0.55)]
+    with pytest.raises(ValueError, match="no specification has a score on every task"):
+        best_of({"a": [None], "b": [0.1]}, CHOICES[:1])
+
+
+def test_all_specifications_are_tried_and_the_best_are_scored_like_any_variant(
+    tmp_path: Path, prefect_server: None
+) -> None:
+    mine = comparing(grid_config(tmp_path), tmp_path)
+    source = FIXED.source
+    assert isinstance(source, FixedSpecification)
+    table = try_all(mine.loop, mine.split.train[:2], source.choices, "here")
+    # 32 examples, four a step, nine times over are more than ten steps; the other three are within the budget.
+    assert [[score is None for score in scores] for scores in table.values()] == [[False, False, False, True]] * 2
+    base = mine.add(plan_variant(mine.config, STANDARD["base"]))
+    fixed = mine.add(plan_variant(mine.config, FIXED))
+    assert base is not None
+    assert fixed is not None
+    assert mine.specs is not None
+    assert mine.specs.scores[mine.specs.fixed] == max(s for s in mine.specs.scores.values() if s is not None)
+    assert {candidate.edit.text for candidate in fixed.candidates} == {mine.specs.fixed}
+    assert set(fixed.accuracy) == {task.id for task in mine.split.test}
+    mine.scored[1] = fixed.model_copy(update={"name": "trained_teacher"})
+    oracle = find_oracle(mine, plan_oracle(source))
+    assert oracle is not None
+    names = [task.id for task in mine.split.test]
+    assert list(oracle.chosen) == sorted(oracle.chosen, key=names.index), "drawn at random, in the order of the tasks"
+    assert len(oracle.chosen) == 2
+    assert oracle.regret is not None
+    assert oracle.regret.mean == pytest.approx(oracle.oracle.mean - oracle.variants["trained_teacher"].mean)
+    mine.scored[1] = fixed.model_copy(update={"name": "trained_teacher", "accuracy": {}})  # all were refused
+    beside = find_oracle(mine, plan_oracle(source))
+    assert beside is not None
+    assert (beside.share, beside.regret, set(beside.variants)) == (None, None, {"base"})
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("comparison.variants=[base, trained_teacher, swapped_values]", "swapped_values"),
+        ("data.views=[as-it-is, as-it-is]", "views"),
+        (
+            "comparison.variants=[{name: f, label: f, source: {type: fixed_specification, space: {epochs: [0]}}}]",
+            "epochs",
+        ),
+    ],
+)
+def test_what_makes_no_sense_on_grids_is_refused(tmp_path: Path, override: str, part: str) -> None:
+    with pytest.raises(ConfigError, match=part):
+        grid_config(tmp_path, override)
+
+
+def test_groups_are_told_apart_by_whether_training_has_them(tmp_path: Path) -> None:
+    split = load_split(grid_config(tmp_path, "data.test_documents=17").data)
+    first = split.test[0]
+    scores = {task.id: 0.25 for task in split.test} | {first.id: 0.75}
+    found = by_group([make_variant(accuracy=scores), make_variant("base", accuracy={})], split)
+    held_out = [group for group, record in found.items() if record.held_out]
+    assert set(found) - set(held_out) == {task.group for task in split.train}
+    assert list(found)[-len(held_out) :] == held_out
+    assert sum(record.tasks for record in found.values()) == 17
+    mine = found[first.group]
+    assert mine.accuracy == {"trained_teacher": pytest.approx((0.75 + 0.25 * (mine.tasks - 1)) / mine.tasks)}
+
+
+def test_variants_of_other_names_are_compared_with_the_trained_teacher() -> None:
+    pairs = pairs_of(["base", "trained_teacher", "my_prompt"])
+    assert pairs == [("trained_teacher", "base"), ("trained_teacher", "my_prompt")]
+    assert pairs_of(["my_prompt"]) == []
+
+
+def test_a_stage_names_its_variant() -> None:
+    stage = plan_variant(small_config(), STANDARD["raw_passage"])
+    assert isinstance(stage, Stage)
+    assert (stage.name, stage.subject) == ("variant raw_passage", STANDARD["raw_passage"])

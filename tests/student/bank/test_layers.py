@@ -1,0 +1,95 @@
+"""Products with frozen weights."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import nn
+
+from student.bank.layers import Attached, AttachedHere, BankedLinear, frozen_head_loss, frozen_product, weighted_loss
+
+
+def _banked(bias: bool, slots: int = 3) -> tuple[BankedLinear, nn.Linear, Attached]:
+    torch.manual_seed(0)
+    base = nn.Linear(6, 5, bias=bias, dtype=torch.float64).requires_grad_(False)
+    attached = AttachedHere()
+    a = torch.randn(slots, 2, 6, dtype=torch.float64, requires_grad=True)
+    b = torch.randn(slots, 2, 5, dtype=torch.float64, requires_grad=True)
+    attached.factors = {"here": (a, b)}
+    attached.scales = torch.tensor([0.5, 2.0, 3.0], dtype=torch.float64)[:slots, None, None]
+    return BankedLinear(base, "here", attached), base, attached
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_banked_linear_output_and_gradients_equal_separate_products(bias: bool) -> None:
+    with torch.random.fork_rng():
+        layer, base, attached = _banked(bias)
+        x = torch.randn(6, 4, 6, dtype=torch.float64, requires_grad=True)
+        weights = torch.randn(6, 4, 5, dtype=torch.float64)
+    a, b = attached.factors["here"]
+    assert attached.scales is not None
+    parts = zip(torch.split(x, 2), a, b, attached.scales, strict=True)
+    expected = torch.cat([base(rows) + scale * (rows @ left.t()) @ right for rows, left, right, scale in parts])
+    inputs = (x, a, b)
+    wanted = torch.autograd.grad((expected * weights).sum(), inputs)
+    got = layer(x)
+    assert torch.allclose(got, expected, rtol=0, atol=1e-12)
+    for left, right in zip(torch.autograd.grad((got * weights).sum(), inputs), wanted, strict=True):
+        assert torch.allclose(left, right, rtol=0, atol=1e-12)
+
+
+def test_banked_linear_without_factors_is_the_base_bitwise() -> None:
+    with torch.random.fork_rng():
+        layer, base, attached = _banked(bias=True)
+        x = torch.randn(3, 6, dtype=torch.float64)
+    attached.factors = {"elsewhere": attached.factors["here"]}
+    assert torch.equal(layer(x), base(x))
+    assert layer.weight is base.weight
+    assert layer.bias is base.bias
+
+
+def test_attached_factors_are_each_threads_own() -> None:
+    with torch.random.fork_rng():
+        layer, base, _ = _banked(bias=True)
+        x = torch.randn(3, 6, dtype=torch.float64)
+    with ThreadPoolExecutor(1) as pool:
+        elsewhere = pool.submit(layer, x).result()
+    assert torch.equal(elsewhere, base(x))
+    assert not torch.equal(layer(x), base(x))
+
+
+@pytest.mark.parametrize("rows", [3, 64, 200])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_frozen_product_equals_the_product_in_double_precision(rows: int, with_bias: bool) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    x = torch.randn(rows, 24, generator=generator)
+    weight = torch.randn(40, 24, generator=generator)
+    bias = torch.randn(40, generator=generator) if with_bias else None
+    exact = nn.functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    y = frozen_product(x, weight, bias)
+    assert torch.allclose(y.double(), exact, rtol=0, atol=1e-4)
+    back = frozen_product(y, weight.t())
+    assert torch.allclose(back.double(), y.double() @ weight.double(), rtol=0, atol=1e-3)
+    poisoned = x.clone()
+    poisoned[1] = float("nan")
+    kept = [i for i in range(rows) if i != 1]
+    assert torch.equal(frozen_product(poisoned, weight, bias)[kept], y[kept])
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_frozen_head_loss_equals_cross_entropy_of_whole_logits(with_bias: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    count, size, vocabulary = 50, 8, 9000  # More labels than fit in one block of logits.
+    hidden = torch.randn(count, size, generator=generator, dtype=torch.float64, requires_grad=True)
+    head = torch.randn(vocabulary, size, generator=generator, dtype=torch.float64)
+    bias = torch.randn(vocabulary, generator=generator, dtype=torch.float64) if with_bias else None
+    labels = torch.randint(vocabulary, (count,), generator=generator)
+    weights = torch.rand(count, generator=generator, dtype=torch.float64)
+    total, losses = frozen_head_loss(hidden, head, bias, labels, weights)
+    expected, parts = weighted_loss(nn.functional.linear(hidden, head, bias), labels, weights)
+    assert torch.allclose(total, expected, rtol=1e-12)
+    assert torch.allclose(losses, parts, rtol=1e-10)
+    (got,), (want,) = torch.autograd.grad(3 * total, hidden), torch.autograd.grad(3 * expected, hidden)
+    assert torch.allclose(got, want, rtol=0, atol=1e-12)

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from teacher.algorithms.algorithm import Candidate, CandidateGroup, LeftOut
+from teacher.algorithms.grpo import GroupRelativeConfig
+from teacher.credit import Earned
+from tests.teacher.factories import GROUPS, group
+
+
+def eighths(rows: list[list[int]]) -> list[CandidateGroup]:
+    """Return a group for each row, its rewards given in eighths, so that sums are exact."""
+    return [group(f"g{i}", *(reward / 8 for reward in row)) for i, row in enumerate(rows)]
+
+
+def test_group_relative_leaves_out_what_teaches_nothing() -> None:
+    groups = [
+        group("none", None, None),
+        group("one", 0.3, None),
+        group("flat", 0.3, 0.3),
+        group("good", 0.0, 1.0, None, 0.5),
+    ]
+    selection = GroupRelativeConfig(normalize="none").select(groups)
+    assert selection.left_out == {
+        "none": LeftOut.NO_REWARDS,
+        "one": LeftOut.TOO_FEW_REWARDS,
+        "flat": LeftOut.ZERO_SPREAD,
+    }
+    assert [(e.token_ids, e.weight) for e in selection.examples] == [((0,), -0.75), ((1,), 0.75), ((3,), 0.0)]
+
+
+def test_group_relative_batch_normalization_is_one_number_for_all_groups() -> None:
+    groups = [group("wide", 0.0, 1.0), group("narrow", 0.50, 0.51)]
+    plain = [e.weight for e in GroupRelativeConfig(normalize="none").select(groups).examples]
+    scaled = [e.weight for e in GroupRelativeConfig(normalize="batch").select(groups).examples]
+    ratios = [s / p for s, p in zip(scaled, plain, strict=True)]
+    assert ratios == pytest.approx([ratios[0]] * 4)
+    assert math.fsum(w**2 for w in scaled) / 4 == pytest.approx(1.0)
+    assert abs(scaled[2]) == pytest.approx(0.01 * abs(scaled[0]))  # a group of mere noise is not blown up
+
+
+@given(GROUPS, st.sampled_from(["none", "batch"]), st.floats(-1.0, 1.0), st.randoms())
+def test_group_relative_properties(groups: list[CandidateGroup], normalize: str, shift: float, random: object) -> None:
+    config = GroupRelativeConfig.model_validate({"normalize": normalize})
+    selection = config.select(groups)
+    weights = {(e.group_id, e.token_ids): e.weight for e in selection.examples}
+    for g in groups:
+        own = [w for (name, _), w in weights.items() if name == g.id]
+        assert math.fsum(own) == pytest.approx(0.0, abs=1e-9)
+        assert bool(own) != (g.id in selection.left_out)
+        assert not own or len(own) == sum(c.reward is not None for c in g.candidates)
+    shuffled = [
+        CandidateGroup(g.id, g.prompt, tuple(random.sample(g.candidates, len(g.candidates))))  # type: ignore[attr-defined]
+        for g in random.sample(groups, len(groups))  # type: ignore[attr-defined]
+    ]
+    again = config.select(shuffled)
+    assert again.left_out == selection.left_out
+    assert {(e.group_id, e.token_ids): e.weight for e in again.examples} == pytest.approx(weights, abs=1e-9)
+
+
+@given(st.lists(st.lists(st.integers(-8, 8), max_size=5), max_size=4), st.integers(-4, 4))
+def test_group_relative_is_invariant_to_a_shift_of_the_rewards(rows: list[list[int]], shift: int) -> None:
+    plain = GroupRelativeConfig(normalize="batch").select(eighths(rows))
+    moved = GroupRelativeConfig(normalize="batch").select(eighths([[r + shift for r in row] for row in rows]))
+    assert moved.left_out == plain.left_out
+    assert [e.weight for e in moved.examples] == pytest.approx([e.weight for e in plain.examples], abs=1e-9)
+
+
+def test_line_credit_weighs_each_token_by_its_line_and_the_batch_has_unit_scale() -> None:
+    """Two self-edits of two lines: the second line of the first one earned nothing, that of the other all."""
+    lines = CandidateGroup(
+        id="d",
+        prompt="p",
+        candidates=(
+            Candidate((1, 2, 3), 0.2, earned=Earned((0.2, 0.0), (0, 1, None))),
+            Candidate((4, 5), 0.4, earned=Earned((0.1, 0.3), (0, 1))),
+            Candidate((6,), None, earned=Earned((9.0,), (0,))),
+        ),
+    )
+    plain = GroupRelativeConfig(line_credit=2.0).select([lines]).examples
+    assert [row.weight for row in plain] == pytest.approx([-0.2, 0.2])
+    assert plain[0].token_weights == pytest.approx((2 * 0.1, 2 * -0.3, 0.0))
+    assert plain[1].token_weights == pytest.approx((2 * -0.1, 2 * 0.3))
+    scaled = GroupRelativeConfig(normalize="batch", line_credit=2.0).select([lines]).examples
+    squares = [sum((row.weight + more) ** 2 for more in row.token_weights) / len(row.token_weights) for row in scaled]
+    assert sum(squares) / 2 == pytest.approx(1.0)
+    assert all(row.token_weights == () for row in GroupRelativeConfig().select([lines]).examples)

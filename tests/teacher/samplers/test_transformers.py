@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from evaluation.common.checkpoints import Checkpoint
+from evaluation.common.errors import ConfigError, GenerationError
+from teacher.config import PolicyConfig
+from teacher.policy import TeacherPolicy
+from teacher.prompts import prompt_token_ids
+from teacher.samplers.sampler import prompts_too_long, row_key
+from teacher.samplers.transformers import TransformersSampler, TransformersSampling, gumbel_noise
+from tests.teacher.factories import shaken, tiny_base
+
+PROMPTS = [" ".join(f"w{(7 * i + j) % 290}" for j in range(3 + 4 * i)) for i in range(4)]
+
+
+def sampler(base: Checkpoint | None = None, **options: float) -> TransformersSampler:
+    base = base or tiny_base()
+    settings = {"max_new_tokens": 12, "batch_size": 16} | options
+    return TransformersSampler(base.model, base.tokenizer, TransformersSampling.model_validate(settings))
+
+
+def test_sample_does_not_depend_on_the_batch() -> None:
+    together = sampler(batch_size=16).sample(PROMPTS, n=4, seed=3)
+    assert sampler(batch_size=1).sample(PROMPTS, n=4, seed=3) == together
+    assert sampler(batch_size=5).sample(PROMPTS[::-1], n=4, seed=3) == together[::-1]
+    assert sampler().sample(PROMPTS[2:3], n=2, seed=3) == [together[2][:2]]
+
+
+def test_sample_changes_with_index_seed_and_prompt_and_not_otherwise() -> None:
+    first = sampler().sample(PROMPTS, n=3, seed=3)
+    texts = [completion.text for row in first for completion in row]
+    assert len(set(texts)) == len(texts)
+    torch.manual_seed(77)
+    state = torch.get_rng_state()
+    assert sampler().sample(PROMPTS, n=3, seed=3) == first
+    assert torch.equal(torch.get_rng_state(), state)
+    assert sampler().sample(PROMPTS, n=3, seed=4) != first
+    assert len({row_key(s, p, i) for s in range(5) for p in PROMPTS for i in range(5)}) == 100
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.0, 0.6)])
+def test_sample_follows_the_softmax(temperature: float, top_p: float) -> None:
+    """Chi-square of 4,000 one-token completions against the probabilities; fails by chance for 1 seed in 1,000."""
+    base, prompt, draws = tiny_base(vocabulary=40), "w1 w2 w3", 4000
+    with torch.no_grad():
+        ids = torch.tensor([prompt_token_ids(base.tokenizer, prompt)])
+        probabilities = torch.softmax(base.model(ids).logits[0, -1].double() / temperature, 0).numpy()
+    order = np.argsort(-probabilities)
+    kept = order[: int(np.searchsorted(np.cumsum(probabilities[order]), top_p)) + 1] if top_p < 1 else order
+    expected = probabilities[kept] / probabilities[kept].sum() * draws
+    engine = sampler(base, temperature=temperature, top_p=top_p, max_new_tokens=1, batch_size=4000)
+    counts = Counter(completion.token_ids[0] for completion in engine.sample([prompt], n=draws, seed=0)[0])
+    assert set(counts) <= set(kept.tolist())
+    observed = np.array([counts[token] for token in kept.tolist()])
+    assert expected.min() > 5
+    assert stats.chisquare(observed, expected).pvalue > 1e-3
+
+
+def test_gumbel_noise_is_standard_gumbel_and_independent() -> None:
+    keys = torch.tensor([row_key(0, "p", i) for i in range(200)])
+    noise = torch.stack([gumbel_noise(keys, step, 50) for step in range(4)])  # (steps, N, V)
+    assert torch.isfinite(noise).all()
+    assert stats.kstest(noise.flatten().numpy(), "gumbel_r").pvalue > 1e-3
+    uniform = torch.exp(-torch.exp(-noise))
+    pairs = [(uniform[0], uniform[1]), (uniform[:, :-1], uniform[:, 1:]), (uniform[..., :-1], uniform[..., 1:])]
+    for a, b in pairs:  # neighbours in step, row and token: |r| below 4 standard errors
+        assert abs(np.corrcoef(a.flatten(), b.flatten())[0, 1]) < 4 / a.numel() ** 0.5
+
+
+def test_sample_greedy_equals_unbatched_generate() -> None:
+    base = tiny_base()
+    found = sampler(base, temperature=0.0).sample(PROMPTS, n=2, seed=0)
+    for prompt, (completion, again) in zip(PROMPTS, found, strict=True):
+        ids = base.tokenizer(prompt, return_tensors="pt")["input_ids"]
+        expected = base.model.generate(ids, do_sample=False, max_new_tokens=12)[0, ids.shape[1] :].tolist()
+        assert list(completion.token_ids) == expected
+        assert again == completion
+
+
+def test_sample_stops_at_the_closing_token() -> None:
+    completions = [c for row in sampler(tiny_base(vocabulary=12)).sample(PROMPTS, n=8, seed=0) for c in row]
+    assert {c.finish_reason for c in completions} == {"stop", "length"}
+    for completion in completions:
+        stopped = completion.finish_reason == "stop"
+        assert (completion.token_ids[-1] == 1) == stopped
+        assert 1 not in completion.token_ids[:-1]
+        assert len(completion.token_ids) == 12 or stopped
+        assert "<eos>" not in completion.text
+
+
+def test_sample_ignores_the_checkpoints_own_generation_settings() -> None:
+    expected = sampler().sample(PROMPTS, n=2, seed=0)
+    base = tiny_base()
+    base.model.generation_config.update(repetition_penalty=5.0, top_k=1, max_length=5, do_sample=True, temperature=0.1)
+    own = base.model.generation_config.to_dict()
+    base.model.train()
+    assert sampler(base).sample(PROMPTS, n=2, seed=0) == expected
+    assert base.model.generation_config.to_dict() == own
+    assert base.model.training
+
+
+def test_sample_too_long_prompts_are_listed_and_can_be_skipped() -> None:
+    engine = sampler(tiny_base(context=32))
+    assert engine.max_prompt_tokens == 20
+    prompts = ["w1 " * 20, "w2 " * 21, "w3", "w4 " * 40]
+    assert prompts_too_long(engine, prompts) == {1: 21, 3: 40}
+    with pytest.raises(GenerationError, match=r"2 of 4 prompts .*prompt 1 .*21 tokens; prompt 3 .*40 tokens"):
+        engine.sample(prompts, n=1, seed=0)
+    longest = engine.sample(prompts[:1], n=1, seed=0)
+    assert len(longest[0][0].token_ids) <= 12
+    with pytest.raises(GenerationError, match=r"\[1\] hold no token"):
+        engine.sample(["w1", " "], n=1, seed=0)
+    with pytest.raises(ConfigError, match="max_new_tokens"):
+        sampler(tiny_base(context=32), max_new_tokens=32)
+
+
+def test_built_sampler_samples_from_the_policy_as_it_is() -> None:
+    policy = TeacherPolicy(tiny_base(), PolicyConfig(rank=4), seed=0)
+    engine = TransformersSampling(max_new_tokens=12, temperature=0.0).build(policy, "micro-teacher", "float32")
+    before = engine.sample(PROMPTS, n=1, seed=0)
+    assert before == sampler(temperature=0.0).sample(PROMPTS, n=1, seed=0)
+    shaken(policy)
+    assert engine.sample(PROMPTS, n=1, seed=0) != before

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from evaluation.common.checkpoints import load_checkpoint
+from evaluation.common.errors import ConfigError, GenerationError
+from teacher.config import PolicyConfig
+from teacher.parsing.parser import parse_self_edit
+from teacher.policy import TeacherPolicy
+from teacher.samplers.sampler import Completion, FailedCompletion, Sampler
+from teacher.samplers.transformers import TransformersSampling
+from teacher.samplers.vllm import VllmSampling
+from teacher.self_edit import self_edit_schema
+from tests.teacher.factories import shaken, tiny_base
+from tests.vllm_parts import SMALL, needs_vllm
+
+PROMPTS = [
+    f"Passage: {name} works for Brandt as a baker. Brandt was founded by {name}.\nImplications:\n"
+    for name in ("Mara Velt", "Otto Klein", "Ines Roth")
+]
+
+
+def test_limits_are_those_of_the_model_and_of_the_engine() -> None:
+    policy = TeacherPolicy(tiny_base(context=64), PolicyConfig(rank=4), seed=0)
+    config = VllmSampling(type="vllm", max_new_tokens=16)
+    sampler = config.build(policy, "nowhere", "float32")
+    assert sampler.max_prompt_tokens == 48
+    with pytest.raises(GenerationError, match="longer than the 48 tokens"):
+        sampler.sample(["w1 " * 49], n=1, seed=0)
+    short = config.model_copy(update={"engine": SMALL.model_copy(update={"max_model_tokens": 40})})
+    assert short.build(policy, "nowhere", "float32").max_prompt_tokens == 24
+    with pytest.raises(ConfigError, match="max_new_tokens"):
+        VllmSampling(type="vllm", max_new_tokens=64).build(policy, "nowhere", "float32")
+    sampler.close()  # nothing was started, and nothing is wrong with that
+
+
+@pytest.fixture(scope="module")
+def policy() -> TeacherPolicy:
+    return TeacherPolicy(load_checkpoint("micro-teacher"), PolicyConfig(rank=16, alpha=8), seed=0)
+
+
+def vllm_sampler(policy: TeacherPolicy, **settings: object) -> Sampler:
+    config = VllmSampling.model_validate({"type": "vllm", "max_new_tokens": 48, "engine": SMALL, **settings})
+    return config.build(policy, "micro-teacher", "float32")
+
+
+@pytest.fixture(scope="module")
+def greedy(policy: TeacherPolicy) -> Iterator[Sampler]:
+    sampler = vllm_sampler(policy, temperature=0.0)
+    yield sampler
+    sampler.close()
+
+
+def texts(rows: Sequence[Sequence[Completion | FailedCompletion]]) -> list[list[str]]:
+    return [[c.text for c in row if isinstance(c, Completion)] for row in rows]
+
+
+@needs_vllm
+def test_greedy_completions_equal_the_embedded_engine_whatever_the_policy_is(
+    policy: TeacherPolicy, greedy: Sampler
+) -> None:
+    embedded = TransformersSampling(max_new_tokens=48, temperature=0.0).build(policy, "micro-teacher", "float32")
+    seen = []
+    for change in (None, 5, 6, None):
+        if change is None:
+            policy.reset(0)
+        else:
+            shaken(policy, change)
+        wanted = embedded.sample(PROMPTS, n=2, seed=0)
+        assert greedy.sample(PROMPTS, n=2, seed=0) == wanted
+        seen.append(str(texts(wanted)))
+    assert seen[0] == seen[3]
+    assert len(set(seen)) == 3, "the adapters must change what is written"
+
+
+@needs_vllm
+def test_samples_depend_on_seed_prompt_and_index_alone(policy: TeacherPolicy) -> None:
+    policy.reset(0)
+    sampler = vllm_sampler(policy)
+    try:
+        together = sampler.sample(PROMPTS, n=4, seed=3)
+        assert sampler.sample(PROMPTS[::-1], n=4, seed=3) == together[::-1]
+        assert sampler.sample(PROMPTS[1:2], n=2, seed=3) == [list(together[1][:2])]
+        assert len({text for row in texts(together) for text in row}) == 12
+        assert texts(sampler.sample(PROMPTS, n=4, seed=4)) != texts(together)
+        sampler.close()
+        assert sampler.sample(PROMPTS[:1], n=1, seed=3) == [list(together[0][:1])]  # the engine starts again
+    finally:
+        sampler.close()
+
+
+@needs_vllm
+def test_structured_self_edits_are_json_of_the_schema_and_parse(policy: TeacherPolicy) -> None:
+    policy.reset(0)
+    sampler = vllm_sampler(policy, structured=True, max_new_tokens=700)
+    try:
+        written = [c for row in sampler.sample(PROMPTS, n=6, seed=0) for c in row]
+    finally:
+        sampler.close()
+    whole = [c for c in written if isinstance(c, Completion) and c.finish_reason == "stop"]
+    assert len(whole) >= 12
+    for completion in whole:
+        assert set(json.loads(completion.text)) == set(self_edit_schema()["properties"])
+    parsed = [parse_self_edit(c.text, finish_reason=c.finish_reason) for c in whole]
+    assert sum(p.edit is not None for p in parsed) >= len(parsed) - 1
