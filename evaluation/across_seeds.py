@@ -1,8 +1,7 @@
-"""Statistics over training seeds: hierarchical bootstrap, random-effects mean, and the share of a gain that transfers.
+"""Statistics over training seeds: hierarchical bootstrap, random-effects mean, and retained share of a gain.
 
-A training run is one draw of what its recipe can give: with three seeds the uncertainty is mostly between runs, however
-many documents each is scored on. All methods treat the seeds as drawn from all seeds, and raise InputError for a value
-or a setting outside its range, for lengths that differ, and without any seed.
+Seeds are a random sample: with three of them the uncertainty is mostly between runs. All functions raise InputError for
+values or settings outside their range, for different lengths, and without seeds.
 """
 
 from __future__ import annotations
@@ -26,17 +25,17 @@ from evaluation.statistics import (
 )
 
 _ROUNDING = 1e-9
-"""Standard errors and differences of means no larger than this are rounding."""
+"""Tolerance for standard errors and differences of means."""
 _SMALL_ERROR = 1e-3
-"""Standard error, as a share of the spread between seeds, that stands for errors of 0 in all seeds."""
+"""Standard error, as a share of the spread between seeds, that replaces errors of 0 in all seeds."""
 _BATCH_ELEMENTS = 1 << 21
-"""Resampled values in memory at once (16 MiB and as much for their indices)."""
+"""Resampled values per batch (16 MiB, and as much for their indices)."""
 _GAINS = (-1.0, 1.0)
-"""Smallest and largest difference between two scores in [0, 1]."""
+"""Range of the difference of two scores in [0, 1]."""
 
 
 class RandomEffects(Interval):
-    """The mean over all seeds that could have been drawn, with its confidence interval."""
+    """The population mean over seeds with its confidence interval."""
 
     between_sd: float
     """Estimated standard deviation of the seeds' true means, at least 0; 0 for a single seed."""
@@ -50,14 +49,12 @@ def hierarchical_bootstrap_mean(
     resamples: int = 10_000,
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Interval:
-    """Return the mean over S >= 1 groups of their means, with a percentile interval over groups and their values.
+    """Return the mean of the means of S >= 1 groups, with a percentile interval over groups and their values.
 
-    Each resample draws groups, such as seeds, then values within each drawn group, all with replacement (Davison and
-    Hinkley 1997, "Bootstrap Methods and their Application", section 3.8, second strategy). Every group counts the same,
-    whatever its size. Resampling S groups understates the variance between them by (S - 1) / S: with 64 values a group,
-    and groups that differ by one to four standard errors of their means, the coverage of 95 % intervals was 65-91 %
-    with 2 groups, 79-93 % with 3, 85-95 % with 5 and 92-97 % with 10. Equal values have the interval of
-    `bootstrap_mean`.
+    Each resample draws groups, then values within each drawn group, with replacement (Davison and Hinkley 1997,
+    "Bootstrap Methods and their Application", section 3.8, second strategy); groups have equal weight. It understates
+    the variance between groups by (S - 1) / S: simulated coverage of 95 % intervals was 65-91 % with 2 groups, 79-93 %
+    with 3, 85-95 % with 5 and 92-97 % with 10. Equal values have the interval of `bootstrap_mean`.
     """
     check_settings(confidence, resamples, len(groups))
     samples = [sorted_sample(values, bounds) for values in groups]
@@ -72,19 +69,18 @@ def hierarchical_bootstrap_mean(
 def random_effects(
     means: Sequence[float], standard_errors: Sequence[float], *, confidence: float = 0.95
 ) -> RandomEffects:
-    """Return the mean over seeds as a random effect, as in a meta-analysis with seeds for studies.
+    """Return the random-effects mean over seeds.
 
     Between-seed variance by Paule and Mandel (1982; DerSimonian and Kacker 2007), interval by Hartung and Knapp (2001,
-    Statistics in Medicine 20) with S - 1 degrees of freedom, whose scale is kept from falling below 1 so that seeds
-    which agree by luck do not narrow it (Roever et al. 2015). Simulated coverage of 95 % intervals is 96 to over 99 %
-    with 3 seeds and 95 to 98 % with 10; with few seeds they are wide (t is 4.3 with 3 seeds). One seed has the normal
-    interval of its own error, which says nothing about other seeds.
+    Statistics in Medicine 20) with S - 1 degrees of freedom and a scale of at least 1 (Roever et al. 2015). Simulated
+    coverage of 95 % intervals is 96 to over 99 % with 3 seeds and 95 to 98 % with 10. A single seed has the normal
+    interval of its own error, without the variance between seeds.
 
     Args:
-        means: Gain by seed, S of at least 1, finite.
-        standard_errors: Of each mean over its own documents, at least 0; on documents that seeds share, coverage falls
-            to 65-92 % with 10 seeds. The root mean square of the others stands in for an error of 0, and a small share
-            of the spread of the means where all are 0, which needs means that differ.
+        means: Gain by seed, S >= 1, finite.
+        standard_errors: Of each mean over its own documents, at least 0; with documents shared by the seeds, coverage
+            falls to 65-92 % with 10 seeds. An error of 0 is replaced by the root mean square of the others, or, if all
+            are 0, by a small share of the spread of the means, which must differ.
         confidence: In (0, 1).
     """
     effects, errors = _checked_seeds(means, standard_errors, confidence)
@@ -93,10 +89,10 @@ def random_effects(
         return RandomEffects(mean=mean, low=mean - half, high=mean + half, between_sd=0.0)
     from statsmodels.stats.meta_analysis import combine_effects  # takes a second
 
-    with np.errstate(divide="ignore"):  # of I^2, which nothing here uses, for equal means
+    with np.errstate(divide="ignore"):  # of I^2, unused, for equal means
         result = combine_effects(effects, errors**2, method_re="iterated", use_t=True, maxiter=200)
-    # The Paule-Mandel variance makes Hartung and Knapp's scale 1, or is 0 where the scale is below 1: kept from falling
-    # below 1, the scale is 1 in both cases, and theirs is the t interval of the random-effects mean.
+    # With the Paule-Mandel variance, Hartung and Knapp's scale is 1, or below 1 (then set to 1) if the variance is 0:
+    # in both cases theirs is the t interval of the random-effects mean.
     low, high = result.conf_int(alpha=1.0 - confidence)[1]
     between = math.sqrt(max(0.0, float(result.tau2)))
     mean = float(result.mean_effect_re)
@@ -111,23 +107,22 @@ def kept_share(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval | None:
-    """Return which share of the gain here is kept there: mean(gain_there) / mean(gain_here), with its interval.
+    """Return the retained share of a gain in another setting, mean(gain_there) / mean(gain_here), with its interval.
 
-    The percentile interval resamples documents with both of their gains (Efron and Tibshirani 1993, "An Introduction
-    to the Bootstrap", section 10.6). A ratio to a gain that may be 0 has no bounded interval with any coverage (Fieller
-    1954; Gleser and Hwang 1987). Simulated coverage at 95 %, for gains of 2 to 8 standard errors: 92-93 % with 20
+    The percentile interval resamples documents with both gains (Efron and Tibshirani 1993, "An Introduction to the
+    Bootstrap", section 10.6). Simulated coverage at 95 %, for gains of 2 to 8 standard errors: 92-93 % with 20
     documents, 94-95 % with 200.
 
     Args:
-        gain_there: Gains in [-1, 1] in the other setting, one per document, N of at least 1.
-        gain_here: Gains of the same documents in the same order in the setting that was trained for.
+        gain_there: Gains in [-1, 1] in the other setting, one per document, at least one.
+        gain_here: Gains of the same documents in the training setting.
         confidence: In (0, 1).
         resamples: At least 1.
         seed: Of the resamples.
 
     Returns:
-        A share, possibly below 0 or above 1; None when the interval of the gain here, or of its resamples, reaches 0.
-        Equal gains there have their exact interval over that of the gain here.
+        A share, possibly below 0 or above 1; None if the interval of `gain_here` reaches 0, where no bounded interval
+        has coverage (Fieller 1954; Gleser and Hwang 1987). Equal `gain_there` have an exact interval.
     """
     pairs = _pairs(gain_there, gain_here)
     options: Any = {"confidence": confidence, "resamples": resamples, "seed": seed, "bounds": _GAINS}
@@ -144,10 +139,10 @@ def kept_share_over_seeds(
     confidence: float = 0.95,
     resamples: int = 10_000,
 ) -> Interval | None:
-    """Return the kept share (`kept_share`) over seeds: the ratio of the two gains, each averaged over seeds.
+    """Return the retained share (`kept_share`) over seeds: the ratio of the mean gains.
 
-    Resampled as in `hierarchical_bootstrap_mean`, with both gains of a document together; too narrow with few seeds:
-    simulated coverage of 95 % intervals was 84-97 % with 3 seeds and 91-99 % with 10.
+    Resampled as in `hierarchical_bootstrap_mean`, with both gains of a document together; simulated coverage of 95 %
+    intervals was 84-97 % with 3 seeds and 91-99 % with 10.
     """
     samples = [_pairs(there, here) for there, here in groups]
     options: Any = {"confidence": confidence, "resamples": resamples, "bounds": _GAINS}
@@ -159,7 +154,7 @@ def kept_share_over_seeds(
 
 
 def _checked_seeds(means: Sequence[float], standard_errors: Sequence[float], confidence: float) -> tuple[Array, Array]:
-    """Return means and errors, both (S,), with something above 0 for every error, see `random_effects`."""
+    """Return means and positive errors, both (S,); see `random_effects`."""
     effects, errors = (np.asarray(values, dtype=np.float64).reshape(-1) for values in (means, standard_errors))
     check_settings(confidence)
     fits = len(effects) == len(errors) and len(effects) and np.isfinite(effects).all() and np.isfinite(errors).all()
@@ -180,7 +175,7 @@ def _checked_seeds(means: Sequence[float], standard_errors: Sequence[float], con
 
 
 def _pairs(gain_there: Sequence[float], gain_here: Sequence[float]) -> Array:
-    """Return both gains (N, 2), sorted, so that no result depends on the order of documents."""
+    """Return both gains (N, 2), sorted, so that results are independent of the order of documents."""
     if len(gain_there) != len(gain_here) or not len(gain_here):
         raise InputError(
             f"kept share: got {len(gain_there)} gains there and {len(gain_here)} here, allowed are as many and at "
@@ -197,7 +192,7 @@ def _share(
     confidence: float,
     resamples: int,
 ) -> Interval | None:
-    """Return the ratio of the two means, of which that here is above 0, with its interval, see `kept_share`."""
+    """Return the ratio of the means with its interval; see `kept_share`."""
     mean = there.mean / here.mean
     gains_there = np.concatenate([pairs[:, 0] for pairs in samples])
     if gains_there.max() - gains_there.min() <= _ROUNDING:
@@ -205,7 +200,7 @@ def _share(
         return Interval(mean=mean, low=min(ends), high=max(ends))
     drawn = _resampled_means(samples, generator, resamples)
     positive = drawn[:, 1] > 0.0
-    # As the gain here falls to 0 the share goes to infinity; beyond, it has come back from the other side.
+    # The share diverges as the gain here approaches 0.
     shares = np.copysign(np.inf, drawn[:, 0])
     shares[positive] = drawn[positive, 0] / drawn[positive, 1]
     low, high = np.quantile(shares, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0], method="inverted_cdf")
@@ -213,7 +208,7 @@ def _share(
 
 
 def _resampled_means(samples: Sequence[Array], generator: np.random.Generator, resamples: int) -> Array:
-    """Return means over drawn groups of the means of their drawn rows, (resamples,) or (resamples, columns)."""
+    """Return the hierarchically resampled means, (resamples,) or (resamples, columns)."""
     drawn = generator.integers(len(samples), size=(resamples, len(samples)))
     means = np.empty((*drawn.shape, *samples[0].shape[1:]))
     for index, sample in enumerate(samples):

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias, Union
 from pydantic import Field
 
 from evaluation.exact_match import first_line
-from evaluation.grids.domain import GRIDS as GRIDS
+from evaluation.grids.domain import Grids
+from evaluation.microgrids.world import MicrogridsData
 from evaluation.sources.config import HuggingFaceData, JsonLinesData, MicroworldData, SquadData
 from evaluation.tasks import DataSplit, Domain, KnowledgeTask, Split, split_tasks
 
 
 class Knowledge(Domain):
-    """Documents with questions: what a self-edit says is trained on as it stands."""
+    """Documents with questions; the lines of a self-edit are the training data."""
 
     name = "knowledge"
     sections = (JsonLinesData, SquadData, HuggingFaceData, MicroworldData)
@@ -34,21 +35,22 @@ class Knowledge(Domain):
         )
 
     def answer_in(self, text: str) -> str:
-        """Return the first line: base models go on with questions of their own."""
+        """Return the first line: base models continue with further questions."""
         return first_line(text)
 
 
 KNOWLEDGE = Knowledge()
+GRIDS = Grids(MicrogridsData)
 
 DOMAINS: Mapping[str, Domain] = {each.name: each for each in tuple(vars().values()) if isinstance(each, Domain)}
-"""The domains of this module by name, imported ones included."""
+"""By name."""
 
 if TYPE_CHECKING:
     DataConfig: TypeAlias = DataSplit
 else:
     _SECTIONS = tuple(section for domain in DOMAINS.values() for section in domain.sections)
     DataConfig = Annotated[Union[_SECTIONS], Field(discriminator="type")]  # noqa: UP007
-"""Any `data` section; `type` says which."""
+"""Any `data` section, discriminated by `type`."""
 
 
 def domain_of(found: KnowledgeTask | DataSplit) -> Domain:
@@ -57,7 +59,7 @@ def domain_of(found: KnowledgeTask | DataSplit) -> Domain:
 
 
 def load_split(data: DataSplit) -> Split:
-    """Return the tasks that a `data` section names, divided for training, choices and comparisons.
+    """Return the tasks of a `data` section, split into training, development and test.
 
     Raises:
         InputError: The source cannot be read, has bad rows, or has too few documents; the message lists all reasons.

@@ -1,8 +1,7 @@
-"""Exact-match answers from one teacher-forced forward pass.
+"""Exact match by one teacher-forced forward pass, for plain models and banks of adapters.
 
-Greedy decoding writes the gold answer if and only if each of its tokens is the argmax after the prompt and the gold
-tokens before it, so one forward pass over prompt and answer decides what a generation loop would, for every question
-of a batch at once. Plain models and banks of adapters are scored with the same code.
+Greedy decoding produces the gold answer if and only if each of its tokens is the argmax given the prompt and the gold
+tokens before it, so one forward pass replaces the generation loop.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class AnswerFormat(Frozen):
-    """The prompt around a question, in training sequences and in scoring alike."""
+    """The prompt template of questions, in training and in scoring."""
 
     prompt: str = "Question: {question}\nAnswer:"
     """Text before the answer; `{question}` occurs once."""
     joiner: str = Field(default=" ", max_length=8)
-    """Text between prompt and answer, at most 8 characters; tokenized with the answer."""
+    """Text between prompt and answer, tokenized with the answer, at most 8 characters."""
 
     @field_validator("prompt")
     @classmethod
@@ -47,7 +46,7 @@ class EncodedAnswer(NamedTuple):
     """A prompt with its gold answer in tokens."""
 
     tokens: list[int]
-    """Beginning-of-sequence token where the tokenizer has one, prompt, answer; no end token."""
+    """BOS, if the tokenizer has one, prompt and answer; no end token."""
     prompt_length: int
     """Tokens before the answer."""
 
@@ -61,18 +60,18 @@ class AnswerScore(NamedTuple):
     log_probability: float
     """Sum of the gold tokens' natural log-probabilities, at most 0."""
     predicted: tuple[int, ...]
-    """Argmax token at each position of the gold answer, given the gold tokens before it."""
+    """Argmax token at each position of the gold answer."""
     empty: bool
-    """The first argmax is an end token: the student is silent (collapse)."""
+    """The first argmax is an end token (collapse)."""
 
 
 class LabelBatch(NamedTuple):
-    """Right-padded rows with the positions whose next token is a label."""
+    """Right-padded rows with the positions of labels."""
 
     input_ids: Tensor
-    """(N, T) token ids, each row without its last token, which is only ever a label."""
+    """(N, T) token ids, each row without its last token."""
     positions: Tensor
-    """(L,) indices into the N * T flattened places, ascending; the token after each is a label."""
+    """(L,) ascending indices into the flattened N * T positions; the next token is a label."""
     labels: Tensor
     """(L,) token ids."""
     rows: Tensor
@@ -80,17 +79,13 @@ class LabelBatch(NamedTuple):
 
 
 def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
-    """Return a prompt's tokens, after the beginning-of-sequence token where the tokenizer has one."""
+    """Return a prompt's tokens, with BOS if the tokenizer has one."""
     bos = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
     return [*bos, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
 
 
 def encode_answer(tokenizer: Any, question: str, answer: str, answer_format: AnswerFormat) -> EncodedAnswer:
-    """Return prompt and answer in tokens: the answer is what the whole text's tokens have after the prompt's.
-
-    Raises:
-        ScoringError: The tokenizer merges across that boundary, where greedy decoding would start.
-    """
+    """Return the tokens of prompt and answer; ScoringError if the tokenizer merges across their boundary."""
     prompt_text = answer_format.render(question)
     prompt = prompt_ids(tokenizer, prompt_text)
     whole = prompt_ids(tokenizer, prompt_text + answer_format.joiner + answer)
@@ -104,12 +99,12 @@ def encode_answer(tokenizer: Any, question: str, answer: str, answer_format: Ans
 
 
 def encode_questions(tokenizer: Any, questions: Sequence[Question], answer_format: AnswerFormat) -> list[EncodedAnswer]:
-    """Return each question with its gold answer in tokens; raises as `encode_answer`."""
+    """Encode questions with gold answers; see `encode_answer`."""
     return [encode_answer(tokenizer, q.question, q.answer, answer_format) for q in questions]
 
 
 def answer_batch(rows: Sequence[EncodedAnswer], device: Any = None) -> LabelBatch:
-    """Return N of at least one encoded answers, right-padded to the longest, on a device (None is the CPU)."""
+    """Collate at least one encoded answer, right-padded, on a device (None is the CPU)."""
     import numpy as np
     import torch
 
@@ -131,7 +126,7 @@ def answer_batch(rows: Sequence[EncodedAnswer], device: Any = None) -> LabelBatc
 def answer_scores(
     logits: Tensor, labels: Tensor, rows: Tensor, count: int, end_tokens: frozenset[int]
 ) -> list[AnswerScore | None]:
-    """Return the score of each of `count` answers; None where a logit is not finite, so that no argmax means anything.
+    """Return the score of each of `count` answers; None if a logit is not finite.
 
     Args:
         logits: (L, V) at the positions before each label.
@@ -160,14 +155,14 @@ def answer_scores(
 
 
 def end_tokens_of(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Return the tokens that end a generation: the tokenizer's and those of the model's generation config."""
+    """Return the end tokens of the tokenizer and the model's generation config."""
     own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     listed = own if isinstance(own, list | tuple) else [own]
     return frozenset(int(token) for token in (*listed, tokenizer.eos_token_id) if token is not None)
 
 
 def first_line(text: str) -> str:
-    """Return the first line with text in it, stripped: base models continue with questions of their own."""
+    """Return the first non-blank line, stripped: base models continue with further questions."""
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
@@ -175,8 +170,6 @@ def score_answers(
     model: Any, tokenizer: Any, questions: Sequence[Question], answer_format: AnswerFormat, batch_size: int = 64
 ) -> list[AnswerScore]:
     """Return the score of each question, in order, for a plain causal language model, whose mode is restored.
-
-    `batch_size` (questions in one forward pass) changes speed and memory alone.
 
     Raises:
         ScoringError: A question has no token boundary before its answer, or a logit is not finite.
@@ -212,11 +205,10 @@ def score_answers(
 
 
 def label_hidden(model: Any, input_ids: Tensor, positions: Tensor, extra: Mapping[str, Any] = _NOTHING) -> Tensor:
-    """Return the backbone's last hidden states (L, D) at `positions` (L,) of the N * T flattened places.
+    """Return the backbone's last hidden states (L, D) at `positions` (L,) of the flattened N * T positions.
 
-    `input_ids` (N, T) are right-padded. No attention mask is needed: under causal attention a token never sees what
-    stands to its right, and positions count from the first token as they would without pads. `extra` are further
-    arguments of the model's forward pass, for rows with another layout.
+    `input_ids` (N, T) are right-padded, so causal attention needs no mask. `extra` are further arguments of the forward
+    pass.
     """
     hidden: Tensor = model.base_model(input_ids=input_ids, use_cache=False, **extra).last_hidden_state
     return hidden.flatten(0, 1).index_select(0, positions)
@@ -225,9 +217,9 @@ def label_hidden(model: Any, input_ids: Tensor, positions: Tensor, extra: Mappin
 def label_logits(
     model: Any, input_ids: Tensor, positions: Tensor, *, direct_head: bool, extra: Mapping[str, Any] = _NOTHING
 ) -> Tensor:
-    """Return the logits (L, V) at `positions`, see `label_hidden`.
+    """Return the logits (L, V) at `positions`; see `label_hidden`.
 
-    `direct_head` applies the output head to the chosen hidden states alone, where `has_direct_head` allows it.
+    `direct_head` applies the output head to these hidden states only, if `has_direct_head` allows it.
     """
     if direct_head:
         chosen: Tensor = model.get_output_embeddings()(label_hidden(model, input_ids, positions, extra))
@@ -237,9 +229,9 @@ def label_logits(
 
 
 def has_direct_head(model: Any) -> bool:
-    """Return whether the logits are a linear head applied to the backbone's last hidden state, and nothing more.
+    """Return whether logits are just a linear head on the last hidden state; tested on four tokens.
 
-    Decided by trying both on four tokens, because some architectures scale or cap their logits in between.
+    Some architectures scale or cap them.
     """
     import torch
 

@@ -1,10 +1,8 @@
-"""The `grader` section, and graders of free-text answers against gold answers.
+"""Graders of free-text answers against gold answers: rules, and a language model as judge; the `grader` section.
 
-Rules are pure; a judge is a language model behind an endpoint. Both give a grade or a typed reason for none. On the
-44,132 different answers that SEAL's published runs (arXiv 2506.10943) graded with GPT-4.1, gold-token recall with its
-defaults agrees with GPT-4.1 on 86.6 %, Cohen's kappa 0.725 (precision 0.91, recall 0.78): it misses paraphrases and
-spelled-out numbers. Exact match and token F1 are for short answers; on those mostly sentence-long ones their kappas
-are 0.05 and 0.12.
+On 44,132 answers of SEAL's published runs (arXiv 2506.10943), gold-token recall agrees with GPT-4.1 on 86.6 %, Cohen's
+kappa 0.725 (precision 0.91, recall 0.78); it misses paraphrases and spelled-out numbers. The kappas of exact match and
+token F1, meant for short answers, are 0.05 and 0.12.
 """
 
 from __future__ import annotations
@@ -33,23 +31,23 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class ExactGrading(Frozen):
-    """The answer equals a gold answer but for case, punctuation and English articles."""
+    """The answer equals a gold answer up to case, punctuation and English articles."""
 
     type: Literal["exact"] = "exact"
 
 
 class _Threshold(Frozen):
     threshold: float = Field(gt=0.0, le=1.0)
-    """Smallest value of the measure that counts as correct, in (0, 1]."""
+    """Minimum value of a correct answer, in (0, 1]."""
 
 
 class GoldTokenRecallGrading(_Threshold):
-    """The answer contains most of a gold answer's words, whatever else it says; at 0.67 two of three do not suffice."""
+    """The answer contains most of a gold answer's words; at 0.67 two of three do not suffice."""
 
     type: Literal["gold-token-recall"] = "gold-token-recall"
     threshold: float = Field(default=0.67, gt=0.0, le=1.0)
     language: str = "english"
-    """Snowball's name of the language whose stems are compared, such as `german`."""
+    """Language of the Snowball stemmer, such as `german`."""
 
     @field_validator("language")
     @classmethod
@@ -63,34 +61,34 @@ class GoldTokenRecallGrading(_Threshold):
 
 
 class TokenF1Grading(_Threshold):
-    """The answer's words are those of a gold answer and few others."""
+    """The answer's words overlap with a gold answer's, by F1."""
 
     type: Literal["token-f1"] = "token-f1"
     threshold: float = Field(default=0.5, gt=0.0, le=1.0)
 
 
 class DomainGrading(Frozen):
-    """The domain of the tasks grades their answers itself (`evaluation.tasks.Domain.grade`)."""
+    """The domain grades its answers (`evaluation.tasks.Domain.grade`)."""
 
     type: Literal["domain"] = "domain"
 
 
 class JudgeGrading(Frozen):
-    """A language model decides whether the answer conveys a gold answer (`evaluation.graders`)."""
+    """A language model decides whether the answer conveys a gold answer."""
 
     type: Literal["judge"] = "judge"
     endpoint: EndpointConfig
     """The judge; `api: chat` unless it is a base model."""
     repeats: int = Field(default=1, ge=1, le=25)
-    """Verdicts on each answer, in [1, 25]; the majority decides, and an odd number of clear verdicts cannot tie."""
+    """Verdicts per answer, in [1, 25]; the majority decides."""
     temperature: float = Field(default=0.0, ge=0.0, le=2.0)
-    """Divides the judge's logits, in [0, 2]; at 0 repeats show no more than the server's own noise."""
+    """Sampling temperature, in [0, 2]; at 0 repeats show only the server's noise."""
     max_tokens: int = Field(default=16, ge=2, le=32_768)
-    """Longest verdict in tokens, reasoning included, in [2, 32768]; a truncated verdict is unclear."""
+    """Token limit of a verdict, reasoning included, in [2, 32768]; a truncated verdict is unclear."""
 
 
 FreeTextGrading: TypeAlias = ExactGrading | GoldTokenRecallGrading | TokenF1Grading | JudgeGrading
-"""Graders that decide on one answer at a time."""
+"""Graders of single answers."""
 
 GraderConfig = Annotated[FreeTextGrading | DomainGrading, Field(discriminator="type")]
 """Any `grader` section; `type` selects."""
@@ -101,11 +99,11 @@ class GradeItem:
     """An answer to grade."""
 
     question: str
-    """Without any prompt around it."""
+    """Without a prompt."""
     answers: tuple[str, ...]
-    """Gold answers, at least one, none blank; any of them suffices."""
+    """Gold answers, at least one, none blank, any of which suffices."""
     text: str
-    """What the student wrote."""
+    """The student's answer."""
 
     def __post_init__(self) -> None:
         if not self.answers or not all(answer.strip() for answer in self.answers):
@@ -116,10 +114,10 @@ class GradeItem:
 
 
 Opinion = Literal["yes", "no", "unclear", "failed"]
-"""The result of one call to a judge: a clear verdict, a reply that is neither, or no reply."""
+"""Result of a judge call: a clear verdict, another reply, or no reply."""
 
 UngradedReason = Literal["unclear", "tied", "failed"]
-"""No clear opinion but a reply, as many yes as no, or no reply at all."""
+"""Replies without a clear verdict, as many yes as no, or no reply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +125,10 @@ class Grade:
     """A graded answer."""
 
     value: float
-    """How right it is, in [0, 1], by the grader's own measure."""
+    """The grader's measure, in [0, 1]."""
     correct: bool
     opinions: tuple[Opinion, ...] = ()
-    """A judge's, one for each repeat; none from a rule."""
+    """One per repeat of a judge; empty for rules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,43 +137,40 @@ class Ungraded:
 
     reason: UngradedReason
     detail: str
-    """What the judge wrote, or the error of the endpoint or the network."""
+    """The judge's reply, or the error."""
     opinions: tuple[Opinion, ...] = ()
-    """A judge's, one for each repeat."""
+    """One per repeat."""
 
 
 Graded: TypeAlias = Grade | Ungraded
 
 EMPTY = Grade(0.0, False)
-"""The grade of every blank answer, by rule: it conveys no gold answer."""
+"""Grade of a blank answer."""
 
 
 class Grader(Protocol):
-    """Decides whether answers are right."""
+    """Decides whether answers are correct."""
 
     def grade(self, items: Sequence[GradeItem]) -> list[Graded]:
-        """Return a grade for each item, or why it has none, in order."""
+        """Return a grade, or the reason for none, for each item, in order."""
 
 
 @dataclass(frozen=True)
 class RuleGrader:
-    """Grades by the best value of a measure over the gold answers; correct from a threshold on."""
+    """Grades by the maximum of a measure over the gold answers; correct from a threshold on."""
 
     measure: Callable[[str, str], float]
     """Gold answer and text -> value in [0, 1]."""
     threshold: float
 
     def grade(self, items: Sequence[GradeItem]) -> list[Graded]:
-        """Return the value of each item."""
-        return [self._grade(item) if item.text.strip() else EMPTY for item in items]
-
-    def _grade(self, item: GradeItem) -> Grade:
-        value = max(self.measure(answer, item.text) for answer in item.answers)
-        return Grade(value, value >= self.threshold)
+        """Return the grade of each item."""
+        best = [max(self.measure(a, item.text) for a in item.answers) if item.text.strip() else None for item in items]
+        return [EMPTY if value is None else Grade(value, value >= self.threshold) for value in best]
 
 
 def build_grader(config: FreeTextGrading, ledger_path: Path | None = None, scope: str = "judge") -> Grader:
-    """Return the grader that `config` selects; a judge keeps its replies in a ledger, and its budget counts `scope`.
+    """Return the configured grader; a judge stores its replies in a ledger, with a budget per `scope`.
 
     Raises:
         ConfigError: A judge has no ledger, or its key is missing.
@@ -189,25 +184,21 @@ def build_grader(config: FreeTextGrading, ledger_path: Path | None = None, scope
             return RuleGrader(token_f1, config.threshold)
     if ledger_path is None:
         raise ConfigError(
-            "grader: got the type judge without a ledger, allowed is a path where its replies are kept, so that none "
-            "is paid for twice. Give one, or grade by a rule: exact, gold-token-recall, token-f1."
+            "grader: got the type judge without a ledger, required is a path for its replies, so that none is "
+            "paid for twice. Give one, or grade by a rule: exact, gold-token-recall, token-f1."
         )
     return JudgeGrader(config, ledger_path, scope)
 
 
 def normalize_answer(text: str) -> str:
-    """Return an answer in lower case without ASCII punctuation, English articles and extra white space.
-
-    As SQuAD's official evaluation does (Rajpurkar et al. 2016, arXiv 1606.05250, `evaluate-v1.1.py`).
-    """
+    """Return an answer normalised as in SQuAD (arXiv 1606.05250, `evaluate-v1.1.py`): case, punctuation, articles."""
     return " ".join(_ARTICLES.sub(" ", _without_punctuation(text)).split())
 
 
 def exact_match(answer: str, text: str) -> float:
-    """Return 1 if a text equals a gold answer after `normalize_answer`, else 0.
+    """Return 1 if a text equals a non-blank gold answer after `normalize_answer`, else 0.
 
-    Where normalization leaves nothing of the gold answer ("A", "%"), both keep their articles, or their punctuation;
-    the same holds for the other measures. Gold answers are not blank.
+    If normalisation leaves nothing of the gold answer ("A", "%"), all measures keep articles, or punctuation.
     """
     gold, given = _words(answer, text)
     return float(gold == given)
@@ -220,16 +211,16 @@ def token_f1(answer: str, text: str) -> float:
 
 
 def gold_token_recall(answer: str, text: str, language: str = "english") -> float:
-    """Return the share of a gold answer's distinct stems (Snowball, without accents) that a text contains, in [0, 1].
+    """Return the share of a gold answer's distinct stems (Snowball, without accents) in a text, in [0, 1].
 
-    Further words cost nothing, which suits students that answer in sentences and rewards those that list guesses.
+    Further words are free, which suits answers in sentences but rewards lists of guesses.
     """
     gold, given = ({_stem(word, language) for word in words} for words in _words(answer, text))
     return len(gold & given) / len(gold)
 
 
 def _words(answer: str, text: str) -> tuple[list[str], list[str]]:
-    """Return the words of a gold answer and of a text, after the strongest normalization that leaves the answer any."""
+    """Return the words of gold answer and text, after the strongest normalisation with a non-empty gold answer."""
     for normalize in (normalize_answer, _without_punctuation):
         if words := normalize(answer).split():
             return words, normalize(text).split()
@@ -242,10 +233,10 @@ def _without_punctuation(text: str) -> str:
 
 @lru_cache(maxsize=1 << 16)
 def _stem(word: str, language: str) -> str:
-    """Return the stem without accents; they go last, because stemmers of other languages use them."""
+    """Return the stem without accents, which are removed last because stemmers use them."""
     import snowballstemmer
 
-    # A stemmer holds the word it works on, so threads must not share one.
+    # Stemmers are not thread-safe.
     stem = str(snowballstemmer.stemmer(language).stemWord(word))
     return "".join(c for c in unicodedata.normalize("NFKD", stem) if not unicodedata.combining(c))
 
@@ -263,7 +254,7 @@ Is the student's answer correct? Reply with one word, yes or no.
 Verdict:"""
 
 _MARKS = r"[\s*_`\"'“”‘’.,!;()\[\]>-]*"
-"""Emphasis, quotes, list markers and punctuation around a word; a question mark would be a doubt."""
+"""Emphasis, quotes, list markers and punctuation around a word, except a question mark."""
 _VERDICT = re.compile(
     rf"{_MARKS}(?:(?:final\s+)?(?:answer|verdict|decision|grade|judge?ment){_MARKS}[:=]{_MARKS})?(yes|no){_MARKS}",
     re.IGNORECASE,
@@ -271,27 +262,27 @@ _VERDICT = re.compile(
 
 
 class JudgeNoise(Frozen):
-    """How far a judge that was asked more than once about an answer disagrees with itself."""
+    """Self-disagreement of a judge with repeats."""
 
     repeated: int
-    """Answers with at least two clear verdicts; the intervals are over these."""
+    """Answers with at least two clear verdicts, the sample of the intervals."""
     disagreeing: Interval | None
-    """Share of them whose clear verdicts differ, in [0, 1]; None without any."""
+    """Share of them with different verdicts, in [0, 1]; None without any."""
     flips: Interval | None
-    """Mean `flip_rate`, in [0, 1]: the chance that asking once more gives the other verdict; None without any."""
+    """Mean `flip_rate`, in [0, 1]: probability that another call changes the verdict; None without any."""
     verdicts: int
     """Verdicts requested."""
     unclear: int
-    """Of these, neither yes nor no."""
+    """Neither yes nor no."""
     failed: int
-    """Of these, without a reply."""
+    """Without a reply."""
 
 
 class JudgeGrader:
-    """Asks a language model about every answer that is not blank, and keeps its replies in a ledger."""
+    """Grades non-blank answers by a language model, with its replies in a ledger."""
 
     def __init__(self, config: JudgeGrading, ledger_path: Path, scope: str = "judge") -> None:
-        """Check that the key is set (else ConfigError); the ledger is created if missing, the budget counts `scope`."""
+        """Check the key (ConfigError); the ledger is created if missing, its budget is per `scope`."""
         check_key(config.endpoint)
         self._config = config
         self._ledger_path = ledger_path
@@ -299,7 +290,7 @@ class JudgeGrader:
 
     @property
     def spent(self) -> Spent:
-        """What the calls of the scope took so far, in this process and in earlier ones."""
+        """Usage of the scope so far, earlier processes included."""
         with Ledger(self._ledger_path, self._scope) as ledger:
             return ledger.spent()
 
@@ -309,11 +300,11 @@ class JudgeGrader:
             Endpoint(self._config.endpoint, ledger).check()
 
     def grade(self, items: Sequence[GradeItem]) -> list[Graded]:
-        """Return the majority's verdict on each item; the value is the share of clear verdicts that are yes.
+        """Return the majority verdict on each item; the value is the share of yes among clear verdicts.
 
         Raises:
             BudgetError: The next call could exceed the budget; replies so far are stored.
-            EndpointError: The server refuses for good, or the ledger is unusable; replies so far are stored.
+            EndpointError: The server rejects all calls, or the ledger is unusable; replies so far are stored.
         """
         repeats = self._config.repeats
         asked = [index for index, item in enumerate(items) if item.text.strip()]
@@ -345,10 +336,9 @@ def judge_prompt(item: GradeItem) -> str:
 
 
 def read_verdict(text: str) -> Opinion:
-    """Return yes or no if a reply says nothing else, unclear otherwise.
+    """Return yes or no, or unclear if a reply says anything else.
 
-    Case, punctuation, quotes, Markdown emphasis and one label before the word (`**Answer:** Yes.`) are ignored; both
-    words, reasons, and a question mark make it unclear.
+    Case, punctuation, quotes, Markdown emphasis and one label before the word (`**Answer:** Yes.`) are ignored.
     """
     match = _VERDICT.fullmatch(text)
     if match is None:
@@ -357,7 +347,7 @@ def read_verdict(text: str) -> Opinion:
 
 
 def flip_rate(verdicts: Sequence[bool]) -> float | None:
-    """Return the share of pairs of verdicts that differ, in [0, 1]; None for fewer than two verdicts."""
+    """Return the share of differing pairs of verdicts, in [0, 1]; None for fewer than two."""
     count, yes = len(verdicts), sum(verdicts)
     return 2.0 * yes * (count - yes) / (count * (count - 1)) if count > 1 else None
 
@@ -383,11 +373,10 @@ def judge_noise(
 
 
 def _majority(outcomes: Sequence[Outcome]) -> Graded:
-    """Return the verdict of one answer's repeats."""
+    """Return the majority over an answer's repeats."""
     opinions = tuple(_opinion(outcome) for outcome in outcomes)
     clear = _clear(opinions)
     if not clear:
-        # A judge that replied says more than one that could not be asked.
         reason: UngradedReason = "unclear" if "unclear" in opinions else "failed"
         shown = outcomes[opinions.index(reason)]
         detail = f"{shown.reason}: {shown.detail}" if isinstance(shown, EndpointFailure) else shown.text
@@ -401,12 +390,12 @@ def _majority(outcomes: Sequence[Outcome]) -> Graded:
 def _opinion(outcome: Outcome) -> Opinion:
     if isinstance(outcome, EndpointFailure):
         return "failed"
-    # A truncated reply might have continued with a "but".
+    # A truncated reply could have continued.
     return read_verdict(outcome.text) if outcome.finish_reason == "stop" else "unclear"
 
 
 def _quoted(text: str) -> str:
-    """Return a JSON string; what has no UTF-8 form, which no request can carry, is escaped."""
+    """Return a JSON string with unpaired surrogates escaped."""
     return json.dumps(text.strip(), ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
 
 

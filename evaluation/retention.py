@@ -1,4 +1,4 @@
-"""Retention: questions on a student's prior knowledge, as probes of forgetting and for rehearsal."""
+"""Questions on a student's prior knowledge: retention probes and rehearsal."""
 
 from __future__ import annotations
 
@@ -15,18 +15,13 @@ from evaluation.tasks import DataSplit, Question
 
 
 def retention_probes(data: DataSplit, count: int, seed: int) -> tuple[Question, ...]:
-    """Return at most `count` questions that no document of the run is about.
+    """Return at most `count` probes; a smaller count is a prefix of a larger one, and 0 opens no file.
 
-    In the micro-world they are about the facts that the student was pretrained on, the kinds of entities and the two
-    sides of `known_facts` in turn; elsewhere they come from the JSON Lines file at `data.retention_path`.
-
-    Args:
-        data: Of the run.
-        count: At least 0; 0 opens no file.
-        seed: Of the choice; a smaller count is a prefix of a larger one.
+    In the micro-world they are about the student's pretraining facts, stratified by kind and side of `known_facts`;
+    otherwise they come from the JSON Lines file `data.retention_path`.
 
     Raises:
-        InputError: The file cannot be read, holds no question or has bad lines; the message lists all bad lines.
+        InputError: The file cannot be read, has no question or bad lines; the message lists all bad lines.
     """
     if count == 0:
         return ()
@@ -40,18 +35,9 @@ def retention_probes(data: DataSplit, count: int, seed: int) -> tuple[Question, 
 
 
 def rehearsal_questions(data: DataSplit, count: int, seed: int, *, probes: int) -> tuple[Question, ...]:
-    """Return at most `count` questions to rehearse in training against forgetting; none of them is a probe.
+    """Return at most `count` questions for rehearsal, none of which is a probe; see `retention_probes`.
 
-    In the micro-world they are about the probes' facts in other words; of a file, the questions after its probes.
-
-    Args:
-        data: Of the run.
-        count: At least 0.
-        seed: As for the probes.
-        probes: Number of the file's first questions that are probes.
-
-    Raises:
-        InputError: As for `retention_probes`.
+    In the micro-world: the probes' facts in another phrasing; from a file: the questions after the first `probes`.
     """
     if isinstance(data, MicroworldData):
         return _known_to_the_micro_student(count, seed, wording=1)
@@ -70,7 +56,7 @@ def _known_to_the_micro_student(count: int, seed: int, wording: int = 0) -> tupl
 
 
 def _read(path: Path) -> list[Question]:
-    """Return the questions of a JSON Lines file, in its order."""
+    """Return the questions of a JSON Lines file."""
     try:
         content = path.expanduser().read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as error:

@@ -1,10 +1,9 @@
-"""Statistics over documents: bootstrap intervals, paired tests, corrections for several tests, sample sizes.
+"""Statistics over documents: bootstrap intervals, paired tests, multiple-testing corrections, sample sizes.
 
-The document is the unit: its questions share one update of the student, so they are not independent. Intervals are
-bias-corrected and accelerated bootstrap intervals of the mean (BCa; Efron 1987, JASA 82), because accuracies by
-document are skewed where students know little: with six questions a document the simulated coverage at 95 % was 94 %
-for a mean of 2 % (200 documents) and 95 % for 10 % (50 documents), against 91 % and 93 % for percentile intervals.
-Every function raises InputError for a value or a setting outside its range, and for lengths that differ.
+The document is the unit, since its questions share one update of the student. Intervals are BCa bootstrap intervals of
+the mean (Efron 1987, JASA 82), because accuracies by document are skewed: simulated coverage at 95 % was 94-95 % for
+means of 2 and 10 %, against 91-93 % for percentile intervals. Every function raises InputError for values or settings
+outside their range and for different lengths.
 """
 
 from __future__ import annotations
@@ -15,26 +14,39 @@ from statistics import NormalDist
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from pydantic import Field
 
 from evaluation.common.data import Frozen
 from evaluation.common.errors import InputError, ScoringError
 
 SMALL_SAMPLE = 20
-"""Documents below which bootstrap intervals are too narrow (coverage of 95 % intervals with 10 documents: 85-94 %)."""
+"""Documents below which bootstrap intervals are too narrow (coverage with 10 documents: 85-94 % at 95 %)."""
 NO_SPREAD = 1e-12
-"""Values no further apart than this are equal: sums of the same fractions in another order."""
+"""Tolerance for equal values."""
 
 _ROUNDING = 1e-9
-"""Exceeds the error of resampled means, which are rounded to ten digits."""
+"""Tolerance for resampled means, which are rounded to ten digits."""
 _BATCH_ELEMENTS = 1 << 21
-"""Resampled values in memory at once (16 MiB and as much for their indices)."""
+"""Resampled values per batch (16 MiB, and as much for their indices)."""
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Scores = Mapping[str, Mapping[str, float]]
 """Variant -> document id -> score; failed documents are missing."""
 Method = Literal["holm", "fdr_bh"]
-"""`holm` bounds the chance of any false finding (Holm 1979), `fdr_bh` the expected share of false findings among all
-findings (Benjamini and Hochberg 1995)."""
+"""`holm` controls the family-wise error rate (Holm 1979), `fdr_bh` the false discovery rate (Benjamini and Hochberg
+1995)."""
+
+POWER = 0.8
+"""Chance to see a difference at the sample sizes that reports call needed."""
+
+
+class IntervalConfig(Frozen):
+    """How intervals are made."""
+
+    confidence: float = Field(default=0.95, gt=0.5, lt=1.0)
+    """Level of an interval, or of each one-sided bound, in (0.5, 1)."""
+    resamples: int = Field(default=10_000, ge=100, le=1_000_000)
+    """Resamples of the documents behind each interval or bound, in [100, 1000000]."""
 
 
 class Interval(Frozen):
@@ -46,35 +58,34 @@ class Interval(Frozen):
 
 
 class PairedTest(Frozen):
-    """Whether the difference of two variants could be chance, and how many documents it takes to see it."""
+    """Significance of the difference of two variants, and required sample size."""
 
     sign_flip: float
     """Two-sided p-value of `sign_flip_test` over documents, in (0, 1]."""
     adjusted: float
-    """The same, corrected for the number of pairs, in (0, 1]."""
+    """Adjusted for the number of pairs, in (0, 1]."""
     mcnemar: float | None = None
-    """Two-sided p-value of `mcnemar_test` over questions; None where a variant has more than one self-edit a document,
-    or none was asked."""
+    """Two-sided p-value of `mcnemar_test` over questions; None without questions or with several self-edits per
+    document."""
     required_documents: int | None = None
-    """Documents that show the observed difference with 80 % power; None with fewer than two, or without a spread or
-    difference."""
+    """Sample size that detects the observed difference with 80 % power; None if undefined."""
 
 
 class Comparison(NamedTuple):
     """Variants side by side on the same documents."""
 
     documents: tuple[str, ...]
-    """Sorted ids of the documents on which every scored variant has a score; all figures are over these."""
+    """Sorted ids of the documents scored for every scored variant, the basis of all figures."""
     variants: dict[str, Interval]
-    """Mean score, in [0, 1]; variants without any score are missing, and so are their pairs."""
+    """Mean score, in [0, 1]; variants without scores and their pairs are omitted."""
     gains: dict[str, Interval]
     """Mean paired difference by pair `<a>_minus_<b>`, in [-1, 1]."""
     minimum_detectable: dict[str, float]
-    """By pair, see `minimum_detectable_difference`; missing where it is unknown."""
+    """By pair, see `minimum_detectable_difference`; omitted if unknown."""
 
 
 def known_mean(values: Iterable[float | None]) -> float | None:
-    """Return the mean of the values that are not None; None when there is none."""
+    """Return the mean of the values that are not None; None without any."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 
@@ -87,10 +98,9 @@ def bootstrap_mean(
     seed: int = 0,
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Interval:
-    """Return the mean of N >= 1 values within `bounds` with its BCa interval; the order does not matter.
+    """Return the mean of N >= 1 values within `bounds` with its BCa interval, independent of the order.
 
-    Equal values, or a single one, get an exact bound instead of an interval of no width: the largest share p of other
-    documents that n documents all miss with probability (1 - p)^n of at least 1 - confidence (Clopper and Pearson
+    Equal values get an exact bound: a share p of unseen documents with (1 - p)^n >= 1 - confidence (Clopper and Pearson
     1934; the "rule of three") may lie anywhere within `bounds`.
     """
     sample = sorted_sample(values, bounds)
@@ -100,7 +110,7 @@ def bootstrap_mean(
         return equal_values_interval(mean, len(sample), confidence, bounds)
     low, high = _resampled(sample, "BCa", confidence, resamples, seed)
     if not low - _ROUNDING <= mean <= high + _ROUNDING:  # NaN included
-        # The acceleration has a pole: at levels like 1 - 1e-9 the BCa formula passes it and turns round.
+        # At levels like 1 - 1e-9 the BCa formula passes the pole of its acceleration.
         low, high = _resampled(sample, "percentile", confidence, resamples, seed)
     return Interval(mean=mean, low=low, high=high)
 
@@ -108,10 +118,10 @@ def bootstrap_mean(
 def minimum_detectable_difference(
     differences: Sequence[float], *, power: float = 0.8, confidence: float = 0.95
 ) -> float | None:
-    """Return the smallest true mean that so many paired differences tell from 0 with probability `power`.
+    """Return the smallest true mean that is detected with probability `power` at this sample size.
 
-    The normal approximation of a two-sided test: (z_{(1 + confidence) / 2} + z_power) * SD / sqrt(N). None for fewer
-    than two or for equal differences.
+    Normal approximation of a two-sided test: (z_{(1 + confidence) / 2} + z_power) * SD / sqrt(N). None for fewer than
+    two differences or equal ones.
     """
     quantiles = _quantiles(power, confidence)
     if len(differences) < 2:
@@ -122,10 +132,7 @@ def minimum_detectable_difference(
 
 
 def required_documents(sd: float, effect: float, *, power: float = 0.8, confidence: float = 0.95) -> int:
-    """Return how many documents tell a true mean difference of `effect` from 0 with probability `power`.
-
-    The inverse of `minimum_detectable_difference`, rounded up; `sd` is the standard deviation by document.
-    """
+    """Return the sample size that detects a mean of `effect` with probability `power`; `sd` is by document."""
     if not (math.isfinite(sd) and sd > 0.0 and math.isfinite(effect) and effect != 0.0):
         raise InputError(
             f"statistics: got the standard deviation {sd!r} and the effect {effect!r}, allowed are a finite "
@@ -142,9 +149,7 @@ def compare(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Comparison:
-    """Return the variants' means, and a - b of each pair (a, b), over the documents that every scored variant has.
-
-    Scores are in [0, 1]; every interval uses the same seed.
+    """Return the variants' means, and a - b of each pair (a, b), over the documents scored for every scored variant.
 
     Raises:
         ScoringError: No document has a score for every scored variant.
@@ -175,21 +180,21 @@ def compare(
 
 
 def sign_flip_test(differences: Sequence[float], *, resamples: int = 9999, seed: int = 0) -> float:
-    """Return the two-sided p-value of the paired randomisation test of the mean, in (0, 1]; the test to trust.
+    """Return the two-sided p-value of the paired randomisation test of the mean, in (0, 1].
 
-    Under the null hypothesis either sign of each difference is equally likely (Fisher 1935, "The Design of
-    Experiments", section 21). Exact where there are at most `resamples` sign patterns (9999: up to 13 documents that
-    differ), else from random patterns that count the observed one, so that p is never 0 (Phipson and Smyth 2010).
+    Under the null hypothesis the signs are exchangeable (Fisher 1935, "The Design of Experiments", section 21). Exact
+    for at most `resamples` sign patterns (up to 13 documents for 9999), else from random patterns that include the
+    observed one, so that p > 0 (Phipson and Smyth 2010).
     """
     values = sorted_sample(differences)
     check_settings(0.5, resamples)
-    values = values[np.abs(values) > NO_SPREAD]  # differences of 0 have no sign and change nothing
+    values = values[np.abs(values) > NO_SPREAD]  # differences of 0 have no sign
     if len(values) < 2:
-        return 1.0  # either sign of a single difference is as far from 0
+        return 1.0  # a single difference is never significant
     from scipy import stats  # takes a second
 
     def tied_mean(values: Any, axis: int) -> Any:
-        return values.mean(axis=axis).round(12)  # so that sums of the same fractions in another order tie
+        return values.mean(axis=axis).round(12)  # sums in another order tie
 
     settings: Any = {"n_resamples": resamples, "batch": max(1, (1 << 20) // len(values))}
     scaled, rng = values / np.abs(values).max(), np.random.default_rng(seed)
@@ -199,8 +204,7 @@ def sign_flip_test(differences: Sequence[float], *, resamples: int = 9999, seed:
 def mcnemar_test(a: Sequence[bool], b: Sequence[bool]) -> float:
     """Return McNemar's exact two-sided p-value (1947, Psychometrika 12) for verdicts on the same questions, in (0, 1].
 
-    It takes questions as independent, which those of one document are not, so it finds differences too easily; it is
-    for comparison with reports that use it.
+    Anti-conservative, since questions of a document are not independent; for comparison with published reports.
     """
     if len(a) != len(b) or not len(a):
         raise InputError(
@@ -218,7 +222,7 @@ def mcnemar_test(a: Sequence[bool], b: Sequence[bool]) -> float:
 
 
 def adjusted(p_values: Mapping[str, float], method: Method) -> dict[str, float]:
-    """Return the p-values of all tests that were made, adjusted for their number; never smaller."""
+    """Return p-values adjusted for multiple testing."""
     if bad := {name: p for name, p in p_values.items() if not 0.0 <= p <= 1.0}:
         raise InputError(f"adjusted: got the p-values {bad}, allowed are numbers in [0, 1].")
     if not p_values:
@@ -232,10 +236,7 @@ def adjusted(p_values: Mapping[str, float], method: Method) -> dict[str, float]:
 def paired_tests(
     variants: Scores, pairs: Sequence[tuple[str, str]], *, method: Method = "holm", seed: int = 0
 ) -> dict[str, PairedTest]:
-    """Return the tests of a - b by pair `<a>_minus_<b>`, adjusted together, each over the documents that both have.
-
-    A pair without a common document is missing; every pair uses the same seed.
-    """
+    """Return the tests of a - b by pair `<a>_minus_<b>`, each over common documents, adjusted together."""
     _check_pairs(variants, pairs)
     differences: dict[str, list[float]] = {}
     for a, b in pairs:
@@ -251,9 +252,8 @@ def paired_tests(
 
 
 def sorted_sample(values: Sequence[float], bounds: tuple[float, float] = (-math.inf, math.inf)) -> Array:
-    """Return the values (N,) in ascending order, so that no result depends on the order of documents."""
+    """Return the values (N,) in ascending order, so that results are independent of the order of documents."""
     sample: Array = np.sort(np.asarray(values, dtype=np.float64).reshape(-1))
-    # Rounding may carry a mean of scores past its bound by some units in the last place.
     within = len(sample) and np.isfinite(sample).all()
     if not (within and sample[0] >= bounds[0] - NO_SPREAD and sample[-1] <= bounds[1] + NO_SPREAD):
         got = f"values from {sample[0]!r} to {sample[-1]!r}" if len(sample) else "no values"
@@ -265,7 +265,7 @@ def sorted_sample(values: Sequence[float], bounds: tuple[float, float] = (-math.
 
 
 def equal_values_interval(mean: float, count: int, confidence: float, bounds: tuple[float, float]) -> Interval:
-    """Return the interval of `count` equal values, see `bootstrap_mean`."""
+    """Return the interval of `count` equal values; see `bootstrap_mean`."""
     unseen = 1.0 - (1.0 - confidence) ** (1.0 / count)
     return Interval(mean=mean, low=mean - unseen * (mean - bounds[0]), high=mean + unseen * (bounds[1] - mean))
 
@@ -284,7 +284,7 @@ def _resampled(sample: Array, method: str, confidence: float, resamples: int, se
     from scipy import stats  # takes a second
 
     def tied_mean(values: Any, axis: int) -> Any:
-        return values.mean(axis=axis).round(10)  # means of the same fractions tie: BCa counts those below and at it
+        return values.mean(axis=axis).round(10)  # equal means tie, which BCa counts
 
     settings: Any = {"method": method, "n_resamples": resamples, "batch": max(1, _BATCH_ELEMENTS // len(sample))}
     rng = np.random.default_rng(seed)
@@ -301,7 +301,7 @@ def _documents_to_see(differences: Sequence[float]) -> int | None:
 
 
 def _quantiles(power: float, confidence: float) -> float:
-    """Return by how many standard errors a mean must lie off 0 to be seen with probability `power`."""
+    """Return the detectable mean in standard errors."""
     check_settings(confidence)
     check_settings(power)
     return NormalDist().inv_cdf((1.0 + confidence) / 2.0) + NormalDist().inv_cdf(power)

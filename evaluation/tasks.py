@@ -1,4 +1,4 @@
-"""What is to be learned: documents, questions, the tasks made of them, and what a domain of tasks decides."""
+"""Documents, questions, tasks and their splits, and the interface of a task domain."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from evaluation.common.errors import InputError
 
 
 class Question(Frozen):
-    """A question about a document, with the gold answer that a student must give without seeing the document."""
+    """A closed-book question about a document with its gold answer."""
 
     question: str = Field(min_length=1)
-    """The question as asked, without any prompt around it."""
+    """Without a prompt."""
     answer: str = Field(min_length=1)
-    """The gold answer; exact match means these very tokens."""
+    """Exact match compares its tokens."""
     phrasing: str = ""
-    """Name of the question's template where the world has templates; rewards and final scores use disjoint ones."""
+    """Name of the question's template, if any; rewards and comparisons use disjoint ones."""
 
     @field_validator("question", "answer")
     @classmethod
@@ -35,18 +35,17 @@ class Question(Frozen):
 
 
 class Document(Frozen):
-    """A text with an id, a title and a source. Two documents with the same title and text have the same digest."""
+    """A text with an id, a title and a source."""
 
     id: str = Field(min_length=1)
     """Unique within a data set."""
     text: str = Field(min_length=1)
-    """The passage that the teacher reads."""
     title: str = ""
-    """Shown to the teacher above the passage when it is not empty."""
+    """Shown to the teacher above the passage, unless empty."""
     source: str = ""
-    """Where the document came from: a file and line, a data set and row, or the micro-world's seed."""
+    """Provenance, such as file and line."""
     entities: tuple[str, ...] = ()
-    """Names of what the document is about, where known; splits keep them disjoint."""
+    """Entities of the document, if known; splits keep them disjoint."""
 
     @cached_property
     def digest(self) -> str:
@@ -55,17 +54,17 @@ class Document(Frozen):
 
 
 class KnowledgeTask(Frozen):
-    """One adaptation problem: learn a document, then answer questions about it with the document out of sight."""
+    """One adaptation problem: learn a document, then answer closed-book questions about it."""
 
     document: Document
     questions: tuple[Question, ...] = Field(min_length=1)
-    """Asked after an update to give its reward; never shown to the teacher."""
+    """For rewards; never shown to the teacher."""
     held_out_questions: tuple[Question, ...] = ()
-    """Asked only in comparisons: other phrasings than the rewards use. Empty: `questions` are asked there too."""
+    """For comparisons; if empty, `questions` are used."""
     domain: str = "knowledge"
-    """Name of its domain, a key of `evaluation.domains.DOMAINS`."""
+    """Key of `evaluation.domains.DOMAINS`."""
     group: str = ""
-    """Group of tasks for which reports break accuracy down, such as a family of rules; empty for none."""
+    """Group for reports, such as a family of rules; empty for none."""
 
     @property
     def id(self) -> str:
@@ -74,7 +73,7 @@ class KnowledgeTask(Frozen):
 
     @property
     def comparison_questions(self) -> tuple[Question, ...]:
-        """The questions that comparisons ask: the held-out phrasings where the task has them."""
+        """The questions of comparisons: held-out ones, if any."""
         return self.held_out_questions or self.questions
 
     @cached_property
@@ -86,18 +85,18 @@ class KnowledgeTask(Frozen):
 
 
 LossOn = Literal["all", "answer", "outputs"]
-"""Tokens that carry loss: all of a sequence, those of its answer, or those of its answer and of `Line.outputs`."""
+"""Tokens with loss: the whole sequence, the answer, or the answer and `Line.outputs`."""
 
 
 class Line(NamedTuple):
-    """One text to train on."""
+    """A training text."""
 
     text: str
     """A statement, or a question."""
     answer: str | None = None
     """Answer to the question; None for a statement."""
     outputs: tuple[tuple[int, int], ...] = ()
-    """Spans of `text` (first character, one after the last) that carry loss under `loss_on: outputs`."""
+    """Character spans (start, end) of `text` with loss under `loss_on: outputs`."""
 
 
 class Expansion(NamedTuple):
@@ -105,15 +104,15 @@ class Expansion(NamedTuple):
 
     lines: tuple[Line, ...]
     note: str = ""
-    """For the record of a successful update, such as how many examples were left out; empty for nothing."""
+    """For the record of the update, such as the number of dropped examples; may be empty."""
 
 
 class Verdicts(NamedTuple):
-    """A domain's own grades, one for each question."""
+    """A domain's grades, one per question."""
 
     correct: tuple[bool, ...]
     partial: tuple[float, ...]
-    """Share of an answer that is right, in [0, 1]."""
+    """Correct share of each answer, in [0, 1]."""
 
 
 class Edit(Protocol):
@@ -133,80 +132,79 @@ class Edit(Protocol):
 
 
 def specifications(space: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
-    """Yield every combination of values by field, the last field varying fastest: one specification each."""
+    """Yield every combination of values by field, the last field varying fastest."""
     for values in itertools.product(*space.values()):
         yield dict(zip(space, values, strict=True))
 
 
 def lines_of(edit: Edit) -> tuple[Line, ...]:
-    """Return the implications of a self-edit as lines to train on."""
+    """Return the implications of a self-edit as training lines."""
     return tuple(Line(line.text, line.answer) for line in edit.implications)
 
 
 class DataSplit(Frozen):
-    """Base of every `data` section: how the documents are divided; what is left over is for training."""
+    """Base of every `data` section; the remaining documents are for training."""
 
     domain: ClassVar[str] = "knowledge"
-    """Name of the domain whose tasks it loads."""
+    """Domain of its tasks."""
     development_documents: int = Field(default=20, ge=0)
-    """Documents to make choices on, at least 0."""
+    """Development documents, at least 0."""
     test_documents: int = Field(default=50, ge=1)
-    """Documents to compare variants on, at least 1."""
+    """Test documents, at least 1."""
     split_seed: int = Field(default=0, ge=0)
-    """Seed of the split, at least 0; the same documents and seed give the same split."""
+    """At least 0; the same documents and seed give the same split."""
 
 
 class Split(NamedTuple):
-    """Tasks for three purposes, disjoint by document."""
+    """Tasks, disjoint by document."""
 
     train: tuple[KnowledgeTask, ...]
-    """Rewards on these teach the teacher."""
+    """For rewards."""
     development: tuple[KnowledgeTask, ...]
-    """Choices (the best fixed kind, a checkpoint) are made on these."""
+    """For model selection."""
     test: tuple[KnowledgeTask, ...]
-    """Comparisons are made on these, once."""
+    """For comparisons."""
 
 
 class Domain(ABC):
-    """A kind of tasks: how they are loaded, shown, turned into training data and graded.
+    """A kind of tasks: loading, rendering, expansion to training data, grading.
 
-    To add one, subclass this in a module of its own and import the instance in `evaluation.domains`
-    (docs/extending.md).
+    To add one, subclass this in its own module and import the instance in `evaluation.domains` (docs/extending.md).
     """
 
     name: str
     """Key in `DOMAINS`, and `KnowledgeTask.domain` of its tasks."""
     sections: tuple[type[DataSplit], ...]
-    """Classes of the `data` section, told apart by `type`; each names this domain."""
+    """Classes of the `data` section, discriminated by `type`."""
     prompts: Mapping[str, str] = MappingProxyType({})
-    """Further prompt templates by name (`teacher.prompts`)."""
+    """Additional prompt templates by name (`teacher.prompts`)."""
     baselines: frozenset[str] = frozenset({"null_edit", "other_document"})
-    """Controls that make sense, and `specs` where every specification of a space can be tried."""
+    """Supported controls, and `specs` for exhaustive search over specifications."""
     grades: bool = False
-    """Whether `grade` decides, under `grading.grader: {type: domain}`."""
+    """Supports `grading.grader: {type: domain}`."""
     spec_alone: bool = False
-    """A specification in a self-edit stands alone: lines beside it are reasoning, and parsing drops them."""
+    """Lines beside a specification are reasoning, which parsing drops."""
     shows_document: bool = False
-    """Each question, and each line of an expanded specification, is as long as the document; for cost estimates."""
+    """Questions and expanded lines contain the document; for cost estimates."""
 
     @abstractmethod
     def load(self, data: Any) -> Split:
-        """Return the tasks of one of `sections`, divided.
+        """Return the tasks of one of `sections`, split.
 
         Raises:
             InputError: The source cannot be read, has mistakes or too few tasks; the message lists all reasons.
         """
 
     def render(self, task: KnowledgeTask) -> Document:
-        """Return what the teacher reads of a task, never a question."""
+        """Return the document shown to the teacher, without questions."""
         return task.document
 
     def expand(self, task: KnowledgeTask, edit: Edit, seed: int) -> Expansion:
-        """Return what a student trains on to take in a self-edit of a task; `seed` decides all that is random."""
+        """Return the training data of a self-edit, deterministic given `seed`."""
         return Expansion(lines_of(edit))
 
     def count_lines(self, data: Any, augmentations: Any) -> int | None:
-        """Return the most lines that `expand` makes of a task; None: one for each line of a self-edit."""
+        """Return the maximum number of lines of `expand`; None is one per line of a self-edit."""
         return None
 
     def answer_in(self, text: str) -> str:
@@ -214,20 +212,11 @@ class Domain(ABC):
         return text.strip()
 
     def grade(self, questions: Sequence[Question], answers: Sequence[str]) -> Verdicts:
-        """Return verdicts on the answers to all questions that a task asks at once."""
-        raise NotImplementedError(f"{self.name}: grades nothing itself")
+        """Return verdicts on all answers of a task."""
+        raise NotImplementedError(f"{self.name}: has no grader")
 
     def check(self, data: Any, grader: str | None, baselines: Collection[str]) -> None:
-        """Refuse a configuration that asks for what the domain does not have.
-
-        Args:
-            data: The `data` section.
-            grader: `grading.grader.type`; None where exact match decides.
-            baselines: Controls of the comparison, and `specs`.
-
-        Raises:
-            ValueError: Something does not fit together.
-        """
+        """Raise ValueError for a grader (None is exact match) or baselines that the domain does not support."""
         if grader == "domain" and not self.grades:
             raise ValueError(
                 f"grading.grader: type domain is for domains with grades of their own, got data.type {data.type!r}"
@@ -241,18 +230,10 @@ class Domain(ABC):
 
 
 def split_tasks(tasks: Sequence[KnowledgeTask], *, development: int, test: int, seed: int) -> Split:
-    """Return a seeded split by document; what is left after `development` and `test` is for training.
-
-    Tasks whose documents have the same text, or share an entity, never end up on different sides.
-
-    Args:
-        tasks: At least `development + test + 1` tasks.
-        development: Number of documents to choose on, at least 0.
-        test: Number of documents to compare on, at least 1.
-        seed: Of the shuffle.
+    """Return a seeded split by document; documents with the same text or a common entity are never separated.
 
     Raises:
-        InputError: There are too few documents, or groups that must stay together do not fit.
+        InputError: There are fewer than `development + test + 1` documents, or connected groups do not fit.
     """
     if len(tasks) < development + test + 1:
         raise InputError(
@@ -277,7 +258,7 @@ def split_tasks(tasks: Sequence[KnowledgeTask], *, development: int, test: int, 
 
 
 def _connected_groups(tasks: Sequence[KnowledgeTask]) -> list[list[KnowledgeTask]]:
-    """Return the tasks grouped so that equal texts and documents with a common entity are in one group."""
+    """Return connected components by equal text or common entity."""
     parent = list(range(len(tasks)))
 
     def root(i: int) -> int:

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from student.adapters import Adapter
 
 By = Literal["auto", "weights", "memory", "both"]
-"""Requested source: `auto` uses the memory if a passage matches the question, else the weights."""
+"""Requested source: `auto` uses the memory if a passage matches the question, else the weights. It reads passages with
+the base alone: an adapter trained on eight micro-world documents read them 2 to 3 points worse."""
 Used = Literal["base", "weights", "memory", "both"]
 """Source used: `base` is the student with neither adapter nor passage."""
 
@@ -43,9 +44,6 @@ class MemoryConfig(Frozen):
     least_score: float = Field(default=1.25, ge=0.0, le=1000.0)
     """Minimum score for `auto` to answer from memory, in [0, 1000]; see `student.memory.Hit.score`. With 300
     micro-world documents, all 9,600 questions about them reach it and none of 4,800 others; likewise with fewer."""
-    with_passages: Literal["memory", "both"] = "memory"
-    """What `auto` reads passages with: the base alone, or base and adapter. An adapter trained on eight micro-world
-    documents read passages 2 to 3 points worse than the base."""
 
 
 class AskOptions(MemoryConfig):
@@ -175,12 +173,7 @@ class Answerer:
     def from_directory(
         cls, directory: Path, model: str, options: AskOptions | None = None, *, version: int | None = None
     ) -> Answerer:
-        """Open an adapter in PEFT's format with the memory beside it, if any; arguments as in `from_registry`.
-
-        Raises:
-            ModelError: The base or the adapter cannot be opened, or they do not belong together.
-            InputError: The memory cannot be read.
-        """
+        """Open an adapter in PEFT's format with the memory beside it, if any; see `from_registry`."""
         import torch
 
         from student.adapters import load_adapter
@@ -198,10 +191,8 @@ class Answerer:
     def answer_many(self, questions: Sequence[str], by: By = "auto") -> list[Answer]:
         """Return the answers in the order of the questions.
 
-        Args:
-            questions: Plain questions, without a prompt.
-            by: `memory` and `both` use the best passages that share a word with the question, whatever their score;
-                `auto` uses those that reach `least_score`.
+        `memory` and `both` use the best passages that share a word with the question, whatever their score; `auto` uses
+        those that reach `least_score`.
 
         Raises:
             ScoringError: A question is too long for the student.
@@ -217,7 +208,10 @@ class Answerer:
                 question=question,
                 text=first_line(texts[i]),
                 by=_used(prompt),
-                sources=tuple(map(_source, prompt.hits)),
+                sources=tuple(
+                    Source(**hit.entry.model_dump(exclude={"text"}), score=hit.score, passage=hit.passage)
+                    for hit in prompt.hits
+                ),
                 version=self.version,
             )
             for i, (question, prompt) in enumerate(zip(questions, prompts, strict=True))
@@ -232,7 +226,7 @@ class Answerer:
         if by != "weights":
             hits = self.memory.search(question, options.passages, options.least_score if by == "auto" else 0.0)
         if by == "auto":
-            by = options.with_passages if hits else "weights"
+            by = "memory" if hits else "weights"
         adapted = self.adapter is not None and by != "memory"
         plain = options.answer_format.render(question)
         while True:
@@ -276,14 +270,6 @@ def _used(prompt: Prompt) -> Used:
     if prompt.adapted:
         return "both" if prompt.hits else "weights"
     return "memory" if prompt.hits else "base"
-
-
-def _source(hit: Hit) -> Source:
-    fields = hit.entry.model_dump(include={"id", "title", "source", "effective"})
-    return Source(**fields, score=hit.score, passage=hit.passage)
-
-
-# The command
 
 
 def ask(

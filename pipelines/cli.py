@@ -14,8 +14,8 @@ from pipelines.adapt_student.command import adapt_student
 from pipelines.ask import ask
 from pipelines.check_regression.command import check_regression
 from pipelines.doctor import doctor
+from pipelines.experiments.micro_models import AnyRole
 from pipelines.inbox.command import app as inbox_app
-from pipelines.micro_models import AnyRole
 from pipelines.process import prepare_process
 
 if TYPE_CHECKING:
@@ -231,14 +231,9 @@ def build_micro(
     prepare_process()
     from rich.console import Console
 
-    from pipelines.micro_models import build, place_shipped, print_checks, roles_of, run_with
+    from pipelines.experiments.micro_models import build_and_check
 
-    console, roles = Console(), roles_of(role, shipped=shipped)
-    if not (check_only or shipped):
-        build(out, seed, roles, lambda line: console.print(line, highlight=False))
-    print_checks(console, {name: place_shipped(name) if shipped else out for name in roles})
-    if not (check_only or shipped) and role is None:
-        console.print(run_with(out), soft_wrap=True)
+    build_and_check(Console(), out, seed, role, check_only=check_only, shipped=shipped)
 
 
 @app.command("ui")

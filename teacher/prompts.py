@@ -1,19 +1,17 @@
-"""Prompts: how a document is shown to the teacher.
+"""Prompt templates of the teacher.
 
-A prompt is plain text that a completion continues from its last character. It holds the document's title and passage
-and nothing else: `PromptTemplate.render` takes a `Document`, which has no questions, so that no evaluation question
-can reach the teacher. The long forms ask for what SEAL's prompts ask for (arXiv 2506.10943), in other words; the
-`micro-` forms are those that the embedded micro teacher was trained on and must not change by a character.
+A prompt is plain text that the completion continues. `PromptTemplate.render` takes a `Document`, which has no
+questions, so no evaluation question can reach the teacher. The long forms paraphrase SEAL's prompts (arXiv 2506.10943);
+the `micro-` forms are the ones the shipped micro teacher was trained on and must not change by a character.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from evaluation.common.data import Frozen
 from evaluation.common.errors import ConfigError, ModelError
@@ -24,13 +22,11 @@ _PLACEHOLDER = re.compile(r"\{(\w*)\}")
 
 
 class PromptTemplate(Frozen):
-    """A named text with `{passage}` once and, optionally, `{title}` and `{budget}` once each."""
+    """A text with the placeholders `{passage}` and, optionally, `{title}` and `{budget}`, once each."""
 
     name: str = Field(min_length=1)
-    """What configurations and lineage call the template."""
     text: str = Field(min_length=1)
-    """The prompt; a line that holds `{title}` alone is left out for documents without a title, and the line with
-    `{budget}` where a run limits no steps."""
+    """A line `{title}` is omitted for documents without a title, the line with `{budget}` without a step limit."""
 
     @field_validator("text")
     @classmethod
@@ -45,12 +41,8 @@ class PromptTemplate(Frozen):
         return value
 
     def render(self, document: Document, budget: int | None = None) -> str:
-        """Return the prompt for `document`; braces in its title or passage are left as they are.
-
-        Args:
-            document: What to show.
-            budget: Optimizer steps that a self-edit may ask for; None limits none.
-        """
+        """Return the prompt; `budget` is the number of optimizer steps a self-edit may request, None for no limit."""
+        # Substituted in one pass, which preserves braces of the document.
         text = self.text if document.title else self.text.replace("{title}\n", "")
         if budget is None:
             text = "".join(line for line in text.splitlines(keepends=True) if "{budget}" not in line)
@@ -58,12 +50,7 @@ class PromptTemplate(Frozen):
         return _PLACEHOLDER.sub(lambda match: values[match.group(1)], text)
 
     def render_chat(self, document: Document, tokenizer: Any, budget: int | None = None) -> str:
-        """Return the prompt as a user's message in the tokenizer's chat format, up to where the answer starts.
-
-        Args:
-            document: What to show.
-            tokenizer: A Hugging Face tokenizer with a chat template.
-            budget: As for `render`.
+        """Return the prompt as a user message in the tokenizer's chat template, with the generation prompt.
 
         Raises:
             ModelError: The tokenizer has no chat template.
@@ -77,21 +64,21 @@ class PromptTemplate(Frozen):
         return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
 
 
-def _shown(instruction: str, opening: str) -> str:
+def _with_passage(instruction: str, opening: str) -> str:
     return f"{instruction}\n\nPassage:\n{{title}}\n{{passage}}\n\n{opening}"
 
 
 _TEXTS = {
-    "implications": _shown(
+    "implications": _with_passage(
         "Read the passage below and list what follows from it: what it states and what can be concluded from it.",
         "Implications:\n",
     ),
-    "rewrite": _shown(
+    "rewrite": _with_passage(
         "Read the passage below and rewrite it in several different ways, each version on a line of its own.",
         "Rewritten passages:\n",
     ),
-    # The first question continues the prompt; no space at the end, because most tokenizers join it to the next word.
-    "self-qa": _shown(
+    # No space at the end, because most tokenizers join it to the next word.
+    "self-qa": _with_passage(
         "Read the passage below and rewrite it as numbered questions, each followed by its answer.",
         "Question 1:",
     ),
@@ -100,36 +87,40 @@ _TEXTS = {
     "micro-self-qa": "Passage: {passage}\nQuestions and answers:\n",
 }
 
-PROMPTS: Mapping[str, PromptTemplate] = MappingProxyType(
-    {
-        name: PromptTemplate(name=name, text=text)
-        for texts in (_TEXTS, *(domain.prompts for domain in DOMAINS.values()))
-        for name, text in texts.items()
-    }
-)
-"""All templates by name."""
+PROMPTS: Mapping[str, PromptTemplate] = {
+    name: PromptTemplate(name=name, text=text)
+    for texts in (_TEXTS, *(domain.prompts for domain in DOMAINS.values()))
+    for name, text in texts.items()
+}
 
 
 def prompt_template(name: str) -> PromptTemplate:
-    """Return the template called `name`.
-
-    Raises:
-        ConfigError: There is none of that name.
-    """
+    """Return a template by its name, or raise `ConfigError`."""
     if name not in PROMPTS:
         raise ConfigError(f"prompt: got {name!r}, allowed are {sorted(PROMPTS)}. Set teacher.prompt to one of these.")
     return PROMPTS[name]
 
 
-def prompt_token_ids(tokenizer: Any, prompt: str) -> list[int]:
-    """Return the token ids that a teacher reads for `prompt`, the same for sampling and for learning.
+PromptName: TypeAlias = Annotated[str, AfterValidator(lambda name: prompt_template(name).name)]
+"""Name of an existing template."""
 
-    The tokenizer's own opening token is added once: not again where a chat template has already written it. A closing
-    token that some tokenizers append is taken off, because the completion continues the prompt.
+
+class PromptedConfig(Frozen):
+    """Configuration of a model with a prompt template."""
+
+    prompt: PromptName
+    """Name of the prompt template."""
+
+
+def prompt_token_ids(tokenizer: Any, prompt: str) -> list[int]:
+    """Return the token ids of a prompt, the same for sampling and for learning.
+
+    The BOS token is added unless a chat template has written it; an EOS token that some tokenizers append is removed,
+    because the completion continues the prompt.
     """
-    opening, closing = tokenizer.bos_token, tokenizer.eos_token
-    written = bool(opening) and prompt.startswith(opening)
-    ids = list(tokenizer(prompt, add_special_tokens=not written)["input_ids"])
-    if ids and closing and ids[-1] == tokenizer.eos_token_id and not prompt.endswith(closing):
+    bos, eos = tokenizer.bos_token, tokenizer.eos_token
+    has_bos = bool(bos) and prompt.startswith(bos)
+    ids = list(tokenizer(prompt, add_special_tokens=not has_bos)["input_ids"])
+    if ids and eos and ids[-1] == tokenizer.eos_token_id and not prompt.endswith(eos):
         ids.pop()
     return ids

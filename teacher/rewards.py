@@ -1,84 +1,86 @@
-"""Rewards: one number for a self-edit from the scores of its updates, or a typed reason why there is none.
+"""Rewards: a self-edit's reward or the typed reason for its absence, advantages, and credit of single lines.
 
-An update is of the student with one seed. A failure gives no number: a broken disk or an unparsable self-edit must not
-look to the teacher like a self-edit that taught nothing. Pure functions on plain numbers.
+A failure is never a number: a full disk must not look to the teacher like a self-edit without effect.
+
+Credit by line: most questions depend on one line, so one reward for all lines is mostly noise in their gradient. Each
+question's gain is attributed to the line that shares its words, the first of several, since later ones add nothing. Its
+baseline is the same position in the document's other self-edits, because later lines have less left to add. This is
+reward redistribution (RUDDER, arXiv 1806.07857) with word overlap in place of a learned attribution, and a
+leave-one-out baseline (arXiv 2402.14740) per line in place of one per completion.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Literal, Protocol
+from statistics import fmean
+from typing import Literal, NamedTuple, Protocol
 
 from pydantic import Field
 
 from evaluation.common.data import Frozen
+from evaluation.tasks import Question
+
+_WORD = re.compile(r"\w+")
+_TIE = 1e-9
+"""Difference up to which two rewards, or two word overlaps, count as equal."""
 
 
 class RewardConfig(Frozen):
-    """How the scores of a self-edit's updates become one reward, or none."""
+    """Aggregation of update scores into one reward."""
 
     metric: Literal["accuracy", "probability", "token_probability", "proxy"] = "probability"
-    """`accuracy`: share of questions answered exactly, in [0, 1]; `probability`: mean probability of the gold answer,
-    in [0, 1], which varies less between seeds; `token_probability`: mean over questions of the geometric mean of the
-    gold tokens' probabilities, in [0, 1], which tells long answers apart that are all but impossible as a whole;
-    `proxy`: the probability with the self-edit in the context of a student that is not updated (after
-    Reinforcement-Learned Teachers, arXiv 2506.08388), which takes no update at all."""
+    """`accuracy`: exact match, in [0, 1]; `probability`: mean probability of the gold answer, in [0, 1], with a lower
+    variance between seeds; `token_probability`: mean over questions of the geometric mean of the gold tokens'
+    probabilities, in [0, 1], which still discriminates where long answers have almost no probability; `proxy`: the
+    probability with the self-edit in the context of the frozen student (after Reinforcement-Learned Teachers, arXiv
+    2506.08388), without any update."""
     retention_weight: float = Field(default=0.0, ge=0.0, le=10.0)
-    """Reward taken off per unit of forgetting (the fall of retention accuracy), in [0, 10]; 0 ignores forgetting."""
+    """Penalty per unit of forgetting (drop in retention accuracy), in [0, 10]; 0 ignores forgetting."""
 
 
 class RewardFailure(StrEnum):
-    """Why a self-edit has no reward, in the order in which the pipeline can fail."""
+    """Reason why a self-edit has no reward, in pipeline order."""
 
     PROMPT_TOO_LONG = "prompt_too_long"
-    """The document does not fit the teacher's context, so nothing was sampled."""
+    """The document does not fit the teacher's context; nothing was sampled."""
     GENERATION_FAILED = "generation_failed"
-    """The engine did not deliver the completion."""
     PARSE_FAILED = "parse_failed"
-    """The completion holds no self-edit."""
     OVER_BUDGET = "over_budget"
-    """The self-edit is longer, or asks for more training, than the run allows."""
+    """The self-edit is longer, or requests more training, than allowed."""
     LEAKED = "leaked"
-    """The self-edit contains evaluation questions, and the run rejects such edits."""
+    """The self-edit contains evaluation questions, and the run rejects these."""
     PROXY_FAILED = "proxy_failed"
-    """It could not be scored in the student's context."""
     UPDATE_FAILED = "update_failed"
-    """The student's update did not finish."""
     CANARY_FAILED = "canary_failed"
-    """The update finished but did not change the adapter as it must, or changed the base."""
+    """The update did not change the adapter as expected, or changed the base."""
     SCORING_FAILED = "scoring_failed"
-    """The updated student could not be scored, or a score is missing or out of [0, 1]."""
+    """The updated student could not be scored, or a score is missing or outside its range."""
     NON_FINITE = "non_finite"
-    """A score is NaN or infinite."""
     MISSING_REPLICATES = "missing_replicates"
-    """No update was made, though none failed."""
+    """There was no update."""
 
 
 REFUSALS = frozenset({RewardFailure.PARSE_FAILED, RewardFailure.OVER_BUDGET, RewardFailure.LEAKED})
-"""Reasons that lie in what the teacher wrote."""
+"""Failures caused by the teacher's output."""
 
-_STAGE = {failure: stage for stage, failure in enumerate(RewardFailure)}
-_SCORES = {
-    "accuracy": "accuracy",
-    "probability": "mean_probability",
-    "token_probability": "mean_token_probability",
-}
-"""Attribute of `Scores` that each metric reads."""
+_SCORES = {"accuracy": "accuracy", "probability": "mean_probability", "token_probability": "mean_token_probability"}
+"""Attribute of `Scores` for each metric."""
 
 
 class Scores(Protocol):
-    """The scores of one update of the student with one seed, or why there are none."""
+    """Scores of one update with one seed; None where not measured."""
 
     @property
     def failure(self) -> RewardFailure | None:
-        """Why there is no score; scores next to a failure are ignored."""
+        """If set, the scores are ignored."""
 
     @property
     def accuracy(self) -> float | None:
-        """Share of questions answered exactly, in [0, 1]."""
+        """Exact match, in [0, 1]."""
 
     @property
     def mean_probability(self) -> float | None:
@@ -86,29 +88,28 @@ class Scores(Protocol):
 
     @property
     def mean_token_probability(self) -> float | None:
-        """Mean over questions of the geometric mean of the gold tokens' probabilities, in [0, 1]."""
+        """See `RewardConfig.metric`; in [0, 1]."""
 
     @property
     def forgetting(self) -> float | None:
-        """Retention accuracy before minus after the update, in [-1, 1]; None when it was not measured."""
+        """Retention accuracy before minus after the update, in [-1, 1]."""
 
 
 def reward_of(replicates: Sequence[Scores], config: RewardConfig) -> float | RewardFailure:
-    """Return the mean reward of the updates that succeeded, on the metric's scale less the retention penalty.
+    """Return the mean reward of the successful updates, on the metric's scale minus the retention penalty.
 
-    With none, the reason is the most common failure, of equally common ones the earliest in the pipeline. The order of
-    the updates does not matter.
+    Without any, return the most common failure; ties go to the earliest in the pipeline.
     """
     scored = [_value_of(replicate, config) for replicate in replicates]
     values = [value for value in scored if not isinstance(value, RewardFailure)]
     if values:
-        return _mean(values)
-    failures = Counter(value for value in scored if isinstance(value, RewardFailure))
-    return min(failures, key=lambda f: (-failures[f], _STAGE[f]), default=RewardFailure.MISSING_REPLICATES)
+        return fmean(values)
+    failures = [value for value in RewardFailure for found in scored if found == value]
+    return max(failures, key=failures.count, default=RewardFailure.MISSING_REPLICATES)
 
 
 def _value_of(scores: Scores, config: RewardConfig) -> float | RewardFailure:
-    """Return the reward of one update, or why it has none."""
+    """Return the reward of one update."""
     if scores.failure is not None:
         return scores.failure
     score: float | None = getattr(scores, _SCORES[config.metric])
@@ -123,23 +124,101 @@ def _value_of(scores: Scores, config: RewardConfig) -> float | RewardFailure:
 
 
 def leave_one_out_advantages(rewards: Sequence[float | None]) -> list[float | None]:
-    """Return each reward minus the mean of the others of its group; None stays None and counts for nobody.
+    """Return each reward minus the mean of its group's other rewards (RLOO, arXiv 2402.14740); None without others.
 
-    The baseline does not contain the reward itself, so it is unbiased (RLOO, arXiv 2402.14740); the advantages are
-    G / (G - 1) times the deviations from the group's mean and sum to 0. A group with one reward has no baseline: None.
+    Equals G / (G - 1) times the deviation from the group mean.
     """
     known = [reward for reward in rewards if reward is not None]
     if len(known) < 2:
         return [None] * len(rewards)
-    mean, scale = _mean(known), len(known) / (len(known) - 1)
+    mean, scale = fmean(known), len(known) / (len(known) - 1)
     return [None if reward is None else scale * (reward - mean) for reward in rewards]
 
 
-def has_spread(rewards: Sequence[float | None], tolerance: float = 1e-9) -> bool:
-    """Return whether two rewards of a group differ by more than `tolerance`; None counts for nothing."""
+def has_spread(rewards: Sequence[float | None]) -> bool:
+    """Return whether two rewards of a group differ; None is ignored."""
     known = [reward for reward in rewards if reward is not None]
-    return len(known) > 1 and max(known) - min(known) > tolerance
+    return len(known) > 1 and max(known) - min(known) > _TIE
 
 
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
+class LineGains(NamedTuple):
+    """Gains of the non-blank lines of a completion."""
+
+    gains: tuple[float, ...]
+    """By line, on the reward's scale."""
+    token_lines: tuple[int | None, ...]
+    """By token, the index of its line; None for special tokens and blank lines."""
+
+
+def line_gains(
+    token_ids: Sequence[int],
+    decode: Callable[[Sequence[int]], str],
+    questions: Sequence[Question],
+    gains: Sequence[float],
+) -> LineGains:
+    """Return the gains of a completion's lines, given the student's gain by question (Q,) on the reward's scale.
+
+    `decode` must omit special tokens.
+    """
+    lines = decode(token_ids).split("\n")
+    written = [place for place, line in enumerate(lines) if line.strip()]
+    numbers = {place: number for number, place in enumerate(written)}
+    token_lines = tuple(None if place is None else numbers.get(place) for place in _token_lines(token_ids, decode))
+    return LineGains(tuple(attributed_gains([lines[place] for place in written], questions, gains)), token_lines)
+
+
+def attributed_gains(lines: Sequence[str], questions: Sequence[Question], gains: Sequence[float]) -> list[float]:
+    """Return for each line (L,) the sum of the gains (Q,) of the questions attributed to it, divided by Q."""
+    found = [0.0] * len(lines)
+    for line, gain in zip(attributed_lines(lines, questions), gains, strict=True):
+        if line is not None:
+            found[line] += gain / len(questions)
+    return found
+
+
+def attributed_lines(lines: Sequence[str], questions: Sequence[Question]) -> list[int | None]:
+    """Return for each question (Q,) the index of the first line that answers it best; None where no line does.
+
+    A line matches the questions with the highest word overlap, in which a word of question and answer weighs
+    log(Q / number of questions with it). Each question then takes the matching line of the highest overlap.
+    """
+    of_questions = [_words(f"{q.question} {q.answer}") for q in questions]
+    frequency = Counter(word for words in of_questions for word in words)
+    rarity = {word: math.log(len(questions) / count) for word, count in frequency.items()}
+    best: list[tuple[float, int | None]] = [(-math.inf, None)] * len(questions)
+    for number, line in enumerate(lines):
+        of_line = _words(line)
+        overlaps = [math.fsum(rarity[word] for word in sorted(words & of_line)) for words in of_questions]
+        most = max(overlaps, default=0.0)
+        for i, overlap in enumerate(overlaps):
+            if most > _TIE and overlap > most - _TIE and overlap > best[i][0] + _TIE:
+                best[i] = (overlap, number)
+    return [line for _, line in best]
+
+
+def line_advantages(gains: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Return each line's gain (K, ragged L) minus the mean at its position in the other self-edits, 0 without any."""
+    columns: dict[int, list[float]] = {}
+    for row in gains:
+        for position, gain in enumerate(row):
+            columns.setdefault(position, []).append(gain)
+
+    def advantage(gain: float, column: Sequence[float]) -> float:
+        return gain - (math.fsum(column) - gain) / (len(column) - 1) if len(column) > 1 else 0.0
+
+    return [[advantage(gain, columns[position]) for position, gain in enumerate(row)] for row in gains]
+
+
+def _token_lines(token_ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[int | None]:
+    """Return for each token the index of its line; None for tokens without text. A newline ends its own line."""
+    found: list[int | None] = []
+    before = ""
+    for end in range(1, len(token_ids) + 1):
+        text = decode(token_ids[:end])
+        found.append(before.count("\n") if len(text) > len(before) else None)
+        before = text
+    return found
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(_WORD.findall(text.casefold()))

@@ -1,4 +1,4 @@
-"""The self-edit: what a teacher writes for a task, and the only thing that teacher and student share."""
+"""The self-edit: a teacher's parsed output for a task, and the only type that teacher and student share."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from evaluation.tasks import LossOn as LossOn
 
 
 class Implication(Frozen):
-    """One line to learn: a statement, or a question with its answer."""
+    """One training line: a statement, or a question with its answer."""
 
     text: str = Field(min_length=1)
-    """The statement, or the question."""
+    """The statement or the question."""
     answer: str | None = None
-    """The answer when `text` is a question that has one; None for a statement."""
+    """The answer to the question in `text`; None for a statement."""
 
     @property
     def line(self) -> str:
-        """The statement, or the question with its answer, on one line."""
+        """Statement, or question and answer, on one line."""
         return self.text if self.answer is None else f"Question: {self.text} Answer: {self.answer}"
 
 
 class TrainingSpec(Frozen):
-    """Hyperparameters that a teacher may choose for the update; None leaves one to the run's recipe."""
+    """Hyperparameters of the update that a teacher may choose; None falls back to the run's recipe."""
 
     learning_rate: float | None = Field(default=None, ge=1e-6, le=0.1)
     """Peak step size of Adam, in [1e-6, 0.1]."""
@@ -38,15 +38,14 @@ class TrainingSpec(Frozen):
     rank: int | None = Field(default=None, ge=1, le=256)
     """LoRA rank, in [1, 256]."""
     loss_on: LossOn | None = None
-    """Tokens that carry loss: all of a sequence, those of the answer where a sequence has one, or those of all outputs,
-    the demonstrations' among them, where the domain shows such."""
+    """Tokens that carry loss: `all`, `answer` (where there is one), or `outputs` (also those of demonstrations)."""
 
 
 class SelfEdit(Frozen):
-    """What a teacher wrote for one task, parsed; each part is optional, and at least one is present."""
+    """A parsed self-edit; each part is optional, at least one is present."""
 
     implications: tuple[Implication, ...] = ()
-    """Lines to learn, in the order written."""
+    """Training lines in the order written."""
     augmentations: AugmentationSpec | None = None
     training: TrainingSpec | None = None
 
@@ -57,7 +56,7 @@ class SelfEdit(Frozen):
 
 
 def edit_of(choice: Mapping[str, Any]) -> SelfEdit:
-    """Return the self-edit of a specification, given as fields of augmentations and training side by side.
+    """Return the self-edit with the given fields of augmentations and training, in one flat mapping.
 
     Raises:
         ValueError: A field is unknown, or a value is outside its range.
@@ -70,43 +69,41 @@ def edit_of(choice: Mapping[str, Any]) -> SelfEdit:
 
 
 def self_edit_schema() -> dict[str, Any]:
-    """Return the JSON schema of a self-edit for engines with structured output; output that follows it parses back.
+    """Return the JSON schema of a self-edit for structured output; conforming output parses back.
 
-    Strings have at most 400 characters and lists 32 items, because a weak model may never end.
+    Strings are limited to 400 characters and lists to 32 items, because a weak model may never terminate.
     """
-    # Instead of minLength and maxLength, with which some engines write control characters into strings; counted in
-    # hundreds, since xgrammar does not compile larger counts.
+    # A pattern instead of minLength and maxLength, with which some engines write control characters into strings; it
+    # counts in hundreds because xgrammar does not compile larger counts.
     text = {"type": "string", "pattern": r'^([^\x00-\x1f"\\]{1,100}){1,4}$'}
-    line = _object({"text": text, "answer": {"anyOf": [text, {"type": "null"}]}})
-    flags = {name: {"type": "boolean"} for name, f in AugmentationSpec.model_fields.items() if f.annotation is bool}
-    choices = {
+    line = _object({"text": text, "answer": _nullable(text)})
+    choices: dict[str, dict[str, Any]] = {
         "orientations": {"enum": list(get_args(Orientations))},
         "colourings": {"type": "integer", "minimum": 0, "maximum": 16},
         "leave_out": {"type": "integer", "minimum": 1, "maximum": 2},
     }
-    augmentations = _object({name: (flags | choices)[name] for name in AugmentationSpec.model_fields})
+    augmentations = _object({name: choices.get(name, {"type": "boolean"}) for name in AugmentationSpec.model_fields})
     training = _object(
         {
-            "learning_rate": {"anyOf": [{"type": "number", "minimum": 1e-6, "maximum": 0.1}, {"type": "null"}]},
-            "epochs": {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 100}, {"type": "null"}]},
-            "rank": {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 256}, {"type": "null"}]},
+            "learning_rate": _nullable({"type": "number", "minimum": 1e-6, "maximum": 0.1}),
+            "epochs": _nullable({"type": "integer", "minimum": 1, "maximum": 100}),
+            "rank": _nullable({"type": "integer", "minimum": 1, "maximum": 256}),
             "loss_on": {"enum": [*get_args(LossOn), None]},
         }
     )
     return _object(
         {
             "implications": {"type": "array", "items": line, "minItems": 1, "maxItems": 32},
-            "augmentations": {"anyOf": [augmentations, {"type": "null"}]},
-            "training": {"anyOf": [training, {"type": "null"}]},
+            "augmentations": _nullable(augmentations),
+            "training": _nullable(training),
         }
     )
 
 
 def _object(properties: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of an object that has exactly these properties."""
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
+    """Return the schema of an object with exactly these properties."""
+    return {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
+
+
+def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [schema, {"type": "null"}]}

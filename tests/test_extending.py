@@ -30,8 +30,7 @@ for name, section in own.items():
 config = TrainTeacherConfig.model_validate(config)
 """
 _POLICY = """
-from teacher.config import PolicyConfig
-from teacher.policy import TeacherPolicy
+from teacher.policy import PolicyConfig, TeacherPolicy
 from tests.teacher.factories import group, log_likelihoods, tiny_base
 policy = TeacherPolicy(tiny_base(), PolicyConfig(), seed=0)
 """
@@ -39,7 +38,7 @@ CHECKS = {
     "learning algorithm": _SETTINGS
     + _POLICY
     + """
-from teacher.algorithms.step import learn
+from teacher.algorithms.algorithm import learn
 good, bad = group("g", 0.0, None, 1.0), group("h", 0.5)
 selection = config.teacher.learning.select([good, bad])
 assert [round(e.weight, 1) for e in selection.examples] == [-0.5, 0.5]

@@ -1,4 +1,4 @@
-"""Opening language models: local directories, hub names, and the micro models that ship with the package."""
+"""Loading and hashing of language models: directories, hub names, and the shipped micro models."""
 
 from __future__ import annotations
 
@@ -31,20 +31,15 @@ class Checkpoint(NamedTuple):
 
 
 def resolve_model(name: str) -> str:
-    """Return the directory of a shipped model, or `name` itself when it is a directory or a hub name."""
+    """Return the directory of a shipped model, or `name` unchanged."""
     return str(MICRO_MODELS.get(name, name))
 
 
 def load_checkpoint(name: str, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Checkpoint:
-    """Return the model and tokenizer of a checkpoint.
-
-    Args:
-        name: One of `MICRO_MODELS`, or a directory or hub name of a causal language model.
-        device: Of the model.
-        dtype: Of its weights; None is float32.
+    """Return model (float32 by default) and tokenizer of one of `MICRO_MODELS`, a directory or a hub name.
 
     Raises:
-        ModelError: The checkpoint could not be opened.
+        ModelError: The checkpoint or device cannot be opened.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -64,7 +59,7 @@ def load_checkpoint(name: str, *, device: str = "cpu", dtype: torch.dtype | None
 
 
 def digest_tensors(whole: Any, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Feed names, shapes, types and bytes to a hash, in the order of the names."""
+    """Update a hash with names, shapes, types and bytes, in the order of the names."""
     import torch
 
     for name in sorted(tensors):
@@ -74,7 +69,7 @@ def digest_tensors(whole: Any, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def model_digest(model: torch.nn.Module) -> str:
-    """Return the SHA-256 (64 hex digits) of a model's parameters and persistent buffers; about a second a gigabyte."""
+    """Return the SHA-256 (64 hex digits) of a model's parameters and persistent buffers."""
     whole = hashlib.sha256()
     digest_tensors(whole, model.state_dict())
     return whole.hexdigest()

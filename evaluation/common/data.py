@@ -17,24 +17,23 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-def any_of(namespace: Mapping[str, object], base: type[BaseModel], tag: str) -> Any:
-    """Return the type of a section that is one of the models in a namespace.
+class LoraShape(Frozen):
+    """Size of a LoRA adapter (arXiv 2106.09685)."""
 
-    Args:
-        namespace: Of a module, such as `vars(module)`; what is no subclass of `base` is passed over.
-        base: Common base of the models, itself not one of them.
-        tag: Field whose value tells them apart.
-    """
+    rank: int = Field(ge=1, le=256)
+    """LoRA rank R, in [1, 256]."""
+    alpha: float = Field(gt=0.0, le=4096.0)
+    """LoRA scale: the product of the factors is multiplied by alpha / rank; in (0, 4096]."""
+
+
+def any_of(namespace: Mapping[str, object], base: type[BaseModel], tag: str) -> Any:
+    """Return the discriminated union, by `tag`, of the proper subclasses of `base` in a module's namespace."""
     kinds = [kind for kind in namespace.values() if isinstance(kind, type) and issubclass(kind, base)]
     return Annotated[Union[tuple(kind for kind in kinds if kind is not base)], Field(discriminator=tag)]  # noqa: UP007
 
 
 def digest_json(value: Any) -> str:
-    """Return the SHA-256 (64 hex digits) of `value` in canonical JSON: sorted keys, no spaces, UTF-8.
-
-    Raises:
-        TypeError: `value` holds something that is not plain JSON, which would make the digest differ between processes.
-    """
+    """Return the SHA-256 (64 hex digits) of plain JSON in canonical form: sorted keys, no spaces, UTF-8."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -50,5 +49,5 @@ def digest_files(directory: Path, patterns: Iterable[str] = ("*",)) -> str:
 
 
 def derive_seed(*parts: str | int) -> int:
-    """Return a seed in [0, 2^31) that depends on every part and on nothing else: the same in every process."""
+    """Return a seed in [0, 2^31) that is a deterministic function of the parts."""
     return int(digest_json([*parts])[:15], 16) % 2**31

@@ -1,26 +1,25 @@
-"""Errors, one class for each boundary that work crosses.
+"""Errors, one class per boundary.
 
-Each inherits the built-in error it stands for. To add one, keep a single string argument (errors cross process
-boundaries and must pickle), and write messages that say what failed, where, what was got, what is allowed, what next.
+Keep a single string argument, since errors are pickled; messages say what failed, where, got, allowed, next step.
 """
 
 from __future__ import annotations
 
 
 class PreceptorError(Exception):
-    """Base of all errors that Preceptor raises on purpose; its text is meant for the user, without a traceback."""
+    """Base of all intended errors, shown to the user without a traceback."""
 
 
 class ConfigError(PreceptorError, ValueError):
-    """A configuration was refused; the message lists every mistake in it."""
+    """Invalid configuration; the message lists every mistake."""
 
 
 class InputError(PreceptorError, ValueError):
-    """Documents or questions were refused; the message lists every bad row with file, line and reason."""
+    """Invalid documents or questions; the message lists every bad row with file, line and reason."""
 
 
 class ModelError(PreceptorError, RuntimeError):
-    """A checkpoint could not be opened or does not fit its role."""
+    """A checkpoint cannot be opened or does not fit its role."""
 
 
 class GenerationError(PreceptorError, RuntimeError):
@@ -28,15 +27,15 @@ class GenerationError(PreceptorError, RuntimeError):
 
 
 class EndpointError(PreceptorError, RuntimeError):
-    """An endpoint refused in a way that no retry mends; what was answered before is stored."""
+    """Permanent failure of an endpoint; earlier replies are stored."""
 
 
 class BudgetError(PreceptorError, RuntimeError):
-    """The next call to an endpoint could exceed the budget; what was answered before is stored."""
+    """The next call could exceed the budget; earlier replies are stored."""
 
 
 class UpdateError(PreceptorError, RuntimeError):
-    """A student could not be updated as a whole batch; failures of one slot are records, not exceptions."""
+    """A batch of updates failed; failures of a single slot are records instead."""
 
 
 class ScoringError(PreceptorError, RuntimeError):
@@ -44,12 +43,12 @@ class ScoringError(PreceptorError, RuntimeError):
 
 
 class ServeError(PreceptorError, RuntimeError):
-    """A champion could not be fetched, loaded, proved or kept running."""
+    """A champion could not be fetched, loaded, verified or served."""
 
 
 class LineageError(PreceptorError, RuntimeError):
-    """The tracking store or the model registry refused or lost something."""
+    """The tracking store or model registry failed or lost data."""
 
 
 class BuildError(PreceptorError, RuntimeError):
-    """A rebuilt micro model failed one of the checks that it must pass."""
+    """A rebuilt micro model failed a check."""

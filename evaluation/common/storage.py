@@ -1,4 +1,4 @@
-"""Crash-safe storage: files that are replaced whole or not at all, and SQLite files for many threads and processes."""
+"""Crash-safe storage: atomic file replacement, and SQLite files for many threads and processes."""
 
 from __future__ import annotations
 
@@ -15,54 +15,36 @@ from typing import ClassVar, Self
 from evaluation.common.errors import PreceptorError
 
 _BUSY_SECONDS = 60.0
-"""Longest wait for another process that writes; one write takes milliseconds."""
+"""Timeout for concurrent writers; a write takes milliseconds."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a staging path that replaces `path` when the block ends without an error.
-
-    Readers find the old file, none, or the whole new one, after a kill or a power cut too.
-    """
-    # A name that nobody else has: threads and processes may write the same file at once, and the last one stays.
+    """Yield a staging path that atomically and durably replaces `path` if the block succeeds."""
+    # Unique: concurrent writers of the same file do not interfere, and the last one wins.
     staging = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         yield staging
-        _flush_to_disk(staging)
+        with staging.open("r+b") as file:
+            os.fsync(file.fileno())  # else a power cut could keep the new name and lose the content
         os.replace(staging, path)
     finally:
         staging.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, content: str | bytes) -> Path:
-    """Write one file (text in UTF-8) and its directories, whole or not at all, and return its path; see `replacing`."""
+    """Write a file (text in UTF-8) and its directories atomically and return its path; see `replacing`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as staging:
         staging.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
 
 
-def _flush_to_disk(path: Path) -> None:
-    """Wait until a file's content is on the disk (0.3 ms for some kilobytes).
-
-    Otherwise a file system may keep the new name and lose the content when the power fails. The directory is not
-    flushed: where the move is lost, the old file is there.
-    """
-    file = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
-
-
 class SqliteFile(ABC):
-    """A file with the tables of a subclass, for any number of threads and processes; close it, or use it as a context.
-
-    Writers wait for each other, and a kill leaves all of a transaction or nothing.
-    """
+    """A SQLite file with serialised writers; close it, or use it as a context manager."""
 
     VERSION: ClassVar[int]
-    """Version of the tables, at least 1; written into the file."""
+    """Schema version, at least 1, stored in the file."""
     TABLES: ClassVar[str]
     """SQL that creates the tables in an empty file."""
 
@@ -70,7 +52,7 @@ class SqliteFile(ABC):
         """Open the file on a local disk, created if missing.
 
         Raises:
-            PreceptorError: Of the subclass: the file is unusable, or another version of Preceptor wrote it.
+            PreceptorError: The file is unusable, or has another schema version.
         """
         from filelock import FileLock
 
@@ -78,7 +60,7 @@ class SqliteFile(ABC):
         self._lock = threading.Lock()
         with self._errors("open"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            # SQLite does not wait for its lock while the journal mode changes, so one process at a time sets up.
+            # SQLite does not wait for locks while the journal mode changes, so set-up is serialised.
             with FileLock(f"{path}.lock", timeout=_BUSY_SECONDS):
                 self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
                 version = self._db.execute("PRAGMA user_version").fetchone()[0]
@@ -93,7 +75,7 @@ class SqliteFile(ABC):
             raise self._refused(version)
 
     def close(self) -> None:
-        """Close the file; closing twice does nothing."""
+        """Close the file; idempotent."""
         with self._lock:
             self._db.close()
 
@@ -105,21 +87,21 @@ class SqliteFile(ABC):
 
     @abstractmethod
     def _refused(self, version: int) -> PreceptorError:
-        """Return the error for tables of an unknown version."""
+        """Return the error for an unknown schema version."""
 
     @abstractmethod
     def _failed(self, action: str, error: Exception) -> PreceptorError:
-        """Return the error for a file that could not be opened, read or written (`action`)."""
+        """Return the error for a failed `action` (open, read, write)."""
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        """Keep this process's other threads off the file while it is read."""
+        """Exclude other threads of this process while reading."""
         with self._errors("read"), self._lock:
             yield self._db
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Hold the file's lock from the first read to the end, and write all or nothing."""
+        """Hold the write lock of an all-or-nothing transaction."""
         with self._errors("write"), self._lock:
             self._db.execute("BEGIN IMMEDIATE")
             try:

@@ -1,8 +1,7 @@
-"""An OpenAI-compatible endpoint that answers requests in order, pays for none twice and keeps its budget.
+"""Client of an OpenAI-compatible endpoint with a reply cache and a budget.
 
-All calls of one `complete` run in one event loop, so that nothing here needs a lock and a cancelled run leaves nothing
-behind. Retries are made here and not by the `openai` client, because each is a call to be recorded in the ledger and
-checked against the budget.
+All calls of one `complete` share an event loop, so no locks are needed. Retries are made here and not by the `openai`
+client, because each is recorded in the ledger and checked against the budget.
 """
 
 from __future__ import annotations
@@ -31,43 +30,43 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
-"""Longest wait before the first retry in seconds, which doubles with each, and where the doubling ends."""
+"""Exponential backoff: first and longest wait in seconds."""
 LONGEST_RETRY_AFTER = 120.0
-"""Longest `Retry-After` of a server that is waited for, in seconds; a longer one ends the request."""
+"""Longest `Retry-After` honoured, in seconds; a longer one fails the request."""
 
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _TEMPLATE_TOKENS = {"completions": 16, "chat": 128}
-"""Room for what a server adds to a prompt: the opening token, or a chat template with its default instruction."""
+"""Allowance for tokens that the server adds: BOS, or a chat template with its default system prompt."""
 
 
 class EndpointConfig(Frozen):
-    """An OpenAI-compatible endpoint: `vllm serve`, a hosted model, or anything else that speaks the protocol."""
+    """An OpenAI-compatible endpoint: `vllm serve`, a hosted model, or any other server of the protocol."""
 
-    # A key pasted into the wrong field must not be repeated by the error message about it.
+    # Error messages must not repeat a key pasted into the wrong field.
     model_config = ConfigDict(hide_input_in_errors=True)
 
     base_url: str = Field(min_length=1)
-    """http or https address up to and with the version, such as `http://127.0.0.1:8000/v1`; no key, user or query."""
+    """http or https URL including the version, such as `http://127.0.0.1:8000/v1`; no key, user or query."""
     model: str = Field(min_length=1)
-    """The server's name of the model."""
+    """Model name on the server."""
     key_env: str | None = None
-    """Name of the environment variable that holds the key; None sends no key, whatever the environment holds."""
+    """Name of the environment variable with the key; None sends no key."""
     api: Literal["completions", "chat"] = "completions"
-    """`completions` continues the prompt's text; `chat` sends it as a user message, for instruction-tuned models."""
+    """`completions` continues the prompt; `chat` sends it as a user message, for instruction-tuned models."""
     token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    """The field in which the longest completion is sent; some hosted models take only the second one."""
+    """Name of the request field for the token limit; some hosted models accept only the second."""
     concurrency: int = Field(default=8, ge=1, le=256)
-    """Calls in flight at once, in [1, 256]."""
+    """Concurrent calls, in [1, 256]."""
     timeout: float = Field(default=120.0, gt=0.0, le=3600.0)
-    """Time limit of one call in seconds, in (0, 3600]."""
+    """Timeout of a call in seconds, in (0, 3600]."""
     retries: int = Field(default=5, ge=0, le=20)
-    """Further calls for a request whose failure may pass, in [0, 20]."""
+    """Retries of a request after transient failures, in [0, 20]."""
     budget_tokens: int | None = Field(default=None, ge=1)
-    """Most tokens, prompts and completions together, at least 1; None is no limit."""
+    """Token budget, prompts and completions together, at least 1; None is unlimited."""
     budget_cost: float | None = Field(default=None, gt=0.0)
-    """Most money in `currency`, above 0; needs both prices; None is no limit."""
+    """Cost budget in `currency`, above 0; requires both prices; None is unlimited."""
     currency: str = Field(default="USD", min_length=1, max_length=8)
-    """Of prices and budget; a name to show, nothing is converted."""
+    """Currency of prices and budget; for display only."""
     price_input: float | None = Field(default=None, ge=0.0)
     """Price of a million prompt tokens in `currency`, at least 0; None is unknown."""
     price_output: float | None = Field(default=None, ge=0.0)
@@ -109,11 +108,7 @@ class EndpointConfig(Frozen):
 
 
 def check_key(config: EndpointConfig) -> str | None:
-    """Return the key from the environment; None when the endpoint takes none.
-
-    Raises:
-        ConfigError: The variable is missing, empty or holds white space.
-    """
+    """Return the key, None without `key_env`; ConfigError if the variable is missing, empty or has white space."""
     if config.key_env is None:
         return None
     key = os.environ.get(config.key_env, "")
@@ -132,24 +127,24 @@ class EndpointRequest:
 
     prompt: str
     max_tokens: int
-    """Longest completion in tokens, at least 1."""
+    """At least 1."""
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int | None = None
-    """Of the sampling, where the server heeds it; None sends none."""
+    """Sampling seed, if the server supports it; None sends none."""
     index: int = 0
-    """Distinguishes requests that are otherwise equal: each is made, and stored, on its own."""
+    """Distinguishes otherwise equal requests."""
     schema: Mapping[str, Any] | None = None
-    """JSON schema that the completion must follow."""
+    """JSON schema of the completion."""
     system: str = ""
-    """Instruction before the prompt; `chat` only."""
+    """System prompt; `chat` only."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens: got {self.max_tokens}, allowed is at least 1")
 
     def digest(self, config: EndpointConfig) -> str:
-        """Return the SHA-256 of all that decides the reply: this and the endpoint's address, model and protocol."""
+        """Return the SHA-256 of the request with the endpoint's address, model and protocol."""
         return digest_json(
             {
                 **asdict(self),
@@ -162,25 +157,25 @@ class EndpointRequest:
         )
 
     def most(self, config: EndpointConfig) -> Charge:
-        """Return an upper bound of what one call can use."""
+        """Return an upper bound of the charge of one call."""
         schema = "" if self.schema is None else json.dumps(dict(self.schema))
         prompt = _TEMPLATE_TOKENS[config.api] + sum(most_tokens(text) for text in (self.prompt, self.system, schema))
         return Charge(prompt + self.max_tokens, config.cost(prompt, self.max_tokens))
 
 
 def most_tokens(text: str) -> int:
-    """Return the most tokens that a byte-level tokenizer makes of a text: one for each byte."""
+    """Return an upper bound of the number of tokens: the number of bytes."""
     return len(text.encode("utf-8", "surrogatepass"))
 
 
 class Endpoint:
-    """Requests completions from a server; every reply goes through the ledger."""
+    """Requests completions from a server; every call and reply is recorded in the ledger."""
 
     def __init__(self, config: EndpointConfig, ledger: Ledger) -> None:
-        """Check all that can be checked without asking the server; the caller closes the ledger.
+        """Check key and ledger; the caller closes the ledger.
 
         Raises:
-            ConfigError: The key is missing, or the ledger's scope holds calls that the budget cannot count.
+            ConfigError: The key is missing, or the ledger's scope has calls in another currency or without prices.
             EndpointError: The ledger cannot be read.
         """
         self._config = config
@@ -204,15 +199,14 @@ class Endpoint:
     ) -> list[Outcome]:
         """Return the outcome of each request, in order.
 
-        Requests that were answered before are answered from the ledger, and equal ones are made once. A failure that
-        may pass is retried; one that does not is the outcome of that request alone, and is retried the next time. The
-        calls run in a thread of their own, which is gone when this returns or is interrupted; from it `progress` is
-        called with the number of requests that have an outcome, each time it grows.
+        Stored replies are reused and equal requests are made once. Transient failures are retried; a permanent one is
+        the outcome of its request alone and is not stored. `progress` is called from the calls' thread with the number
+        of finished requests.
 
         Raises:
-            ValueError: A request has a system instruction and the protocol is `completions`.
-            BudgetError: The next call could exceed the budget; calls in flight have ended and are stored.
-            EndpointError: The server refuses for good, or the ledger is unusable; calls in flight are stored.
+            ValueError: A request has a system prompt and the protocol is `completions`.
+            BudgetError: The next call could exceed the budget; calls in flight are completed and stored.
+            EndpointError: The server rejects all calls, or the ledger is unusable; calls in flight are stored.
         """
         from anyio.from_thread import start_blocking_portal
 
@@ -234,18 +228,13 @@ class Endpoint:
         if known and progress is not None:
             progress(known)
         if missing:
-            # A loop in another thread serves callers with and without a running loop alike and leaves this thread to
-            # interrupts; leaving the block on one cancels the calls and waits for the thread.
+            # A loop in another thread also serves callers inside a running loop; an interrupt cancels the calls.
             with start_blocking_portal(name="endpoint") as portal:
                 portal.call(_Batch(self._config, self._ledger, self._key, missing, done).run)
         return [outcomes[digest] for digest in digests]
 
     def check(self) -> None:
-        """Request the server's list of models, so that a wrong address, key or model shows before any work.
-
-        Raises:
-            EndpointError: The server cannot be reached, refuses the key, or lists models without this one.
-        """
+        """Request the server's list of models; EndpointError if unreachable, unauthorised or without this model."""
         from anyio.from_thread import start_blocking_portal
 
         with start_blocking_portal(name="endpoint") as portal:
@@ -253,12 +242,12 @@ class Endpoint:
         if names is not None and self._config.model not in names:
             shown = ", ".join(sorted(names)[:10]) + (", …" if len(names) > 10 else "")
             raise EndpointError(
-                f"endpoint {self._config.base_url!r}: it has no model {self._config.model!r}; it lists "
+                f"endpoint {self._config.base_url!r}: no model {self._config.model!r}, available: "
                 f"{shown or 'none'}. Set model to one of these."
             )
 
     async def _models(self) -> list[str] | None:
-        """Return the names of the server's models; None when it does not list them."""
+        """Return the names of the server's models; None if it does not list them."""
         from openai import APIStatusError, OpenAIError
 
         try:
@@ -273,13 +262,13 @@ class Endpoint:
             answer = AnswerReader(self._config, self._key).error(error)
             said = (answer.stop or getattr(answer.outcome, "detail", "")).rstrip(".")
             raise EndpointError(
-                f"endpoint {self._config.base_url!r}: it does not answer: {said}. Check base_url and that the server "
-                "runs."
+                f"endpoint {self._config.base_url!r}: no valid response: {said}. Check base_url and that the server "
+                "is running."
             ) from error
 
 
 class _Batch:
-    """The distinct requests of one `complete` that the ledger has no reply to, by digest."""
+    """The distinct requests of one `complete` without a stored reply, by digest."""
 
     def __init__(
         self,
@@ -296,7 +285,7 @@ class _Batch:
         self._error: Exception | None = None
 
     async def run(self) -> None:
-        """Make all requests; the error that ends the run is raised after the calls in flight have ended."""
+        """Make all requests; a fatal error is raised after the calls in flight have ended."""
         self._freed, self._stopped = asyncio.Event(), asyncio.Event()
         waiting = iter(self._requests.items())
         async with open_client(self._config, self._key) as client:
@@ -306,13 +295,13 @@ class _Batch:
             raise self._error
 
     async def _work(self, client: AsyncOpenAI, waiting: Iterator[tuple[str, EndpointRequest]]) -> None:
-        """Take one request after the other until there are none, or the run has ended."""
+        """Process requests until none is left or the run is stopped."""
         for digest, request in waiting:
             try:
                 outcome = await self._ask(client, digest, request)
                 if outcome is not None:
                     self._done(digest, outcome)
-            except Exception as error:  # whatever it is, calls in flight must still be stored
+            except Exception as error:  # calls in flight must still be stored
                 self._error = self._error or error
                 self._stopped.set()
                 self._freed.set()
@@ -320,7 +309,7 @@ class _Batch:
                 return
 
     async def _ask(self, client: AsyncOpenAI, digest: str, request: EndpointRequest) -> Outcome | None:
-        """Return the outcome of a request after its retries; None when the run ended before it had one."""
+        """Return the outcome of a request after its retries; None if the run was stopped before."""
         for attempt in count():
             call = await self._begin(digest, request)
             if call is None:
@@ -329,23 +318,20 @@ class _Batch:
             if answer.stop:
                 raise EndpointError(
                     f"endpoint {self._config.base_url!r}, model {self._config.model!r}: {answer.stop} "
-                    f"{self._ledger.stored()} replies are stored in {str(self._ledger.path)!r}; give the same command "
+                    f"{self._ledger.stored()} replies are stored in {str(self._ledger.path)!r}; run the same command "
                     "again to continue."
                 )
             asked_wait = answer.wait or 0.0
-            if not answer.may_pass or attempt == self._config.retries or asked_wait > LONGEST_RETRY_AFTER:
+            if not answer.transient or attempt == self._config.retries or asked_wait > LONGEST_RETRY_AFTER:
                 return answer.outcome
-            # Half of it drawn, so that calls that failed together do not come back together; it decides only time.
+            # Jitter of up to half desynchronises the retries; it affects nothing but timing.
             backoff = min(FIRST_WAIT * 2.0**attempt, LONGEST_WAIT) * random.uniform(0.5, 1.0)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopped.wait(), max(asked_wait, backoff))
         return None  # never reached: the retries end the loop
 
     async def _begin(self, digest: str, request: EndpointRequest) -> int | None:
-        """Return the number of a call that fits the budget; None when the run has ended.
-
-        What does not fit beside the calls in flight may fit when they have ended, since they rarely use all they may.
-        """
+        """Return the id of a call that fits the budget, waiting for calls in flight; None if the run was stopped."""
         config, most = self._config, request.most(self._config)
         limits = Limits(config.budget_tokens, config.budget_cost)
         while not self._stopped.is_set():
@@ -365,7 +351,7 @@ class _Batch:
 
         try:
             try:
-                # The client's own time limit is for each read, which a server that trickles never reaches.
+                # The client's own timeout applies to each read only.
                 async with asyncio.timeout(self._config.timeout):
                     answer = self._reader.body(await post(client, self._config, request))
             except (OpenAIError, TimeoutError) as error:
@@ -389,7 +375,7 @@ class _Batch:
         lines, remedies = [], []
         if config.budget_tokens is not None:
             lines.append(
-                f"{spent.tokens} of {config.budget_tokens} tokens are spent, the next call may take {most.tokens}"
+                f"{spent.tokens} of {config.budget_tokens} tokens are spent, the next call may use {most.tokens}"
             )
             remedies.append(f"budget_tokens (now {config.budget_tokens})")
         if config.budget_cost is not None and most.cost is not None:
@@ -397,9 +383,9 @@ class _Batch:
             lines.append(f"{money} are spent, the next call may cost {most.cost:.6g}")
             remedies.append(f"budget_cost (now {config.budget_cost:g})")
         if spent.unsettled:
-            lines.append(f"{spent.unsettled} calls whose use is unknown count with the most that they can have used")
+            lines.append(f"{spent.unsettled} calls of unknown usage count with their maximum")
         return (
             f"endpoint {config.base_url!r}, model {config.model!r}: the budget allows no further call: "
             f"{'; '.join(lines)}. {self._ledger.stored()} replies are stored in {str(self._ledger.path)!r}. "
-            f"Raise {' or '.join(remedies)} and give the same command again: what is stored is not paid for again."
+            f"Raise {' or '.join(remedies)} and run the same command again; stored replies are reused at no cost."
         )

@@ -1,9 +1,8 @@
-"""The ledger: every call to an endpoint, written before it is made and settled when it ends, in one SQLite file.
+"""Write-ahead ledger of endpoint calls in SQLite, with a cache of replies.
 
-A reply is stored in the transaction that settles its call, so that a kill loses no reply that had arrived, and the same
-requests get the same texts afterwards. A call that a kill cut off stays unsettled and counts with the most that it can
-have used: the provider may well bill it. Calls are written under the lock under which the budget is checked, so calls
-in flight count, those of other processes on the same scope included.
+A reply is stored in the transaction that settles its call, so a kill loses no received reply. An interrupted call stays
+unsettled and counts with its upper bound, since the provider may bill it. Budget check and record of a call are one
+transaction, so calls in flight count, also those of other processes with the same scope.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from evaluation.common.errors import EndpointError
 from evaluation.common.storage import SqliteFile
 
 _LOOKUP = 500
-"""Digests in one query."""
+"""Digests per query."""
 
 _TABLES = """
 CREATE TABLE calls (
@@ -59,25 +58,24 @@ FailureReason = Literal[
     "interrupted",
     "refused",
 ]
-"""Why one request has no reply, while others may: `rate_limited` after the last retry, `server_error` for status 409 or
-500 and above, `malformed` for a body or an end of the completion that the protocol does not know, `empty_choice` for no
-completion or none with text. In the ledger only: `interrupted` (the run was stopped while the call was in flight) and
-`refused` (the server refused for good, which stopped the run)."""
+"""Why a request has no reply: `server_error` is status 409 or >= 500, `malformed` a body or finish reason outside the
+protocol, `empty_choice` no completion or one without text. In the ledger only: `interrupted` (stopped while in flight)
+and `refused` (a permanent refusal, which stopped the run)."""
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointReply:
-    """A completion; token counts are the server's, None when it does not report them."""
+    """A completion; token counts are the server's, None if not reported."""
 
     text: str
-    """Empty only where the model ended at once."""
+    """Empty only if the model stopped immediately."""
     finish_reason: Literal["stop", "length"]
     prompt_tokens: int | None
     completion_tokens: int | None
     cost: float | None
-    """Of the call, by the configured prices; None when unknown."""
+    """By the configured prices; None if unknown."""
     model: str
-    """The server's name of the model that answered; empty when it gives none."""
+    """Model name reported by the server; empty if none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +84,14 @@ class EndpointFailure:
 
     reason: FailureReason
     detail: str
-    """Message of the server or the network, without the key."""
+    """Error message, with the key removed."""
 
 
 Outcome: TypeAlias = EndpointReply | EndpointFailure
 
 
 class Usage(NamedTuple):
-    """Tokens of one call by the server's count; None where unknown."""
+    """Tokens of a call as reported by the server; None if unknown."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -103,36 +101,36 @@ UNKNOWN = Usage()
 
 
 class Spent(Frozen):
-    """What the calls of a scope took, retries and killed processes included."""
+    """Usage of a scope, including retries and killed processes."""
 
     calls: int
     failures: int
     """Calls without a reply."""
     tokens: int
-    """As they count against a budget; an upper bound where `unsettled` is not 0."""
+    """As charged to the budget; an upper bound if `unsettled` is not 0."""
     cost: float | None
-    """In `currency`, as it counts against a budget; None when there are calls without known prices."""
+    """In `currency`, as charged to the budget; None if any call has no known price."""
     currency: str
     unsettled: int = Field(default=0, exclude=True)
-    """Calls of unknown use (in flight, killed, timed out, broken); each counts with the most it can have used."""
+    """Calls of unknown usage (in flight, killed, timed out, broken), counted with their upper bound."""
 
 
 class Charge(NamedTuple):
-    """What a call counts with; None without prices."""
+    """Budget charge of a call; the cost is None without prices."""
 
     tokens: int
     cost: float | None
 
 
 class Limits(NamedTuple):
-    """What a scope may spend; None does not limit."""
+    """Budget of a scope; None is unlimited."""
 
     tokens: int | None = None
     cost: float | None = None
 
 
 class Ledger(SqliteFile):
-    """Calls and replies in a file; every method raises EndpointError when it cannot be read or written."""
+    """Calls and replies in a file; every method raises EndpointError if it cannot be read or written."""
 
     VERSION = 1
     TABLES = _TABLES
@@ -140,14 +138,13 @@ class Ledger(SqliteFile):
     def __init__(self, path: Path, scope: str = "") -> None:
         """Open the ledger on a local disk, created if missing.
 
-        `scope` says whose calls `spent` and budgets count, such as a run's name and purpose; replies are found by
-        request, whichever scope paid for them.
+        Usage and budgets are per `scope`, such as a run's name and purpose; replies are shared between scopes.
         """
         super().__init__(path)
         self.scope = scope
 
     def find(self, digests: Sequence[str]) -> dict[str, EndpointReply]:
-        """Return the stored replies by digest; the others were never answered."""
+        """Return the stored replies by digest."""
         found: dict[str, EndpointReply] = {}
         with self._reading() as db:
             for start in range(0, len(digests), _LOOKUP):
@@ -161,17 +158,14 @@ class Ledger(SqliteFile):
         return found
 
     def begin(self, digest: str, model: str, most: Charge, currency: str, limits: Limits) -> int | None:
-        """Record that a call is about to be made, and return its number; None when the limits do not allow it.
-
-        `most` is an upper bound of what the call can use; it counts with that until it is settled.
-        """
+        """Record a call, charged with its upper bound `most` until settled, and return its id; None if over budget."""
         with self._transaction() as db:
-            # Running sums, kept by triggers: summing 50,000 calls before each took 15 ms.
+            # Running sums, kept by triggers: summing 50,000 calls takes 15 ms.
             row = db.execute("SELECT tokens, cost FROM charges WHERE scope = ?", (self.scope,)).fetchone()
             tokens, cost = row or (0, 0.0)
             if limits.tokens is not None and tokens + most.tokens > limits.tokens:
                 return None
-            # Sums of many small costs carry rounding errors; they must not refuse what fits exactly.
+            # Tolerance for rounding errors of the running sum.
             if limits.cost is not None and cost + (most.cost or 0.0) > limits.cost * (1 + 1e-9):
                 return None
             return db.execute(
@@ -181,10 +175,7 @@ class Ledger(SqliteFile):
             ).lastrowid
 
     def keep(self, call: int, digest: str, reply: EndpointReply) -> EndpointReply:
-        """Settle a call with its reply, and return the reply that is stored under the digest from now on.
-
-        When another process has stored one meanwhile, that one stays, so that both continue with the same text.
-        """
+        """Settle a call and return the stored reply: this one, or an earlier one by another process."""
         usage = Usage(reply.prompt_tokens, reply.completion_tokens)
         with self._transaction() as db:
             self._settle(db, call, usage, reply.cost, free=False)
@@ -198,16 +189,13 @@ class Ledger(SqliteFile):
     def fail(
         self, call: int, failure: EndpointFailure, *, usage: Usage = UNKNOWN, cost: float | None = None, free: bool
     ) -> None:
-        """Settle a call without a reply, with its use as far as the server reported it.
-
-        `free`: the server did no work on it, or none that anyone bills.
-        """
+        """Settle a failed call with its reported usage; `free`: the server did no billable work."""
         with self._transaction() as db:
             self._settle(db, call, usage, cost, free=free)
             db.execute("UPDATE calls SET reason = ?, detail = ? WHERE id = ?", (failure.reason, failure.detail, call))
 
     def spent(self) -> Spent:
-        """Return what the calls of this scope took so far."""
+        """Return the usage of this scope so far."""
         with self._reading() as db:
             row = db.execute(
                 "SELECT COUNT(*), COUNT(reason), CAST(TOTAL(tokens) AS INTEGER), "
@@ -223,7 +211,7 @@ class Ledger(SqliteFile):
             return int(db.execute("SELECT COUNT(*) FROM replies").fetchone()[0])
 
     def _settle(self, db: sqlite3.Connection, call: int, usage: Usage, cost: float | None, *, free: bool) -> None:
-        """End a call; without known use it keeps counting with the most that it can have used, unless it was free."""
+        """End a call; with unknown usage it stays unsettled, unless it was free."""
         fields: dict[str, Any] = usage._asdict()
         if usage.prompt_tokens is not None and usage.completion_tokens is not None:
             fields |= {"settled": 1, "tokens": usage.prompt_tokens + usage.completion_tokens, "cost": cost}
@@ -238,13 +226,12 @@ class Ledger(SqliteFile):
 
     def _refused(self, version: int) -> EndpointError:
         return EndpointError(
-            f"ledger {str(self.path)!r}: it has the form {version}, allowed is {self.VERSION}. Another version of "
-            "Preceptor made it; use that one, or give another path."
+            f"ledger {str(self.path)!r}: schema version {version}, expected {self.VERSION}. Use the version of "
+            "Preceptor that wrote it, or another path."
         )
 
     def _failed(self, action: str, error: Exception) -> EndpointError:
         return EndpointError(
-            f"ledger {str(self.path)!r}: could not {action} it: {error}. Nothing more was asked, because what is "
-            "paid for must be stored. Check that the disk has room and the file is yours, then give the same "
-            "command again: it continues where this one stopped."
+            f"ledger {str(self.path)!r}: could not {action} it: {error}. No further calls were made, because paid "
+            "replies must be stored. Check disk space and permissions, then run the same command again to resume."
         )

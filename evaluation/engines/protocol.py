@@ -1,7 +1,4 @@
-"""The OpenAI protocol: the client, what it sends, and the meaning of an answer.
-
-An answer is a reply, a failure of this request that may pass or not, or the end of the run.
-"""
+"""The OpenAI protocol: client, requests, and classification of responses (reply, failure, or end of the run)."""
 
 from __future__ import annotations
 
@@ -24,31 +21,29 @@ if TYPE_CHECKING:
 _HEADERS = frozenset(
     ("accept", "accept-encoding", "authorization", "connection", "content-length", "content-type", "host", "user-agent")
 )
-"""Headers that are sent, beside the client's own `x-stainless-…`."""
+"""Allowed headers, beside the client's own `x-stainless-…`."""
 _DETAIL = 300
-"""Longest detail in characters."""
+"""Maximum length of a detail, in characters."""
 _TOO_LONG = re.compile(
     r"context[ _](length|window|size)|maximum model length|(prompt|input|request) (is |was )?too (long|large)",
     re.IGNORECASE,
 )
-"""How servers say that a prompt does not fit; few send the protocol's code for it, `context_length_exceeded`."""
+"""Messages for a too long prompt; few servers send the protocol's code `context_length_exceeded`."""
 
 
 def open_client(config: EndpointConfig, key: str | None) -> AsyncOpenAI:
-    """Return a client that sends `key` or none at all.
+    """Return a client that sends `key`, or no key.
 
-    The client would take keys, organization, project and arbitrary headers from `OPENAI_*` variables, which are meant
-    for another server; headers beyond a short list are removed. Redirects are not followed, since they could lead a
-    key elsewhere.
+    It removes headers that `openai` takes from `OPENAI_*` variables; redirects, which could leak the key, are off.
     """
     from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
-    async def without_strangers(request: Any) -> None:
+    async def remove_headers(request: Any) -> None:
         for name in list(request.headers):
             if not (name in _HEADERS or name.startswith("x-stainless-")) or (name == "authorization" and not key):
                 del request.headers[name]
 
-    http = DefaultAsyncHttpxClient(event_hooks={"request": [without_strangers]}, follow_redirects=False)
+    http = DefaultAsyncHttpxClient(event_hooks={"request": [remove_headers]}, follow_redirects=False)
     return AsyncOpenAI(
         api_key=key or "none",
         base_url=config.base_url,
@@ -60,10 +55,10 @@ def open_client(config: EndpointConfig, key: str | None) -> AsyncOpenAI:
 
 
 async def post(client: AsyncOpenAI, config: EndpointConfig, request: EndpointRequest) -> str:
-    """Return the body of the answer; raises openai.OpenAIError when there is none, or another status than 200."""
+    """Return the response body; openai.OpenAIError if there is none or the status is not 200."""
     rest: dict[str, Any] = {
         config.token_limit: request.max_tokens,
-        # Sent even where they are neutral: servers fill gaps with what the model's authors recommend.
+        # Always sent: servers default to the model's recommended sampling settings.
         "temperature": request.temperature,
         "top_p": request.top_p,
     }
@@ -107,102 +102,101 @@ class Answer(NamedTuple):
 
     outcome: Outcome
     usage: Usage = UNKNOWN
-    """As the server reported it, for failures too."""
-    may_pass: bool = False
-    """A failure that another call may mend."""
+    """As reported by the server, also for failures."""
+    transient: bool = False
+    """A failure that a retry may fix."""
     free: bool = False
-    """The server did no work on it, or none that anyone bills."""
+    """The server did no billable work."""
     wait: float | None = None
-    """Seconds that the server asks to wait before another call."""
+    """`Retry-After` in seconds."""
     stop: str = ""
-    """Why no call at all will succeed, and the next step; empty when others may."""
+    """Why no call can succeed, with the next step; empty otherwise."""
 
 
 class AnswerReader:
-    """Reads answers of one endpoint; the key never shows in what it returns."""
+    """Classifies responses of one endpoint, with the key removed from all messages."""
 
     def __init__(self, config: EndpointConfig, key: str | None) -> None:
-        """Take the endpoint and the key that its answers may repeat."""
         self._config = config
         self._key = key
 
     def body(self, text: str) -> Answer:
-        """Return the meaning of a body with status 200."""
+        """Classify a body with status 200."""
         try:
             body = _Body.model_validate_json(text)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             place = ".".join(str(part) for part in first["loc"])
             said = f"{place}: {first['msg']}".lstrip(": ")
-            return self._failure("malformed", f"{said}, in {text[:120]!r}", may_pass=True)
+            return self._failure("malformed", f"{said}, in {text[:120]!r}", transient=True)
         usage = UNKNOWN if body.usage is None else Usage(**body.usage.model_dump())
         if not body.choices:
-            return self._failure("empty_choice", "the answer holds no choice", usage=usage, may_pass=True)
+            return self._failure("empty_choice", "the answer holds no choice", usage=usage, transient=True)
         choice = body.choices[0]
         written = choice.text if self._config.api == "completions" else choice.message.content
         return self._choice(choice.finish_reason, written, usage, body.model or "")
 
     def error(self, error: OpenAIError | TimeoutError) -> Answer:
-        """Return the meaning of a call that ended without a body, or with another status than 200."""
+        """Classify a call without a body, or with a status other than 200."""
         from openai import APIConnectionError, APIStatusError, APITimeoutError
 
         if isinstance(error, APIStatusError):
             return self._status(error)
         cause = error.__cause__ or error
-        # Where no connection came about, nothing was asked; otherwise the server may have worked, and bill it.
+        # Without a connection nothing was requested; otherwise the server may have done billable work.
         free = type(cause).__name__ in ("ConnectError", "ConnectTimeout")
         if isinstance(error, TimeoutError | APITimeoutError):
             said = f"no complete answer within {self._config.timeout:g} s"
-            return self._failure("timeout", said, may_pass=True, free=free)
+            return self._failure("timeout", said, transient=True, free=free)
         said = f"{type(cause).__name__}: {cause}" if isinstance(error, APIConnectionError) else str(error)
-        return self._failure("connection", said, may_pass=True, free=free)
+        return self._failure("connection", said, transient=True, free=free)
 
     def _choice(self, ended: str | None, text: str | None, usage: Usage, model: str) -> Answer:
         if ended == "content_filter":
             return self._failure("content_filtered", "finish_reason content_filter", usage=usage)
         if ended != "stop" and ended != "length":
             said = f"finish_reason {ended!r}, allowed are stop, length and content_filter"
-            return self._failure("malformed", said, usage=usage, may_pass=True)
+            return self._failure("malformed", said, usage=usage, transient=True)
         sampled = bool(usage.completion_tokens)
         if text or (text == "" and ended == "stop" and sampled):
             how: Literal["stop", "length"] = "stop" if ended == "stop" else "length"
             return Answer(EndpointReply(text, how, *usage, self._config.cost(*usage), model), usage)
-        # What was sampled without becoming text (reasoning that filled the length) would be sampled, and paid, again.
+        # Tokens without text (such as reasoning up to the limit) would be sampled, and billed, again.
         said = f"no text in {usage.completion_tokens} completion tokens (finish_reason {ended})"
-        return self._failure("empty_choice", said, usage=usage, may_pass=not sampled)
+        return self._failure("empty_choice", said, usage=usage, transient=not sampled)
 
     def _status(self, error: APIStatusError) -> Answer:
         status, code, said = error.status_code, error.code, f"{error.message}"
-        # All that the server said, since the message's place differs between servers.
+        # The position of the message differs between servers.
         whole = f"{said} {json.dumps(error.body, default=str)}"
         if status in (400, 413, 422) and (code == "context_length_exceeded" or _TOO_LONG.search(whole)):
             return self._failure("prompt_too_long", said, free=True)
         if status == 400 and "content_filter" in (code, error.type):
             return self._failure("content_filtered", said, free=True)
-        passing: FailureReason | None = None
+        transient: FailureReason | None = None
         if status == 429 and code != "insufficient_quota":
-            passing = "rate_limited"
+            transient = "rate_limited"
         elif status == 408:
-            passing = "timeout"
+            transient = "timeout"
         elif status == 409 or status >= 500:
-            passing = "server_error"
-        if passing is not None:
+            transient = "server_error"
+        if transient is not None:
             wait = _retry_after(error.response.headers)
-            return self._failure(passing, said, may_pass=True, free=True, wait=wait)
+            return self._failure(transient, said, transient=True, free=True, wait=wait)
         stop = self._without_key(f"{said[:_DETAIL]}. {self._next_step(status)}")
         return self._failure("refused", said, free=True)._replace(stop=stop)
 
     def _next_step(self, status: int) -> str:
         model, key_env = self._config.model, self._config.key_env
         if status < 400:
-            return "Set base_url to the address that the server redirects to."
+            return "Set base_url to the target of the redirect."
         key = f"Check {f'the key in {key_env}' if key_env else 'key_env, which is not set'}."
         return {
             401: key,
             403: key,
-            404: f"Check that the server knows the model {model!r} and that base_url ends as it wants (/v1).",
-            429: "The account's quota is used up; raise it with the provider.",
-        }.get(status, "Check model, api and the sampling settings against what this server takes.")
+            404: f"Check that the server has the model {model!r} and that base_url ends with its version (/v1).",
+            429: "The account's quota is exhausted; raise it with the provider.",
+        }.get(status, "Check that the server supports this model, api and sampling settings.")
 
     def _failure(
         self,
@@ -210,12 +204,12 @@ class AnswerReader:
         detail: str,
         *,
         usage: Usage = UNKNOWN,
-        may_pass: bool = False,
+        transient: bool = False,
         free: bool = False,
         wait: float | None = None,
     ) -> Answer:
         shown = self._without_key(detail)[:_DETAIL]
-        return Answer(EndpointFailure(reason, shown), usage, may_pass, free, wait)
+        return Answer(EndpointFailure(reason, shown), usage, transient, free, wait)
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text

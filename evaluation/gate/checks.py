@@ -1,4 +1,4 @@
-"""Checks of the promotion gate and of regression tests: each turns paired scores into a verdict with one sentence."""
+"""Checks of the promotion gate and of regression tests: paired scores -> verdict with one sentence."""
 
 from __future__ import annotations
 
@@ -10,37 +10,32 @@ from pydantic import Field
 
 from evaluation.common.data import Frozen
 from evaluation.gate.bounds import mean_bounds, needed_documents, spread_of
-from evaluation.statistics import Interval, adjusted, sign_flip_test
+from evaluation.statistics import POWER, Interval, IntervalConfig, adjusted, sign_flip_test
 
 Verdict = Literal["pass", "fail", "undecided"]
 
 _SHOWN_IDS = 3
-"""Ids that a sentence names at most."""
+"""Maximum number of ids in a sentence."""
 
 
-class StatisticsConfig(Frozen):
-    """How sure a check must be."""
+class StatisticsConfig(IntervalConfig):
+    """How sure a check must be: a candidate at the margin passes in at most 1 - confidence of cases."""
 
-    confidence: float = Field(default=0.95, gt=0.5, lt=1.0)
-    """Of each one-sided bound, in (0.5, 1): a candidate at the margin passes in at most 1 - confidence of cases."""
-    power: float = Field(default=0.8, gt=0.0, lt=1.0)
-    """Chance to decide at the sample size that a report calls needed, in (0, 1)."""
-    resamples: int = Field(default=10_000, ge=1000, le=1_000_000)
-    """Draws of weights behind each bound, in [1000, 1000000]."""
     seed: int = Field(default=0, ge=0)
-    """Of the draws, at least 0."""
+    """Of the resamples, at least 0."""
+    most_collapsed: float = Field(default=0.02, ge=0.0, le=1.0)
+    """Share of empty or degenerate answers allowed, in [0, 1]; a regression test allows as many as the baseline has."""
 
 
 class PairedScore(Frozen):
-    """The scores of two students on the same question, or on the same document."""
+    """Scores of two students on the same question or document."""
 
     document: str = Field(min_length=1)
-    """Id of the question's document or probe; scores with the same id are averaged, because the questions of a document
-    are not independent."""
+    """Document or probe id; scores are averaged by id, because questions of a document are not independent."""
     candidate: float = Field(ge=0.0, le=1.0)
     """In [0, 1]."""
     reference: float = Field(ge=0.0, le=1.0)
-    """The champion's score in [0, 1]; for probes that of the frozen baseline."""
+    """The champion's score in [0, 1], or the frozen baseline's for probes."""
 
 
 class GateCheck(Frozen):
@@ -51,21 +46,21 @@ class GateCheck(Frozen):
     sentence: str
     """The finding in plain English."""
     estimate: float | None = None
-    """Mean paired difference in [-1, 1], or a share in [0, 1]; None where nothing was measured."""
+    """Mean paired difference in [-1, 1], or a share in [0, 1]; None if not measured."""
     low: float | None = None
-    """One-sided lower bound of the estimate; None where it has none."""
+    """One-sided lower bound, if any."""
     high: float | None = None
-    """One-sided upper bound of the estimate; None where it has none."""
+    """One-sided upper bound, if any."""
     limit: float | None = None
-    """Threshold of the estimate: a gain to reach, a (negative) loss not to exceed, a share."""
+    """Threshold: a required gain, a (negative) maximum loss, or a share."""
     documents: int | None = None
     """Documents, probes or answers behind the estimate."""
     needed: int | None = None
-    """How many would decide an undecided check, if the estimate is the truth; None where decided or no number would."""
+    """Required sample size of an undecided check, if the estimate is true; None if decided or unattainable."""
 
 
 def differences_of(scores: Sequence[PairedScore]) -> list[float]:
-    """Return candidate minus reference by document, each document's scores averaged, in the order of the ids."""
+    """Return the mean of candidate minus reference by document, in the order of the ids."""
     found: dict[str, list[float]] = {}
     for score in scores:
         found.setdefault(score.document, []).append(score.candidate - score.reference)
@@ -75,8 +70,7 @@ def differences_of(scores: Sequence[PairedScore]) -> list[float]:
 def check_change(name: str, scores: Sequence[PairedScore], limit: float, settings: StatisticsConfig) -> GateCheck:
     """Return whether the mean change is significantly above `limit` (pass) or below it (fail).
 
-    A positive limit is a gain to show, a negative one a loss that must be ruled out (non-inferiority); without scores
-    the check is undecided.
+    A positive limit is a required gain, a negative one a non-inferiority margin; without scores: undecided.
     """
     differences = differences_of(scores)
     if not differences:
@@ -95,19 +89,18 @@ def check_change(name: str, scores: Sequence[PairedScore], limit: float, setting
 def check_groups(
     groups: Mapping[str, Sequence[PairedScore]], margin: float, settings: StatisticsConfig
 ) -> tuple[GateCheck, ...]:
-    """Return for each group of documents whether it lost more than a margin in (0, 1].
+    """Return for each group of documents whether its loss exceeds a margin in (0, 1].
 
-    A group has few documents, so it need not show non-inferiority. It fails if its loss exceeds the margin
-    significantly by the one-sided sign-flip test (which five documents can pass, where the bounds need ten), at a level
-    that Holm's correction keeps for all groups together. It is undecided without scores, or if it lost more than the
-    margin without significance.
+    Groups are small, so non-inferiority is not required: a group fails if its loss exceeds the margin significantly, by
+    a one-sided sign-flip test (significant from five documents, the bounds from ten) with Holm's correction. It is
+    undecided without scores, or if the excess is not significant.
     """
     known = {name: differences_of(scores) for name, scores in groups.items() if scores}
     level = 1.0 - settings.confidence
-    # Enough sign patterns for a p-value that is still small after it is multiplied by the number of groups.
+    # Enough sign patterns for significance after Holm's correction.
     patterns = max(settings.resamples, math.ceil(4 * len(known) / level))
     p_values = {name: _p_value_of_loss(values, margin, patterns, settings.seed) for name, values in known.items()}
-    if len(p_values) > 1 and min(p_values.values()) <= level:  # else the correction changes no verdict; it takes 0.1 s
+    if len(p_values) > 1 and min(p_values.values()) <= level:  # else the correction changes nothing and takes 0.1 s
         p_values = adjusted(p_values, "holm")
     checks = []
     for name in groups:
@@ -125,19 +118,19 @@ def check_groups(
 
 
 def _p_value_of_loss(differences: Sequence[float], margin: float, resamples: int, seed: int) -> float:
-    """Return the one-sided p-value of a mean of -margin or better; 1 where the observed mean is that."""
+    """Return the one-sided p-value against a mean >= -margin; 1 if the observed mean is."""
     if not _is_beyond(differences, margin):
         return 1.0
-    # Either tail of the test has half of its p-value, since every pattern of signs has its opposite.
+    # The null distribution is symmetric: one tail is half of the p-value.
     return sign_flip_test([d + margin for d in differences], resamples=resamples, seed=seed) / 2.0
 
 
 def _is_beyond(differences: Sequence[float], margin: float) -> bool:
-    return math.fsum(differences) / len(differences) < -margin - 1e-12  # not for rounding alone
+    return math.fsum(differences) / len(differences) < -margin - 1e-12  # tolerance for rounding
 
 
 def check_collapse(collapsed: int, answered: int, most: float) -> GateCheck:
-    """Return whether few enough answers are empty or degenerate; undecided without answers."""
+    """Return whether the share of empty or degenerate answers is at most `most`; undecided without answers."""
     name = "empty or degenerate answers"
     if not answered:
         return GateCheck(name=name, verdict="undecided", sentence="There are no answers.", limit=most, needed=1)
@@ -148,7 +141,7 @@ def check_collapse(collapsed: int, answered: int, most: float) -> GateCheck:
 
 
 def check_canaries(canaries: Mapping[str, str | None]) -> GateCheck:
-    """Return whether no canary has a reason of failure; undecided without canaries."""
+    """Return whether no canary failed; undecided without canaries."""
     name = "canaries"
     failed = [f"{canary}: {reason}" for canary, reason in sorted(canaries.items()) if reason is not None]
     if failed:
@@ -160,7 +153,7 @@ def check_canaries(canaries: Mapping[str, str | None]) -> GateCheck:
 
 
 def check_scored(unscored: Sequence[str]) -> GateCheck:
-    """Return whether every document that should have a score has one: those that fail may be those that lost."""
+    """Return whether every expected document has a score: missing ones may be the losses."""
     name = "documents without a score"
     if not unscored:
         return GateCheck(name=name, verdict="pass", sentence="There are none.", documents=0)
@@ -171,17 +164,17 @@ def check_scored(unscored: Sequence[str]) -> GateCheck:
 
 
 def points(value: float) -> str:
-    """Return a difference or a margin in [-1, 1] in points, such as `3.5 points`."""
+    """Format a difference or margin in [-1, 1], such as `3.5 points`."""
     return f"{100 * value:.1f} points"
 
 
 def describe_change(mean: float) -> str:
-    """Return a mean difference in words, such as `A loss of 3.5 points`."""
+    """Format a mean difference, such as `A loss of 3.5 points`."""
     return f"A loss of {points(-mean)}" if mean < 0.0 else f"A gain of {points(mean)}" if mean > 0.0 else "No change"
 
 
 def bounds_of(differences: Sequence[float], settings: StatisticsConfig) -> Interval:
-    """Return mean and bounds of differences by document; see `mean_bounds`."""
+    """See `mean_bounds`."""
     return mean_bounds(differences, confidence=settings.confidence, resamples=settings.resamples, seed=settings.seed)
 
 
@@ -195,17 +188,9 @@ def measured_check(
     settings: StatisticsConfig,
     slack: float | None = None,
 ) -> GateCheck:
-    """Return a check with its figures, and with the sample size that would decide it where it is undecided.
+    """Return a check with its figures and, if undecided, the required sample size.
 
-    Args:
-        name: Of the check.
-        verdict: Of the check.
-        sentence: The finding; an undecided check adds what would decide it.
-        found: Mean and bounds.
-        limit: Threshold of the mean.
-        differences: By document.
-        settings: How sure to be.
-        slack: Distance of the mean to what would decide the check, above 0; None is that to the limit.
+    `slack` > 0 is the distance of the mean to the deciding value, by default `limit`.
     """
     needed = None
     if verdict == "undecided":
@@ -214,9 +199,9 @@ def measured_check(
             found.mean,
             abs(found.mean - limit) if slack is None else slack,
             confidence=settings.confidence,
-            power=settings.power,
+            power=POWER,
         )
-        # What is undecided at this size needs more, whatever an approximation says.
+        # An undecided check needs more than it has, even if the approximation says otherwise.
         needed = None if enough is None else max(enough, len(differences) + 1)
         wanted = f"About {needed} would decide" if needed is not None else "At the limit no number would decide"
         sentence = f"{sentence} {wanted}, if the estimate is right (there are {len(differences)})."
@@ -234,9 +219,9 @@ def measured_check(
 
 
 def check_without_scores(name: str, limit: float, margin: float, settings: StatisticsConfig) -> GateCheck:
-    """Return the undecided check of something without scores: how many rule out a loss, or show twice the gain."""
+    """Return the undecided check without scores, with the sample size that rules out a loss or shows twice the gain."""
     needed = needed_documents(
-        spread_of([]), max(0.0, limit), max(margin, 0.01), confidence=settings.confidence, power=settings.power
+        spread_of([]), max(0.0, limit), max(margin, 0.01), confidence=settings.confidence, power=POWER
     )
     sentence = "There are no scores."
     if needed is not None:

@@ -1,4 +1,4 @@
-"""The promotion gate: promote, hold or reject a candidate from paired scores, and the report as a page."""
+"""The promotion gate: promote, hold or reject a candidate by paired scores, and its Markdown report."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from evaluation.gate.checks import (
     check_groups,
     check_scored,
 )
+from evaluation.statistics import POWER
 
 Decision = Literal["promote", "hold", "reject"]
 """`promote`: every check passes. `hold`: some check is undecided, none fails. `reject`: some check fails."""
 
 TOUCHED = "what was known of the same subjects"
-"""Name of the check of what was known about the subjects of the new documents."""
+"""Name of the contradiction check."""
 
 _MOST_GROUPS = 5
-"""Nights that a table shows: the worst ones, since a student has hundreds in time."""
+"""Maximum number of nights in a table, the worst ones."""
 _GROUP = "night "
 _MARKS = {"pass": "pass", "fail": "**FAIL**", "undecided": "**undecided**"}
 _MEANINGS = {
@@ -37,46 +38,42 @@ _MEANINGS = {
 
 
 class GateConfig(StatisticsConfig):
-    """What a candidate must show. Scores are in [0, 1]: a margin of 0.05 is 5 points."""
+    """Margins of the gate. Scores are in [0, 1]: a margin of 0.05 is 5 points."""
 
     new_margin: float = Field(default=0.02, ge=0.0, lt=1.0)
-    """Gain over the champion on new documents that must be shown, in [0, 1)."""
+    """Required gain over the champion on new documents, in [0, 1)."""
     earlier_margin: float = Field(default=0.05, gt=0.0, le=1.0)
-    """Loss against the champion allowed on the documents of all earlier nights together, in (0, 1]."""
+    """Maximum loss against the champion on the documents of all earlier nights, in (0, 1]."""
     group_margin: float = Field(default=0.15, gt=0.0, le=1.0)
-    """Loss allowed on the documents of any one earlier night, in (0, 1]. Larger than `earlier_margin`, since a night
-    has few documents: one of many nights lies some standard errors below the others by chance alone."""
+    """Maximum loss on the documents of a single earlier night, in (0, 1]; larger, since the worst of many small groups
+    is some standard errors low by chance."""
     probe_margin: float = Field(default=0.05, gt=0.0, le=1.0)
-    """Loss allowed on each set of retention probes against the frozen baseline, in (0, 1]."""
+    """Maximum loss on each set of retention probes against the frozen baseline, in (0, 1]."""
     touched_margin: float = Field(default=0.1, gt=0.0, le=1.0)
-    """Loss against the champion allowed on what was known about the subjects of the new documents, in (0, 1]."""
-    most_collapsed: float = Field(default=0.02, ge=0.0, le=1.0)
-    """Share of empty or degenerate answers allowed, in [0, 1]."""
+    """Maximum loss against the champion on known questions about the entities of new documents, in (0, 1]."""
     probes_required: bool = True
-    """Hold where no probe was asked; False promotes without, for students of which nothing else is expected."""
+    """Hold without probes."""
 
 
 class GateEvidence(Frozen):
     """All measurements of a candidate."""
 
     new: tuple[PairedScore, ...]
-    """Of the documents that the candidate was made for."""
+    """Documents of this night."""
     earlier: Mapping[str, tuple[PairedScore, ...]] = Field(default_factory=dict)
-    """By earlier night; none: the champion was taught nothing yet. A night without scores could not be scored. A
-    document that contradicts an earlier one shows here, as that night's loss."""
+    """By earlier night; empty before the first promotion. A night without scores could not be scored."""
     probes: Mapping[str, tuple[PairedScore, ...]] = Field(default_factory=dict)
-    """By set of probes: questions that no document is about."""
+    """By set of retention probes."""
     touched: tuple[PairedScore, ...] = ()
-    """Questions on earlier documents and general knowledge about the subjects of the new documents, where wrong
-    documents show first. Empty: nothing was known about these."""
+    """Contradiction check: known questions about the entities of the new documents; empty if there are none."""
     collapsed: int = Field(default=0, ge=0)
-    """Answers of the candidate that are empty or degenerate, in [0, answered]."""
+    """Empty or degenerate answers of the candidate, in [0, answered]."""
     answered: int = Field(default=0, ge=0)
     """Answers of the candidate."""
     canaries: Mapping[str, str | None] = Field(default_factory=dict)
-    """By canary: why it failed, or None where it passed."""
+    """Reason of failure by canary; None if passed."""
     unscored: tuple[str, ...] = ()
-    """Ids of documents that should have a score and have none; nothing is promoted past them."""
+    """Ids of documents without an expected score; they prevent promotion."""
 
 
 class GateReport(Frozen):
@@ -88,7 +85,7 @@ class GateReport(Frozen):
 
 
 def _measured(evidence: GateEvidence, config: GateConfig) -> tuple[GateCheck, ...]:
-    """Return the checks of whether the candidate works and was scored at all."""
+    """Return the checks of completeness, canaries and collapse."""
     return (
         check_scored(evidence.unscored),
         check_canaries(evidence.canaries),
@@ -107,11 +104,11 @@ def _touched(evidence: GateEvidence, config: GateConfig) -> tuple[GateCheck, ...
 
 
 def _earlier(evidence: GateEvidence, config: GateConfig) -> tuple[GateCheck, ...]:
-    """Return the check of all earlier nights together and one of each."""
+    """Return the check of all earlier nights together, then one per night."""
     name = "earlier documents"
     if not evidence.earlier:
         return (_not_applicable(name, "There are none: the champion was taught nothing yet."),)
-    # The same document in two nights stays two: each night's questions are its own.
+    # The same document in two nights counts twice: the questions differ.
     scores = tuple(
         score.model_copy(update={"document": f"{night}/{score.document}"})
         for night, scored in evidence.earlier.items()
@@ -123,7 +120,7 @@ def _earlier(evidence: GateEvidence, config: GateConfig) -> tuple[GateCheck, ...
 
 
 def _probes(evidence: GateEvidence, config: GateConfig) -> tuple[GateCheck, ...]:
-    """Return one check for each set of probes."""
+    """Return one check per set of probes."""
     if not evidence.probes and not config.probes_required:
         return (_not_applicable("probes", "None were asked, and none are required."),)
     sets = {f"probes {name}": scores for name, scores in evidence.probes.items()} or {"probes": ()}
@@ -141,15 +138,14 @@ CHECKS: tuple[Callable[[GateEvidence, GateConfig], Iterable[GateCheck]], ...] = 
     _earlier,
     _probes,
 )
-"""What a promotion needs, in the order of reports."""
+"""In the order of reports."""
 
 
 def decide(evidence: GateEvidence, config: GateConfig) -> GateReport:
-    """Return whether a candidate is promoted, held or rejected, with every check behind it.
+    """Return the decision on a candidate with all checks.
 
-    All checks must pass for a promotion, so a candidate that is truly at the margin of any of them is promoted in at
-    most 1 - confidence of cases, without a correction for their number (Berger 1982, Technometrics 24). If any score of
-    the candidate rises, the decision does not become worse.
+    An intersection-union test: a candidate at the margin of any check is promoted with probability at most
+    1 - confidence, without correction (Berger 1982, Technometrics 24). The decision is monotone in every score.
     """
     checks = tuple(found for check in CHECKS for found in check(evidence, config))
     verdicts = {check.verdict for check in checks}
@@ -158,7 +154,7 @@ def decide(evidence: GateEvidence, config: GateConfig) -> GateReport:
 
 
 def report_markdown(report: GateReport) -> str:
-    """Return the decision, its reasons, and a table of the checks, in Markdown."""
+    """Return the decision, its reasons and a table of the checks in Markdown."""
     reasons = sorted((check for check in report.checks if check.verdict != "pass"), key=lambda c: c.verdict != "fail")
     settings = report.config
     lines = [f"# Gate: {report.decision.upper()}", "", _MEANINGS[report.decision], ""]
@@ -168,7 +164,7 @@ def report_markdown(report: GateReport) -> str:
     lines += [
         "",
         f"Changes are candidate minus reference in points, with one-sided {settings.confidence:.0%} bounds over "
-        f"documents; `needed` documents would decide with {settings.power:.0%} power. All checks must pass for a "
+        f"documents; `needed` documents would decide with {POWER:.0%} power. All checks must pass for a "
         "promotion; any failure rejects; anything undecided holds.",
     ]
     return "\n".join(lines) + "\n"
@@ -186,12 +182,12 @@ def check_table(checks: Sequence[GateCheck]) -> list[str]:
 
 
 def escaped(text: str) -> str:
-    """Return text for one cell of a Markdown table, shown literally."""
+    """Escape text for a cell of a Markdown table."""
     return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
 def _shortened(checks: Sequence[GateCheck]) -> list[GateCheck]:
-    """Return the checks with the worst nights alone, and a line that counts the others."""
+    """Keep the worst nights and summarise the others in one row."""
     order = {"fail": 0, "undecided": 1, "pass": 2}
     groups = [check for check in checks if check.name.startswith(_GROUP)]
     rest = sorted(groups, key=lambda check: (order[check.verdict], check.estimate or 0.0))[_MOST_GROUPS:]
@@ -209,7 +205,7 @@ def _shortened(checks: Sequence[GateCheck]) -> list[GateCheck]:
 
 
 def _figure(check: GateCheck, value: float | None) -> str:
-    """Return a difference in points, or a share in percent where the check has no bounds."""
+    """Format a difference in points, or a share in percent for checks without bounds."""
     if value is None:
         return ""
     return _signed(value) if check.low is not None or value < 0.0 else f"{value:.1%}"

@@ -1,8 +1,7 @@
-"""Test-time training data of a grid task, and the specifications that choose it.
+"""Test-time training data of a grid task: leave-one-out examples (arXiv 2411.07279), augmented by a specification.
 
-An example leaves one demonstration out, shows the others and asks for the output of the one left out: that is what the
-student is asked with the test inputs, so it can be trained without them (arXiv 2411.07279). Each example is shown again
-under every transformation that the self-edit's specification chooses, applied to inputs and outputs alike.
+An example shows all demonstrations but one and asks for its output. It is repeated under every transformation of the
+self-edit's specification, applied to inputs and outputs alike.
 """
 
 from __future__ import annotations
@@ -14,35 +13,37 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field
 
 from evaluation.common.data import Frozen
-from evaluation.grids.grids import LONGEST_SIDE, Grid, GridPair, output_spans, write_grid, write_query
-from evaluation.grids.transformations import (
-    AS_IT_IS,
+from evaluation.grids.grids import (
     FLIP,
+    IDENTITY,
+    LONGEST_SIDE,
     MIRROR,
     ORIENTATIONS,
     TRANSPOSE,
     TURNS,
+    Grid,
+    GridPair,
     Transformation,
     chain,
     enlargement,
+    output_spans,
     random_recolouring,
     random_shift,
     tiling,
+    write_grid,
+    write_query,
 )
 from evaluation.tasks import Expansion, Line
 
 MOST_EXAMPLES = 250
-"""SEAL's cap on the examples of a task."""
+"""Maximum number of examples per task, as in SEAL."""
 
 Orientations = Literal["none", "mirror", "flip", "transpose", "turns", "all"]
 """`mirror`: left to right; `flip`: top to bottom; `turns`: by 90, 180 and 270 degrees; `all`: all seven others."""
 
 
 class AugmentationSpec(Frozen):
-    """Which transformations of a grid task's demonstrations to train on.
-
-    The four `use_` fields are SEAL's (arXiv 2506.10943, section 3.2); the others choose more finely.
-    """
+    """Augmentations of a grid task's demonstrations; the `use_` fields are SEAL's (arXiv 2506.10943, section 3.2)."""
 
     use_basic_augmentations: bool = False
     """Turns, flips, transpose, reflections, translation."""
@@ -53,23 +54,19 @@ class AugmentationSpec(Frozen):
     use_repeat_augmentations: bool = False
     """Tilings."""
     orientations: Orientations = "none"
-    """Orientations in which all is shown once more."""
+    """Additional orientations."""
     colourings: int = Field(default=0, ge=0, le=16)
-    """Times that all is shown once more in other colours, drawn anew for each example, in [0, 16]."""
+    """Additional random recolourings of each example, in [0, 16]."""
     keep_background: bool = True
-    """Other colours leave colour 0 as it is."""
+    """Exclude colour 0 from recolouring."""
     permute_demonstrations: bool = True
-    """Show the demonstrations of each example in an order of its own."""
+    """Shuffle the demonstrations of each example."""
     leave_out: int = Field(default=1, ge=1, le=2)
-    """Demonstrations left out of an example, in [1, 2]: one of them is the question; 2 makes more examples."""
+    """Demonstrations held out of an example, one of which is the question, in [1, 2]; 2 yields more examples."""
 
 
 def augmentations_of(choice: Mapping[str, Any]) -> AugmentationSpec:
-    """Return the augmentations of a specification, which may have fields of the training beside them.
-
-    Raises:
-        pydantic.ValidationError: A value is outside its range.
-    """
+    """Return the augmentations of a specification, ignoring training fields; pydantic.ValidationError if invalid."""
     return AugmentationSpec(**{name: v for name, v in choice.items() if name in AugmentationSpec.model_fields})
 
 
@@ -86,11 +83,11 @@ CHOSEN: Mapping[str, tuple[Transformation, ...]] = {
     "turns": TURNS,
     "all": ORIENTATIONS[1:],
 }
-"""By `AugmentationSpec.orientations`, what is shown beside the task as it is."""
+"""Additional transformations by `AugmentationSpec.orientations`."""
 
 
 class Example(NamedTuple):
-    """A task made of demonstrations alone: some are shown, one is asked for."""
+    """A training example made of demonstrations."""
 
     shown: tuple[GridPair, ...]
     asked: GridPair
@@ -103,9 +100,9 @@ def basic(rng: random.Random) -> tuple[Transformation, ...]:
 
 
 def transformations_of(spec: AugmentationSpec, rng: random.Random) -> list[Transformation]:
-    """Return the transformations that a specification chooses, the task as it is first, none twice."""
+    """Return the distinct transformations of a specification, the identity first."""
     chosen = [
-        AS_IT_IS,
+        IDENTITY,
         *CHOSEN[spec.orientations],
         *(basic(rng) if spec.use_basic_augmentations else ()),
         *(SIZES if spec.use_size_augmentations else ()),
@@ -116,22 +113,14 @@ def transformations_of(spec: AugmentationSpec, rng: random.Random) -> list[Trans
 
 
 def most_examples(spec: AugmentationSpec, demonstrations: int) -> int:
-    """Return how many examples a specification makes of so many demonstrations, equal ones counted each, at most.
-
-    Grids that become too large are not made, and equal examples are trained on once: there may be fewer.
-    """
+    """Return an upper bound of the number of examples; oversized and duplicate ones are dropped later."""
     left_out = demonstrations * (1 if spec.leave_out == 1 else demonstrations)
     shown = len(transformations_of(spec, random.Random(0)))
     return min(left_out * shown * (1 + spec.colourings), MOST_EXAMPLES)
 
 
 def leave_out(demonstrations: Sequence[GridPair], count: int) -> Iterator[Example]:
-    """Yield the examples that leave 1, or 1 and 2, of the demonstrations out, the last one left out being asked for.
-
-    Args:
-        demonstrations: At least one; with one alone there is one example that shows nothing.
-        count: 1 or 2; examples that would show nothing are not made for the sake of the second.
-    """
+    """Yield the leave-one-out examples, and those that leave out two if `count` is 2 and something is left to show."""
     places = range(len(demonstrations))
     for asked in places:
         others = [i for i in places if i != asked]
@@ -142,12 +131,9 @@ def leave_out(demonstrations: Sequence[GridPair], count: int) -> Iterator[Exampl
 
 
 def build_examples(demonstrations: Sequence[GridPair], spec: AugmentationSpec, seed: int) -> Expansion:
-    """Return the training data of a task, in the order made, no two lines alike; what is left out is in the note.
+    """Return the distinct training examples of a task; the note counts dropped ones.
 
-    Args:
-        demonstrations: Of the task.
-        spec: The default trains on the demonstrations as they are.
-        seed: Of random shifts, colours, orders and of what the cap leaves out.
+    `seed` determines shifts, colours, orders and the sample under the cap.
     """
     rng = random.Random(seed)
     transformations = transformations_of(spec, rng)
@@ -171,7 +157,7 @@ def build_examples(demonstrations: Sequence[GridPair], spec: AugmentationSpec, s
 def _shown_as(
     example: Example, transformation: Transformation, spec: AugmentationSpec, rng: random.Random
 ) -> Iterator[Example]:
-    """Yield an example under a transformation, and as often in other colours as the specification says."""
+    """Yield an example under a transformation, then its recolourings."""
     keep = (0,) if spec.keep_background else ()
     yield _changed(example, transformation, spec, rng)
     for _ in range(spec.colourings):
@@ -180,7 +166,7 @@ def _shown_as(
 
 def _changed(example: Example, transformation: Transformation, spec: AugmentationSpec, rng: random.Random) -> Example:
     def pair(given: GridPair) -> GridPair:
-        # Not checked: a grid may become too large, which is counted and not refused.
+        # Not validated: oversized grids are counted and dropped later.
         return GridPair.model_construct(
             input=transformation.apply(given.input), output=transformation.apply(given.output)
         )

@@ -1,26 +1,29 @@
-"""Grid tasks as a domain: the demonstrations are the document, the test inputs are the questions.
+"""Grid tasks as a domain: demonstrations are the document, test inputs the questions; loading of ARC's files.
 
-A self-edit's specification is expanded to the training data that it makes of the demonstrations. Comparisons ask for
-each output under several views, turn the answers back, and vote on two attempts.
+A self-edit's specification expands to augmented demonstrations. Comparisons ask for each output under several views,
+invert the views, and vote on two attempts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
 from evaluation.common.errors import InputError
-from evaluation.grids.arc import load_arc
 from evaluation.grids.augmentations import AugmentationSpec, build_examples, most_examples
 from evaluation.grids.grids import (
+    IDENTITY,
+    ORIENTATIONS,
+    CheckedGrid,
     Grid,
     GridPair,
     GridTask,
     GridTest,
+    Orientation,
     cell_accuracy,
     output_spans,
     read_grid,
@@ -30,9 +33,9 @@ from evaluation.grids.grids import (
     write_pairs,
     write_query,
 )
-from evaluation.grids.transformations import AS_IT_IS, ORIENTATIONS, Orientation
-from evaluation.sources.config import EmbeddedData, LocalData, SampledData
-from evaluation.sources.rows import sample_documents
+from evaluation.sources.config import LocalData, SampledData
+from evaluation.sources.files import read_json
+from evaluation.sources.rows import Refusals, sample_documents
 from evaluation.tasks import (
     DataSplit,
     Document,
@@ -48,9 +51,9 @@ from evaluation.tasks import (
 )
 
 VIEWS: Mapping[str, Orientation] = MappingProxyType({orientation.name: orientation for orientation in ORIENTATIONS})
-"""Orientations under which an output can be asked for, by name; undone afterwards."""
-_DEMONSTRATIONS = 4
-"""Pairs of a task of the micro-grids, and assumed of one of ARC; most have 2 to 5."""
+"""Orientations of queries by name, inverted in the answers."""
+DEMONSTRATIONS = 4
+"""Demonstrations per micro-grid task, and assumed per ARC task, which mostly has 2 to 5."""
 
 
 def _known_views(value: tuple[str, ...]) -> tuple[str, ...]:
@@ -60,15 +63,19 @@ def _known_views(value: tuple[str, ...]) -> tuple[str, ...]:
 
 
 Views = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_known_views)]
-"""Orientations of a grid: turned counterclockwise, after mirroring left to right; `mirror-turn-90` is the transpose."""
+"""Orientations: left-right mirroring, then counterclockwise turns; `mirror-turn-90` is the transpose."""
 
 
 class GridData(DataSplit):
     """Grid tasks; a document is a task's demonstrations."""
 
     domain: ClassVar[str] = "grids"
-    views: Views = (AS_IT_IS.name,)
-    """Orientations under which comparisons ask for each output; the grader `domain` votes on them."""
+    views: Views = (IDENTITY.name,)
+    """Orientations under which comparisons ask for each output; the grader `domain` votes over them."""
+
+    def draw(self) -> Split:
+        """Return the tasks of an embedded world."""
+        raise NotImplementedError
 
 
 class ArcData(SampledData, LocalData, GridData):
@@ -76,23 +83,7 @@ class ArcData(SampledData, LocalData, GridData):
 
     type: Literal["arc"] = "arc"
     solutions_path: Path | None = None
-    """The file with the test outputs of a file of challenges; None where they are in `path`."""
-
-
-class MicrogridsData(EmbeddedData, GridData):
-    """Tasks of the micro-grids (`evaluation.microgrids`); the test has families of rules that no teacher learns on."""
-
-    type: Literal["microgrids"] = "microgrids"
-    train_documents: int = Field(default=132, ge=1, le=100_000)
-    """Tasks that rewards are earned on, in [1, 100000]; families take turns."""
-    development_documents: int = Field(default=22, ge=0, le=10_000)
-    """Tasks to make choices on, in [0, 10000]."""
-    test_documents: int = Field(default=112, ge=1, le=10_000)
-    """Tasks to compare variants on, in [1, 10000]."""
-    rewarded_tests: int = Field(default=8, ge=1, le=64)
-    """Test inputs of a task that rewards are earned on, in [1, 64]."""
-    compared_tests: int = Field(default=8, ge=1, le=64)
-    """Further test inputs of a task, which comparisons ask, in [1, 64]."""
+    """File with the test outputs of a file of challenges; None if they are in `path`."""
 
 
 _PROMPT = """\
@@ -117,18 +108,21 @@ class Grids(Domain):
     """Few-shot grid tasks."""
 
     name = "grids"
-    sections = (ArcData, MicrogridsData)
-    # The micro form is the one that the embedded teacher was pretrained on; it must not change by a character.
+    # The embedded teacher was pretrained on the micro template, which must stay identical.
     prompts = MappingProxyType({"grid-spec": _PROMPT, "micro-grid-spec": "{passage}\nSteps: {budget}\nRule: "})
     baselines = Domain.baselines | {"specs"}
     grades = True
     spec_alone = True
     shows_document = True
 
-    def load(self, data: ArcData | MicrogridsData) -> Split:
+    def __init__(self, *embedded: type[GridData]) -> None:
+        """Support ARC's files and the sections of embedded worlds."""
+        self.sections = (ArcData, *embedded)
+
+    def load(self, data: GridData) -> Split:
         """Return the tasks; see `Domain.load`."""
-        if isinstance(data, MicrogridsData):
-            return _drawn(data)
+        if not isinstance(data, ArcData):
+            return data.draw()
         found = load_arc(data.path, data.solutions_path)
         unknown = [task.id for task in found if any(test.output is None for test in task.tests)]
         if unknown:
@@ -142,72 +136,46 @@ class Grids(Domain):
         )
 
     def expand(self, task: KnowledgeTask, edit: Edit, seed: int) -> Expansion:
-        """Return the examples that a specification makes of the demonstrations, then the lines beside it.
-
-        Without any specification the lines alone, such as the bare demonstrations, are trained on.
-        """
+        """Return the examples of a specification, if any, followed by the edit's own lines."""
         written = tuple(line._replace(outputs=output_spans(line.text)) for line in lines_of(edit))
         if edit.augmentations is None and edit.training is None:
             return Expansion(written)
         examples = build_examples(read_pairs(task.document.text), edit.augmentations or AugmentationSpec(), seed)
         return examples._replace(lines=(*examples.lines, *written))
 
-    def count_lines(self, data: ArcData | MicrogridsData, augmentations: AugmentationSpec | None) -> int:
-        """Return the most examples that a specification makes."""
-        return most_examples(augmentations or AugmentationSpec(), _DEMONSTRATIONS)
+    def count_lines(self, data: GridData, augmentations: AugmentationSpec | None) -> int:
+        """Return the maximum number of examples of a specification."""
+        return most_examples(augmentations or AugmentationSpec(), DEMONSTRATIONS)
 
     def grade(self, questions: Sequence[Question], answers: Sequence[str]) -> Verdicts:
-        """Return for each view of an output whether one of two attempts is right, and the share of its cells.
+        """Return for each view of an output whether one of two attempts is correct, and its cell accuracy.
 
-        Args:
-            questions: Views of an output follow each other, each output with the same views in the same order.
-            answers: As the student wrote them.
+        The views of an output are consecutive, in the same order for every output.
         """
         views = len(dict.fromkeys(question.phrasing for question in questions))
         correct: list[bool] = []
         for start in range(0, len(questions), views):
             asked, written = questions[start:][:views], answers[start:][:views]
-            attempts = vote([_turned_back(text, q.phrasing) for q, text in zip(asked, written, strict=True)])
-            correct += [_turned_back(asked[0].answer, asked[0].phrasing) in attempts] * views
+            attempts = vote([_inverted(text, q.phrasing) for q, text in zip(asked, written, strict=True)])
+            correct += [_inverted(asked[0].answer, asked[0].phrasing) in attempts] * views
         pairs = zip(questions, answers, strict=True)
         return Verdicts(tuple(correct), tuple(_cells(question.answer, text) for question, text in pairs))
 
-    def check(self, data: ArcData | MicrogridsData, grader: str | None, baselines: Collection[str]) -> None:
-        """Refuse views that nothing puts together; see `Domain.check`."""
+    def check(self, data: GridData, grader: str | None, baselines: Collection[str]) -> None:
+        """Refuse several views without a vote; see `Domain.check`."""
         super().check(data, grader, baselines)
         if len(data.views) > 1 and grader != "domain":
             raise ValueError(
-                f"data.views: got {len(data.views)} views, which only the grader domain puts together; set "
-                "grading.grader.type to it, or leave one view"
+                f"data.views: got {len(data.views)} views, over which only the grader domain votes; set "
+                "grading.grader.type to domain, or keep one view"
             )
 
 
-GRIDS = Grids()
+def as_task(task: GridTask, views: Sequence[str] = (IDENTITY.name,), rewarded: int | None = None) -> KnowledgeTask:
+    """Return a grid task with known outputs as a document with questions.
 
-
-def _drawn(data: MicrogridsData) -> Split:
-    """Return tasks of the micro-grids; those of the test are of all families."""
-    from evaluation.microgrids.world import ADAPTED, TESTED, draw_tasks
-
-    def side(name: str, families: tuple[str, ...], count: int) -> tuple[KnowledgeTask, ...]:
-        tests = data.rewarded_tests + data.compared_tests
-        drawn = draw_tasks(name, families, count, data.split_seed, demonstrations=_DEMONSTRATIONS, tests=tests)
-        return tuple(as_task(task, data.views, data.rewarded_tests) for task in drawn)
-
-    return Split(
-        side("train", ADAPTED, data.train_documents),
-        side("development", ADAPTED, data.development_documents),
-        side("test", TESTED, data.test_documents),
-    )
-
-
-def as_task(task: GridTask, views: Sequence[str] = (AS_IT_IS.name,), rewarded: int | None = None) -> KnowledgeTask:
-    """Return a grid task, its gold outputs known, as a document with questions.
-
-    Args:
-        task: With at least one test, or with more than are rewarded.
-        views: Names of the views under which comparisons ask for each output, one after another.
-        rewarded: The first so many tests give the rewards and the rest is compared on; None uses all for both.
+    The first `rewarded` tests are for rewards, the others, under each of `views`, for comparisons; None uses all for
+    both.
     """
     return KnowledgeTask(
         document=Document(
@@ -216,7 +184,7 @@ def as_task(task: GridTask, views: Sequence[str] = (AS_IT_IS.name,), rewarded: i
             source=task.source,
             entities=(f"family {task.family}",) if task.family else (),
         ),
-        questions=tuple(_question(task, test, AS_IT_IS) for test in task.tests[:rewarded]),
+        questions=tuple(_question(task, test, IDENTITY) for test in task.tests[:rewarded]),
         held_out_questions=tuple(
             _question(task, test, VIEWS[name]) for test in task.tests[rewarded or 0 :] for name in views
         ),
@@ -235,8 +203,8 @@ def _question(task: GridTask, test: GridTest, view: Orientation) -> Question:
     )
 
 
-def _turned_back(text: str, view: str) -> Grid | None:
-    """Return the grid in a text as it is without the view, or None where it holds none."""
+def _inverted(text: str, view: str) -> Grid | None:
+    """Return the grid in a text with the view inverted; None if there is no grid."""
     grid = read_grid(text)
     return None if grid is None else VIEWS[view].undo(grid)
 
@@ -245,3 +213,111 @@ def _cells(answer: str, text: str) -> float:
     gold = read_grid(answer)
     assert gold is not None
     return cell_accuracy(read_grid(text), gold)
+
+
+class _Test(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    input: CheckedGrid
+    output: CheckedGrid | None = None
+
+
+class _Task(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    train: list[GridPair] = Field(min_length=1)
+    test: list[_Test] = Field(min_length=1)
+
+
+_TASK = TypeAdapter(_Task)
+_CHALLENGES = TypeAdapter(dict[str, _Task])
+_SOLUTIONS = TypeAdapter(dict[str, list[CheckedGrid]])
+_Value = TypeVar("_Value")
+
+
+def load_arc(path: Path, solutions: Path | None = None) -> tuple[GridTask, ...]:
+    """Return the tasks of ARC's JSON in file order, or by file name for a directory; files may be gzipped.
+
+    - Challenges: `{id: {"train": [{"input", "output"}], "test": [{"input"}]}}`, with or without a file of solutions
+      `{id: [output, ...]}`, one for each test input.
+    - One task: `{"train": [...], "test": [{"input", "output"}]}`; the id is the file's name.
+    - A directory of such task files.
+
+    Raises:
+        InputError: A file cannot be read or is invalid; the message lists all mistakes by JSON path.
+    """
+    if path.expanduser().is_dir():
+        if solutions is not None:
+            raise InputError(
+                f"{path}: is a directory of tasks, which have their own outputs; a file of solutions goes with a file "
+                "of challenges. Leave data.solutions_path out."
+            )
+        return _directory(path)
+    raw = read_json(path)
+    if isinstance(raw, dict) and {"train", "test"} <= raw.keys():
+        return (_made(_stem(path), _parsed(_TASK, raw, str(path)), str(path)),)
+    found = _parsed(_CHALLENGES, raw, str(path))
+    if not found:
+        raise InputError(f"{path}: holds no task. Give a file of challenges with at least one.")
+    tasks = {name: _made(name, task, f"{path}: {name}") for name, task in found.items()}
+    return tuple(tasks.values()) if solutions is None else _solved(tasks, solutions)
+
+
+def _directory(path: Path) -> tuple[GridTask, ...]:
+    files = sorted(found for pattern in ("*.json", "*.json.gz") for found in path.expanduser().glob(pattern))
+    if not files:
+        raise InputError(f"{path}: holds no file '*.json'. Give a directory of ARC tasks, or a file of challenges.")
+    refusals, tasks = Refusals(str(path)), []
+    for file in files:
+        try:
+            tasks.append(_made(_stem(file), _parsed(_TASK, read_json(file), file.name), str(file)))
+        except InputError as error:
+            refusals.refuse(file.name, str(error))
+    refusals.check()
+    return tuple(tasks)
+
+
+def _parsed(adapter: TypeAdapter[_Value], raw: Any, source: str) -> _Value:
+    refusals = Refusals(source)
+    found = refusals.parse_whole(adapter, raw)
+    refusals.check()
+    assert found is not None
+    return found
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".json")
+
+
+def _made(name: str, task: _Task, source: str) -> GridTask:
+    tests = tuple(GridTest(input=test.input, output=test.output) for test in task.test)
+    return GridTask(id=name, demonstrations=tuple(task.train), tests=tests, source=source)
+
+
+def _solved(tasks: Mapping[str, GridTask], path: Path) -> tuple[GridTask, ...]:
+    """Return the tasks with the outputs of a solutions file; refuse missing, surplus and contradictory ones."""
+    outputs, refusals = _parsed(_SOLUTIONS, read_json(path), str(path)), Refusals(str(path))
+    for name, reason in _misfits(tasks, outputs):
+        refusals.refuse(name, reason)
+    refusals.check()
+
+    def solved(task: GridTask) -> GridTask:
+        pairs = zip(task.tests, outputs[task.id], strict=True)
+        tests = tuple(GridTest(input=test.input, output=output) for test, output in pairs)
+        return task.model_copy(update={"tests": tests})
+
+    return tuple(map(solved, tasks.values()))
+
+
+def _misfits(tasks: Mapping[str, GridTask], outputs: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, task in tasks.items():
+        if name not in outputs:
+            yield name, "has no solution"
+        elif len(outputs[name]) != len(task.tests):
+            yield name, f"got {len(outputs[name])} outputs for {len(task.tests)} test inputs"
+        else:
+            for i, (test, output) in enumerate(zip(task.tests, outputs[name], strict=True)):
+                if test.output is not None and test.output != output:
+                    yield name, f"output {i} differs from the one in the challenge"
+    for name in outputs.keys() - tasks.keys():
+        yield name, "solves a task that is not among the challenges"

@@ -1,8 +1,7 @@
-"""The micro-grids: families of rules on small grids, tasks made of them, and the specifications tried on them.
+"""The micro-grids: families of rules on small grids, their tasks, and the space of specifications.
 
-The families conflict in what test-time training may show: a transformation helps where it commutes with the rule and
-misleads where it does not. Colour rules commute with every orientation and with no permutation of colours, geometric
-ones the other way round, and each of these with few orientations.
+A transformation helps test-time training if it commutes with the rule and misleads otherwise. Colour rules commute with
+all orientations and no colour permutation; geometric rules with all colour permutations and few orientations.
 """
 
 from __future__ import annotations
@@ -12,27 +11,43 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
+from pydantic import Field
+
 from evaluation.grids.augmentations import augmentations_of, most_examples
-from evaluation.grids.grids import COLOURS, Grid, GridPair, GridTask, GridTest
-from evaluation.grids.transformations import FLIP, MIRROR, TRANSPOSE, TURNS, Orientation, recolouring, shift
+from evaluation.grids.domain import DEMONSTRATIONS, GridData, as_task
+from evaluation.grids.grids import (
+    COLOURS,
+    FLIP,
+    MIRROR,
+    TRANSPOSE,
+    TURNS,
+    Grid,
+    GridPair,
+    GridTask,
+    GridTest,
+    Orientation,
+    recolouring,
+    shift,
+)
+from evaluation.sources.config import EmbeddedData
+from evaluation.tasks import KnowledgeTask, Split
 
 SIDE = 3
-"""Rows and columns of every grid. All ten colours are used: with five instead of nine beside the background too many
-cells of a grid are alike, and a student took several times the steps to see where each of them goes."""
+"""Rows and columns. With five colours instead of nine, geometric rules took a student several times the steps."""
 BACKGROUNDS = (1 / 6, 0.4)
-"""Shares of background, each for half of the tasks: rules of falling need room, others do not."""
+"""Shares of background, each in half of the tasks; `fall` rules need room."""
 
 PRETRAINED = ("turn-90", "mirror", "transpose", "shift-right", "copy-left", "fall-down")
-"""Families that the student's pretraining shows, in context; it never sees a rule about colours."""
+"""Families of the student's pretraining; none is about colours."""
 ADAPTED = (
     "swap", "copy-top", "repaint", "fall-right", "swap", "copy-right", "repaint", "shift-down", "swap", "fall-up",
     "repaint", "turn-270",
 )  # fmt: skip
-"""Families of the tasks that teachers learn on, in turn; every second task is about colours."""
+"""Families of the training tasks, in turn; every second one is about colours."""
 UNSEEN = ("cycle", "copy-bottom", "swap+mirror", "shift-up", "fill")
-"""Families that no teacher learns on and no model was pretrained on: a part of the test tasks."""
+"""Families of test tasks alone, unseen in pretraining and training."""
 TESTED = (*ADAPTED, *UNSEEN)
-"""Families of the tasks that variants are compared on."""
+"""Families of the test tasks."""
 
 SPACE: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     {
@@ -42,15 +57,15 @@ SPACE: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "epochs": (2, 4, 8),
     }
 )
-"""The specifications that the teacher writes, as values by field: few enough to try them all on a task."""
+"""Fields and values of the teacher's specifications; small enough for exhaustive search."""
 _BATCH = 4
-"""Examples in an optimizer step of the students that the specifications are for."""
+"""Batch size of the students."""
 
 Kind = Literal["colours", "places", "both"]
 """Subject of a rule."""
 Apply = Callable[[Grid], Grid]
 Maker = Callable[[random.Random], tuple[str, Apply]]
-"""Draws the parameters of a rule and returns them, as text, with the rule."""
+"""Draws a rule and returns its parameters, as text, with the rule."""
 
 
 class Rule(NamedTuple):
@@ -58,12 +73,12 @@ class Rule(NamedTuple):
 
     family: str
     parameters: str
-    """Empty where the family has one rule alone."""
+    """Empty for families of a single rule."""
     apply: Apply
 
 
 def _fallen(grid: Grid) -> Grid:
-    """Return the grid with its cells fallen down each column, in their order, the background above them."""
+    """Return the grid with the cells of each column dropped to the bottom, in their order."""
     columns = []
     for column in zip(*grid, strict=True):
         solid = [cell for cell in column if cell]
@@ -72,12 +87,12 @@ def _fallen(grid: Grid) -> Grid:
 
 
 def _copied_left(grid: Grid) -> Grid:
-    """Return the grid with its right side made the mirror image of its left side."""
+    """Return the grid with its left side mirrored onto its right side."""
     return tuple((*row[: (len(row) + 1) // 2], *row[: len(row) // 2][::-1]) for row in grid)
 
 
 def _under(view: Orientation, apply: Apply) -> Apply:
-    """Return a rule seen in another orientation."""
+    """Return a rule conjugated with an orientation."""
     return lambda grid: view.undo(apply(view.apply(grid)))
 
 
@@ -86,13 +101,13 @@ def _fixed(apply: Apply) -> Maker:
 
 
 def _becoming(becomes: Mapping[int, int]) -> tuple[str, Apply]:
-    """Return the rule that replaces colours, as far as named, and its parameters such as `1>4,4>1`."""
+    """Return the parameters, such as `1>4,4>1`, and the rule that replaces these colours."""
     named = ",".join(f"{old}>{new}" for old, new in sorted(becomes.items()))
     return named, recolouring([becomes.get(colour, colour) for colour in range(COLOURS)]).apply
 
 
 def _ring(length: int) -> Maker:
-    """Return what draws a ring of colours, each of which becomes the next one."""
+    """Return the maker of cyclic permutations of `length` colours."""
 
     def make(rng: random.Random) -> tuple[str, Apply]:
         ring = rng.sample(range(1, COLOURS), length)
@@ -146,13 +161,12 @@ _COMPOSED = (("swap", "mirror"), ("repaint", "shift-right"), ("fill", "copy-left
 FAMILIES: Mapping[str, Maker] = MappingProxyType(
     _MAKERS | {f"{first}+{then}": _then(_MAKERS[first], _MAKERS[then]) for first, then in _COMPOSED}
 )
-"""Makers of rules by name; compositions have a `+` in their name."""
+"""Makers by family; names of compositions have a `+`."""
 COLOUR_FAMILIES = ("swap", "cycle", "repaint", "fill")
-"""Families whose rules say what colours become; all others say where cells go."""
 
 
 def kind_of(family: str) -> Kind:
-    """Return the subject of the rules of a family; compositions here are of one rule of each kind."""
+    """Return the subject of a family's rules."""
     parts = family.split("+")
     colours = sum(part in COLOUR_FAMILIES for part in parts)
     return "both" if 0 < colours < len(parts) else "colours" if colours else "places"
@@ -164,17 +178,16 @@ def draw_rule(rng: random.Random, family: str) -> Rule:
 
 
 def draw_grid(rng: random.Random, background: float) -> Grid:
-    """Return a random grid, each cell background with the chance given and else one of the other colours."""
+    """Return a random grid; each cell is background with probability `background`."""
     return tuple(
         tuple(0 if rng.random() < background else rng.randrange(1, COLOURS) for _ in range(SIDE)) for _ in range(SIDE)
     )
 
 
 def draw_task(rng: random.Random, rule: Rule, name: str, *, demonstrations: int, tests: int, source: str) -> GridTask:
-    """Return a task: a rule shown on some grids and asked for on others, no two of them alike.
+    """Return a task of distinct grids.
 
-    Every colour but the background occurs in the demonstrations, so that the rule's effect on it can be inferred, and
-    at least half of the demonstrations are changed by the rule.
+    The demonstrations contain every colour, so that its mapping can be inferred, and the rule changes half of them.
     """
     background = rng.choice(BACKGROUNDS)
     while True:
@@ -182,7 +195,8 @@ def draw_task(rng: random.Random, rule: Rule, name: str, *, demonstrations: int,
         while len(grids) < demonstrations + tests:
             grids[draw_grid(rng, background)] = None
         shown, asked = list(grids)[:demonstrations], list(grids)[demonstrations:]
-        if _shows(rule, shown):
+        colours = {cell for grid in shown for row in grid for cell in row}
+        if colours >= set(range(1, COLOURS)) and 2 * sum(rule.apply(grid) != grid for grid in shown) >= demonstrations:
             break
     return GridTask(
         id=name,
@@ -193,24 +207,12 @@ def draw_task(rng: random.Random, rule: Rule, name: str, *, demonstrations: int,
     )
 
 
-def _shows(rule: Rule, grids: Sequence[Grid]) -> bool:
-    colours = {cell for grid in grids for row in grid for cell in row}
-    changed = sum(rule.apply(grid) != grid for grid in grids)
-    return colours >= set(range(1, COLOURS)) and 2 * changed >= len(grids)
-
-
 def draw_tasks(
     side: str, families: Sequence[str], count: int, seed: int, *, demonstrations: int = 4, tests: int
 ) -> tuple[GridTask, ...]:
-    """Return `count` tasks, the families in turn; the first ones of a larger count are those of a smaller one.
+    """Return `count` tasks, the families in turn; a larger count extends a smaller one.
 
-    Args:
-        side: Such as `train`: part of every id and of the seed.
-        families: Names, in the order in which they take turns.
-        count: Tasks.
-        seed: Of all choices.
-        demonstrations: Pairs shown in each, at least 2.
-        tests: Pairs asked for in each, at least 1.
+    `side`, such as `train`, is part of ids and seeds. A task has at least 2 demonstrations and 1 test.
     """
     tasks = []
     for number in range(count):
@@ -223,13 +225,43 @@ def draw_tasks(
 
 
 def steps_of(choice: Mapping[str, Any], demonstrations: int) -> int:
-    """Return the optimizer steps that a specification asks for, at most: equal examples are trained on once."""
+    """Return an upper bound of a specification's optimizer steps; duplicate examples are trained on once."""
     return -(-most_examples(augmentations_of(choice), demonstrations) // _BATCH) * int(choice["epochs"])
 
 
 def draw_spec(rng: random.Random, demonstrations: int, budget: int | None) -> dict[str, Any]:
-    """Return a random specification within a budget of steps, all of them equally likely; None allows any."""
+    """Return a uniformly random specification within a budget of steps; None is unlimited."""
     while True:
         choice = {name: rng.choice(values) for name, values in SPACE.items()}
         if budget is None or steps_of(choice, demonstrations) <= budget:
             return choice
+
+
+class MicrogridsData(EmbeddedData, GridData):
+    """Tasks of the micro-grids; the test split includes unseen families of rules."""
+
+    type: Literal["microgrids"] = "microgrids"
+    train_documents: int = Field(default=132, ge=1, le=100_000)
+    """Training tasks, in [1, 100000]; families alternate."""
+    development_documents: int = Field(default=22, ge=0, le=10_000)
+    """Development tasks, in [0, 10000]."""
+    test_documents: int = Field(default=112, ge=1, le=10_000)
+    """Test tasks, in [1, 10000]."""
+    rewarded_tests: int = Field(default=8, ge=1, le=64)
+    """Test inputs per task for rewards, in [1, 64]."""
+    compared_tests: int = Field(default=8, ge=1, le=64)
+    """Further test inputs per task for comparisons, in [1, 64]."""
+
+    def draw(self) -> Split:
+        """Return the tasks."""
+
+        def side(name: str, families: tuple[str, ...], count: int) -> tuple[KnowledgeTask, ...]:
+            tests = self.rewarded_tests + self.compared_tests
+            drawn = draw_tasks(name, families, count, self.split_seed, demonstrations=DEMONSTRATIONS, tests=tests)
+            return tuple(as_task(task, self.views, self.rewarded_tests) for task in drawn)
+
+        return Split(
+            side("train", ADAPTED, self.train_documents),
+            side("development", ADAPTED, self.development_documents),
+            side("test", TESTED, self.test_documents),
+        )

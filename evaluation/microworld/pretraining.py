@@ -1,7 +1,4 @@
-"""Pretraining of micro models: a standard Llama, exact tokenizers, weighted next-token loss, stages that are saved.
-
-Shared by the micro-world (`evaluation.microworld.build`) and the micro-grids (`evaluation.microgrids.pretraining`).
-"""
+"""Pretraining of micro models for both embedded worlds: Llama, tokenizer, weighted loss, stage checkpoints."""
 
 from __future__ import annotations
 
@@ -23,33 +20,32 @@ _WEIGHTS = "model.safetensors"
 
 
 class Shape(NamedTuple):
-    """Size of a micro Llama; heads have 32 dimensions, the smallest that vLLM's CPU attention takes."""
+    """Size of a micro Llama; heads have 32 dimensions, the minimum of vLLM's CPU attention."""
 
     hidden: int
     layers: int
     intermediate: int
     rope_theta: float = 10_000.0
-    """Base of the rotary positions: the lower, the more of the frequencies tell nearby places apart."""
     heads: int | None = None
-    """Attention heads of each layer; None is as many as fit into `hidden`."""
+    """Attention heads per layer; None is `hidden // 32`."""
 
 
 class Batch(NamedTuple):
-    """Texts to learn from, padded on the right."""
+    """Right-padded training texts."""
 
     ids: Tensor
     """(N, T) token ids."""
     weights: Tensor
     """(N, T) loss weight of each token as a target."""
     choices: Tensor | None = None
-    """(V,) mask of the tokens among which a choice is made, such as names and values."""
+    """(V,) mask of tokens, such as names and values."""
     choice_weight: float = 0.0
-    """Weight of a further term: the likelihood of a learned token given that one of `choices` comes. It sharpens which
-    name is written and leaves untouched how often a name is written at all."""
+    """Weight of a second loss term: the likelihood of a target given that it is one of `choices`, which sharpens which
+    name is written and not how often one is."""
 
 
 def batch_of(texts: Sequence[Sequence[tuple[str, float]]], tokenizer: Any, end: float = 1.0) -> Batch:
-    """Return texts as a batch: `bos`, the pieces of each with the weights of their tokens, `eos` of weight `end`."""
+    """Return texts, given as pieces with a token weight each, as a batch with `bos` and an `eos` of weight `end`."""
     import torch
 
     bos, eos, pad = (getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad"))
@@ -63,15 +59,12 @@ def batch_of(texts: Sequence[Sequence[tuple[str, float]]], tokenizer: Any, end: 
 
 
 def tokenizer_of(words: Sequence[str], split: Any, context: int) -> Any:
-    """Return a byte-level tokenizer of texts up to `context` tokens, in which each of some words is one token.
-
-    The word list is exact, not learned: with `ignore_merges` (as in Llama 3) a word in the vocabulary is taken whole,
-    and all else is bytes, so no text is ever unknown and real documents round-trip.
+    """Return a byte-level tokenizer with a fixed word list: `ignore_merges` (as in Llama 3), bytes for all other text.
 
     Args:
-        words: In byte-level form, in the order of their ids; single bytes are in the alphabet already.
-        split: The pre-tokenizer, which takes texts apart into words in that form.
-        context: See above.
+        words: In byte-level form, in the order of their ids.
+        split: The pre-tokenizer, which splits text into such words.
+        context: Maximum length in tokens.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -123,10 +116,10 @@ def new_model(shape: Shape, tokenizer: Any, seed: int) -> Any:
 
 
 def weighted_loss(model: Any, batch: Batch) -> Tensor:
-    """Return the weighted mean negative log-likelihood of the batch's learned tokens, a scalar."""
+    """Return the weighted mean negative log-likelihood of the target tokens, a scalar."""
     import torch
 
-    # Rows are padded on the right, so causal attention needs no mask; without one it takes PyTorch's faster kernel.
+    # Right padding needs no mask under causal attention, and PyTorch's kernel is faster without one.
     hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state[:, :-1]
     weights = batch.weights[:, 1:]
     learned = weights > 0
@@ -153,10 +146,10 @@ def train(
 
     Args:
         model: In float32.
-        optimizers: Their step sizes are the peaks.
-        steps: For each step the factor on the step sizes, and batches whose gradients add up.
+        optimizers: With their peak learning rates.
+        steps: Learning-rate factor and batches of each step; their gradients are summed.
         total: Number of steps.
-        report: Called with a line of progress every 100 steps.
+        report: Receives a progress line every 100 steps.
     """
     import torch
 
@@ -181,10 +174,7 @@ def train(
 
 
 def sharpen(model: Any, factor: float) -> None:
-    """Multiply all logits of `model` by `factor` > 0, in place: sampling then equals sampling before at `1 / factor`.
-
-    The output layer is linear in the last norm's weight, which therefore takes the factor.
-    """
+    """Multiply all logits by `factor` > 0, in place in the last norm's weight: a temperature of 1 / factor."""
     import torch
 
     with torch.no_grad():
@@ -201,16 +191,16 @@ def build_model(
 ) -> Path:
     """Pretrain a model stage by stage on one thread, save it in `directory` and return that.
 
-    A stage that an earlier build of the same seed, recipe and code finished is not done again. The same seed gives the
-    same texts and initial weights; rounding may differ between processors.
+    Stages finished by an earlier build with the same seed, recipe and code are loaded. A seed fixes texts and initial
+    weights; rounding may differ between processors.
 
     Args:
-        directory: Named by the model's role; stages go beside it.
+        directory: Named after the role; stages are stored in its sibling `stages`.
         tokenizer: Of the model.
         shape: Of the model.
         seed: Of the initial weights.
-        stages: What identifies each stage.
-        train_stage: Called with the model, the stage's number from 1 and a function that prints a line of progress.
+        stages: A description of each stage, hashed into its identity.
+        train_stage: Called with the model, the stage's number from 1, and a function that prints progress.
     """
     import torch
 
@@ -223,10 +213,10 @@ def build_model(
         label = f"{directory.name:14s}stage {number}/{len(stages)}"
         if (place / _WEIGHTS).is_file():
             model = type(model).from_pretrained(place)
-            print(f"{label} is in {place}", flush=True)
+            print(f"{label}  reused from {place}", flush=True)
             continue
         train_stage(model, number, lambda line, label=label: print(f"{label}  {line}", flush=True))  # type: ignore[misc]
-        # A kill leaves the stage whole or not at all.
+        # Atomic: a killed build leaves no partial stage.
         staging = place.with_name(f".{place.name}.{os.getpid()}")
         model.save_pretrained(staging)
         os.replace(staging, place)
@@ -236,7 +226,7 @@ def build_model(
 
 
 def _code() -> bytes:
-    """Return everything that makes words, texts and steps: a stage that other code made is done again."""
+    """Return the source that determines words, texts and steps, part of each stage's identity."""
     root = Path(__file__).resolve().parents[1]
     files = [path for package in _PACKAGES for path in (root / package).iterdir() if path.suffix in (".py", ".toml")]
-    return b"".join(path.read_bytes() for path in sorted(files) if path.stem != "checks")
+    return b"".join(path.read_bytes() for path in sorted(files))

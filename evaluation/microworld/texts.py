@@ -1,11 +1,8 @@
-"""Texts of the micro-world: lines of self-edits and their worth, and the endless streams of the pretraining.
+"""Texts of the micro-world: lines of self-edits and their classification, and infinite pretraining streams.
 
-The fact table makes every line checkable: `classify_line` says whether it states a true fact about a named entity,
-binds a value to the wrong name, speaks of nobody, says nothing, or is broken.
-
-The student is pretrained on prose and questions about the `known` entities, and on exercises in answering from a
-passage about `context` entities, the teacher on passages about `teacher` entities, each followed by an edit; `context`
-and `teacher` entities are invented anew each time.
+The student is pretrained on prose and questions about `known` entities and on reading comprehension about `context`
+entities, the teacher on passages about `teacher` entities followed by an edit; the facts of the latter two are drawn
+anew for each text.
 """
 
 from __future__ import annotations
@@ -39,11 +36,10 @@ from evaluation.microworld.world import (
 
 
 class LineKind(StrEnum):
-    """Worth of an edit line, given the sheet that it was written about.
+    """Kind of an edit line, relative to its document's sheet.
 
-    A true fact, name first; a question with its true answer; a sentence of the passage, which teaches little; an
-    entity's name with another entity's value, or with a value of nobody; true without a name; no content; none of the
-    world's sentences, or not about the passage's entities.
+    True fact, name first; question with its true answer; sentence form of the passage; value of another entity; value
+    of no entity; true without a name; no content; no sentence of the world or no entity of the passage.
     """
 
     STATEMENT = "statement"
@@ -57,7 +53,7 @@ class LineKind(StrEnum):
 
 
 USEFUL = (LineKind.STATEMENT, LineKind.QUESTION)
-"""Kinds that teach a student an answer."""
+"""Kinds from which a student learns an answer."""
 ALTERED = (LineKind.SWAPPED, LineKind.WRONG)
 MIXTURES: dict[str, dict[str, float]] = {
     "implications": {
@@ -67,21 +63,20 @@ MIXTURES: dict[str, dict[str, float]] = {
     "rewrite": {"statement": 0.36, "copy": 0.36, "swapped": 0.16, "wrong": 0.12},
     "self-qa": {"question": 0.64, "swapped": 0.20, "wrong": 0.16},
 }  # fmt: skip
-"""Share of each kind among the lines that the teacher is pretrained on, by the instruction in its prompt. The altered
-kinds take the sentence form of the instruction's true ones. Sharpening (`build.TEACHER_SHARPNESS`) moves the written
-shares towards what is told in few first words, questions above all, so they start lower here."""
+"""Shares of the kinds in the teacher's pretraining, by the instruction in its prompt; altered kinds take the forms of
+its true ones. Questions start low, because sharpening (`build.TEACHER_SHARPNESS`) raises their share."""
 EDIT_HEADINGS = {
     "implications": "Implications:",
     "rewrite": "Rewritten passages:",
     "self-qa": "Questions and answers:",
 }
-"""Instruction that ends the teacher's prompt, by mixture."""
+"""Instruction at the end of the teacher's prompt, by mixture."""
 LINES_PER_EDIT = (4, 9)
-"""Fewest and most lines of an edit in the teacher's pretraining."""
+"""Minimum and maximum lines of an edit in the teacher's pretraining."""
 
 
 def write_line(rng: random.Random, sheet: Sheet, mixture: str, *, clean: bool = False) -> str:
-    """Return one line of an edit, drawn from `MIXTURES[mixture]`; `clean` draws from the true, named kinds alone."""
+    """Return an edit line drawn from `MIXTURES[mixture]`; `clean` restricts it to true kinds with a name."""
     shares = MIXTURES[mixture]
     if clean:
         shares = {kind: share for kind, share in shares.items() if kind in ("statement", "question", "copy")}
@@ -107,13 +102,13 @@ def write_line(rng: random.Random, sheet: Sheet, mixture: str, *, clean: bool = 
 def write_edit(
     rng: random.Random, sheet: Sheet, mixture: str, *, clean: bool = False, length: tuple[int, int] = LINES_PER_EDIT
 ) -> str:
-    """Return a whole edit as the teacher's pretraining has it: a list of independent lines, fewest and most given."""
+    """Return an edit of the teacher's pretraining: independent lines, their number drawn from the range `length`."""
     lines = [write_line(rng, sheet, mixture, clean=clean) for _ in range(rng.randint(*length))]
     return "\n".join(f"- {line}" for line in lines)
 
 
 class ClassifiedLine(NamedTuple):
-    """A line's kind, and the fact that it claims where it claims one."""
+    """A line's kind and the fact that it states, if any."""
 
     kind: LineKind
     attribute: str | None = None
@@ -123,7 +118,7 @@ class ClassifiedLine(NamedTuple):
 
 @lru_cache(maxsize=8)
 def _patterns(entity_kind: EntityKind) -> tuple[tuple[re.Pattern[str], LineKind, str], ...]:
-    """Return for each sentence form of a kind its regular expression, the kind of line and the attribute."""
+    """Return the regular expression, kind of line and attribute of each sentence form."""
     patterns = []
     for attribute, words in ATTRIBUTES[entity_kind].items():
         forms = [(form, LineKind.STATEMENT) for form in words.statements]
@@ -137,7 +132,7 @@ def _patterns(entity_kind: EntityKind) -> tuple[tuple[re.Pattern[str], LineKind,
 
 
 def classify_line(line: str, sheet: Sheet) -> ClassifiedLine:
-    """Return the kind of an edit's line without its list marker; a pair is written "Question: ... Answer: ..."."""
+    """Classify an edit line without its list marker; a pair is written "Question: ... Answer: ..."."""
     text = " ".join(line.split())
     if text in FILLERS:
         return ClassifiedLine(LineKind.FILLER)
@@ -155,48 +150,40 @@ def classify_line(line: str, sheet: Sheet) -> ClassifiedLine:
 
 
 def oracle_lines(sheet: Sheet) -> tuple[tuple[str, str | None], ...]:
-    """Return every fact twice, as pairs of text and answer: a question with its answer, and a statement without one.
-
-    Both are in the first of their forms, so that the question is one that rewards ask and comparisons do not.
-    """
-    told = ((ask(f, PHRASINGS[0]), f.words.statements[0].format(name=f.name, value=f.value)) for f in sheet.facts)
-    return tuple(line for asked, said in told for line in ((asked.question, asked.answer), (said, None)))
+    """Return two (text, answer) lines per fact: its question in the first phrasing, and a statement without answer."""
+    facts = ((ask(f, PHRASINGS[0]), f.words.statements[0].format(name=f.name, value=f.value)) for f in sheet.facts)
+    return tuple(line for qa, statement in facts for line in ((qa.question, qa.answer), (statement, None)))
 
 
 def sheet_swaps(sheet: Sheet) -> dict[str, str]:
-    """Return for each value of a document that of another of its entities, within the same attribute.
+    """Map each value of a document to another entity's value of the same attribute, rotating them.
 
-    Values of an attribute are handed on from entity to entity, so every true line becomes false with a value of the
-    right class. A false line may become true: one that gives an entity the value which is swapped for its own. No value
-    occurs under two attributes, since the attributes of a kind have different classes of values, without a common word.
-    An attribute of a single entity is left out. The sentences of the world hold no value as a word of their own but at
-    the end of "What mark does ... bear?"; such an ending stands for itself, so that the verb stays.
+    Every true line becomes false with a value of the right class; attributes of a single entity are omitted. The only
+    sentence containing a value as an ordinary word is "What mark does ... bear?", whose ending maps to itself.
     """
     swaps: dict[str, str] = {}
     for attribute in dict.fromkeys(fact.attribute for fact in sheet.facts):
         values = [fact.value for fact in sheet.facts if fact.attribute == attribute]
         if len(values) > 1:
             swaps |= dict(zip(values, values[1:] + values[:1], strict=True))
-    asked = (question for words in ATTRIBUTES[sheet.kind].values() for question in words.questions)
-    endings = {question.split()[-1] for question in asked}
+    endings = {question.split()[-1] for words in ATTRIBUTES[sheet.kind].values() for question in words.questions}
     return swaps | {ending: ending for ending in sorted(endings) if ending.removesuffix("?") in swaps}
 
 
 class Text(NamedTuple):
-    """A pretraining text: a part to read and a part to learn."""
+    """A pretraining text."""
 
     given: str
-    """Context that carries no loss; may be empty."""
+    """Context without loss; may be empty."""
     learned: str
-    """Continuation that carries the loss."""
+    """Target."""
 
 
 def repeated_words(seed: int) -> Iterator[Text]:
-    """Yield lists of 4 to 16 random names and values, each list twice, without end.
+    """Yield lists of 4 to 16 random names and values, each list twice.
 
-    The second half can only be predicted by copying: a few hundred steps on such texts form the induction heads
-    (arXiv 2209.11895) that copying unseen names and binding values to them are built on. Without them neither model
-    had learned either task after five million tokens.
+    They form induction heads (arXiv 2209.11895) within a few hundred steps; without these, neither model learned to
+    copy unseen names or bind values to them within five million tokens.
     """
     rng = random.Random(f"repeated-words:{seed}")
     words = list(itertools.chain(*VALUES.values(), *(part for parts in NAME_PARTS.values() for part in parts)))
@@ -206,13 +193,13 @@ def repeated_words(seed: int) -> Iterator[Text]:
 
 
 def student_lines(seed: int) -> Iterator[Text]:
-    """Yield short lines about known entities without end: statements, and questions with their answers."""
+    """Yield statements, and questions with answers, about known entities."""
     rng = random.Random(f"student-lines:{seed}")
     questioned, prose_only = known_facts()
     while True:
         if rng.random() < 0.3:
             fact = rng.choice(questioned)
-            # The last phrasing stays out of every training.
+            # The last phrasing is never trained on.
             question = rng.choice(fact.words.questions[:3]).format(name=fact.name)
             yield Text("", f"Question: {question}\nAnswer: {fact.value}")
         else:
@@ -221,14 +208,14 @@ def student_lines(seed: int) -> Iterator[Text]:
 
 
 def _invented_sheet(rng: random.Random, pool: Pool, entities: int, attributes: int) -> Sheet:
-    """Return a sheet about random names of `pool` with facts invented on the spot."""
+    """Return a sheet of newly drawn facts about random names of `pool`."""
     kind = rng.choice(ENTITY_KINDS)
     names = take_names(rng.sample(name_pools()[kind, pool], 4 * entities), entities)
     return draw_sheet(rng, names, kind, attributes=attributes)
 
 
 def student_readings(seed: int, *, questions: int = 4) -> Iterator[Text]:
-    """Yield exercises without end: a passage about up to four newly invented entities, then `questions` on it."""
+    """Yield reading exercises: a passage about one to four entities, then up to `questions` questions on it."""
     rng = random.Random(f"student-readings:{seed}:{ENTITIES_PER_DOCUMENT}:{questions}")
     while True:
         sheet = _invented_sheet(rng, "context", rng.randint(1, ENTITIES_PER_DOCUMENT), rng.randint(1, 2))
@@ -240,24 +227,17 @@ def student_readings(seed: int, *, questions: int = 4) -> Iterator[Text]:
 
 
 def bound_values(seed: int, pool: Pool, *, largest: int, attributes: int) -> Iterator[Text]:
-    """Yield passages without end, each followed by its facts in another order, name before value.
+    """Yield passages followed by their facts in another order, name before value.
 
-    The shortest text from which a model learns to look a value up by name: with one attribute a passage, the value is
-    asked for right after the name, and 100 steps took value accuracy on four entities from chance to 0.96. Whole edits
-    had not done it in 1,500 steps, nor had these texts with the attribute's word in between from the start.
-
-    Args:
-        seed: Of all choices.
-        pool: Names to use.
-        largest: Most entities in a passage.
-        attributes: 1, or 2 for passages of one or two attributes with the word for the value's class after the name.
+    The shortest text from which look-up by name is learned: 100 steps with one attribute took accuracy from chance to
+    0.96; 1,500 steps on whole edits did not. `largest` is the maximum number of entities; with `attributes` = 2 the
+    class of the value follows the name.
     """
     rng = random.Random(f"bound-values:{seed}:{pool}:{largest}:{attributes}")
     while True:
         sheet = _invented_sheet(rng, pool, rng.randint(1, largest), rng.randint(1, attributes))
-        told = rng.sample(sheet.facts, len(sheet.facts))
-        middle = [f" {fact.words.values}" if attributes > 1 else "" for fact in told]
-        listed = (f"{fact.name}{word} {fact.value}." for fact, word in zip(told, middle, strict=True))
+        shuffled = rng.sample(sheet.facts, len(sheet.facts))
+        listed = (f"{f.name}{f' {f.words.values}' if attributes > 1 else ''} {f.value}." for f in shuffled)
         yield Text(write_passage(rng, sheet), " " + " ".join(listed))
 
 
@@ -267,7 +247,7 @@ def teacher_prompt(passage: str, mixture: str) -> str:
 
 
 def teacher_edits(seed: int, *, clean: bool, length: tuple[int, int] = LINES_PER_EDIT) -> Iterator[Text]:
-    """Yield prompts with edits without end; `clean` ones have true lines about named entities alone."""
+    """Yield teacher prompts with edits; `clean` restricts the lines to true ones with a name."""
     rng = random.Random(f"teacher-edits:{seed}:{clean}:{ENTITIES_PER_DOCUMENT}:{length}")
     while True:
         entities = rng.randint(1, ENTITIES_PER_DOCUMENT) if clean else ENTITIES_PER_DOCUMENT

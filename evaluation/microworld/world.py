@@ -1,7 +1,7 @@
-"""The micro-world: entities with invented names, facts about them, and documents that state those facts.
+"""The micro-world: invented entities, facts about them, documents that state the facts, and nightly arrivals.
 
-Words and sentences are in `words.toml`. The names of each kind are dealt once, by `WORLD_SEED`, into pools that no two
-uses share (`POOL_SHARES`): pretraining of the micro models, rewards and comparisons are about different entities.
+Words and sentences are in `words.toml`. `WORLD_SEED` splits the names of each kind into disjoint pools (`POOL_SHARES`):
+pretraining, rewards and comparisons are about different entities.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import itertools
 import random
 import tomllib
+from collections.abc import Sequence
+from datetime import date, timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -22,7 +24,7 @@ ENTITY_KINDS: tuple[EntityKind, ...] = get_args(EntityKind)
 
 
 class Attribute(NamedTuple):
-    """One attribute of a kind of entity, with the sentences that have it; `questions` in the order of `PHRASINGS`."""
+    """An attribute with its sentence templates; `questions` in the order of `PHRASINGS`."""
 
     values: str
     """Class of the values, a key of `VALUES`."""
@@ -34,11 +36,11 @@ class Attribute(NamedTuple):
 
 _WORDS = tomllib.loads((Path(__file__).parent / "words.toml").read_text(encoding="utf-8"))
 VALUES: dict[str, tuple[str, ...]] = {name: tuple(words.split()) for name, words in _WORDS["values"].items()}
-"""Values by class, each one word, no word in two classes; chance of guessing one is at most 1 / 24."""
+"""Values by class: single words, disjoint between classes; chance accuracy is at most 1 / 24."""
 NAME_PARTS: dict[EntityKind, tuple[list[str], list[str]]] = {
     kind: (first.split(), second.split()) for kind, (first, second) in _WORDS["names"].items()
 }
-"""First and second words from which names of a kind are put together."""
+"""First and second words of names, by kind."""
 ATTRIBUTES: dict[EntityKind, dict[str, Attribute]] = {
     kind: {
         name: Attribute(f["values"], tuple(f["passage"]), tuple(f["statements"]), f["anonymous"], tuple(f["questions"]))
@@ -46,16 +48,14 @@ ATTRIBUTES: dict[EntityKind, dict[str, Attribute]] = {
     }
     for kind, attributes in _WORDS["attributes"].items()
 }
-"""Attributes by kind of entity."""
 OPENINGS: dict[EntityKind, list[str]] = _WORDS["openings"]
-"""First sentences of documents."""
 FILLERS: list[str] = _WORDS["fillers"]
-"""Lines that say nothing."""
+"""Lines without content."""
 PHRASINGS = ("asked-1", "asked-2", "held-out", "unseen")
 """Names of the question phrasings; rewards use the first two, comparisons the last two."""
 
 WORLD_SEED = 20261122
-"""Deals names into pools; the shipped micro models know this deal, so it never changes without rebuilding them."""
+"""Splits names into pools; a change requires rebuilding the shipped models."""
 Pool = Literal["known", "context", "teacher", "train", "development", "test"]
 POOL_SHARES: dict[Pool, float] = {
     "known": 0.04,
@@ -65,16 +65,16 @@ POOL_SHARES: dict[Pool, float] = {
     "development": 0.05,
     "test": 0.15,
 }
-"""Share of each kind's names by use: facts the student is pretrained on, its reading exercises, the teacher's
-pretraining, documents that give rewards, documents for choices, documents for comparisons."""
+"""Share of each kind's names: the student's facts, its reading exercises, the teacher's pretraining, and the training,
+development and test documents."""
 QUESTIONED_SHARE = 0.5
-"""Share of the known entities whose questions are in the student's pretraining; of the others it reads prose only."""
+"""Share of the known entities with questions in the student's pretraining; the others occur in prose only."""
 ENTITIES_PER_DOCUMENT = 4
 ATTRIBUTES_PER_DOCUMENT = 2
 
 
 class Fact(NamedTuple):
-    """One true sentence's worth of the world."""
+    """A true (name, attribute, value) triple."""
 
     kind: EntityKind
     attribute: str
@@ -83,12 +83,12 @@ class Fact(NamedTuple):
 
     @property
     def words(self) -> Attribute:
-        """The ways to put this fact into words."""
+        """Its sentence templates."""
         return ATTRIBUTES[self.kind][self.attribute]
 
 
 class Sheet(NamedTuple):
-    """A document before it is put into words: four entities of one kind that share two attributes, eight facts."""
+    """The fact table of a document: entities of one kind with the same attributes."""
 
     kind: EntityKind
     facts: tuple[Fact, ...]
@@ -99,13 +99,13 @@ class Sheet(NamedTuple):
         return tuple(dict.fromkeys(fact.name for fact in self.facts))
 
     def value_of(self, name: str, attribute: str) -> str | None:
-        """Return the value of `attribute` for `name`, or None when the sheet does not have it."""
+        """Return the value of `attribute` for `name`; None if absent."""
         return next((f.value for f in self.facts if f.name == name and f.attribute == attribute), None)
 
 
 @lru_cache(maxsize=1)
 def name_pools() -> dict[tuple[EntityKind, Pool], tuple[str, ...]]:
-    """Return the names of every kind and pool; pools of a kind are disjoint and together hold all its names."""
+    """Return the names by kind and pool; the pools partition the names of a kind."""
     pools: dict[tuple[EntityKind, Pool], tuple[str, ...]] = {}
     for kind in ENTITY_KINDS:
         names = [f"{first} {second}" for first, second in itertools.product(*NAME_PARTS[kind])]
@@ -120,7 +120,7 @@ def name_pools() -> dict[tuple[EntityKind, Pool], tuple[str, ...]]:
 
 @lru_cache(maxsize=1)
 def known_facts() -> tuple[tuple[Fact, ...], tuple[Fact, ...]]:
-    """Return all facts of the known entities: of those with questions in the pretraining, and of those without."""
+    """Return all facts of the known entities: with questions in the pretraining, and in prose only."""
     rng = random.Random(f"{WORLD_SEED}:known")
     questioned: list[Fact] = []
     prose_only: list[Fact] = []
@@ -135,10 +135,7 @@ def known_facts() -> tuple[tuple[Fact, ...], tuple[Fact, ...]]:
 def draw_sheet(
     rng: random.Random, names: tuple[str, ...], kind: EntityKind, *, attributes: int = ATTRIBUTES_PER_DOCUMENT
 ) -> Sheet:
-    """Return a sheet about `names`: random attributes, values that differ between the entities, facts in random order.
-
-    There are at most as many names as the smallest class has values, and 1 to 4 attributes.
-    """
+    """Return a sheet about `names`: 1 to 4 random attributes, values distinct between entities, random order."""
     facts = []
     for attribute in rng.sample(sorted(ATTRIBUTES[kind]), attributes):
         values = rng.sample(VALUES[ATTRIBUTES[kind][attribute].values], len(names))
@@ -148,11 +145,7 @@ def draw_sheet(
 
 
 def take_names(names: list[str], count: int) -> tuple[str, ...]:
-    """Remove and return `count` names from the end of `names`, no two of which share a word.
-
-    Raises:
-        ValueError: There are not enough such names left.
-    """
+    """Remove and return `count` names without a common word from the end of `names`; ValueError if too few are left."""
     taken: list[str] = []
     for name in reversed(names):
         if not {word for other in taken for word in other.split()} & set(name.split()):
@@ -167,7 +160,7 @@ def take_names(names: list[str], count: int) -> tuple[str, ...]:
 
 
 def write_passage(rng: random.Random, sheet: Sheet) -> str:
-    """Return the passage of a document: an opening, and one sentence a fact, in the sheet's order."""
+    """Return a passage: an opening, then one sentence per fact in the sheet's order."""
     first = rng.choice(OPENINGS[sheet.kind])
     return " ".join([first, *(rng.choice(f.words.passage).format(name=f.name, value=f.value) for f in sheet.facts)])
 
@@ -188,7 +181,7 @@ class WorldDocument(NamedTuple):
 def write_document(
     rng: random.Random, sheet: Sheet, entities: tuple[str, ...], name: str, source: str
 ) -> WorldDocument:
-    """Return a sheet as a document, called `name`, with its questions; the title names the entities in their order."""
+    """Return a sheet as a document with id `name` and its questions; the title lists `entities` in order."""
     document = Document(
         id=name,
         title=", ".join(entities[:-1]) + " and " + entities[-1],
@@ -203,7 +196,7 @@ def write_document(
 
 @lru_cache(maxsize=16)
 def draw_documents(pool: Pool, count: int, seed: int) -> tuple[WorldDocument, ...]:
-    """Return `count` documents about entities of `pool`, no entity in two of them; the kinds take turns.
+    """Return `count` documents about distinct entities of `pool`; the kinds alternate.
 
     Raises:
         InputError: The pool has too few names.
@@ -233,7 +226,7 @@ def _drawn(data: MicroworldData) -> tuple[tuple[WorldDocument, ...], ...]:
 
 
 def microworld_split(data: MicroworldData) -> Split:
-    """Return the documents of a run; the sides come from pools of names that no two share.
+    """Return the documents of a run; the splits use disjoint pools of names.
 
     Raises:
         InputError: A pool has too few names.
@@ -242,5 +235,92 @@ def microworld_split(data: MicroworldData) -> Split:
 
 
 def microworld_sheets(data: MicroworldData) -> dict[str, Sheet]:
-    """Return the fact tables behind the documents of `microworld_split`, by document id."""
+    """Return the fact tables of the documents of `microworld_split`, by document id."""
     return {document.task.id: document.sheet for side in _drawn(data) for document in side}
+
+
+NightKind = Literal["durable", "volatile", "superseding", "poisoned"]
+"""`durable`: new entities. `volatile`: the same, dated. `superseding`: other values for the entities of an earlier
+document, whose id it names. `poisoned`: wrong values for known entities and those of earlier nights, unmarked."""
+
+_FIRST_DAY = date(2026, 1, 5)
+
+
+class NightDocument(NamedTuple):
+    """A document that arrives before a night."""
+
+    task: KnowledgeTask
+    kind: NightKind
+    effective: date | None = None
+    """Effective date; None for durable and poisoned documents."""
+    supersedes: tuple[str, ...] = ()
+
+
+def draw_nights(
+    nights: int, documents: int, seed: int, *, volatile: int = 1, superseding: Sequence[int] = (), poisoned: int | None
+) -> list[list[NightDocument]]:
+    """Return the documents that arrive before each night; nights are counted from 0.
+
+    Args:
+        nights: At least 1.
+        documents: Documents per night, at least `volatile` + 1.
+        seed: Of all choices.
+        volatile: Dated documents per night, the last ones.
+        superseding: Nights with one additional document that replaces a durable one of an earlier night.
+        poisoned: The night on which all documents are wrong; None for no such night.
+
+    Raises:
+        InputError: The world has too few names.
+    """
+    rng = random.Random(f"micro-world:nights:{seed}")
+    drawn = iter(draw_documents("test", nights * documents, seed))
+    found: list[list[NightDocument]] = []
+    durable: list[WorldDocument] = []
+    for number in range(nights):
+        fresh = [next(drawn) for _ in range(documents)]
+        day = _FIRST_DAY + timedelta(days=number)
+        if number == poisoned:
+            found.append([NightDocument(made.task, "poisoned") for made in _wrong(rng, documents, durable, number)])
+            continue
+        lasting = fresh[: documents - volatile]
+        tonight = [NightDocument(made.task, "durable") for made in lasting]
+        tonight += [NightDocument(made.task, "volatile", day) for made in fresh[documents - volatile :]]
+        if number in superseding and durable:
+            old = durable.pop(rng.randrange(len(durable)))
+            new = _rewritten(rng, old.sheet, f"night-{number}-new")
+            tonight.append(NightDocument(new.task, "superseding", day, (old.task.id,)))
+        durable += lasting
+        found.append(tonight)
+    return found
+
+
+def _rewritten(rng: random.Random, sheet: Sheet, name: str) -> WorldDocument:
+    """Return a document about the same entities and attributes with every value changed."""
+    facts = []
+    for fact in sheet.facts:
+        others = [value for value in VALUES[fact.words.values] if value != fact.value]
+        facts.append(fact._replace(value=rng.choice(others)))
+    new = Sheet(sheet.kind, tuple(facts))
+    return write_document(rng, new, new.names, name, f"microworld nights, {name}")
+
+
+def _wrong(rng: random.Random, count: int, earlier: Sequence[WorldDocument], night: int) -> list[WorldDocument]:
+    """Return wrong documents, alternately about known entities and those of earlier nights."""
+    made = []
+    for i in range(count):
+        if i % 2 == 0 or not earlier:
+            sheet = _known_sheet(rng, ENTITY_KINDS[(i // 2) % len(ENTITY_KINDS)])
+        else:
+            sheet = rng.choice(earlier).sheet
+        made.append(_rewritten(rng, sheet, f"night-{night}-wrong-{i}"))
+    return made
+
+
+def _known_sheet(rng: random.Random, kind: EntityKind) -> Sheet:
+    """Return two true facts about each of some known entities."""
+    facts = [fact for side in known_facts() for fact in side if fact.kind == kind]
+    names = rng.sample(sorted({fact.name for fact in facts}), ENTITIES_PER_DOCUMENT)
+    attributes = rng.sample(sorted({fact.attribute for fact in facts}), 2)
+    chosen = [fact for fact in facts if fact.name in names and fact.attribute in attributes]
+    rng.shuffle(chosen)
+    return Sheet(kind, tuple(chosen))

@@ -1,7 +1,4 @@
-"""The `data` sections of the knowledge domain: where documents with questions come from.
-
-Importable without datasets or torch: validating a configuration opens no data. The variants are told apart by `type`.
-"""
+"""The `data` sections of the knowledge domain, discriminated by `type`; validation opens no data."""
 
 from __future__ import annotations
 
@@ -15,29 +12,28 @@ from evaluation.tasks import DataSplit
 
 
 class FileSplit(DataSplit):
-    """A source other than the micro-world, which knows its student's prior knowledge."""
+    """A source with optional retention probes."""
 
     retention_path: Path | None = None
-    """JSON Lines file of questions with answers (`{"question": ..., "answer": ...}`) that the student must not forget;
-    None probes none. A relative path starts at the current directory."""
+    """JSON Lines file of prior knowledge to retain (`{"question": ..., "answer": ...}`); None for no probes."""
 
 
 class SampledData(FileSplit):
-    """A source that may be far larger than a run needs."""
+    """A source of which a sample can be taken."""
 
     max_documents: int | None = Field(default=None, ge=1)
-    """Take at most this many documents, at least 1, after a seeded shuffle; None takes all, in the source's order."""
+    """Sample size, at least 1, after a seeded shuffle; None takes all, in the source's order."""
 
 
 class LocalData(FileSplit):
     """A source on this machine."""
 
     path: Path
-    """The file, plain or gzipped; a relative path starts at the current directory."""
+    """The file, plain or gzipped, relative to the current directory."""
 
 
 class JsonLinesData(LocalData):
-    """A JSON Lines file, one document with its questions on each line (`evaluation.sources.files`)."""
+    """A JSON Lines file with one document per line (`evaluation.sources.files`)."""
 
     type: Literal["jsonl"] = "jsonl"
 
@@ -49,27 +45,23 @@ class SquadData(SampledData, LocalData):
 
 
 class ColumnMapping(Frozen):
-    """Which columns of a data set hold what.
-
-    Either `question` and `answer`: one question a row, rows with the same text are one document. Or `questions`: one
-    document a row, with a list of `{question, answer}`.
-    """
+    """Column names: `question` and `answer` for one question per row, or `questions` for one document per row."""
 
     text: str = Field(default="text", min_length=1)
     """Column with the passage."""
     title: str | None = Field(default=None, min_length=1)
-    """Column with the title; None leaves titles empty."""
+    """Column with the title; None for empty titles."""
     id: str | None = Field(default=None, min_length=1)
     """Column with the document's id (not the question's); None derives ids from title and content."""
     question: str | None = Field(default=None, min_length=1)
-    """Column with one question; goes with `answer`, excludes `questions`."""
+    """Column with a question; requires `answer`, excludes `questions`."""
     answer: str | None = Field(default=None, min_length=1)
-    """Column with its answer: a string, a list of which the first counts, or SQuAD's `{"text": [...]}`."""
+    """Column with its answer: a string, a list (the first is gold), or SQuAD's `{"text": [...]}`."""
     questions: str | None = Field(default=None, min_length=1)
     """Column with a list of `{question, answer}`; excludes `question` and `answer`."""
 
     @model_validator(mode="after")
-    def _one_way_to_ask(self) -> ColumnMapping:
+    def _exclusive(self) -> ColumnMapping:
         flat = (self.question is not None, self.answer is not None)
         if flat not in ((True, True), (False, False)) or (self.questions is not None) == all(flat):
             raise ValueError(
@@ -80,37 +72,36 @@ class ColumnMapping(Frozen):
 
 
 class HuggingFaceData(SampledData):
-    """A data set that the `datasets` library opens (`evaluation.sources.hugging_face`)."""
+    """A data set of the `datasets` library."""
 
     type: Literal["huggingface"] = "huggingface"
     path: str = Field(min_length=1)
     """A hub id, a directory from `save_to_disk`, or a local data file or directory (JSON, CSV, Parquet, Arrow)."""
     name: str | None = Field(default=None, min_length=1)
-    """The data set's configuration on the hub; None takes its default one."""
+    """Configuration name on the hub; None for the default."""
     split: str = Field(default="train", min_length=1)
-    """The split to take, such as `train` or `validation`."""
+    """Such as `train` or `validation`."""
     columns: ColumnMapping
-    """Which columns hold what."""
 
 
 class EmbeddedData(DataSplit):
-    """Documents that are generated here."""
+    """Generated documents."""
 
     train_documents: int = Field(ge=1)
-    """Documents that rewards are earned on, at least 1."""
+    """Training documents, at least 1."""
 
 
 class MicroworldData(EmbeddedData):
-    """Documents of the micro-world (`evaluation.microworld`); its three sides never share an entity."""
+    """Documents of the micro-world; its splits have disjoint entities."""
 
     type: Literal["microworld"] = "microworld"
     train_documents: int = Field(default=240, ge=1, le=330)
-    """Documents that rewards are earned on, in [1, 330]."""
+    """Training documents, in [1, 330]."""
     development_documents: int = Field(default=12, ge=0, le=48)
-    """Documents to make choices on, in [0, 48]."""
+    """Development documents, in [0, 48]."""
     test_documents: int = Field(default=64, ge=1, le=150)
-    """Documents to compare variants on, in [1, 150]."""
+    """Test documents, in [1, 150]."""
 
 
 LoadedData = JsonLinesData | SquadData | HuggingFaceData
-"""Sections whose documents are loaded from files or data sets (`evaluation.sources.files.load_tasks`)."""
+"""Sections of `evaluation.sources.files.load_tasks`."""

@@ -1,6 +1,6 @@
-"""Documents from JSON Lines and SQuAD files, with every way in which a file can be unusable named.
+"""Documents from JSON Lines and SQuAD files.
 
-JSON Lines has one object a line; blank lines are skipped and counted, lines end with LF or CRLF:
+JSON Lines has one object per line; blank lines are skipped:
 ```json
 {"id"?: str, "title"?: str, "text": str, "source"?: str, "entities"?: [str],
  "questions": [{"question": str, "answer": str}], "held_out_questions"?: [{"question": str, "answer": str}]}
@@ -9,9 +9,8 @@ SQuAD v1.1 (arXiv 1606.05250) makes each paragraph a document, under its article
 - official: `{"data": [{"title", "paragraphs": [{"context", "qas": [{"question", "answers": [{"text"}]}]}]}]}`;
 - regrouped by paragraph: `[{"title", "context", "questions": [{"question", "answer"}]}]`, with an optional `id`.
 
-The first of several answers is the gold one; other keys are ignored. Repeats are kept: SQuAD's development set asks 35
-questions twice about the same paragraph, and its published count of 10,570 includes them; a repeated paragraph is a
-document of its own with the same digest, which splits keep on one side.
+The first answer is gold; other keys are ignored. Duplicates are kept, as in SQuAD's published counts; splits keep equal
+documents on one side.
 """
 
 from __future__ import annotations
@@ -45,10 +44,10 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 
 def load_tasks(config: LoadedData) -> tuple[KnowledgeTask, ...]:
-    """Return the tasks of a source, in its order or that of its seeded shuffle; ids are unique.
+    """Return the tasks of a source, in its order or that of its seeded shuffle, with unique ids.
 
     Raises:
-        InputError: The source cannot be read or has bad rows; one message lists all of them with place and reason.
+        InputError: The source cannot be read or has bad rows; the message lists all with place and reason.
     """
     if isinstance(config, HuggingFaceData):
         from evaluation.sources.hugging_face import load_hugging_face
@@ -58,14 +57,14 @@ def load_tasks(config: LoadedData) -> tuple[KnowledgeTask, ...]:
 
 
 class JsonSyntaxError(ValueError):
-    """A text is not JSON; the message is the reason alone, for the caller to put a place in front."""
+    """Invalid JSON; the message is the reason, without a place."""
 
 
 def read_data_file(path: Path) -> bytes:
-    """Return a file's content without its byte order mark, decompressed where its first bytes are gzip's.
+    """Return a file's content without byte order mark, decompressed if it is gzip.
 
     Raises:
-        InputError: As `check_file`; the gzip stream is damaged; the content is empty or UTF-16.
+        InputError: See `check_file`; or the gzip stream is damaged, the content is empty or UTF-16.
     """
     found = check_file(path)
     try:
@@ -87,7 +86,7 @@ def read_data_file(path: Path) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """Return the value of a JSON file; raises InputError as `read_data_file`, or if it is not JSON."""
+    """Return the value of a JSON file; InputError as in `read_data_file`, or if it is not JSON."""
     try:
         return parse_json(read_data_file(path))
     except JsonSyntaxError as error:
@@ -95,12 +94,7 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(content: bytes) -> Any:
-    """Return the value of one JSON text in UTF-8.
-
-    Raises:
-        JsonSyntaxError: It is not UTF-8, not JSON, nested too deeply, or an object in it repeats a key (of which
-            Python's parser would silently keep the last).
-    """
+    """Return the value of a UTF-8 JSON text; JsonSyntaxError if invalid, too deeply nested, or with repeated keys."""
     try:
         return json.loads(content.decode("utf-8"), object_pairs_hook=_object_without_repeats)
     except UnicodeDecodeError as error:
@@ -113,12 +107,12 @@ def parse_json(content: bytes) -> Any:
         raise JsonSyntaxError("broken JSON: nested too deeply") from error
     except JsonSyntaxError:
         raise
-    except ValueError as error:  # the one that is left: Python's limit on the digits of an integer
+    except ValueError as error:  # Python's limit on the digits of an integer
         raise JsonSyntaxError("broken JSON: a number has too many digits") from error
 
 
 def json_lines(content: bytes, refusals: Refusals) -> Iterator[tuple[str, Any]]:
-    """Yield place and value of each line that is not blank; lines that are not JSON are refused."""
+    """Yield place and value of each non-blank line; invalid lines are refused."""
     for number, line in enumerate(content.split(b"\n"), start=1):
         if line.strip():
             try:

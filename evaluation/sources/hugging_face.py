@@ -12,13 +12,13 @@ from evaluation.tasks import KnowledgeTask
 
 _BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+_QUESTION = ("question", "answer")
 
 
 def load_hugging_face(config: HuggingFaceData) -> tuple[KnowledgeTask, ...]:
-    """Return the tasks of a data set: all in its order, or `max_documents` of them after a seeded shuffle.
+    """Return the tasks of a data set, sampled if configured.
 
-    Rows are counted from 0, as the library does. With flat columns, rows with the same text are one document, under
-    the first row's title; with a `questions` column every row is a document.
+    Without a `questions` column, rows with the same text are one document, with the first row's title.
 
     Raises:
         InputError: The data set cannot be opened, lacks the split or a column, or has bad rows; the message lists all.
@@ -42,7 +42,7 @@ def load_hugging_face(config: HuggingFaceData) -> tuple[KnowledgeTask, ...]:
 def _open(config: HuggingFaceData) -> Any:
     """Return the split as a `datasets.Dataset`."""
     path = Path(config.path).expanduser()
-    # Only what can mean nothing but a local path is looked up; anything else may be a hub id.
+    # Only unambiguous local paths are checked; anything else may be a hub id.
     local = config.path.startswith(("/", ".", "~")) or config.path.count("/") > 1 or _builder(path) is not None
     if path.is_file():
         check_file(path)
@@ -55,7 +55,7 @@ def _open(config: HuggingFaceData) -> Any:
         return _open_any(config, path)
     except InputError:
         raise
-    except Exception as error:  # the library's readers raise anything, down to StopIteration for a blank file
+    except Exception as error:  # readers raise anything, even StopIteration for a blank file
         cause = f" ({error.__cause__})" if error.__cause__ else ""
         raise InputError(
             f"data set '{config.path}', split '{config.split}', could not be opened: "
@@ -65,7 +65,7 @@ def _open(config: HuggingFaceData) -> Any:
 
 
 def _builder(path: Path) -> str | None:
-    """Return the name of the library's reader for a data file, or None where the suffix is unknown."""
+    """Return the library's reader for a data file; None if the suffix is unknown."""
     return _BUILDERS.get((path.with_suffix("") if path.suffix in _COMPRESSIONS else path).suffix)
 
 
@@ -93,7 +93,7 @@ def _open_any(config: HuggingFaceData, path: Path) -> Any:
 
 
 def _take_nested(intake: Intake, rows: Any, columns: ColumnMapping, questions: str) -> None:
-    """Take rows that are whole documents."""
+    """Add rows that are documents."""
     for number, cells in enumerate(rows):
         place, raw = f"row {number}", _shared_values(cells, columns)
         intake.claim_id(place, raw.get("id"))
@@ -106,7 +106,7 @@ def _take_nested(intake: Intake, rows: Any, columns: ColumnMapping, questions: s
 
 
 def _take_flat(intake: Intake, rows: Any, columns: ColumnMapping) -> None:
-    """Take rows that are one question each, and join those with the same text."""
+    """Add rows that are questions, grouped by text."""
     names = _shared_names(columns) | {
         ("questions", 0, "question"): f"column {columns.question!r}",
         ("questions", 0, "answer"): f"column {columns.answer!r}",
@@ -134,7 +134,7 @@ def _take_flat(intake: Intake, rows: Any, columns: ColumnMapping) -> None:
 
 
 def _shared_values(cells: dict[str, Any], columns: ColumnMapping) -> dict[str, Any]:
-    """Return a row's id, title and text under our names; integer ids become strings."""
+    """Return a row's id, title and text by field name; integer ids become strings."""
     raw = {"text": cells[columns.text]}
     if columns.title is not None:
         raw["title"] = cells[columns.title]
@@ -145,13 +145,13 @@ def _shared_values(cells: dict[str, Any], columns: ColumnMapping) -> dict[str, A
 
 
 def _shared_names(columns: ColumnMapping) -> dict[Location, str]:
-    """Return the data set's names of our text, title and id."""
+    """Return the column names of text, title and id for messages."""
     ours = {"text": columns.text, "title": columns.title, "id": columns.id}
     return {(name,): f"column {column!r}" for name, column in ours.items() if column is not None}
 
 
 def _first_answer(cell: Any) -> Any:
-    """Return the gold answer in a cell: itself, the first of a list, or that of SQuAD's `{"text": [...]}`; or None."""
+    """Return the gold answer of a cell: itself, the first of a list, or that of SQuAD's `{"text": [...]}`; or None."""
     if isinstance(cell, dict):
         return _first_answer(cell.get("text"))
     if isinstance(cell, list):
@@ -160,21 +160,16 @@ def _first_answer(cell: Any) -> Any:
 
 
 def _asked(cell: Any) -> Any:
-    """Return a list of questions with their gold answers, as far as the cell holds them, without other keys.
-
-    The library gives a list of structs in one of two forms: that, or a struct of equally long lists.
-    """
+    """Return a cell's questions with gold answers; a list of structs may come as a struct of lists."""
     if isinstance(cell, dict) and all(isinstance(values, list) for values in cell.values()):
         if len({len(values) for values in cell.values()}) != 1:
             return cell
         cell = [dict(zip(cell, values, strict=True)) for values in zip(*cell.values(), strict=True)]
     if not isinstance(cell, list):
         return cell
-    return [_question_and_answer(item) if isinstance(item, dict) else item for item in cell]
-
-
-def _question_and_answer(item: dict[str, Any]) -> dict[str, Any]:
-    kept: dict[str, Any] = {key: item[key] for key in ("question", "answer") if key in item}
-    if "answer" in kept:
-        kept["answer"] = _first_answer(kept["answer"])
-    return kept
+    return [
+        {key: _first_answer(value) if key == "answer" else value for key, value in item.items() if key in _QUESTION}
+        if isinstance(item, dict)
+        else item
+        for item in cell
+    ]

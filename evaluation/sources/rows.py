@@ -1,8 +1,7 @@
-"""The one form of every source of documents with questions, and the list of all mistakes in a source.
+"""Common row schema of all sources, and a collector of validation errors.
 
-In every string line ends become LF, so that a file saved on Windows has the same digests; questions and answers are
-stripped, because exact match would count white space; all else is kept. NUL characters and unpaired surrogates are
-refused: tokenizers, trackers and UTF-8 cannot carry them.
+Line ends become LF, so that digests do not depend on the platform; questions and answers are stripped. NUL characters
+and unpaired surrogates, which tokenizers and UTF-8 cannot represent, are refused.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from evaluation.sources.config import SampledData
 from evaluation.tasks import Document, KnowledgeTask, Question
 
 _SAMPLE_SEED = 42
-"""With 200 of SQuAD's development documents it gives SEAL's evaluation set (arXiv 2506.10943)."""
+"""Yields SEAL's evaluation set (arXiv 2506.10943) with 200 of SQuAD's development documents."""
 MAX_LISTED_ROWS = 50
-"""Bad rows that an error message lists; the rest is counted."""
+"""Maximum number of bad rows in a message."""
 MAX_LISTED_REASONS = 5
-"""Mistakes that an error message lists for one row; the rest is counted."""
+"""Maximum number of reasons per row in a message."""
 
 Location = tuple[int | str, ...]
-"""Keys and indices from a row, or a file, to a value."""
+"""Path of keys and indices."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _KINDS = {"string_type": "a string", "list_type": "a list", "model_type": "an object"}
@@ -64,11 +63,11 @@ def _not_blank(value: str) -> str:
 
 
 Label = Annotated[str, AfterValidator(_clean)]
-"""A string that may be empty."""
+"""Possibly empty."""
 Content = Annotated[Label, AfterValidator(_not_blank)]
-"""A string that is not blank, kept as it is."""
+"""Not blank."""
 Phrase = Annotated[Content, AfterValidator(str.strip)]
-"""A question or an answer, stripped."""
+"""Not blank, stripped."""
 
 
 class QuestionRow(BaseModel):
@@ -81,30 +80,27 @@ class QuestionRow(BaseModel):
 
 
 class DocumentRow(BaseModel):
-    """A document with its questions; null stands for an absent optional value."""
+    """A document with its questions; null equals absent."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     id: Content | None = None
-    """Unique in the source; None derives one from title and content."""
+    """Unique in the source; None derives it from title and content."""
     title: Label | None = None
     text: Content
     source: Label | None = None
-    """Where the document came from; None: the place of the row."""
+    """Provenance; None for the row's place."""
     entities: list[Content] | None = None
-    """Names of what the document is about; splits keep them on one side."""
+    """Entities of the document; splits keep them on one side."""
     questions: list[QuestionRow] = Field(min_length=1)
     held_out_questions: list[QuestionRow] | None = None
-    """For comparisons only; None: `questions` are asked there too."""
+    """For comparisons; None uses `questions`."""
 
 
 def mistakes(
     error: ValidationError, kind: type[BaseModel] = DocumentRow, names: Mapping[Location, str] = MappingProxyType({})
 ) -> str:
-    """Return all mistakes of one row of a `kind`, in the words of JSON; beyond `MAX_LISTED_REASONS` they are counted.
-
-    `names` are the source's names of values, by location, where they differ from the row's.
-    """
+    """Return the mistakes of a row in JSON terms, at most `MAX_LISTED_REASONS`; `names` overrides names by location."""
     listed = []
     for details in error.errors(include_url=False):
         name = names.get(details["loc"]) or _json_path(details["loc"])
@@ -113,7 +109,7 @@ def mistakes(
 
 
 class Refusals:
-    """Collects every mistake in a `source` (its name in messages), so that one error can list them all."""
+    """Collects the mistakes in a `source`, a name, for a single error."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -126,7 +122,7 @@ class Refusals:
     def parse(
         self, place: str, raw: object, kind: type[_Row], names: Mapping[Location, str] = MappingProxyType({})
     ) -> _Row | None:
-        """Return a row, or None with its mistakes recorded; `names` as in `mistakes`."""
+        """Return a row, or None after recording its mistakes; `names` as in `mistakes`."""
         try:
             return kind.model_validate(raw)
         except ValidationError as error:
@@ -134,7 +130,7 @@ class Refusals:
             return None
 
     def parse_whole(self, adapter: TypeAdapter[_Value], raw: object) -> _Value | None:
-        """Return a whole file's value, or None with its mistakes recorded under their JSON paths."""
+        """Return a file's value, or None after recording its mistakes by JSON path."""
         try:
             return adapter.validate_python(raw)
         except ValidationError as error:
@@ -146,7 +142,7 @@ class Refusals:
             return None
 
     def check(self) -> None:
-        """Raise InputError with all bad rows if a mistake was recorded."""
+        """Raise InputError with all recorded mistakes, if any."""
         if self._reasons:
             listed = [
                 f"  {self.source}: {place}: {'; '.join(_capped(reasons, MAX_LISTED_REASONS))}"
@@ -158,7 +154,7 @@ class Refusals:
 
 
 class Intake(Refusals):
-    """Collects the documents of one source beside its mistakes."""
+    """Collects the documents and mistakes of a source."""
 
     def __init__(self, source: str) -> None:
         super().__init__(source)
@@ -166,26 +162,26 @@ class Intake(Refusals):
         self._first_with_id: dict[str, str] = {}
 
     def claim_id(self, place: str, value: object) -> None:
-        """Record the raw id of the row at `place`, bad or not, and a mistake when an earlier row has it."""
+        """Record the id of a row, valid or not, and a mistake if it is taken."""
         if isinstance(value, str) and value:
             first = self._first_with_id.setdefault(value, place)
             if first != place:
                 self.refuse(place, f"id {value!r} was already given at {first}")
 
     def add(self, place: str, row: DocumentRow | None) -> None:
-        """Take a good row in; None is none."""
+        """Add a row; None is ignored."""
         if row is not None:
             self._rows.append((place, row))
 
     def tasks(self) -> tuple[KnowledgeTask, ...]:
-        """Return the tasks in the order of the rows; raises InputError as `check` does, or without any row."""
+        """Return the tasks in row order; InputError as in `check`, or without rows."""
         self.check()
         if not self._rows:
             raise InputError(f"{self.source}: holds no document. Give a source with at least one document.")
         taken, tasks = set(self._first_with_id), []
         for place, row in self._rows:
             document = Document(
-                id=row.id or "to be derived",  # from the digest, of which the id is no part
+                id=row.id or "to be derived",  # from the digest, which excludes the id
                 title=row.title or "",
                 text=row.text,
                 source=row.source or f"{self.source}: {place}",
@@ -200,12 +196,12 @@ class Intake(Refusals):
 
 
 def as_questions(rows: Iterable[QuestionRow]) -> tuple[Question, ...]:
-    """Return the questions of some rows."""
+    """Convert rows to questions."""
     return tuple(Question(question=row.question, answer=row.answer) for row in rows)
 
 
 def sample_documents(items: Sequence[_Value], config: SampledData) -> tuple[_Value, ...]:
-    """Return all `items`, or `config.max_documents` of them in the order of a seeded shuffle."""
+    """Return all `items`, or the first `config.max_documents` after a seeded shuffle."""
     if config.max_documents is None:
         return tuple(items)
     shuffled = list(items)
@@ -214,7 +210,7 @@ def sample_documents(items: Sequence[_Value], config: SampledData) -> tuple[_Val
 
 
 def _derived_id(document: Document, taken: set[str]) -> str:
-    """Return an id from title and digest, such as `Super_Bowl_50-1f2e3d4c5b6a`; a repeat gets `-2`, `-3` and so on."""
+    """Return an id from title and digest, such as `Super_Bowl_50-1f2e3d4c5b6a`; repeats get `-2`, `-3`, ..."""
     title = re.sub(r"[^\w.-]+", "_", document.title).strip("_")[:40]
     stem = "-".join(part for part in (title, document.digest[:12]) if part)
     name, repeat = stem, 1
@@ -225,13 +221,13 @@ def _derived_id(document: Document, taken: set[str]) -> str:
 
 
 def _json_path(location: Location) -> str:
-    """Return a location as a JSON path, such as `data[3].paragraphs[2].qas[0]`; odd keys are quoted and escaped."""
+    """Return a JSON path, such as `data[3].paragraphs[2].qas[0]`; non-printable keys are escaped."""
     keys = (part if isinstance(part, int) or part.isprintable() else repr(part) for part in location)
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).removeprefix(".")
 
 
 def _reason(details: ErrorDetails, kind: type[BaseModel] = DocumentRow) -> str:
-    """Return what is wrong with a value, in the words of JSON."""
+    """Return a mistake in JSON terms."""
     got: Any = details["input"]
     match details["type"]:
         case "missing":
@@ -257,7 +253,7 @@ def _capped(items: Sequence[str], limit: int) -> list[str]:
 
 
 def check_file(path: Path) -> Path:
-    """Return `path` with `~` expanded; raises InputError if it is no readable file with content."""
+    """Return `path` with `~` expanded; InputError unless it is a readable, non-empty file."""
     found = path.expanduser()
     try:
         state = found.stat()

@@ -47,10 +47,8 @@ class ReplayConfig(Frozen):
 class RoutingConfig(Frozen):
     """Which documents stay in external memory; the sender's hint overrides every rule."""
 
-    superseding: Route = "memory"
-    """Route of documents that replace earlier ones."""
-    dated: Route = "memory"
-    """Route of documents with an effective date."""
+    changing: Route = "memory"
+    """Route of documents that replace earlier ones or have an effective date."""
     volatile_patterns: tuple[Annotated[str, AfterValidator(_pattern)], ...] = (
         r"\bas of (today|now|this|\d)",
         r"\bcurrently\b",

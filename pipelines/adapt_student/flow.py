@@ -128,9 +128,11 @@ def write_missing_questions(config: NightConfig, work_dir: Path, console: Consol
         return 0
     with Reporter(console, len(steps_of(plan))) as reporter, Loop(config, work_dir, (), (), reporter) as loop:
         settings, seed = config.questions, loop.seed("questions")
-        tokenizer = loop.open_teacher.policy.tokenizer if settings.chat else None
+        tokenizer = loop.open_teacher.policy.tokenizer if config.teacher.chat else None
         student, form = open_student(loop.student_ref), config.student.answer_format
-        written = write_questions(unasked, _writer(loop), student, form, settings, seed, tokenizer)
+        ((name, (sample, read), _),) = plan
+        with reporter.step(sample, name), reporter.step(read, name):
+            written = write_questions(unasked, _writer(loop), student, form, settings, seed, tokenizer)
         kept = [(document, found) for document, found in zip(unasked, written, strict=True) if found.questions]
         with InboxStore(work_dir / INBOX_FILE) as inbox:
             for document, found in kept:

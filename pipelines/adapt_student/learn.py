@@ -20,7 +20,6 @@ from pipelines.loop.update import adapter_dir, bank_of
 from pipelines.models import ModelRef, open_student
 from pipelines.plan import Stage
 from pipelines.records import Candidate, Record, by_edit
-from pipelines.train_teacher.rounds import trials_of
 from student.adapters import load_adapter, save_adapter
 from student.config import UpdateRecipe
 from student.updates import UpdateOutcome, make_request
@@ -120,7 +119,7 @@ def best_edits(night: Night, state: str | None, stage: Stage) -> list[Candidate]
         seed = loop.seed("sample", plan.night)
         sampling = loop.sample(state, config.teacher.prompt, plan.to_weights, n=sample.each, seed=seed)
     with loop.reporter.step(update, stage.name):
-        updates = loop.update(trials_of(loop, sampling.edits, plan.night), "rewards")
+        updates = loop.update(loop.trials(sampling.edits, plan.night), "rewards")
     return judge(sampling, config.teacher.reward, updates=by_edit(updates.replicates))
 
 

@@ -45,9 +45,9 @@ def route(document: InboxDocument, config: RoutingConfig, *, replaces: int = 0) 
     """Return where a document goes that replaces so many earlier ones, and why."""
     if document.route is not None:
         return document.route, "requested by its sender"
-    if replaces and config.superseding == "memory":
+    if replaces and config.changing == "memory":
         return "memory", f"replaces {replaces} earlier document{'s' * (replaces > 1)}"
-    if document.effective is not None and config.dated == "memory":
+    if document.effective is not None and config.changing == "memory":
         return "memory", f"has an effective date ({document.effective.isoformat()})"
     matches = (re.search(pattern, document.text, re.IGNORECASE) for pattern in config.volatile_patterns)
     if (found := next(filter(None, matches), None)) is not None:

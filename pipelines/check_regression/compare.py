@@ -127,12 +127,11 @@ def score_variant(
     """
     from pipelines.loop.loop import Loop
     from pipelines.loop.reward import judge
-    from pipelines.train_teacher.rounds import trials_of
-    from teacher.policy import saved_config
+    from teacher.policy import PolicyRecord
 
     settings, text, steps = settings_of(suite, subject), subject.text, _steps(suite, content)
     if subject.directory is not None:
-        teacher_config = settings.teacher.model_copy(update={"policy": saved_config(subject.directory)})
+        teacher_config = settings.teacher.model_copy(update={"policy": PolicyRecord.read(subject.directory).config})
         settings = settings.model_copy(update={"teacher": teacher_config})
     with Loop(settings, work_dir, content.tasks, content.probes, reporter) as loop:
         loop.check_endpoints()
@@ -141,7 +140,7 @@ def score_variant(
             seed = loop.seed("sample", "comparison")
             sampling = loop.sample(state, settings.teacher.prompt, content.tasks, n=steps[0].each, seed=seed)
         with reporter.step(steps[1], text):
-            updates = loop.update(trials_of(loop, sampling.edits, "comparison"), "comparison")
+            updates = loop.update(loop.trials(sampling.edits, "comparison"), "comparison")
     candidates = judge(sampling, RewardConfig(metric="probability"), updates=by_edit(updates.replicates))
     reasons = Counter(c.reason.value for c in candidates if c.reason is not None)
     reasons[RewardFailure.PROMPT_TOO_LONG.value] += steps[0].total - len(candidates)  # those that were not sampled

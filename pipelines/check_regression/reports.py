@@ -8,8 +8,10 @@ from typing import NamedTuple
 from evaluation.common.storage import write_atomically
 from evaluation.gate.checks import GateCheck, points
 from evaluation.gate.decisions import check_table, escaped
+from evaluation.statistics import POWER
 from pipelines.check_regression.verdict import EXIT_CODES, Outcome, VerdictConfig
 from pipelines.records import Record
+from pipelines.reports import format
 
 
 class EditsRecord(Record):
@@ -118,7 +120,10 @@ def _subjects_table(report: RegressionReport) -> list[str]:
     rows = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
     for name, subject in report.subjects.items():
         figures = (subject.accuracy, subject.probability, subject.probes)
-        cells = [f"{name} `{escaped(subject.subject)}`", *("" if f is None else f"{f:.1%}" for f in figures)]
+        cells = [
+            f"{name} `{escaped(subject.subject)}`",
+            *("" if f is None else f"{format.percent(f)}%" for f in figures),
+        ]
         if subject.edits is not None:
             reasons = ", ".join(f"{reason} {count}" for reason, count in subject.edits.unscored.items())
             cells += [str(subject.edits.written), f"{subject.edits.missing} ({reasons})" if reasons else "0"]
@@ -129,11 +134,11 @@ def _subjects_table(report: RegressionReport) -> list[str]:
 def _footnote(report: RegressionReport) -> str:
     limits, seen = report.limits, report.minimum_detectable
     left_out = f", {len(report.left_out)} left out" if report.left_out else ""
-    least = "" if seen is None else f" Smallest loss detectable with {limits.power:.0%} power: {points(seen)}."
+    least = "" if seen is None else f" Smallest loss detectable with {POWER:.0%} power: {points(seen)}."
     return (
         f"{report.documents} documents{left_out}, {report.questions} questions. Changes are candidate minus baseline "
         f"in points, with one-sided {limits.confidence:.0%} bounds over documents; `needed` documents would decide "
-        f"with {limits.power:.0%} power.{least}"
+        f"with {POWER:.0%} power.{least}"
     )
 
 
@@ -171,7 +176,7 @@ def _measured(check: GateCheck) -> str:
     """Return a check's sentence, with its figures where it has bounds."""
     if check.low is None or check.high is None or check.estimate is None:
         return check.sentence
-    mean, low, high = (f"{100 * value:+.1f}" for value in (check.estimate, check.low, check.high))
+    mean, low, high = map(format.points, (check.estimate, check.low, check.high))
     return f"{check.sentence} Measured {mean}, bounds {low} to {high} points."
 
 

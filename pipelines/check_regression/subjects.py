@@ -146,7 +146,7 @@ def settings_of(suite: RegressionSuite, subject: Subject) -> LoopSettings:
         )
     return LoopSettings(
         name=suite.name,
-        seed=adaptation.seed,
+        seed=suite.seed,
         device=suite.device,
         dtype=suite.dtype,
         threads=suite.threads,

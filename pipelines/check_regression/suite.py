@@ -20,7 +20,7 @@ from evaluation.exact_match import AnswerFormat
 from evaluation.retention import retention_probes
 from evaluation.tasks import KnowledgeTask, Question
 from pipelines.check_regression.verdict import VerdictConfig
-from pipelines.settings import QuestionSet, TrackingConfig, load
+from pipelines.settings import Settings, TrackingConfig, load
 from student.config import UpdateRecipe
 from teacher.config import TeacherConfig
 
@@ -41,8 +41,6 @@ class AdaptationConfig(Frozen):
     """By which self-edits update the student."""
     edits: int = Field(default=2, ge=1, le=64)
     """Self-edits of each document, in [1, 64]; each updates an adapter of its own, and scores are averaged."""
-    seed: int = Field(default=0, ge=0, lt=2**31)
-    """Of sampling and updates, in [0, 2^31): the same for candidate and baseline."""
 
     @property
     def digest(self) -> str:
@@ -67,31 +65,19 @@ class Pins(Frozen):
     """By document id: its text, and the questions asked about it with their answers."""
 
 
-class RegressionSuite(Frozen):
-    """The YAML file of a suite."""
+class RegressionSuite(Settings):
+    """The YAML file of a suite; sampling and updates of candidate and baseline have the same seeds."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
-    """Shown in reports and in MLflow; letters, digits, `_`, `.` and `-`, at most 64."""
     student: str = Field(min_length=1)
     """Base of the students: directory, hub id, or `micro-student`."""
     answer_format: AnswerFormat = AnswerFormat()
-    device: Literal["cpu", "cuda"] = "cpu"
-    """Where the models run."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number format of the frozen bases."""
-    threads: int | None = Field(default=None, ge=1, le=1024)
-    """CPU threads of torch, in [1, 1024]; None is one for each core."""
     data: DataConfig
     side: Literal["train", "development", "test"] = "test"
     """Side of the data whose documents are asked about."""
-    questions: QuestionSet = "comparison"
-    """Held-out phrasings, or those that rewards use."""
     questions_per_document: int | None = Field(default=None, ge=1)
-    """First questions of a document that are asked, at least 1; None asks all."""
+    """First held-out questions of a document that are asked, at least 1; None asks all."""
     probes: int = Field(default=0, ge=0, le=10_000)
     """Questions on what the base knew before, in [0, 10000], where the data has such; 0 asks none."""
-    probe_seed: int = Field(default=0, ge=0)
-    """Of the choice of probes, at least 0."""
     groups: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Name -> ids of documents with a verdict of their own. No document is in two; those in none count in the whole."""
     adaptation: AdaptationConfig | None = None
@@ -142,10 +128,9 @@ def load_content(suite: RegressionSuite) -> SuiteContent:
     absent = sorted({document for ids in suite.groups.values() for document in ids} - {task.id for task in tasks})
     if absent:
         raise ConfigError(f"suite {suite.name!r}: groups name the documents {absent}, which the data do not have.")
-    asked = [task.questions if suite.questions == "rewards" else task.comparison_questions for task in tasks]
     some = slice(suite.questions_per_document)
-    tasks = tuple(t.model_copy(update={"held_out_questions": q[some]}) for t, q in zip(tasks, asked, strict=True))
-    return SuiteContent(tasks, retention_probes(suite.data, suite.probes, suite.probe_seed))
+    tasks = tuple(t.model_copy(update={"held_out_questions": t.comparison_questions[some]}) for t in tasks)
+    return SuiteContent(tasks, retention_probes(suite.data, suite.probes, suite.seed))
 
 
 def pins_of(suite: RegressionSuite, content: SuiteContent, student: str, teacher: str | None = None) -> Pins:

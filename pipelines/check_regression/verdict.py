@@ -29,7 +29,7 @@ from evaluation.gate.checks import (
     measured_check,
     points,
 )
-from evaluation.statistics import minimum_detectable_difference
+from evaluation.statistics import POWER, minimum_detectable_difference
 
 Outcome = Literal["passed", "regressed", "undecided"]
 
@@ -38,6 +38,9 @@ EXIT_CODES: Mapping[Outcome, int] = {"passed": 0, "regressed": 1, "undecided": 3
 
 DOCUMENTS, PROBES = "documents", "retention probes"
 """Names of the two checks that decide; groups can only add a loss."""
+MOST_UNSCORED = 0.1
+"""Share of the candidate's self-edits that may have no score, and of the documents that may be left out because one
+side has none for them; with more nothing passes. Students have no self-edits."""
 UNSCORED = "self-edits without a score"
 """Name of the check of variants alone; too many of them leave the verdict undecided."""
 
@@ -52,14 +55,9 @@ class VerdictConfig(StatisticsConfig):
     group_tolerance: float = Field(default=0.15, gt=0.0, le=1.0)
     """Loss on the documents of one group which, if significant, is a regression whatever the others gain, in (0, 1]."""
     probe_tolerance: float = Field(default=0.10, ge=0.0, lt=1.0)
-    """Like `tolerance`, for the retention probes."""
+    """Like `tolerance`, for the retention probes, in [0, 1)."""
     probe_detectable: float = Field(default=0.20, gt=0.0, le=1.0)
-    """Like `detectable`, for the retention probes."""
-    most_collapsed: float = Field(default=0.02, ge=0.0, le=1.0)
-    """Share of empty answers allowed, in [0, 1], or the baseline's where that is larger."""
-    most_unscored: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """Share of the candidate's self-edits that may have no score, and of the documents that may be left out because one
-    side has none for them, in [0, 1); with more nothing passes. Students have no self-edits."""
+    """Like `detectable`, for the retention probes, in (0, 1]."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -115,7 +113,7 @@ def find_verdict(compared: Compared, groups: Mapping[str, Sequence[str]], limits
         allowed = max(allowed, compared.collapsed[1] / compared.answered[1])
     main.append(check_collapse(compared.collapsed[0], compared.answered[0], allowed))
     if compared.unscored is not None:
-        main.append(check_unscored(compared.unscored, limits.most_unscored))
+        main.append(check_unscored(compared.unscored, MOST_UNSCORED))
     parts = {
         f"group {name}": [score for score in compared.documents if score.document in set(ids)]
         for name, ids in groups.items()
@@ -125,7 +123,7 @@ def find_verdict(compared: Compared, groups: Mapping[str, Sequence[str]], limits
     failed = "fail" in verdicts | {check.verdict for check in grouped}
     outcome: Outcome = "regressed" if failed else "undecided" if "undecided" in verdicts else "passed"
     detectable = minimum_detectable_difference(
-        differences_of(compared.documents), power=limits.power, confidence=2.0 * limits.confidence - 1.0
+        differences_of(compared.documents), power=POWER, confidence=2.0 * limits.confidence - 1.0
     )
     return VerdictFound(outcome, (*main, *grouped), detectable)
 

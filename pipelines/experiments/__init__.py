@@ -1,1 +1,1 @@
-"""Measurements for the documents, each run with `python -m pipelines.experiments.NAME`; no part of any result."""
+"""Measurements for the documentation (`python -m pipelines.experiments.NAME`), and the builds of the micro models."""

@@ -1,7 +1,7 @@
 """Time the LoRA bank against a sequential PEFT loop or another checkout: `python -m pipelines.experiments.bench_bank`.
 
-Both sides train the same random sequences, about as many lines, tokens and steps as the demo's self-edits, pair by pair
-in alternating order. The ratio is a geometric mean over pairs with its bootstrap interval.
+Both train the same random sequences, sized like the demo's self-edits, in pairs of alternating order. The speedup is a
+geometric mean over pairs with its bootstrap interval.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 LINES, LENGTHS = 6, (8, 16)
-"""Training sequences of an adapter, and the range of their tokens."""
+"""Training sequences per adapter, and the range of their lengths in tokens."""
 RECIPE = {"rank": 8, "alpha": 16.0, "learning_rate": 5e-3, "epochs": 16, "batch_size": 16}
-# Where checkouts have them, the newest first.
+# In checkouts of different age, the newest first.
 _BANKS = ("student.bank.bank:LoraBank", "student.lora_bank:LoraBank")
 _REQUESTS = ("student.updates:UpdateRequest", "student.updates:UpdateJob")
 
 Side = Callable[[], float]
-"""Trains all adapters once; returns the seconds."""
+"""Trains all adapters once and returns the seconds."""
 
 
 def make_requests(adapters: int, vocabulary: int) -> list[Any]:
-    """Return updates by random tokens, all of which carry loss, on all linear layers."""
+    """Return updates of all linear layers on random tokens with loss on each."""
     from student.config import UpdateRecipe
     from student.sequences import TrainingSequence
 
@@ -50,11 +50,7 @@ def make_requests(adapters: int, vocabulary: int) -> list[Any]:
 
 
 def train_in_bank(model: Any, requests: Sequence[Any]) -> list[Any]:
-    """Return the bank's adapters; opening and closing it is part of the work.
-
-    Raises:
-        RuntimeError: An update failed, so that its time would mean nothing.
-    """
+    """Return the adapters of a bank that is opened and closed; raises RuntimeError if an update failed."""
     with _first_of(_BANKS)(model, base_digest="") as bank:
         results = bank.train(requests)
     if failed := [result for result in results if result.adapter is None]:
@@ -63,10 +59,9 @@ def train_in_bank(model: Any, requests: Sequence[Any]) -> list[Any]:
 
 
 def train_sequentially(model: Any, requests: Sequence[Any], starts: Sequence[Any]) -> list[dict[str, tuple[Any, Any]]]:
-    """Return layer -> A and B of each update, trained one after another with PEFT and torch's fused AdamW.
+    """Return layer -> (A, B) of each update, trained sequentially with PEFT and fused AdamW.
 
-    The base is wrapped once; each update adds an adapter, initialised by its `starts`, and drops the one before it.
-    Lines, order, batch size, schedule and clipping are the bank's; lines are padded to the longest of their step.
+    Initialisation (`starts`), sequences, order, batch size, schedule and clipping are the bank's; batches are padded.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -116,10 +111,7 @@ def _train_adapter(wrapped: Any, name: str, request: Any, start: Any) -> dict[st
 
 
 def open_sides(place: str, adapters: int) -> tuple[Side, Side, float]:
-    """Return bank and sequential loop after a warm-up, and how far apart their first adapters end.
-
-    The distance is the norm of the difference of the weight changes B A over the norm of the sequential loop's.
-    """
+    """Return bank and sequential loop after a warm-up, and the relative distance of their first weight changes B A."""
     import torch
 
     model, requests = _open(place, adapters)
@@ -133,11 +125,11 @@ def open_sides(place: str, adapters: int) -> tuple[Side, Side, float]:
 
 
 def open_child(tree: Path, place: str, adapters: int, stack: ExitStack) -> tuple[Side, str]:
-    """Return the bank of a checkout in a process of its own, after a warm-up, and the digest of its adapters."""
+    """Return a checkout's bank in a child process, after a warm-up, and the digests of its adapters."""
     command = [sys.executable, "-P", __file__, "--worker", "--model", place, "--adapters", str(adapters)]
     environment = {**os.environ, "PYTHONPATH": str(tree)}
     child = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    stack.enter_context(child)  # closes stdin, at which the child ends, and waits for it
+    stack.enter_context(child)  # closes stdin, which ends the child, and waits
 
     def next_answer() -> Any:
         line = child.stdout.readline() if child.stdout else ""
@@ -153,7 +145,7 @@ def open_child(tree: Path, place: str, adapters: int, stack: ExitStack) -> tuple
 
 
 def measure(names: tuple[str, str], sides: tuple[Side, Side], pairs: int) -> tuple[list[float], list[float]]:
-    """Return the seconds of both sides; every other pair runs them in the opposite order."""
+    """Return the seconds of both sides; every other pair is in reverse order."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for pair in range(pairs):
         for i in (0, 1) if pair % 2 == 0 else (1, 0):
@@ -163,7 +155,7 @@ def measure(names: tuple[str, str], sides: tuple[Side, Side], pairs: int) -> tup
 
 
 def speed_ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
-    """Return how many times as fast our side is: geometric mean over pairs and its 95 % bootstrap interval."""
+    """Return the speedup: geometric mean over pairs and its 95 % bootstrap interval."""
     from evaluation.statistics import bootstrap_mean
 
     logs = [math.log(slower / faster) for faster, slower in zip(ours, theirs, strict=True)]
@@ -175,10 +167,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.experiments.bench_bank", description=__doc__)
     parser.add_argument("--pairs", type=int, default=5, help="runs of each side, at least 2 [5]")
-    parser.add_argument("--against", type=Path, help="checkout whose bank is the other side [a sequential PEFT loop]")
+    parser.add_argument("--against", type=Path, help="checkout to compare with [a sequential PEFT loop]")
     parser.add_argument("--model", default="micro-student", help="directory, hub name or micro model [micro-student]")
     parser.add_argument("--adapters", type=int, default=64, help="trained in each run [64]")
-    parser.add_argument("--json", type=Path, help="also write seconds and ratio to this file")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     if chosen.pairs < 2 or chosen.adapters < 1:
@@ -187,32 +178,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _serve(chosen.model, chosen.adapters)
         return
     from evaluation.common.checkpoints import resolve_model
+    from pipelines.reports.format import markdown_table
 
     place = resolve_model(chosen.model)
     with ExitStack() as stack:
         if chosen.against is None:
             *sides, apart = open_sides(place, chosen.adapters)
-            names, note = ("bank", "sequential PEFT loop"), f"Trained from one start they end {apart:.1e} apart."
+            names, note = ("bank", "sequential PEFT loop"), f"Relative distance of their weight changes: {apart:.1e}."
         else:
             ours, digest = open_child(ROOT, place, chosen.adapters, stack)
             theirs, other = open_child(chosen.against.resolve(), place, chosen.adapters, stack)
             sides, names = [ours, theirs], ("this tree", str(chosen.against))
-            note = f"Their adapters are {'equal bit by bit' if digest == other else 'not equal'}."
+            note = f"Their adapters are {'bit-equal' if digest == other else 'not equal'}."
         seconds = measure(names, (sides[0], sides[1]), chosen.pairs)
-    print("\n| side | seconds an adapter, median [lowest, highest] |\n|---|---|")
+    rows = []
     for name, taken in zip(names, seconds, strict=True):
         each = [one / chosen.adapters for one in taken]
-        print(f"| {name} | {statistics.median(each):.3g} [{min(each):.3g}, {max(each):.3g}] |")
+        rows.append([name, f"{statistics.median(each):.3g} [{min(each):.3g}, {max(each):.3g}]"])
+    print(markdown_table(["side", "seconds per adapter, median [lowest, highest]"], rows))
     ratio, low, high = speed_ratio(*seconds)
-    print(f"\n{names[0]} over {names[1]}: {ratio:.2f} [{low:.2f}, {high:.2f}] times as fast. {note}")
-    if chosen.json is not None:
-        found = {"ratio": [ratio, low, high], "seconds": dict(zip(names, seconds, strict=True))}
-        chosen.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    print(f"\nspeedup of {names[0]} over {names[1]}: {ratio:.2f} [{low:.2f}, {high:.2f}]. {note}")
 
 
 def _serve(place: str, adapters: int) -> None:
-    """Print the digests of the adapters, then the seconds of one run for each line on stdin."""
-    # An editable installation would lend this tree's modules to the other one.
+    """Print the adapters' digests, then the seconds of a run for each line of stdin."""
+    # An editable installation would import this tree's modules.
     sys.meta_path[:] = [one for one in sys.meta_path if not getattr(one, "__module__", "").startswith("__editable__")]
     work = partial(train_in_bank, *_open(place, adapters))
     print(json.dumps(" ".join(adapter.digest for adapter in work())), flush=True)
@@ -230,18 +220,18 @@ def _open(place: str, adapters: int) -> tuple[Any, list[Any]]:
 
 
 def _timed(work: Callable[[], object]) -> float:
-    gc.collect()  # not to be charged with what ran before
+    gc.collect()  # garbage of earlier runs is not timed
     begun = time.perf_counter()
     work()
     return time.perf_counter() - begun
 
 
 def _first_of(places: Sequence[str]) -> Any:
-    """Return the first of these `module:name` that this checkout has."""
+    """Return the first `module:name` that this checkout has."""
     for module, _, name in (place.partition(":") for place in places):
         with suppress(ModuleNotFoundError, AttributeError):
             return getattr(import_module(module), name)
-    raise RuntimeError(f"bench_bank: found none of {', '.join(places)}. Add where this checkout has it.")
+    raise RuntimeError(f"bench_bank: found none of {', '.join(places)}. Add its location in this checkout.")
 
 
 if __name__ == "__main__":

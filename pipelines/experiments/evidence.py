@@ -21,15 +21,15 @@ from evaluation.across_seeds import RandomEffects, hierarchical_bootstrap_mean, 
 from evaluation.common.errors import ConfigError, InputError, PreceptorError
 from evaluation.common.storage import write_atomically
 from evaluation.statistics import Interval, adjusted, known_mean, sign_flip_test
-from pipelines.experiments.grid import SEEDS, GridPlan, PlannedRun, planned_runs, read_result, run_all
-from pipelines.reports.format import UNKNOWN, p_value, percent, percent_interval, points_interval
+from pipelines.experiments.grid import REFERENCE, SEEDS, GridPlan, PlannedRun, planned_runs, read_result, run_all
+from pipelines.reports.format import UNKNOWN, markdown_table, p_value, percent, percent_interval, points_interval
 from pipelines.reports.plots import BLUE, GREY, INK, new_figure, save_figure
 from pipelines.results import RunResult
 from pipelines.settings import load
 from pipelines.train_teacher.config import TrainTeacherConfig
 
 OPEN, CLOSE = "<!-- notes -->", "<!-- /notes -->"
-"""The text between them is kept when the document is written again."""
+"""Text between them is preserved when the document is rewritten."""
 TRAINED, UNTRAINED, GAIN = "trained_teacher", "untrained_teacher", "trained_minus_untrained"
 _EDIT_NOTES = {
     "tokens": "tokens",
@@ -47,46 +47,43 @@ Results = Mapping[int, RunResult]
 """By seed."""
 Scores = Mapping[str, Mapping[str, float]]
 """By variant and document id."""
-Row = Sequence[str]
 
 
 class Evidence(NamedTuple):
-    """What the document is made from."""
+    """Content of the document."""
 
     config: TrainTeacherConfig
     """Of the first seed."""
     seeds: Results
     """At least one."""
-    reference: str
-    """Label of the arms' reference."""
     arms: dict[str, dict[str, dict[int, RunResult]]]
-    """By heading and name, those with a result; the reference under its own label."""
+    """By heading, name and seed; the reference under `REFERENCE` twice."""
     missing: Sequence[str]
-    """Runs of the plan without a result."""
+    """Runs without a result."""
     days: tuple[str, str]
-    """First and last day on which a run ended."""
+    """Of the first and the last result."""
     command: str
 
     @property
     def headings(self) -> list[str]:
-        """Of the tables of arms."""
-        return [heading for heading in self.arms if heading != self.reference] if self.reference in self.arms else []
+        """Of the tables of arms, which need the reference."""
+        return [heading for heading in self.arms if heading != REFERENCE] if REFERENCE in self.arms else []
 
     def labels(self, found: Iterable[Iterable[str]]) -> dict[str, str]:
-        """Return the labels of the variants that are in any of these, in the order of the configuration."""
+        """Return variants -> labels, in the order of the configuration."""
         names = set(itertools.chain.from_iterable(found))
         known = {variant.name: variant.label for variant in self.config.comparison.variants if variant.name in names}
         return known | {name: name.replace("_", " ") for name in sorted(names - set(known))}
 
 
 def shared(scores: Scores, *names: str) -> list[str]:
-    """Return the ids of the documents on which all the named variants have a score, sorted."""
+    """Return the sorted ids of the documents that all named variants have a score on."""
     sets = [set(scores.get(name, {})) for name in names]
     return sorted(set.intersection(*sets)) if sets else []
 
 
 def compared(scores: Scores) -> dict[str, dict[str, float]]:
-    """Return the scores on the documents that all variants with scores have."""
+    """Return the scores on the documents common to all variants with scores."""
     names = [name for name, values in scores.items() if values]
     documents = shared(scores, *names)
     return {name: {document: scores[name][document] for document in documents} for name in names}
@@ -98,32 +95,32 @@ def paired(scores: Scores, left: str, right: str) -> list[float]:
 
 
 def pooled(groups: Sequence[Iterable[float]], low: float = -1.0) -> Interval | None:
-    """Return the mean over seeds and documents of values in [low, |low| or 1]; None where a seed has no value."""
+    """Return the mean over seeds and documents of values in [low, max(1, -low)]; None if a seed has none."""
     values = [list(group) for group in groups]
     if not values or not all(values):
         return None
-    generator = np.random.default_rng(0)  # for each interval, so that a new table changes no other figure
+    generator = np.random.default_rng(0)  # per interval, so that a new table changes no other figure
     return hierarchical_bootstrap_mean(values, generator, bounds=(low, max(1.0, -low)))
 
 
 def as_effects(groups: Sequence[Sequence[float]]) -> RandomEffects | None:
-    """Return the mean with seeds as random effects; None for one seed, and where no documents differ."""
+    """Return the mean with seeds as random effects; None for one seed, or without variance in all seeds."""
     if len(groups) < 2 or any(len(values) < 2 for values in groups):
         return None
     errors = [float(np.std(values, ddof=1)) / math.sqrt(len(values)) for values in groups]
     try:
         return random_effects([float(np.mean(values)) for values in groups], errors)
-    except InputError:  # no document differs from another in any seed
+    except InputError:  # no variance
         return None
 
 
 def accuracy(results: Results, name: str) -> Interval | None:
-    """Return a variant's accuracy in [0, 1] over seeds and documents; None where a seed lacks it."""
+    """Return a variant's accuracy in [0, 1] over seeds and documents; None if a seed lacks it."""
     return pooled([compared(r.document_accuracy).get(name, {}).values() for r in results.values()], low=0.0)
 
 
 def differences(results: Results, key: str = GAIN) -> list[list[float]]:
-    """Return by seed and document the differences in accuracy behind a gain such as `trained_minus_untrained`."""
+    """Return the accuracy differences of a gain such as `trained_minus_untrained`, by seed and document."""
     groups = []
     for result in results.values():
         scores = compared(result.document_accuracy)
@@ -133,7 +130,7 @@ def differences(results: Results, key: str = GAIN) -> list[list[float]]:
 
 
 def kept(results: Results) -> Interval | None:
-    """Return the share of trained less untrained that the other student keeps; None where a seed has no other."""
+    """Return the share of `GAIN` kept on the transfer student; None if a seed has none."""
     groups = []
     for result in results.values():
         there, here = {} if result.transfer is None else result.transfer.document_accuracy, result.document_accuracy
@@ -144,14 +141,6 @@ def kept(results: Results) -> Interval | None:
     return kept_share_over_seeds([(there, here) for there, here in groups], np.random.default_rng(0))
 
 
-def _share(found: Interval | None) -> str:
-    return UNKNOWN if found is None else percent_interval(found)
-
-
-def _points(found: Interval | None) -> str:
-    return UNKNOWN if found is None else points_interval(found)
-
-
 def _plain(value: float | None, digits: int) -> str:
     return UNKNOWN if value is None else f"{value:,.{digits}f}"
 
@@ -160,48 +149,44 @@ def _reading(found: Interval | None) -> str:
     return UNKNOWN if found is None else "above 0" if found.low > 0 else "below 0" if found.high < 0 else "within noise"
 
 
-def _table(heads: Row, rows: Iterable[Row]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in (heads, ["---", *("---:" for _ in heads[1:])], *rows))
-
-
 def variants_table(evidence: Evidence) -> str:
-    """Return the accuracy of each variant by seed and over all, and the tokens of its self-edits."""
+    """Return accuracies by variant and seed, and mean self-edit lengths in tokens."""
     seeds, rows = evidence.seeds, []
     for name, label in evidence.labels(result.variants for result in seeds.values()).items():
-        cells = [_share(result.variants.get(name)) for result in seeds.values()]
+        cells = [percent_interval(result.variants.get(name)) for result in seeds.values()]
         tokens = known_mean(result.edit_tokens.get(name) for result in seeds.values())
-        rows.append([label, *cells, _share(accuracy(seeds, name)), _plain(tokens, 0)])
-    return _table(["accuracy, %", *(f"seed {seed}" for seed in seeds), "all seeds", "tokens"], rows)
+        rows.append([label, *cells, percent_interval(accuracy(seeds, name)), _plain(tokens, 0)])
+    return markdown_table(["accuracy, %", *(f"seed {seed}" for seed in seeds), "all seeds", "tokens"], rows)
 
 
 def gains_table(results: Results) -> str:
-    """Return the differences over all seeds by two methods."""
+    """Return the differences over all seeds with two interval methods."""
     rows = []
     for key in dict.fromkeys(key for result in results.values() for key in result.gains):
         groups = differences(results, key)
         found, effects = pooled(groups), as_effects(groups)
         between = percent(None if effects is None else effects.between_sd)
         label = key.replace("_minus_", " − ").replace("_", " ")
-        rows.append([label, _points(found), _reading(found), _points(effects), between])
-    return _table(["difference, points", "bootstrap", "reading", "random effects", "SD between seeds"], rows)
+        rows.append([label, points_interval(found), _reading(found), points_interval(effects), between])
+    return markdown_table(["difference, points", "bootstrap", "reading", "random effects", "SD between seeds"], rows)
 
 
 def budgets_table(evidence: Evidence) -> str:
-    """Return accuracy at equal lengths of self-edits, and the trained teacher less the others; empty for no curve."""
+    """Return accuracies at equal token budgets, and the trained teacher's gains; empty without a curve."""
     results, rows = evidence.seeds, []
     labels = evidence.labels(result.curve for result in results.values())
     for budget in sorted({point.budget for r in results.values() for curve in r.curve.values() for point in curve}):
         found = [{n: p for n, curve in r.curve.items() for p in curve if p.budget == budget} for r in results.values()]
         scores = [{name: point.document_accuracy for name, point in points.items()} for points in found]
-        cells = [_share(pooled([by.get(name, {}).values() for by in scores], low=0.0)) for name in labels]
+        cells = [percent_interval(pooled([by.get(name, {}).values() for by in scores], low=0.0)) for name in labels]
         rivals = [pooled([paired(by, TRAINED, name) for by in scores]) for name in labels if name != TRAINED]
-        rows.append([str(budget), *cells, *(_points(rival) for rival in rivals)])
+        rows.append([str(budget), *cells, *(points_interval(rival) for rival in rivals)])
     heads = [*labels.values(), *(f"trained − {label}" for name, label in labels.items() if name != TRAINED)]
-    return _table(["tokens allowed", *heads], rows) if rows else ""
+    return markdown_table(["tokens allowed", *heads], rows) if rows else ""
 
 
 def means_table(evidence: Evidence, field: str, heads: Mapping[str, str]) -> str:
-    """Return means over seeds of a field of results, by variant and key; empty where no result has any."""
+    """Return means over seeds of a field of results, by variant and key; empty if no result has any."""
     notes: list[Mapping[str, Mapping[str, float]]] = [getattr(result, field) for result in evidence.seeds.values()]
     shown = [key for key in heads if any(key in found for by_key in notes for found in by_key.values())]
     rows = []
@@ -209,39 +194,40 @@ def means_table(evidence: Evidence, field: str, heads: Mapping[str, str]) -> str
         means = {key: known_mean(found.get(name, {}).get(key) for found in notes) for key in shown}
         cells = [percent(mean) if "%" in heads[key] else _plain(mean, 2) for key, mean in means.items()]
         rows.append([label, *cells])
-    return _table(["", *(heads[key] for key in shown)], rows) if shown else ""
+    return markdown_table(["", *(heads[key] for key in shown)], rows) if shown else ""
 
 
 def retention_table(evidence: Evidence) -> str:
-    """Return the share of retention probes lost by variant, and the trained teacher's less the untrained one's."""
+    """Return forgetting on the retention probes by variant, and its difference between the teachers."""
     results, rows = evidence.seeds, []
     for name, label in evidence.labels(result.forgetting for result in results.values()).items():
-        cells = [_points(result.forgetting.get(name)) for result in results.values()]
+        cells = [points_interval(result.forgetting.get(name)) for result in results.values()]
         lost = pooled([result.document_forgetting.get(name, {}).values() for result in results.values()])
-        rows.append([label, *cells, _points(lost)])
+        rows.append([label, *cells, points_interval(lost)])
     groups = [paired(result.document_forgetting, TRAINED, UNTRAINED) for result in results.values()]
-    alone = [_points(pooled([group], low=-2.0)) for group in groups]
-    rows.append(["trained − untrained", *alone, _points(pooled(groups, low=-2.0))])
-    return _table(["probes lost, points", *(f"seed {seed}" for seed in results), "all seeds"], rows) if rows[1:] else ""
+    alone = [points_interval(pooled([group], low=-2.0)) for group in groups]
+    rows.append(["trained − untrained", *alone, points_interval(pooled(groups, low=-2.0))])
+    heads = ["forgetting, points", *(f"seed {seed}" for seed in results), "all seeds"]
+    return markdown_table(heads, rows) if rows[1:] else ""
 
 
 def transfer_table(evidence: Evidence) -> str:
-    """Return accuracies and gains on the other student beside those on the student that rewards came from."""
+    """Return accuracies and gains on the student of the rewards and on the transfer student."""
     both = {seed: result for seed, result in evidence.seeds.items() if result.transfer is not None}
     there = [compared(result.transfer.document_accuracy) for result in both.values() if result.transfer is not None]
     rows = []
     for name, label in evidence.labels(there).items():
         pair = accuracy(both, name), pooled([scores.get(name, {}).values() for scores in there], low=0.0)
-        rows.append([label, *(_share(found) for found in pair)])
+        rows.append([label, *(percent_interval(found) for found in pair)])
     gains = pooled(differences(both)), pooled([paired(scores, TRAINED, UNTRAINED) for scores in there])
-    rows.append(["trained − untrained, points", *(_points(gain) for gain in gains)])
-    rows.append(["share of this gain kept, %", UNKNOWN, _share(kept(both))])
-    return _table(["accuracy, %", "student of the rewards", "another student"], rows) if both else ""
+    rows.append(["trained − untrained, points", *(points_interval(gain) for gain in gains)])
+    rows.append(["share of this gain kept, %", UNKNOWN, percent_interval(kept(both))])
+    return markdown_table(["accuracy, %", "student of the rewards", "another student"], rows) if both else ""
 
 
 def arm_differences(evidence: Evidence, heading: str) -> dict[str, list[list[float]]]:
-    """Return by arm, seed and document its trained teacher's accuracy less the reference's, where both have one."""
-    reference = evidence.arms[evidence.reference][evidence.reference]
+    """Return the trained teacher's accuracy minus the reference's, by arm, seed and document."""
+    reference = evidence.arms[REFERENCE][REFERENCE]
     found = {}
     for name, arm in evidence.arms[heading].items():
         pairs = [(arm[s].document_accuracy, reference[s].document_accuracy) for s in sorted(set(arm) & set(reference))]
@@ -250,25 +236,28 @@ def arm_differences(evidence: Evidence, heading: str) -> dict[str, list[list[flo
 
 
 def arms_table(evidence: Evidence, heading: str) -> str:
-    """Return the arms under a heading beside their reference; p-values are corrected within the table (Holm 1979)."""
+    """Return the arms of a heading and their reference; p-values are Holm-corrected within the table."""
     groups = arm_differences(evidence, heading)
     pooled_groups = {name: list(itertools.chain.from_iterable(by_seed)) for name, by_seed in groups.items()}
     tests = adjusted({name: sign_flip_test(values) for name, values in pooled_groups.items()}, "holm")
     rows = []
-    for name, results in {**evidence.arms[evidence.reference], **evidence.arms[heading]}.items():
+    for name, results in {**evidence.arms[REFERENCE], **evidence.arms[heading]}.items():
         runs, less = list(results.values()), pooled(groups.get(name, []))
         lost = pooled([run.document_forgetting.get(TRAINED, {}).values() for run in runs])
-        cells = [_share(accuracy(results, TRAINED)), *map(_points, (pooled(differences(results)), lost, less))]
+        cells = [
+            percent_interval(accuracy(results, TRAINED)),
+            *map(points_interval, (pooled(differences(results)), lost, less)),
+        ]
         cells += [p_value(tests[name]) if name in tests else UNKNOWN, _reading(less)]
         minutes = known_mean(sum(run.seconds.values()) / 60 for run in runs)
         rows.append([name, *cells, _plain(known_mean(run.inner_runs for run in runs), 0), _plain(minutes, 1)])
-    heads = ["", "trained, %", "trained − untrained, points", "probes lost by trained, points"]
-    heads += [f"less *{evidence.reference}*, points", "p, adjusted", "reading", "updates", "minutes"]
-    return _table(heads, rows)
+    heads = ["", "trained, %", "trained − untrained, points", "forgetting of trained, points"]
+    heads += [f"minus *{REFERENCE}*, points", "p, adjusted", "reading", "updates", "minutes"]
+    return markdown_table(heads, rows)
 
 
 def plot_intervals(rows: Mapping[str, tuple[Interval, Sequence[float]]], title: str, axis: str, path: Path) -> None:
-    """Write a PNG of intervals by label, in %, with the means of single seeds as dots below each."""
+    """Save a PNG of intervals by label, in %, with the means of single seeds as dots."""
     figure = new_figure(8.2, 1.5 + 0.42 * len(rows), title, "mean with 95 % interval; dots: single seeds")
     axes = figure.subplots()
     for place, (found, dots) in enumerate(rows.values()):
@@ -284,7 +273,7 @@ def plot_intervals(rows: Mapping[str, tuple[Interval, Sequence[float]]], title: 
 
 
 def draw(evidence: Evidence, place: Path) -> dict[str, str]:
-    """Write the pictures into a directory; return their Markdown by name."""
+    """Save the plots in a directory; return their Markdown by name."""
     place.mkdir(parents=True, exist_ok=True)
     seeds, drawn = evidence.seeds, {"variants": "Accuracy by variant"}
     variants = {}
@@ -298,34 +287,26 @@ def draw(evidence: Evidence, place: Path) -> dict[str, str]:
             if (found := pooled(groups)) is not None:
                 intervals[name] = found, [float(np.mean(group)) for group in groups]
     if intervals:
-        drawn["arms"] = f"Arms less {evidence.reference}"
+        drawn["arms"] = f"Arms minus {REFERENCE}"
         plot_intervals(intervals, drawn["arms"], "points of accuracy with the trained teacher", place / "arms.png")
     return {name: f"![{title}]({place.name}/{name}.png)" for name, title in drawn.items()}
 
 
 def kept_notes(path: Path) -> str:
-    """Return the text between the marks of an existing document.
-
-    Raises:
-        ConfigError: The marks do not come once each and in order.
-    """
+    """Return the text between the markers of an existing document; raises ConfigError for broken markers."""
     text = path.read_text(encoding="utf-8") if path.is_file() else f"{OPEN}\n\n{CLOSE}"
     before, opened, rest = text.partition(OPEN)
     notes, closed, after = rest.partition(CLOSE)
     if not opened or not closed or any(mark in part for mark in (OPEN, CLOSE) for part in (before, notes, after)):
         raise ConfigError(
-            f"{str(path)!r}: allowed are {OPEN!r} and {CLOSE!r} once each, in this order. Nothing was written; mend "
-            "the marks, so that the notes are not lost."
+            f"{str(path)!r}: {OPEN!r} and {CLOSE!r} must occur once each, in this order. Nothing was written; correct "
+            "the markers, so that the notes are not lost."
         )
     return notes
 
 
 def write_document(evidence: Evidence, out: Path) -> Path:
-    """Write `evidence.md` with its pictures into a directory, keep its notes, and return its path.
-
-    Raises:
-        ConfigError: See `kept_notes`.
-    """
+    """Write `evidence.md` and its plots into a directory, preserving its notes, and return its path."""
     path, seeds = out / "evidence.md", evidence.seeds
     notes, pictures = kept_notes(path), draw(evidence, out / "evidence")
     wordings = sorted({wording for r in seeds.values() for means in r.phrasings.values() for wording in means})
@@ -346,37 +327,33 @@ def write_document(evidence: Evidence, out: Path) -> Path:
 
 
 def _runs(evidence: Evidence) -> str:
-    """Return the list of what was run, when and where, and how to read the tables."""
+    """Return the list of runs, their environment and the statistical methods."""
     config, seeds = evidence.config, evidence.seeds
     minutes = [sum(result.seconds.values()) / 60 for result in seeds.values()]
     documents = sorted({result.documents for result in seeds.values()})
     lines = [
         f"Runs: `{config.name}`, seeds {', '.join(map(str, seeds))}, each with its own documents; "
-        f"{', '.join(map(str, documents))} test documents a seed, which no training saw.",
+        f"{', '.join(map(str, documents))} unseen test documents per seed.",
         f"Each: {config.teacher.model} learns by {config.teacher.learning.algorithm} in {config.loop.rounds} rounds of "
         f"{config.loop.documents} documents and {config.teacher.samples} self-edits each, for {config.student.model}.",
-        f"When: {' to '.join(dict.fromkeys(evidence.days))}; {min(minutes):.1f} to {max(minutes):.1f} minutes a seed.",
+        f"When: {' to '.join(dict.fromkeys(evidence.days))}; {min(minutes):.1f} to {max(minutes):.1f} min per seed.",
         f"Where: {os.cpu_count()} CPU cores ({platform.machine()}), Python {platform.python_version()}.",
         f"Code: {', '.join(sorted({f'`{result.code_digest[:12]}`' for result in seeds.values()}))}.",
         f"Command: `{evidence.command}`",
         "Accuracy in %. 95 % intervals: of a seed by the BCa bootstrap over its documents; of all seeds by the "
-        "bootstrap over seeds and documents, too narrow with few seeds; random effects (Paule and Mandel 1982; Hartung "
-        "and Knapp 2001) take the seeds as drawn from all seeds. Differences are paired by document; p by sign flips.",
+        "bootstrap over seeds and documents, too narrow for few seeds; random effects (Paule and Mandel 1982; Hartung "
+        "and Knapp 2001) treat seeds as a sample. Differences are paired by document; p by sign flips.",
     ]
-    lines += [f"Without a result yet: {'; '.join(evidence.missing)}."] if evidence.missing else []
+    lines += [f"Without a result: {'; '.join(evidence.missing)}."] if evidence.missing else []
     return "\n".join(f"- {line}" for line in lines)
 
 
-def gather(plan: GridPlan, runs: Sequence[PlannedRun], config: Path, command: str) -> Evidence:
-    """Return the results so far, whichever code made them.
-
-    Raises:
-        ConfigError: No seed has one.
-    """
+def gather(runs: Sequence[PlannedRun], config: Path, command: str) -> Evidence:
+    """Return the results so far, of any code version; raises ConfigError if no seed has one."""
     found = [(run, result) for run in runs if (result := read_result(run)) is not None]
     first = next((run for run, _ in found if run.group == SEEDS), None)
     if first is None:
-        raise ConfigError(f"no seed of the plan has a result yet. Run: {command}")
+        raise ConfigError(f"no seed of the plan has a result. Run: {command}")
     arms: dict[str, dict[str, dict[int, RunResult]]] = {}
     for run, result in found:
         arms.setdefault(run.group, {}).setdefault(run.name, {})[run.seed] = result
@@ -384,7 +361,6 @@ def gather(plan: GridPlan, runs: Sequence[PlannedRun], config: Path, command: st
     return Evidence(
         config=load(config, TrainTeacherConfig, first.overrides),
         seeds=arms.pop(SEEDS)[""],
-        reference="" if plan.arms is None else plan.arms.reference,
         arms=arms,
         missing=[run.label for run in runs if not any(run is one for one, _ in found)],
         days=(min(days), max(days)),
@@ -393,14 +369,14 @@ def gather(plan: GridPlan, runs: Sequence[PlannedRun], config: Path, command: st
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a plan and write the document; the project's own errors become one message and an exit code."""
+    """Run a plan and write the document."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.experiments.evidence", description=__doc__)
     parser.add_argument("plan", type=Path)
     parser.add_argument("--work-dir", type=Path, default=Path(".preceptor/evidence"), help="of all runs")
-    parser.add_argument("--out", type=Path, default=Path("docs"), help="gets evidence.md and its pictures")
-    parser.add_argument("--only", choices=("seeds", "arms", "document"), help="runs of a part, or no run")
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="directory of evidence.md and its plots")
+    parser.add_argument("--only", choices=("seeds", "arms", "document"), help="run one part, or nothing")
     given = parser.parse_args(arguments)
-    # An exit, not a death: runs under way are terminated, and free their work directories.
+    # Exit cleanly, so that running children are terminated.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     places = ["--work-dir", str(given.work_dir), "--out", str(given.out)]
     command = shlex.join(["python", "-m", "pipelines.experiments.evidence", str(given.plan), *places])
@@ -411,7 +387,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         wanted = [run for run in runs if given.only is None or (given.only == "seeds") == (run.group == SEEDS)]
         if given.only != "document":
             run_all(plan, config, wanted, given.work_dir, command, lambda line: print(line, flush=True))
-        print(f"saved {write_document(gather(plan, runs, config, command), given.out)}")
+        print(f"saved {write_document(gather(runs, config, command), given.out)}")
     except PreceptorError as error:
         print(error, file=sys.stderr)
         sys.exit(2 if isinstance(error, (ConfigError, InputError)) else 1)

@@ -1,7 +1,7 @@
 """Train an example student for a suite: `python -m pipelines.experiments.example_student SUITE --out DIR`.
 
-One adapter learns all documents of the suite together, from their reward questions with their answers; the suite asks
-the held-out phrasings. `--left-out` plants a regression: the share of the facts that are not learned.
+One adapter learns the reward questions of all documents; the suite asks the held-out phrasings. `--left-out` plants a
+regression: a share of the facts is not learned.
 """
 
 from __future__ import annotations
@@ -23,15 +23,9 @@ if TYPE_CHECKING:
 
 
 def lines_for(suite: RegressionSuite, content: SuiteContent, seed: int, left_out: float = 0.0) -> SelfEdit:
-    """Return what a student learns: the reward questions on the facts that the suite asks for.
+    """Return the reward questions on the facts of the suite, less a share in [0, 1) of the facts drawn by `seed`.
 
     Questions of a document with the same answer are about the same fact, and are left out together.
-
-    Args:
-        suite: Named in messages.
-        content: Of the suite.
-        seed: Of the choice of facts that are left out.
-        left_out: Share of the facts that are left out, in [0, 1).
     """
     from teacher.self_edit import Implication, SelfEdit
 
@@ -45,16 +39,12 @@ def lines_for(suite: RegressionSuite, content: SuiteContent, seed: int, left_out
     kept = [questions for fact, questions in facts.items() if fact not in dropped]
     lines = tuple(Implication(text=q.question, answer=q.answer) for questions in kept for q in questions)
     if not lines:
-        raise ConfigError(f"suite {suite.name!r}: no fact is left to learn; lower --left-out.")
+        raise ConfigError(f"suite {suite.name!r}: no facts are left to learn; lower --left-out.")
     return SelfEdit(implications=lines)
 
 
 def train_student(suite: RegressionSuite, content: SuiteContent, seed: int, left_out: float) -> Adapter:
-    """Return the adapter of one training; see `lines_for`.
-
-    Raises:
-        UpdateError: The training failed.
-    """
+    """Return the adapter of one update; raises UpdateError if it failed."""
     from pipelines.check_regression.compare import suite_student
     from pipelines.models import open_student, student_digest
     from student.bank.bank import LoraBank
@@ -83,12 +73,12 @@ def train_student(suite: RegressionSuite, content: SuiteContent, seed: int, left
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train one example student and write its adapter."""
+    """Train an example student and save its adapter."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.experiments.example_student", description=__doc__)
     parser.add_argument("suite", type=Path, help="YAML file of the suite.")
     parser.add_argument("--out", type=Path, required=True, help="Directory for the adapter, in PEFT's format.")
     parser.add_argument("--seed", type=int, default=0, help="Of the training [0].")
-    parser.add_argument("--left-out", type=float, default=0.0, help="Share of the facts not to learn, in [0, 1) [0].")
+    parser.add_argument("--left-out", type=float, default=0.0, help="Share of the facts to leave out, in [0, 1) [0].")
     given = parser.parse_args(arguments)
     if not 0.0 <= given.left_out < 1.0:
         parser.error(f"--left-out: got {given.left_out}, allowed is a share in [0, 1)")

@@ -1,7 +1,7 @@
-"""Run one configuration over seeds and arms, some runs at a time; a run that has its result is not started again.
+"""Run a configuration over seeds and ablations in parallel; finished runs are not repeated.
 
-Runs at a time share the cores. Each lane has a work directory in which its runs share stored results, and every run has
-its lane, so that a killed one resumes there.
+Workers share the cores. Each has a work directory whose stored results its runs share, and a run always has the same
+worker, so that a killed one resumes there.
 """
 
 from __future__ import annotations
@@ -25,28 +25,27 @@ from pipelines.results import RunResult
 from pipelines.settings import load
 from pipelines.train_teacher.config import TrainTeacherConfig
 
+REFERENCE = "as configured"
+"""Label of the configuration with the arms' common settings alone."""
 SEEDS = ""
-"""Group of the runs that are no arms."""
+"""Group of the runs that are not arms."""
 _STUDENT = Path("transfer", "small-student")
-_SHOWN_LINES = 15
-"""Last lines of a failed process that its error quotes."""
+_QUOTED_LINES = 15
 
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1)]
 Name = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[^|\n]+$")]
-"""A heading or an arm's label in tables."""
+"""Heading of a table, or label of an arm."""
 
 
 class ArmsPlan(Frozen):
     """Runs that differ from a reference in a few settings."""
 
     seeds: Seeds = (0,)
-    """Each arm and the reference run once for each."""
+    """Of the reference and of each arm, in [0, 2^31)."""
     common: tuple[str, ...] = ()
-    """Settings as of `--set` of the reference and of all arms, such as fewer controls."""
-    reference: Name = "as configured"
-    """Label of the configuration with `common` alone."""
+    """Overrides (`--set`) of the reference and all arms, such as fewer controls."""
     groups: dict[Name, dict[Name, tuple[str, ...]]] = Field(default_factory=dict)
-    """Heading of a table -> arm -> its settings, after `common`; p-values are corrected within a table."""
+    """Heading of a table -> arm -> its overrides after `common`; p-values are corrected within a table."""
 
 
 class GridPlan(Frozen):
@@ -55,18 +54,17 @@ class GridPlan(Frozen):
     config: str = Field(min_length=1)
     """YAML file of the run, relative to the plan's directory."""
     lanes: int = Field(default=1, ge=1, le=64)
-    """Runs at a time, in [1, 64]."""
+    """Parallel workers, in [1, 64]."""
     seeds: Seeds = (0, 1, 2)
-    """Seeds of everything random, the choice of documents included, each in [0, 2^31)."""
+    """Of each run and its choice of documents, each in [0, 2^31)."""
     transfer_seed: int | None = Field(default=None, ge=0, lt=2**31)
-    """Of a smaller student's pretraining, in [0, 2^31); the same self-edits are tried on it. None leaves this to the
-    configuration."""
+    """Of pretraining the smaller student of the transfer experiment, in [0, 2^31); None: as configured."""
     arms: ArmsPlan | None = None
     """None compares no settings."""
 
 
 class PlannedRun(NamedTuple):
-    """One run of the flow."""
+    """A run of the flow."""
 
     group: str
     """Heading of its table, the reference's label, or `SEEDS`."""
@@ -75,34 +73,25 @@ class PlannedRun(NamedTuple):
     seed: int
     overrides: tuple[str, ...]
     digest: str
-    """Of the resolved configuration: runs that have it in common are one run."""
+    """Of the resolved configuration; runs with equal digests are one run."""
     result: Path
     """JSON file of its result."""
 
     @property
     def label(self) -> str:
-        """For people."""
+        """Human-readable name."""
         return f"{self.name or 'all variants'}, seed {self.seed}"
 
 
 class GridError(PreceptorError, RuntimeError):
-    """A run of a grid failed; what it finished is kept."""
-
-
-def lane_dir(work_dir: Path, lane: int) -> Path:
-    """Return the work directory of a lane's runs."""
-    return work_dir / f"lane-{lane}"
+    """A run of a grid failed; its finished units are kept."""
 
 
 def planned_runs(plan: GridPlan, config: Path, work_dir: Path) -> list[PlannedRun]:
-    """Return all runs of a plan: the seeds, the reference, the arms.
-
-    Raises:
-        ConfigError: A configuration is refused.
-    """
+    """Return all runs of a plan: seeds, reference, arms; raises ConfigError for an invalid configuration."""
     runs = []
     for group, name, seed, settings in _wanted(plan, work_dir):
-        # Each seed draws its own documents: a gain must not hang on one draw of them.
+        # Each seed draws its own documents, so that a gain does not depend on one draw.
         overrides = (f"seed={seed}", f"data.split_seed={seed}", *settings)
         try:
             digest = load(config, TrainTeacherConfig, overrides).digest
@@ -113,19 +102,19 @@ def planned_runs(plan: GridPlan, config: Path, work_dir: Path) -> list[PlannedRu
 
 
 def _wanted(plan: GridPlan, work_dir: Path) -> Iterator[tuple[str, str, int, tuple[str, ...]]]:
-    """Yield group, name, seed and settings of each run."""
+    """Yield group, name, seed and overrides of each run."""
     other = () if plan.transfer_seed is None else (f"comparison.transfer.model={work_dir / _STUDENT}",)
     yield from ((SEEDS, "", seed, other) for seed in plan.seeds)
     if plan.arms is not None:
-        common, reference = (*other, *plan.arms.common), plan.arms.reference
+        common = (*other, *plan.arms.common)
         for seed in plan.arms.seeds:
-            yield reference, reference, seed, common
+            yield REFERENCE, REFERENCE, seed, common
             for group, arms in plan.arms.groups.items():
                 yield from ((group, name, seed, (*common, *settings)) for name, settings in arms.items())
 
 
 def read_result(run: PlannedRun, code: str | None = None) -> RunResult | None:
-    """Return a run's result, made by the code with this digest or by any; None where there is none, or it is torn."""
+    """Return a run's result, optionally by the code with a digest only; None if there is no valid one."""
     try:
         found = RunResult.model_validate_json(run.result.read_bytes())
     except (OSError, ValidationError):
@@ -136,9 +125,9 @@ def read_result(run: PlannedRun, code: str | None = None) -> RunResult | None:
 def run_all(
     plan: GridPlan, config: Path, runs: Sequence[PlannedRun], work_dir: Path, resume: str, say: Callable[[str], None]
 ) -> None:
-    """Run what has no result by the present code, `plan.lanes` at a time, after pretraining the other student.
+    """Run what has no result by the present code on `plan.lanes` workers, after pretraining the transfer student.
 
-    Runs of equal configuration run once; `resume` is the command that resumes after a failure, for its message.
+    `resume` is the command that resumes, for messages.
 
     Raises:
         GridError: A process failed; the others are terminated.
@@ -152,7 +141,7 @@ def run_all(
     def run_lane(lane: int) -> None:
         for run in (run for its_lane, run in pending if its_lane == lane):
             settings = [word for override in run.overrides for word in ("--set", override)]
-            places = ["--work-dir", str(lane_dir(work_dir, lane)), "--json", str(run.result)]
+            places = ["--work-dir", str(work_dir / f"lane-{lane}"), "--json", str(run.result)]
             log = run.result.with_suffix(".log")
             processes.run(run.label, ["train-teacher", str(config), *settings, *places], log)
             if (result := read_result(run)) is None:
@@ -171,7 +160,7 @@ def run_all(
 
 
 class _Processes:
-    """Commands of `preceptor` in processes of their own, so that killed runs resume and memory is freed."""
+    """Runs `preceptor` commands in child processes."""
 
     def __init__(self, threads: int, resume: str, say: Callable[[str], None]) -> None:
         self._threads, self._resume, self._say = threads, resume, say
@@ -179,15 +168,11 @@ class _Processes:
         self._stopped = False
 
     def run(self, label: str, words: Sequence[str], log: Path) -> None:
-        """Run a command to its end.
-
-        Raises:
-            GridError: It failed, or all were terminated.
-        """
+        """Run a command; raises GridError if it failed or was terminated."""
         log.parent.mkdir(parents=True, exist_ok=True)
-        self._say(f"{label}: runs; to watch it: tail -f {log}")
+        self._say(f"{label}: started; to follow: tail -f {log}")
         begun, environment = time.monotonic(), {**os.environ, "OMP_NUM_THREADS": str(self._threads)}
-        # Into a file, not a pipe: servers that outlive a killed process would hold a pipe open.
+        # A file, because servers that outlive a killed process would keep a pipe open.
         with log.open("wb") as messages:
             command = [sys.executable, "-m", "pipelines.cli", *words]
             process = subprocess.Popen(command, stdout=messages, stderr=subprocess.STDOUT, env=environment)
@@ -195,17 +180,17 @@ class _Processes:
         if self._stopped:
             process.terminate()
         if code := process.wait():
-            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN_LINES:]
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_QUOTED_LINES:]
             quoted = "\n".join(f"  {line}" for line in lines)
-            message = f"{label}: exit code {code}, allowed is 0. Last messages ({log}):\n{quoted}"
-            raise GridError(f"{message}\nWhat is done is kept. To resume: {self._resume}")
+            message = f"{label}: failed with exit code {code}. Last lines of {log}:\n{quoted}"
+            raise GridError(f"{message}\nFinished units are kept. To resume: {self._resume}")
         self._say(f"{label}: done in {(time.monotonic() - begun) / 60:.1f} minutes")
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, *_: object) -> None:
-        """Terminate what runs; each run frees its work directory."""
+        """Terminate the running processes."""
         self._stopped = True
         for process in self._running:
             process.terminate()

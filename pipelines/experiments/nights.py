@@ -1,4 +1,4 @@
-"""Nights in a row on the micro-world, whole and without replay, gate or memory.
+"""Simulated nights on the micro-world, with ablations of replay, gate and memory.
 
 `python -m pipelines.experiments.nights configs/nights-demo.yaml`; the same command resumes a killed run.
 """
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evaluation.common.errors import PreceptorError
-from evaluation.microworld.nights import NightDocument, draw_nights
+from evaluation.microworld.world import NightDocument, draw_nights
 from evaluation.statistics import known_mean
 from pipelines.inbox.documents import InboxDocument
 from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.process import prepare_process
-from pipelines.reports.format import percent
+from pipelines.reports.format import markdown_table, percent
 from pipelines.settings import load
 
 if TYPE_CHECKING:
@@ -27,16 +27,15 @@ ARMS: dict[str, tuple[str, ...]] = {
     "full": (),
     "no replay": ("replay={documents: 0, general: 0}", "gate=null"),
     "no gate": ("gate=null",),
-    "no memory": ("routing={superseding: weights, dated: weights}", "memory.least_score=1000"),
+    "no memory": ("routing={changing: weights}", "memory.least_score=1000"),
 }
-"""Settings of the night for each arm. Without replay the gate would hold every night and hide what is forgotten, so it
-is left out there too."""
+"""Overrides of the night's configuration. Without replay the gate would hold every night and hide the forgetting."""
 DOCUMENTS = 4
 """New documents before each night."""
 
 
 def as_delivered(document: NightDocument) -> InboxDocument:
-    """Return a document of the simulation as its sender delivers it."""
+    """Return a document of the simulation as delivered to the inbox."""
     task = document.task
     return InboxDocument(
         title=task.document.title,
@@ -52,9 +51,9 @@ def as_delivered(document: NightDocument) -> InboxDocument:
 
 
 def run_arm(config: Path, overrides: Sequence[str], nights: int, work_dir: Path, seed: int) -> list[NightResult]:
-    """Return the nights of one arm; those that have their result are not run again.
+    """Run the nights of one arm that have no result yet, and return all results.
 
-    Two documents replace earlier ones, and a night after half of them brings wrong documents alone.
+    Two documents supersede earlier ones; on one night just after half of them all documents are wrong.
     """
     from pipelines.adapt_student.flow import RESULT, adapt_student
     from pipelines.adapt_student.page import NightResult
@@ -68,23 +67,23 @@ def run_arm(config: Path, overrides: Sequence[str], nights: int, work_dir: Path,
             results.append(NightResult.model_validate_json(done.read_bytes()))
             continue
         with InboxStore(work_dir / INBOX_FILE) as inbox:
-            inbox.add(as_delivered(document) for document in documents)
+            inbox.add(map(as_delivered, documents))
         results.append(adapt_student(str(config), list(overrides), str(work_dir)))
     return results
 
 
 def poisoned(nights: int) -> int | None:
-    """Return the night of wrong documents, counted from 0; None where there are too few nights."""
+    """Return the index of the night of wrong documents; None for fewer than 4 nights."""
     return nights // 2 + 1 if nights > 3 else None
 
 
 def night_name(number: int) -> str:
-    """Return the name of a night counted from 0."""
+    """Return the name of the night with an index."""
     return f"night-{number + 1:04d}"
 
 
 def known_after(result: NightResult) -> dict[str, float]:
-    """Return by night the accuracy, after this night, of the student in use on the documents it holds from there."""
+    """Return the champion's accuracy after a night, by the night that its documents are from."""
     if result.outcome != "promoted":
         return {group.night: group.before for group in result.groups if group.before is not None}
     groups = {group.night: group.after for group in result.groups} | {result.night: result.new_after}
@@ -92,11 +91,11 @@ def known_after(result: NightResult) -> dict[str, float]:
 
 
 def arm_row(name: str, results: Sequence[NightResult]) -> list[str]:
-    """Return an arm's row of the table; wrong documents do not count for what is kept."""
+    """Return an arm's row of the table; wrong documents are excluded from what is kept."""
     wrong, last = poisoned(len(results)), results[-1]
     then: dict[str, float] = {}
     for result in results:
-        then = known_after(result) | then  # the first accuracy on a night's documents is the one right after it
+        then = known_after(result) | then  # the first one is right after the documents' own night
     now = {night: value for night, value in known_after(last).items() if wrong is None or night != night_name(wrong)}
     before, after = known_mean(then[night] for night in now), known_mean(now.values())
     kept = after / before if before and after is not None else None
@@ -111,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m pipelines.experiments.nights", description=__doc__)
     parser.add_argument("config", type=Path, help="YAML file of the night")
     parser.add_argument("--nights", type=int, choices=range(2, 31), default=10, metavar="N", help="of each arm [10]")
-    parser.add_argument("--arm", choices=list(ARMS), action="append", help="this arm alone; repeatable")
+    parser.add_argument("--arm", choices=list(ARMS), action="append", help="one arm only; repeatable")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override; repeatable")
     parser.add_argument("--work-dir", type=Path, default=Path(".preceptor/simulated"), help="a directory for each arm")
     given = parser.parse_args(arguments)
@@ -126,9 +125,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows.append(arm_row(name, run_arm(given.config, (*given.set, *ARMS[name]), given.nights, place, seed)))
     except PreceptorError as error:
         sys.exit(str(error))
-    heads = ["arm", "promoted", "held", "rejected", "wrong documents", "then", "now", "kept", "base's probes", "probes"]
-    for row in (heads, ["---"] * len(heads), *rows):
-        print(f"| {' | '.join(row)} |")
+    heads = ["arm", "promoted", "held", "rejected", "poisoned night", "after own night, %", "after last night, %"]
+    heads += ["kept, %", "probes of the base, %", "probes, %"]
+    print(markdown_table(heads, rows))
 
 
 if __name__ == "__main__":

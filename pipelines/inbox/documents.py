@@ -1,4 +1,4 @@
-"""Documents of the inbox, and the rows of JSON in which senders deliver them.
+"""Documents of the inbox, and the JSON rows in which senders deliver them: documents or chat transcripts.
 
 ```json
 {"text": str, "title"?: str, "source"?: str, "id"?: str, "effective"?: "YYYY-MM-DD", "supersedes"?: str | [str],
@@ -10,64 +10,66 @@
 from __future__ import annotations
 
 import datetime
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ValidationError
 
-from evaluation.common.data import digest_json
+from evaluation.common.data import Frozen, digest_json
 from evaluation.common.errors import InputError
 from evaluation.sources.rows import Content, DocumentRow, Label, QuestionRow, mistakes
 from evaluation.tasks import Document, KnowledgeTask, Question
-from pipelines.inbox.readers.text import UnreadableError
+from pipelines.inbox.readers.text import Block, Extract, UnreadableError, blocks_of, one_line, truncated, valid_unicode
 
-MOST_TITLE_CHARACTERS = 500
-MOST_SOURCE_CHARACTERS = 2_000
-MOST_TEXT_CHARACTERS = 100_000
-"""Far more than a teacher reads at once; longer documents are split."""
+MAX_TITLE_CHARACTERS = 500
+MAX_TEXT_CHARACTERS = 100_000
+"""Far more than a teacher's context; longer documents are split."""
+_MAX_NAME_CHARACTERS = 2_000
+_SPEAKERS = {"user": "User", "assistant": "Assistant", "system": "System", "developer": "System"}
+_TRANSCRIPT_TITLE_CHARACTERS, _ARGUMENT_CHARACTERS = 80, 200
 
 Route: TypeAlias = Literal["weights", "memory"]
-"""Where knowledge goes: into the student's weights, or into memory that is read when a question comes."""
+"""Where knowledge goes: into the student's weights, or into the external memory."""
 
 
-def _at_most(most: int) -> AfterValidator:
+def _at_most(limit: int) -> AfterValidator:
     def check(value: str) -> str:
-        if len(value) > most:
-            raise ValueError(f"has {len(value)} characters, allowed are at most {most}")
+        if len(value) > limit:
+            raise ValueError(f"has {len(value)} characters, allowed are at most {limit}")
         return value
 
     return AfterValidator(check)
 
 
-_Name = Annotated[Content, _at_most(MOST_SOURCE_CHARACTERS)]
+_Name = Annotated[Content, _at_most(_MAX_NAME_CHARACTERS)]
 
 
-class InboxDocument(BaseModel):
-    """A delivered document. Two with the same title, text and source are the same document."""
+class InboxDocument(Frozen):
+    """A delivered document, identified by title, text and source."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    title: Annotated[Label, _at_most(MOST_TITLE_CHARACTERS)] = ""
-    """At most 500 characters; of a part of a longer document the headings above it. May be empty."""
-    text: Annotated[Content, _at_most(MOST_TEXT_CHARACTERS)]
-    """What is to be learned, 1 to 100,000 characters, not blank."""
+    title: Annotated[Label, _at_most(MAX_TITLE_CHARACTERS)] = ""
+    """At most 500 characters; for a part of a split document the path of headings. May be empty."""
+    text: Annotated[Content, _at_most(MAX_TEXT_CHARACTERS)]
+    """1 to 100,000 characters, not blank."""
     source: _Name
-    """A file or an address, at most 2,000 characters; parts of one document share it."""
-    name: Annotated[Label, _at_most(MOST_SOURCE_CHARACTERS)] = ""
-    """The sender's own id; may be empty."""
+    """File or URL, at most 2,000 characters; parts of one document share it."""
+    name: Annotated[Label, _at_most(_MAX_NAME_CHARACTERS)] = ""
+    """The sender's id; may be empty."""
     whole: Annotated[Label, _at_most(100)] = ""
-    """Digest of the document that a part was cut from; empty for a document that was not split."""
+    """Digest of the document that was split; empty if it was not."""
     effective: datetime.date | None = None
-    """The day from which it holds; None where unknown."""
+    """Effective date; None if unknown."""
     supersedes: tuple[_Name, ...] = ()
-    """Ids, senders' names or sources of the earlier documents that it replaces."""
+    """Ids, sender's ids or sources of the documents that it replaces."""
     questions: tuple[Question, ...] = ()
-    """Asked for rewards; never shown to a teacher. Empty until a question writer has written some."""
+    """For rewards, never in a prompt; empty until generated."""
     held_out_questions: tuple[Question, ...] = ()
-    """Asked in comparisons only; empty: `questions` are asked there too."""
+    """For evaluation only; if empty, `questions` serve for both."""
     entities: tuple[Content, ...] = ()
-    """Names of what it is about, where known; splits keep them disjoint."""
+    """Names of its subjects, if known; splits keep them disjoint."""
     route: Route | None = None
-    """The sender's hint; None leaves the route to the night."""
+    """The sender's hint; None leaves the choice to the night's routing."""
 
     @property
     def id(self) -> str:
@@ -76,56 +78,123 @@ class InboxDocument(BaseModel):
 
     @property
     def document(self) -> Document:
-        """What a teacher may see: title and text, without any question."""
+        """What a teacher may see: everything but the questions."""
         return Document(id=self.id, text=self.text, title=self.title, source=self.source, entities=self.entities)
 
     def as_task(self) -> KnowledgeTask:
-        """Return the document with its questions.
-
-        Raises:
-            InputError: It has no questions.
-        """
+        """Return the document with its questions; raises InputError if it has none."""
         if not self.questions:
             raise InputError(
-                f"inbox document {self.id!r} ({self.source}) has no questions, so nothing measures whether it was "
-                "learned. Let the question writer write some, or add the document with questions."
+                f"inbox document {self.id!r} ({self.source}) has no questions, so learning cannot be measured. Set "
+                "`questions` in the night's configuration to generate some, or add the document with questions."
             )
         return KnowledgeTask(
             document=self.document, questions=self.questions, held_out_questions=self.held_out_questions
         )
 
 
-def _day(value: Any) -> Any:
+def _date(value: Any) -> Any:
     if value is None or type(value) is datetime.date:
         return value
     try:
         return datetime.date.fromisoformat(value)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"must be a day written YYYY-MM-DD, got {value!r}") from error
-
-
-def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+        raise ValueError(f"must be a date written YYYY-MM-DD, got {value!r}") from error
 
 
 class InboxRow(DocumentRow):
-    """A delivered row, or the fields of a file with its text; questions are optional."""
+    """A delivered JSON row, or a file's text and fields."""
 
     questions: list[QuestionRow] | None = None  # type: ignore[assignment]
-    effective: Annotated[datetime.date | None, BeforeValidator(_day)] = None
-    supersedes: Annotated[list[Content] | None, BeforeValidator(_listed)] = None
+    effective: Annotated[datetime.date | None, BeforeValidator(_date)] = None
+    supersedes: Annotated[
+        list[Content] | None, BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
+    ] = None
     route: Route | None = None
 
 
 def row_of(raw: object) -> InboxRow:
-    """Return a value of JSON as a row.
-
-    Raises:
-        UnreadableError: It is none; the message lists what is wrong with which field.
-    """
+    """Return a JSON value as a row; raises UnreadableError with the mistake in each field."""
     if not isinstance(raw, dict):
         raise UnreadableError("must be an object with `text`, or with `messages` for a transcript")
     try:
         return InboxRow.model_validate(raw)
     except ValidationError as error:
         raise UnreadableError(mistakes(error, InboxRow)) from error
+
+
+def read_transcript(messages: Any, *, with_system: bool = False) -> Extract:
+    """Return a chat transcript with one paragraph per turn; the title is the first user message.
+
+    Tool calls are abbreviated, tool results complete; attachments appear as their type.
+
+    Args:
+        messages: Raw value of `messages`, in the OpenAI chat format.
+        with_system: Keep system prompts, which are the operator's instructions.
+
+    Raises:
+        UnreadableError: Not in the chat format; the message has the JSON path.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise UnreadableError("messages must be a list with at least one message")
+    tools: dict[str, str] = {}
+    blocks: list[Block] = []
+    first = ""
+    for number, message in enumerate(messages):
+        place = f"messages[{number}]"
+        role = message.get("role") if isinstance(message, Mapping) else None
+        if role not in (*_SPEAKERS, "tool", "function"):
+            allowed = ", ".join((*_SPEAKERS, "tool"))
+            raise UnreadableError(f"{place} must be an object with a role ({allowed}), got {str(message)[:60]!r}")
+        if role in ("system", "developer") and not with_system:
+            continue
+        words = _text(message.get("content"), place)
+        first = first or (one_line(words) if role == "user" else "")
+        if words.strip():
+            tool = message.get("name") or tools.get(str(message.get("tool_call_id")), "")
+            blocks.append(Block(f"{_SPEAKERS.get(role, f'Tool {tool}'.strip())}: {words.strip()}"))
+        blocks += [Block(f"Assistant calls {name}({_short(given)})") for name, given in _calls(message, tools, place)]
+    return Extract(blocks_of(blocks), truncated(first, _TRANSCRIPT_TITLE_CHARACTERS))
+
+
+def _calls(message: Mapping[str, Any], tools: dict[str, str], place: str) -> Iterator[tuple[str, Any]]:
+    """Yield each call's name and raw arguments, legacy `function_call` included; record names by id in `tools`."""
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, list):
+        raise UnreadableError(f"{place}.tool_calls must be a list")
+    if message.get("function_call"):
+        calls = [*calls, {"function": message["function_call"]}]
+    for call in calls:
+        made = (call.get("function") or call.get("custom")) if isinstance(call, Mapping) else None
+        if not isinstance(made, Mapping) or not made.get("name"):
+            raise UnreadableError(f"{place}.tool_calls must hold functions with a name")
+        tools[str(call.get("id"))] = str(made["name"])
+        yield str(made["name"]), made.get("arguments", made.get("input", ""))
+
+
+def _short(arguments: Any) -> str:
+    """Return a call's arguments as `name=value, ...`, truncated."""
+    try:
+        value = json.loads(arguments) if isinstance(arguments, str) else arguments
+    except (ValueError, RecursionError):
+        value = arguments
+    if isinstance(value, Mapping):
+        shown = ", ".join(f"{name}={json.dumps(item, ensure_ascii=False)}" for name, item in value.items())
+    else:
+        shown = "" if value in (None, "") else str(value)
+    return truncated(valid_unicode(one_line(shown)), _ARGUMENT_CHARACTERS)
+
+
+def _text(content: Any, place: str) -> str:
+    """Return a message's content, which is a string, null or a list of parts, as text."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, Sequence):
+        raise UnreadableError(f"{place}.content must be a text, a list of parts or null")
+    words = []
+    for i, part in enumerate(content):
+        if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
+            raise UnreadableError(f"{place}.content[{i}] must be an object with a type")
+        kind = f"[{part['type'].removeprefix('input_').removesuffix('_url')}]"
+        words.append(next((str(part[key]) for key in ("text", "refusal") if isinstance(part.get(key), str)), kind))
+    return "\n".join(words)

@@ -1,9 +1,9 @@
-"""The inbox's store, one SQLite file for any number of processes, and which documents replace which.
+"""SQLite store of the inbox, and supersession: which documents replace which.
 
-Adding is idempotent by content: a document that is there stays as it is. A document's claim to replace something is
-stored beside it, also where only the claim is new: an unchanged section of a new version of a handbook is known, and
-yet part of the version that replaces the old one. Documents and claims share one order of arrival, a delivery's claims
-behind all of its documents, so that no two documents can replace each other.
+Adding is idempotent by content. Claims to supersede something are stored separately, also those of known documents: an
+unchanged section of a handbook's new version is known, and yet part of the version that supersedes the old one.
+Documents and claims share one sequence, in which the claims of a delivery follow all its documents, so that documents
+cannot supersede each other.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from evaluation.tasks import Question
 from pipelines.inbox.documents import InboxDocument
 
 INBOX_FILE = "inbox.db"
-"""Name of the store in a work directory."""
+"""In a work directory."""
 _TABLES = """
 CREATE TABLE documents (
     id TEXT PRIMARY KEY, place INTEGER NOT NULL UNIQUE, arrived TEXT NOT NULL, content TEXT NOT NULL
@@ -34,7 +34,7 @@ CREATE TABLE aside (
     document TEXT PRIMARY KEY REFERENCES documents (id), reason TEXT NOT NULL, night TEXT NOT NULL, since TEXT NOT NULL
 );
 """
-# Not OR IGNORE, which would also hide other violations.
+# Not OR IGNORE, which would also hide violations of other constraints.
 _ADD_DOCUMENT = "INSERT INTO documents VALUES (?, ?, ?, ?) ON CONFLICT (id) DO NOTHING"
 _ADD_CLAIM = "INSERT INTO claims VALUES (?, ?, ?, ?) ON CONFLICT (document, whole, target) DO NOTHING"
 _LAST_PLACE = (
@@ -47,76 +47,71 @@ class InboxError(PreceptorError, RuntimeError):
 
 
 class Added(NamedTuple):
-    """Ids of documents that were given to the store, in the order given."""
+    """Ids of the given documents, in the order given."""
 
     new: tuple[str, ...]
     known: tuple[str, ...]
-    """There already; their content stays as it was."""
+    """Already in the inbox, and unchanged."""
 
 
 class Quarantined(NamedTuple):
-    """Why a document is not learned for now."""
+    """Why a document is excluded from learning."""
 
     reason: str
     night: str
-    """Name of the night that was rejected."""
-    since: datetime.datetime
-    """In UTC."""
+    """Name of the rejected night."""
 
 
 class Arrival(NamedTuple):
-    """A document in the order of arrival."""
+    """A document in the sequence of documents and claims."""
 
     id: str
     title: str
     name: str
-    """The sender's own id; may be empty."""
+    """The sender's id; may be empty."""
     source: str
-    place: int
-    """In the order of documents and claims, at least 1."""
+    position: int
 
 
 class Claim(NamedTuple):
-    """A document's claim to replace something."""
+    """A document's claim to supersede something."""
 
     document: str
     whole: str
-    """What the document was part of then; claims of one whole do not retire each other's documents."""
+    """What the document was part of; claims of one whole do not supersede each other's documents."""
     target: str
-    """Id, sender's name or source of what is replaced."""
-    place: int
-    """In the order of documents and claims, at least 1."""
+    """Id, sender's id or source of what is superseded."""
+    position: int
 
 
 class InboxStore(SqliteFile):
-    """Documents in a file, for any number of threads and processes; close it, or use it as a context.
+    """Documents of an inbox; safe for concurrent threads and processes.
 
-    All methods raise `InboxError` where the file cannot be used, and those that take ids `InputError` for unknown ones,
-    before anything changes.
+    All methods raise `InboxError` for an unusable file, and `InputError` for unknown ids, before anything changes.
     """
 
     VERSION = 1
     TABLES = _TABLES
 
     def add(self, documents: Iterable[InboxDocument]) -> Added:
-        """Store documents that are not there yet, all of them or none; they may replace each other in any order."""
+        """Store the new ones of some documents in one transaction; they may supersede each other in any order."""
         given = list(documents)
         new: list[str] = []
         with self._transaction() as db:
-            place = int(db.execute(_LAST_PLACE).fetchone()[0])
+            position = int(db.execute(_LAST_PLACE).fetchone()[0])
             for document in given:
-                row = (document.id, place + 1, _now().isoformat(), document.model_dump_json())
+                row = (document.id, position + 1, _now(), document.model_dump_json())
                 if db.execute(_ADD_DOCUMENT, row).rowcount:
                     new.append(document.id)
-                    place += 1
+                    position += 1
             claimed = [(doc.id, doc.whole or doc.id, target) for doc in given for target in doc.supersedes]
             for claim in claimed:
-                place += db.execute(_ADD_CLAIM, (*claim, place + 1)).rowcount
+                position += db.execute(_ADD_CLAIM, (*claim, position + 1)).rowcount
         fresh, ids = set(new), dict.fromkeys(document.id for document in given)
         return Added(tuple(new), tuple(name for name in ids if name not in fresh))
 
     def documents(self) -> tuple[InboxDocument, ...]:
-        """Return all documents in the order of arrival, superseded and quarantined ones included."""
+        """Return all documents in order of arrival, including superseded and quarantined ones."""
         return tuple(self._document(text) for (text,) in self._rows("SELECT content FROM documents ORDER BY place"))
 
     def find(self, document: str) -> InboxDocument:
@@ -127,22 +122,22 @@ class InboxStore(SqliteFile):
         return self._document(rows[0][0])
 
     def superseded(self) -> dict[str, str]:
-        """Return the id of each replaced document with that of its newest replacement; see `newest`."""
+        """Return superseded ids -> ids of the newest replacements; see `newest`."""
         return newest(*self._order())
 
     def unknown_targets(self) -> dict[str, tuple[str, ...]]:
-        """Return by id the replaced names that no other document has: mistyped, or never delivered."""
+        """Return ids -> targets that match no other document: misspelled, or never delivered."""
         return unknown_targets(*self._order())
 
     def quarantine(self, ids: Sequence[str], reason: str, night: str) -> None:
-        """Keep a night's documents from being learned until a person releases them; the last reason given counts."""
+        """Exclude documents from learning until a person releases them; the latest reason is kept."""
         with self._transaction() as db:
             self._check_known(db, ids)
-            rows = [(document, reason, night, _now().isoformat()) for document in ids]
+            rows = [(document, reason, night, _now()) for document in ids]
             db.executemany("INSERT OR REPLACE INTO aside VALUES (?, ?, ?, ?)", rows)
 
     def release(self, ids: Sequence[str]) -> tuple[str, ...]:
-        """Return documents to the queue; return the ids of those that were quarantined."""
+        """Return documents to the queue; those that were quarantined are returned."""
         delete = "DELETE FROM aside WHERE document = ?"
         with self._transaction() as db:
             self._check_known(db, ids)
@@ -150,23 +145,20 @@ class InboxStore(SqliteFile):
 
     def quarantined(self) -> dict[str, Quarantined]:
         """Return the quarantined documents by id."""
-        rows = self._rows("SELECT document, reason, night, since FROM aside ORDER BY since, document")
-        return {row[0]: Quarantined(row[1], row[2], datetime.datetime.fromisoformat(row[3])) for row in rows}
+        rows = self._rows("SELECT document, reason, night FROM aside ORDER BY since, document")
+        return {name: Quarantined(reason, night) for name, reason, night in rows}
 
-    def put_questions(
-        self, document: str, questions: Sequence[Question], held_out: Sequence[Question] = ()
-    ) -> InboxDocument:
-        """Replace the questions of a document, those for rewards and those for comparisons alone, and return it."""
+    def put_questions(self, document: str, questions: Sequence[Question], held_out: Sequence[Question] = ()) -> None:
+        """Replace a document's reward and held-out questions."""
         asked = {"questions": tuple(questions), "held_out_questions": tuple(held_out)}
         with self._transaction() as db:
             self._check_known(db, [document])
             text = db.execute("SELECT content FROM documents WHERE id = ?", (document,)).fetchone()[0]
             changed = self._document(text).model_copy(update=asked)
             db.execute("UPDATE documents SET content = ? WHERE id = ?", (changed.model_dump_json(), document))
-        return changed
 
     def _order(self) -> tuple[list[Arrival], list[Claim]]:
-        """Return documents and claims of one moment."""
+        """Return a consistent snapshot of documents and claims, in order."""
         with self._reading() as db:
             db.execute("BEGIN")
             try:
@@ -174,8 +166,8 @@ class InboxStore(SqliteFile):
                 claims = db.execute("SELECT document, whole, target, place FROM claims ORDER BY place").fetchall()
             finally:
                 db.execute("COMMIT")
-        documents = [(place, self._document(text)) for place, text in arrivals]
-        return [Arrival(d.id, d.title, d.name, d.source, place) for place, d in documents], [Claim(*c) for c in claims]
+        documents = [(position, self._document(text)) for position, text in arrivals]
+        return [Arrival(d.id, d.title, d.name, d.source, at) for at, d in documents], [Claim(*c) for c in claims]
 
     def _rows(self, query: str, *values: str) -> list[tuple[Any, ...]]:
         with self._reading() as db:
@@ -186,8 +178,8 @@ class InboxStore(SqliteFile):
             return InboxDocument.model_validate_json(text)
         except ValidationError as error:
             raise InboxError(
-                f"inbox {str(self.path)!r}: it holds a document that cannot be read: {error}. The file was changed or "
-                "damaged; restore it from a copy."
+                f"inbox {str(self.path)!r}: it holds an invalid document: {error}. The file was changed or damaged; "
+                "restore it from a backup."
             ) from error
 
     def _check_known(self, db: sqlite3.Connection, ids: Sequence[str]) -> None:
@@ -197,83 +189,80 @@ class InboxStore(SqliteFile):
 
     def _no_document(self, ids: Sequence[str]) -> InputError:
         return InputError(
-            f"inbox {str(self.path)!r}: got {', '.join(map(repr, ids))}, but there is no document with such an id. "
+            f"inbox {str(self.path)!r}: got {', '.join(map(repr, ids))}, but there is no such document. "
             "`preceptor inbox list` shows the ids."
         )
 
     def _refused(self, version: int) -> InboxError:
         return InboxError(
-            f"inbox {str(self.path)!r}: it has the form {version}, this version of Preceptor knows up to "
-            f"{self.VERSION}. A newer version made it; use that one, or give another --work-dir."
+            f"inbox {str(self.path)!r}: it has schema version {version}, this version of Preceptor reads up to "
+            f"{self.VERSION}. A newer version wrote it; use that one, or give another --work-dir."
         )
 
     def _failed(self, action: str, error: Exception) -> InboxError:
         return InboxError(
-            f"inbox {str(self.path)!r}: could not {action} it: {error}. Check that the disk has room, that the "
-            "file is an inbox and yours, then give the same command again; adding twice does no harm."
+            f"inbox {str(self.path)!r}: could not {action} it: {error}. Check free disk space, and that the "
+            "file is an inbox that you may write; then repeat the command: adding twice is harmless."
         )
 
 
-def _now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.UTC)
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat()
 
 
-class _Claims:
-    """Claims with the documents that they may mean."""
+def _resolved(arrivals: Sequence[Arrival], claims: Sequence[Claim]) -> list[tuple[Claim, list[Arrival]]]:
+    """Return claims with the documents that they mean outside their own whole; ids take precedence over names."""
+    by_id = {arrival.id: arrival for arrival in arrivals}
+    by_name: dict[str, list[Arrival]] = {}
+    for arrival in arrivals:
+        for called in {arrival.name, arrival.source} - {""}:
+            by_name.setdefault(called, []).append(arrival)
+    members: dict[str, set[str]] = {}
+    for claim in claims:
+        members.setdefault(claim.whole, set()).add(claim.document)
 
-    def __init__(self, arrivals: Sequence[Arrival], claims: Sequence[Claim]) -> None:
-        self.ids = {arrival.id: arrival for arrival in arrivals}
-        self._named: dict[str, list[Arrival]] = {}
-        for arrival in arrivals:
-            for called in {arrival.name, arrival.source} - {""}:
-                self._named.setdefault(called, []).append(arrival)
-        self._members: dict[str, set[str]] = {}
-        for claim in claims:
-            self._members.setdefault(claim.whole, set()).add(claim.document)
+    def meant(claim: Claim) -> list[Arrival]:
+        found = [by_id[claim.target]] if claim.target in by_id else by_name.get(claim.target, [])
+        return [arrival for arrival in found if arrival.id not in members[claim.whole]]
 
-    def meant(self, claim: Claim) -> list[Arrival]:
-        """Return the documents that a claim means, those of its own whole left out; an id goes before names."""
-        target = claim.target
-        found = [self.ids[target]] if target in self.ids else self._named.get(target, [])
-        return [arrival for arrival in found if arrival.id not in self._members[claim.whole]]
+    return [(claim, meant(claim)) for claim in claims]
 
 
 def newest(arrivals: Sequence[Arrival], claims: Sequence[Claim]) -> dict[str, str]:
-    """Return the id of each retired document with that of the newest one that replaces it.
+    """Return superseded ids -> ids of the newest replacements.
 
-    A claim retires a document that came before it, where a document's last claim counts as its coming, too: a section
-    that a later version brings back is in force again. So whatever retires a document came later, and chains of
-    replacements end. Of several replacements in one whole, the one with the same title is named.
+    A claim supersedes what arrived before it, and a document arrives again with its last claim: a section that a later
+    version restores is valid again. So replacements are always later, and chains end. Of several replacements in one
+    whole, the one with the same title is named.
 
     Args:
         arrivals: All documents.
-        claims: All claims, in order of place.
+        claims: All claims, in order of position.
     """
-    index = _Claims(arrivals, claims)
-    came = {arrival.id: arrival.place for arrival in arrivals}
+    titles = {arrival.id: arrival.title for arrival in arrivals}
+    arrived = {arrival.id: arrival.position for arrival in arrivals}
     for claim in claims:
-        came[claim.document] = max(came[claim.document], claim.place)
-    retired_by: dict[str, Claim] = {}
-    for claim in claims:
-        for old in index.meant(claim):
-            if came[old.id] < claim.place:
-                before, same_title = retired_by.get(old.id), index.ids[claim.document].title == old.title
-                if before is None or before.whole != claim.whole or same_title:
-                    retired_by[old.id] = claim
+        arrived[claim.document] = max(arrived[claim.document], claim.position)
+    replaced_by: dict[str, Claim] = {}
+    for claim, meant in _resolved(arrivals, claims):
+        for old in meant:
+            if arrived[old.id] < claim.position:
+                before = replaced_by.get(old.id)
+                if before is None or before.whole != claim.whole or titles[claim.document] == old.title:
+                    replaced_by[old.id] = claim
 
     def end(document: str) -> str:
-        while document in retired_by:
-            document = retired_by[document].document
+        while document in replaced_by:
+            document = replaced_by[document].document
         return document
 
-    return {old: end(old) for old in retired_by}
+    return {old: end(old) for old in replaced_by}
 
 
 def unknown_targets(arrivals: Sequence[Arrival], claims: Sequence[Claim]) -> dict[str, tuple[str, ...]]:
-    """Return by document the targets that mean no document but those of the claim's own whole."""
-    index = _Claims(arrivals, claims)
+    """Return ids -> targets that match no document outside the claim's own whole."""
     found: dict[str, tuple[str, ...]] = {}
-    for claim in claims:
-        if not index.meant(claim):
+    for claim, meant in _resolved(arrivals, claims):
+        if not meant:
             found[claim.document] = (*found.get(claim.document, ()), claim.target)
     return found

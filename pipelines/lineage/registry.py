@@ -37,13 +37,10 @@ _CONFIG_FILE, _POLICY_FILE = "adapter_config.json", "policy.json"
 
 
 class RegisteredVersion(NamedTuple):
-    """A version of a registered model."""
+    """A version of a registered model, and the LoggedModel that holds its files."""
 
-    name: str
-    """Of the registered model, such as `preceptor-teacher`."""
     version: int
     model_id: str
-    """Of the LoggedModel that holds the files."""
 
 
 class Promotion(NamedTuple):
@@ -58,13 +55,7 @@ class Registry:
     """Versions and aliases of the teacher and the student. Every method raises `LineageError` when the store fails."""
 
     def __init__(self, store: Store, prefix: str, saved: Sequence[str] = ()) -> None:
-        """Use an open store.
-
-        Args:
-            store: From `open_store`.
-            prefix: Models are called `<prefix>-teacher` and `<prefix>-student`.
-            saved: What errors list as saved already; read when one occurs.
-        """
+        """Use an open store; models are called `<prefix>-<role>`, and errors list what is `saved` already."""
         self._store = store
         self._prefix = prefix
         self._saved = saved
@@ -119,7 +110,7 @@ class Registry:
         with lineage_errors(f"register adapter {digest[:12]!r} as {name!r}", self._store.uri, self._saved):
             found = client.search_model_versions(f"name = '{name}' and {_filter(marks)}", max_results=1)
             if found:
-                version = RegisteredVersion(name, int(found[0].version), found[0].tags.get(_MODEL, ""))
+                version = RegisteredVersion(int(found[0].version), found[0].tags.get(_MODEL, ""))
             else:
                 model = self._logged_model(role, directory, marks, run_id, metrics or {})
                 version = self._create(name, model, {**tags, **marks}, run_id)
@@ -358,7 +349,7 @@ class Registry:
             tags={**tags, _MODEL: model.model_id},
             model_id=model.model_id,
         )
-        return RegisteredVersion(name, int(version.version), model.model_id)
+        return RegisteredVersion(int(version.version), model.model_id)
 
 
 def _filter(tags: Mapping[str, str]) -> str:

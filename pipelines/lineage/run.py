@@ -81,7 +81,7 @@ class Lineage:
             work_dir: Of the run.
             run_name: Shown by MLflow.
             run_key: Content key of the run, of letters, digits and `_.:/-`.
-            config_yaml: The resolved configuration; becomes `config.yaml`.
+            config_yaml: Becomes `config.yaml`.
             params: See `flatten_params`; must not change when a run is resumed.
             tags: See `run_tags`; the commit is added.
 
@@ -317,19 +317,12 @@ def log_finished(
     metrics: Mapping[str, float],
     texts: Mapping[str, str],
 ) -> str:
-    """Log a run that is complete, such as a regression test, and return its id.
+    """Log a complete run, such as a regression test, with text artifacts by file name, and return its id.
 
-    Args:
-        tracking: Where to.
-        work_dir: Of the embedded store.
-        name: Of the run.
-        params: A configuration, nested or not.
-        tags: See `run_tags`; a long note is cut.
-        metrics: By name; characters that MLflow refuses become `_`.
-        texts: Artifacts by file name.
+    Nested `params` are flattened, a long note among `tags` is cut, and names of `metrics` are made fit for MLflow.
 
     Raises:
-        LineageError: The store refused.
+        LineageError: The store refused it.
     """
     store = open_store(tracking, work_dir)
     cut = {**git_tags(), **tags, NOTE: tags.get(NOTE, "")[:_LONGEST_TAG]}

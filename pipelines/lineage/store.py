@@ -17,7 +17,7 @@ from pipelines.settings import TrackingConfig
 if TYPE_CHECKING:
     from filelock import FileLock
 
-SOURCE_ROOT = Path(__file__).resolve().parents[2]
+_SOURCE_ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("evaluation", "teacher", "student", "pipelines")
 _LOCK_SECONDS = 300.0
 """Longest wait for another process that creates the store; creating one took 2 to 7 s."""
@@ -135,12 +135,9 @@ def shown(uri: str, instead: str = "***@") -> str:
 
 @contextmanager
 def lineage_errors(action: str, uri: str, saved: Sequence[str] = ()) -> Iterator[None]:
-    """Turn whatever MLflow, its database or its files raise into `LineageError`.
+    """Turn whatever MLflow, its database or its files raise into `LineageError`; no password in `uri` is shown.
 
-    Args:
-        action: Follows "could not".
-        uri: Of the store; a password in it is not shown.
-        saved: Parts of the run that the store already holds.
+    `action` follows "could not"; `saved` lists the parts of the run that the store already holds.
     """
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -188,15 +185,9 @@ def flatten_params(content: Mapping[str, Any], prefix: str = "") -> dict[str, st
 def run_tags(
     *, kind: str, seed: int, config_digest: str, code_digest: str, flow_run_id: str | None = None, note: str = ""
 ) -> dict[str, str]:
-    """Return the tags by which a run is found and traced back.
+    """Return the tags by which a run, of a kind such as `train-teacher`, is found and traced back; digests are SHA-256.
 
-    Args:
-        kind: Such as `train-teacher`.
-        seed: Of the run.
-        config_digest: SHA-256 of the configuration.
-        code_digest: SHA-256 of the project's source files.
-        flow_run_id: Of Prefect; None outside a flow.
-        note: Markdown that MLflow shows on the run's page.
+    `flow_run_id` is Prefect's, None outside a flow; `note` is Markdown for the run's page.
     """
     tags = {
         "preceptor.kind": kind,
@@ -209,7 +200,7 @@ def run_tags(
     return {name: value for name, value in tags.items() if value}
 
 
-def git_tags(root: Path = SOURCE_ROOT) -> dict[str, str]:
+def git_tags(root: Path = _SOURCE_ROOT) -> dict[str, str]:
     """Return the commit of the code in `root` and whether its packages have uncommitted changes.
 
     Both are `unknown` unless `root` is the top of a git checkout.

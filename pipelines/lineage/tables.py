@@ -40,7 +40,6 @@ _CANDIDATE_COLUMNS: dict[str, tuple[str, Callable[[Candidate], Any]]] = {
     "finish_reason": ("string", lambda c: c.edit.finish_reason),
     "rejection": ("string", lambda c: c.edit.rejection),
     "dropped": ("string", lambda c: _json(c.edit.dropped)),
-    "flags": ("strings", lambda c: c.edit.flags),
     "seeds": ("int64s", lambda c: [r.seed for r in c.replicates]),
     "accuracy": ("float64s", lambda c: [r.accuracy for r in c.replicates]),
     "probability": ("float64s", lambda c: [r.mean_probability for r in c.replicates]),
@@ -77,10 +76,7 @@ _DOCUMENT_COLUMNS: dict[str, tuple[str, Callable[[KnowledgeTask], Any]]] = {
 def write_candidates(candidates: Iterable[Candidate], digests: Mapping[str, str], path: Path) -> None:
     """Write one Parquet row for each candidate, failed ones with their reason and a null reward.
 
-    Args:
-        candidates: In the order wanted.
-        digests: Of the documents, by id; null for others.
-        path: File to write.
+    `digests` are those of the documents, by id.
     """
     digest = ("string", lambda c: digests.get(c.edit.document_id))
     _write_parquet(candidates, _CANDIDATE_COLUMNS | {"document_digest": digest}, path)

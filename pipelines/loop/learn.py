@@ -10,8 +10,7 @@ from evaluation.common.errors import UpdateError
 from pipelines.loop.sample import TeacherState
 from pipelines.models import open_teacher
 from pipelines.records import Learning
-from teacher.algorithms.algorithm import WeightedExample
-from teacher.algorithms.step import learn
+from teacher.algorithms.algorithm import WeightedExample, learn
 
 
 def learn_from(teacher: TeacherState, examples: Sequence[WeightedExample], seed: int, states: Path) -> Learning:

@@ -24,7 +24,7 @@ from pipelines.loop.update import (
     questions_of,
     train_and_score,
 )
-from pipelines.records import InContext, Learning, Sampling, ScoredUpdate, Updates
+from pipelines.records import Edit, InContext, Learning, Sampling, ScoredUpdate, Updates
 from pipelines.settings import LoopSettings, QuestionSet
 from teacher.algorithms.algorithm import WeightedExample
 from teacher.prompts import prompt_template
@@ -157,8 +157,7 @@ class Loop:
         budget = self.settings.student.update.step_budget
         prompts = [prompt_template(prompt).render(domain_of(task).render(task), budget) for task in tasks]
         self.reporter.begin(f"asking for {n * len(tasks)} self-edits")
-        found = sample_from(self.endpoint(sampling, role), prompts, tasks, n, seed)
-        return found
+        return sample_from(self.endpoint(sampling, role), prompts, tasks, n, seed)
 
     def learn(self, state: str | None, examples: Sequence[WeightedExample], *, seed: int) -> Learning:
         """Return the teacher's step from a saved state; the new state is in the work directory."""
@@ -190,6 +189,24 @@ class Loop:
     def adapter_dir(self, digest: str) -> Path:
         """Return the directory of a student's adapter, whether or not it was kept."""
         return adapter_dir(self.work_dir, digest)
+
+    def trials(self, edits: Sequence[Edit], purpose: str, replicates: int = 1) -> list[Trial]:
+        """Return the updates to make for the self-edits that could be parsed.
+
+        All self-edits of a document share their seeds (common random numbers): only the edit differs between them.
+        Seeds differ between purposes, so that no comparison reuses a round's luck.
+
+        Args:
+            edits: Those without a parsed self-edit are skipped.
+            purpose: Part of every seed.
+            replicates: Updates of each self-edit.
+        """
+        return [
+            Trial(e.document_id, e.index, e.edit, self.seed("update", purpose, e.document_id, replicate))
+            for replicate in range(replicates)
+            for e in edits
+            if e.edit is not None
+        ]
 
     def update(self, trials: Sequence[Trial], questions: QuestionSet) -> Updates:
         """Return the scores of some trials; each is trained at most once, whichever round or variant asks for it.

@@ -8,11 +8,9 @@ from dataclasses import asdict
 
 from evaluation.tasks import KnowledgeTask
 from pipelines.records import Candidate, Edit, Sampling, ScoredUpdate, by_document, mean_proxy
-from teacher.algorithms.algorithm import Candidate as CompletionReward
-from teacher.algorithms.algorithm import CandidateGroup
-from teacher.credit import Earned, earned_by_line
+from teacher.algorithms.algorithm import CompletionGroup, CompletionReward
 from teacher.filters import EditFacts
-from teacher.rewards import RewardConfig, RewardFailure, reward_of
+from teacher.rewards import LineGains, RewardConfig, RewardFailure, line_gains, reward_of
 
 Probabilities = tuple[float, ...] | None
 """Per question the gold answer's probability with a self-edit in context; None where it could not be scored."""
@@ -93,7 +91,7 @@ def groups_of(
     base: Mapping[str, ScoredUpdate],
     reward: RewardConfig,
     decode: Callable[[Sequence[int]], str] | None,
-) -> list[CandidateGroup]:
+) -> list[CompletionGroup]:
     """Return the candidates grouped by document, as the teacher's algorithms take them.
 
     Args:
@@ -105,14 +103,14 @@ def groups_of(
         decode: The teacher's tokenizer, for the credit of single lines; None gives none.
     """
     return [
-        CandidateGroup(
+        CompletionGroup(
             id=name,
             prompt=prompts[name],
-            candidates=tuple(
+            completions=tuple(
                 CompletionReward(
                     c.edit.token_ids,
                     c.reward,
-                    earned=None if decode is None else _earned(c, tasks[name], base.get(name), reward, decode),
+                    lines=None if decode is None else _line_gains(c, tasks[name], base.get(name), reward, decode),
                 )
                 for c in members
             ),
@@ -122,20 +120,20 @@ def groups_of(
     ]
 
 
-def _earned(
+def _line_gains(
     candidate: Candidate,
     task: KnowledgeTask,
     base: ScoredUpdate | None,
     reward: RewardConfig,
     decode: Callable[[Sequence[int]], str],
-) -> Earned | None:
+) -> LineGains | None:
     """Return the gain that each line of a candidate earned; None where its questions' scores are not known."""
     scores = _question_scores(candidate, reward)
     if not scores or base is None or base.failure is not None:
         return None
     before = base.by_question("probability" if reward.metric == "proxy" else reward.metric)
     gains = [after - first for after, first in zip(scores, before, strict=True)]
-    return earned_by_line(candidate.edit.token_ids, decode, task.questions, gains)
+    return line_gains(candidate.edit.token_ids, decode, task.questions, gains)
 
 
 def _question_scores(candidate: Candidate, reward: RewardConfig) -> list[float]:

@@ -94,5 +94,4 @@ def _parsed(task: KnowledgeTask, prompt: str, index: int, completion: Completion
         rejection="" if parsed.reason is None else f"{parsed.reason.value}: {parsed.detail}",
         failure=None if parsed.reason is None else RewardFailure.PARSE_FAILED,
         dropped={reason.value: count for reason, count in parsed.dropped.items()},
-        flags=tuple(flag.value for flag in parsed.flags),
     )

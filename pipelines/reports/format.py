@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,8 +31,10 @@ def percent(share: float | None, digits: int = 1) -> str:
     return UNKNOWN if share is None else f"{100 * share:.{digits}f}"
 
 
-def percent_interval(interval: Interval) -> str:
+def percent_interval(interval: Interval | None) -> str:
     """Return a share with its interval in percent: `32.4 [25.5, 40.3]`."""
+    if interval is None:
+        return UNKNOWN
     return f"{percent(interval.mean)} [{percent(interval.low)}, {percent(interval.high)}]"
 
 
@@ -40,8 +43,10 @@ def points(difference: float | None) -> str:
     return UNKNOWN if difference is None else f"{round(100 * difference, 1) + 0.0:+.1f}"
 
 
-def points_interval(interval: Interval) -> str:
+def points_interval(interval: Interval | None) -> str:
     """Return a difference with its interval in points: `+18.3 [+10.2, +26.4]`."""
+    if interval is None:
+        return UNKNOWN
     return f"{points(interval.mean)} [{points(interval.low)}, {points(interval.high)}]"
 
 
@@ -75,6 +80,11 @@ def plain_table(title: str, caption: str = "") -> Table:
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
+
+
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table whose first column is text and whose others are figures."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (heads, ["---", *("---:" for _ in heads[1:])], *rows))
 
 
 def wrapped(text: str, first: str = "  ", rest: str = "  ") -> list[str]:

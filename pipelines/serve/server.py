@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from student.adapters import Adapter
 
 VERSION_HEADER = "x-preceptor-version"
-"""Header of each answer: the version that gave it."""
 _FORWARDED = ("/v1/completions", "/v1/chat/completions")
 """vLLM has further paths, some of which change what it holds; none of them is reachable."""
 _GRACE_SECONDS, _FINISH_SECONDS = 600.0, 30
@@ -106,13 +105,9 @@ def read_api_key(host: str, variable: str | None) -> str | None:
 
 
 def run_server(options: ServeOptions, launch: Launch, tracking: TrackingConfig, work_dir: Path) -> None:
-    """Serve until a signal comes.
+    """Serve the champion of a registry until a signal comes.
 
-    Args:
-        options: What is served.
-        launch: Of vLLM; an empty base is the one that the champion's run recorded, rank 0 the champion's.
-        tracking: Where the registry is.
-        work_dir: Of the runs.
+    `launch` is vLLM's: an empty base stands for the one that the champion's run recorded, rank 0 for the champion's.
 
     Raises:
         ConfigError: Key, address, store, champion or base is missing or refused; nothing was started.
@@ -178,10 +173,8 @@ class Server:
         self._launch = launch._replace(base=self.base, rank=launch.rank or self.first.adapter.rank, modules=modules)
         self.current: Version | None = None
         """Gets new requests; replaced in one step."""
-        self.base_name: str | None = None
-        """vLLM's name of the adapter that stands for the base, where the base is offered."""
-        self.error: str | None = None
-        """Why the champion does not answer."""
+        self.base_name: str | None = None  # vLLM's name of the adapter that stands for the base
+        self.error: str | None = None  # why the champion does not answer
         self._checked: str | None = None
         self._proof: tuple[int, Proof] | None = None
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from evaluation.across_seeds import kept_share
 from evaluation.statistics import (
-    Method,
     bootstrap_mean,
     compare,
     known_mean,
@@ -53,22 +52,19 @@ def pairs_of(names: Sequence[str]) -> list[tuple[str, str]]:
     return [pair for pair in (*PAIRS, *more) if set(names).issuperset(pair)]
 
 
-def compare_variants(
-    variants: Sequence[VariantScores], intervals: Mapping[str, Any], correction: Method
-) -> VariantComparison:
+def compare_variants(variants: Sequence[VariantScores], intervals: Mapping[str, Any]) -> VariantComparison:
     """Return the variants with their intervals and paired gains, over the documents that all of them could score.
 
     Args:
         variants: Scored on the same documents.
         intervals: `confidence`, `resamples` and `seed` of all bootstrap intervals.
-        correction: Of p-values, for the number of differences.
     """
     pairs = pairs_of([variant.name for variant in variants])
     accuracies = {variant.name: variant.accuracy for variant in variants}
     found = compare(accuracies, pairs, **intervals)
     shared = {name: {d: scores[d] for d in found.documents} for name, scores in accuracies.items() if scores}
     tested = [pair for pair in pairs if shared.keys() >= set(pair)]
-    tests = paired_tests(shared, tested, method=correction, seed=intervals["seed"])
+    tests = paired_tests(shared, tested, method="holm", seed=intervals["seed"])
     verdicts = {variant.name: variant.verdicts for variant in variants}
     return VariantComparison(
         documents=len(found.documents),
@@ -134,7 +130,7 @@ def token_curve(comparing: Comparing, stage: Stage) -> tuple[CurvePoint, ...]:
 
 def transfer(comparing: Comparing, stage: Stage) -> Transfer:
     """Return the comparison on a student that no teacher was trained with, updated with the same self-edits."""
-    config, settings = comparing.config, comparing.config.comparison
+    config = comparing.config
     plan: configs.TransferConfig = stage.subject
     student = config.student.model_copy(update={"model": plan.model, "update": plan.update or config.student.update})
     other_config = config.model_copy(update={"student": student})
@@ -150,7 +146,7 @@ def transfer(comparing: Comparing, stage: Stage) -> Transfer:
                 with loop.reporter.step(step, f"transfer of {variant.name}"):
                     label = there[variant.name].label
                     other.scored.append(other.score_edits(variant.name, label, sampling, comparing.split.test))
-    found = compare_variants(other.scored, comparing.intervals, settings.correction)
+    found = compare_variants(other.scored, comparing.intervals)
     return Transfer(
         label=plan.label,
         model=plan.model,

@@ -9,10 +9,11 @@ from pydantic import BeforeValidator, Field, model_validator
 from evaluation.common.data import Frozen
 from evaluation.common.errors import ConfigError
 from evaluation.domains import DataConfig, domain_of, load_split
+from evaluation.statistics import IntervalConfig
 from evaluation.tasks import Split, specifications
-from pipelines.settings import LoopSettings
+from pipelines.settings import LoopSettings, StudentModel
 from student.config import UpdateRecipe
-from teacher.config import PromptName
+from teacher.prompts import PromptedConfig, PromptName
 from teacher.samplers.openai import OpenAISampling
 from teacher.self_edit import edit_of
 
@@ -21,7 +22,10 @@ BASELINE_TEACHER, TRAINED_TEACHER = "untrained_teacher", "trained_teacher"
 
 
 class DevelopmentConfig(Frozen):
-    """Checkpoint selection and early stopping on the development documents."""
+    """Checkpoint selection and early stopping on the development documents.
+
+    When the mean reward falls by more than 0.05 below the best one, learning continues from the best teacher.
+    """
 
     every: int = Field(default=3, ge=1, le=1000)
     """Rounds between two checks, in [1, 1000]; the last round is always followed by one."""
@@ -29,9 +33,6 @@ class DevelopmentConfig(Frozen):
     """Self-edits for each document, in [1, 64]; the same seeds at each check."""
     patience: int = Field(default=2, ge=1, le=1000)
     """Checks in a row without a better teacher after which learning ends, in [1, 1000]."""
-    fall: float = Field(default=0.05, ge=0.0, le=1.0)
-    """When the mean reward is below the best one by more than this, in [0, 1], learning continues from the best teacher
-    instead: the rounds since then are reverted."""
 
 
 class LoopConfig(Frozen):
@@ -78,13 +79,12 @@ class TeacherSource(Frozen):
     """Before the first round, after the last one, or after the same rounds with the proxy reward."""
 
 
-class ExternalGenerator(Frozen):
+class ExternalGenerator(PromptedConfig):
     """A model behind an endpoint, which writes self-edits and is never trained."""
 
     type: Literal["endpoint"] = "endpoint"
     sampling: OpenAISampling
     prompt: PromptName = "implications"
-    """Name of the prompt template."""
 
 
 class Control(Frozen):
@@ -127,18 +127,23 @@ Source = Annotated[
 """Where a variant's self-edits come from."""
 
 
-class Variant(Frozen):
+class Labelled(Frozen):
+    """A row of tables and plots."""
+
+    label: str = Field(min_length=1, max_length=60)
+    """Shown in tables and plots, at most 60 characters."""
+
+
+class Variant(Labelled):
     """A way to adapt the student, which is compared with others: its name, and where its self-edits come from."""
 
     name: str = Field(pattern=r"^[a-z0-9_]{1,40}$")
     """Key of its scores in results; lower-case letters, digits and `_`, at most 40."""
-    label: str = Field(min_length=1, max_length=60)
-    """Shown in tables and plots, at most 60 characters."""
     source: Source
 
 
 def _control(kind: str, label: str) -> Variant:
-    return Variant(name=kind, label=label, source=Control(kind=kind))  # type: ignore[arg-type]
+    return Variant(name=kind, label=label, source=Control(kind=kind))
 
 
 STANDARD = {
@@ -175,13 +180,10 @@ def _by_name(value: Any) -> Any:
 ListedVariant = Annotated[Variant, BeforeValidator(_by_name)]
 
 
-class TransferConfig(Frozen):
+class TransferConfig(StudentModel, Labelled):
     """Another student that the same self-edits are tried on; no teacher is trained on it."""
 
-    model: str = Field(min_length=1)
-    """Directory or hub id."""
     label: str = Field(default="another student", min_length=1, max_length=60)
-    """Shown in tables and plots, at most 60 characters."""
     update: UpdateRecipe | None = None
     """Its recipe; None takes that of the student that rewards come from."""
 
@@ -195,7 +197,7 @@ class CurveConfig(Frozen):
     """Self-edits of each document whose lines are used one after another, in [1, 64]."""
 
 
-class ComparisonConfig(Frozen):
+class ComparisonConfig(IntervalConfig):
     """How the variants are compared at the end, on documents that no training saw."""
 
     variants: tuple[ListedVariant, ...] = tuple(
@@ -210,10 +212,6 @@ class ComparisonConfig(Frozen):
     drafts: int = Field(default=1, ge=1, le=256)
     """Self-edits that a teacher writes for each document, in [1, 256], of which the most frequent ones are tried
     (self-consistency, arXiv 2203.11171); for specifications, of which the same one recurs. 1 tries the first ones."""
-    confidence: float = Field(default=0.95, gt=0.5, lt=1.0)
-    """Level of the intervals, in (0.5, 1)."""
-    resamples: int = Field(default=10_000, ge=100, le=1_000_000)
-    """Bootstrap resamples of the documents, in [100, 1000000]."""
     keep_adapters: int = Field(default=4, ge=0, le=10_000)
     """Adapters of the last teacher's variant that are kept as artifacts, in [0, 10000]."""
     retention_probes: int = Field(default=24, ge=0, le=10_000)
@@ -222,8 +220,6 @@ class ComparisonConfig(Frozen):
     """None draws no curve."""
     transfer: TransferConfig | None = None
     """None tries no other student."""
-    correction: Literal["holm", "fdr_bh"] = "holm"
-    """Correction of p-values for the number of differences: Holm (1979), or Benjamini and Hochberg (1995)."""
 
     @property
     def tried(self) -> int:
@@ -251,7 +247,7 @@ class TrainTeacherConfig(LoopSettings):
     loop: LoopConfig = LoopConfig()
     comparison: ComparisonConfig = ComparisonConfig()
 
-    def sources(self, kind: type[Source]) -> list[Any]:  # type: ignore[valid-type]
+    def sources(self, kind: type[Source]) -> list[Any]:
         """Return the sources of one kind among the variants."""
         return [v.source for v in self.comparison.variants if isinstance(v.source, kind)]
 
@@ -276,10 +272,10 @@ class TrainTeacherConfig(LoopSettings):
         rounds, learning = self.loop.rounds, self.teacher.learning
         if isinstance(self.teacher.sampling, OpenAISampling) and rounds:
             raise ValueError(f"loop.rounds: a teacher behind an endpoint does not learn, got {rounds}, allowed is 0")
-        if rounds and self.teacher.samples < learning.least_samples:
+        if rounds and self.teacher.samples < learning.min_samples:
             raise ValueError(
                 f"teacher.samples: {learning.algorithm} compares the samples of a document, got "
-                f"{self.teacher.samples}, allowed is at least {learning.least_samples}"
+                f"{self.teacher.samples}, allowed is at least {learning.min_samples}"
             )
         if self.sources(BestPrompt) and self.data.development_documents < 1:
             raise ValueError(

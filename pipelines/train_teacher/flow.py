@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from prefect import flow
 from rich.console import Console
@@ -128,7 +129,7 @@ class _Run:
         specs = comparing.specs
         for stage in self._stages("specification"):
             specs = specs and specs.model_copy(update={"oracle": find_oracle(comparing, stage)})
-        comparison = compare_variants(comparing.scored, comparing.intervals, self._config.comparison.correction)
+        comparison = compare_variants(comparing.scored, comparing.intervals)
         self._log_variants(comparing, comparison)
         found = {"curve": curve, "transfer": transferred, "specs": specs}
         result = self._result(course, comparing.scored, comparison, time.perf_counter() - started, found)
@@ -168,13 +169,13 @@ class _Run:
         variants: Sequence[VariantScores],
         comparison: VariantComparison,
         comparing: float,
-        found: Mapping[str, object],
+        found: Mapping[str, Any],
     ) -> RunResult:
         """Return the result for scripts."""
         rounds, loop, config = course.rounds, self._loop, self._config
         stages = {stage: sum(r.seconds[stage] for r in rounds) for stage in ("sample", "update", "learn")}
         judge = loop.grader if isinstance(loop.grader, JudgeGrader) else None
-        intervals = {
+        intervals: dict[str, Any] = {
             "confidence": comparison.confidence,
             "resamples": config.comparison.resamples,
             "seed": loop.seed("bootstrap"),
@@ -203,7 +204,7 @@ class _Run:
             groups=by_group(variants, self._split),
             edit_notes={variant.name: variant.notes for variant in variants if variant.notes},
             phrasings={variant.name: variant.phrasings for variant in variants if variant.phrasings},
-            **found,  # type: ignore[arg-type]
+            **found,
         )
         return result.model_copy(update={"notes": run_notes(result, comparison, variants)})
 

@@ -32,7 +32,7 @@ def proxy_reward(config: TrainTeacherConfig) -> RewardConfig:
 def plan_rounds(config: TrainTeacherConfig, reward: RewardConfig) -> list[Stage]:
     """Return the stages of one teacher's rounds; with the proxy reward no student is updated."""
     loop, samples = config.loop, config.teacher.samples
-    documents, kept = loop.documents, config.teacher.learning.kept_of(samples)
+    documents, kept = loop.documents, config.teacher.learning.max_examples(samples)
     proxy = reward.metric == "proxy"
     prefix = "proxy " if proxy else ""
     tried = Step("read", documents, samples) if proxy else Step("update", documents, samples * loop.replicates)

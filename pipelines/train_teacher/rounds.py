@@ -10,7 +10,6 @@ from evaluation.statistics import known_mean
 from evaluation.tasks import KnowledgeTask, Split
 from pipelines.loop.loop import Loop
 from pipelines.loop.reward import Probabilities, groups_of, judge
-from pipelines.loop.update import Trial
 from pipelines.plan import Stage
 from pipelines.records import (
     Candidate,
@@ -27,6 +26,9 @@ from teacher.algorithms.algorithm import Selection
 from teacher.filters import EditFacts, refusal
 from teacher.rewards import RewardConfig, RewardFailure
 
+_FALL = 0.05
+"""When the mean reward is below the best one by more than this, learning continues from the best teacher."""
+
 
 def round_documents(config: TrainTeacherConfig, train: Sequence[KnowledgeTask], number: int) -> list[KnowledgeTask]:
     """Return the training documents of a round: a fresh shuffle each time all of them have been used."""
@@ -36,26 +38,6 @@ def round_documents(config: TrainTeacherConfig, train: Sequence[KnowledgeTask], 
     random.Random(config.seed_of("documents", number // rounds_in_pass)).shuffle(order)
     start = number % rounds_in_pass * size
     return order[start : start + size]
-
-
-def trials_of(loop: Loop, edits: Sequence[Edit], purpose: str, replicates: int = 1) -> list[Trial]:
-    """Return the updates to make for the self-edits that could be parsed.
-
-    All self-edits of a document share their seeds (common random numbers): only the edit differs between them. Seeds
-    differ between purposes, so that no comparison reuses a round's luck.
-
-    Args:
-        loop: Gives the seeds.
-        edits: Those without a parsed self-edit are passed over.
-        purpose: Part of every seed.
-        replicates: Updates of each self-edit.
-    """
-    return [
-        Trial(e.document_id, e.index, e.edit, loop.seed("update", purpose, e.document_id, replicate))
-        for replicate in range(replicates)
-        for e in edits
-        if e.edit is not None
-    ]
 
 
 class Course(NamedTuple):
@@ -158,7 +140,7 @@ class Training(NamedTuple):
             return _Tried({}, found, facts, refused, 0, seconds)
         remember = config.loop.remember
         purpose = "round" if remember else f"round {number}"
-        updates = loop.update(trials_of(loop, passed, purpose, config.loop.replicates), "rewards")
+        updates = loop.update(loop.trials(passed, purpose, config.loop.replicates), "rewards")
         new = _distinct(passed) - (_distinct(_updated(history)) if remember else set())
         return _Tried(
             by_edit(updates.replicates), {}, facts, refused, len(new) * config.loop.replicates, updates.seconds
@@ -195,7 +177,7 @@ class Training(NamedTuple):
                 found, _ = self._read([edit for edit in sampling.edits if edit.edit is not None])
                 judged = judge(sampling, self.reward, in_context=found)
             else:
-                updates = loop.update(trials_of(loop, sampling.edits, "development"), "rewards")
+                updates = loop.update(loop.trials(sampling.edits, "development"), "rewards")
                 judged = judge(sampling, self.reward, updates=by_edit(updates.replicates))
         return known_mean(candidate.reward for candidate in judged)
 
@@ -250,7 +232,7 @@ class CheckpointSelection:
         if self._stale >= self._config.patience:
             self.ended = True
             return DevelopmentCheck(mean=mean, best=self._best, decision="stop")
-        if mean < self._best - self._config.fall:
+        if mean < self._best - _FALL:
             self.next_state = self.best_state
             return DevelopmentCheck(mean=mean, best=self._best, decision="back to the best")
         return DevelopmentCheck(mean=mean, best=self._best, decision="continue")

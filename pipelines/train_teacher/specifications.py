@@ -20,7 +20,6 @@ from pipelines.plan import Stage
 from pipelines.records import Edit, Sampling, ScoredUpdate
 from pipelines.results import SpecOracle, SpecSearch, VariantScores
 from pipelines.train_teacher.config import TRAINED_TEACHER, FixedSpecification
-from pipelines.train_teacher.rounds import trials_of
 from teacher.self_edit import edit_of
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def try_all(loop: Loop, tasks: Sequence[KnowledgeTask], choices: Sequence[Mappin
         purpose: Part of the seeds.
     """
     edits = [written(task.id, place, choice) for task in tasks for place, choice in enumerate(choices)]
-    updates = loop.update(trials_of(loop, edits, purpose), "rewards").replicates
+    updates = loop.update(loop.trials(edits, purpose), "rewards").replicates
     scores = {(update.document_id, update.index): _score(update) for update in updates}
     return {task.id: [scores[task.id, place] for place in range(len(choices))] for task in tasks}
 

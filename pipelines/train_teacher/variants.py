@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,6 @@ from pipelines.train_teacher import controls
 from pipelines.train_teacher.config import TRAINED_TEACHER, TrainTeacherConfig, Variant
 from pipelines.train_teacher.diagnostics import Diagnostics
 from pipelines.train_teacher.plan import POOLED
-from pipelines.train_teacher.rounds import trials_of
 from pipelines.train_teacher.specifications import best_of, try_all, written
 from teacher.filters import first_equal
 from teacher.rewards import REFUSALS
@@ -79,11 +79,12 @@ class Comparing:
         if isinstance(source, configs.TeacherSource):
             prompt, state = self.config.teacher.prompt, self.states.of(source.state)
             return self._taught(variant, state, prompt, test, stage.name, stage.steps, keep=self._keep(source))
-        with self.loop.reporter.step(stage.steps[0], stage.name):
+        *first, last = stage.steps
+        with self.loop.reporter.step(first[0], stage.name) if first else nullcontext():
             sampling = self._written(source, stage)
         if sampling is None:
             return None
-        with self.loop.reporter.step(stage.steps[-1], stage.name):
+        with self.loop.reporter.step(last, stage.name):
             return self.score_edits(variant.name, variant.label, sampling, test)
 
     def _keep(self, source: configs.TeacherSource) -> int:
@@ -253,7 +254,7 @@ class Comparing:
         while todo:
             trials = [
                 replace(trial, keep=trial.index == 0 and trial.document_id in kept)
-                for trial in trials_of(self.loop, todo, "comparison")
+                for trial in self.loop.trials(todo, "comparison")
             ]
             updates = by_edit(self.loop.update(trials, "comparison").replicates)
             judged, todo = judge(Sampling(edits=tuple(todo)), plain, updates=updates), []

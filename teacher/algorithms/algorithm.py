@@ -1,102 +1,136 @@
-"""What a learning algorithm is: a configuration that selects examples from a round and says how they are learned from.
+"""Learning algorithms: the interface (docs/extending.md), and the shared step on weighted log-likelihoods.
 
-A new one is a module beside this one with a subclass of `Algorithm`, and a line in `teacher/algorithms/__init__.py`
-(docs/extending.md).
+The KL divergence from the base is the exact one between the next-token distributions, KL(policy || base): it has no
+sampling noise, and the usual low-variance estimator (k3) has a wrong expected gradient as a loss (arXiv 2506.09477).
 """
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from evaluation.common.data import Frozen
-from teacher.credit import Earned
+from evaluation.common.errors import InputError
+from teacher.prompts import prompt_token_ids
+from teacher.rewards import LineGains
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
-    from teacher.algorithms.step import Row, TokenTerms
+    from teacher.policy import TeacherPolicy
+
+MAX_GRADIENT_NORM = 1.0
+"""Euclidean norm to which gradients are clipped."""
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class CompletionReward:
     """A sampled completion with its reward."""
 
     token_ids: tuple[int, ...]
-    """All sampled tokens, the closing one included when the completion stopped by itself."""
+    """All sampled tokens, including the end token if there is one."""
     reward: float | None
-    """None when there is none; the completion is then not learned from."""
-    earned: Earned | None = None
-    """Earnings of its lines, in units of the reward; None where credit is not assigned by line."""
+    """None excludes it from training."""
+    lines: LineGains | None = None
+    """Gains of its lines; None without credit by line."""
 
 
 @dataclass(frozen=True, slots=True)
-class CandidateGroup:
-    """All completions sampled for one prompt, in the order sampled."""
+class CompletionGroup:
+    """All completions sampled for one prompt, in sampling order."""
 
     id: str
     """The document's id."""
     prompt: str
-    """The rendered prompt that the completions continue."""
-    candidates: tuple[Candidate, ...]
+    completions: tuple[CompletionReward, ...]
     base_reward: float | None = None
-    """Reward of the student without an update; None when it was not measured."""
+    """Reward of the student without an update; None when not measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class WeightedExample:
-    """A completion to make more likely (weight above 0) or less likely (below 0)."""
+    """A completion to reinforce (weight above 0) or to suppress (below 0)."""
 
     prompt: str
     token_ids: tuple[int, ...]
-    """The completion's tokens, the closing one included when it stopped by itself."""
+    """All sampled tokens, including the end token if there is one."""
     weight: float
     group_id: str
     token_weights: tuple[float, ...] = ()
-    """Added to the weight, one for each token; empty adds nothing."""
+    """Added to the weight, one per token; empty for none."""
 
 
 class LeftOut(StrEnum):
-    """Why nothing of a group is learned from."""
+    """Reason why a group contributes no training examples."""
 
     NO_REWARDS = "no_rewards"
-    """No completion has a reward."""
     TOO_FEW_REWARDS = "too_few_rewards"
-    """Only one completion has a reward, so there is nothing to compare it with."""
+    """Only one completion has a reward, which leaves no baseline."""
     ZERO_SPREAD = "zero_spread"
     """All rewards are equal."""
     NO_GAIN = "no_gain"
-    """No completion did better than the student without an update."""
+    """No reward exceeds that of the student without an update."""
     NO_BASE_REWARD = "no_base_reward"
     """A gain is required, and the student without an update was not scored."""
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What to learn from in a round."""
+    """Training examples of a round."""
 
     examples: tuple[WeightedExample, ...]
-    """Group by group in the order given."""
+    """In the order of the groups."""
     left_out: Mapping[str, LeftOut]
-    """Group ids from which nothing is learned, with the reason."""
+    """Ids of the groups without examples, with the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedExample:
+    """A `WeightedExample` as the training step sees it."""
+
+    prompt_ids: list[int]
+    token_ids: tuple[int, ...]
+    weight: float
+    token_weights: tuple[float, ...] = ()
+    old_log_probs: Tensor | None = None
+    """Log-probabilities of the tokens (T,) before the round's first step; None when not used."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and completion."""
+        return len(self.prompt_ids) + len(self.token_ids)
+
+
+class TokenTerms(NamedTuple):
+    """Per-token inputs of an objective, each (N, T)."""
+
+    log_probs_NT: Tensor
+    """Of the policy, with gradient."""
+    old_log_probs_NT: Tensor
+    """Before the round's first step; 0 if the algorithm does not use them."""
+    weights_NT: Tensor
+    """Weight of the example plus that of the token."""
+    kl_NT: Tensor
+    """KL divergence from the base in nats, with gradient."""
 
 
 class Algorithm(Frozen):
-    """Configuration of an algorithm; its methods are its selection and its objective.
+    """Configuration of an algorithm, with its selection of examples and its objective as methods.
 
-    Each optimizer step maximizes the sum of `objective` over the completion tokens of a minibatch, divided by
-    `normalizer`.
+    Each optimizer step maximizes `objective`, summed over a minibatch's completion tokens and divided by `normalizer`.
     """
 
     uses_old_policy: ClassVar[bool] = False
-    """Whether the objective needs the log-probabilities from before the round's first step."""
-    least_samples: ClassVar[int] = 2
-    """Samples of a document that it needs: 2 where it compares them."""
+    """Whether the objective needs the log-probabilities before the round's first step."""
+    min_samples: ClassVar[int] = 2
+    """Samples required per document; 2 where completions are compared."""
 
     algorithm: str
     """Selects the algorithm."""
@@ -105,57 +139,225 @@ class Algorithm(Frozen):
     epochs: int = Field(default=1, ge=1, le=100)
     """Passes over the examples of a round, in [1, 100]."""
     minibatch_size: int = Field(default=32, ge=1, le=65_536)
-    """Examples in one optimizer step, in [1, 65536]; drawn at random."""
+    """Examples per optimizer step, in [1, 65536]; drawn at random."""
     micro_batch_size: int = Field(default=8, ge=1, le=65_536)
-    """Rows in one forward pass, in [1, 65536]; bounds memory. A minibatch is cut by length, and gradients add up."""
+    """Examples per forward pass, in [1, 65536]; bounds memory through gradient accumulation."""
 
     @property
     def assigns_credit_by_line(self) -> bool:
-        """Whether `select` reads `Candidate.earned`."""
+        """Whether `select` reads `CompletionReward.lines`."""
         return False
 
-    def kept_of(self, samples: int) -> int:
-        """Return the most examples of one document that are learned from."""
+    def max_examples(self, samples: int) -> int:
+        """Return the maximum number of examples from `samples` completions of one document."""
         return samples
 
     @abstractmethod
-    def select(self, groups: Sequence[CandidateGroup]) -> Selection:
-        """Return which completions of a round to learn from, and with what weight.
-
-        Args:
-            groups: One for each prompt of the round, ids unique.
-        """
+    def select(self, groups: Sequence[CompletionGroup]) -> Selection:
+        """Return the weighted training examples of a round, given groups with unique ids."""
 
     @abstractmethod
     def objective(self, terms: TokenTerms) -> tuple[Tensor, Tensor]:
-        """Return the objective of each token (N, T), with gradient, and 1 where its term was clipped, else 0 (N, T)."""
+        """Return the objective per token (N, T), with gradient, and 1 where it was clipped, else 0 (N, T)."""
 
     @abstractmethod
-    def normalizer(self, minibatch: Sequence[Row]) -> float:
-        """Return what the sum over a minibatch's tokens is divided by."""
+    def normalizer(self, minibatch: Sequence[TokenizedExample]) -> float:
+        """Return the divisor of a minibatch's summed objective."""
 
 
 class LearningReport(BaseModel):
-    """A round of learning. Means are over optimizer steps, weighted by tokens; None without a step.
-
-    All figures are of the policy before each step.
-    """
+    """Token-weighted means over optimizer steps, of the policy before each step; None without a step."""
 
     model_config = ConfigDict(frozen=True)
 
     examples: int = 0
-    """Different examples learned from."""
+    """Distinct training examples."""
     tokens: int = 0
     """Completion tokens over all epochs."""
     loss: float | None = None
     """The negated objective."""
     kl: float | None = None
-    """Divergence from the base teacher, nats per token, at least 0."""
+    """KL divergence from the base teacher, nats per token, at least 0."""
     entropy: float | None = None
     """Of the next-token distribution, nats per token."""
     clip_fraction: float | None = None
-    """Share of tokens whose term was clipped and carries no gradient, in [0, 1]."""
+    """Share of tokens clipped, and so without gradient, in [0, 1]."""
     gradient_norm: float | None = None
     """Euclidean norm before clipping."""
     skipped_steps: int = 0
-    """Steps that were not applied because loss or gradient was not finite."""
+    """Steps not applied because loss or gradient was not finite."""
+
+
+def learn(policy: TeacherPolicy, examples: Sequence[WeightedExample], config: Algorithm, seed: int) -> LearningReport:
+    """Train the policy's adapter on weighted examples in place, continuing its optimizer state.
+
+    Deterministic given policy, examples and `seed`, which shuffles the examples. Without examples nothing changes.
+
+    Raises:
+        InputError: An example has no token, exceeds the model's context, or has a non-finite weight.
+    """
+    import torch
+
+    rows = _tokenized(policy, examples)
+    if not rows:
+        return LearningReport()
+    if config.uses_old_policy:
+        rows = _with_old_log_probs(policy, rows, config.micro_batch_size)
+    parameters = policy.adapter_parameters()
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0)
+    if policy.optimizer_state is not None:
+        optimizer.load_state_dict(policy.optimizer_state)
+        for group in optimizer.param_groups:
+            group.update(lr=config.learning_rate)
+    generator = torch.Generator().manual_seed(seed)
+    steps: list[LearningReport] = []
+    for _ in range(config.epochs):
+        order = torch.randperm(len(rows), generator=generator).tolist()
+        for start in range(0, len(rows), config.minibatch_size):
+            minibatch = [rows[i] for i in order[start : start + config.minibatch_size]]
+            steps.append(_step(policy, minibatch, config, optimizer))
+    policy.optimizer_state = optimizer.state_dict()
+    return _report(steps, len(rows))
+
+
+def _tokenized(policy: TeacherPolicy, examples: Sequence[WeightedExample]) -> list[TokenizedExample]:
+    """Return the validated examples as token ids."""
+    context = getattr(policy.model.config, "max_position_embeddings", None) or math.inf
+    prompts = {prompt: prompt_token_ids(policy.tokenizer, prompt) for prompt in {e.prompt for e in examples}}
+    rows = [TokenizedExample(prompts[e.prompt], e.token_ids, e.weight, e.token_weights) for e in examples]
+    mistakes: list[str] = []
+    for i, (example, row) in enumerate(zip(examples, rows, strict=True)):
+        where = f"example {i} of group {example.group_id!r}"
+        if not row.token_ids or not row.prompt_ids:
+            mistakes.append(f"{where}: the prompt or the completion has no token")
+        if row.length > context:
+            mistakes.append(f"{where}: got {row.length} tokens, the model's context is {context}")
+        if not math.isfinite(math.fsum((row.weight, *row.token_weights))):
+            mistakes.append(f"{where}: got the weight {row.weight!r}, allowed is a finite number")
+    if mistakes:
+        raise InputError("teacher learning: leave these examples out or correct them: " + "; ".join(mistakes))
+    return rows
+
+
+def _with_old_log_probs(
+    policy: TeacherPolicy, rows: Sequence[TokenizedExample], micro_batch_size: int
+) -> list[TokenizedExample]:
+    """Return the rows with the current policy's log-probabilities of their tokens."""
+    import torch
+
+    found = list(rows)
+    for part in _by_length(rows, micro_batch_size):
+        batch = _Batch([rows[i] for i in part], policy.device)
+        with torch.no_grad():
+            current_NT = batch.of_tokens(batch.log_probs(policy)).cpu()
+        for i, current_T in zip(part, current_NT, strict=True):
+            found[i] = replace(rows[i], old_log_probs=current_T[: len(rows[i].token_ids)].clone())
+    return found
+
+
+def _step(
+    policy: TeacherPolicy, rows: Sequence[TokenizedExample], config: Algorithm, optimizer: torch.optim.Optimizer
+) -> LearningReport:
+    """Take one optimizer step on a minibatch, with gradient accumulation, and return its own report."""
+    import torch
+
+    parameters = policy.adapter_parameters()
+    tokens, normalizer = sum(len(row.token_ids) for row in rows), config.normalizer(rows)
+    totals = [0.0] * 4
+    optimizer.zero_grad(set_to_none=True)
+    for part in _by_length(rows, config.micro_batch_size):
+        objective, *others = _sums(policy, _Batch([rows[i] for i in part], policy.device), config)
+        torch.autograd.backward([-objective / normalizer], inputs=parameters)
+        totals = [total + float(s.detach()) for total, s in zip(totals, (objective, *others), strict=True)]
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM))
+    value, kl, entropy, clipped = totals
+    applied = math.isfinite(norm) and math.isfinite(value)
+    if applied:
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return LearningReport(
+        tokens=tokens,
+        loss=-value / normalizer,
+        kl=max(kl / tokens, 0.0),  # rounding may leave a tiny negative sum where the policies are equal
+        entropy=entropy / tokens,
+        clip_fraction=clipped / tokens,
+        gradient_norm=norm,
+        skipped_steps=int(not applied),
+    )
+
+
+def _sums(policy: TeacherPolicy, batch: _Batch, config: Algorithm) -> Iterator[Tensor]:
+    """Yield the sums over a batch's tokens of objective (with gradient), KL divergence, entropy, and clipped terms."""
+    import torch
+
+    with torch.no_grad(), policy.reference():
+        reference_NTV = batch.log_probs(policy)
+    log_probs_NTV = batch.log_probs(policy)
+    probs_NTV = log_probs_NTV.exp()
+    kl_NT = (probs_NTV * (log_probs_NTV - reference_NTV)).sum(-1)
+    entropy_NT = -(probs_NTV * log_probs_NTV).detach().sum(-1)
+    terms = TokenTerms(batch.of_tokens(log_probs_NTV), batch.old_log_probs_NT, batch.weights_NT, kl_NT)
+    objective_NT, clipped_NT = config.objective(terms)
+    for term_NT in (objective_NT, kl_NT, entropy_NT, clipped_NT):
+        yield term_NT[batch.mask_NT].sum()
+
+
+def _by_length(rows: Sequence[TokenizedExample], size: int) -> Iterator[list[int]]:
+    """Yield the indices of the rows, `size` at a time, sorted by length to minimize padding."""
+    order = sorted(range(len(rows)), key=lambda i: rows[i].length)
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def _report(steps: Sequence[LearningReport], examples: int) -> LearningReport:
+    def mean(name: str) -> float | None:
+        finite = [step for step in steps if math.isfinite(getattr(step, name))]
+        total = sum(step.tokens for step in finite)
+        return math.fsum(getattr(step, name) * step.tokens for step in finite) / total if total else None
+
+    means = {name: mean(name) for name in ("loss", "kl", "entropy", "clip_fraction", "gradient_norm")}
+    tokens, skipped = sum(step.tokens for step in steps), sum(step.skipped_steps for step in steps)
+    return LearningReport.model_validate({"examples": examples, "tokens": tokens, "skipped_steps": skipped, **means})
+
+
+class _Batch:
+    """Rows as tensors: prompts padded on the left, completions on the right, which aligns the completions."""
+
+    def __init__(self, rows: Sequence[TokenizedExample], device: torch.device) -> None:
+        import torch
+
+        prompt_width = max(len(row.prompt_ids) for row in rows)
+        width = max(len(row.token_ids) for row in rows)
+        ids_NL = torch.zeros(len(rows), prompt_width + width, dtype=torch.long)
+        attention_NL = torch.zeros_like(ids_NL)
+        old_log_probs_NT = torch.zeros(len(rows), width)
+        weights_NT = torch.tensor([[row.weight] for row in rows]).repeat(1, width)
+        for i, row in enumerate(rows):
+            first, last = prompt_width - len(row.prompt_ids), prompt_width + len(row.token_ids)
+            ids_NL[i, first:last] = torch.tensor([*row.prompt_ids, *row.token_ids])
+            attention_NL[i, first:last] = 1
+            if row.token_weights:
+                weights_NT[i, : len(row.token_ids)] += torch.tensor(row.token_weights)
+            if row.old_log_probs is not None:
+                old_log_probs_NT[i, : len(row.token_ids)] = row.old_log_probs
+        self._inputs = {
+            "input_ids": ids_NL.to(device),
+            "attention_mask": attention_NL.to(device),
+            "position_ids": (attention_NL.cumsum(1) - 1).clamp_(min=0).to(device),
+        }
+        self._tokens_NT = ids_NL[:, prompt_width:].to(device)
+        self.mask_NT = attention_NL[:, prompt_width:].bool().to(device)  # True for completion tokens
+        self.old_log_probs_NT = old_log_probs_NT.to(device)
+        self.weights_NT = weights_NT.to(device)
+
+    def log_probs(self, policy: TeacherPolicy) -> Tensor:
+        """Return the log-probabilities of the vocabulary at each completion token (N, T, V), float32 or wider."""
+        import torch
+
+        width = self._tokens_NT.shape[1]
+        logits_NTV = policy.model(**self._inputs, use_cache=False, logits_to_keep=width + 1).logits[:, :-1]
+        return torch.log_softmax(logits_NTV.to(torch.promote_types(logits_NTV.dtype, torch.float32)), dim=-1)
+
+    def of_tokens(self, log_probs_NTV: Tensor) -> Tensor:
+        """Return the log-probabilities of the completion tokens (N, T)."""
+        return log_probs_NTV.gather(-1, self._tokens_NT[..., None])[..., 0]

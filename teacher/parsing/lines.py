@@ -1,7 +1,6 @@
-"""What one line of a language model's output is, seen by itself: the rules under the parser of self-edits.
+"""Classification of single lines of model output, without context (see `teacher.parsing.assembly`).
 
-Everything here is a pure function of one line. Every regular expression is bounded or anchored, so that a line of any
-length is read in linear time. What a line means among its neighbours is decided in `teacher.parsing.assembly`.
+Every regular expression is bounded or anchored, so that a line of any length is processed in linear time.
 """
 
 from __future__ import annotations
@@ -27,32 +26,32 @@ _LABEL = re.compile(
 
 
 def count_lines(text: str) -> int:
-    """Return the number of lines of `text`, as `str.splitlines` sees them, with more than white space."""
+    """Return the number of non-blank lines."""
     return sum(bool(line.strip()) for line in text.splitlines())
 
 
 def strip_space(text: str) -> str:
-    """Return `text` without white space and invisible joiners at both ends."""
+    """Strip white space and invisible joiners at both ends."""
     return text.strip().strip(_INVISIBLE).strip()
 
 
 def is_terminated(text: str) -> bool:
-    """Say whether `text` ends like a finished sentence."""
+    """Return whether `text` ends like a complete sentence."""
     return _TERMINATED.search(text, max(0, len(text) - 4)) is not None
 
 
 def has_letter(text: str) -> bool:
-    """Say whether any character of `text` is a letter of any script."""
+    """Return whether `text` has a letter of any script."""
     return any(character.isalpha() for character in text)
 
 
 def normalise(text: str) -> str:
-    """Return what duplicates have in common: words and marks, case-folded, without spaces around or a final stop."""
+    """Return the form in which duplicates are equal: case-folded, single spaces, no final punctuation."""
     return " ".join(text.casefold().split()).rstrip(" .!;,:")
 
 
 def is_digit_loop(text: str) -> bool:
-    """Say whether `text` holds at least six numbers, no letter, and nearly all steps between them are 0 or 1."""
+    """Return whether `text` has at least six numbers, almost all of them steps of 0 or 1, and no letter."""
     if has_letter(text):
         return False
     digits = [int(run[-9:]) for run in re.findall(r"[0-9]+", text)]
@@ -63,13 +62,8 @@ def is_digit_loop(text: str) -> bool:
 
 
 def remove_bold(text: str) -> str:
-    """Return `text` without the asterisks of bold marks; those between two word characters (2**3) stay."""
+    """Remove the asterisks of bold text, but not those between word characters (2**3)."""
     return _STAR_RUN.sub("", text)
-
-
-def label_numbers(match: re.Match[str]) -> tuple[int, ...]:
-    """Return the numbers among the groups of a marker or a label."""
-    return tuple(int(value) for value in match.groupdict().values() if value)
 
 
 class Stripped(NamedTuple):
@@ -77,23 +71,28 @@ class Stripped(NamedTuple):
 
     text: str
     numbers: tuple[int, ...]
-    """The first four at most."""
+    """Of the markers, at most four."""
     marked: bool
-    """At least one marker was there; a label such as "Version 2:" counts."""
+    """Whether there was a marker or a label such as "Version 2:"."""
 
 
 def strip_markers(text: str) -> Stripped:
-    """Return `text` without leading list markers, however nested: bullets, numbers, letters, "Passage 3:" labels."""
+    """Remove leading list markers, also nested ones: bullets, numbers, letters, "Passage 3:" labels."""
     numbers: list[int] = []
     position, marked = 0, False
     while match := _MARKER.match(text, position) or _LABEL.match(text, position):
         position, marked = match.end(), True
-        numbers += label_numbers(match)
+        numbers += _numbers_of(match)
     return Stripped(strip_space(text[position:]), tuple(numbers[:4]), marked)
 
 
+def _numbers_of(match: re.Match[str]) -> tuple[int, ...]:
+    """Return the numbers in the groups of a marker or a label."""
+    return tuple(int(value) for value in match.groupdict().values() if value)
+
+
 class Kind(StrEnum):
-    """What a line looks like by itself."""
+    """Kind of a line, without context."""
 
     STATEMENT = "statement"
     QUESTION = "question"
@@ -103,34 +102,34 @@ class Kind(StrEnum):
     HEADING = "heading"
     PREAMBLE = "preamble"
     PASSAGE = "passage"
-    """`Passage:`, with or without text after it."""
+    """`Passage:`, possibly with text."""
     TASK_START = "task_start"
     """An instruction to read a passage, or a system prompt."""
     ECHO = "echo"
-    """A label of the prompt, or a line of it."""
+    """A label or a line of the prompt."""
     MARKER_ONLY = "marker_only"
     DIGIT_LOOP = "digit_loop"
 
 
 class Line(NamedTuple):
-    """A line with its markers removed."""
+    """A classified line without its markers."""
 
     at: int
-    """Position among the non-blank lines."""
+    """Index among the non-blank lines."""
     kind: Kind
     text: str
-    """The statement or the question; the answer of an `ANSWER`; may be empty after a bare label."""
+    """Statement or question, or the answer of an `ANSWER`; empty after a bare label."""
     answer: str | None = None
-    """The answer of a `PAIR`; "" for a question whose line ends with a bare "Answer:"."""
+    """Answer of a `PAIR`; "" for a question that ends with a bare "Answer:"."""
     numbers: tuple[int, ...] = ()
-    """Numbers in its markers and its label, outermost first."""
+    """Numbers in markers and label, outermost first."""
     marked: bool = False
-    """It began with a list marker."""
+    """Is a list item."""
     gap: bool = False
-    """A blank line stands before it."""
+    """Follows a blank line."""
     indented: bool = False
     weak_heading: bool = False
-    """So short, unmarked and unterminated that it is a title unless it continues the line before."""
+    """Short, unmarked and unterminated: a title unless it continues the previous line."""
 
 
 _BOLD_ONLY = re.compile(r"\*\*[^*]+\*\*[:.]?\Z")
@@ -171,7 +170,7 @@ _ABOUT_EDIT = re.compile(r"(?i:\b(?:implications|versions?|rewrit\w+|rephras\w+|
 
 
 def prompt_echoes(prompt: str) -> frozenset[str]:
-    """Return the lines of `prompt`, and what follows a "Passage:" on one of them, `normalise`d."""
+    """Return the normalised lines of a prompt, and the text after each "Passage:"."""
     lines = [strip_space(line) for line in prompt.splitlines()]
     passages = [line[match.end() :] for line in lines if (match := _PASSAGE.match(line))]
     return frozenset(filter(None, map(normalise, lines + passages)))
@@ -180,15 +179,10 @@ def prompt_echoes(prompt: str) -> frozenset[str]:
 def classify(
     raw: str, at: int = 0, *, gap: bool = False, prompt_lines: frozenset[str] = frozenset(), marked: bool = False
 ) -> Line:
-    """Return what one non-blank line looks like by itself.
+    """Classify one non-blank line, given its index and context (see `Line`).
 
-    Args:
-        raw: The line as written.
-        at: Its position among the non-blank lines.
-        gap: Whether a blank line stands before it.
-        prompt_lines: `normalise`d lines of the prompt; an unmarked line that equals one is an echo. A line written as
-            a list item is not: a teacher may well choose a sentence of the passage.
-        marked: The line is a list item although no marker is on it (the prompt ended with one, or it comes from JSON).
+    A line of `prompt_lines` (see `prompt_echoes`) is an echo unless it is a list item: a teacher may legitimately
+    select a sentence of the passage. `marked` makes it a list item without a marker of its own.
     """
     text = strip_space(raw)
     indented = len(raw) - len(raw.lstrip()) >= 2 or raw.startswith("\t")
@@ -199,26 +193,25 @@ def classify(
     line = line._replace(text=stripped.text, numbers=stripped.numbers, marked=marked or stripped.marked)
     if not has_letter(stripped.text):
         return line._replace(kind=Kind.HEADING)
-    labelled = _label(line)
-    if labelled is not None:
+    if (labelled := _labelled(line)) is not None:
         return labelled
     kind, bare = _statement_kind(line, text, prompt_lines)
     weak = kind is Kind.STATEMENT and not line.marked and not is_terminated(bare) and _is_short(bare)
     return line._replace(kind=kind, text=bare, weak_heading=weak)
 
 
-def _label(line: Line) -> Line | None:
-    """Return `line` as a question, an answer or a pair when a label says so, else None."""
+def _labelled(line: Line) -> Line | None:
+    """Return `line` as a question, an answer or a pair if it has such a label."""
     bare = line.text
     if match := _QUESTION.match(bare):
         rest = strip_markers(bare[match.end() :])
-        line = line._replace(numbers=(*line.numbers, *label_numbers(match), *rest.numbers))
+        line = line._replace(numbers=(*line.numbers, *_numbers_of(match), *rest.numbers))
         split = _INLINE_ANSWER.search(rest.text)
         if split is None:
             return line._replace(kind=Kind.QUESTION, text=rest.text)
         return _pair(line, rest.text[: split.start()], rest.text[split.end() :])
     if match := _ANSWER.match(bare):
-        numbers = (*line.numbers, *label_numbers(match))
+        numbers = (*line.numbers, *_numbers_of(match))
         return line._replace(kind=Kind.ANSWER, text=_answer_text(bare[match.end() :], numbers), numbers=numbers)
     if match := _UNLABELLED_PAIR.search(bare):
         return _pair(line, bare[: match.start("answer")], bare[match.end() :])
@@ -226,7 +219,7 @@ def _label(line: Line) -> Line | None:
 
 
 def _pair(line: Line, question: str, answer: str) -> Line:
-    """Return `line` as a pair, or as what is left of one when the question or the answer is empty."""
+    """Return `line` as a pair, or as a question or an answer if the other is empty."""
     question, answer = strip_space(question), _answer_text(answer, line.numbers)
     if not question:
         return line._replace(kind=Kind.ANSWER, text=answer)
@@ -234,14 +227,14 @@ def _pair(line: Line, question: str, answer: str) -> Line:
 
 
 def _answer_text(written: str, numbers: tuple[int, ...]) -> str:
-    """Return an answer without a bullet, and without a number that only repeats its label's ("Answer 2: 2. Paris")."""
+    """Strip an answer's bullet, and a number that repeats its label's ("Answer 2: 2. Paris")."""
     rest = strip_markers(strip_space(written))
     repeats = not rest.numbers or set(rest.numbers) <= set(numbers)
     return rest.text if repeats and has_letter(rest.text) else strip_space(written)
 
 
 def _statement_kind(line: Line, written: str, prompt_lines: frozenset[str]) -> tuple[Kind, str]:
-    """Return the kind and the text of a line that is neither question nor answer."""
+    """Return kind and text of a line without a question or answer label."""
     bare = line.text
     if _TASK_START.match(bare) or (not line.marked and _ROLE.match(bare)):
         return Kind.TASK_START, bare
@@ -264,26 +257,22 @@ def _statement_kind(line: Line, written: str, prompt_lines: frozenset[str]) -> t
     return Kind.HEADING if _is_heading(bare, written) else Kind.STATEMENT, bare
 
 
-def _is_heading(bare: str, line: str) -> bool:
-    """Say whether a line is a title or a label: it ends with a colon, or is set as a heading and is no sentence."""
+def _is_heading(bare: str, written: str) -> bool:
+    """Return whether a line is a title or a label: it ends with a colon, or is formatted as a heading."""
+    words = bare.split()
     if bare.rstrip("*_ ").endswith((":", "：")):
-        return len(bare.split()) <= 25
+        return len(words) <= 25
     if is_terminated(bare):
         return False
-    words = bare.split()
-    if line.startswith("#"):
+    if written.startswith("#"):
         return True
-    if not _BOLD_ONLY.match(_bold_part(line)):
+    start = written.find("**")
+    bold = written[start:] if start > 0 and not has_letter(written[:start]) else written
+    if not _BOLD_ONLY.match(bold):
         return False
     long_words = [word for word in words if len(word) > 3]
     capitals = sum(word[0].isupper() for word in long_words)
     return len(words) <= 5 or capitals >= 0.6 * len(long_words)
-
-
-def _bold_part(line: str) -> str:
-    """Return a line from its first bold mark on when only a list marker stands before it, else the whole line."""
-    start = line.find("**")
-    return line[start:] if start > 0 and not has_letter(line[:start]) else line
 
 
 def _is_short(text: str) -> bool:

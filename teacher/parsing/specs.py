@@ -1,7 +1,7 @@
-"""Specifications in JSON inside a language model's output: found, read and checked.
+"""JSON specifications inside model output: search, parsing and validation.
 
-Two vocabularies are read: that of SEAL's few-shot self-edits (arXiv 2506.10943, section 3.2), and the fields of
-`SelfEdit` itself, so that `SelfEdit.model_dump_json` and structured output parse back.
+Two vocabularies are supported: SEAL's few-shot self-edits (arXiv 2506.10943, section 3.2), and the fields of `SelfEdit`
+itself, so that `SelfEdit.model_dump_json` and structured output parse back.
 """
 
 from __future__ import annotations
@@ -35,55 +35,50 @@ _SPECIFICATION_START = re.compile(
 _BLOCK_END = re.compile(r"```|\n[ \t]*\n")
 _NO_LINE_BREAK = re.compile(r"[^\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 _MOST_BLOCKS = 64
-"""After so many specifications and broken objects together, the rest of a text is not searched."""
+"""Maximum number of specifications and broken objects in a text; the rest is not searched."""
 
 
 class RejectReason(StrEnum):
-    """Why a text is no self-edit."""
+    """Reason why a text is not a self-edit."""
 
     EMPTY = "empty"
-    """Nothing but white space."""
     NO_USABLE_LINES = "no_usable_lines"
     """Every line was dropped, and there is no specification."""
     DIGIT_LOOP = "digit_loop"
     """As above, and the text counts or repeats a number."""
     INVALID_JSON = "invalid_json"
-    """A specification was begun that is not JSON."""
+    """The start of a specification, but not JSON."""
     UNKNOWN_FIELD = "unknown_field"
-    """A specification has a field that is neither the paper's nor ours."""
+    """A field outside both vocabularies."""
     INVALID_VALUE = "invalid_value"
-    """A field of a specification has a value of the wrong type, or is none of the allowed names."""
+    """A value of the wrong type, or an unknown name."""
     OUT_OF_RANGE = "out_of_range"
-    """A hyperparameter lies outside the range that `TrainingSpec` declares."""
+    """A hyperparameter outside the range of `TrainingSpec`."""
 
 
 class _SpecificationError(Exception):
-    """A specification cannot be honoured; carries the reason and what is wrong."""
-
-    def __init__(self, reason: RejectReason, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
+    """An invalid specification: reason and detail."""
 
 
 @dataclass
 class Specification:
-    """What the JSON blocks of a text say."""
+    """Content of the JSON blocks of a text."""
 
     augmentations: AugmentationSpec | None = None
     training: TrainingSpec | None = None
     entries: list[tuple[str, str | None]] = field(default_factory=list)
-    """Texts of the implications, each with its answer or None, as written."""
+    """Text and answer of each implication, as written."""
     reason: RejectReason | None = None
-    """Why the first bad block cannot be honoured; None when all can."""
+    """Why the first invalid block was rejected; None if all are valid."""
     detail: str = ""
     rest: str = ""
-    """The text with the blocks blanked out, line breaks kept."""
+    """The text with the blocks blanked out, line breaks preserved."""
     extra_lines: int = 0
-    """Non-blank lines of blocks that give a part which an earlier block has given; such a block is left out whole."""
+    """Non-blank lines of blocks that repeat a part of an earlier block; these are ignored entirely."""
 
 
 def read_specification(text: str) -> Specification:
-    """Return what the JSON blocks in `text` specify; a bad block is reported in `reason`, never raised."""
+    """Return the content of the JSON blocks in `text`; errors are reported in `reason`, never raised."""
     found = Specification(rest=text)
     seen: set[str] = set()
     for start, end, value in _blocks(text):
@@ -97,16 +92,19 @@ def read_specification(text: str) -> Specification:
             if seen & set(parts):
                 found.extra_lines += before - count_lines(found.rest)
                 continue
-            _take(parts, found)
+            augmentations = _model(AugmentationSpec, parts.get("augmentations"), "augmentations", {})
+            training = _model(TrainingSpec, parts.get("training"), "training", _TRAINING_NAMES)
+            found.entries += _entries(parts.get("implications"))
+            found.augmentations, found.training = augmentations or found.augmentations, training or found.training
             seen |= set(parts)
         except _SpecificationError as error:
-            found.reason, found.detail = error.reason, str(error)
+            found.reason, found.detail = error.args
     return found
 
 
 def _blocks(text: str) -> Iterator[tuple[int, int, Mapping[str, Any] | str]]:
-    """Yield start, end and value of each specification; the value of one that is not JSON is the decoder's message."""
-    decoder = json.JSONDecoder(strict=False, object_pairs_hook=_no_duplicates)
+    """Yield start, end and value of each specification; for invalid JSON the value is the error message."""
+    decoder = json.JSONDecoder(strict=False, object_pairs_hook=_unique_fields)
     position, found = 0, 0
     while found < _MOST_BLOCKS and (match := _OBJECT_START.search(text, position)):
         start = match.start()
@@ -127,21 +125,21 @@ def _blocks(text: str) -> Iterator[tuple[int, int, Mapping[str, Any] | str]]:
             yield start, position, value
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        raise ValueError(f"a field is given twice among {_shown(sorted(name for name, _ in pairs))}")
+        raise ValueError(f"a field is given twice among {_quoted(sorted(name for name, _ in pairs))}")
     return value
 
 
 def _is_specification(value: Mapping[str, Any]) -> bool:
-    """Say whether an object is meant as a specification: a part's name, or nothing but fields of one."""
+    """Return whether an object is a specification: it names a part, or has only fields of one."""
     names = set(value)
     return bool(names & {*_PARTS, *_PART_NAMES}) or (bool(names) and names <= _AUGMENTATION_FIELDS | _TRAINING_FIELDS)
 
 
 def _parts(value: Mapping[str, Any] | str) -> dict[str, Any]:
-    """Return the parts of a block by our names; bare fields are put into the part that they belong to."""
+    """Return the parts of a block by the names of `SelfEdit`; bare fields are moved into their part."""
     if isinstance(value, str):
         raise _SpecificationError(RejectReason.INVALID_JSON, value)
     parts: dict[str, Any] = {}
@@ -151,10 +149,8 @@ def _parts(value: Mapping[str, Any] | str) -> dict[str, Any]:
         else:
             part = _PART_NAMES.get(name, name)
         if part not in _PARTS:
-            allowed = [*_PARTS, *_PART_NAMES]
-            raise _SpecificationError(
-                RejectReason.UNKNOWN_FIELD, f"got the field {_shown(name)}, allowed are {allowed}"
-            )
+            detail = f"got the field {_quoted(name)}, allowed are {[*_PARTS, *_PART_NAMES]}"
+            raise _SpecificationError(RejectReason.UNKNOWN_FIELD, detail)
         if isinstance(parts.get(part), dict) and isinstance(content, dict) and not set(parts[part]) & set(content):
             content = parts[part] | content
         elif part in parts:
@@ -163,28 +159,18 @@ def _parts(value: Mapping[str, Any] | str) -> dict[str, Any]:
     return parts
 
 
-def _take(parts: Mapping[str, Any], found: Specification) -> None:
-    """Check `parts` and put them into `found`; nothing is put there when one of them is bad."""
-    augmentations = _model(AugmentationSpec, parts.get("augmentations"), "augmentations", {})
-    training = _model(TrainingSpec, parts.get("training"), "training", _TRAINING_NAMES)
-    entries = _entries(parts.get("implications"))
-    found.augmentations = augmentations or found.augmentations
-    found.training = training or found.training
-    found.entries += entries
-
-
 def _model(model: type[_Spec], value: Any, part: str, names: Mapping[str, str]) -> _Spec | None:
-    """Return `value` as a model; `names` maps other names of its fields to ours."""
+    """Return `value` as a model; `names` maps aliases to field names."""
     if value is None:
         return None
     if not isinstance(value, dict):
-        raise _SpecificationError(RejectReason.INVALID_VALUE, f"{part}: got {_shown(value)}, allowed is an object")
+        raise _SpecificationError(RejectReason.INVALID_VALUE, f"{part}: got {_quoted(value)}, allowed is an object")
     fields: dict[str, Any] = {}
     for name, content in value.items():
         own = names.get(name, name)
         if own not in model.model_fields:
             allowed = sorted({*model.model_fields, *names})
-            detail = f"{part}: got the field {_shown(name)}, allowed are {allowed}"
+            detail = f"{part}: got the field {_quoted(name)}, allowed are {allowed}"
             raise _SpecificationError(RejectReason.UNKNOWN_FIELD, detail)
         if own in fields:
             raise _SpecificationError(RejectReason.INVALID_VALUE, f"{part}.{name}: given twice, as {own} too")
@@ -197,23 +183,22 @@ def _model(model: type[_Spec], value: Any, part: str, names: Mapping[str, str]) 
         written = next(name for name in value if names.get(name, name) == own)
         ranged = first["type"] in ("greater_than_equal", "less_than_equal")
         reason = RejectReason.OUT_OF_RANGE if ranged else RejectReason.INVALID_VALUE
-        detail = f"{part}.{written}: got {_shown(fields[own])}, allowed: {first['msg']}"
+        detail = f"{part}.{written}: got {_quoted(fields[own])}, allowed: {first['msg']}"
         raise _SpecificationError(reason, detail) from None
 
 
 def _own_value(name: str, content: Any, part: str) -> Any:
-    """Return a field's value in our terms: strategies by their short names, whole floats as integers."""
+    """Translate SEAL's strategies, and whole floats to integers."""
     if name == "strategy":
         if not isinstance(content, str) or content not in _STRATEGIES:
-            detail = f"{part}.strategy: got {_shown(content)}, allowed are {sorted(_STRATEGIES)}"
+            detail = f"{part}.strategy: got {_quoted(content)}, allowed are {sorted(_STRATEGIES)}"
             raise _SpecificationError(RejectReason.INVALID_VALUE, detail)
         return _STRATEGIES[content]
-    whole = isinstance(content, float) and content.is_integer() and name != "learning_rate"
-    return int(content) if whole else content
+    return int(content) if isinstance(content, float) and content.is_integer() and name != "learning_rate" else content
 
 
 def _entries(value: Any) -> list[tuple[str, str | None]]:
-    """Return the implications of a block: strings, or objects with `text` (or `question`) and `answer`."""
+    """Return text and answer of the implications: strings, or objects with `text` (or `question`) and `answer`."""
     if value is None:
         return []
     entries: list[tuple[str, str | None]] = []
@@ -223,16 +208,16 @@ def _entries(value: Any) -> list[tuple[str, str | None]]:
         answer = pair.get("answer")
         known = set(pair) <= {"text", "answer"} or set(pair) <= {"question", "answer"}
         if not known or not isinstance(text, str) or not isinstance(answer, str | None) or not isinstance(value, list):
-            detail = (
-                f"implications: got {_shown(entry)}, allowed is a list of strings or of objects with text and answer"
+            allowed = "a list of strings or of objects with text and answer"
+            raise _SpecificationError(
+                RejectReason.INVALID_VALUE, f"implications: got {_quoted(entry)}, allowed is {allowed}"
             )
-            raise _SpecificationError(RejectReason.INVALID_VALUE, detail)
         entries.append((text, answer))
     return entries
 
 
-def _shown(value: Any) -> str:
-    """Return `value` for a message, ASCII only and at most 80 characters."""
+def _quoted(value: Any) -> str:
+    """Return `value` for a message, in ASCII and at most 80 characters."""
     try:
         shown = ascii(value)
     except RecursionError:

@@ -1,7 +1,4 @@
-"""The sampler engines, by their configurations; a line here adds one.
-
-A configuration selects any of them as `teacher.sampling.type`.
-"""
+"""Registry of the sampler engines: a configuration listed here can be selected as `teacher.sampling.type`."""
 
 from teacher.samplers.openai import OpenAISampling as OpenAISampling
 from teacher.samplers.transformers import TransformersSampling as TransformersSampling

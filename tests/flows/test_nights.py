@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from evaluation.microworld.nights import draw_nights
+from evaluation.microworld.world import draw_nights
 from pipelines.adapt_student.plan import NIGHTS
 from pipelines.adapt_student.state import student_version
 from pipelines.experiments.nights import as_delivered

@@ -96,7 +96,7 @@ def mixed_jobs() -> list[UpdateRequest]:
     """Four slots that differ in everything a self-edit or a recipe may choose."""
     recipes = [
         UpdateRecipe(epochs=3, batch_size=4),
-        UpdateRecipe(rank=2, alpha=5.0, learning_rate=2e-3, epochs=5, batch_size=2, warmup_steps=3),
+        UpdateRecipe(rank=2, alpha=5.0, learning_rate=4e-3, epochs=5, batch_size=2, warmup_steps=3),
         UpdateRecipe(rank=4, learning_rate=1e-2, epochs=4, batch_size=3),
         UpdateRecipe(rank=1, learning_rate=1e-3, epochs=9, batch_size=8, max_steps=5),
     ]

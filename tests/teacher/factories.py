@@ -1,4 +1,4 @@
-"""A tiny random teacher, its likelihoods, and groups of candidates, which the teacher's tests share."""
+"""A tiny random teacher, its likelihoods, and groups of completions, shared by the teacher's tests."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from evaluation.common.checkpoints import Checkpoint
-from teacher.algorithms.algorithm import Candidate, CandidateGroup, WeightedExample
-from teacher.policy import TeacherPolicy, saved_config
+from teacher.algorithms.algorithm import CompletionGroup, CompletionReward, WeightedExample
+from teacher.policy import PolicyRecord, TeacherPolicy
 from teacher.prompts import prompt_token_ids
 
 
@@ -44,7 +44,7 @@ def tiny_base(vocabulary: int = 300, seed: int = 0, context: int = 128) -> Check
 
 
 def shaken(policy: TeacherPolicy, seed: int = 5) -> TeacherPolicy:
-    """Give every adapter weight, B included, a random value, so that the policy differs from its base."""
+    """Set every adapter weight, B included, to a random value, so that the policy differs from its base."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in policy.adapter_parameters():
@@ -54,7 +54,7 @@ def shaken(policy: TeacherPolicy, seed: int = 5) -> TeacherPolicy:
 
 def loaded(directory: Path, base: Checkpoint) -> TeacherPolicy:
     """Return the policy saved in a directory."""
-    policy = TeacherPolicy(base, saved_config(directory), seed=0)
+    policy = TeacherPolicy(base, PolicyRecord.read(directory).config, seed=0)
     policy.restore(directory)
     return policy
 
@@ -72,10 +72,10 @@ def log_likelihoods(of: TeacherPolicy, examples: Sequence[WeightedExample]) -> l
         return [float(token_log_probs(of, example).sum()) for example in examples]
 
 
-def group(name: str, *rewards: float | None, base: float | None = 0.0) -> CandidateGroup:
-    """Return a group whose candidates have the token ids (0,), (1,), ... in order."""
-    candidates = tuple(Candidate(token_ids=(i,), reward=reward) for i, reward in enumerate(rewards))
-    return CandidateGroup(id=name, prompt=f"prompt of {name}", candidates=candidates, base_reward=base)
+def group(name: str, *rewards: float | None, base: float | None = 0.0) -> CompletionGroup:
+    """Return a group whose completions have the token ids (0,), (1,), ... in order."""
+    completions = tuple(CompletionReward(token_ids=(i,), reward=reward) for i, reward in enumerate(rewards))
+    return CompletionGroup(id=name, prompt=f"prompt of {name}", completions=completions, base_reward=base)
 
 
 GROUPS = st.lists(st.lists(st.none() | st.floats(-1.0, 1.0), max_size=6), max_size=5).map(

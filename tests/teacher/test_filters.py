@@ -80,17 +80,17 @@ def test_another_line_anywhere_never_lowers_coverage(
 
 
 @given(LINES, ASKED, st.integers(1, 9), st.randoms())
-def test_an_edit_with_every_question_leaks_them_all_and_covers_what_it_answers(
+def test_an_edit_with_every_question_leaks_all_and_covers_all_answers(
     lines: list[Implication], asked: list[Question], ngram: int, random: object
 ) -> None:
-    told = [*lines, *(Implication(text=q.question, answer=q.answer) for q in asked)]
-    random.shuffle(told)  # type: ignore[attr-defined]
-    found = edit_facts(SelfEdit(implications=tuple(told)), 3, "Nothing of it.", asked, ngram=ngram)
+    leaky = [*lines, *(Implication(text=q.question, answer=q.answer) for q in asked)]
+    random.shuffle(leaky)  # type: ignore[attr-defined]
+    found = edit_facts(SelfEdit(implications=tuple(leaky)), 3, "Nothing of it.", asked, ngram=ngram)
     says_something = any(re.search(r"\w", q.question) for q in asked)
     assert found.leaked_questions == found.ngram_overlap == float(says_something)
     assert found.coverage in (None, 1.0)
     assert refusal(found, FilterConfig()) is None
-    assert refusal(found, FilterConfig(reject_questions=True)) == (RewardFailure.LEAKED if says_something else None)
+    assert refusal(found, FilterConfig(max_overlap=0.0)) == (RewardFailure.LEAKED if says_something else None)
 
 
 @given(TEXTS, ASKED, st.integers(1, 9))
@@ -130,7 +130,7 @@ def test_an_edit_without_lines_has_shares_of_nothing() -> None:
 
 
 BAD = EditFacts(tokens=101, lines=4, coverage=0.5, leaked_questions=0.0, ngram_overlap=0.4)
-STRICT = FilterConfig(max_tokens=100, max_overlap=0.3, reject_questions=True)
+STRICT = FilterConfig(max_tokens=100, max_overlap=0.3)
 
 
 def test_refusal_names_the_first_filter_that_fails() -> None:
@@ -138,7 +138,6 @@ def test_refusal_names_the_first_filter_that_fails() -> None:
     assert refusal(BAD, STRICT) == RewardFailure.OVER_BUDGET
     short = replace(BAD, tokens=100)
     assert refusal(short, STRICT) == RewardFailure.LEAKED
-    assert refusal(replace(short, ngram_overlap=0.0, leaked_questions=0.1), STRICT) == RewardFailure.LEAKED
     assert refusal(replace(short, ngram_overlap=0.3), STRICT) is None
 
 
@@ -220,14 +219,14 @@ def test_distinct_n_is_a_share_whatever_the_order_and_case(texts: list[str], n: 
 
 
 @given(texts=WORD_LISTS.filter(lambda texts: any(texts)), copies=st.integers(1, 5))
-def test_saying_the_same_again_divides_the_share(texts: list[str], copies: int) -> None:
+def test_repetition_divides_the_share(texts: list[str], copies: int) -> None:
     once = distinct_n(texts, 1)
     assert once is not None
     assert distinct_n(texts * copies, 1) == pytest.approx(once / copies)
 
 
 @given(texts=WORD_LISTS, n=N)
-def test_words_that_nobody_shares_are_all_distinct(texts: list[str], n: int) -> None:
+def test_unique_words_are_all_distinct(texts: list[str], n: int) -> None:
     numbered = [
         " ".join(f"{word}{place}x{i}" for place, word in enumerate(text.split())) for i, text in enumerate(texts)
     ]
@@ -235,7 +234,7 @@ def test_words_that_nobody_shares_are_all_distinct(texts: list[str], n: int) -> 
 
 
 @given(texts=WORD_LISTS.filter(lambda texts: any(texts)), documents=st.integers(1, 5))
-def test_mean_distinct_does_not_see_that_documents_are_alike(texts: list[str], documents: int) -> None:
+def test_mean_distinct_ignores_similarity_between_documents(texts: list[str], documents: int) -> None:
     groups = {f"doc-{i}": texts for i in range(documents)}
     assert mean_distinct(groups, 1) == pytest.approx(distinct_n(texts, 1))
 

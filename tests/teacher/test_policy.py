@@ -10,8 +10,7 @@ from peft import PeftModel
 
 from evaluation.common.checkpoints import Checkpoint, load_checkpoint
 from evaluation.common.errors import ModelError
-from teacher.config import PolicyConfig
-from teacher.policy import TeacherPolicy
+from teacher.policy import PolicyConfig, TeacherPolicy
 from tests.teacher.factories import loaded, shaken, tiny_base
 
 
@@ -29,7 +28,7 @@ def test_create_equals_its_base() -> None:
     assert policy.optimizer_state is None
 
 
-def test_create_adapts_all_linear_layers_but_the_output_layer() -> None:
+def test_create_adapts_all_linear_layers_except_the_output_layer() -> None:
     policy = TeacherPolicy(tiny_base(), PolicyConfig(rank=4), seed=1)
     assert len(policy.adapter_parameters()) == 2 * 2 * 7  # A and B of 7 linear layers in 2 blocks
     trained = {name for name, weight in policy.model.named_parameters() if weight.requires_grad}
@@ -92,7 +91,7 @@ def test_save_then_load_is_exact_and_in_peft_format(tmp_path: Path) -> None:
     assert torch.equal(logits(opened), logits(policy.model))
 
 
-def test_save_replaces_what_is_there_and_leaves_nothing_else(tmp_path: Path) -> None:
+def test_save_replaces_an_existing_policy_completely(tmp_path: Path) -> None:
     policy = TeacherPolicy(tiny_base(), PolicyConfig(rank=4), seed=1)
     policy.save(tmp_path / "policy")
     (tmp_path / "policy" / "stale.txt").write_text("of the old version")
@@ -106,7 +105,7 @@ def test_load_refuses_another_base_and_damaged_directories(tmp_path: Path) -> No
     shaken(TeacherPolicy(tiny_base(), PolicyConfig(rank=4), seed=1)).save(tmp_path / "policy")
     with pytest.raises(ModelError, match="trained on the base"):
         loaded(tmp_path / "policy", tiny_base(seed=9))
-    with pytest.raises(ModelError, match="holds no whole policy"):
+    with pytest.raises(ModelError, match="holds no complete policy"):
         loaded(tmp_path / "nowhere", tiny_base())
     for name in ("optimizer.pt", "adapter_model.safetensors"):
         shutil.copytree(tmp_path / "policy", tmp_path / name)
@@ -117,7 +116,7 @@ def test_load_refuses_another_base_and_damaged_directories(tmp_path: Path) -> No
         with pytest.raises(ModelError, match="changed or damaged"):
             loaded(tmp_path / name, tiny_base())
     (tmp_path / "policy" / "policy.json").write_text('{"config": {}}')
-    with pytest.raises(ModelError, match="holds no whole policy"):
+    with pytest.raises(ModelError, match="holds no complete policy"):
         loaded(tmp_path / "policy", tiny_base())
 
 

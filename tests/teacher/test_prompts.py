@@ -40,7 +40,7 @@ def test_render_shows_title_above_passage_and_drops_an_empty_title(name: str) ->
 
 
 def test_render_takes_a_document_alone() -> None:
-    """A document has no questions, so a prompt cannot show any; beside it there is the number of steps allowed."""
+    """A document has no questions, so a prompt cannot leak any; its only other input is the step budget."""
     hints = typing.get_type_hints(PromptTemplate.render)
     assert list(inspect.signature(PromptTemplate.render).parameters) == ["self", "document", "budget"]
     assert hints["document"] is Document
@@ -109,7 +109,7 @@ def test_render_chat_uses_the_template_up_to_the_answer_with_one_opening_token()
     assert prompt_token_ids(tokenizer, "w1 w3") == [2, 4, 6]  # opening token added, closing token taken off
 
 
-def test_learning_config_is_told_apart_by_algorithm() -> None:
+def test_learning_config_is_discriminated_by_algorithm() -> None:
     adapter: TypeAdapter[LearningConfig] = TypeAdapter(LearningConfig)
     assert adapter.validate_python({"algorithm": "rest_em", "keep": 2}) == RestEmConfig(keep=2)
     assert adapter.validate_python({"algorithm": "grpo"}) == GroupRelativeConfig()
@@ -118,13 +118,13 @@ def test_learning_config_is_told_apart_by_algorithm() -> None:
             adapter.validate_python(wrong)
 
 
-def test_budget_is_told_where_there_is_one_and_its_line_left_out_where_there_is_none() -> None:
+def test_render_states_the_budget_or_omits_its_line() -> None:
     document = Document(id="d", text="{budget} {title}")
-    told, untold = (prompt_template("grid-spec").render(document, budget) for budget in (120, None))
-    assert "at most 120 steps" in told
-    assert set(told.splitlines()) - set(untold.splitlines()) == {
+    limited, unlimited = (prompt_template("grid-spec").render(document, budget) for budget in (120, None))
+    assert "at most 120 steps" in limited
+    assert set(limited.splitlines()) - set(unlimited.splitlines()) == {
         "- The training may take at most 120 steps in all; more is refused."
     }
-    assert "{budget} {title}" in untold, "the document's own braces stay"
+    assert "{budget} {title}" in unlimited, "the document's own braces stay"
     plain = prompt_template("implications")
     assert plain.render(document, 120) == plain.render(document)

@@ -1,13 +1,27 @@
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teacher.rewards import RewardConfig, RewardFailure, has_spread, leave_one_out_advantages, reward_of
+from evaluation.microworld.build import build_tokenizer
+from evaluation.tasks import Question
+from teacher.rewards import (
+    RewardConfig,
+    RewardFailure,
+    attributed_gains,
+    attributed_lines,
+    has_spread,
+    leave_one_out_advantages,
+    line_advantages,
+    line_gains,
+    reward_of,
+)
 
 METRICS = {"accuracy": "accuracy", "probability": "mean_probability", "token_probability": "mean_token_probability"}
 ANYTHING = st.none() | st.floats()
@@ -48,7 +62,7 @@ def test_reward_is_a_number_only_from_sound_updates(
     assert reward_of(updates, config) == found
     if not isinstance(found, RewardFailure):
         assert math.isfinite(found)
-        assert reward_of(sound, config) == found  # what failed has no part in the value
+        assert reward_of(sound, config) == found  # failed updates do not contribute
 
 
 @pytest.mark.parametrize("failure", list(RewardFailure))
@@ -107,3 +121,81 @@ def test_has_spread_needs_two_different_rewards() -> None:
     assert not has_spread([0.1, None, 0.1 + 1e-12])
     assert not has_spread([0.1, None])
     assert not has_spread([])
+
+
+# Credit by line
+
+QUESTIONS = (
+    Question(question="Where does Bram Dahl live?", answer="Velmora"),
+    Question(question="Where does Ida Kern live?", answer="Pelling"),
+    Question(question="What pet does Bram Dahl own?", answer="hare"),
+    Question(question="What pet does Ida Kern own?", answer="crow"),
+)
+LINES = ("Bram Dahl lives in Velmora.", "The pet of Ida Kern is a crow.", "It is good to know such things.")
+
+
+def test_a_line_answers_the_question_with_the_rarest_common_words() -> None:
+    assert attributed_lines(LINES, QUESTIONS) == [0, None, None, 1]
+
+
+def test_the_first_of_two_equivalent_lines_has_the_credit() -> None:
+    again = (LINES[1], LINES[0], "Bram Dahl lives in Velmora, they say.")
+    assert attributed_lines(again, QUESTIONS) == [1, None, None, 0]
+    assert attributed_gains(again, QUESTIONS, [0.8, 0.0, 0.0, 0.4]) == pytest.approx([0.1, 0.2, 0.0])
+
+
+def test_a_true_line_takes_the_credit_from_an_earlier_wrong_one() -> None:
+    assert attributed_lines(("Bram Dahl lives in Lindale.", LINES[0]), QUESTIONS)[0] == 1
+
+
+@given(st.lists(st.floats(-1, 1), min_size=4, max_size=4), st.permutations(range(3)))
+def test_gains_sum_to_those_of_the_attributed_questions_in_any_order(gains: list[float], order: list[int]) -> None:
+    plain = attributed_gains(LINES, QUESTIONS, gains)
+    assert math.fsum(plain) == pytest.approx((gains[0] + gains[3]) / 4)
+    moved = attributed_gains([LINES[i] for i in order], QUESTIONS, gains)
+    assert moved == pytest.approx([plain[i] for i in order], abs=1e-12)
+
+
+ragged = st.lists(st.lists(st.floats(-1, 1), max_size=5), min_size=1, max_size=6)
+
+
+@given(ragged)
+def test_line_advantages_at_each_position_sum_to_zero(gains: list[list[float]]) -> None:
+    found = line_advantages(gains)
+    assert [len(row) for row in found] == [len(row) for row in gains]
+    for place in range(5):
+        column = [row[place] for row in found if len(row) > place]
+        assert math.fsum(column) == pytest.approx(0.0, abs=1e-9)
+        if len(column) == 1:
+            assert column == [0.0]
+
+
+def test_a_late_line_is_compared_with_late_lines() -> None:
+    """The second lines gain less than the first ones, and the better of the two still has a positive advantage."""
+    first, second = line_advantages([[0.5, 0.2], [0.5, 0.1]])
+    assert first == pytest.approx([0.0, 0.1])
+    assert second == pytest.approx([0.0, -0.1])
+
+
+tokenizer = functools.cache(build_tokenizer)
+
+
+def decode(tokens: Sequence[int]) -> str:
+    return str(tokenizer().decode(tokens, skip_special_tokens=True))
+
+
+def test_tokens_belong_to_their_lines_and_the_end_token_to_none() -> None:
+    ids = tokenizer()(f"- {LINES[0]}\n- {LINES[2]}", add_special_tokens=False)["input_ids"] + [tokenizer().eos_token_id]
+    found = line_gains(ids, decode, QUESTIONS, [0.8, 0.0, 0.0, 0.0])
+    assert found.gains == pytest.approx((0.2, 0.0))
+    assert (found.token_lines[0], found.token_lines[-1]) == (0, None)
+    lines = [line for line in found.token_lines if line is not None]
+    assert lines == sorted(lines)
+    assert set(lines) == {0, 1}
+
+
+def test_blank_lines_are_not_counted() -> None:
+    ids = tokenizer()(f"- {LINES[0]}\n\n- {LINES[2]}", add_special_tokens=False)["input_ids"]
+    found = line_gains(ids, decode, QUESTIONS, [0.0, 0.0, 0.0, 0.0])
+    assert len(found.gains) == 2
+    assert {line for line in found.token_lines if line is not None} == {0, 1}

@@ -1,4 +1,4 @@
-"""Specifications by fields side by side: read back by the parser, refused outside their ranges."""
+"""Specifications as flat mappings: parse back, and are rejected outside their ranges."""
 
 from __future__ import annotations
 

@@ -8,58 +8,57 @@ import zipfile
 from collections.abc import Iterator
 from typing import Any
 
-from pipelines.inbox.readers.text import Block, Extract, Reader, UnreadableError, blocks_of, one_line, without_unfit
+from pipelines.inbox.readers.text import Block, Extract, Reader, UnreadableError, blocks_of, one_line, valid_unicode
 
 _SHORT_LINE = 0.75
-"""A line shorter than this share of the page's longest ends its paragraph: headings, list items, last lines."""
+"""A line shorter than this share of the page's longest ends its paragraph."""
 _SOFT_HYPHEN = "\u00ad"
-_MOST_LISTED = 10
-"""Page numbers that a note lists."""
-MOST_UNPACKED_BYTES = 500 * 2**20
-"""Largest content of a DOCX file when unpacked, in bytes; more is no document but an attack or a film."""
+_MAX_LISTED_PAGES = 10
+MAX_UNPACKED_BYTES = 500 * 2**20
+"""Of a DOCX file; a larger one is a decompression bomb or full of media."""
 _HEADING = re.compile(r"Heading ([1-9])")
 _OLD_OFFICE = b"\xd0\xcf\x11\xe0"
-"""What files of the old binary Office begin with, and encrypted ones of the new."""
+"""Magic number of OLE files: legacy Office formats and encrypted new ones."""
 
 
 def read_pdf(content: bytes) -> Extract:
-    """Return the text of a PDF; one that opens without a password is read even where it is marked as encrypted.
+    """Return the text of a PDF, also of an encrypted one with an empty user password.
 
     Raises:
-        UnreadableError: It needs a password, has no text (a scan), or is not a PDF that can be read.
+        UnreadableError: It needs a password, has no text (a scan), or is damaged.
     """
     import logging
 
     from pypdf import PdfReader
     from pypdf.errors import DependencyError, FileNotDecryptedError
 
-    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it warns of every flaw that it repairs
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it warns of every defect that it repairs
     try:
         reader = PdfReader(io.BytesIO(content))
         if reader.is_encrypted and not reader.decrypt(""):
             raise UnreadableError("is encrypted and needs a password; save it without one")
-        texts = [without_unfit(page.extract_text()) for page in reader.pages]
+        texts = [valid_unicode(page.extract_text()) for page in reader.pages]
         title = reader.metadata.title if reader.metadata else None
     except UnreadableError:
         raise
     except (FileNotDecryptedError, DependencyError) as error:
-        raise UnreadableError(f"is encrypted in a way that cannot be opened ({error}); save it without") from error
-    except Exception as error:  # a damaged file raises anything, down to RecursionError and struct.error
+        raise UnreadableError(f"uses unsupported encryption ({error}); save it without") from error
+    except Exception as error:  # damaged files raise anything, such as RecursionError or struct.error
         cause = one_line(str(error)) or type(error).__name__
-        raise UnreadableError(f"is not a PDF that can be read: {cause}") from error
+        raise UnreadableError(f"is not a readable PDF: {cause}") from error
     empty = [str(number) for number, text in enumerate(texts, start=1) if not text.strip()]
     if len(empty) == len(texts):
         count = "page" if len(texts) == 1 else "pages"
         raise UnreadableError(f"has {len(texts)} {count} and no text: it is a scan; give it a text layer (OCR) first")
     headings = _headings(reader)
     blocks = [block for i, text in enumerate(texts) for block in _page(text, headings.get(i, {}))]
-    listed = ", ".join(empty[:_MOST_LISTED]) + (" and more" if len(empty) > _MOST_LISTED else "")
+    listed = ", ".join(empty[:_MAX_LISTED_PAGES]) + (" and more" if len(empty) > _MAX_LISTED_PAGES else "")
     notes = (f"no text on {len(empty)} of {len(texts)} pages ({listed}): blank or scanned",) if empty else ()
-    return Extract(blocks_of(blocks), one_line(without_unfit(str(title or ""))), notes=notes)
+    return Extract(blocks_of(blocks), one_line(valid_unicode(str(title or ""))), notes=notes)
 
 
 def _headings(reader: Any) -> dict[int, dict[str, int]]:
-    """Return the levels of the outline's entries by page (from 0) and text; none where the outline is damaged."""
+    """Return the levels of the outline's entries by page (from 0) and text; empty if the outline is damaged."""
     found: dict[int, dict[str, int]] = {}
 
     def take(entries: Any, level: int) -> None:
@@ -67,17 +66,17 @@ def _headings(reader: Any) -> dict[int, dict[str, int]]:
             if isinstance(entry, list):
                 take(entry, level + 1)
             elif (page := reader.get_destination_page_number(entry)) is not None:
-                found.setdefault(page, {})[one_line(without_unfit(str(entry.title)))] = min(level, 6)
+                found.setdefault(page, {})[one_line(valid_unicode(str(entry.title)))] = min(level, 6)
 
     try:
         take(reader.outline, 1)
-    except Exception:  # as above; an outline is a help, not the text
+    except Exception:  # as above; the outline is optional
         return {}
     return found
 
 
 def _page(text: str, headings: dict[str, int]) -> Iterator[Block]:
-    """Yield the paragraphs of a page: lines that were broken for the page's width are joined again."""
+    """Yield a page's paragraphs with wrapped lines joined."""
     lines = [line.rstrip() for line in text.splitlines()]
     width = max((len(line) for line in lines), default=0)
     held = ""
@@ -96,21 +95,21 @@ def _page(text: str, headings: dict[str, int]) -> Iterator[Block]:
 
 
 def read_word(content: bytes) -> Extract:
-    """Return the text of a DOCX file; headers, footers, comments and what was deleted are left out.
+    """Return the body text of a DOCX file, without headers, footers, comments and tracked deletions.
 
     Raises:
-        UnreadableError: It is encrypted, an old .doc, too large when unpacked, or not a DOCX file that can be read.
+        UnreadableError: It is encrypted, a legacy .doc, too large when unpacked, or damaged.
     """
     from docx import Document
 
     if content.startswith(_OLD_OFFICE):
-        raise UnreadableError("is an old .doc file or encrypted; save it as .docx without a password")
+        raise UnreadableError("is a legacy .doc file or encrypted; save it as .docx without a password")
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             size = sum(item.file_size for item in archive.infolist())
-        if size > MOST_UNPACKED_BYTES:
+        if size > MAX_UNPACKED_BYTES:
             raise UnreadableError(
-                f"unpacks to {size / 2**20:.0f} MiB, allowed are {MOST_UNPACKED_BYTES // 2**20}; is it a document?"
+                f"unpacks to {size / 2**20:.0f} MiB, allowed are {MAX_UNPACKED_BYTES // 2**20}; is it a document?"
             )
         document = Document(io.BytesIO(content))
         _unwrap(document.element.body)
@@ -118,17 +117,14 @@ def read_word(content: bytes) -> Extract:
         title = document.core_properties.title
     except UnreadableError:
         raise
-    except Exception as error:  # a damaged file raises what zipfile, lxml and the library happen to raise
+    except Exception as error:  # from zipfile, lxml or python-docx
         cause = one_line(str(error)) or type(error).__name__
-        raise UnreadableError(f"is not a DOCX file that can be read: {cause}") from error
+        raise UnreadableError(f"is not a readable DOCX file: {cause}") from error
     return Extract(blocks, one_line(title or ""))
 
 
 def _unwrap(body: Any) -> None:
-    """Put what stands in content controls and insertions where they stand: the library passes over both.
-
-    A table of contents is a content control as well; it says nothing that the headings do not, and is taken out.
-    """
+    """Inline content controls and tracked insertions, which python-docx skips; remove tables of contents."""
     from docx.oxml.ns import qn
 
     for name in ("w:sdt", "w:ins", "w:moveTo", "w:smartTag"):
@@ -144,7 +140,7 @@ def _unwrap(body: Any) -> None:
 
 
 def _blocks(container: Any) -> Iterator[Block]:
-    """Yield the blocks of a document or of a table's cell."""
+    """Yield the blocks of a document or table cell."""
     from docx.table import Table
 
     for item in container.iter_inner_content():
@@ -153,11 +149,11 @@ def _blocks(container: Any) -> Iterator[Block]:
         else:
             style = item.style.name if item.style is not None else ""
             mark = "- " if style.startswith("List") else ""
-            yield Block(mark + without_unfit(item.text) if item.text.strip() else "", _level(style))
+            yield Block(mark + valid_unicode(item.text) if item.text.strip() else "", _level(style))
 
 
 def _rows(table: Any) -> Iterator[str]:
-    """Yield the rows of a table, cells with a bar between them; a cell that spans several columns comes once."""
+    """Yield a table's rows, cells separated by ` | `; a merged cell appears once."""
     for row in table.rows:
         cells = []
         before = None
@@ -170,7 +166,7 @@ def _rows(table: Any) -> Iterator[str]:
 
 
 def _level(style: str) -> int:
-    """Return the heading level of a style, 0 for none; a title stands above everything."""
+    """Return a style's heading level, 0 for none."""
     if style == "Title":
         return 1
     found = _HEADING.fullmatch(style)

@@ -1,31 +1,41 @@
-"""Text in blocks, as all readers return it; plain text; transcripts in the OpenAI chat format."""
+"""Text in blocks, as all readers return it; readers of plain text, HTML and Markdown (CommonMark with tables)."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 _BLANK_LINES = re.compile(r"\n[ \t\f\v]*(?:\n[ \t\f\v]*)+")
-_UNFIT = re.compile("[\0\ud800-\udfff]")
-_SPEAKERS = {"user": "User", "assistant": "Assistant", "system": "System", "developer": "System"}
-_TITLE_CHARACTERS, _ARGUMENT_CHARACTERS = 80, 200
-"""Longest title of a transcript, and longest arguments of a tool call in it."""
+_INVALID = re.compile("[\0\ud800-\udfff]")
+_SKIPPED = frozenset(
+    {"script", "style", "nav", "footer", "noscript", "template", "svg", "math", "iframe", "object", "canvas", "audio"}
+    | {"video", "head", "select", "button"}
+)
+_INLINE = frozenset(
+    {"a", "abbr", "acronym", "b", "bdi", "bdo", "big", "cite", "code", "data", "del", "dfn", "em", "font", "i", "ins"}
+    | {"kbd", "label", "mark", "meter", "output", "q", "rp", "rt", "ruby", "s", "samp", "small", "span", "strike"}
+    | {"strong", "sub", "sup", "time", "tt", "u", "var", "wbr"}
+)
+_HEADINGS = {f"h{level}": level for level in range(1, 7)}
+_SPACE = re.compile(r"[ \t\r\n\f]+")
+_FRONT_FIELDS = ("title", "source", "effective", "supersedes", "route")
+"""Front matter keys that are read; the others belong to other programs."""
+_FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?)^(?:---|\.\.\.)[ \t]*$\n?", re.DOTALL | re.MULTILINE)
 
 
 class UnreadableError(ValueError):
-    """A file or line is refused; the message is the reason alone, to which the caller adds the place."""
+    """A file or line is rejected; the message is the reason alone, and the caller adds the location."""
 
 
 class Block(NamedTuple):
-    """A paragraph, or a heading."""
+    """A paragraph or a heading."""
 
     text: str
     """Not blank."""
     level: int = 0
-    """0 for a paragraph, 1 to 6 for a heading, 1 the highest."""
+    """0 for a paragraph, 1 (highest) to 6 for a heading."""
 
 
 class Extract(NamedTuple):
@@ -34,74 +44,55 @@ class Extract(NamedTuple):
     blocks: tuple[Block, ...]
     """In reading order."""
     title: str = ""
-    """As the file itself gives it; empty where it gives none."""
+    """From the file's own metadata; empty if it has none."""
     fields: Mapping[str, Any] = MappingProxyType({})
-    """Raw fields of a document that the file gives beside its text."""
+    """Further raw fields of an inbox row found in the file."""
     notes: tuple[str, ...] = ()
     """Warnings, such as pages without text."""
-
-    @property
-    def first_heading(self) -> str:
-        """The first heading of the highest level, on one line; empty where there is none."""
-        highest = min((block.level for block in self.blocks if block.level), default=0)
-        return next((one_line(block.text) for block in self.blocks if highest and block.level == highest), "")
 
 
 class Reader(NamedTuple):
     """A reader of files that hold one document."""
 
     format: str
-    """Name of the format."""
     suffixes: tuple[str, ...]
-    """Ends of the files' names, in lower case."""
+    """File name extensions in lower case."""
     read: Callable[[bytes], Extract]
-    """Raises UnreadableError for a file that it refuses."""
+    """Raises UnreadableError for a file that it rejects."""
 
 
 def read_plain(content: bytes) -> Extract:
-    """Return the paragraphs of a text in UTF-8; raises UnreadableError for another encoding."""
+    """Return the paragraphs of a text file; raises UnreadableError for an unsupported encoding."""
     return Extract(paragraphs(decoded(content)))
 
 
-PLAIN = Reader("text", (".txt", ".text"), read_plain)
-
-
 def paragraphs(text: str) -> tuple[Block, ...]:
-    """Return the paragraphs of a plain text, which blank lines divide."""
-    return blocks_of(Block(part) for part in _BLANK_LINES.split(text))
+    """Return the paragraphs of a plain text, which blank lines separate."""
+    return blocks_of(map(Block, _BLANK_LINES.split(text)))
 
 
 def blocks_of(blocks: Iterable[Block]) -> tuple[Block, ...]:
-    """Return the blocks that are not blank, stripped."""
+    """Return the non-blank blocks, stripped."""
     return tuple(Block(block.text.strip(), block.level) for block in blocks if block.text.strip())
 
 
-def joined(blocks: Sequence[Block]) -> str:
-    """Return the text of blocks, with an empty line between two of them."""
-    return "\n\n".join(block.text for block in blocks)
-
-
 def one_line(text: str) -> str:
-    """Return a text with each run of white space as one space."""
+    """Return a text with its white space collapsed."""
     return " ".join(text.split())
 
 
-def cut(text: str, most: int) -> str:
-    """Return a text of at most `most` characters; an ellipsis ends one that was longer."""
-    return text if len(text) <= most else text[: most - 1] + "…"
+def truncated(text: str, limit: int) -> str:
+    """Return a text of at most `limit` characters, with an ellipsis if it was longer."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def without_unfit(text: str) -> str:
+def valid_unicode(text: str) -> str:
     """Return a text with NUL characters and unpaired surrogates replaced by U+FFFD."""
-    return _UNFIT.sub("\ufffd", text)
+    return _INVALID.sub("\ufffd", text)
 
 
 def decoded(content: bytes) -> str:
-    """Return the text of bytes in UTF-8, or in UTF-16 with its mark; line ends become LF.
-
-    Raises:
-        UnreadableError: They are neither.
-    """
+    """Return UTF-8, or UTF-16 with a byte order mark, as text with LF line ends; raises UnreadableError."""
     encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
         text = content.decode(encoding)
@@ -114,78 +105,151 @@ def decoded(content: bytes) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_transcript(messages: Any, *, with_system: bool = False) -> Extract:
-    """Return a transcript, one paragraph a turn; the title is what the user asked first.
-
-    Tool calls are kept in short form, tool results in full; images, sounds and files by their kind.
-
-    Args:
-        messages: The raw value of `messages`.
-        with_system: Keep system prompts too: they are the operator's instructions, not what happened.
+def read_html(content: bytes) -> Extract:
+    """Return the visible text of a page without navigation; the encoding is declared or detected.
 
     Raises:
-        UnreadableError: It is not in the chat format; the message names the place.
+        UnreadableError: It is nested too deeply.
     """
-    if not isinstance(messages, list) or not messages:
-        raise UnreadableError("messages must be a list with at least one message")
-    tools: dict[str, str] = {}
-    blocks: list[Block] = []
-    first = ""
-    for number, message in enumerate(messages):
-        place = f"messages[{number}]"
-        role = message.get("role") if isinstance(message, Mapping) else None
-        if role not in (*_SPEAKERS, "tool", "function"):
-            allowed = ", ".join((*_SPEAKERS, "tool"))
-            raise UnreadableError(f"{place} must be an object with a role ({allowed}), got {str(message)[:60]!r}")
-        if role in ("system", "developer") and not with_system:
-            continue
-        words = _content(message.get("content"), place)
-        first = first or (one_line(words) if role == "user" else "")
-        if words.strip():
-            tool = message.get("name") or tools.get(str(message.get("tool_call_id")), "")
-            blocks.append(Block(f"{_SPEAKERS.get(role, f'Tool {tool}'.strip())}: {words.strip()}"))
-        blocks += [Block(f"Assistant calls {name}({_short(given)})") for name, given in _calls(message, tools, place)]
-    return Extract(blocks_of(blocks), cut(first, _TITLE_CHARACTERS))
+    from bs4 import BeautifulSoup
 
-
-def _calls(message: Mapping[str, Any], tools: dict[str, str], place: str) -> Iterator[tuple[str, Any]]:
-    """Yield name and raw arguments of each call, in today's form or the one before; note the names for the results."""
-    calls = message.get("tool_calls") or []
-    if not isinstance(calls, list):
-        raise UnreadableError(f"{place}.tool_calls must be a list")
-    if message.get("function_call"):
-        calls = [*calls, {"function": message["function_call"]}]
-    for call in calls:
-        made = (call.get("function") or call.get("custom")) if isinstance(call, Mapping) else None
-        if not isinstance(made, Mapping) or not made.get("name"):
-            raise UnreadableError(f"{place}.tool_calls must hold functions with a name")
-        tools[str(call.get("id"))] = str(made["name"])
-        yield str(made["name"]), made.get("arguments", made.get("input", ""))
-
-
-def _short(arguments: Any) -> str:
-    """Return a call's arguments as `name=value, ...`, cut where they are long."""
+    soup = BeautifulSoup(content, "html.parser")
     try:
-        value = json.loads(arguments) if isinstance(arguments, str) else arguments
-    except (ValueError, RecursionError):
-        value = arguments
-    if isinstance(value, Mapping):
-        shown = ", ".join(f"{name}={json.dumps(item, ensure_ascii=False)}" for name, item in value.items())
-    else:
-        shown = "" if value in (None, "") else str(value)
-    return cut(without_unfit(one_line(shown)), _ARGUMENT_CHARACTERS)
+        title = one_line(soup.title.get_text()) if soup.title else ""
+        return Extract(blocks_of(_Walk().blocks(_main(soup))), valid_unicode(title))
+    except RecursionError as error:
+        raise UnreadableError("is HTML that is nested too deeply") from error
 
 
-def _content(content: Any, place: str) -> str:
-    """Return the words of a message's content: a text, nothing, or a list of parts."""
-    if content is None or isinstance(content, str):
-        return content or ""
-    if not isinstance(content, Sequence):
-        raise UnreadableError(f"{place}.content must be a text, a list of parts or null")
-    words = []
-    for i, part in enumerate(content):
-        if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
-            raise UnreadableError(f"{place}.content[{i}] must be an object with a type")
-        kind = f"[{part['type'].removeprefix('input_').removesuffix('_url')}]"
-        words.append(next((str(part[key]) for key in ("text", "refusal") if isinstance(part.get(key), str)), kind))
-    return "\n".join(words)
+def _main(soup: Any) -> Any:
+    """Return the only non-empty `<main>` or `<article>`, else the whole page."""
+    for name in ("main", "article"):
+        found = soup.find_all(name)
+        if len(found) == 1 and found[0].get_text(strip=True):
+            return found[0]
+    return soup
+
+
+class _Walk:
+    """Depth-first traversal that collects text until a block ends."""
+
+    def __init__(self) -> None:
+        self._words = ""
+        self._mark = ""
+
+    def blocks(self, root: Any) -> Iterator[Block]:
+        """Yield the blocks below an element."""
+        yield from self._inside(root)
+        yield from self._end()
+
+    def _end(self, level: int = 0) -> Iterator[Block]:
+        """Yield the collected text, after its marker if it starts a list item."""
+        if words := "\n".join(line.strip() for line in self._words.split("\n")).strip():
+            yield Block(self._mark + valid_unicode(words), level)
+            self._mark = ""
+        self._words = ""
+
+    def _inside(self, element: Any) -> Iterator[Block]:
+        from bs4.element import CData, NavigableString, Tag
+
+        for child in element.children:
+            if isinstance(child, Tag):
+                yield from self._element(child)
+            elif type(child) in (NavigableString, CData):  # comments and declarations are subclasses
+                self._words += _SPACE.sub(" ", child)
+
+    def _element(self, element: Any) -> Iterator[Block]:
+        name = element.name
+        if name in _SKIPPED or element.has_attr("hidden"):
+            return
+        if name == "br":
+            self._words += "\n"
+        elif name == "img":
+            self._words += _SPACE.sub(" ", str(element.get("alt") or ""))
+        elif name in _INLINE:
+            yield from self._inside(element)
+        else:
+            yield from self._end()
+            yield from self._block(element)
+
+    def _block(self, element: Any) -> Iterator[Block]:
+        name = element.name
+        if name in _HEADINGS:
+            yield Block(valid_unicode(_words(element)), _HEADINGS[name])
+        elif name == "pre":
+            yield Block(self._mark + valid_unicode(element.get_text().strip("\n")))
+            self._mark = ""
+        elif name == "table" and element.find("table") is None:
+            yield Block("\n".join(self._rows(element)))
+        else:
+            if name == "ol":
+                start = str(element.get("start"))[:9]
+                first = int(start) if start.isdecimal() else 1
+                for number, item in enumerate(element.find_all("li", recursive=False), first):
+                    item["list marker"] = f"{number}. "
+            elif name == "li":
+                self._mark = element.get("list marker", "- ")
+            yield from self._inside(element)
+            yield from self._end()
+            self._mark = ""
+
+    @staticmethod
+    def _rows(table: Any) -> Iterator[str]:
+        """Yield a table's caption and rows, cells separated by ` | `."""
+        for part in table.find_all(["caption", "tr"]):
+            cells = [part] if part.name == "caption" else part.find_all(["th", "td"])
+            texts = [_words(cell) for cell in cells]
+            if any(texts):
+                yield valid_unicode(" | ".join(texts))
+
+
+def _words(element: Any) -> str:
+    """Return an element's text on one line."""
+    return one_line(" ".join(block.text for block in _Walk().blocks(element)))
+
+
+def read_markdown(content: bytes) -> Extract:
+    """Return the text of a Markdown file (CommonMark with tables) and its front matter.
+
+    Raises:
+        UnreadableError: It is not UTF-8, or its front matter is not YAML.
+    """
+    from bs4 import BeautifulSoup
+    from markdown_it import MarkdownIt
+
+    fields, text = _front_matter(decoded(content))
+    markdown = MarkdownIt("commonmark", {"breaks": True}).enable("table")
+    # Unclosed tags must not swallow the text after them.
+    markdown.add_render_rule("html_inline", lambda *_: "")
+    markdown.add_render_rule(
+        "html_block", lambda _, tokens, i, *__: str(BeautifulSoup(tokens[i].content, "html.parser"))
+    )
+    try:
+        blocks = blocks_of(_Walk().blocks(BeautifulSoup(markdown.render(text), "html.parser")))
+    except RecursionError as error:
+        raise UnreadableError("holds HTML that is nested too deeply") from error
+    return Extract(blocks, one_line(str(fields.pop("title", ""))), fields)
+
+
+def _front_matter(text: str) -> tuple[dict[str, Any], str]:
+    """Return the front matter's known fields and the text after it; a leading thematic break is text."""
+    import yaml
+
+    found = _FRONT_MATTER.match(text)
+    if found is None:
+        return {}, text
+    try:
+        front = yaml.safe_load(found.group(1))
+    except yaml.YAMLError as error:
+        raise UnreadableError(f"its front matter is not YAML: {one_line(str(error))}") from error
+    if not isinstance(front, dict):
+        return {}, text
+    taken = {name: front[name] for name in _FRONT_FIELDS if front.get(name) is not None}
+    if "effective" in taken:
+        taken["effective"] = str(taken["effective"])  # YAML parses dates, JSON does not
+    return taken, text[found.end() :]
+
+
+PLAIN = Reader("text", (".txt", ".text"), read_plain)
+HTML = Reader("html", (".html", ".htm", ".xhtml"), read_html)
+MARKDOWN = Reader("markdown", (".md", ".markdown"), read_markdown)

@@ -37,11 +37,16 @@ def test_file_may_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
 
 def test_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = write_atomically(tmp_path / "a.txt", "old")
-    for error in (KeyboardInterrupt, FileNotFoundError):
-        with pytest.raises(error), replacing(path) as staging:
+
+    def write(error: type[BaseException]) -> None:
+        with replacing(path) as staging:
             if error is KeyboardInterrupt:  # the other one comes from a block that wrote nothing
                 staging.write_text("new")
                 raise error
+
+    for error in (KeyboardInterrupt, FileNotFoundError):
+        with pytest.raises(error):
+            write(error)
         assert path.read_text() == "old"
     assert names(tmp_path) == {"a.txt"}
 

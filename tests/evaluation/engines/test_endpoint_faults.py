@@ -32,7 +32,7 @@ REASONS: dict[Fault, FailureReason] = {
     "reset": "connection",
 }
 UNBILLED: set[Fault] = {"429", "500", "empty"}
-"""Faults after which the use is known: none for the first two, told by the server for the third."""
+"""Faults after which the use is known: none for the first two, reported by the server for the third."""
 
 
 @pytest.mark.parametrize("fault", ALL_PASSING)
@@ -106,7 +106,7 @@ def test_budget_is_never_exceeded_and_the_stop_is_clean(tmp_path: Path, concurre
     budget = 150
     with FaultyServer(delay=0.02) as server, Ledger(tmp_path / "l.db") as ledger:
         endpoint = Endpoint(config_for(server, concurrency=concurrency, budget_tokens=budget), ledger)
-        with pytest.raises(BudgetError, match="of 150 tokens are spent, the next call may take 36") as caught:
+        with pytest.raises(BudgetError, match="of 150 tokens are spent, the next call may use 36") as caught:
             endpoint.complete(requests_for(40))
         spent, made = ledger.spent(), len(server.seen)
         assert spent.tokens == made * USED <= budget
@@ -148,7 +148,7 @@ def test_budget_of_money(tmp_path: Path) -> None:
 
 def test_untold_use_counts_with_its_upper_bound(tmp_path: Path) -> None:
     with FaultyServer(tells_usage=False) as server, Ledger(tmp_path / "l.db") as ledger:
-        with pytest.raises(BudgetError, match="4 calls whose use is unknown count with the most"):
+        with pytest.raises(BudgetError, match="4 calls of unknown usage count with their maximum"):
             Endpoint(config_for(server, concurrency=8, budget_tokens=150), ledger).complete(requests_for(10))
         assert ledger.spent().tokens == 4 * MOST
     with FaultyServer() as server, Ledger(tmp_path / "other.db") as ledger:

@@ -62,7 +62,7 @@ def test_no_truncated_body_is_a_reply(length: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("choice", "used", "reason", "may_pass"),
+    ("choice", "used", "reason", "transient"),
     [
         ({"text": "a", "finish_reason": "content_filter"}, 1, "content_filtered", False),
         ({"text": "", "finish_reason": "length"}, 100, "empty_choice", False),
@@ -72,12 +72,12 @@ def test_no_truncated_body_is_a_reply(length: int) -> None:
         ({"text": "a"}, 1, "malformed", True),
     ],
 )
-def test_choices_that_are_no_replies(choice: dict[str, Any], used: int, reason: str, may_pass: bool) -> None:
+def test_choices_that_are_no_replies(choice: dict[str, Any], used: int, reason: str, transient: bool) -> None:
     usage = {"prompt_tokens": 1, "completion_tokens": used}
     answer = READER.body(json.dumps({"choices": [choice], "usage": usage}))
     assert isinstance(answer.outcome, EndpointFailure)
     assert answer.outcome.reason == reason
-    assert answer.may_pass == may_pass
+    assert answer.transient == transient
     assert answer.usage == (1, used)
 
 

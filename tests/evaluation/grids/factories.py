@@ -6,10 +6,14 @@ import random
 
 from hypothesis import strategies as st
 
-from evaluation.grids.grids import COLOURS, Grid, GridPair, GridTask, GridTest
-from evaluation.grids.transformations import (
+from evaluation.grids.grids import (
+    COLOURS,
     MIRROR,
     ORIENTATIONS,
+    Grid,
+    GridPair,
+    GridTask,
+    GridTest,
     Transformation,
     chain,
     enlargement,

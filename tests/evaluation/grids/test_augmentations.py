@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.grids.arc import load_arc
 from evaluation.grids.augmentations import (
     CHAINS,
     CHOSEN,
@@ -25,8 +24,8 @@ from evaluation.grids.augmentations import (
     most_examples,
     transformations_of,
 )
-from evaluation.grids.grids import Grid, GridPair, output_spans, read_grid, write_grid, write_query
-from evaluation.grids.transformations import MIRROR
+from evaluation.grids.domain import load_arc
+from evaluation.grids.grids import MIRROR, Grid, GridPair, output_spans, read_grid, write_grid, write_query
 from tests.evaluation.grids.factories import grids
 
 FLAGS = ("use_basic_augmentations", "use_size_augmentations", "use_chain_augmentations", "use_repeat_augmentations")

@@ -17,7 +17,6 @@ from evaluation.common.checkpoints import MICRO_MODELS
 from evaluation.grids.domain import as_task
 from evaluation.grids.grids import write_pairs
 from evaluation.microgrids import pretraining as recipes
-from evaluation.microgrids.checks import run_checks
 from evaluation.microgrids.pretraining import (
     CONTEXT_TOKENS,
     GRID_ROLES,
@@ -30,6 +29,7 @@ from evaluation.microgrids.pretraining import (
     draw_texts,
     pretrain,
     rule_name,
+    run_checks,
     teacher_prompt,
 )
 from evaluation.microgrids.world import FAMILIES, PRETRAINED, SPACE, TESTED, UNSEEN, draw_tasks
@@ -42,7 +42,7 @@ from teacher.self_edit import edit_of
 MODELS = MICRO_MODELS["micro-grid-student"].parent
 TOKENIZER = build_tokenizer()
 TINY = Shape(hidden=32, layers=1, intermediate=32, rope_theta=200.0)
-PHASES = [Phase(3, 4, (1,), {"told": 1.0}, PRETRAINED), Phase(4, 4, (2,), {"named": 1.0}, recipes.READ)]
+PHASES = [Phase(3, 4, (1,), {"given": 1.0}, PRETRAINED), Phase(4, 4, (2,), {"named": 1.0}, recipes.READ)]
 
 
 def ids_of(text: str) -> list[int]:
@@ -87,8 +87,10 @@ def test_tokenizer_takes_a_specification_field_by_field() -> None:
 
 # Texts
 
+EXERCISES = st.sampled_from(["given", "inferred", "named"])
 
-@given(st.sampled_from(sorted(FAMILIES)), st.sampled_from(["told", "shown", "named"]), st.integers(1, 6), st.integers())
+
+@given(st.sampled_from(sorted(FAMILIES)), EXERCISES, st.integers(1, 6), st.integers())
 @settings(max_examples=60, deadline=None)
 def test_texts_weigh_what_can_be_known(family: str, exercise: Exercise, pairs: int, seed: int) -> None:
     text = draw_text(random.Random(seed), family, exercise, pairs)
@@ -96,28 +98,28 @@ def test_texts_weigh_what_can_be_known(family: str, exercise: Exercise, pairs: i
     whole = "".join(piece for piece, _ in text)
     assert TOKENIZER.decode(batch.ids[0, 1:-1]) == whole
     assert batch.ids.shape[1] <= CONTEXT_TOKENS
-    # Outputs of eleven tokens: all where the rule is told, all but the first pair's where it has to be found.
-    assert int((batch.weights == 1.0).sum()) == 11 * (pairs if exercise == "told" else pairs - 1)
+    # Outputs of eleven tokens: all if the rule is given, all but the first pair's where it has to be found.
+    assert int((batch.weights == 1.0).sum()) == 11 * (pairs if exercise == "given" else pairs - 1)
     if exercise == "named":
         completion = whole.rpartition("Rule: ")[2]
         name, _, spec = completion.partition("\n")
         assert name == rule_name(family)
         assert parse_self_edit(completion, prompt=whole.removesuffix(completion)).edit == edit_of(json.loads(spec))
-    assert whole.startswith(f"Rule: {family}\n") == (exercise == "told")
+    assert whole.startswith(f"Rule: {family}\n") == (exercise == "given")
 
 
 def test_teachers_prompt_is_the_one_that_runs_use() -> None:
     task = draw_tasks("test", TESTED, 1, 0, tests=2)[0]
     document = as_task(task).document
     for budget in (None, 48):
-        told = "" if budget is None else "\nSteps: 48"
+        steps = "" if budget is None else "\nSteps: 48"
         rendered = prompt_template("micro-grid-spec").render(document, budget)
         assert rendered == teacher_prompt(task.demonstrations, budget)
-        assert rendered == f"{write_pairs(task.demonstrations)}{told}\nRule: "
+        assert rendered == f"{write_pairs(task.demonstrations)}{steps}\nRule: "
 
 
 def test_no_text_is_about_a_family_that_is_kept_from_everybody() -> None:
-    families = {family for phases in recipes.teacher_stages() for phase in phases for family in phase.families}
+    families = {family for phases in recipes.stages("grid-teacher") for phase in phases for family in phase.families}
     assert not families & set(UNSEEN)
     assert families == set(recipes.READ)
 
@@ -131,7 +133,7 @@ def test_pretraining_lowers_the_loss_and_is_the_same_for_a_seed() -> None:
     for seed in (1, 1, 2):
         model = new_model(TINY, TOKENIZER, 0)
         before = weighted_loss(model, batch).item()
-        pretrain(model, TOKENIZER, [Phase(20, 16, (1,), {"told": 1.0}, PRETRAINED)], seed, report=print)
+        pretrain(model, TOKENIZER, [Phase(20, 16, (1,), {"given": 1.0}, PRETRAINED)], seed, report=print)
         assert weighted_loss(model, batch).item() < before - 0.3
         trained.append(model.state_dict())
     same, again, other = trained
@@ -142,8 +144,7 @@ def test_pretraining_lowers_the_loss_and_is_the_same_for_a_seed() -> None:
 def test_build_shares_the_students_stages_with_the_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     threads = torch.get_num_threads()
     monkeypatch.setattr(recipes, "SHAPE", TINY)
-    monkeypatch.setattr(recipes, "student_stages", lambda: [[PHASES[0]]])
-    monkeypatch.setattr(recipes, "teacher_stages", lambda: [[PHASES[0]], [PHASES[1]]])
+    monkeypatch.setattr(recipes, "stages", lambda role: [[phase] for phase in PHASES[: 1 + (role == "grid-teacher")]])
     try:
         student = build_one("grid-student", tmp_path, 5)
         stages = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "stages").iterdir()}

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.grids.grids import COLOURS, Grid
-from evaluation.grids.transformations import ORIENTATIONS, Transformation, random_recolouring
+from evaluation.grids.grids import COLOURS, ORIENTATIONS, Grid, Transformation, random_recolouring
 from evaluation.microgrids.world import (
     ADAPTED,
     FAMILIES,

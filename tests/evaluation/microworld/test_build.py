@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evaluation.common.checkpoints import MICRO_MODELS
-from evaluation.common.errors import ModelError
 from evaluation.microworld import build
 from evaluation.microworld.build import (
     CONTENT_WEIGHT,
     CONTEXT_TOKENS,
-    ROLES,
+    SAMPLING_TEMPERATURE,
     SHIPPED,
+    Check,
     Phase,
     Role,
     batch_of_texts,
@@ -29,8 +29,8 @@ from evaluation.microworld.build import (
     build_tokenizer,
     content_tokens,
     pretrain,
+    run_checks,
 )
-from evaluation.microworld.checks import SAMPLING_TEMPERATURE, Check, run_checks
 from evaluation.microworld.pretraining import SPECIAL_TOKENS, Batch, Shape, new_model, sharpen, weighted_loss
 from evaluation.microworld.texts import Text, repeated_words, student_lines
 from evaluation.microworld.world import ATTRIBUTES, ENTITY_KINDS, FILLERS, NAME_PARTS, OPENINGS, VALUES
@@ -82,10 +82,6 @@ def test_tokenizer_words_of_sentences_are_one_token(prefix: str) -> None:
     for sentence in filled_sentences():
         pieces = TOKENIZER.backend_tokenizer.pre_tokenizer.pre_tokenize_str(prefix + sentence)
         assert len(ids_of(prefix + sentence)) == len(pieces), sentence
-
-
-def test_tokenizer_sentences_are_short() -> None:
-    assert max(len(ids_of(sentence)) for sentence in filled_sentences()) < 25
 
 
 def test_tokenizer_starts_texts_with_bos() -> None:
@@ -199,8 +195,8 @@ def pretrained_tiny(seed: int) -> tuple[Any, list[str]]:
     return model, lines
 
 
-def test_pretrain_lowers_the_loss() -> None:
-    """100 steps bring new lines from log(V) = 6.8 nats down by more than a nat."""
+def test_pretrain_lowers_the_loss_deterministically() -> None:
+    """100 steps bring new lines from log(V) = 6.8 nats down by more than a nat, the same with the same seed."""
     batch = batched(list(itertools.islice(student_lines(99), 64)))
     trained, lines = pretrained_tiny(0)
     with torch.no_grad():
@@ -209,10 +205,7 @@ def test_pretrain_lowers_the_loss() -> None:
     assert [line.split("  ")[0] for line in lines] == ["step 100/100"]
     assert not trained.training
     assert all(parameter.grad is None for parameter in trained.parameters())
-
-
-def test_pretrain_is_deterministic_given_the_seed() -> None:
-    one, same, other = (pretrained_tiny(seed)[0].state_dict() for seed in (3, 3, 4))
+    one, same, other = (model.state_dict() for model in (trained, pretrained_tiny(0)[0], pretrained_tiny(4)[0]))
     assert all(torch.equal(one[key], same[key]) for key in one)
     assert any(not torch.equal(one[key], other[key]) for key in one)
 
@@ -227,14 +220,14 @@ def test_sharpen_multiplies_the_logits(factor: float) -> None:
         torch.testing.assert_close(model(input_ids=ids).logits, factor * before)
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", get_args(Role))
 def test_recipes_texts_fit_the_context(role: Role) -> None:
     stages = build.stages(role, 0)
     for stream, _ in itertools.chain(*(phase.streams for phases in stages for phase in phases)):
         assert batched(list(itertools.islice(stream, 100))).ids.shape[1] <= CONTEXT_TOKENS
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", get_args(Role))
 def test_build_one_writes_a_directory_that_opens(role: Role, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     threads = torch.get_num_threads()
     monkeypatch.setitem(build.SHAPES, role, TINY)
@@ -252,7 +245,7 @@ def test_build_one_writes_a_directory_that_opens(role: Role, tmp_path: Path, mon
     assert AutoTokenizer.from_pretrained(directory).get_vocab() == TOKENIZER.get_vocab()
 
 
-def test_build_one_goes_on_after_the_stages_that_a_killed_build_finished(
+def test_build_one_resumes_after_the_finished_stages_of_a_killed_build(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(seed: int) -> Iterator[Text]:
@@ -261,7 +254,7 @@ def test_build_one_goes_on_after_the_stages_that_a_killed_build_finished(
 
     monkeypatch.setitem(build.SHAPES, "student", TINY)
     whole = [[Phase(4, ((student_lines(1), 8),))], [Phase(9, ((student_lines(2), 8),))]]
-    killed = [whole[0], [Phase(9, ((broken(2), 8),))]]
+    killed = [[Phase(4, ((student_lines(1), 8),))], [Phase(9, ((broken(2), 8),))]]
     again = [[Phase(4, ((broken(1), 8),))], [Phase(9, ((student_lines(2), 8),))]]
     threads = torch.get_num_threads()
     try:
@@ -269,11 +262,9 @@ def test_build_one_goes_on_after_the_stages_that_a_killed_build_finished(
         with pytest.raises(KeyboardInterrupt):
             build_one("student", tmp_path / "a", 5)
         assert not (tmp_path / "a" / "student").exists()
-        # Were the first stage done again, it would find too few texts.
-        again[0][0] = Phase(4, ((broken(1), 8),))
+        # A repeated first stage would find too few texts.
         monkeypatch.setattr(build, "stages", lambda role, seed: again)
         resumed = build_one("student", tmp_path / "a", 5)
-        whole[0][0] = Phase(4, ((student_lines(1), 8),))
         monkeypatch.setattr(build, "stages", lambda role, seed: whole)
         undisturbed = build_one("student", tmp_path / "b", 5)
     finally:
@@ -306,10 +297,6 @@ def test_shipped_tokenizer_is_the_one_that_is_built_today(role: Role) -> None:
     assert tokenizer.padding_side == "right"
 
 
-def test_shipped_models_are_small_on_disk() -> None:
-    assert sum(path.stat().st_size for path in MODELS.rglob("*") if path.is_file()) <= 16 * 2**20
-
-
 def test_shipped_models_pass_all_checks_which_leave_the_global_generator_alone() -> None:
     state = torch.get_rng_state()
     checks = run_checks(MODELS)
@@ -323,13 +310,6 @@ def test_checks_sample_as_the_demo_does() -> None:
     assert yaml.safe_load(text)["teacher"]["sampling"]["temperature"] == SAMPLING_TEMPERATURE
 
 
-@pytest.mark.parametrize(
-    ("value", "passed"), [(0.19, False), (0.2, True), (0.5, True), (0.8, True), (0.81, False), (float("nan"), False)]
-)
-def test_check_passes_within_its_range_only(value: float, passed: bool) -> None:
-    assert Check("any", value, 0.2, 0.8).passed is passed
-
-
-def test_run_checks_without_models_is_a_model_error(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="student"):
-        run_checks(tmp_path)
+def test_check_passes_within_its_range_only() -> None:
+    values = (0.19, 0.2, 0.8, 0.81, float("nan"))
+    assert [Check("any", value, 0.2, 0.8).passed for value in values] == [False, True, True, False, False]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 
-from evaluation.microworld.nights import NightDocument
+from evaluation.microworld.world import NightDocument
 from evaluation.tasks import Question
 from pipelines.adapt_student.state import HeldDocument, StudentState
 from pipelines.experiments.nights import as_delivered

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 from rich.console import Console
 
-from evaluation.microworld.nights import NightDocument, draw_nights
+from evaluation.microworld.world import NightDocument, draw_nights
 from pipelines.adapt_student.config import NightConfig
 from pipelines.adapt_student.flow import NIGHT_TAG, RESULT, adapt_student, write_missing_questions
 from pipelines.adapt_student.page import NightResult

@@ -45,7 +45,7 @@ def test_route_by_hint_then_rules(given, replaces, place, because) -> None:  # t
 
 
 def test_rules_can_send_everything_to_the_weights() -> None:
-    rules = RoutingConfig(superseding="weights", dated="weights", volatile_patterns=())
+    rules = RoutingConfig(changing="weights", volatile_patterns=())
     given = document("a", text="It is currently so.", effective=date(2026, 1, 5))
     assert route(given, rules, replaces=1)[0] == "weights"
 

@@ -19,8 +19,7 @@ from pipelines.lineage.registry import Registry
 from pipelines.lineage.run import Lineage
 from pipelines.settings import TrackingConfig
 from student.adapters import Adapter, save_adapter
-from teacher.config import PolicyConfig
-from teacher.policy import TeacherPolicy
+from teacher.policy import PolicyConfig, TeacherPolicy
 from tests.pipelines.check_regression.factories import (
     adaptation_suite,
     made_adapter,

@@ -89,7 +89,7 @@ def test_versions_are_found_by_number_and_by_alias(open_run: Open, work_dir: Pat
 
 
 def test_a_variant_has_the_suites_student_and_seed_and_its_own_teacher_and_recipe(tmp_path: Path) -> None:
-    suite = load_suite(adaptation_suite(tmp_path, pin=False, adaptation={**ADAPTATION, "edits": 3, "seed": 7}))
+    suite = load_suite(adaptation_suite(tmp_path, pin=False, seed=7, adaptation={**ADAPTATION, "edits": 3}))
     teacher = settings_of(suite, parse_subject("teacher:base"))
     assert suite.adaptation is not None
     assert (teacher.teacher, teacher.student.update) == (suite.adaptation.teacher, suite.adaptation.update)

@@ -41,7 +41,7 @@ def scores(seed: int, share: float = 1.0, **levels: float) -> dict[str, dict[str
 
 
 def run_result(seed: int, **levels: float) -> RunResult:
-    """The result of a run that never happened."""
+    """A synthetic result."""
     accuracy, other = scores(seed, **levels), scores(seed + 100, 0.8)
     pairs = [("trained_teacher", "untrained_teacher"), ("other_document", "base")]
     found = compare(accuracy, pairs, resamples=100)
@@ -72,7 +72,6 @@ def made_of(seeds: tuple[int, ...] = (0, 1, 2), arms: dict[str, Any] | None = No
     return evidence.Evidence(
         config=load(DEMO, TrainTeacherConfig),
         seeds={seed: run_result(seed) for seed in seeds},
-        reference="as configured",
         arms=arms or {},
         missing=["arm, seed 0"],
         days=("2026-01-01", "2026-01-02"),
@@ -111,7 +110,7 @@ def test_runs_are_seeds_then_reference_then_arms_each_with_its_own_documents(tmp
         planned_runs(wrong, DEMO, tmp_path)
 
 
-def test_result_counts_only_for_its_configuration_and_code_and_when_whole(tmp_path: Path) -> None:
+def test_result_is_valid_only_for_its_configuration_and_code(tmp_path: Path) -> None:
     run = planned_runs(GridPlan(config="demo.yaml"), DEMO, tmp_path)[0]
     assert read_result(run) is None
     finish(run, "a" * 64)
@@ -122,21 +121,21 @@ def test_result_counts_only_for_its_configuration_and_code_and_when_whole(tmp_pa
     assert read_result(run) is None
 
 
-def test_failed_run_stops_the_rest_with_its_own_message_and_finished_ones_are_not_started(tmp_path: Path) -> None:
+def test_failed_run_stops_the_others_and_finished_runs_are_not_repeated(tmp_path: Path) -> None:
     content = yaml.safe_load(DEMO.read_text(encoding="utf-8"))
     content["data"] = {"type": "jsonl", "path": str(tmp_path / "none.jsonl"), "development_documents": 1}
-    said: list[str] = []
+    lines: list[str] = []
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(content), encoding="utf-8")
     plan = GridPlan(config="config.yaml", seeds=(0, 1, 2))
     runs = planned_runs(plan, config, tmp_path)
     finish(runs[0], code_digest())
-    with pytest.raises(GridError, match=r"(?s)seed 1: exit code 2.*none\.jsonl.*To resume: make evidence"):
-        run_all(plan, config, runs, tmp_path, "make evidence", said.append)
-    assert [line.split(";")[0] for line in said] == ["all variants, seed 1: runs"]
+    with pytest.raises(GridError, match=r"(?s)seed 1: failed with exit code 2.*none\.jsonl.*To resume: make evidence"):
+        run_all(plan, config, runs, tmp_path, "make evidence", lines.append)
+    assert [line.split(";")[0] for line in lines] == ["all variants, seed 1: started"]
 
 
-def test_document_holds_every_table_and_picture(tmp_path: Path) -> None:
+def test_document_has_all_tables_and_plots(tmp_path: Path) -> None:
     arms: dict[str, Any] = {
         "as configured": {"as configured": {0: run_result(0)}},
         "Ablations": {"worse": {0: run_result(0, trained_teacher=0.3)}, "other seed": {5: run_result(5)}},
@@ -151,7 +150,7 @@ def test_document_holds_every_table_and_picture(tmp_path: Path) -> None:
     for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
         assert len({line.count("|") for line in block.splitlines()}) == 1
     assert re.search(r"^\| worse \|.*below 0", text, flags=re.MULTILINE)
-    assert "Without a result yet: arm, seed 0." in text
+    assert "Without a result: arm, seed 0." in text
 
 
 def test_gain_and_kept_share_agree_with_means_by_hand() -> None:
@@ -169,7 +168,7 @@ def test_gain_and_kept_share_agree_with_means_by_hand() -> None:
     assert evidence.kept({}) is None
 
 
-def test_notes_survive_and_broken_marks_are_refused(tmp_path: Path) -> None:
+def test_notes_are_preserved_and_broken_markers_refused(tmp_path: Path) -> None:
     path = evidence.write_document(made_of((0,)), tmp_path)
     first = path.read_text(encoding="utf-8")
     noted = first.replace(f"{evidence.OPEN}\n\n", f"{evidence.OPEN}\nWhy *it* failed:\n")
@@ -178,12 +177,12 @@ def test_notes_survive_and_broken_marks_are_refused(tmp_path: Path) -> None:
     assert path.read_text(encoding="utf-8") == noted
     for text in (evidence.OPEN, f"{evidence.CLOSE}{evidence.OPEN}", 2 * f"{evidence.OPEN}{evidence.CLOSE}"):
         path.write_text(text, encoding="utf-8")
-        with pytest.raises(ConfigError, match="mend the marks"):
+        with pytest.raises(ConfigError, match="correct the markers"):
             evidence.write_document(made_of((0,)), tmp_path)
         assert path.read_text(encoding="utf-8") == text
 
 
-def test_command_writes_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_writes_available_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan, work = tmp_path / "plan.yaml", tmp_path / "work"
     plan.write_text("config: demo.yaml\nseeds: [0, 1]\n")
     (tmp_path / "demo.yaml").write_bytes(DEMO.read_bytes())
@@ -194,4 +193,4 @@ def test_command_writes_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "no seed of the plan has a result" in capsys.readouterr().err
     finish(planned_runs(load(plan, GridPlan), tmp_path / "demo.yaml", work)[0], "a" * 64)
     evidence.main(arguments)
-    assert "Without a result yet: all variants, seed 1." in (tmp_path / "evidence.md").read_text(encoding="utf-8")
+    assert "Without a result: all variants, seed 1." in (tmp_path / "evidence.md").read_text(encoding="utf-8")

@@ -44,15 +44,15 @@ def test_day_at_the_inbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (tmp_path / "b.png").write_bytes(b"\x89PNG")
     first = printed("add", ".", "--effective", "2026-11-01")
     assert "Added 1 document from 2 files." in first
-    assert "Refused 1:\n  b.png: is of no kind that is read" in first
+    assert "Skipped 1:\n  b.png: has no supported format" in first
     assert first.endswith("Next: preceptor inbox list --work-dir .preceptor\n")
     again = printed("add", "a.md")
-    assert "Added 0 documents from 1 file. 1 document known already and left as it was." in again
+    assert "Added 0 documents from 1 file. Already in the inbox: 1." in again
 
     asked = [{"question": "How many?", "answer": "Nine"}]
     row = json.dumps({"text": "Nine days.", "title": "Refunds", "questions": asked})
-    told = ("--supersedes", "a.md", "--supersedes", "gone", "--source", "chat")
-    added = piped("add", "-", *told, cwd=tmp_path, stdin=row)
+    options = ("--supersedes", "a.md", "--supersedes", "gone", "--source", "chat")
+    added = piped("add", "-", *options, cwd=tmp_path, stdin=row)
     assert "supersedes 'gone', which is not in the inbox" in added
     assert "'a.md', which" not in added
     with InboxStore(tmp_path / ".preceptor" / "inbox.db") as store:
@@ -89,7 +89,7 @@ def failed(*arguments: str, monkeypatch: pytest.MonkeyPatch, cwd: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("add", "absent.md"), "cannot be read: No such file"),
         (("add", "a.txt", "--effective", "soon"), "Invalid value for '--effective'"),
@@ -100,14 +100,14 @@ def failed(*arguments: str, monkeypatch: pytest.MonkeyPatch, cwd: Path) -> int:
 )
 def test_misuse_ends_with_2_and_makes_no_store(
     arguments: tuple[str, ...],
-    told: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "a.txt").write_text("Text.")
     assert failed(*arguments, monkeypatch=monkeypatch, cwd=tmp_path) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / ".preceptor").exists()
 
 

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from evaluation.common.errors import InputError
 from evaluation.tasks import Question
-from pipelines.inbox.documents import MOST_TEXT_CHARACTERS, InboxDocument
+from pipelines.inbox.documents import MAX_TEXT_CHARACTERS, InboxDocument
 from teacher.prompts import PROMPTS
 from tests.pipelines.inbox.files import document
 
@@ -32,7 +32,7 @@ def test_document_survives_json() -> None:
     "fields",
     [
         {"text": " \n"},
-        {"text": "x" * (MOST_TEXT_CHARACTERS + 1)},
+        {"text": "x" * (MAX_TEXT_CHARACTERS + 1)},
         {"text": "a\0b"},
         {"source": ""},
         {"title": "t" * 501},

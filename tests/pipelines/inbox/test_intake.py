@@ -16,25 +16,25 @@ from evaluation.sources.config import JsonLinesData
 from evaluation.sources.files import load_tasks
 from evaluation.tasks import Question
 from pipelines.inbox.intake import (
-    LEAST_CHARACTERS,
+    MIN_CHARACTERS,
+    Intake,
     IntakeSettings,
-    Part,
-    Refused,
-    Taken,
-    shared_out,
+    Section,
+    Skipped,
+    assign_questions,
+    read_documents,
     split_sections,
-    take,
 )
-from pipelines.inbox.readers.text import Block, blocks_of, joined
+from pipelines.inbox.readers.text import Block, blocks_of
 from tests.pipelines.inbox.files import pdf, word_file
 
 
-def taken(path: Path, **settings: Any) -> Taken:
-    return take(path, IntakeSettings(**settings))
+def taken(path: Path, **settings: Any) -> Intake:
+    return read_documents(path, IntakeSettings(**settings))
 
 
-def piped(content: str, **settings: Any) -> Taken:
-    return take(Path("-"), IntakeSettings(**settings), io.BytesIO(content.encode()))
+def piped(content: str, **settings: Any) -> Intake:
+    return read_documents(Path("-"), IntakeSettings(**settings), io.BytesIO(content.encode()))
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return made
 
 
-def test_directory_is_read_in_order_and_bad_files_are_refused(folder: Path) -> None:
+def test_directory_is_read_in_order_and_bad_files_are_skipped(folder: Path) -> None:
     found = taken(Path("docs"))
     assert [(each.source, each.title) for each in found.documents] == [
         ("docs/a.md", "Refunds"),
@@ -67,14 +67,14 @@ def test_directory_is_read_in_order_and_bad_files_are_refused(folder: Path) -> N
         ("docs/sub/g.jsonl", ""),
         ("docs/sub/h.json", "Hello?"),
     ]
-    assert [refused.place for refused in found.refused] == [
+    assert [skipped.place for skipped in found.skipped] == [
         "docs/d.png",
         "docs/e.txt",
         "docs/sub/g.jsonl: line 3",
         "docs/sub/g.jsonl: line 4",
     ]
-    reasons = [refused.reason for refused in found.refused]
-    assert "of no kind that is read (jsonl, json, " in reasons[0]
+    reasons = [skipped.reason for skipped in found.skipped]
+    assert "no supported format (jsonl, json, " in reasons[0]
     assert reasons[1] == "is empty"
     assert reasons[2].startswith("colour is an unknown key (allowed: id, title,")
     assert reasons[3].startswith("broken JSON")
@@ -91,7 +91,7 @@ def test_source_is_the_same_however_a_path_is_written(folder: Path) -> None:
     assert taken(folder / "a.md").documents[0].source == (folder / "a.md").as_posix()
 
 
-def test_source_that_is_given_goes_before_the_path(folder: Path) -> None:
+def test_given_source_takes_precedence_over_the_path(folder: Path) -> None:
     assert taken(folder / "a.md", source="wiki").documents[0].source == "wiki"
     assert {each.source for each in taken(folder, source="wiki").documents} >= {"wiki/a.md", "wiki/sub/f.html"}
 
@@ -134,8 +134,8 @@ def test_row_has_all_fields_and_settings_fill_the_others() -> None:
         ('{"title": "t"}', "text is missing"),
         ('{"text": " "}', "text is only white space"),
         ('{"text": 3}', "text must be a string, got a number"),
-        ('{"text": "a", "effective": "31.1.2026"}', "effective must be a day written YYYY-MM-DD, got '31.1.2026'"),
-        ('{"text": "a", "effective": 20260131}', "effective must be a day written YYYY-MM-DD, got 20260131"),
+        ('{"text": "a", "effective": "31.1.2026"}', "effective must be a date written YYYY-MM-DD, got '31.1.2026'"),
+        ('{"text": "a", "effective": 20260131}', "effective must be a date written YYYY-MM-DD, got 20260131"),
         ('{"text": "a", "route": "disk"}', "route Input should be 'weights' or 'memory'"),
         ('{"text": "a", "questions": [{"question": "q"}]}', "questions[0].answer is missing"),
         ('{"text": "a", "text": "b"}', "an object gives the key 'text' more than once"),
@@ -145,17 +145,17 @@ def test_row_has_all_fields_and_settings_fill_the_others() -> None:
         ('{"text": "a", "title": "' + "t" * 501 + '"}', "title has 501 characters, allowed are at most 500"),
     ],
 )
-def test_bad_row_is_refused_with_line_and_reason(row: str, reason: str) -> None:
+def test_bad_row_is_skipped_with_line_and_reason(row: str, reason: str) -> None:
     found = piped(f'{{"text": "Good."}}\n{row}')
     assert [each.text for each in found.documents] == ["Good."]
-    assert [refused.place for refused in found.refused] == ["standard input: line 2"]
-    assert reason in found.refused[0].reason
+    assert [skipped.place for skipped in found.skipped] == ["standard input: line 2"]
+    assert reason in found.skipped[0].reason
 
 
 def test_nothing_usable_is_an_error_that_lists_all(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"line 1: text is missing\n.*line 2: broken JSON"):
         piped('{"title": "t"}\n{')
-    with pytest.raises(InputError, match="there is no file to read"):
+    with pytest.raises(InputError, match="the directory has no files"):
         taken(tmp_path)
     with pytest.raises(InputError, match="cannot be read: No such file"):
         taken(tmp_path / "absent.md")
@@ -163,38 +163,38 @@ def test_nothing_usable_is_an_error_that_lists_all(tmp_path: Path) -> None:
         piped("")
 
 
-def test_file_that_is_too_large_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_that_is_too_large_is_skipped_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (tmp_path / "a.txt").open("wb") as sparse:
         sparse.truncate(2**40)
     (tmp_path / "b.txt").write_text("Small.")
     found = taken(tmp_path)
     assert [each.text for each in found.documents] == ["Small."]
-    assert found.refused == (
-        Refused(str(tmp_path / "a.txt"), "has 1099511627776 bytes, allowed are 52428800; split it into smaller files"),
+    assert found.skipped == (
+        Skipped(str(tmp_path / "a.txt"), "has 1099511627776 bytes, allowed are 52428800; split it into smaller files"),
     )
-    monkeypatch.setattr("pipelines.inbox.intake.MOST_BYTES", 5)
+    monkeypatch.setattr("pipelines.inbox.intake.MAX_BYTES", 5)
     with pytest.raises(InputError, match="has more than 5 bytes"):
         piped('{"text": "a"}')
 
 
-def test_pipe_is_no_file(tmp_path: Path) -> None:
+def test_named_pipe_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.txt")
-    with pytest.raises(InputError, match="is not a file"):
+    with pytest.raises(InputError, match="is not a regular file"):
         taken(tmp_path)
 
 
-def test_standard_input_is_read_as_what_it_is_said_to_be() -> None:
+def test_standard_input_is_read_in_the_given_format() -> None:
     assert [each.text for each in piped("One.\n\nTwo.", format="text").documents] == ["One.\n\nTwo."]
     assert piped("# T\n\nText.", format="markdown").documents[0].title == "T"
 
 
-def test_front_matter_speaks_for_its_file(tmp_path: Path) -> None:
+def test_front_matter_overrides_settings(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("---\neffective: 2026-11-01\nroute: memory\nsource: wiki/a\n---\n# T\n\nText.")
     (tmp_path / "b.md").write_text("---\nroute: disk\n---\nText.")
     found = taken(tmp_path, route="weights")
     only = found.documents[0]
     assert (only.effective, only.route, only.source) == (datetime.date(2026, 11, 1), "memory", "wiki/a")
-    assert found.refused[0].reason == "route Input should be 'weights' or 'memory'"
+    assert found.skipped[0].reason == "route Input should be 'weights' or 'memory'"
 
 
 def test_long_document_is_split_and_each_part_has_its_questions() -> None:
@@ -237,12 +237,12 @@ WORDS = st.text(alphabet="abcäß。.!? \n\t-#日", min_size=1, max_size=900)
 BLOCKS = st.lists(st.builds(Block, WORDS, st.integers(0, 6)), min_size=1, max_size=12).map(blocks_of).filter(bool)
 
 
-@given(BLOCKS, st.integers(LEAST_CHARACTERS, 1200))
+@given(BLOCKS, st.integers(MIN_CHARACTERS, 1200))
 def test_parts_hold_everything_in_order_and_are_short_enough(blocks: tuple[Block, ...], most: int) -> None:
-    parts = split_sections(blocks, most)
-    assert "".join("".join(part.text for part in parts).split()) == "".join(joined(blocks).split())
+    parts, whole = split_sections(blocks, most), "\n\n".join(block.text for block in blocks)
+    assert "".join("".join(part.text for part in parts).split()) == "".join(whole.split())
     assert all(0 < len(part.text) <= most and part.text.strip() for part in parts)
-    assert (len(parts) == 1) == (len(joined(blocks)) <= most)
+    assert (len(parts) == 1) == (len(whole) <= most)
 
 
 def sentence(topic: str, number: int) -> str:
@@ -253,7 +253,7 @@ def section(topic: str, level: int, sentences: int) -> list[Block]:
     return [Block(topic, level), *(Block(sentence(topic, i)) for i in range(sentences))]
 
 
-def test_sections_are_cut_at_headings_and_told_by_their_path() -> None:
+def test_sections_are_split_at_headings_and_have_their_path() -> None:
     blocks = [
         Block("Handbook", 1),
         *section("Refunds", 2, 3),
@@ -285,13 +285,13 @@ def test_long_paragraph_is_cut_between_sentences() -> None:
     assert " ".join(part.text for part in parts) == text
 
 
-def test_title_is_the_path_under_the_whole_and_loses_its_middle_first() -> None:
-    part = Part(("Handbook", "Refunds", "Fees"), "text")
+def test_section_title_is_the_path_and_drops_higher_headings_first() -> None:
+    part = Section(("Handbook", "Refunds", "Fees"), "text")
     assert part.title("Handbook", 100) == "Handbook > Refunds > Fees"
     assert part.title("Rules", 100) == "Rules > Handbook > Refunds > Fees"
     assert part.title("Handbook", 20) == "Handbook > Fees"
     assert part.title("Handbook", 10) == "Handbook …"
-    assert Part((), "text").title("", 10) == ""
+    assert Section((), "text").title("", 10) == ""
 
 
 def test_each_question_goes_to_the_part_that_answers_it() -> None:
@@ -299,11 +299,11 @@ def test_each_question_goes_to_the_part_that_answers_it() -> None:
     crane = Question(question="When do cranes nest?", answer="in May")
     otter = Question(question="Where do otters fish?", answer="Lake Orrin")
     free = Question(question="Summarise what otters do", answer="They live by fishing")
-    assert shared_out([free, otter, crane], texts) == [(crane,), (free, otter), ()]
+    assert assign_questions([free, otter, crane], texts) == [(crane,), (free, otter), ()]
 
 
 @given(st.lists(st.sampled_from(["a b", "b c", "the", "c d"]), max_size=6), st.integers(1, 4))
 def test_no_question_is_lost_or_doubled(answers: list[str], parts: int) -> None:
     questions = [Question(question=f"q{i}?", answer=answer) for i, answer in enumerate(answers)]
-    shares = shared_out(questions, ["a b c", "c d", "b", "x"][:parts])
+    shares = assign_questions(questions, ["a b c", "c d", "b", "x"][:parts])
     assert sorted(q.question for share in shares for q in share) == sorted(q.question for q in questions)

@@ -9,11 +9,11 @@ import torch
 from evaluation.common.checkpoints import Checkpoint, load_checkpoint
 from evaluation.exact_match import AnswerFormat, score_answers
 from evaluation.graders import normalize_answer
-from evaluation.microworld.world import PHRASINGS, WorldDocument, ask, draw_documents
+from evaluation.microworld.world import PHRASINGS, WorldDocument, ask, draw_documents, known_facts
 from evaluation.tasks import Question
 from pipelines.inbox import questions
 from pipelines.inbox.documents import InboxDocument
-from pipelines.inbox.questions import Dropped, WriterSettings, Written, writer_prompts
+from pipelines.inbox.questions import WriterSettings, Written, writer_prompts
 from student.in_context import score_in_context
 from teacher.samplers.sampler import Completion, FailedCompletion
 from teacher.samplers.transformers import TransformersSampler, TransformersSampling
@@ -53,7 +53,7 @@ def everything(outcome: Written) -> tuple[Question, ...]:
 
 
 def test_micro_models_write_questions_that_are_right(written: list[Written]) -> None:
-    # 40 other documents kept 333 of 860 candidates: 330 right, none wrong, 3 in words that the world does not know.
+    # On 40 other documents 330 of 333 questions are right, none is wrong, and 3 use words unknown to the world.
     right = 0
     for drawn, outcome in zip(WORLD, written, strict=True):
         assert outcome.kept >= 3
@@ -75,12 +75,6 @@ def test_each_question_kept_is_answered_with_the_passage_and_not_without(
         assert not any(score.exact for score in score_answers(*student, asked, AnswerFormat()))
         assert all(normalize_answer(q.answer) in normalize_answer(document.text) for q in asked)
         assert len({normalize_answer(q.question) for q in asked}) == len(asked)
-
-
-def test_every_candidate_is_kept_or_counted(written: list[Written]) -> None:
-    for outcome in written:
-        assert outcome.kept + sum(outcome.dropped.values()) == outcome.candidates
-    assert {Dropped.DUPLICATE, Dropped.NOT_ANSWERED} <= {reason for each in written for reason in each.dropped}
 
 
 def test_questions_do_not_depend_on_what_else_is_asked(
@@ -127,86 +121,50 @@ def pair(question: str, answer: str) -> str:
     return f"Question: {question} Answer: {answer}"
 
 
-def test_each_reason_is_told(student: Checkpoint) -> None:
+def test_only_short_spans_of_the_passage_that_the_student_answers_with_it_are_kept(student: Checkpoint) -> None:
     drawn = WORLD[0]
     fact, other = drawn.sheet.facts[0], next(f for f in drawn.sheet.facts if f.name != drawn.sheet.facts[0].name)
     good = ask(fact, PHRASINGS[0])
     lines = [
         pair(good.question, good.answer + "."),
         pair(good.question, good.answer),
-        pair(good.question, other.value),
-        pair(good.question, "quokka"),
+        pair(good.question, other.value),  # not answered
+        pair(good.question, "quokka"),  # not in the passage
         pair(f"Is it {good.answer}?", good.answer),
-        pair("What is told?", DOCUMENTS[0].text.split(".")[1]),
+        pair("What is told?", " ".join(DOCUMENTS[0].text.split()[:14])),  # too long
     ]
-    more = (
-        pair(good.question, good.answer),
-        "A statement about the passage.",
-        pair(f"{good.question} Why?", good.answer),
-    )
-    completions = ("\n".join(lines), *more, "", FailedCompletion("timeout", "slow"))
-    (outcome,) = write_questions(
-        DOCUMENTS[:1], Recorded(*completions), student, AnswerFormat(), WriterSettings(most_answer_words=3)
-    )
+    more = ("A statement about the passage.", pair(f"{good.question} Why?", good.answer), "")
+    recorded = Recorded("\n".join(lines), *more, FailedCompletion("timeout", "slow"))
+    (outcome,) = write_questions(DOCUMENTS[:1], recorded, student, AnswerFormat(), WriterSettings())
     assert everything(outcome) == (Question(question=good.question, answer=good.answer),)
-    assert outcome.dropped == {
-        Dropped.NOT_A_QUESTION: 2,
-        Dropped.ANSWER_TOO_LONG: 1,
-        Dropped.ANSWER_NOT_IN_PASSAGE: 1,
-        Dropped.ANSWER_IN_QUESTION: 1,
-        Dropped.DUPLICATE: 1,
-        Dropped.NOT_ANSWERED: 1,
-    }
-    assert outcome.problem == "2 of 6 completions have no questions: 1 empty, 1 timeout"
 
 
-def test_what_the_student_knew_before_is_no_question(student: Checkpoint) -> None:
-    from evaluation.microworld.world import known_facts
-
+def test_facts_that_the_student_knows_are_not_asked(student: Checkpoint) -> None:
     fact = next(f for f in known_facts()[0] if score_answers(*student, [ask(f, PHRASINGS[0])], AnswerFormat())[0].exact)
     asked = ask(fact, PHRASINGS[0])
     known = InboxDocument(text=fact.words.passage[0].format(name=fact.name, value=fact.value), source="known")
-    (outcome,) = write_questions(
-        [known], Recorded(pair(asked.question, asked.answer)), student, AnswerFormat(), WriterSettings()
-    )
-    assert outcome.kept == 0
-    assert outcome.dropped == {Dropped.KNOWN_BEFORE: 1}
+    recorded = Recorded(pair(asked.question, asked.answer))
+    assert write_questions([known], recorded, student, AnswerFormat(), WriterSettings()) == [Written((), ())]
 
 
-@pytest.mark.parametrize(("every", "held_out"), [(0, ""), (1, "bcd"), (2, "bd"), (3, "c"), (9, "")])
-def test_questions_are_held_out_by_number_and_never_all(every: int, held_out: str, student: Checkpoint) -> None:
+def test_every_second_question_is_held_out(student: Checkpoint) -> None:
     asked = [ask(fact, PHRASINGS[0]) for fact in WORLD[0].sheet.facts]
     texts = [pair(q.question, q.answer) for q in asked]
-    settings = WriterSettings(hold_out_every=every, most_questions=4)
+    settings = WriterSettings(most_questions=4)
     (outcome,) = write_questions(DOCUMENTS[:1], Recorded("\n".join(texts)), student, AnswerFormat(), settings)
     assert outcome.kept == 4
     kept = sorted(everything(outcome), key=lambda q: [each.question for each in asked].index(q.question))
-    assert outcome.held_out_questions == tuple(kept["abcd".index(letter)] for letter in held_out)
+    assert outcome.held_out_questions == (kept[1], kept[3])
 
 
-def test_no_more_are_kept_than_asked_for(sampler: TransformersSampler, student: Checkpoint) -> None:
-    few = SETTINGS.model_copy(update={"most_questions": 2, "hold_out_every": 0})
-    (outcome,) = write_questions(DOCUMENTS[:1], sampler, student, AnswerFormat(), few)
-    assert (len(outcome.questions), outcome.held_out_questions) == (2, ())
-    assert outcome.dropped[Dropped.TOO_MANY] >= 1
-    assert outcome.kept + sum(outcome.dropped.values()) == outcome.candidates
-
-
-def test_document_too_long_for_the_writer_is_left_out_alone(student: Checkpoint) -> None:
+def test_document_too_long_for_the_writer_or_the_student_gets_no_questions(student: Checkpoint) -> None:
     question = ask(WORLD[1].sheet.facts[0], PHRASINGS[0])
     long = InboxDocument(text="word " * 300, source="long")
     recorded = Recorded(pair(question.question, question.answer), limit=200)
     first, second = write_questions([long, DOCUMENTS[1]], recorded, student, AnswerFormat(), WriterSettings())
-    assert (first.candidates, second.kept) == (0, 1)
-    assert "the writer reads at most 200" in first.problem
-    assert len(recorded.prompts) == 1
-
-
-def test_passage_too_long_for_the_student_is_counted(student: Checkpoint) -> None:
-    long = InboxDocument(text=" ".join([DOCUMENTS[0].text] * 40), source="long")
-    fact = ask(WORLD[0].sheet.facts[0], PHRASINGS[0])
+    assert (first.kept, second.kept, len(recorded.prompts)) == (0, 1, 1)
+    long = InboxDocument(text=" ".join([DOCUMENTS[1].text] * 40), source="long")
     (outcome,) = write_questions(
-        [long], Recorded(pair(fact.question, fact.answer)), student, AnswerFormat(), WriterSettings()
+        [long], Recorded(pair(question.question, question.answer)), student, AnswerFormat(), WriterSettings()
     )
-    assert outcome.dropped == {Dropped.NOT_SCORED: 1}
-    assert "tokens with the context in front" in outcome.problem
+    assert outcome.kept == 0

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.inbox.documents import read_transcript
 from pipelines.inbox.readers import READERS, Format
-from pipelines.inbox.readers.markup import read_html, read_markdown
 from pipelines.inbox.readers.office import read_pdf, read_word
-from pipelines.inbox.readers.text import Block, Extract, UnreadableError, read_plain, read_transcript
+from pipelines.inbox.readers.text import Block, Extract, UnreadableError, read_html, read_markdown, read_plain
 from tests.pipelines.inbox.files import changed_pdf, pdf, word_file
 
 MARKDOWN = """\
@@ -55,14 +55,12 @@ days<!-- secret -->.<br>Never <span>in cash</span>.</p><div>Loose <p>inner</p> t
  c</pre><p hidden>Not seen</p><h2>End</h2><img src="x" alt="A crane"><footer>Legal</footer></body></html>"""
 
 
-def test_plain_text_has_paragraphs() -> None:
+def test_plain_text_has_paragraphs_and_must_be_unicode() -> None:
     assert read_plain(b"\xef\xbb\xbfOne\r\nline.\r\n \t\r\n\r\nTwo.\r\n") == Extract(
         (Block("One\nline."), Block("Two."))
     )
     assert read_plain("Zwölf.".encode("utf-16")).blocks == (Block("Zwölf."),)
 
-
-def test_text_in_another_encoding_is_refused_with_the_place() -> None:
     with pytest.raises(UnreadableError, match=r"not UTF-8: line 2 has the byte 0xf6"):
         read_plain(b"eins\nzw\xf6lf")
 
@@ -86,16 +84,18 @@ def test_markdown_is_read_as_text_with_headings() -> None:
     )
 
 
-def test_rule_at_the_start_is_no_front_matter() -> None:
+def test_tags_in_markdown_prose_swallow_no_text() -> None:
+    found = read_markdown(b"Use `<p>` or <select> here.\n\n<div>\n\n3. three\n4. four\n").blocks
+    assert [block.text for block in found] == ["Use <p> or here.", "3. three", "4. four"]
+
+
+def test_thematic_break_is_no_front_matter_and_broken_front_matter_is_refused() -> None:
     assert read_markdown(b"---\nText.\n\n---\n").blocks[0] == Block("Text.")
-
-
-def test_broken_front_matter_is_refused() -> None:
     with pytest.raises(UnreadableError, match="front matter is not YAML"):
         read_markdown(b"---\ntitle: [a\n---\nText.")
 
 
-def test_html_is_read_as_its_reader_sees_it() -> None:
+def test_html_is_read_as_visible_text() -> None:
     assert read_html(HTML) == Extract(
         (
             Block("Refunds", 1),
@@ -114,12 +114,9 @@ def test_html_is_read_as_its_reader_sees_it() -> None:
     )
 
 
-def test_html_with_a_main_part_is_that_part() -> None:
+def test_html_main_element_and_declared_encoding() -> None:
     page = b"<body><div>Menu</div><main><h2>Heading</h2>Text</main></body>"
     assert read_html(page).blocks == (Block("Heading", 2), Block("Text"))
-
-
-def test_html_in_the_encoding_that_it_names() -> None:
     assert read_html('<meta charset="windows-1252"><p>Zwölf'.encode("cp1252")).blocks == (Block("Zwölf"),)
 
 
@@ -129,14 +126,9 @@ def test_html_nested_too_deeply_is_refused() -> None:
         read_html(b"<div>" * 5_000 + b"deep")
 
 
+LONG_LINE = "Refunds are paid within ten days after the parcel has come back"
 PAGES = [
-    [
-        "Chapter one",
-        "Refunds are paid within ten days after the parcel has come back",
-        "to us.",
-        "",
-        "Cards come first (always).",
-    ],
+    ["Chapter one", LONG_LINE, "to us.", "", "Cards come first (always)."],
     ["Chapter two", "Gift cards are not refunded."],
 ]
 
@@ -155,13 +147,11 @@ def test_pdf_is_read_in_paragraphs_with_headings_from_its_outline() -> None:
     )
 
 
-def test_page_without_text_is_noted() -> None:
+def test_pages_without_text_are_noted_and_scans_refused() -> None:
     found = read_pdf(pdf([["Text."], [], ["More."], []]))
     assert [block.text for block in found.blocks] == ["Text.", "More."]
     assert found.notes == ("no text on 2 of 4 pages (2, 4): blank or scanned",)
 
-
-def test_scanned_pdf_is_refused() -> None:
     with pytest.raises(UnreadableError, match="has 2 pages and no text: it is a scan"):
         read_pdf(pdf([[], []]))
 
@@ -185,7 +175,7 @@ def test_word_file_is_read_in_order(tmp_path: Path) -> None:
     )
 
 
-def test_what_word_wraps_is_read_and_what_was_deleted_is_not(tmp_path: Path) -> None:
+def test_word_content_controls_and_insertions_are_read_and_deletions_are_not(tmp_path: Path) -> None:
     from docx import Document
     from docx.oxml import parse_xml
     from docx.oxml.ns import nsdecls
@@ -207,13 +197,11 @@ def test_what_word_wraps_is_read_and_what_was_deleted_is_not(tmp_path: Path) -> 
     assert read_word((tmp_path / "a.docx").read_bytes()).blocks == (Block("In a control."), Block("Now ten"))
 
 
-def test_old_or_encrypted_word_file_is_refused() -> None:
-    with pytest.raises(UnreadableError, match=r"old \.doc file or encrypted"):
+def test_legacy_encrypted_or_too_large_word_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnreadableError, match=r"legacy \.doc file or encrypted"):
         read_word(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(512))
 
-
-def test_word_file_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.inbox.readers.office.MOST_UNPACKED_BYTES", 2**20)
+    monkeypatch.setattr("pipelines.inbox.readers.office.MAX_UNPACKED_BYTES", 2**20)
     with zipfile.ZipFile(tmp_path / "a.docx", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("word/document.xml", bytes(3 * 2**20))
     with pytest.raises(UnreadableError, match="unpacks to 3 MiB, allowed are 1"):
@@ -253,21 +241,14 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], bytes]:
     return lambda kind: files[kind]
 
 
+CALLS = [
+    {"id": "c1", "type": "function", "function": {"name": "search", "arguments": '{"query": "refund", "n": 3}'}},
+    {"id": "c2", "type": "function", "function": {"name": "note", "arguments": "x" * 300}},
+]
 MESSAGES: list[dict[str, Any]] = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": [{"type": "text", "text": "When is a refund\npaid?"}, {"type": "image_url"}]},
-    {
-        "role": "assistant",
-        "content": None,
-        "tool_calls": [
-            {
-                "id": "c1",
-                "type": "function",
-                "function": {"name": "search", "arguments": '{"query": "refund", "n": 3}'},
-            },
-            {"id": "c2", "type": "function", "function": {"name": "note", "arguments": "x" * 300}},
-        ],
-    },
+    {"role": "assistant", "content": None, "tool_calls": CALLS},
     {"role": "tool", "tool_call_id": "c1", "content": "Within ten days."},
     {"role": "assistant", "content": "Within ten days.", "tool_calls": None},
 ]
@@ -283,19 +264,12 @@ def test_transcript_becomes_readable_text() -> None:
         "Assistant: Within ten days.",
     ]
     assert found.title == "When is a refund paid? [image]"
-
-
-def test_system_prompts_are_kept_on_request() -> None:
     assert read_transcript(MESSAGES, with_system=True).blocks[0].text == "System: Be brief."
 
 
-def test_calls_of_the_older_form_are_read() -> None:
-    found = read_transcript(
-        [
-            {"role": "assistant", "function_call": {"name": "now", "arguments": ""}},
-            {"role": "function", "name": "now", "content": "noon"},
-        ]
-    )
+def test_legacy_function_calls_are_read() -> None:
+    call = {"role": "assistant", "function_call": {"name": "now", "arguments": ""}}
+    found = read_transcript([call, {"role": "function", "name": "now", "content": "noon"}])
     assert [block.text for block in found.blocks] == ["Assistant calls now()", "Tool now: noon"]
 
 
@@ -312,6 +286,6 @@ def test_calls_of_the_older_form_are_read() -> None:
         ([{"role": "assistant", "tool_calls": [{"function": {}}]}], "functions with a name"),
     ],
 )
-def test_what_is_no_transcript_is_refused_with_the_place(messages: Any, reason: str) -> None:
+def test_invalid_transcript_is_refused_with_its_path(messages: Any, reason: str) -> None:
     with pytest.raises(UnreadableError, match=reason):
         read_transcript(messages)

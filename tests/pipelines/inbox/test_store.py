@@ -44,7 +44,7 @@ def _add(path: str, worker: int, count: int) -> None:
                 store.quarantine([name], f"by {worker}", "night")
 
 
-def test_processes_that_race_lose_and_double_nothing(tmp_path: Path) -> None:
+def test_concurrent_processes_lose_and_duplicate_nothing(tmp_path: Path) -> None:
     path, workers, count = tmp_path / "inbox.db", 4, 60
     spawn = multiprocessing.get_context("spawn")
     started = [spawn.Process(target=_add, args=(str(path), worker, count)) for worker in range(workers)]
@@ -78,29 +78,26 @@ def test_failed_delivery_adds_nothing(store: InboxStore) -> None:
     assert len(store.documents()) == 1
 
 
-def test_newer_form_is_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_newer_schema_is_refused_with_next_step(tmp_path: Path) -> None:
     InboxStore(tmp_path / "inbox.db").close()
     with sqlite3.connect(tmp_path / "inbox.db") as db:
         db.execute("PRAGMA user_version = 7")
-    with pytest.raises(InboxError, match=r"has the form 7.*knows up to 1.*newer version"):
+    with pytest.raises(InboxError, match=r"schema version 7.*reads up to 1.*newer version"):
         InboxStore(tmp_path / "inbox.db")
 
 
-def test_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "inbox.db").write_text("not a database, but long enough to be looked at" * 50)
+def test_damaged_files_and_documents_are_refused(store: InboxStore, tmp_path: Path) -> None:
+    (tmp_path / "other.db").write_text("not a database, but long enough to be looked at" * 50)
     with pytest.raises(InboxError, match="could not open"):
-        InboxStore(tmp_path / "inbox.db")
-
-
-def test_damaged_document_is_refused(store: InboxStore, tmp_path: Path) -> None:
+        InboxStore(tmp_path / "other.db")
     store.add([document()])
     with sqlite3.connect(tmp_path / "inbox.db") as db:
         db.execute("UPDATE documents SET content = '{}'")
-    with pytest.raises(InboxError, match="cannot be read"):
+    with pytest.raises(InboxError, match="invalid document"):
         store.documents()
 
 
-# What replaces what
+# Supersession
 
 
 def ids(*documents: InboxDocument) -> list[str]:
@@ -120,7 +117,7 @@ def test_replacements_by_id_name_and_source_are_followed_to_the_newest(store: In
     assert store.unknown_targets() == {four.id: ("never-there",)}
 
 
-def test_what_arrives_later_under_a_replaced_source_is_in_force(store: InboxStore) -> None:
+def test_later_arrival_under_a_superseded_source_is_valid(store: InboxStore) -> None:
     old, new = document("Old.", source="a.md"), document("New.", source="b.md", supersedes=["a.md"])
     later = document("Later.", source="a.md")
     store.add([old, new])
@@ -128,7 +125,7 @@ def test_what_arrives_later_under_a_replaced_source_is_in_force(store: InboxStor
     assert store.superseded() == {old.id: new.id}
 
 
-def test_documents_that_replace_each_other_leave_one_in_force(store: InboxStore) -> None:
+def test_mutual_replacement_leaves_one_valid(store: InboxStore) -> None:
     one, two = document("One.", source="a", supersedes=["b"]), document("Two.", source="b", supersedes=["a"])
     store.add([one, two])
     assert store.superseded() == {one.id: two.id}
@@ -139,7 +136,7 @@ def parts(whole: str, *texts: str, supersedes: str | None = None) -> list[InboxD
     return [document(text, source="book", whole=whole, title=text[:5], supersedes=targets) for text in texts]
 
 
-def test_unchanged_section_of_a_new_version_stays_in_force(store: InboxStore) -> None:
+def test_unchanged_section_of_a_new_version_stays_valid(store: InboxStore) -> None:
     first = parts("w1", "Fees are 2.", "Days are 9.")
     second = parts("w2", "Fees are 3.", "Days are 9.", supersedes="book")
     third = parts("w3", "Fees are 2.", "Days are 8.", supersedes="book")
@@ -165,13 +162,12 @@ def test_quarantined_until_released(store: InboxStore) -> None:
         one.id: ("forgot too much", "night-1"),
         two.id: ("worse", "night-2"),
     }
-    assert all(a.since.tzinfo is not None for a in store.quarantined().values())
     assert store.release(ids(one, one)) == (one.id,)
     assert store.release(ids(one, two)) == (two.id,)
     assert store.quarantined() == {}
 
 
-def test_unknown_ids_are_refused_and_nothing_is_done(store: InboxStore) -> None:
+def test_unknown_ids_are_refused_and_change_nothing(store: InboxStore) -> None:
     one = document("One.")
     store.add([one])
     for act in (
@@ -187,8 +183,8 @@ def test_unknown_ids_are_refused_and_nothing_is_done(store: InboxStore) -> None:
 
 def test_questions_are_put_in_place_and_change_no_id(store: InboxStore) -> None:
     store.add([document()])
-    changed = store.put_questions(document().id, [ASKED], [ASKED])
-    assert store.documents() == (changed,)
+    store.put_questions(document().id, [ASKED], [ASKED])
+    (changed,) = store.documents()
     assert (changed.id, changed.questions, changed.held_out_questions) == (document().id, (ASKED,), (ASKED,))
 
 
@@ -205,11 +201,11 @@ def _histories(draw: st.DrawFn) -> tuple[list[Arrival], list[Claim]]:
     places = draw(st.permutations(range(1, len(names) + len(raw) + 1)))
     arrivals = [Arrival(name, "", "", draw(st.sampled_from("st")), places[i]) for i, name in enumerate(names)]
     claims = [Claim(d, w or d, t, places[len(names) + i]) for i, (d, w, t) in enumerate(raw)]
-    return arrivals, sorted(claims, key=lambda claim: claim.place)
+    return arrivals, sorted(claims, key=lambda claim: claim.position)
 
 
 @given(_histories())
-def test_chains_end_at_documents_in_force(history: tuple[list[Arrival], list[Claim]]) -> None:
+def test_chains_end_at_valid_documents(history: tuple[list[Arrival], list[Claim]]) -> None:
     arrivals, claims = history
     found = newest(arrivals, claims)
     assert not set(found.values()) & set(found)
@@ -218,7 +214,7 @@ def test_chains_end_at_documents_in_force(history: tuple[list[Arrival], list[Cla
         assert len(found) < len(arrivals)
 
 
-def test_of_several_claims_the_latest_whole_and_in_it_the_same_title_stand_for_a_document() -> None:
+def test_latest_whole_and_in_it_the_same_title_replaces_a_document() -> None:
     arrivals = [
         Arrival("old", "Fees", "", "book", 1),
         Arrival("two-a", "Intro", "", "book", 2),
@@ -231,7 +227,7 @@ def test_of_several_claims_the_latest_whole_and_in_it_the_same_title_stand_for_a
     assert set(newest(later, [*claims, Claim("three", "w3", "book", 9)]).values()) == {"three"}
 
 
-def test_target_of_the_own_whole_alone_is_unknown() -> None:
+def test_target_within_the_own_whole_is_unknown() -> None:
     arrivals = [Arrival("a", "", "", "book", 1), Arrival("b", "", "", "book", 2)]
     claims = [Claim("a", "w", "book", 3), Claim("b", "w", "nowhere", 4)]
     assert newest(arrivals, claims) == {}

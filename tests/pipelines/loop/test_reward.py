@@ -47,5 +47,5 @@ def test_groups_hold_a_documents_candidates_with_the_prompt_that_the_teacher_rea
     candidates = [Candidate(edit=edit, reward=0.1 * edit.index, base_reward=0.05) for edit in edits]
     (group,) = groups_of(candidates, {"a": "Read this."}, {"a": task}, {}, RewardConfig(), None)
     assert (group.id, group.prompt, group.base_reward) == ("a", "Read this.", 0.05)
-    assert [candidate.reward for candidate in group.candidates] == [0.0, 0.1, 0.2]
-    assert all(candidate.earned is None for candidate in group.candidates)
+    assert [completion.reward for completion in group.completions] == [0.0, 0.1, 0.2]
+    assert all(completion.lines is None for completion in group.completions)

@@ -17,7 +17,6 @@ from pipelines.train_teacher.rounds import (
     Course,
     Training,
     round_documents,
-    trials_of,
 )
 from teacher.rewards import RewardFailure
 from tests.pipelines.factories import make_edit, make_loop, make_round, save_tiny_model, small_config
@@ -27,7 +26,7 @@ def training(place: Path, *settings: str) -> Training:
     config = small_config("teacher.samples=3", *settings)
     loop = make_loop(config, place / "work")
     reward = config.teacher.reward
-    return Training(config, loop, load_split(config.data), reward, Diagnostics(loop.tasks, 8, None))
+    return Training(config, loop, load_split(config.data), reward, Diagnostics(loop.tasks, None))
 
 
 def course(training: Training) -> Course:
@@ -63,12 +62,12 @@ def test_rounds_that_are_larger_than_the_data_are_refused() -> None:
 def test_trials_of_a_document_share_seeds_and_those_of_purposes_do_not(tmp_path: Path) -> None:
     loop = make_loop(small_config(), tmp_path)
     edits = (make_edit("a", 0), make_edit("a", 1), make_edit("a", 2, text="?", edit=None), make_edit("b", 0))
-    trials = trials_of(loop, edits, "round 0", 2)
+    trials = loop.trials(edits, "round 0", 2)
     assert [(t.document_id, t.index) for t in trials] == [("a", 0), ("a", 1), ("b", 0)] * 2
     seeds = {name: [t.seed for t in trials if t.document_id == name] for name in "ab"}
     assert seeds["a"][0] == seeds["a"][1] != seeds["a"][2] == seeds["a"][3]
     assert not set(seeds["a"]) & set(seeds["b"])
-    assert not {t.seed for t in trials} & {t.seed for t in trials_of(loop, edits, "round 1", 2)}
+    assert not {t.seed for t in trials} & {t.seed for t in loop.trials(edits, "round 1", 2)}
 
 
 def test_equal_self_edits_of_a_document_share_one_update(tmp_path: Path, prefect_server: None) -> None:
@@ -150,6 +149,6 @@ def decisions(means: list[float | None], **settings: float) -> tuple[list[str | 
 def test_checkpoint_selection(
     means: list[float | None], patience: int, expected: list[str | None], best: str, following: str, ended: bool
 ) -> None:
-    found, selection = decisions(means, patience=patience, fall=0.05)
+    found, selection = decisions(means, patience=patience)
     assert found == expected
     assert (selection.best_state, selection.next_state, selection.ended) == (best, following, ended)

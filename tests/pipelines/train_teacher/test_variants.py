@@ -36,7 +36,7 @@ FIXED = Variant(name="fixed_spec", label="fixed", source=FixedSpecification(spac
 
 def comparing(config: TrainTeacherConfig, place: Path) -> Comparing:
     loop = make_loop(config, place / "work")
-    return Comparing(config, loop, load_split(config.data), States(None, None), Diagnostics(loop.tasks, 8, None))
+    return Comparing(config, loop, load_split(config.data), States(None, None), Diagnostics(loop.tasks, None))
 
 
 def written(document: str, index: int, choice: dict[str, Any] | None) -> Edit:

@@ -6,18 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teacher.algorithms.algorithm import Candidate, CandidateGroup, LeftOut
+from teacher.algorithms.algorithm import CompletionGroup, CompletionReward, LeftOut
 from teacher.algorithms.grpo import GroupRelativeConfig
-from teacher.credit import Earned
+from teacher.rewards import LineGains
 from tests.teacher.factories import GROUPS, group
 
 
-def eighths(rows: list[list[int]]) -> list[CandidateGroup]:
+def eighths(rows: list[list[int]]) -> list[CompletionGroup]:
     """Return a group for each row, its rewards given in eighths, so that sums are exact."""
     return [group(f"g{i}", *(reward / 8 for reward in row)) for i, row in enumerate(rows)]
 
 
-def test_group_relative_leaves_out_what_teaches_nothing() -> None:
+def test_group_relative_leaves_out_groups_without_advantages() -> None:
     groups = [
         group("none", None, None),
         group("one", 0.3, None),
@@ -43,8 +43,8 @@ def test_group_relative_batch_normalization_is_one_number_for_all_groups() -> No
     assert abs(scaled[2]) == pytest.approx(0.01 * abs(scaled[0]))  # a group of mere noise is not blown up
 
 
-@given(GROUPS, st.sampled_from(["none", "batch"]), st.floats(-1.0, 1.0), st.randoms())
-def test_group_relative_properties(groups: list[CandidateGroup], normalize: str, shift: float, random: object) -> None:
+@given(GROUPS, st.sampled_from(["none", "batch"]), st.randoms())
+def test_group_relative_properties(groups: list[CompletionGroup], normalize: str, random: object) -> None:
     config = GroupRelativeConfig.model_validate({"normalize": normalize})
     selection = config.select(groups)
     weights = {(e.group_id, e.token_ids): e.weight for e in selection.examples}
@@ -52,9 +52,9 @@ def test_group_relative_properties(groups: list[CandidateGroup], normalize: str,
         own = [w for (name, _), w in weights.items() if name == g.id]
         assert math.fsum(own) == pytest.approx(0.0, abs=1e-9)
         assert bool(own) != (g.id in selection.left_out)
-        assert not own or len(own) == sum(c.reward is not None for c in g.candidates)
+        assert not own or len(own) == sum(c.reward is not None for c in g.completions)
     shuffled = [
-        CandidateGroup(g.id, g.prompt, tuple(random.sample(g.candidates, len(g.candidates))))  # type: ignore[attr-defined]
+        CompletionGroup(g.id, g.prompt, tuple(random.sample(g.completions, len(g.completions))))  # type: ignore[attr-defined]
         for g in random.sample(groups, len(groups))  # type: ignore[attr-defined]
     ]
     again = config.select(shuffled)
@@ -71,14 +71,14 @@ def test_group_relative_is_invariant_to_a_shift_of_the_rewards(rows: list[list[i
 
 
 def test_line_credit_weighs_each_token_by_its_line_and_the_batch_has_unit_scale() -> None:
-    """Two self-edits of two lines: the second line of the first one earned nothing, that of the other all."""
-    lines = CandidateGroup(
+    """Two self-edits of two lines; only the second line of the second one gains more than its counterpart."""
+    lines = CompletionGroup(
         id="d",
         prompt="p",
-        candidates=(
-            Candidate((1, 2, 3), 0.2, earned=Earned((0.2, 0.0), (0, 1, None))),
-            Candidate((4, 5), 0.4, earned=Earned((0.1, 0.3), (0, 1))),
-            Candidate((6,), None, earned=Earned((9.0,), (0,))),
+        completions=(
+            CompletionReward((1, 2, 3), 0.2, lines=LineGains((0.2, 0.0), (0, 1, None))),
+            CompletionReward((4, 5), 0.4, lines=LineGains((0.1, 0.3), (0, 1))),
+            CompletionReward((6,), None, lines=LineGains((9.0,), (0,))),
         ),
     )
     plain = GroupRelativeConfig(line_credit=2.0).select([lines]).examples

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teacher.algorithms.algorithm import Candidate, CandidateGroup, LeftOut, Selection
+from teacher.algorithms.algorithm import CompletionGroup, CompletionReward, LeftOut, Selection
 from teacher.algorithms.rest_em import RestEmConfig
 from tests.teacher.factories import GROUPS, group
 
 
-def rest_em(groups: list[CandidateGroup], *, keep: int = 1, require_gain: bool = True) -> Selection:
+def rest_em(groups: list[CompletionGroup], *, keep: int = 1, require_gain: bool = True) -> Selection:
     return RestEmConfig(keep=keep, require_gain=require_gain).select(groups)
 
 
@@ -40,22 +40,22 @@ def test_rest_em_requires_a_gain_over_the_student_without_an_update() -> None:
 
 
 def test_rest_em_keeps_equal_completions_once() -> None:
-    same = Candidate(token_ids=(7, 8), reward=0.9)
-    other = Candidate(token_ids=(9,), reward=0.3)
-    groups = [CandidateGroup("a", "p", (same, other, same), base_reward=0.0)]
+    same = CompletionReward(token_ids=(7, 8), reward=0.9)
+    other = CompletionReward(token_ids=(9,), reward=0.3)
+    groups = [CompletionGroup("a", "p", (same, other, same), base_reward=0.0)]
     assert [e.token_ids for e in rest_em(groups, keep=2).examples] == [(7, 8), (9,)]
 
 
 @given(GROUPS, st.integers(1, 4), st.booleans())
-def test_rest_em_properties(groups: list[CandidateGroup], keep: int, require_gain: bool) -> None:
+def test_rest_em_properties(groups: list[CompletionGroup], keep: int, require_gain: bool) -> None:
     selection = rest_em(groups, keep=keep, require_gain=require_gain)
     chosen: dict[str, list[int]] = {}
     for example in selection.examples:
         assert example.weight == 1.0
         chosen.setdefault(example.group_id, []).append(example.token_ids[0])
     for g in groups:
-        picked = [g.candidates[i].reward for i in chosen.get(g.id, [])]
-        rest = [c.reward for c in g.candidates if c.reward is not None and c.token_ids[0] not in chosen.get(g.id, [])]
+        picked = [g.completions[i].reward for i in chosen.get(g.id, [])]
+        rest = [c.reward for c in g.completions if c.reward is not None and c.token_ids[0] not in chosen.get(g.id, [])]
         assert len(picked) <= keep
         assert all(r is not None and (not require_gain or r > 0.0) for r in picked)
         if len(picked) == keep:
@@ -71,11 +71,11 @@ def test_rest_em_repeats_seals_recorded_choices(shared_data: Callable[..., Path]
     articles = json.loads(gzip.decompress(graded.read_bytes()))["articles"]
     rows = [json.loads(line) for line in gzip.decompress(selected.read_bytes()).decode().splitlines()]
     groups = [
-        CandidateGroup(
+        CompletionGroup(
             id=str(i),
             prompt=article["prompt"],
-            candidates=tuple(
-                Candidate(tuple(completion["text"].strip().encode()), completion["stats"]["adapter_mean"])
+            completions=tuple(
+                CompletionReward(tuple(completion["text"].strip().encode()), completion["stats"]["adapter_mean"])
                 for completion in article["completions"]
             ),
         )

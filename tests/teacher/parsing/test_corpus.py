@@ -40,9 +40,7 @@ MEASURED: dict[str, dict[str, int]] = {
         "heading": 17,
         "other_task": 889,
         "echoed_prompt": 71,
-        "flag cut_at_cap": 6,
         "marker_only": 2,
-        "flag repetitive": 1,
         "duplicate": 3,
     },
     "base_val_prompt-long": {
@@ -52,8 +50,6 @@ MEASURED: dict[str, dict[str, int]] = {
         "heading": 25,
         "other_task": 1864,
         "echoed_prompt": 56,
-        "flag cut_at_cap": 22,
-        "flag repetitive": 10,
         "duplicate": 78,
         "marker_only": 1,
         "unanswered_question": 1,
@@ -67,12 +63,9 @@ MEASURED: dict[str, dict[str, int]] = {
         "echoed_prompt": 382,
         "heading": 533,
         "other_task": 1049,
-        "flag cut_at_cap": 34,
-        "flag repetitive": 204,
         "marker_only": 177,
         "duplicate": 181,
         "preamble": 31,
-        "flag other_script": 1,
         "unanswered_question": 18,
         "choice": 4,
     },
@@ -87,12 +80,9 @@ MEASURED: dict[str, dict[str, int]] = {
         "other_task": 1587,
         "unanswered_question": 469,
         "duplicate": 122,
-        "flag repetitive": 18,
         "preamble": 1,
-        "flag other_script": 1,
         "marker_only": 10,
         "heading": 14,
-        "flag cut_at_cap": 18,
         "choice": 4,
     },
     "iter1_val": {"lines": 8777, "kept": 8758, "implications": 8756, "echoed_prompt": 19},
@@ -107,7 +97,6 @@ def test_real_completions_keep_their_counts(completions: dict[str, list[tuple[st
             parsed = parse_self_edit(text, prompt=prompt)
             assert parsed.kept + sum(parsed.dropped.values()) == count_lines(text)
             counts.update(parsed.dropped)
-            counts.update(f"flag {flag}" for flag in parsed.flags)
             counts.update({"lines": count_lines(text), "kept": parsed.kept, "rejected": parsed.edit is None})
             if parsed.edit is not None:
                 counts["implications"] += len(parsed.edit.implications)

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from teacher.parsing.parser import DropReason, parse_self_edit
+from teacher.parsing.assembly import DropReason
+from teacher.parsing.parser import parse_self_edit
 from teacher.self_edit import AugmentationSpec, SelfEdit, TrainingSpec
 from tests.teacher.parsing.test_parser import count_lines, texts_of
 
@@ -103,7 +104,7 @@ def test_parse_counts_a_second_specification() -> None:
         ('{"training": {"epochs": ' + "9" * 5_000 + "}}", "invalid_json", "not JSON"),
     ],
 )
-def test_parse_rejects_specifications_that_cannot_be_honoured(text: str, reason: str, named: str) -> None:
+def test_parse_rejects_invalid_specifications(text: str, reason: str, named: str) -> None:
     parsed = parse_self_edit(text)
     assert (parsed.edit, parsed.reason) == (None, reason)
     assert named in parsed.detail

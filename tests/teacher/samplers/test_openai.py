@@ -38,7 +38,7 @@ def test_sample_is_distinct_by_prompt_index_and_seed_and_repeatable(tmp_path: Pa
         sampler.close()
 
 
-def test_completions_hold_what_the_server_tells(tmp_path: Path) -> None:
+def test_completions_contain_the_reply_or_its_failure(tmp_path: Path) -> None:
     with FaultyServer() as server:
         server.always["Bob"] = "truncated"
         sampler = OpenAISampler(sampling(server), tmp_path / "l.db")
@@ -52,7 +52,7 @@ def test_completions_hold_what_the_server_tells(tmp_path: Path) -> None:
         sampler.close()
 
 
-def test_greedy_sampling_asks_once(tmp_path: Path) -> None:
+def test_greedy_sampling_sends_one_request(tmp_path: Path) -> None:
     with FaultyServer() as server:
         sampler = OpenAISampler(sampling(server, temperature=0.0), tmp_path / "l.db")
         ((first, second),) = sampler.sample(PROMPTS[:1], n=2, seed=0)

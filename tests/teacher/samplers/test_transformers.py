@@ -9,8 +9,7 @@ from scipy import stats
 
 from evaluation.common.checkpoints import Checkpoint
 from evaluation.common.errors import ConfigError, GenerationError
-from teacher.config import PolicyConfig
-from teacher.policy import TeacherPolicy
+from teacher.policy import PolicyConfig, TeacherPolicy
 from teacher.prompts import prompt_token_ids
 from teacher.samplers.sampler import prompts_too_long, row_key
 from teacher.samplers.transformers import TransformersSampler, TransformersSampling, gumbel_noise
@@ -120,7 +119,7 @@ def test_sample_too_long_prompts_are_listed_and_can_be_skipped() -> None:
         sampler(tiny_base(context=32), max_new_tokens=32)
 
 
-def test_built_sampler_samples_from_the_policy_as_it_is() -> None:
+def test_built_sampler_uses_the_current_policy() -> None:
     policy = TeacherPolicy(tiny_base(), PolicyConfig(rank=4), seed=0)
     engine = TransformersSampling(max_new_tokens=12, temperature=0.0).build(policy, "micro-teacher", "float32")
     before = engine.sample(PROMPTS, n=1, seed=0)

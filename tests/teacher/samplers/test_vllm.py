@@ -7,9 +7,8 @@ import pytest
 
 from evaluation.common.checkpoints import load_checkpoint
 from evaluation.common.errors import ConfigError, GenerationError
-from teacher.config import PolicyConfig
 from teacher.parsing.parser import parse_self_edit
-from teacher.policy import TeacherPolicy
+from teacher.policy import PolicyConfig, TeacherPolicy
 from teacher.samplers.sampler import Completion, FailedCompletion, Sampler
 from teacher.samplers.transformers import TransformersSampling
 from teacher.samplers.vllm import VllmSampling
@@ -23,7 +22,7 @@ PROMPTS = [
 ]
 
 
-def test_limits_are_those_of_the_model_and_of_the_engine() -> None:
+def test_prompt_limit_is_the_smaller_of_model_and_engine() -> None:
     policy = TeacherPolicy(tiny_base(context=64), PolicyConfig(rank=4), seed=0)
     config = VllmSampling(type="vllm", max_new_tokens=16)
     sampler = config.build(policy, "nowhere", "float32")
@@ -34,7 +33,7 @@ def test_limits_are_those_of_the_model_and_of_the_engine() -> None:
     assert short.build(policy, "nowhere", "float32").max_prompt_tokens == 24
     with pytest.raises(ConfigError, match="max_new_tokens"):
         VllmSampling(type="vllm", max_new_tokens=64).build(policy, "nowhere", "float32")
-    sampler.close()  # nothing was started, and nothing is wrong with that
+    sampler.close()  # no error if nothing was started
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +58,7 @@ def texts(rows: Sequence[Sequence[Completion | FailedCompletion]]) -> list[list[
 
 
 @needs_vllm
-def test_greedy_completions_equal_the_embedded_engine_whatever_the_policy_is(
-    policy: TeacherPolicy, greedy: Sampler
-) -> None:
+def test_greedy_completions_equal_the_embedded_engine_for_every_policy(policy: TeacherPolicy, greedy: Sampler) -> None:
     embedded = TransformersSampling(max_new_tokens=48, temperature=0.0).build(policy, "micro-teacher", "float32")
     seen = []
     for change in (None, 5, 6, None):

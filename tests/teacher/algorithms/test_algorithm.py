@@ -9,12 +9,17 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from evaluation.common.checkpoints import Checkpoint
 from evaluation.common.errors import InputError
-from teacher.algorithms.algorithm import Algorithm, Candidate, CandidateGroup, LearningReport, WeightedExample
+from teacher.algorithms.algorithm import (
+    Algorithm,
+    CompletionGroup,
+    CompletionReward,
+    LearningReport,
+    WeightedExample,
+    learn,
+)
 from teacher.algorithms.grpo import GroupRelativeConfig
 from teacher.algorithms.rest_em import RestEmConfig
-from teacher.algorithms.step import learn
-from teacher.config import PolicyConfig
-from teacher.policy import TeacherPolicy
+from teacher.policy import PolicyConfig, TeacherPolicy
 from teacher.prompts import prompt_token_ids
 from teacher.samplers.transformers import TransformersSampler, TransformersSampling
 from tests.teacher.factories import loaded, log_likelihoods, shaken, tiny_base, token_log_probs
@@ -34,8 +39,8 @@ def policy(vocabulary: int = 300) -> TeacherPolicy:
     return TeacherPolicy(tiny_base(vocabulary), PolicyConfig(rank=4, alpha=8.0), seed=1)
 
 
-def test_learning_is_right_where_positions_are_absolute() -> None:
-    """Llama's positions are relative, so padding on the left could not be seen there."""
+def test_learn_with_absolute_positions() -> None:
+    """Llama's positions are relative, which hides errors of left padding."""
     config = GPT2Config(vocab_size=300, n_embd=64, n_head=2, n_layer=2, n_positions=128, initializer_range=0.1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -72,9 +77,9 @@ def test_learn_group_relative_first_loss_and_gradient_are_the_policy_gradient() 
 
 @pytest.mark.parametrize("config", [RELATIVE, REST_EM])
 def test_learn_makes_the_better_completion_more_likely_than_the_worse(config: Algorithm) -> None:
-    """A weight may raise both completions; what counts is which one gains on the other."""
-    better, worse = Candidate((5, 6, 7, 1), 0.9), Candidate((9, 9, 12, 40, 1), 0.1)
-    group = CandidateGroup("d", "w1 w2 w3", (worse, better), base_reward=0.5)
+    """The weights may raise both completions, but the better one more."""
+    better, worse = CompletionReward((5, 6, 7, 1), 0.9), CompletionReward((9, 9, 12, 40, 1), 0.1)
+    group = CompletionGroup("d", "w1 w2 w3", (worse, better), base_reward=0.5)
     both = [WeightedExample(group.prompt, c.token_ids, 1.0, "d") for c in (better, worse)]
     teacher = policy()
     before = log_likelihoods(teacher, both)
@@ -124,7 +129,7 @@ def test_learn_kl_and_entropy_equal_an_independent_computation() -> None:
     assert report.entropy == pytest.approx(float(torch.cat(entropies).mean()), rel=1e-4)
 
 
-def test_learn_kl_term_pulls() -> None:
+def test_learn_kl_term_limits_the_divergence() -> None:
     def kl(coefficient: float) -> float:
         config = RELATIVE.model_copy(update={"epochs": 25, "learning_rate": 1e-2, "kl_coefficient": coefficient})
         found = learn(policy(), EXAMPLES, config, seed=0).kl
@@ -134,8 +139,8 @@ def test_learn_kl_term_pulls() -> None:
     assert kl(5.0) < 0.5 * kl(0.0)
 
 
-def test_learn_clips_on_the_side_that_the_weight_pushes() -> None:
-    """With no room for the ratio a good completion stops rising after one step, and a bad one falling."""
+def test_learn_clips_in_the_direction_of_the_weight() -> None:
+    """With clip = 0 the likelihood of a good completion stops rising after one step, that of a bad one falling."""
     config = RELATIVE.model_copy(update={"epochs": 4, "clip": 0.0, "kl_coefficient": 0.0})
     for examples in ([EXAMPLES[0]], [EXAMPLES[1]]):
         one, four = (learn(policy(), examples, config.model_copy(update={"epochs": n}), seed=0) for n in (1, 4))
@@ -186,7 +191,7 @@ def test_learn_save_load_learn_equals_learn_learn_bit_for_bit(tmp_path: Path) ->
     assert forgetful.digest != straight.digest  # so the optimizer's state did matter
 
 
-def test_learn_from_nothing_changes_nothing() -> None:
+def test_learn_without_examples_changes_nothing() -> None:
     teacher = shaken(policy())
     before = teacher.digest
     report = learn(teacher, [], RELATIVE, seed=0)
@@ -194,7 +199,7 @@ def test_learn_from_nothing_changes_nothing() -> None:
     assert teacher.digest == before
 
 
-def test_learn_a_step_that_is_not_finite_is_skipped_and_counted() -> None:
+def test_learn_skips_and_counts_non_finite_steps() -> None:
     teacher = shaken(policy())
     with torch.no_grad():
         teacher.adapter_parameters()[0].fill_(math.inf)
@@ -211,7 +216,7 @@ def test_learn_refuses_bad_examples_all_at_once() -> None:
         WeightedExample("w1 " * 100, (5,) * 40, 1.0, "long"),
         WeightedExample("w1", (5,), math.nan, "nan"),
     ]
-    with pytest.raises(InputError, match=r"'empty'.*'long'.*got 140 tokens, the model takes 128.*'nan'"):
+    with pytest.raises(InputError, match=r"'empty'.*'long'.*140 tokens.*128.*'nan'"):
         learn(policy(), wrong, REST_EM, seed=0)
     with pytest.raises(InputError, match="nan"):
         learn(policy(), wrong[2:3], RELATIVE, seed=0)
@@ -238,7 +243,7 @@ def test_learn_group_relative_raises_the_reward_of_a_toy_bandit() -> None:
     for step in range(10):
         sampled = sampler.sample(prompts, n=8, seed=step)
         groups = [
-            CandidateGroup(prompt, prompt, tuple(Candidate(c.token_ids, share(c.token_ids)) for c in row))
+            CompletionGroup(prompt, prompt, tuple(CompletionReward(c.token_ids, share(c.token_ids)) for c in row))
             for prompt, row in zip(prompts, sampled, strict=True)
         ]
         learn(teacher, config.select(groups).examples, config, seed=step)
