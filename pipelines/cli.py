@@ -236,6 +236,17 @@ def build_micro(
     build_and_check(Console(), out, seed, role, check_only=check_only, shipped=shipped)
 
 
+config_app = typer.Typer(help="The configuration files.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@config_app.command("reference")
+def config_reference() -> None:
+    """Print every setting with its type, default, range and meaning, in Markdown (docs/configuration.md)."""
+    from pipelines.reports.reference import reference
+
+    sys.stdout.write(reference())
+
+
 @app.command("ui")
 def ui(
     work_dir: WorkDir = Path(".preceptor"),
@@ -254,6 +265,7 @@ app.command("check-regression")(check_regression)
 app.command("adapt-student")(adapt_student)
 app.command("ask")(ask)
 app.add_typer(inbox_app, name="inbox")
+app.add_typer(config_app, name="config")
 
 
 def main() -> None:

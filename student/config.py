@@ -21,7 +21,7 @@ WHOLE_DEPTH = (0.0, 1.0)
 class UpdateRecipe(LoraShape):
     """Hyperparameters of one update: LoRA (arXiv 2106.09685) trained with AdamW (arXiv 1711.05101).
 
-    There is no weight decay, and gradients of an adapter are scaled down to `MAX_GRADIENT_NORM`.
+    There is no weight decay, and gradients of an adapter are scaled down to norm 1.
     """
 
     rank: int = Field(default=8, ge=1, le=256)

@@ -74,7 +74,7 @@ with InboxStore(Path("work") / INBOX_FILE) as store:
 assert (found.title, found.text) == ("Refunds", "Paid within ten days.\\n\\nNever in cash.")
 assert str(found.effective) == "2026-11-30" and found.source == "note.eml"
 """,
-    "promotion check": """
+    "gate check": """
 from evaluation.gate.checks import PairedScore
 from evaluation.gate.decisions import GateConfig, GateEvidence, decide, report_markdown
 def decided(lost):

@@ -27,7 +27,7 @@ _BOUNDS = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "bel
 
 
 def sections() -> dict[type[BaseModel], list[str]]:
-    """Return each model of the schemas with the keys under which it occurs; of a whole file the command that reads it."""
+    """Return each model of the schemas with the keys under which it occurs; of a whole file its command."""
     from pipelines.adapt_student.config import NightConfig
     from pipelines.check_regression.suite import RegressionSuite
     from pipelines.experiments.grid import GridPlan
@@ -83,7 +83,6 @@ def docstring(model: type[BaseModel], name: str) -> str:
 
 
 def _definitions(model: type[BaseModel], name: str) -> list[type[BaseModel]]:
-    """Return the classes that define a field, the most derived one first."""
     return [base for base in model.__mro__ if name in inspect.get_annotations(base)]
 
 
@@ -94,8 +93,9 @@ def reference() -> str:
         tags = {tag: get_args(model.model_fields[tag].annotation)[0] for tag in TAGS if tag in model.model_fields}
         kind = "".join(f" of `{tag}: {value}`" for tag, value in tags.items())
         page += [f"## {', '.join(f'`{key}`' for key in keys)}{kind}\n\n{inspect.getdoc(model)}\n"]
-        page += ["| field | type | default | range | meaning |\n|---|---|---|---|---|"]
-        page += [f"| {' | '.join(_cells(model, name, field))} |" for name, field in model.model_fields.items()] + [""]
+        rows = [_cells(model, name, field) for name, field in model.model_fields.items() if name not in TAGS]
+        page += ["| field | type | default | range | meaning |\n|---|---|---|---|---|"] if rows else []
+        page += [f"| {' | '.join(row)} |" for row in rows] + [""]
     return "\n".join(page)
 
 
@@ -108,7 +108,6 @@ def _cells(model: type[BaseModel], name: str, field: FieldInfo) -> tuple[str, ..
 
 
 def _type(annotation: Any) -> str:
-    """Return a type in words."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if next(models_in(annotation), None) is not None:
         return "list of sections" if origin is tuple else "section"

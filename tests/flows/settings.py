@@ -40,7 +40,7 @@ TINY = (
 )
 """Overrides that make `configs/demo.yaml` a matter of seconds, with every stage and every variant left in."""
 
-PATIENCE_SECONDS = 240.0
+PATIENCE_SECONDS = 600.0
 """Longest wait for anything in a child process; far above what is needed, because machines can be busy."""
 
 
