@@ -19,6 +19,8 @@ from pipelines.inbox.command import app as inbox_app
 from pipelines.process import prepare_process
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from pipelines.lineage.registry import Registry
     from pipelines.train_teacher.config import TrainTeacherConfig
 
@@ -244,7 +246,22 @@ def config_reference() -> None:
     """Print every setting with its type, default, range and meaning, in Markdown (docs/configuration.md)."""
     from pipelines.reports.reference import reference
 
-    sys.stdout.write(reference())
+    sys.stdout.write(reference(schemas()))
+
+
+def schemas() -> dict[str, type[BaseModel]]:
+    """Return the schemas of the shipped files by the command that reads them."""
+    from pipelines.adapt_student.config import NightConfig
+    from pipelines.check_regression.suite import RegressionSuite
+    from pipelines.experiments.grid import GridPlan
+    from pipelines.train_teacher.config import TrainTeacherConfig
+
+    return {
+        "train-teacher": TrainTeacherConfig,
+        "adapt-student": NightConfig,
+        "check-regression": RegressionSuite,
+        "make evidence": GridPlan,
+    }
 
 
 @app.command("ui")

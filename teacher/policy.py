@@ -42,6 +42,8 @@ class PolicyRecord(BaseModel):
 
     config: PolicyConfig
     base_digest: str
+    digest: str
+    """Of the policy: base, configuration and adapter weights."""
     files: str
     """Digest of weights and optimizer state."""
 
@@ -137,7 +139,7 @@ class TeacherPolicy:
             self.model.save_pretrained(new, save_embedding_layers=False)
             torch.save(self.optimizer_state, new / _OPTIMIZER)
             files = digest_files(new, (_WEIGHTS, _OPTIMIZER))
-            record = PolicyRecord(config=self.config, base_digest=self.base_digest, files=files)
+            record = PolicyRecord(config=self.config, base_digest=self.base_digest, digest=self.digest, files=files)
             (new / _RECORD).write_text(record.model_dump_json(indent=2) + "\n")
             if directory.exists():
                 os.replace(directory, old)

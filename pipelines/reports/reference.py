@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+Schemas = Mapping[str, type[BaseModel]]
+"""Schemas of files by the command that reads them."""
 TAGS = ("type", "algorithm")
 """Fields that select the kind of a section."""
 _INTRO = """\
@@ -26,13 +28,8 @@ _TYPES = {NoneType: "none", bool: "true or false", int: "whole number", float: "
 _BOUNDS = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "below {}"}
 
 
-def sections() -> dict[type[BaseModel], list[str]]:
+def sections(schemas: Schemas) -> dict[type[BaseModel], list[str]]:
     """Return each model of the schemas with the keys under which it occurs; of a whole file its command."""
-    from pipelines.adapt_student.config import NightConfig
-    from pipelines.check_regression.suite import RegressionSuite
-    from pipelines.experiments.grid import GridPlan
-    from pipelines.train_teacher.config import TrainTeacherConfig
-
     found: dict[type[BaseModel], list[str]] = {}
 
     def visit(model: type[BaseModel], key: str, prefix: str = "") -> None:
@@ -42,10 +39,8 @@ def sections() -> dict[type[BaseModel], list[str]]:
             for each in models_in(field.annotation):
                 visit(each, prefix + name, f"{prefix}{name}.")
 
-    visit(TrainTeacherConfig, "train-teacher")
-    visit(NightConfig, "adapt-student")
-    visit(RegressionSuite, "check-regression")
-    visit(GridPlan, "make evidence")
+    for command, schema in schemas.items():
+        visit(schema, command)
     return found
 
 
@@ -57,14 +52,14 @@ def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from models_in(argument)
 
 
-def settings() -> dict[tuple[str, str], tuple[FieldInfo, str]]:
+def settings(schemas: Schemas) -> dict[tuple[str, str], tuple[FieldInfo, str]]:
     """Return field and docstring of each setting by the class that defines it and its name; inherited ones count once.
 
     A setting holds a value: sections, the fields that select their kind, and pins, which a command writes, are none.
     """
     return {
         (_definitions(model, name)[-1].__name__, name): (field, docstring(model, name))
-        for model, keys in sections().items()
+        for model, keys in sections(schemas).items()
         for name, field in model.model_fields.items()
         if not any(models_in(field.annotation)) and name not in TAGS and keys != ["pins"]
     }
@@ -86,10 +81,10 @@ def _definitions(model: type[BaseModel], name: str) -> list[type[BaseModel]]:
     return [base for base in model.__mro__ if name in inspect.get_annotations(base)]
 
 
-def reference() -> str:
+def reference(schemas: Schemas) -> str:
     """Return the page in Markdown: a table for each section, with the type, default and range of each field."""
-    page = [_INTRO.format(len(settings()))]
-    for model, keys in sections().items():
+    page = [_INTRO.format(len(settings(schemas)))]
+    for model, keys in sections(schemas).items():
         tags = {tag: get_args(model.model_fields[tag].annotation)[0] for tag in TAGS if tag in model.model_fields}
         kind = "".join(f" of `{tag}: {value}`" for tag, value in tags.items())
         page += [f"## {', '.join(f'`{key}`' for key in keys)}{kind}\n\n{inspect.getdoc(model)}\n"]
