@@ -23,7 +23,7 @@ from evaluation.statistics import POWER
 Decision = Literal["promote", "hold", "reject"]
 """`promote`: every check passes. `hold`: some check is undecided, none fails. `reject`: some check fails."""
 
-TOUCHED = "what was known of the same subjects"
+TOUCHED = "contradiction check"
 """Name of the contradiction check."""
 
 _MOST_GROUPS = 5

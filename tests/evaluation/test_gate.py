@@ -324,7 +324,7 @@ def test_loss_on_what_was_known_of_the_same_subjects_rejects() -> None:
     touched = fine.model_copy(update={"touched": (*wrong, *pairs("other", 12, 1.0, 1.0))})
     report = decide(touched, GateConfig())
     assert report.decision == "reject"
-    assert [check.name for check in report.checks if check.verdict == "fail"] == ["what was known of the same subjects"]
+    assert [check.name for check in report.checks if check.verdict == "fail"] == ["contradiction check"]
     one = fine.model_copy(update={"touched": wrong[:1]})
     assert decide(one, GateConfig()).decision == "hold"
     kept = fine.model_copy(update={"touched": pairs("kept", 3, 1.0, 1.0)})

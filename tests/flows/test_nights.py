@@ -108,11 +108,14 @@ def test_night_killed_at_ten_moments_is_finished_as_if_undisturbed(tmp_path: Pat
         place = tmp_path / f"night {nights}"
         work_dir, result = deliver(place), place / "result.json"
         while not result.exists():
+            fresh, started = not (work_dir / NIGHTS).exists(), time.monotonic()
             child = Child(night(work_dir, result), place / "home")
             try:
                 # Each start goes on where the one before was, until one lives long enough; after ten kills all may.
                 child.process.wait(timeout=rng.uniform(0.2, 0.9) * took if kills < 10 else PATIENCE_SECONDS)
                 assert child.process.returncode == 0, child.output
+                if fresh:  # the machine may be less busy now
+                    took = min(took, time.monotonic() - started)
             except subprocess.TimeoutExpired:  # still running: this is the moment
                 child.kill()
                 kills += 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.common.errors import ConfigError, InputError
+from evaluation.common.errors import InputError
 from evaluation.grids.grids import read_grid
 from pipelines.loop.loop import Loop
 from pipelines.loop.update import Trial
@@ -91,17 +91,6 @@ def test_prompt_gives_the_budget_and_shows_no_test(tmp_path: Path, budget: int |
     assert ("at most 20 steps" in prompt) is (budget is not None)
     assert task.document.text in prompt
     assert task.questions[0].question not in prompt
-
-
-@pytest.mark.parametrize("override", ["data.views=[as-it-is, mirror]", "data.views=[sideways]"])
-def test_views_that_make_no_sense_are_refused(tmp_path: Path, override: str) -> None:
-    with pytest.raises(ConfigError, match="views"):
-        config(tmp_path, override)
-
-
-def test_votes_are_for_grids_alone() -> None:
-    with pytest.raises(ConfigError, match=r"grading\.grader"):
-        small_config("grading={grader: {type: domain}}")
 
 
 def test_tasks_without_solutions_are_refused_before_anything_else(tmp_path: Path) -> None:
