@@ -1,9 +1,9 @@
 """Execution of the loop's work: the only module that knows Prefect's tasks and caches.
 
-Two content-addressed stores make a killed run resumable. Results of whole tasks (sampling, learning steps) are stored by
-Prefect. Updates of students have a store of their own, one SQLite row each, so that an update is found again whichever
-round, run or variant needs it. Keys hash everything that decides a result: models, recipes, texts, seeds and the code of
-the folders that make results, but no paths, dates, reports or command lines.
+Two content-addressed stores make a killed run resumable. Results of whole tasks (sampling, learning steps) are stored
+by Prefect. Updates of students have a store of their own, one SQLite row each, so that an update is found again
+whichever round, run or variant needs it. Keys hash everything that decides a result: models, recipes, texts, seeds
+and the code of the folders that make results, but no paths, dates, reports or command lines.
 """
 
 from __future__ import annotations
