@@ -71,7 +71,8 @@ def adapt_student(config_path: str, overrides: list[str] | None = None, work_dir
     with embedded_flow(place, FLOW_NAME) as flow_run:
         result = run_night(config, place, flow_run, Console())
         _announce(result, config.tracking.registry_prefix)
-        return result
+        close_plan(place)  # last, so that a killed night comes back to whatever is missing
+    return result
 
 
 def _announce(result: NightResult, prefix: str) -> None:
@@ -172,7 +173,7 @@ def _open_lineage(config: NightConfig, work_dir: Path, plan: NightPlan, flow_run
 
 
 def _adapt(night: Night, lineage: Lineage, stages: Mapping[str, Stage]) -> NightResult:
-    """Return the night's result; everything of it is logged, and the plan is closed."""
+    """Return the night's result; everything of it is logged."""
     config, loop, plan, started = night.config, night.loop, night.plan, time.perf_counter()
     state, teacher = champion_teacher(loop, lineage.registry)
     learned = learn(night, state, stages)
@@ -242,7 +243,7 @@ def _group_scores(night: str, state: StudentState, measured: Measured) -> tuple[
 def conclude(
     night: Night, lineage: Lineage, student: StudentVersion, measured: Measured, result: NightResult
 ) -> NightResult:
-    """Register the student, promote it or not, quarantine documents, write the page and close the plan.
+    """Register the student, promote it or not, quarantine documents, and write the page and the result.
 
     Each step happens at most once however often a killed night gets here again, and the alias moves after everything
     that belongs to the version is written.
@@ -279,7 +280,6 @@ def conclude(
     result = result.model_copy(update={"page": str(page)})
     lineage.log_night(result, report, page)
     write_atomically(directory / RESULT, result.model_dump_json(indent=2))
-    close_plan(work_dir)
     return result
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from evaluation.microworld.world import draw_nights
+from pipelines.adapt_student.flow import RESULT
 from pipelines.adapt_student.plan import NIGHTS
 from pipelines.adapt_student.state import student_version
 from pipelines.experiments.nights import as_delivered
@@ -122,6 +123,7 @@ def test_night_killed_at_ten_moments_is_finished_as_if_undisturbed(tmp_path: Pat
             finally:
                 child.clean_up()
             check_champion(work_dir)
-        assert figures(result) == undisturbed
+        # Killed between the night's end and the command's, the next start finds nothing new.
+        assert figures(work_dir / NIGHTS / "night-0001" / RESULT) == undisturbed
         versions = Registry.open(TrackingConfig(), work_dir).history("student")
         assert [version.version for version in versions] == [1]
