@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,10 +76,22 @@ def open_store(tracking: TrackingConfig, work_dir: Path) -> Store:
         home.mkdir(parents=True, exist_ok=True)
         lock = FileLock(home / f"{database.name if database else 'mlflow'}.lock", timeout=_LOCK_SECONDS)
         with lock:
+            if database is not None and not database.exists():
+                _create(database)
             client = MlflowClient(uri)
             remote = uri.startswith(("http://", "https://", "databricks"))
             experiment_id = _experiment(client, tracking.experiment, None if remote else home / "artifacts")
     return Store(client, uri, experiment_id, lock)
+
+
+def _create(database: Path) -> None:
+    """Create MLflow's tables in a new SQLite file, whole or not at all: a migration that was killed cannot be repeated."""
+    from mlflow import MlflowClient
+
+    with tempfile.TemporaryDirectory(prefix=f".{database.name}-", dir=database.parent) as scratch:
+        fresh = Path(scratch, database.name)
+        MlflowClient(f"sqlite:///{fresh}").search_experiments(max_results=1)
+        os.replace(fresh, database)
 
 
 def open_existing(tracking: TrackingConfig, work_dir: Path) -> Store | None:

@@ -199,11 +199,12 @@ def _result_notes(result: RunResult, comparison: VariantComparison) -> Iterator[
             "documents or the recipe teaches too little; differences near zero mean nothing."
         )
     readings = {n: reading(gain, comparison.tests.get(n), comparison.confidence) for n, gain in result.gains.items()}
-    if "within noise" in readings.values():
+    taught = ("trained_minus", "untrained_minus")
+    noisy = [n.replace("_", " ") for n, said in readings.items() if said == "within noise" and n.startswith(taught)]
+    if noisy:
         least = list(comparison.minimum_detectable.values())
         seen = f" (80 % power needs {percent(min(least))} to {percent(max(least))} points)" if least else ""
-        yield f"Some differences are within noise{seen}; 4 x data.test_documents halves the intervals."
-    taught = ("trained_minus", "untrained_minus")
+        yield f"Within noise: {'; '.join(noisy)}{seen}; 4 x data.test_documents halves the intervals."
     worse = [n for n, gain in result.gains.items() if readings[n] == "significant" and gain.high < 0.0]
     if worse := [name.replace("_", " ") for name in worse if not name.startswith(taught)]:
         yield f"Significantly below 0: {'; '.join(worse)}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,13 @@ def counts(ledger: Ledger) -> tuple[int, int, int, int]:
     """Return calls, failures, unsettled calls and tokens of the ledger's scope."""
     spent = ledger.spent()
     return spent.calls, spent.failures, spent.unsettled, spent.tokens
+
+
+def seal_scores(path: Path) -> dict[str, float]:
+    """Return accuracy after the update by passage, from the recorded verdicts of each question."""
+    articles = json.loads(gzip.decompress(path.read_bytes()))["articles"]
+    verdicts = {a["context"]: [q["adapter_correct"] for q in a["completions"][0]["questions"]] for a in articles}
+    return {context: sum(rows) / len(rows) for context, rows in verdicts.items()}
 
 
 def ends(found: Interval | None) -> tuple[float, float, float]:

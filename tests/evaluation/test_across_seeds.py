@@ -60,22 +60,21 @@ def test_random_effects_give_the_between_variance_of_kackers_measurements() -> N
     assert ends(found) == pytest.approx((mean, mean - half, mean + half), abs=1e-3)
 
 
-def test_random_effects_of_seeds_that_differ_is_the_t_interval_of_their_means() -> None:
-    # With equal errors e and a sample SD s of the means above e, Paule and Mandel's variance is s^2 - e^2.
-    found = random_effects([0.1, 0.2, 0.3], [0.06, 0.06, 0.06])
-    half = T_2 * 0.1 / math.sqrt(3)
-    assert figures(found) == pytest.approx((0.2, 0.2 - half, 0.2 + half, 0.08), abs=1e-5)
-
-
-def test_random_effects_of_seeds_that_agree_by_luck_is_no_narrower_than_their_errors() -> None:
-    # Hartung and Knapp's interval without a floor would have no width here.
-    found = random_effects([0.2, 0.2, 0.2], [0.06, 0.06, 0.06])
-    half = T_2 * 0.06 / math.sqrt(3)
-    assert figures(found) == pytest.approx((0.2, 0.2 - half, 0.2 + half, 0.0), abs=1e-6)
-
-
-def test_random_effects_of_one_seed_is_its_own_normal_interval() -> None:
-    assert figures(random_effects([0.2], [0.05])) == pytest.approx((0.2, 0.102, 0.298, 0.0), abs=1e-4)
+@pytest.mark.parametrize(
+    ("means", "errors", "half", "between_sd"),
+    [
+        # With equal errors e and a sample SD s of the means above e, Paule and Mandel's variance is s^2 - e^2.
+        ([0.1, 0.2, 0.3], [0.06] * 3, T_2 * 0.1 / math.sqrt(3), 0.08),
+        # Hartung and Knapp's interval without a floor would have no width here.
+        ([0.2] * 3, [0.06] * 3, T_2 * 0.06 / math.sqrt(3), 0.0),
+        ([0.1, 0.2, 0.3], [0.0] * 3, T_2 * 0.1 / math.sqrt(3), 0.1),
+        ([0.2], [0.05], 1.959964 * 0.05, 0.0),
+    ],
+    ids=["seeds differ", "agree by luck", "no errors", "one seed"],
+)
+def test_random_effects_worked_by_hand(means: list[float], errors: list[float], half: float, between_sd: float) -> None:
+    found = random_effects(means, errors)
+    assert figures(found) == pytest.approx((0.2, 0.2 - half, 0.2 + half, between_sd), abs=1e-6)
 
 
 def test_random_effects_without_an_error_take_that_of_the_other_seeds() -> None:
@@ -83,12 +82,6 @@ def test_random_effects_without_an_error_take_that_of_the_other_seeds() -> None:
     other = math.sqrt((0.03**2 + 0.05**2) / 2)
     assert found == random_effects([0.10, 0.12, 0.14], [other, 0.03, 0.05])
     assert random_effects([0.10, 0.12, 0.14], [1e-17, 0.03, 0.05]) == found
-
-
-def test_random_effects_without_any_error_is_the_t_interval_of_the_means() -> None:
-    found = random_effects([0.1, 0.2, 0.3], [0.0, 0.0, 0.0])
-    half = T_2 * 0.1 / math.sqrt(3)
-    assert figures(found) == pytest.approx((0.2, 0.2 - half, 0.2 + half, 0.1), rel=1e-4)
 
 
 @settings(deadline=None, max_examples=60)

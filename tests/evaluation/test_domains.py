@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -28,6 +27,7 @@ from evaluation.tasks import (
     split_tasks,
 )
 from teacher.self_edit import Implication, SelfEdit, TrainingSpec
+from tests.evaluation.factories import row, write_lines
 
 
 class SumsData(DataSplit):
@@ -116,9 +116,7 @@ def test_knowledge_trains_on_what_is_written_and_leaves_grading_to_graders() -> 
 
 
 def test_load_split_of_a_file_divides_by_the_configuration(tmp_path: Path) -> None:
-    rows = [{"id": str(i), "text": f"Text {i}.", "questions": [{"question": "Q?", "answer": "a"}]} for i in range(9)]
-    path = tmp_path / "documents.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)))
+    path = write_lines(tmp_path / "d.jsonl", *(row(id=str(i), text=f"Text {i}.") for i in range(9))).path
     split = load_split(JsonLinesData(path=path, development_documents=2, test_documents=3, split_seed=1))
     assert [len(side) for side in split] == [4, 2, 3]
     assert {task.id for side in split for task in side} == set(map(str, range(9)))

@@ -102,18 +102,12 @@ def test_both_protocols_send_the_prompt_and_the_settings(api: str, tmp_path: Pat
     assert len({seen.body["seed"] for seen in server.seen}) == 2
 
 
-@pytest.mark.parametrize("said", ["maybe", "yes and no", "It is", "Yes, because the Rhine does.", "yes?"])
-def test_what_is_neither_yes_nor_no_leaves_the_answer_ungraded(said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("said", ["maybe", "yes and no", "It is", "Yes, because the Rhine does.", "yes?", "Yes"])
+def test_what_is_neither_yes_nor_no_or_was_cut_leaves_the_answer_ungraded(said: str, tmp_path: Path) -> None:
+    cut = {"max_tokens": COMPLETION_TOKENS} if said == "Yes" else {}  # the server ends there with `length`
     with _judge_server(lambda prompt, before: said) as server:
-        graded = _grade(JudgeGrader(_config(server), tmp_path / "ledger"), "Rhine")
+        graded = _grade(JudgeGrader(_config(server, **cut), tmp_path / "ledger"), "Rhine")
     assert graded == [Ungraded("unclear", said, (UNCLEAR,))]
-
-
-def test_a_verdict_that_was_cut_is_unclear(tmp_path: Path) -> None:
-    with _judge_server(lambda prompt, before: "Yes") as server:
-        config = _config(server, max_tokens=COMPLETION_TOKENS)  # the server ends there with `length`
-        graded = _grade(JudgeGrader(config, tmp_path / "ledger"), "Rhine")
-    assert graded == [Ungraded("unclear", "Yes", (UNCLEAR,))]
 
 
 def test_a_failed_call_is_never_a_verdict_and_the_others_are_graded(tmp_path: Path) -> None:

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import gc
-import gzip
 import itertools
-import json
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +22,7 @@ from evaluation.statistics import (
     required_documents,
     sign_flip_test,
 )
+from tests.evaluation.factories import seal_scores
 
 DARWIN = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]
 """Fisher 1935, "The Design of Experiments", table 3: cross- minus self-fertilised maize, in eighths of an inch."""
@@ -87,13 +86,8 @@ def test_sign_flip_test_finds_nothing_as_seldom_as_its_level_says() -> None:
 def test_sign_flip_test_agrees_with_the_interval_on_seal_results(shared_data: Callable[..., Path]) -> None:
     # arXiv 2506.10943, recorded results of 200 passages: the interval of edits minus passage alone is [.013, .108],
     # that is 2.5 standard errors from 0, a normal p-value of .012.
-    scores = []
-    for name in ("base", "naive"):
-        with gzip.open(shared_data("seal", "graded", f"eval_{name}.json.gz"), "rt", encoding="utf-8") as file:
-            articles = json.load(file)["articles"]
-        rows = {a["context"]: [q["adapter_correct"] for q in a["completions"][0]["questions"]] for a in articles}
-        scores.append({context: sum(right) / len(right) for context, right in rows.items()})
-    tests = paired_tests({"base": scores[0], "naive": scores[1]}, [("base", "naive")], seed=1)
+    scored = {name: seal_scores(shared_data("seal", "graded", f"eval_{name}.json.gz")) for name in ("base", "naive")}
+    tests = paired_tests(scored, [("base", "naive")], seed=1)
     assert tests["base_minus_naive"].sign_flip == pytest.approx(0.012, abs=0.006)
     assert tests["base_minus_naive"].required_documents == pytest.approx(230, abs=10)
 

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import gzip
 import itertools
-import json
 import math
 import random
 from collections.abc import Callable
@@ -22,7 +20,7 @@ from evaluation.statistics import (
     minimum_detectable_difference,
     required_documents,
 )
-from tests.evaluation.factories import ends
+from tests.evaluation.factories import ends, seal_scores
 
 FEW = 300
 """Resamples in property tests."""
@@ -31,20 +29,11 @@ scores = st.integers(0, 12).map(lambda right: right / 12)
 samples = st.lists(scores, min_size=1, max_size=25)
 
 
-def _seal_scores(path: Path) -> dict[str, float]:
-    """Return accuracy after the update by passage, from the recorded verdicts of each question."""
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        articles = json.load(file)["articles"]
-    verdicts = {a["context"]: [q["adapter_correct"] for q in a["completions"][0]["questions"]] for a in articles}
-    return {context: sum(rows) / len(rows) for context, rows in verdicts.items()}
-
-
 def test_compare_on_seal_results_gives_the_recorded_interval(shared_data: Callable[..., Path]) -> None:
     # arXiv 2506.10943, recorded results of 200 passages: edits of the base model minus the passage alone have a paired
     # bootstrap interval of +.062 [.013, .108].
-    base = _seal_scores(shared_data("seal", "graded", "eval_base.json.gz"))
-    naive = _seal_scores(shared_data("seal", "graded", "eval_naive.json.gz"))
-    compared = compare({"base": base, "naive": naive}, [("base", "naive")], seed=1)
+    scored = {name: seal_scores(shared_data("seal", "graded", f"eval_{name}.json.gz")) for name in ("base", "naive")}
+    compared = compare(scored, [("base", "naive")], seed=1)
     assert len(compared.documents) == 200
     assert ends(compared.gains["base_minus_naive"]) == pytest.approx((0.062, 0.013, 0.108), abs=0.005)
     # The same records: naive .335 [.297, .373], base .397 [.358, .437].

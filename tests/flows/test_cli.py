@@ -46,7 +46,7 @@ def test_dry_run_of_a_night_starts_nothing_either(config: Path, tmp_path: Path) 
     arguments = preceptor("adapt-student", str(config), "--dry-run", "--work-dir", str(work_dir))
     seconds, output = cpu_seconds(arguments, tmp_path)
     assert f"name: {config.stem}" in output
-    for row in ("New documents", "Self-edits sampled", "Student updates"):
+    for row in ("Starts from", "New documents"):
         assert row in output
     assert f"preceptor inbox add FILE --work-dir {work_dir}" in output
     assert not work_dir.exists()

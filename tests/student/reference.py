@@ -54,12 +54,7 @@ def train_alone(model: Any, job: UpdateRequest, start: Factors) -> tuple[Factors
             layer.lora_B["default"].weight.copy_(start[name][1])
     peft_model.eval()
     parameters = [p for p in peft_model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters,
-        lr=recipe.learning_rate,
-        betas=recipe.adam_betas,
-        weight_decay=0.0,
-    )
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, betas=recipe.adam_betas, weight_decay=0.0)
     total = recipe.total_steps(len(job.sequences))
     schedule = get_linear_schedule_with_warmup(optimizer, recipe.warmup_steps, total)
     losses: list[float] = []
@@ -77,10 +72,7 @@ def train_alone(model: Any, job: UpdateRequest, start: Factors) -> tuple[Factors
             optimizer.zero_grad()
             losses.append(loss.item())
     trained = {
-        name: (
-            layer.lora_A["default"].weight.detach().clone(),
-            layer.lora_B["default"].weight.detach().clone(),
-        )
+        name: (layer.lora_A["default"].weight.detach().clone(), layer.lora_B["default"].weight.detach().clone())
         for name, layer in layers.items()
     }
     return trained, losses

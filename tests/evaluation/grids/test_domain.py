@@ -120,9 +120,8 @@ def test_runs_that_make_no_sense_are_refused(
 
 
 def test_tasks_without_solutions_are_refused(tmp_path: Path) -> None:
-    pair = {"input": [[1, 0]], "output": [[0, 1]]}
-    path = tmp_path / "tasks.json"
-    path.write_text(json.dumps({f"t{n}": {"train": [pair], "test": [{"input": [[1]]}]} for n in range(6)}))
+    tasks = {f"t{n}": {"train": [PAIR], "test": [{"input": [[1]]}]} for n in range(6)}
+    path = write(tmp_path / "tasks.json", tasks)
     with pytest.raises(InputError, match=r"6 of 6 tasks are not known.*solutions_path"):
         load_split(ArcData(path=path, development_documents=1, test_documents=2))
 

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import pytest
 import torch
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -87,6 +87,7 @@ def test_tokenizer_words_of_sentences_are_one_token(prefix: str) -> None:
 def test_tokenizer_starts_texts_with_bos() -> None:
     assert TOKENIZER("Bram Dahl")["input_ids"] == [TOKENIZER.bos_token_id, *ids_of("Bram Dahl")]
     assert [TOKENIZER.pad_token_id, TOKENIZER.bos_token_id, TOKENIZER.eos_token_id] == [0, 1, 2]
+    assert TOKENIZER.unk_token_id is None
 
 
 def assert_round_trip(text: str, tokenizer: Any = TOKENIZER) -> None:
@@ -94,25 +95,14 @@ def assert_round_trip(text: str, tokenizer: Any = TOKENIZER) -> None:
     assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == expected
 
 
+@example("Alle Menschen sind frei und gleich an Würde und Rechten geboren.\n\n„Öl“ – 10 °C, Maßstab 1:5.")
+@example("人人生而自由，在尊严和权利上一律平等。すべての人間は、生まれながらにして自由である。")
+@example("def f(x):\n\treturn {'a': x ** 2}  # naïve 🙂\r\n")
+@example("It 's n't spaced , as usual . Is it ?")
 @settings(max_examples=300, deadline=None)
 @given(text=st.text().filter(lambda text: not any(token in text for token in SPECIAL_TOKENS)))
 def test_tokenizer_any_text_round_trips(text: str) -> None:
     assert_round_trip(text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Alle Menschen sind frei und gleich an Würde und Rechten geboren.\n\n„Öl“ – 10 °C, Maßstab 1:5.",
-        "人人生而自由，在尊严和权利上一律平等。すべての人間は、生まれながらにして自由である。",
-        "def f(x):\n\treturn {'a': x ** 2}  # naïve 🙂\r\n",
-        "It 's n't spaced , as usual . Is it ?",
-    ],
-    ids=["german", "cjk", "code", "spaces before marks"],
-)
-def test_tokenizer_real_text_round_trips(text: str) -> None:
-    assert_round_trip(text)
-    assert TOKENIZER.unk_token_id is None
 
 
 def test_tokenizer_builds_are_equal_and_survive_saving(tmp_path: Path) -> None:
@@ -277,7 +267,7 @@ def test_build_one_resumes_after_the_finished_stages_of_a_killed_build(
 
 
 @pytest.mark.parametrize("role", SHIPPED)
-def test_shipped_model_opens_and_has_the_recipes_size(role: Role) -> None:
+def test_shipped_model_has_the_recipes_size_and_todays_tokenizer(role: Role) -> None:
     model = AutoModelForCausalLM.from_pretrained(MODELS / role)
     shape = build.SHAPES[role]
     config = model.config
@@ -285,14 +275,10 @@ def test_shipped_model_opens_and_has_the_recipes_size(role: Role) -> None:
     assert config.hidden_size / config.num_attention_heads == config.head_dim == 32
     assert Shape(config.hidden_size, config.num_hidden_layers, config.intermediate_size) == shape
     assert config.max_position_embeddings == CONTEXT_TOKENS
+    assert config.vocab_size == len(TOKENIZER)
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
-
-
-@pytest.mark.parametrize("role", SHIPPED)
-def test_shipped_tokenizer_is_the_one_that_is_built_today(role: Role) -> None:
     tokenizer = AutoTokenizer.from_pretrained(MODELS / role)
     assert tokenizer.get_vocab() == TOKENIZER.get_vocab()
-    assert AutoModelForCausalLM.from_pretrained(MODELS / role).config.vocab_size == len(TOKENIZER)
     assert tokenizer(filled_sentences())["input_ids"] == TOKENIZER(filled_sentences())["input_ids"]
     assert tokenizer.padding_side == "right"
 

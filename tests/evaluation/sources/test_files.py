@@ -150,6 +150,8 @@ BAD_LINES: list[tuple[str | dict[str, Any], str]] = [
     (row(questions=[{"question": "Q?", "answer": "\udfff"}]), "questions[0].answer holds an unpaired surrogate"),
     (row() | {"\ud800": 1}, "has a key with an unpaired surrogate"),
     ('{"text": "\ud800"}', "not UTF-8: byte 11 has 0xed"),
+    ({"questions": [], "txt": 1}, "text is missing; questions is empty, must hold at least one item; txt is an unknown key"),
+    (row() | {"a\nb": 1}, r"'a\nb' is an unknown key"),
 ]
 
 
@@ -166,25 +168,11 @@ def test_jsonl_all_mistakes_are_listed_in_one_message_with_file_line_and_reason(
     message.encode()  # printable on any UTF-8 terminal, whatever the bad rows hold
 
 
-def test_jsonl_one_row_with_several_mistakes_lists_them_on_one_line(tmp_path: Path) -> None:
-    config = write_lines(tmp_path / "d.jsonl", {"txt": "T.", "questions": [], "a\nb": 1})
-    _, text, _ = refusal(config).splitlines()
-    for reason in ("text is missing", "questions is empty", "txt is an unknown key", r"'a\nb' is an unknown key"):
-        assert reason in text
-
-
 def test_jsonl_repeated_id_is_found_beside_other_mistakes_of_either_row(tmp_path: Path) -> None:
     config = write_lines(tmp_path / "d.jsonl", row(id="x", text=""), row(id="x"), row(id="x", text=5))
     message = refusal(config)
     assert "3 bad rows" in message
     assert message.count("id 'x' was already given at line 1") == 2
-
-
-def test_jsonl_bytes_that_are_not_utf8_are_named_by_line_and_byte(tmp_path: Path) -> None:
-    path = tmp_path / "d.jsonl"
-    good = json.dumps(row()).encode()
-    path.write_bytes(good + b"\n" + '{"text": "Zoë"}'.encode("latin-1") + b"\n" + good)
-    assert f"{path}: line 2: not UTF-8: byte 13 has 0xeb" in refusal(JsonLinesData(path=path))
 
 
 def test_jsonl_many_bad_rows_are_capped_and_counted(tmp_path: Path) -> None:
@@ -197,15 +185,9 @@ def test_jsonl_many_bad_rows_are_capped_and_counted(tmp_path: Path) -> None:
     assert refusal(config).splitlines()[1].endswith("; and 35 more")
 
 
-CONFIGS: list[Callable[[Path], JsonLinesData | SquadData]] = [
-    lambda path: JsonLinesData(path=path),
-    lambda path: SquadData(path=path),
-]
-
-
-@pytest.mark.parametrize("config", CONFIGS, ids=["jsonl", "squad"])
+@pytest.mark.parametrize("config", [JsonLinesData, SquadData])
 def test_file_that_cannot_be_used_is_refused_by_name(
-    tmp_path: Path, config: Callable[[Path], JsonLinesData | SquadData]
+    tmp_path: Path, config: type[JsonLinesData] | type[SquadData]
 ) -> None:
     whole = gzip.compress(b"[" + json.dumps(row()).encode() * 50 + b"]")
     damaged = bytearray(whole)
@@ -223,12 +205,12 @@ def test_file_that_cannot_be_used_is_refused_by_name(
     }
     for name, (content, reason) in cases.items():
         (tmp_path / name).write_bytes(content)
-        message = refusal(config(tmp_path / name))
+        message = refusal(config(path=tmp_path / name))
         assert f"'{tmp_path / name}'" in message
         assert reason in message
-    assert "is a directory" in refusal(config(tmp_path))
-    assert "does not exist" in refusal(config(tmp_path / "missing"))
-    assert "does not exist" in refusal(config(tmp_path / "empty" / "below-a-file"))
+    assert "is a directory" in refusal(config(path=tmp_path))
+    assert "does not exist" in refusal(config(path=tmp_path / "missing"))
+    assert "does not exist" in refusal(config(path=tmp_path / "empty" / "below-a-file"))
 
 
 def test_squad_official_and_regrouped_forms_give_the_same_tasks(tmp_path: Path) -> None:
@@ -255,48 +237,63 @@ def test_squad_repeated_paragraphs_and_questions_are_kept(tmp_path: Path) -> Non
     assert second.id == f"{first.id}-2"
 
 
-def test_squad_official_mistakes_are_listed_by_json_path(tmp_path: Path) -> None:
-    value = official(
-        paragraph("Fine.", ("Who?", ["Ada"])),
-        paragraph("No answer.", ("Who?", ["Ada"]), ("When?", [])),
-        {"qas": [{"question": "Q?", "answers": [{"text": "A"}]}]},
-        {"context": "", "qas": []},
-        "paragraph",
-        {"context": "C.", "qas": [{"question": 5, "answers": [{"text": ""}]}, {"answers": "A"}]},
-    )
-    value["data"] += [{"title": 3, "paragraphs": [paragraph("C.", ("Q?", ["A"]))]}, {"title": "No paragraphs"}]
-    config = write_squad(tmp_path / "bad.json", value)
-    listed = refusal(config).splitlines()[1:-1]
-    assert listed == [
-        f"  {config.path}: {text}"
-        for text in (
-            "data[0].paragraphs[1].qas[1]: answers is empty, must hold at least one item",
-            "data[0].paragraphs[2]: context is missing",
-            "data[0].paragraphs[3]: context is empty; qas is empty, must hold at least one item",
-            "data[0].paragraphs[4]: must be an object, got a string",
-            "data[0].paragraphs[5].qas[0]: question must be a string, got a number",
-            "data[0].paragraphs[5].qas[0].answers[0]: text is empty",
-            "data[0].paragraphs[5].qas[1]: question is missing; answers must be a list, got a string",
-            "data[1]: title must be a string, got a number",
-            "data[2]: paragraphs is missing",
-        )
-    ]
+OFFICIAL_MISTAKES = [
+    {
+        "title": "Ada",
+        "paragraphs": [
+            paragraph("Fine.", ("Who?", ["Ada"])),
+            paragraph("No answer.", ("Who?", ["Ada"]), ("When?", [])),
+            {"qas": [{"question": "Q?", "answers": [{"text": "A"}]}]},
+            {"context": "", "qas": []},
+            "paragraph",
+            {"context": "C.", "qas": [{"question": 5, "answers": [{"text": ""}]}, {"answers": "A"}]},
+        ],
+    },
+    {"title": 3, "paragraphs": [paragraph("C.", ("Q?", ["A"]))]},
+    {"title": "No paragraphs"},
+]
+GOOD_GROUP = {"id": "x", "context": "C.", "questions": QUESTIONS}
 
 
-def test_squad_regrouped_mistakes_are_listed_by_json_path(tmp_path: Path) -> None:
-    good = {"id": "x", "context": "C.", "questions": QUESTIONS}
-    value = [good, good, {"title": "T", "questions": [{"question": "Q?"}]}, 7, {"context": "a\0", "questions": []}]
+@pytest.mark.parametrize(
+    ("value", "mistakes"),
+    [
+        (
+            {"data": OFFICIAL_MISTAKES},
+            [
+                "data[0].paragraphs[1].qas[1]: answers is empty, must hold at least one item",
+                "data[0].paragraphs[2]: context is missing",
+                "data[0].paragraphs[3]: context is empty; qas is empty, must hold at least one item",
+                "data[0].paragraphs[4]: must be an object, got a string",
+                "data[0].paragraphs[5].qas[0]: question must be a string, got a number",
+                "data[0].paragraphs[5].qas[0].answers[0]: text is empty",
+                "data[0].paragraphs[5].qas[1]: question is missing; answers must be a list, got a string",
+                "data[1]: title must be a string, got a number",
+                "data[2]: paragraphs is missing",
+            ],
+        ),
+        (
+            [
+                GOOD_GROUP,
+                GOOD_GROUP,
+                {"title": "T", "questions": [{"question": "Q?"}]},
+                7,
+                {"context": "a\0", "questions": []},
+            ],
+            [
+                "[1]: id 'x' was already given at [0]",
+                "[2]: context is missing",
+                "[2].questions[0]: answer is missing",
+                "[3]: must be an object, got a number",
+                "[4]: context holds a NUL character (U+0000); questions is empty, must hold at least one item",
+            ],
+        ),
+    ],
+    ids=["official", "regrouped"],
+)
+def test_squad_mistakes_are_listed_by_json_path(tmp_path: Path, value: object, mistakes: list[str]) -> None:
     config = write_squad(tmp_path / "bad.json", value)
-    assert refusal(config).splitlines()[1:-1] == [
-        f"  {config.path}: {text}"
-        for text in (
-            "[1]: id 'x' was already given at [0]",
-            "[2]: context is missing",
-            "[2].questions[0]: answer is missing",
-            "[3]: must be an object, got a number",
-            "[4]: context holds a NUL character (U+0000); questions is empty, must hold at least one item",
-        )
-    ]
+    assert refusal(config).splitlines()[1:-1] == [f"  {config.path}: {mistake}" for mistake in mistakes]
 
 
 @pytest.mark.parametrize(

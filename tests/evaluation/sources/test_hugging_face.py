@@ -12,6 +12,8 @@ from evaluation.sources.files import load_tasks
 from tests.evaluation.factories import QUESTIONS, official, pairs, paragraph, refusal, row, write_squad
 
 FLAT = ColumnMapping(text="context", title="title", question="question", answer="answers")
+LISTED = ColumnMapping(questions="questions")
+ASKED = ColumnMapping(question="question", answer="answer")
 
 
 @pytest.fixture(autouse=True)
@@ -22,29 +24,16 @@ def _no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
 
 
-HUB_ROWS: list[dict[str, Any]] = [
-    # The columns of the hub's `squad`: one question a row, ids are the questions'.
-    {
-        "id": "q1",
-        "title": "Ada",
-        "context": "One.",
-        "question": "Who?",
-        "answers": {"text": ["Ada"], "answer_start": [0]},
-    },
-    {
-        "id": "q2",
-        "title": "Bob",
-        "context": "Two.",
-        "question": "Why?",
-        "answers": {"text": ["x", "y"], "answer_start": [0, 1]},
-    },
-    {
-        "id": "q3",
-        "title": "Ada",
-        "context": "One.",
-        "question": "When?",
-        "answers": {"text": ["1843"], "answer_start": [0]},
-    },
+def hub_row(name: str, title: str, context: str, question: str, *answers: str) -> dict[str, Any]:
+    """Return a row with the columns of the hub's `squad`: one question a row, ids are the questions'."""
+    answered = {"text": list(answers), "answer_start": list(range(len(answers)))}
+    return {"id": name, "title": title, "context": context, "question": question, "answers": answered}
+
+
+HUB_ROWS = [
+    hub_row("q1", "Ada", "One.", "Who?", "Ada"),
+    hub_row("q2", "Bob", "Two.", "Why?", "x", "y"),
+    hub_row("q3", "Ada", "One.", "When?", "1843"),
 ]
 
 
@@ -55,7 +44,7 @@ def save(path: Path, rows: list[dict[str, Any]], **settings: Any) -> HuggingFace
     return HuggingFaceData(path=str(path), **settings)
 
 
-def test_hugging_face_flat_rows_with_the_same_text_are_one_document(tmp_path: Path) -> None:
+def test_hugging_face_flat_rows_with_the_same_text_are_one_document_as_in_the_squad_file(tmp_path: Path) -> None:
     config = save(tmp_path / "saved", HUB_ROWS, columns=FLAT)
     ada, bob = load_tasks(config)
     assert (ada.document.title, ada.document.text) == ("Ada", "One.")
@@ -63,14 +52,10 @@ def test_hugging_face_flat_rows_with_the_same_text_are_one_document(tmp_path: Pa
     assert pairs(bob) == [("Why?", "x")]
     assert ada.id == f"Ada-{ada.document.digest[:12]}"
     assert bob.document.source == f"{config.path}[train]: row 1"
-
-
-def test_hugging_face_squad_columns_give_what_the_squad_file_gives(tmp_path: Path) -> None:
-    from_hub = load_tasks(save(tmp_path / "saved", HUB_ROWS, columns=FLAT))
     value = official(paragraph("One.", ("Who?", ["Ada"]), ("When?", ["1843"])))
     value["data"].append({"title": "Bob", "paragraphs": [paragraph("Two.", ("Why?", ["x", "y"]))]})
     from_file = load_tasks(write_squad(tmp_path / "d.json", value))
-    assert [(task.id, task.digest) for task in from_hub] == [(task.id, task.digest) for task in from_file]
+    assert [(task.id, task.digest) for task in from_file] == [(ada.id, ada.digest), (bob.id, bob.digest)]
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".json", ".jsonl", ".jsonl.gz", ".csv"])
@@ -86,16 +71,14 @@ def test_hugging_face_data_file_is_read_by_its_suffix(tmp_path: Path, suffix: st
         dataset.to_csv(str(path))
     else:
         dataset.to_json(str(path), compression="gzip" if suffix.endswith("gz") else None)
-    columns = ColumnMapping(question="question", answer="answer")
-    tasks = load_tasks(HuggingFaceData(path=str(path), columns=columns))
+    tasks = load_tasks(HuggingFaceData(path=str(path), columns=ASKED))
     assert [pairs(task) for task in tasks] == [[("Q0?", "a0"), ("Q1?", "a1")], [("Q2?", "a2"), ("Q3?", "a3")]]
 
 
 def test_hugging_face_directory_of_data_files_has_splits_by_name(tmp_path: Path) -> None:
     for split in ("train", "test"):
         (tmp_path / f"{split}.jsonl").write_text(json.dumps({"text": split, "questions": QUESTIONS}))
-    columns = ColumnMapping(questions="questions")
-    (task,) = load_tasks(HuggingFaceData(path=str(tmp_path), split="test", columns=columns))
+    (task,) = load_tasks(HuggingFaceData(path=str(tmp_path), split="test", columns=LISTED))
     assert task.document.text == "test"
 
 
@@ -128,8 +111,7 @@ def test_hugging_face_saved_splits_are_told_apart(tmp_path: Path) -> None:
 
     splits = {name: datasets.Dataset.from_list([row(text=name)]) for name in ("train", "validation")}
     datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "saved"))
-    columns = ColumnMapping(questions="questions")
-    config = HuggingFaceData(path=str(tmp_path / "saved"), split="validation", columns=columns)
+    config = HuggingFaceData(path=str(tmp_path / "saved"), split="validation", columns=LISTED)
     assert load_tasks(config)[0].document.text == "validation"
     missing = config.model_copy(update={"split": "test"})
     assert "has no split 'test', only 'train', 'validation'" in refusal(missing)
@@ -137,8 +119,7 @@ def test_hugging_face_saved_splits_are_told_apart(tmp_path: Path) -> None:
 
 def test_hugging_face_sample_counts_documents_not_rows(tmp_path: Path) -> None:
     rows = [{"text": f"Text {i % 10}.", "question": f"Q{i}?", "answer": "a"} for i in range(30)]
-    columns = ColumnMapping(question="question", answer="answer")
-    config = save(tmp_path / "saved", rows, columns=columns, max_documents=4)
+    config = save(tmp_path / "saved", rows, columns=ASKED, max_documents=4)
     tasks = load_tasks(config)
     assert [len(task.questions) for task in tasks] == [3] * 4
     assert tasks == load_tasks(config)
@@ -205,10 +186,8 @@ def test_hugging_face_question_ids_used_as_document_ids_are_refused(tmp_path: Pa
 
 
 def test_hugging_face_source_that_does_not_open_is_refused(tmp_path: Path) -> None:
-    columns = ColumnMapping(questions="questions")
-
     def message(path: Path | str, **changes: Any) -> str:
-        return refusal(HuggingFaceData(path=str(path), columns=columns, **changes))
+        return refusal(HuggingFaceData(path=str(path), columns=LISTED, **changes))
 
     (tmp_path / "bad.jsonl").write_text('{"text": "T."\n{]')
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 and nothing more")

@@ -5,13 +5,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.common.errors import ConfigError, LineageError
-from pipelines.check_regression.subjects import (
-    download,
-    parse_subject,
-    resolve,
-    settings_of,
-    variant_digest,
-)
+from pipelines.check_regression.subjects import download, parse_subject, resolve, settings_of, variant_digest
 from pipelines.check_regression.suite import load_suite
 from pipelines.lineage.registry import Registry
 from pipelines.lineage.run import Lineage

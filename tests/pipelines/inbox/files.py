@@ -43,11 +43,7 @@ def pdf(pages: Sequence[Sequence[str]]) -> bytes:
 
 
 def changed_pdf(
-    content: bytes,
-    *,
-    title: str = "",
-    outline: Mapping[str, int] | None = None,
-    user_password: str | None = None,
+    content: bytes, *, title: str = "", outline: Mapping[str, int] | None = None, user_password: str | None = None
 ) -> bytes:
     """Return a PDF with a title, an outline (page by entry) or a password."""
     from pypdf import PdfReader, PdfWriter

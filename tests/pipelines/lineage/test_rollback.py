@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -262,7 +263,20 @@ def killed(work_dir: Path, method: str, writes: int, argument: str) -> None:
     assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
 
 
-def promote_after_kill(registry: Registry, work_dir: Path, writes: int, champion: int) -> None:
+def slow(*values: int) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("writes", "champion"),
+    [
+        (5, 2),  # three tags, the file and the description are written; the alias `previous` would be next
+        *(slow(writes, champion) for writes, champion in ((0, 2), (1, 2), (2, 2), (3, 2), (4, 2), (6, 2), (7, 3))),
+    ],
+)
+def test_promotion_killed_anywhere_is_completed_by_the_same_call(
+    registry: Registry, work_dir: Path, writes: int, champion: int
+) -> None:
     for number in (1, 2):
         registry.promote("teacher", number)
     killed(work_dir, "promote", writes, REPORT)
@@ -276,7 +290,11 @@ def promote_after_kill(registry: Registry, work_dir: Path, writes: int, champion
     assert registry.rollback("teacher", "bad") == Rollback(3, 2)
 
 
-def rollback_after_kill(registry: Registry, work_dir: Path, writes: int) -> None:
+# At 3, both tags and the alias `previous` are written; `champion` would be next.
+@pytest.mark.parametrize("writes", [slow(0), slow(1), slow(2), 3])
+def test_rollback_killed_anywhere_is_completed_by_the_same_call(
+    registry: Registry, work_dir: Path, writes: int
+) -> None:
     for number in (1, 2, 3):
         registry.promote("teacher", number)
     killed(work_dir, "rollback", writes, "It forgot.")
@@ -284,31 +302,3 @@ def rollback_after_kill(registry: Registry, work_dir: Path, writes: int) -> None
     assert registry.rollback("teacher", "It forgot.") == Rollback(3, 2)
     assert aliases(registry) == {"champion": 2, "previous": 1}
     assert registry.history("teacher")[1].reason == "It forgot."
-
-
-def test_promotion_killed_between_the_report_and_the_alias_leaves_the_old_champion(
-    registry: Registry, work_dir: Path
-) -> None:
-    """Three tags, the file and the description are written; the alias `previous` would be next."""
-    promote_after_kill(registry, work_dir, 5, champion=2)
-
-
-def test_rollback_killed_before_the_alias_is_completed_by_the_same_call(registry: Registry, work_dir: Path) -> None:
-    """Both tags and the alias `previous` are written; `champion` would be next."""
-    rollback_after_kill(registry, work_dir, 3)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("writes", "champion"), [(0, 2), (1, 2), (2, 2), (3, 2), (4, 2), (6, 2), (7, 3)])
-def test_promotion_killed_anywhere_is_completed_by_the_same_call(
-    registry: Registry, work_dir: Path, writes: int, champion: int
-) -> None:
-    promote_after_kill(registry, work_dir, writes, champion)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("writes", [0, 1, 2])
-def test_rollback_killed_anywhere_is_completed_by_the_same_call(
-    registry: Registry, work_dir: Path, writes: int
-) -> None:
-    rollback_after_kill(registry, work_dir, writes)

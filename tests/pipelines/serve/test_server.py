@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -98,19 +98,22 @@ class Setting:
 
 
 @pytest.fixture
-def within(open_run: Open, work_dir: Path) -> Callable[..., None]:
-    """Return a function that runs a test on a server whose first champion answers."""
+def anyio_backend() -> str:
+    return "asyncio"
 
-    def run(test: Callable[[Setting], Awaitable[None]], key: str | None = None) -> None:
-        async def whole() -> None:
-            setting = Setting(open_run(), work_dir, key)
-            assert [(await setting.client.get("/health")).status_code, (await setting.ask()).status_code][0] == 503
-            await setting.server._place(setting.server.first)
-            await asyncio.wait_for(test(setting), 60)
 
-        asyncio.run(whole())
+@pytest.fixture
+def key() -> str | None:
+    return None
 
-    return run
+
+@pytest.fixture
+async def it(open_run: Open, work_dir: Path, key: str | None) -> Setting:
+    """A server whose first champion answers."""
+    setting = Setting(open_run(), work_dir, key)
+    assert [(await setting.client.get("/health")).status_code, (await setting.ask()).status_code][0] == 503
+    await setting.server._place(setting.server.first)
+    return setting
 
 
 async def until(reached: Callable[[], bool]) -> None:
@@ -152,130 +155,109 @@ def test_missing_store_is_refused_with_or_without_vllm(tmp_path: Path) -> None:
 # The champion
 
 
-def test_moved_alias_is_followed_and_the_old_version_unloaded(within: Callable[..., None]) -> None:
-    async def test(it: Setting) -> None:
-        assert (await it.check())["version"] == 1
-        health = await it.promote(2)
-        assert (health["status"], health["version"], health["wanted"]) == ("ok", 2, 2)
-        await until(lambda: it.vllm.loaded == [health["served_name"]] and len(list(it.files.iterdir())) == 1)
-        it.registry.rollback("student", "worse")
-        assert (await it.check())["version"] == 1
-        assert len(set(it.vllm.ever)) == len(it.vllm.ever) == 3, "a name was used twice"
-
-    within(test)
+@pytest.mark.anyio
+async def test_moved_alias_is_followed_and_the_old_version_unloaded(it: Setting) -> None:
+    assert (await it.check())["version"] == 1
+    health = await it.promote(2)
+    assert (health["status"], health["version"], health["wanted"]) == ("ok", 2, 2)
+    await until(lambda: it.vllm.loaded == [health["served_name"]] and len(list(it.files.iterdir())) == 1)
+    it.registry.rollback("student", "worse")
+    assert (await it.check())["version"] == 1
+    assert len(set(it.vllm.ever)) == len(it.vllm.ever) == 3, "a name was used twice"
 
 
-def test_request_in_flight_finishes_on_the_version_it_began_with(within: Callable[..., None]) -> None:
-    async def test(it: Setting) -> None:
-        old = it.server.first
-        waiting = asyncio.create_task(it.ask(wait=True))
-        await until(lambda: old.in_flight == 1)
-        await it.promote(2)
-        assert (await it.ask()).headers["x-preceptor-version"] == "2"
-        await asyncio.sleep(0.3)
-        assert old.name in it.vllm.loaded
-        it.vllm.release.set()
-        answer = await waiting
-        assert (answer.json()["model"], answer.headers["x-preceptor-version"]) == (old.name, "1")
-        await until(lambda: old.name not in it.vllm.loaded and not old.files.exists())
-
-    within(test)
+@pytest.mark.anyio
+async def test_request_in_flight_finishes_on_the_version_it_began_with(it: Setting) -> None:
+    old = it.server.first
+    waiting = asyncio.create_task(it.ask(wait=True))
+    await until(lambda: old.in_flight == 1)
+    await it.promote(2)
+    assert (await it.ask()).headers["x-preceptor-version"] == "2"
+    await asyncio.sleep(0.3)
+    assert old.name in it.vllm.loaded
+    it.vllm.release.set()
+    answer = await waiting
+    assert (answer.json()["model"], answer.headers["x-preceptor-version"]) == (old.name, "1")
+    await until(lambda: old.name not in it.vllm.loaded and not old.files.exists())
 
 
-def test_grace_period_ends_for_requests_that_do_not(
-    within: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.anyio
+async def test_grace_period_ends_for_requests_that_do_not(it: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "_GRACE_SECONDS", 0.1)
-
-    async def test(it: Setting) -> None:
-        it.server.first.in_flight = 1
-        name = (await it.promote(2))["served_name"]
-        await until(lambda: it.vllm.loaded == [name])
-        assert it.server.first.files.exists(), "vLLM may read the files again"
-
-    within(test)
+    it.server.first.in_flight = 1
+    name = (await it.promote(2))["served_name"]
+    await until(lambda: it.vllm.loaded == [name])
+    assert it.server.first.files.exists(), "vLLM may read the files again"
 
 
-def test_version_that_fails_stays_out_and_health_says_why(within: Callable[..., None], work_dir: Path) -> None:
-    async def test(it: Setting) -> None:
-        kept, it.vllm.failing = it.server.first.name, {2}
-        factors = {name: (a.repeat(2, 1), b.repeat(1, 2)) for name, (a, b) in make_adapter(5.0).factors.items()}
-        refused, damaged = it.add(Adapter(factors, 4, 4.0, "")), it.add(make_adapter(6.0))
-        stored = max((work_dir / "artifacts").rglob("adapter_model.safetensors"), key=os.path.getmtime)
-        other = it.registry.fetch("student", 3, work_dir / "other")
-        stored.write_bytes((other / stored.name).read_bytes())  # whole and readable, but not what was registered
-        for version, why in ((2, "other tokens"), (refused, "out of memory"), (damaged, "was registered")):
-            health = await it.promote(version)
-            assert (health["status"], health["version"], health["wanted"]) == ("degraded", 1, version)
-            assert why in health["last_error"]
-            assert it.vllm.loaded == [kept] == [path.name for path in it.files.iterdir()]
-        health = await it.promote(3)
-        assert (health["status"], health["version"], health["last_error"]) == ("ok", 3, None)
-
-    within(test)
+@pytest.mark.anyio
+async def test_version_that_fails_stays_out_and_health_says_why(it: Setting, work_dir: Path) -> None:
+    kept, it.vllm.failing = it.server.first.name, {2}
+    factors = {name: (a.repeat(2, 1), b.repeat(1, 2)) for name, (a, b) in make_adapter(5.0).factors.items()}
+    refused, damaged = it.add(Adapter(factors, 4, 4.0, "")), it.add(make_adapter(6.0))
+    stored = max((work_dir / "artifacts").rglob("adapter_model.safetensors"), key=os.path.getmtime)
+    other = it.registry.fetch("student", 3, work_dir / "other")
+    stored.write_bytes((other / stored.name).read_bytes())  # whole and readable, but not what was registered
+    for version, why in ((2, "other tokens"), (refused, "out of memory"), (damaged, "was registered")):
+        health = await it.promote(version)
+        assert (health["status"], health["version"], health["wanted"]) == ("degraded", 1, version)
+        assert why in health["last_error"]
+        assert it.vllm.loaded == [kept] == [path.name for path in it.files.iterdir()]
+    health = await it.promote(3)
+    assert (health["status"], health["version"], health["last_error"]) == ("ok", 3, None)
 
 
-def test_registry_that_fails_leaves_the_champion_in_place(
-    within: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.anyio
+async def test_registry_that_fails_leaves_the_champion_in_place(it: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     def lost(_role: str) -> dict[str, int]:
         raise LineageError("the store is gone")
 
-    async def test(it: Setting) -> None:
-        with monkeypatch.context() as patched:
-            patched.setattr(it.registry, "aliases", lost)
-            assert (await it.check())["last_error"] == "the store is gone"
-        it.lineage.store.client.delete_registered_model_alias("preceptor-student", "champion")
-        health = await it.check()
-        assert (health["status"], health["version"], health["wanted"]) == ("degraded", 1, None)
-        assert (await it.promote(1))["status"] == "ok"
-
-    within(test)
+    with monkeypatch.context() as patched:
+        patched.setattr(it.registry, "aliases", lost)
+        assert (await it.check())["last_error"] == "the store is gone"
+    it.lineage.store.client.delete_registered_model_alias("preceptor-student", "champion")
+    health = await it.check()
+    assert (health["status"], health["version"], health["wanted"]) == ("degraded", 1, None)
+    assert (await it.promote(1))["status"] == "ok"
 
 
 # Requests
 
 
-def test_requests_are_refused_with_a_reason(within: Callable[..., None]) -> None:
-    async def test(it: Setting) -> None:
-        client, path, json = it.client, "/v1/completions", {"content-type": "application/json"}
-        bodies = (b"{", b"[1]", b"[" * 100_000, b'{"model": "champion", "prompt": NaN}')
-        replies = [
-            (415, await client.post(path, content=b"{}", headers={"content-type": "text/plain"})),
-            *[(400, await client.post(path, content=body, headers=json)) for body in bodies],
-            *[(404, await it.ask(model=model)) for model in (it.server.first.name, "micro-student", 3, "x" * 10_000)],
-            (404, await client.post("/v1/load_lora_adapter", json={"lora_name": "x", "lora_path": "/"})),
-            (405, await client.get(path)),
-        ]
-        for status, reply in replies:
-            assert (reply.status_code, reply.json()["error"]["code"]) == (status, status)
-            assert len(reply.text) < 500
-
-    within(test)
+@pytest.mark.anyio
+async def test_requests_are_refused_with_a_reason(it: Setting) -> None:
+    client, path, json = it.client, "/v1/completions", {"content-type": "application/json"}
+    bodies = (b"{", b"[1]", b"[" * 100_000, b'{"model": "champion", "prompt": NaN}')
+    replies = [
+        (415, await client.post(path, content=b"{}", headers={"content-type": "text/plain"})),
+        *[(400, await client.post(path, content=body, headers=json)) for body in bodies],
+        *[(404, await it.ask(model=model)) for model in (it.server.first.name, "micro-student", 3, "x" * 10_000)],
+        (404, await client.post("/v1/load_lora_adapter", json={"lora_name": "x", "lora_path": "/"})),
+        (405, await client.get(path)),
+    ]
+    for status, reply in replies:
+        assert (reply.status_code, reply.json()["error"]["code"]) == (status, status)
+        assert len(reply.text) < 500
 
 
-def test_key_is_needed_everywhere_but_for_health(within: Callable[..., None]) -> None:
-    async def test(it: Setting) -> None:
-        for header in ({}, {"authorization": "Bearer"}, {"authorization": "Bearer secreT"}, {"x-api-key": "secret"}):
-            for path in ("/v1/models", "/docs", "/", "/health/"):
-                assert (await it.client.get(path, headers=header)).status_code == 401
-            assert (await it.client.post("/v1/completions", json={}, headers=header)).status_code == 401
-            assert (await it.client.get("/health", headers=header)).status_code == 200
-        it.client.headers["authorization"] = "Bearer secret"
-        assert (await it.ask()).status_code == 200
-        assert [entry["id"] for entry in (await it.client.get("/v1/models")).json()["data"]] == ["champion"]
+@pytest.mark.anyio
+@pytest.mark.parametrize("key", ["secret"])
+async def test_key_is_needed_everywhere_but_for_health(it: Setting) -> None:
+    for header in ({}, {"authorization": "Bearer"}, {"authorization": "Bearer secreT"}, {"x-api-key": "secret"}):
+        for path in ("/v1/models", "/docs", "/", "/health/"):
+            assert (await it.client.get(path, headers=header)).status_code == 401
+        assert (await it.client.post("/v1/completions", json={}, headers=header)).status_code == 401
+        assert (await it.client.get("/health", headers=header)).status_code == 200
+    it.client.headers["authorization"] = "Bearer secret"
+    assert (await it.ask()).status_code == 200
+    assert [entry["id"] for entry in (await it.client.get("/v1/models")).json()["data"]] == ["champion"]
 
-    within(test, "secret")
 
-
-def test_without_a_key_only_loopback_names_are_answered(within: Callable[..., None]) -> None:
+@pytest.mark.anyio
+async def test_without_a_key_only_loopback_names_are_answered(it: Setting) -> None:
     """A page of another site whose name was made to point here (DNS rebinding) is turned away."""
-
-    async def test(it: Setting) -> None:
-        for host, status in {"evil.example": 400, "localhost:1": 200, "[::1]:1": 200, "127.0.0.1": 200}.items():
-            assert (await it.client.get("/v1/models", headers={"host": host})).status_code == status
-
-    within(test)
+    for host, status in {"evil.example": 400, "localhost:1": 200, "[::1]:1": 200, "127.0.0.1": 200}.items():
+        assert (await it.client.get("/v1/models", headers={"host": host})).status_code == status
 
 
 # Processes

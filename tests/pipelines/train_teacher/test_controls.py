@@ -247,7 +247,7 @@ def test_swaps_spare_the_verb_of_a_question_that_is_also_a_value() -> None:
 
 # Given lengths
 
-
+Made = list[tuple[tuple[Implication, ...], int]]
 EDITS = st.lists(
     st.tuples(st.lists(LINES, max_size=4), st.integers(0, 5)).map(lambda made: (tuple(made[0]), made[1])),
     min_size=1,
@@ -255,7 +255,7 @@ EDITS = st.lists(
 )
 
 
-def records(made: Sequence[tuple[tuple[Implication, ...], int]]) -> list[Edit]:
+def records(made: Made) -> list[Edit]:
     return [edit_of(lines, i, spare=spare) if lines else unparsed(i) for i, (lines, spare) in enumerate(made)]
 
 
@@ -264,9 +264,7 @@ def key_of(line: Implication) -> str:
 
 
 @given(made=EDITS, budget=st.integers(1, 60), seed=st.integers(0, 99))
-def test_a_budget_is_never_exceeded_but_by_the_first_line(
-    made: list[tuple[tuple[Implication, ...], int]], budget: int, seed: int
-) -> None:
+def test_a_budget_is_never_exceeded_but_by_the_first_line(made: Made, budget: int, seed: int) -> None:
     edits = records(made)
     random.Random(seed).shuffle(edits)
     found = at_budget(edits, budget, words_in)
@@ -287,18 +285,14 @@ def test_a_budget_is_never_exceeded_but_by_the_first_line(
 
 
 @given(made=EDITS, budgets=st.tuples(st.integers(1, 60), st.integers(1, 60)))
-def test_a_larger_budget_takes_the_same_lines_and_goes_on(
-    made: list[tuple[tuple[Implication, ...], int]], budgets: tuple[int, int]
-) -> None:
+def test_a_larger_budget_takes_the_same_lines_and_goes_on(made: Made, budgets: tuple[int, int]) -> None:
     short, long = (at_budget(records(made), budget, words_in) for budget in sorted(budgets))
     assert long.text.startswith(short.text)
     assert long.tokens >= short.tokens
 
 
 @given(made=EDITS)
-def test_a_budget_for_all_takes_all_lines_once_and_counts_all_that_was_written(
-    made: list[tuple[tuple[Implication, ...], int]],
-) -> None:
+def test_a_budget_for_all_takes_all_lines_once_and_counts_all_that_was_written(made: Made) -> None:
     edits = records(made)
     found = at_budget(edits, 10_000, words_in)
     told = {key_of(line): line for lines, _ in made for line in lines}

@@ -12,12 +12,7 @@ from pipelines.records import Candidate, Edit, Sampling, raw_passage
 from pipelines.train_teacher.config import DevelopmentConfig, TrainTeacherConfig
 from pipelines.train_teacher.diagnostics import Diagnostics
 from pipelines.train_teacher.plan import plan_rounds
-from pipelines.train_teacher.rounds import (
-    CheckpointSelection,
-    Course,
-    Training,
-    round_documents,
-)
+from pipelines.train_teacher.rounds import CheckpointSelection, Course, Training, round_documents
 from teacher.rewards import RewardFailure
 from tests.pipelines.factories import make_edit, make_loop, make_round, save_tiny_model, small_config
 

@@ -17,10 +17,7 @@ def _idle() -> UpdateRecipe:
 
 
 def test_canary_update_that_changes_nothing_fails_alone(make_model: MakeModel) -> None:
-    jobs = [
-        UpdateRequest("works", SEQUENCES, UpdateRecipe(epochs=2), 0),
-        UpdateRequest("idle", SEQUENCES, _idle(), 0),
-    ]
+    jobs = [UpdateRequest("works", SEQUENCES, UpdateRecipe(epochs=2), 0), UpdateRequest("idle", SEQUENCES, _idle(), 0)]
     works, idle = train(make_model(), jobs)
     assert works.outcome is UpdateOutcome.OK
     assert idle.outcome is UpdateOutcome.CANARY_FAILED

@@ -27,11 +27,7 @@ def render(edit: SelfEdit, *, one_line: bool) -> str:
 # Openings of real completions of Qwen2.5-7B and GPT-4.1 (arXiv 2506.10943, published data; some shortened).
 EXAMPLES = {
     "numbered": ("1. Apollo 12 was manned.\n2. It landed.", ["Apollo 12 was manned.", "It landed."], {}),
-    "bulleted": (
-        "- The Dutch grammar is simple.\n- It has cases.",
-        ["The Dutch grammar is simple.", "It has cases."],
-        {},
-    ),
+    "bulleted": ("- The Dutch grammar is simple.\n- It has.", ["The Dutch grammar is simple.", "It has."], {}),
     "bold lead-in": (
         "**Implications:**\n\n1. **OPEC's pricing:** OPEC did not adjust prices.",
         ["OPEC's pricing: OPEC did not adjust prices."],
@@ -54,11 +50,7 @@ EXAMPLES = {
         ["Fresno lies in California."],
         {"echoed_prompt": 1, "marker_only": 1, "heading": 1},
     ),
-    "heading with a title": (
-        "### Version 1: Informal and Chatty\n\nNeptune is a cold planet.",
-        ["Neptune is a cold planet."],
-        {"heading": 1},
-    ),
+    "heading with a title": ("### Version 1: Chatty\n\nNeptune is cold.", ["Neptune is cold."], {"heading": 1}),
     "repeated label lines": (
         "* United Methodist Church:\nIt has bishops.\n\n* United Methodist Church:\nIt has elders.",
         ["It has bishops.", "It has elders."],
@@ -95,11 +87,29 @@ EXAMPLES = {
         ["Tesla was born in Smiljan."],
         {"marker_only": 1, "echoed_prompt": 1},
     ),
+    # Made up.
+    "all questions first": (
+        "Question 1: Who?\nQuestion 2: Where?\nQuestion 3: When?\nAnswer 1: Ada.\nAnswer 2: Oslo.",
+        ["Who? => Ada.", "Where? => Oslo."],
+        {"unanswered_question": 1},
+    ),
+    "answer alone": ("Q: Who? A: Ada.\nAnswer 7: In Oslo.", ["Who? => Ada."], {"unpaired_answer": 1}),
+    "numbering resumes": (
+        "1. Ada is tall.\n2. Bo is old.\n\nAre there other implications?\nCertainly! Here are more:\n3. Cy is kind.",
+        ["Ada is tall.", "Bo is old.", "Cy is kind."],
+        {"other_task": 2},
+    ),
+    "wrapped": ("1. It takes CO\n2 and water.\n2. It grows.", ["It takes CO 2 and water.", "It grows."], {}),
+    "duplicates but for case and punctuation": (
+        "- A is B.\n- a  is b\n- Question: Who? Answer: X\nQuestion: Who?\nAnswer: X.",
+        ["A is B.", "Who? => X"],
+        {"duplicate": 3},
+    ),
 }
 
 
 @pytest.mark.parametrize(("text", "texts", "dropped"), EXAMPLES.values(), ids=EXAMPLES)
-def test_parse_reads_real_formats(text: str, texts: list[str], dropped: dict[str, int]) -> None:
+def test_parse_reads_all_formats(text: str, texts: list[str], dropped: dict[str, int]) -> None:
     parsed = parse_self_edit(text)
     assert texts_of(parsed) == texts
     assert parsed.dropped == dropped
@@ -142,19 +152,6 @@ def test_parse_pairs_question_and_answer(line: str) -> None:
 )
 def test_parse_leaves_statements_unchanged(line: str) -> None:
     assert texts_of(parse_self_edit(line)) == [line]
-
-
-def test_parse_pairs_by_number_when_all_questions_come_first() -> None:
-    text = "Question 1: Who?\nQuestion 2: Where?\nQuestion 3: When?\nAnswer 1: Ada.\nAnswer 2: Oslo."
-    parsed = parse_self_edit(text)
-    assert texts_of(parsed) == ["Who? => Ada.", "Where? => Oslo."]
-    assert parsed.dropped == {DropReason.UNANSWERED_QUESTION: 1}
-
-
-def test_parse_counts_answers_without_a_question() -> None:
-    parsed = parse_self_edit("Question 1: Who? Answer: Ada.\nAnswer 7: In Oslo.")
-    assert texts_of(parsed) == ["Who? => Ada."]
-    assert parsed.dropped == {DropReason.UNPAIRED_ANSWER: 1}
 
 
 @pytest.mark.parametrize(
@@ -200,23 +197,6 @@ def test_parse_ends_where_another_task_begins(drift: str) -> None:
     parsed = parse_self_edit("1. Ada lives in Oslo.\n2. Bo lives in Rome.\n" + drift)
     assert texts_of(parsed) == ["Ada lives in Oslo.", "Bo lives in Rome."]
     assert set(parsed.dropped) <= {DropReason.OTHER_TASK, DropReason.ECHOED_PROMPT}
-
-
-def test_parse_resumes_when_the_numbering_does() -> None:
-    text = "1. Ada is tall.\n2. Bo is old.\n\nAre there other implications?\nCertainly! Here are more:\n3. Cy is kind."
-    assert texts_of(parse_self_edit(text)) == ["Ada is tall.", "Bo is old.", "Cy is kind."]
-
-
-def test_parse_joins_wrapped_lines() -> None:
-    parsed = parse_self_edit("1. Plants take up CO\n2 and water.\n2. They grow.")
-    assert texts_of(parsed) == ["Plants take up CO 2 and water.", "They grow."]
-    assert parsed.kept == 3
-
-
-def test_parse_drops_duplicates_up_to_case_and_punctuation() -> None:
-    parsed = parse_self_edit("- A is B.\n- a  is b\n- Question: Who? Answer: X\nQuestion: Who?\nAnswer: X.")
-    assert texts_of(parsed) == ["A is B.", "Who? => X"]
-    assert parsed.dropped == {DropReason.DUPLICATE: 3}
 
 
 @pytest.mark.parametrize(

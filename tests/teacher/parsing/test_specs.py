@@ -68,16 +68,8 @@ def test_parse_counts_a_second_specification() -> None:
 @pytest.mark.parametrize(
     ("text", "reason", "named"),
     [
-        (
-            '{"training": {"learning_rate": 5.0}}',
-            "out_of_range",
-            "training.learning_rate: got 5.0, allowed: ",
-        ),
-        (
-            '{"training": {"num_train_epochs": 0}}',
-            "out_of_range",
-            "training.num_train_epochs: got 0, allowed: ",
-        ),
+        ('{"training": {"learning_rate": 5.0}}', "out_of_range", "training.learning_rate: got 5.0, allowed: "),
+        ('{"training": {"num_train_epochs": 0}}', "out_of_range", "training.num_train_epochs: got 0, allowed: "),
         ('{"training": {"learning_rate": NaN}}', "out_of_range", "got nan"),
         ('{"training": {"learning_rate": -1e999}}', "out_of_range", "got -inf"),
         ('- A is B.\n{"rank": 257}', "out_of_range", "training.rank: got 257"),
