@@ -85,7 +85,7 @@ def open_store(tracking: TrackingConfig, work_dir: Path) -> Store:
 
 
 def _create(database: Path) -> None:
-    """Create MLflow's tables in a new SQLite file, whole or not at all: a migration that was killed cannot be repeated."""
+    """Create MLflow's tables in a new SQLite file, whole or not at all: a killed migration cannot be repeated."""
     from mlflow import MlflowClient
 
     with tempfile.TemporaryDirectory(prefix=f".{database.name}-", dir=database.parent) as scratch:
