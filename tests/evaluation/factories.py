@@ -18,11 +18,11 @@ from evaluation.statistics import Interval
 from evaluation.tasks import KnowledgeTask
 from tests.faults import MODEL, FaultyServer
 
-QUESTIONS = [{"question": "Who?", "answer": "Ada"}]
+ASKED = [{"question": "Who?", "answer": "Ada"}]
 
 
 def row(**changes: Any) -> dict[str, Any]:
-    return {"text": "Ada wrote a program.", "questions": QUESTIONS} | changes
+    return {"text": "Ada wrote a program.", "questions": ASKED} | changes
 
 
 def write_lines(path: Path, *lines: object) -> JsonLinesData:
@@ -42,11 +42,18 @@ def refusal(config: LoadedData) -> str:
     return str(caught.value)
 
 
+def mistakes(config: LoadedData, part: str = "") -> list[str]:
+    """Return the mistakes that a refusal lists, without the source in front, which each must have."""
+    source, listed = f"  {config.path}{part}: ", refusal(config).splitlines()[1:-1]
+    assert all(line.startswith(source) for line in listed)
+    return [line.removeprefix(source) for line in listed]
+
+
 def pairs(task: KnowledgeTask) -> list[tuple[str, str]]:
     return [(question.question, question.answer) for question in task.questions]
 
 
-def official(*paragraphs: object, title: str = "Ada") -> dict[str, Any]:
+def squad(*paragraphs: object, title: str = "Ada") -> dict[str, Any]:
     return {"version": "1.1", "data": [{"title": title, "paragraphs": list(paragraphs)}]}
 
 

@@ -237,12 +237,6 @@ def built(drawn: dict[str, Any], turn: int = 1) -> GateEvidence:
 LENIENT = GateConfig(new_margin=0.0, earlier_margin=0.5, group_margin=0.5, probe_margin=0.6, resamples=1000)
 
 
-@settings(deadline=None, max_examples=40)
-@given(evidence())
-def test_the_order_of_documents_does_not_matter(drawn: dict[str, Any]) -> None:
-    assert decide(built(drawn), LENIENT) == decide(built(drawn, -1), LENIENT)
-
-
 @settings(deadline=None, max_examples=100)
 @given(evidence(), st.data())
 def test_a_better_candidate_is_never_decided_worse(drawn: dict[str, Any], data: st.DataObject) -> None:
@@ -263,8 +257,9 @@ def test_a_better_candidate_is_never_decided_worse(drawn: dict[str, Any], data: 
 
 @settings(deadline=None, max_examples=60)
 @given(evidence())
-def test_nothing_is_promoted_past_a_check_that_does_not_pass(drawn: dict[str, Any]) -> None:
+def test_nothing_is_promoted_past_a_check_that_does_not_pass_in_any_order(drawn: dict[str, Any]) -> None:
     report = decide(built(drawn), LENIENT)
+    assert report == decide(built(drawn, -1), LENIENT)
     verdicts = {found.verdict for found in report.checks}
     assert (report.decision == "promote") == (verdicts == {"pass"})
     assert (report.decision == "reject") == ("fail" in verdicts)

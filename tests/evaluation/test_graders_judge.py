@@ -104,7 +104,7 @@ def test_both_protocols_send_the_prompt_and_the_settings(api: str, tmp_path: Pat
 
 @pytest.mark.parametrize("said", ["maybe", "yes and no", "It is", "Yes, because the Rhine does.", "yes?", "Yes"])
 def test_what_is_neither_yes_nor_no_or_was_cut_leaves_the_answer_ungraded(said: str, tmp_path: Path) -> None:
-    cut = {"max_tokens": COMPLETION_TOKENS} if said == "Yes" else {}  # the server ends there with `length`
+    cut: dict[str, Any] = {"max_tokens": COMPLETION_TOKENS} if said == "Yes" else {}  # ends with `length` there
     with _judge_server(lambda prompt, before: said) as server:
         graded = _grade(JudgeGrader(_config(server, **cut), tmp_path / "ledger"), "Rhine")
     assert graded == [Ungraded("unclear", said, (UNCLEAR,))]
@@ -217,13 +217,7 @@ decorations = st.sampled_from(["", " ", "\n", "**", "_", '"', "“", "`", "- ", 
 labels = st.sampled_from(["", "Answer: ", "**Answer:** ", "VERDICT = ", "Final answer: ", "Judgement: "])
 
 
-@given(
-    word=st.sampled_from(["yes", "no", "YES", "No"]),
-    label=labels,
-    before=decorations,
-    within=decorations,
-    after=decorations,
-)
+@given(st.sampled_from(["yes", "no", "YES", "No"]), labels, decorations, decorations, decorations)
 def test_verdicts_are_read_through_case_marks_and_one_label(
     word: str, label: str, before: str, within: str, after: str
 ) -> None:

@@ -81,6 +81,7 @@ def test_probes_of_other_data_come_from_a_file_and_without_one_there_are_none(tm
     assert {probe.answer for probe in retention_probes(data, 5, 0)} == {"a", "b"}
     assert len(retention_probes(data, 1, 0)) == 1
     assert retention_probes(JsonLinesData(path=tmp_path / "probes.jsonl"), 5, 0) == ()
+    assert retention_probes(of_file(tmp_path / "missing"), 0, 0) == ()  # not opened
 
 
 def test_probes_of_a_file_are_chosen_by_the_seed_and_a_smaller_count_is_a_beginning(tmp_path: Path) -> None:
@@ -96,10 +97,6 @@ def test_probes_are_cleaned_as_questions_of_documents_are(tmp_path: Path) -> Non
     content = b"\xef\xbb\xbf" + "\r\n".join([line(" Q1? ", "a "), "", line("Q\u20282?", "b")]).encode()
     probes = retention_probes(write(tmp_path / "probes.jsonl", content), 5, 0)
     assert {(probe.question, probe.answer) for probe in probes} == {("Q1?", "a"), ("Q\u20282?", "b")}
-
-
-def test_zero_probes_open_no_file(tmp_path: Path) -> None:
-    assert retention_probes(of_file(tmp_path / "missing"), 0, 0) == ()
 
 
 def test_all_bad_lines_are_refused_in_one_message_with_file_line_and_reason(tmp_path: Path) -> None:
@@ -151,9 +148,7 @@ def test_micro_world_is_rehearsed_in_other_words_than_the_probes() -> None:
 
 
 def test_file_is_rehearsed_without_its_probes(tmp_path: Path) -> None:
-    path = tmp_path / "known.jsonl"
-    path.write_text("".join(f'{{"question": "Who is {i}?", "answer": "{i}"}}\n' for i in range(10)))
-    data = JsonLinesData(path=path, development_documents=1, test_documents=1, retention_path=path)
+    data = write(tmp_path / "known.jsonl", "\n".join(line(f"Who is {i}?", str(i)) for i in range(10)))
     probes, rehearsed = retention_probes(data, 4, 1), rehearsal_questions(data, 3, 1, probes=4)
     assert len(rehearsed) == 3
     assert not set(probes) & set(rehearsed)

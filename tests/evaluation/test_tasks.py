@@ -89,26 +89,26 @@ def test_document_digest_covers_title_and_text_alone() -> None:
     assert Document(id="a", title="ab", text="c").digest != Document(id="a", title="a", text="bc").digest
 
 
+DOCUMENT = Document(id="a", text="Text.")
+ONE, TWO = Question(question="One?", answer="1"), Question(question="Two?", answer="2")
+
+
 def test_task_digest_covers_document_questions_and_their_role() -> None:
-    document = Document(id="a", text="Text.")
-    one, two = Question(question="One?", answer="1"), Question(question="Two?", answer="2")
     variants = [
-        KnowledgeTask(document=document, questions=(one, two)),
-        KnowledgeTask(document=document, questions=(two, one)),
-        KnowledgeTask(document=document, questions=(one,), held_out_questions=(two,)),
-        KnowledgeTask(document=document, questions=(one,)),
-        KnowledgeTask(document=document, questions=(Question(question="One?", answer="one"),)),
-        KnowledgeTask(document=Document(id="a", text="Text"), questions=(one,)),
+        KnowledgeTask(document=DOCUMENT, questions=(ONE, TWO)),
+        KnowledgeTask(document=DOCUMENT, questions=(TWO, ONE)),
+        KnowledgeTask(document=DOCUMENT, questions=(ONE,), held_out_questions=(TWO,)),
+        KnowledgeTask(document=DOCUMENT, questions=(ONE,)),
+        KnowledgeTask(document=DOCUMENT, questions=(Question(question="One?", answer="one"),)),
+        KnowledgeTask(document=Document(id="a", text="Text"), questions=(ONE,)),
     ]
     assert len({task.digest for task in variants}) == len(variants)
 
 
 def test_task_comparison_questions_are_the_held_out_ones_where_there_are_any() -> None:
-    document = Document(id="a", text="Text.")
-    one, two = Question(question="One?", answer="1"), Question(question="Two?", answer="2")
-    assert KnowledgeTask(document=document, questions=(one,)).comparison_questions == (one,)
-    both = KnowledgeTask(document=document, questions=(one,), held_out_questions=(two,))
-    assert both.comparison_questions == (two,)
+    assert KnowledgeTask(document=DOCUMENT, questions=(ONE,)).comparison_questions == (ONE,)
+    both = KnowledgeTask(document=DOCUMENT, questions=(ONE,), held_out_questions=(TWO,))
+    assert both.comparison_questions == (TWO,)
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\n\t", "\u2003"])
@@ -121,4 +121,4 @@ def test_question_refuses_blank_strings(blank: str) -> None:
 
 def test_task_without_questions_is_refused() -> None:
     with pytest.raises(ValidationError):
-        KnowledgeTask(document=Document(id="a", text="Text."), questions=())
+        KnowledgeTask(document=DOCUMENT, questions=())

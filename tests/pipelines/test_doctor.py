@@ -104,8 +104,18 @@ def test_doctor_exits_with_1_where_a_configuration_cannot_run_here(
     assert ("PROBLEM device" in outcome.stdout) is bool(code)
 
 
-def test_doctor_help_imports_nothing_heavy() -> None:
-    heavy = ("torch", "transformers", "mlflow", "prefect", "vllm")
-    code = f"import sys; import pipelines.doctor; print([name for name in {heavy!r} if name in sys.modules])"
+@pytest.mark.parametrize(
+    ("modules", "heavy"),
+    [
+        ("pipelines.doctor", ("torch", "transformers", "mlflow", "prefect", "vllm")),
+        ("pipelines.reports.costs", ("torch", "transformers", "scipy")),
+        (
+            "pipelines.inbox.command, pipelines.inbox.intake",
+            ("torch", "transformers", "mlflow", "prefect", "bs4", "docx", "pypdf", "markdown_it", "scipy"),
+        ),
+    ],
+)
+def test_what_answers_at_once_imports_nothing_heavy(modules: str, heavy: tuple[str, ...]) -> None:
+    code = f"import sys, {modules}; print([name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -21,12 +21,9 @@ VARIANTS = (
 SETTINGS = (VARIANTS, "loop={rounds: 1, documents: 2, development: {every: 1, edits: 1}}")
 
 
-class Done(Counter[StepKind]):
-    """What a run really did, counted where it is done."""
-
-
 @pytest.fixture
 def done(monkeypatch: pytest.MonkeyPatch) -> Counter[StepKind]:
+    """What a run really did, counted where it is done."""
     from pipelines.loop.loop import Loop
 
     found: Counter[StepKind] = Counter()

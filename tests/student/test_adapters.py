@@ -12,11 +12,10 @@ from safetensors.torch import load_file, save_file
 from evaluation.common.checkpoints import model_digest
 from evaluation.common.errors import ModelError
 from student.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, load_adapter, save_adapter
-from student.bank.bank import LoraBank
 from student.config import UpdateRecipe
 from student.sequences import TrainingSequence
 from student.updates import UpdateRequest
-from tests.student.factories import MakeModel
+from tests.student.factories import MakeModel, adapter_of, train
 
 IDS = torch.arange(3, 15).view(2, 6)
 
@@ -24,10 +23,7 @@ IDS = torch.arange(3, 15).view(2, 6)
 def _trained(model: Any, rank: int = 3) -> Adapter:
     sequences = (TrainingSequence(tuple(range(40, 50)), (True,) * 10),)
     job = UpdateRequest("a", sequences, UpdateRecipe(rank=rank, epochs=4, alpha=5.0), seed=1)
-    with LoraBank(model) as bank:
-        adapter = bank.train([job])[0].adapter
-    assert adapter is not None
-    return adapter
+    return adapter_of(train(model, [job])[0])
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])

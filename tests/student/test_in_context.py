@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM, MistralConfig, MistralForCausalLM
 
-from evaluation.common.checkpoints import Checkpoint, load_checkpoint
+from evaluation.common.checkpoints import load_checkpoint
 from evaluation.common.errors import ScoringError
 from evaluation.exact_match import AnswerFormat, AnswerScore, score_answers
 from evaluation.microworld.texts import oracle_lines
-from evaluation.microworld.world import Sheet, draw_documents
+from evaluation.microworld.world import draw_documents
 from evaluation.tasks import Question
 from student.bank.bank import LoraBank
 from student.bank.scoring import ScoringFailure, SlotScores
@@ -30,11 +30,6 @@ QUESTIONS = [
     [Question(question=f"Question {i} of {k}?", answer="xy"[: 1 + i % 2]) for i in range(n)]
     for k, n in enumerate((2, 1, 4, 3, 0))
 ]
-
-
-@pytest.fixture(scope="module")
-def student() -> Checkpoint:
-    return load_checkpoint("micro-student")
 
 
 def plainly(model: Any, tokenizer: Any, context: str, questions: Sequence[Question]) -> list[AnswerScore]:
@@ -119,9 +114,10 @@ def test_scores_depend_on_the_own_context_alone(data: st.DataObject) -> None:
         assert_same(scores, alone)
 
 
-def test_scores_of_the_micro_student_equal_plain_ones_and_its_context_is_read_once(student: Checkpoint) -> None:
-    model, tokenizer = student
-    contexts = [DOCUMENTS[0].task.document.text, statements(DOCUMENTS[1].sheet), "Short {and} odd."]
+def test_scores_of_the_micro_student_equal_plain_ones_and_its_context_is_read_once() -> None:
+    model, tokenizer = load_checkpoint("micro-student")
+    statements = " ".join(text for text, answer in oracle_lines(DOCUMENTS[1].sheet) if answer is None)
+    contexts = [DOCUMENTS[0].task.document.text, statements, "Short {and} odd."]
     asked = [document.task.questions for document in DOCUMENTS]
     found: list[SlotScores] = []
     expected: list[list[AnswerScore]] = []
@@ -208,10 +204,7 @@ def test_weights_that_are_not_finite_give_failures(make_model: MakeModel, tokeni
     assert [isinstance(scores, ScoringFailure) for scores in found] == [bool(questions) for questions in QUESTIONS]
 
 
-def test_nothing_asked_gives_nothing(student: Checkpoint) -> None:
-    assert score_in_context(student.model, student.tokenizer, ["A text."], [()], FORMAT) == [[]]
-    assert score_in_context(student.model, student.tokenizer, [], [], FORMAT) == []
-
-
-def statements(sheet: Sheet) -> str:
-    return " ".join(text for text, answer in oracle_lines(sheet) if answer is None)
+def test_nothing_asked_gives_nothing() -> None:
+    model, tokenizer = load_checkpoint("micro-student")
+    assert score_in_context(model, tokenizer, ["A text."], [()], FORMAT) == [[]]
+    assert score_in_context(model, tokenizer, [], [], FORMAT) == []

@@ -19,10 +19,8 @@ def test_make_request_takes_the_training_spec_into_the_recipe(tokenizer: Any) ->
 
 
 def test_usage_of_several_banks_is_the_sum_or_the_highest() -> None:
-    one, other = (
-        BankUsage(slots=3, tokens=60, places=80, splits=1, peak_bytes=5),
-        BankUsage(slots=2, tokens=9, places=12),
-    )
+    one = BankUsage(slots=3, tokens=60, places=80, splits=1, peak_bytes=5)
+    other = BankUsage(slots=2, tokens=9, places=12)
     assert BankUsage.merged([one, other]) == BankUsage(slots=3, tokens=69, places=92, splits=1, peak_bytes=5)
     assert BankUsage.merged([one, other]).padding_share == 0.25
     assert BankUsage.merged([]) == BankUsage()

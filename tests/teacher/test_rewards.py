@@ -184,18 +184,14 @@ def decode(tokens: Sequence[int]) -> str:
     return str(tokenizer().decode(tokens, skip_special_tokens=True))
 
 
-def test_tokens_belong_to_their_lines_and_the_end_token_to_none() -> None:
-    ids = tokenizer()(f"- {LINES[0]}\n- {LINES[2]}", add_special_tokens=False)["input_ids"] + [tokenizer().eos_token_id]
+@pytest.mark.parametrize("between", ["\n", "\n\n"])
+def test_tokens_belong_to_their_lines_and_the_end_token_to_none(between: str) -> None:
+    """Blank lines are not counted."""
+    ids = tokenizer()(f"- {LINES[0]}{between}- {LINES[2]}", add_special_tokens=False)["input_ids"]
+    ids += [tokenizer().eos_token_id]
     found = line_gains(ids, decode, QUESTIONS, [0.8, 0.0, 0.0, 0.0])
     assert found.gains == pytest.approx((0.2, 0.0))
     assert (found.token_lines[0], found.token_lines[-1]) == (0, None)
     lines = [line for line in found.token_lines if line is not None]
     assert lines == sorted(lines)
     assert set(lines) == {0, 1}
-
-
-def test_blank_lines_are_not_counted() -> None:
-    ids = tokenizer()(f"- {LINES[0]}\n\n- {LINES[2]}", add_special_tokens=False)["input_ids"]
-    found = line_gains(ids, decode, QUESTIONS, [0.0, 0.0, 0.0, 0.0])
-    assert len(found.gains) == 2
-    assert {line for line in found.token_lines if line is not None} == {0, 1}

@@ -65,26 +65,17 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _rewrite(directory: Path) -> None:
-    (directory / "a.bin").write_bytes(b"\0\2")
-
-
-def _rename(directory: Path) -> None:
-    (directory / "a.bin").rename(directory / "aa.bin")  # still the first in order
-
-
-def _add(directory: Path) -> None:
-    (directory / "empty").touch()
-
-
-def _swap(directory: Path) -> None:
-    first, second = (directory / "a.bin").read_bytes(), (directory / "b.json").read_bytes()
-    (directory / "a.bin").write_bytes(second)
-    (directory / "b.json").write_bytes(first)
-
-
-@pytest.mark.parametrize("change", [_rewrite, _rename, _add, _swap])
-def test_digest_files_changes_with_content_and_names(directory: Path, change: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda place: (place / "a.bin").write_bytes(b"\0\2"),
+        lambda place: (place / "a.bin").rename(place / "aa.bin"),  # still the first in order
+        lambda place: (place / "empty").touch(),
+        lambda place: ((place / "a.bin").write_bytes(b"{}"), (place / "b.json").write_bytes(b"\0\1")),
+    ],
+    ids=["rewrite", "rename", "add", "swap"],
+)
+def test_digest_files_changes_with_content_and_names(directory: Path, change: Callable[[Path], object]) -> None:
     before = digest_files(directory)
     change(directory)
     assert digest_files(directory) != before

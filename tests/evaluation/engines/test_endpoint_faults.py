@@ -135,15 +135,16 @@ def test_run_goes_on_when_the_budget_is_raised(tmp_path: Path) -> None:
 
 def test_budget_of_money(tmp_path: Path) -> None:
     prices = {"price_input": 1e6, "price_output": 2e6, "currency": "EUR"}  # 1 and 2 a token
+    requests = requests_for(40)
     with FaultyServer(delay=0.02) as server, Ledger(tmp_path / "l.db") as ledger:
-        endpoint = Endpoint(config_for(server, concurrency=8, budget_cost=100.0, **prices), ledger)
+        config = config_for(server, concurrency=8, budget_cost=100.0, **prices)
         with pytest.raises(BudgetError, match=r"64 of 100 EUR are spent, the next call may cost 46") as caught:
-            endpoint.complete(requests_for(40))
+            Endpoint(config, ledger).complete(requests)
         assert "Raise budget_cost (now 100)" in str(caught.value)
         spent = ledger.spent()
         assert spent.cost == len(server.seen) * (2 + 2 * COMPLETION_TOKENS) <= 100
         assert spent.currency == "EUR"
-        assert {reply.cost for reply in ledger.find(list(_digests(ledger))).values()} == {16.0}
+        assert {reply.cost for reply in ledger.find([r.digest(config) for r in requests]).values()} == {16.0}
 
 
 def test_untold_use_counts_with_its_upper_bound(tmp_path: Path) -> None:
@@ -156,13 +157,6 @@ def test_untold_use_counts_with_its_upper_bound(tmp_path: Path) -> None:
         with pytest.raises(BudgetError):
             Endpoint(config_for(server, budget_tokens=100), ledger).complete(requests_for(10))
         assert len(server.seen) == 2
-
-
-def _digests(ledger: Ledger) -> list[str]:
-    import sqlite3
-
-    with sqlite3.connect(ledger.path) as db:
-        return [row[0] for row in db.execute("SELECT digest FROM replies")]
 
 
 SCRIPT = """

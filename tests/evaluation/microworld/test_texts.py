@@ -136,14 +136,9 @@ def test_classify_line_takes_any_text_and_finds_nothing_true_in_it(text: str, sh
 
 @settings(max_examples=60, deadline=None)
 @given(seed=SEEDS, sheet=SHEET, mixture=MIXTURE)
-def test_write_line_clean_is_true_and_about_an_entity(seed: int, sheet: Sheet, mixture: str) -> None:
+def test_write_line_clean_is_true_and_edits_are_lists_of_unbroken_lines(seed: int, sheet: Sheet, mixture: str) -> None:
     line = write_line(random.Random(seed), sheet, mixture, clean=True)
     assert classify_line(line, sheet).kind in STATES
-
-
-@settings(max_examples=60, deadline=None)
-@given(seed=SEEDS, sheet=SHEET, mixture=MIXTURE)
-def test_write_edit_is_a_list_of_lines_that_are_not_broken(seed: int, sheet: Sheet, mixture: str) -> None:
     lines = write_edit(random.Random(seed), sheet, mixture).split("\n")
     assert LINES_PER_EDIT[0] <= len(lines) <= LINES_PER_EDIT[1]
     assert all(line.startswith("- ") for line in lines)
@@ -151,16 +146,12 @@ def test_write_edit_is_a_list_of_lines_that_are_not_broken(seed: int, sheet: She
 
 
 @pytest.mark.parametrize("mixture", list(MIXTURES))
-def test_mixtures_sum_to_one_over_known_kinds(mixture: str) -> None:
+def test_mixtures_sum_to_one_and_lines_are_drawn_by_their_shares(mixture: str) -> None:
+    """Within four standard errors of a share from 3,000 draws: at most 0.036."""
     assert sum(MIXTURES[mixture].values()) == pytest.approx(1.0)
     assert set(MIXTURES[mixture]) <= {kind.value for kind in WRITTEN}
     assert min(MIXTURES[mixture].values()) > 0
     assert 0 < sum(MIXTURES[mixture].get(kind, 0.0) for kind in USEFUL) < 1
-
-
-@pytest.mark.parametrize("mixture", list(MIXTURES))
-def test_write_line_draws_kinds_by_their_shares(mixture: str) -> None:
-    """Within four standard errors of a share from 3,000 draws: at most 0.036."""
     rng, draws = random.Random(0), 3000
     kinds: Counter[LineKind] = Counter()
     for _ in range(draws):

@@ -9,11 +9,11 @@ import pytest
 
 from evaluation.sources.config import ColumnMapping, HuggingFaceData
 from evaluation.sources.files import load_tasks
-from tests.evaluation.factories import QUESTIONS, official, pairs, paragraph, refusal, row, write_squad
+from tests.evaluation.factories import ASKED, mistakes, pairs, paragraph, refusal, row, squad, write_squad
 
 FLAT = ColumnMapping(text="context", title="title", question="question", answer="answers")
 LISTED = ColumnMapping(questions="questions")
-ASKED = ColumnMapping(question="question", answer="answer")
+PLAIN = ColumnMapping(question="question", answer="answer")
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ def test_hugging_face_flat_rows_with_the_same_text_are_one_document_as_in_the_sq
     assert pairs(bob) == [("Why?", "x")]
     assert ada.id == f"Ada-{ada.document.digest[:12]}"
     assert bob.document.source == f"{config.path}[train]: row 1"
-    value = official(paragraph("One.", ("Who?", ["Ada"]), ("When?", ["1843"])))
+    value = squad(paragraph("One.", ("Who?", ["Ada"]), ("When?", ["1843"])))
     value["data"].append({"title": "Bob", "paragraphs": [paragraph("Two.", ("Why?", ["x", "y"]))]})
     from_file = load_tasks(write_squad(tmp_path / "d.json", value))
     assert [(task.id, task.digest) for task in from_file] == [(ada.id, ada.digest), (bob.id, bob.digest)]
@@ -71,21 +71,21 @@ def test_hugging_face_data_file_is_read_by_its_suffix(tmp_path: Path, suffix: st
         dataset.to_csv(str(path))
     else:
         dataset.to_json(str(path), compression="gzip" if suffix.endswith("gz") else None)
-    tasks = load_tasks(HuggingFaceData(path=str(path), columns=ASKED))
+    tasks = load_tasks(HuggingFaceData(path=str(path), columns=PLAIN))
     assert [pairs(task) for task in tasks] == [[("Q0?", "a0"), ("Q1?", "a1")], [("Q2?", "a2"), ("Q3?", "a3")]]
 
 
 def test_hugging_face_directory_of_data_files_has_splits_by_name(tmp_path: Path) -> None:
     for split in ("train", "test"):
-        (tmp_path / f"{split}.jsonl").write_text(json.dumps({"text": split, "questions": QUESTIONS}))
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps({"text": split, "questions": ASKED}))
     (task,) = load_tasks(HuggingFaceData(path=str(tmp_path), split="test", columns=LISTED))
     assert task.document.text == "test"
 
 
 def test_hugging_face_questions_column_gives_one_document_a_row(tmp_path: Path) -> None:
     rows = [
-        {"doc": 1, "body": "One.", "qa": [{"question": "Q1?", "answer": "a1", "page": 3}, *QUESTIONS]},
-        {"doc": 2, "body": "One.", "qa": QUESTIONS},
+        {"doc": 1, "body": "One.", "qa": [{"question": "Q1?", "answer": "a1", "page": 3}, *ASKED]},
+        {"doc": 2, "body": "One.", "qa": ASKED},
     ]
     columns = ColumnMapping(text="body", id="doc", questions="qa")
     tasks = load_tasks(save(tmp_path / "saved", rows, columns=columns))
@@ -95,7 +95,7 @@ def test_hugging_face_questions_column_gives_one_document_a_row(tmp_path: Path) 
 
 def test_hugging_face_questions_as_a_struct_of_lists_are_the_same(tmp_path: Path) -> None:
     columns = ColumnMapping(questions="qa")
-    listed = {"text": "One.", "qa": [{"question": "Q1?", "answer": "a1"}, *QUESTIONS]}
+    listed = {"text": "One.", "qa": [{"question": "Q1?", "answer": "a1"}, *ASKED]}
     struct = {"text": "One.", "qa": {"question": ["Q1?", "Who?"], "answer": ["a1", "Ada"]}}
     first = load_tasks(save(tmp_path / "listed", [listed], columns=columns))
     second = load_tasks(save(tmp_path / "struct", [struct], columns=columns))
@@ -119,7 +119,7 @@ def test_hugging_face_saved_splits_are_told_apart(tmp_path: Path) -> None:
 
 def test_hugging_face_sample_counts_documents_not_rows(tmp_path: Path) -> None:
     rows = [{"text": f"Text {i % 10}.", "question": f"Q{i}?", "answer": "a"} for i in range(30)]
-    config = save(tmp_path / "saved", rows, columns=ASKED, max_documents=4)
+    config = save(tmp_path / "saved", rows, columns=PLAIN, max_documents=4)
     tasks = load_tasks(config)
     assert [len(task.questions) for task in tasks] == [3] * 4
     assert tasks == load_tasks(config)
@@ -141,17 +141,14 @@ def test_hugging_face_flat_mistakes_are_listed_by_row_and_column(tmp_path: Path)
         {"context": "C\0", "question": None, "answers": {"text": [""]}},
     ]
     config = save(tmp_path / "saved", [HUB_ROWS[0], *({"title": "T", "id": "x"} | b for b in bad)], columns=FLAT)
-    assert refusal(config).splitlines()[1:-1] == [
-        f"  {config.path}[train]: {text}"
-        for text in (
-            "row 1: column 'context' is empty",
-            "row 2: column 'context' must be a string, got null",
-            "row 3: column 'question' is only white space",
-            "row 4: column 'answers' must be a string, got null",
-            "row 5: column 'answers' must be a string, got null",
-            "row 6: column 'context' holds a NUL character (U+0000); column 'question' must be a string, got null; "
-            "column 'answers' is empty",
-        )
+    assert mistakes(config, "[train]") == [
+        "row 1: column 'context' is empty",
+        "row 2: column 'context' must be a string, got null",
+        "row 3: column 'question' is only white space",
+        "row 4: column 'answers' must be a string, got null",
+        "row 5: column 'answers' must be a string, got null",
+        "row 6: column 'context' holds a NUL character (U+0000); column 'question' must be a string, got null; "
+        "column 'answers' is empty",
     ]
 
 
@@ -161,19 +158,16 @@ def test_hugging_face_nested_mistakes_are_listed_by_row_and_item(tmp_path: Path)
         row(id="x"),
         row(id="y", questions=[]),
         row(id="z", questions=None),
-        row(id="w", questions=[*QUESTIONS, {"question": "Q?", "answer": None}]),
+        row(id="w", questions=[*ASKED, {"question": "Q?", "answer": None}]),
         row(id=None, text=" "),
     ]
     config = save(tmp_path / "saved", rows, columns=ColumnMapping(id="id", questions="questions"))
-    assert refusal(config).splitlines()[1:-1] == [
-        f"  {config.path}[train]: {text}"
-        for text in (
-            "row 1: id 'x' was already given at row 0",
-            "row 2: column 'questions' is empty, must hold at least one item",
-            "row 3: column 'questions' must be a list, got null",
-            "row 4: column 'questions', item 1: 'answer' must be a string, got null",
-            "row 5: column 'text' is only white space",
-        )
+    assert mistakes(config, "[train]") == [
+        "row 1: id 'x' was already given at row 0",
+        "row 2: column 'questions' is empty, must hold at least one item",
+        "row 3: column 'questions' must be a list, got null",
+        "row 4: column 'questions', item 1: 'answer' must be a string, got null",
+        "row 5: column 'text' is only white space",
     ]
 
 

@@ -26,11 +26,9 @@ def scored(what: str, count: int, candidate: float, reference: float) -> tuple[P
 
 def a_night(outcome: str = "rejected", title: str = "A <script>alert(1)</script> title") -> NightResult:
     evidence = GateEvidence(
-        new=tuple(PairedScore(document=f"new/{i}", candidate=1.0, reference=0.0) for i in range(40)),
-        earlier={
-            "night-0001": tuple(PairedScore(document=f"old/{i}", candidate=0.0, reference=1.0) for i in range(40))
-        },
-        probes={"general": tuple(PairedScore(document=f"probe {i}", candidate=1.0, reference=1.0) for i in range(99))},
+        new=scored("new", 40, 1.0, 0.0),
+        earlier={"night-0001": scored("old", 40, 0.0, 1.0)},
+        probes={"general": scored("probe", 99, 1.0, 1.0)},
         answered=179,
     )
     edits = [
@@ -60,10 +58,7 @@ def a_night(outcome: str = "rejected", title: str = "A <script>alert(1)</script>
         probes_base=1.0,
         probes_before=1.0,
         probes_after=1.0,
-        candidates=(
-            Candidate(edit=edits[0], reward=0.25),
-            Candidate(edit=edits[1], reason=RewardFailure.PARSE_FAILED),
-        ),
+        candidates=(Candidate(edit=edits[0], reward=0.25), Candidate(edit=edits[1], reason=RewardFailure.PARSE_FAILED)),
         replayed=5,
         gate=decide(evidence, GateConfig()),
         seconds={"learn": 30.0, "score": 12.0},
@@ -91,12 +86,11 @@ def test_page_says_what_came_what_was_lost_and_what_to_do() -> None:
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("width", [380])
-def test_real_browser_shows_it_without_an_error(tmp_path: Path, width: int) -> None:
+def test_real_browser_shows_it_without_an_error(tmp_path: Path) -> None:
     assert BROWSER is not None
     page = write_page(a_night(), tmp_path)
     assert page.name == PAGE
-    command = [BROWSER, *_QUIET, f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900", "--dump-dom"]
+    command = [BROWSER, *_QUIET, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=380,900", "--dump-dom"]
     shown = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
     assert "night-0002" in shown.stdout
     assert "A &lt;script&gt;" in shown.stdout

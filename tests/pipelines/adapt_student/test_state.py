@@ -21,10 +21,8 @@ def test_superseded_documents_leave_memory_and_groups_and_stay_held() -> None:
     after = before.after([held(C, "night-0002", "memory")], {B.id: C.id})
     assert after.ids == {A.id, B.id, C.id}
     assert [entry.id for entry in after.memory.entries] == [C.id]
-    assert {night: [each.task.id for each in group] for night, group in after.groups().items()} == {
-        "night-0001": [A.id],
-        "night-0002": [C.id],
-    }
+    groups = {night: [each.task.id for each in group] for night, group in after.groups().items()}
+    assert groups == {"night-0001": [A.id], "night-0002": [C.id]}
     assert before.memory.entries[0].effective == date(2026, 1, 5)
     assert after.digest != before.digest
 

@@ -43,12 +43,8 @@ def test_subjects_are_read_in_all_their_forms(tmp_path: Path) -> None:
     assert parse_subject(f"config:{DEMO}").config == DEMO
     assert all(parse_subject(text).is_variant for text in ("teacher:base", "version:teacher/1", f"config:{DEMO}"))
     assert not any(parse_subject(text).is_variant for text in ("base", "version:student/1", f"adapter:{tmp_path}"))
-    for text in (
-        f"config:{tmp_path}",
-        f"config:{tmp_path}/none.yaml",
-        f"teacher:{tmp_path}/no",
-        f"adapter:{tmp_path}/no",
-    ):
+    absent = (f"config:{tmp_path}", f"config:{tmp_path}/none.yaml", f"teacher:{tmp_path}/no", f"adapter:{tmp_path}/no")
+    for text in absent:
         with pytest.raises(ConfigError, match="there is no"):
             parse_subject(text)
 

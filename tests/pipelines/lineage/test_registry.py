@@ -18,9 +18,8 @@ from pipelines.lineage.run import Lineage
 from pipelines.settings import AnyFlow, TrackingConfig, load
 from student.adapters import load_adapter
 from tests.pipelines.conftest import registered_versions
-from tests.pipelines.factories import make_learning, make_round
+from tests.pipelines.factories import CONFIGS, make_learning, make_round
 
-CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 TRACKING = TrackingConfig()
 Open = Callable[..., Lineage]
 

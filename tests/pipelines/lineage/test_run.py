@@ -34,7 +34,6 @@ from tests.pipelines.factories import (
     make_variant,
 )
 
-TRACKING = TrackingConfig()
 Open = Callable[..., Lineage]
 
 
@@ -206,11 +205,8 @@ def test_log_round_candidates_table_keeps_failures_with_reason_and_null_reward(
     assert json.loads(good["edit"])["implications"] == [{"text": "It is a text.", "answer": None}]
     assert (cut["text"], cut["weight"]) == ("cut ? here", -0.5)
     assert (failed["reward"], failed["reason"]) == (None, "update_failed")
-    assert (failed["accuracy"], failed["failures"], failed["details"]) == (
-        [None],
-        ["update_failed"],
-        ["loss is not finite"],
-    )
+    assert (failed["accuracy"], failed["failures"]) == ([None], ["update_failed"])
+    assert failed["details"] == ["loss is not finite"]
     assert (unparsable["reward"], unparsable["reason"], unparsable["edit"]) == (None, "parse_failed", None)
     assert (unparsable["rejection"], json.loads(unparsable["dropped"])) == ("empty", {"no letters": 1})
     assert unparsable["document_digest"] is None  # not among the documents that were logged
@@ -254,11 +250,7 @@ def test_log_variant_twice_is_one_child_with_figures_and_adapters(open_run: Open
     assert set(runs) == {"variant-trained_teacher", "variant-base"}
     run = runs["variant-trained_teacher"]
     assert run.data.tags["preceptor.variant"] == "trained_teacher"
-    assert {name: run.data.metrics[f"eval/accuracy{name}"] for name in ("", "_ci_low", "_ci_high")} == {
-        "": 0.5,
-        "_ci_low": 0.375,
-        "_ci_high": 0.625,
-    }
+    assert [run.data.metrics[f"eval/accuracy{name}"] for name in ("", "_ci_low", "_ci_high")] == [0.5, 0.375, 0.625]
     assert run.data.metrics["phrasing/who _short_"] == 0.5
     assert (run.data.metrics["eval/edit_tokens"], run.data.metrics["eval/training_tokens"]) == (3.0, 120.0)
     assert (run.data.metrics["failure/update_failed"], run.data.metrics["eval/failed_count"]) == (2.0, 2.0)
@@ -303,9 +295,8 @@ def open_in_process(work_dir: str, barrier: Any) -> tuple[str, bool]:
     import mlflow  # noqa: F401  (so that both processes reach the store at the same moment)
 
     barrier.wait(timeout=60)
-    lineage = Lineage.open(
-        TRACKING, Path(work_dir), run_name="both", run_key="one-key", config_yaml="", params=PARAMS, tags={}
-    )
+    names: dict[str, Any] = {"run_name": "both", "run_key": "one-key", "config_yaml": ""}
+    lineage = Lineage.open(TrackingConfig(), Path(work_dir), **names, params=PARAMS, tags={})
     return lineage.run_id, lineage.resumed
 
 

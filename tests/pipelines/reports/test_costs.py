@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import io
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -152,13 +150,6 @@ def test_model_size_without_a_whole_file_is_unknown(content: bytes | None, tmp_p
     if content is not None:
         (tmp_path / "model.safetensors").write_bytes(content)
     assert model_size(str(tmp_path), 8, "all-linear") is None
-
-
-def test_estimate_needs_no_torch() -> None:
-    heavy = ("torch", "transformers", "scipy")
-    code = f"import sys, pipelines.reports.costs; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_cost_table_shows_every_figure_at_80_columns(checkpoint: Path) -> None:

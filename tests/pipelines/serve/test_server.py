@@ -117,8 +117,9 @@ async def it(open_run: Open, work_dir: Path, key: str | None) -> Setting:
 
 
 async def until(reached: Callable[[], bool]) -> None:
-    while not reached():
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(60):
+        while not reached():
+            await asyncio.sleep(0.01)
 
 
 # Arguments

@@ -27,9 +27,8 @@ def test_canary_update_that_changes_nothing_fails_alone(make_model: MakeModel) -
 
 def test_canary_smallest_allowed_update_passes(make_model: MakeModel) -> None:
     """One step of a thousandth of the default step size is far above rounding."""
-    (result,) = train(
-        make_model(), [UpdateRequest("small", SEQUENCES, UpdateRecipe(learning_rate=5e-6, max_steps=1), 0)]
-    )
+    job = UpdateRequest("small", SEQUENCES, UpdateRecipe(learning_rate=5e-6, max_steps=1), 0)
+    (result,) = train(make_model(), [job])
     assert result.outcome is UpdateOutcome.OK
 
 

@@ -14,7 +14,7 @@ from student.bank.training import Slot, run_apart, sequence_order, threads_apart
 from student.config import UpdateRecipe
 from student.sequences import TrainingSequence
 from student.updates import UpdateRequest
-from tests.student.factories import MakeModel, adapter_of, assert_same_updates, same_bits, sequences
+from tests.student.factories import MakeModel, adapter_of, assert_same_updates, same_bits, sequences, train
 
 
 def _slot(sequences: list[TrainingSequence], **recipe: int) -> Slot:
@@ -153,8 +153,7 @@ def test_finished_slot_is_frozen_to_the_bit(make_model: MakeModel) -> None:
     for epochs in (3, 9):
         recipe = UpdateRecipe(epochs=epochs)
         neighbours = [UpdateRequest(f"{k}", sequences(k, [6, 5]), recipe, seed=k) for k in (1, 2)]
-        with LoraBank(make_model()) as bank:
-            frozen.append(adapter_of(bank.train([neighbours[0], short, neighbours[1]])[1]))
+        frozen.append(adapter_of(train(make_model(), [neighbours[0], short, neighbours[1]])[1]))
     assert same_bits(*frozen)
 
 

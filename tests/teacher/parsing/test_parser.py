@@ -27,7 +27,7 @@ def render(edit: SelfEdit, *, one_line: bool) -> str:
 # Openings of real completions of Qwen2.5-7B and GPT-4.1 (arXiv 2506.10943, published data; some shortened).
 EXAMPLES = {
     "numbered": ("1. Apollo 12 was manned.\n2. It landed.", ["Apollo 12 was manned.", "It landed."], {}),
-    "bulleted": ("- The Dutch grammar is simple.\n- It has.", ["The Dutch grammar is simple.", "It has."], {}),
+    "bulleted": ("- The grammar is simple.\n- It has cases.", ["The grammar is simple.", "It has cases."], {}),
     "bold lead-in": (
         "**Implications:**\n\n1. **OPEC's pricing:** OPEC did not adjust prices.",
         ["OPEC's pricing: OPEC did not adjust prices."],
@@ -93,7 +93,7 @@ EXAMPLES = {
         ["Who? => Ada.", "Where? => Oslo."],
         {"unanswered_question": 1},
     ),
-    "answer alone": ("Q: Who? A: Ada.\nAnswer 7: In Oslo.", ["Who? => Ada."], {"unpaired_answer": 1}),
+    "answer alone": ("Question 1: Who? Answer: Ada.\nAnswer 7: In Oslo.", ["Who? => Ada."], {"unpaired_answer": 1}),
     "numbering resumes": (
         "1. Ada is tall.\n2. Bo is old.\n\nAre there other implications?\nCertainly! Here are more:\n3. Cy is kind.",
         ["Ada is tall.", "Bo is old.", "Cy is kind."],
@@ -148,6 +148,8 @@ def test_parse_pairs_question_and_answer(line: str) -> None:
         "J. Robert Oppenheimer led the laboratory.",
         "3.5 million people live there.",
         "-5 degrees is the mean in January.",
+        "f(n) = {1, 2} holds for all n.",
+        'The set {"a": 1} is a dictionary.',
     ],
 )
 def test_parse_leaves_statements_unchanged(line: str) -> None:

@@ -101,8 +101,3 @@ def test_parse_rejects_invalid_specifications(text: str, reason: str, named: str
     assert (parsed.edit, parsed.reason) == (None, reason)
     assert named in parsed.detail
     assert parsed.kept + sum(parsed.dropped.values()) + parsed.spec_lines == count_lines(text)
-
-
-@pytest.mark.parametrize("text", ["f(n) = {1, 2} holds for all n.", 'The set {"a": 1} is a dictionary.'])
-def test_parse_leaves_other_braces_alone(text: str) -> None:
-    assert texts_of(parse_self_edit(text)) == [text]
