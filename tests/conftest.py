@@ -6,11 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.extras import EXTRAS
 from tests.vllm_server import vllm_micro_teacher
 
 __all__ = ["vllm_micro_teacher"]
+
+settings.register_profile("preceptor", deadline=None)  # a loaded machine is no failure
+settings.load_profile("preceptor")
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
