@@ -21,7 +21,7 @@ from evaluation.common.checkpoints import Checkpoint, load_checkpoint, model_dig
 from evaluation.common.data import Frozen
 from evaluation.common.errors import ConfigError, ModelError, ScoringError
 from evaluation.exact_match import AnswerFormat, first_line, prompt_ids
-from pipelines.process import prepare_process
+from pipelines.process import WorkDir, prepare_process
 from student.memory import MEMORY_FILE, ExternalMemory, Hit
 
 if TYPE_CHECKING:
@@ -279,9 +279,7 @@ def ask(
     config: Annotated[
         Path | None, typer.Option("--config", help="YAML file of any flow, for its student and its store.")
     ] = None,
-    work_dir: Annotated[
-        Path, typer.Option("--work-dir", help="Directory for records, adapters and the embedded stores.")
-    ] = Path(".preceptor"),
+    work_dir: WorkDir = Path(".preceptor"),
     student: Annotated[
         str | None, typer.Option("--student", help="Directory, hub id or micro-student [the version's own base].")
     ] = None,

@@ -16,7 +16,7 @@ from pipelines.check_regression.command import check_regression
 from pipelines.doctor import doctor
 from pipelines.experiments.micro_models import AnyRole
 from pipelines.inbox.command import app as inbox_app
-from pipelines.process import prepare_process
+from pipelines.process import JsonFile, WorkDir, prepare_process
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -37,7 +37,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-WorkDir = Annotated[Path, typer.Option("--work-dir", help="Directory for records, adapters and the embedded stores.")]
 FlowFile = Annotated[
     Path | None, typer.Option("--config", help="YAML file of any flow, for its store, student, device and dtype.")
 ]
@@ -51,7 +50,7 @@ def train_teacher(
         list[str] | None, typer.Option("--set", help="Override a setting, such as loop.rounds=3; repeatable.")
     ] = None,
     work_dir: WorkDir = Path(".preceptor"),
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result for scripts to this file.")] = None,
+    json_file: JsonFile = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved configuration and what the run will cost; no run.")
     ] = False,
@@ -88,12 +87,12 @@ def _print_dry_run(settings: TrainTeacherConfig) -> None:
 
     from pipelines.reports.costs import cost_table, estimate
     from pipelines.settings import to_yaml
-    from pipelines.train_teacher.config import ExternalGenerator
     from pipelines.train_teacher.plan import plan_run
 
     sys.stdout.write(to_yaml(settings))
-    external = next((source.sampling for source in settings.sources(ExternalGenerator)), None)
-    Console().print(cost_table(estimate(plan_run(settings), settings, settings.data, external), settings))
+    Console().print(
+        cost_table(estimate(plan_run(settings), settings, settings.data, settings.external_sampling), settings)
+    )
 
 
 @app.command("promote")

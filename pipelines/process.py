@@ -14,14 +14,18 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from filelock import FileLock, Timeout
 
 from evaluation.common.errors import ConfigError, LineageError, PreceptorError
 
 if TYPE_CHECKING:
     import psutil  # type: ignore[import-untyped]
+
+WorkDir = Annotated[Path, typer.Option("--work-dir", help="Directory for records, adapters and the embedded stores.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result for scripts to this file.")]
 
 # glibc's names for these are not in any Python module (malloc.h).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3

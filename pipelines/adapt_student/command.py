@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.process import prepare_process
+from pipelines.process import JsonFile, prepare_process
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,7 +25,7 @@ def adapt_student(
     work_dir: Annotated[
         Path, typer.Option("--work-dir", help="Directory of the inbox, the nights and the embedded stores.")
     ] = Path(".preceptor"),
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result for scripts to this file.")] = None,
+    json_file: JsonFile = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved configuration and what the night will cost; no night.")
     ] = False,

@@ -36,14 +36,13 @@ from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.lineage.promotions import DATA_TAG, DECISION_TAG, NO_PARENT, PARENT_TAG
 from pipelines.lineage.registry import MEMORY_TAG, Registry
 from pipelines.lineage.run import Lineage
-from pipelines.lineage.store import flatten_params, run_tags
 from pipelines.loop.loop import Loop
 from pipelines.models import open_student
 from pipelines.plan import Stage, steps_of
 from pipelines.process import embedded_flow
 from pipelines.reports.console import Reporter
 from pipelines.reports.format import counted
-from pipelines.settings import load, to_yaml
+from pipelines.settings import load
 from teacher.samplers.openai import OpenAISampling
 from teacher.samplers.sampler import Sampler
 
@@ -153,21 +152,10 @@ def _writer(loop: Loop) -> Sampler:
 
 
 def _open_lineage(config: NightConfig, work_dir: Path, plan: NightPlan, flow_run: str) -> Lineage:
-    lineage = Lineage.open(
-        config.tracking,
-        work_dir,
-        run_name=f"{config.name} {plan.night}",
-        run_key=f"{FLOW_NAME}/{content_key(config, 'night', [config.digest, plan.model_dump(mode='json')])}",
-        config_yaml=to_yaml(config),
-        params=flatten_params(config.model_dump(mode="json", exclude={"tracking"})),
-        tags=run_tags(
-            kind=FLOW_NAME,
-            seed=config.seed,
-            config_digest=config.digest,
-            code_digest=code_digest(),
-            flow_run_id=flow_run,
-        ),
-    )
+    """Return the lineage of this night, with its documents logged."""
+    key = content_key(config, "night", [config.digest, plan.model_dump(mode="json")])
+    run_name = f"{config.name} {plan.night}"
+    lineage = Lineage.of_flow(config, work_dir, kind=FLOW_NAME, run_name=run_name, key=key, flow_run=flow_run)
     lineage.log_documents("train", [planned.task for planned in plan.documents])
     return lineage
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from evaluation.common.errors import ConfigError, InputError, PreceptorError
-from pipelines.process import prepare_process
+from pipelines.process import JsonFile, WorkDir, prepare_process
 
 if TYPE_CHECKING:
     from pipelines.check_regression.reports import RegressionReport, ReportPaths
@@ -31,11 +31,9 @@ def check_regression(
     baseline: Annotated[
         str | None, typer.Option("--baseline", help="What to compare it with, of the same kind.")
     ] = None,
-    work_dir: Annotated[
-        Path, typer.Option("--work-dir", help="Directory for records, adapters and the embedded stores.")
-    ] = Path(".preceptor"),
+    work_dir: WorkDir = Path(".preceptor"),
     junit: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML to this file.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result for scripts to this file.")] = None,
+    json_file: JsonFile = None,
     markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the page for reviewers here.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the bounds [the suite's].")] = None,
     pin: Annotated[

@@ -14,20 +14,20 @@ from pipelines.inbox.documents import MAX_TEXT_CHARACTERS, Route
 from pipelines.inbox.intake import DEFAULT_CHARACTERS, MIN_CHARACTERS, IntakeSettings, listing, read_documents
 from pipelines.inbox.readers import Format
 from pipelines.inbox.store import INBOX_FILE, InboxStore
+from pipelines.process import WorkDir
 
 app = typer.Typer(
     help="Documents that arrive during the day and are learned at night.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-_WorkDir = Annotated[Path, typer.Option("--work-dir", help="Directory for records, adapters and the embedded stores.")]
 _VALID = "valid"
 
 
 @app.command("add")
 def add(
     path: Annotated[Path, typer.Argument(metavar="FILE|DIR|-", help="What to read; - is standard input.")],
-    work_dir: _WorkDir = Path(".preceptor"),
+    work_dir: WorkDir = Path(".preceptor"),
     source: Annotated[str | None, typer.Option(help="Source of the documents [the files' paths].")] = None,
     effective: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Effective date.")] = None,
     supersedes: Annotated[list[str] | None, typer.Option(help="Id or source that they replace; repeatable.")] = None,
@@ -71,7 +71,7 @@ def add(
 
 
 @app.command("list")
-def list_documents(work_dir: _WorkDir = Path(".preceptor")) -> None:
+def list_documents(work_dir: WorkDir = Path(".preceptor")) -> None:
     """List the documents of the inbox in order of arrival."""
     from rich.console import Console
     from rich.text import Text
@@ -100,7 +100,7 @@ def list_documents(work_dir: _WorkDir = Path(".preceptor")) -> None:
 @app.command("show")
 def show(
     document: Annotated[str, typer.Argument(metavar="ID", help="As shown by `list`.")],
-    work_dir: _WorkDir = Path(".preceptor"),
+    work_dir: WorkDir = Path(".preceptor"),
 ) -> None:
     """Show a document with its questions."""
     with _opened(work_dir) as store:
@@ -125,7 +125,7 @@ def show(
 @app.command("release")
 def release(
     documents: Annotated[list[str], typer.Argument(metavar="ID...", help="As shown by `list`.")],
-    work_dir: _WorkDir = Path(".preceptor"),
+    work_dir: WorkDir = Path(".preceptor"),
 ) -> None:
     """Return quarantined documents to the queue for the next night."""
     with _opened(work_dir) as store:

@@ -21,10 +21,18 @@ from evaluation.statistics import Interval
 from evaluation.tasks import KnowledgeTask
 from pipelines.lineage import tables
 from pipelines.lineage.registry import RegisteredVersion, Registry, Role
-from pipelines.lineage.store import Store, flatten_params, git_tags, lineage_errors, log_in_batches, open_store
+from pipelines.lineage.store import (
+    Store,
+    flatten_params,
+    git_tags,
+    lineage_errors,
+    log_in_batches,
+    open_store,
+    run_tags,
+)
 from pipelines.records import Candidate, Round
 from pipelines.results import RunResult, VariantComparison, VariantScores
-from pipelines.settings import TrackingConfig
+from pipelines.settings import Settings, TrackingConfig, to_yaml
 
 if TYPE_CHECKING:
     from pipelines.adapt_student.page import NightResult
@@ -106,6 +114,41 @@ class Lineage:
             log_in_batches(client, run.info.run_id, params=params, tags={**git_tags(), **tags})
             client.log_text(run.info.run_id, config_yaml, "config.yaml")
         return cls(store, tracking.registry_prefix, run, resumed=bool(found))
+
+    @classmethod
+    def of_flow(
+        cls, settings: Settings, work_dir: Path, *, kind: str, run_name: str, key: str, flow_run: str
+    ) -> Lineage:
+        """Return the lineage of a flow's run, resumed or new.
+
+        Args:
+            settings: Logged as parameters and `config.yaml`; nothing of `tracking` is part of the run's key.
+            work_dir: Of the run.
+            kind: The flow's name.
+            run_name: Shown by MLflow.
+            key: Content key that tells this run from others of the flow.
+            flow_run: Prefect's id.
+
+        Raises:
+            LineageError: See `open`.
+        """
+        from pipelines.execution import code_digest
+
+        return cls.open(
+            settings.tracking,
+            work_dir,
+            run_name=run_name,
+            run_key=f"{kind}/{key}",
+            config_yaml=to_yaml(settings),
+            params=flatten_params(settings.model_dump(mode="json", exclude={"tracking"})),
+            tags=run_tags(
+                kind=kind,
+                seed=settings.seed,
+                config_digest=settings.digest,
+                code_digest=code_digest(),
+                flow_run_id=flow_run,
+            ),
+        )
 
     def log_documents(self, name: Literal["train", "development", "test"], tasks: Sequence[KnowledgeTask]) -> None:
         """Log documents as a data set with a digest and as `documents/<name>.parquet`; without documents, nothing.

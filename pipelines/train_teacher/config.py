@@ -251,6 +251,11 @@ class TrainTeacherConfig(LoopSettings):
         """Return the sources of one kind among the variants."""
         return [v.source for v in self.comparison.variants if isinstance(v.source, kind)]
 
+    @property
+    def external_sampling(self) -> OpenAISampling | None:
+        """How the external generator is sampled; None where there is none."""
+        return next((source.sampling for source in self.sources(ExternalGenerator)), None)
+
     def load_documents(self) -> Split:
         """Return the documents of the run.
 

@@ -19,7 +19,6 @@ from evaluation.sources.config import MicroworldData
 from evaluation.tasks import Split
 from pipelines.execution import code_digest, content_key
 from pipelines.lineage.run import Lineage
-from pipelines.lineage.store import flatten_params, run_tags
 from pipelines.loop.loop import Loop
 from pipelines.plan import Plan, Stage, steps_of
 from pipelines.process import embedded_flow
@@ -27,16 +26,15 @@ from pipelines.records import Round, usage_of
 from pipelines.reports.console import Reporter, closing, print_run, round_line, run_notes
 from pipelines.reports.plots import draw_figures
 from pipelines.results import CurvePoint, RunResult, Transfer, VariantComparison, VariantScores
-from pipelines.settings import load, to_yaml
+from pipelines.settings import load
 from pipelines.train_teacher.comparison import by_group, compare_variants, token_curve, transfer
-from pipelines.train_teacher.config import ExternalGenerator, TrainTeacherConfig
+from pipelines.train_teacher.config import TrainTeacherConfig
 from pipelines.train_teacher.diagnostics import Diagnostics
 from pipelines.train_teacher.plan import plan_run, proxy_reward
 from pipelines.train_teacher.rounds import Course, Training
 from pipelines.train_teacher.specifications import find_oracle
 from pipelines.train_teacher.variants import Comparing, States
 from student.updates import BankUsage
-from teacher.samplers.openai import OpenAISampling
 
 FLOW_NAME = "train-teacher"
 
@@ -59,7 +57,7 @@ def train_teacher(config_path: str, overrides: list[str] | None = None, work_dir
         probes = retention_probes(config.data, config.comparison.retention_probes, config.seed_of("retention"))
         tasks = [task for side in split for task in side]
         with Loop(config, place, tasks, probes, reporter) as loop:
-            loop.check_endpoints(external=_external(config))
+            loop.check_endpoints(external=config.external_sampling)
             lineage = _open_lineage(config, place, split, flow_run)
             reporter.say(f"{'resuming' if lineage.resumed else 'new'} MLflow run {lineage.run_id}")
             try:
@@ -74,28 +72,10 @@ def train_teacher(config_path: str, overrides: list[str] | None = None, work_dir
     return result
 
 
-def _external(config: TrainTeacherConfig) -> OpenAISampling | None:
-    """Return how the external generator is sampled; None where there is none."""
-    return next((source.sampling for source in config.sources(ExternalGenerator)), None)
-
-
 def _open_lineage(config: TrainTeacherConfig, work_dir: Path, split: Split, flow_run: str) -> Lineage:
     """Return the lineage of this configuration and code, with the documents logged."""
-    lineage = Lineage.open(
-        config.tracking,
-        work_dir,
-        run_name=config.name,
-        run_key=f"{FLOW_NAME}/{content_key(config, 'run', config.digest)}",
-        config_yaml=to_yaml(config),
-        params=flatten_params(config.model_dump(mode="json", exclude={"tracking"})),
-        tags=run_tags(
-            kind=FLOW_NAME,
-            seed=config.seed,
-            config_digest=config.digest,
-            code_digest=code_digest(),
-            flow_run_id=flow_run,
-        ),
-    )
+    key = content_key(config, "run", config.digest)
+    lineage = Lineage.of_flow(config, work_dir, kind=FLOW_NAME, run_name=config.name, key=key, flow_run=flow_run)
     lineage.log_documents("train", split.train)
     lineage.log_documents("development", split.development)
     lineage.log_documents("test", split.test)
@@ -194,7 +174,7 @@ class _Run:
             document_accuracy={variant.name: variant.accuracy for variant in variants},
             edit_tokens={variant.name: variant.edit_tokens for variant in variants if variant.edit_tokens is not None},
             judge=None if judge is None else judge_noise(loop.verdicts, **intervals),
-            spent=loop.spent(external=_external(config)),
+            spent=loop.spent(external=config.external_sampling),
             padding_share=BankUsage.merged([usage_of(in_rounds), *(v.usage for v in variants)]).padding_share,
             inner_runs=sum(record.inner_runs for record in rounds),
             forgetting=comparison.forgetting,

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.flows.settings import CONFIGS, command, run_command
+from tests.pipelines.adapt_student.factories import SMALL
 
 pytestmark = [pytest.mark.flow, pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -84,15 +85,6 @@ RUNS = {
     ),
 }
 """By name: configuration and overrides."""
-NIGHT = (
-    "threads=1",
-    "probes=24",
-    "writing={edits: 2, learned: 1}",
-    "replay={documents: 8, general: 48}",
-    "update.epochs=6",
-    "update.rank=8",
-    "gate={new_margin: 0.0, earlier_margin: 0.9, group_margin: 0.95, probe_margin: 0.9, most_collapsed: 0.5}",
-)
 FIGURES = (
     *("variants", "gains", "rounds", "document_accuracy", "document_forgetting", "phrasings", "edit_tokens", "curve"),
     *("specs", "tests"),
@@ -126,7 +118,7 @@ def training_run(name: str, place: Path) -> dict[str, Any]:
 def two_nights(place: Path) -> list[dict[str, Any]]:
     """Return the figures of two nights in a row."""
     cli, work = [sys.executable, "-m", "pipelines.cli"], place / "work"
-    overrides = [part for override in NIGHT for part in ("--set", override)]
+    overrides = [part for override in SMALL for part in ("--set", override)]
     found = []
     for number in (1, 2):
         result = place / f"night{number}.json"
