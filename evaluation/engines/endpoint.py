@@ -1,7 +1,7 @@
 """Client of an OpenAI-compatible endpoint with a reply cache and a budget.
 
-All calls of one `complete` share an event loop, so no locks are needed. Retries are made here and not by the `openai`
-client, because each is recorded in the ledger and checked against the budget.
+All calls of one `complete` share an event loop, so no locks are needed. Each retry is recorded in the ledger and
+checked against the budget.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import json
 import os
 import random
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import count
@@ -24,10 +23,10 @@ from pydantic import ConfigDict, Field, model_validator
 from evaluation.common.data import Frozen, digest_json
 from evaluation.common.errors import BudgetError, ConfigError, EndpointError
 from evaluation.engines.ledger import Charge, EndpointFailure, EndpointReply, Ledger, Limits, Outcome
-from evaluation.engines.protocol import Answer, AnswerReader, open_client, post
+from evaluation.engines.protocol import Answer, AnswerReader
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI
+    import httpx
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 """Exponential backoff: first and longest wait in seconds."""
@@ -73,7 +72,7 @@ class EndpointConfig(Frozen):
     """Price of a million completion tokens in `currency`, at least 0; None is unknown."""
 
     @model_validator(mode="after")
-    def _address_without_secrets(self) -> EndpointConfig:
+    def _consistent(self) -> EndpointConfig:
         url = urlsplit(self.base_url)
         if url.scheme not in ("http", "https") or not url.hostname:
             raise ValueError("base_url: allowed are http and https addresses, such as http://127.0.0.1:8000/v1")
@@ -87,10 +86,6 @@ class EndpointConfig(Frozen):
                 "key_env: allowed is the name of an environment variable (letters, digits, underscores), not the key "
                 "itself. Export the key under a name such as GENERATOR_KEY and give that name"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _budget_needs_prices(self) -> EndpointConfig:
         if (self.price_input is None) != (self.price_output is None):
             raise ValueError("price_input, price_output: allowed are both or none of them")
         if self.budget_cost is not None and self.price_input is None:
@@ -136,31 +131,38 @@ class EndpointRequest:
     """Distinguishes otherwise equal requests."""
     schema: Mapping[str, Any] | None = None
     """JSON schema of the completion."""
-    system: str = ""
-    """System prompt; `chat` only."""
-
-    def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens: got {self.max_tokens}, allowed is at least 1")
 
     def digest(self, config: EndpointConfig) -> str:
         """Return the SHA-256 of the request with the endpoint's address, model and protocol."""
-        return digest_json(
-            {
-                **asdict(self),
-                "temperature": float(self.temperature),
-                "top_p": float(self.top_p),
-                "base_url": config.base_url.rstrip("/"),
-                "model": config.model,
-                "api": config.api,
-            }
-        )
+        numbers = {"temperature": float(self.temperature), "top_p": float(self.top_p)}
+        server = {"base_url": config.base_url.rstrip("/"), "model": config.model, "api": config.api}
+        return digest_json(asdict(self) | numbers | server)
 
     def most(self, config: EndpointConfig) -> Charge:
         """Return an upper bound of the charge of one call."""
         schema = "" if self.schema is None else json.dumps(dict(self.schema))
-        prompt = _TEMPLATE_TOKENS[config.api] + sum(most_tokens(text) for text in (self.prompt, self.system, schema))
+        prompt = _TEMPLATE_TOKENS[config.api] + most_tokens(self.prompt) + most_tokens(schema)
         return Charge(prompt + self.max_tokens, config.cost(prompt, self.max_tokens))
+
+    def body(self, config: EndpointConfig) -> dict[str, Any]:
+        """Return the request in the endpoint's protocol."""
+        body: dict[str, Any] = {
+            "model": config.model,
+            config.token_limit: self.max_tokens,
+            # Always sent: servers default to the model's recommended sampling settings.
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+        }
+        if config.api == "chat":
+            body["messages"] = [{"role": "user", "content": self.prompt}]
+        else:
+            body["prompt"] = self.prompt
+        if self.seed is not None:
+            body["seed"] = self.seed
+        if self.schema is not None:
+            shape = {"name": "reply", "strict": True, "schema": dict(self.schema)}
+            body["response_format"] = {"type": "json_schema", "json_schema": shape}
+        return body
 
 
 def most_tokens(text: str) -> int:
@@ -178,9 +180,7 @@ class Endpoint:
             ConfigError: The key is missing, or the ledger's scope has calls in another currency or without prices.
             EndpointError: The ledger cannot be read.
         """
-        self._config = config
-        self._ledger = ledger
-        self._key = check_key(config)
+        self._config, self._ledger, self._key = config, ledger, check_key(config)
         spent = ledger.spent()
         held = f"endpoint {config.base_url!r}: the ledger {str(ledger.path)!r}"
         if spent.currency not in ("", config.currency):
@@ -194,113 +194,91 @@ class Endpoint:
                 "budget_tokens, or use another ledger."
             )
 
-    def complete(
-        self, requests: Sequence[EndpointRequest], progress: Callable[[int], None] | None = None
-    ) -> list[Outcome]:
+    def complete(self, requests: Sequence[EndpointRequest]) -> list[Outcome]:
         """Return the outcome of each request, in order.
 
         Stored replies are reused and equal requests are made once. Transient failures are retried; a permanent one is
-        the outcome of its request alone and is not stored. `progress` is called from the calls' thread with the number
-        of finished requests.
+        the outcome of its request alone and is not stored.
 
         Raises:
-            ValueError: A request has a system prompt and the protocol is `completions`.
             BudgetError: The next call could exceed the budget; calls in flight are completed and stored.
             EndpointError: The server rejects all calls, or the ledger is unusable; calls in flight are stored.
         """
         from anyio.from_thread import start_blocking_portal
 
-        if self._config.api == "completions" and any(request.system for request in requests):
-            raise ValueError("system: allowed is none with the `completions` protocol; put it into the prompt")
         digests = [request.digest(self._config) for request in requests]
         outcomes: dict[str, Outcome] = dict(self._ledger.find(list(dict.fromkeys(digests))))
         missing = {d: request for d, request in zip(digests, requests, strict=True) if d not in outcomes}
-        repeats = Counter(digests)
-        known = sum(repeats[digest] for digest in outcomes)
-
-        def done(digest: str, outcome: Outcome) -> None:
-            nonlocal known
-            outcomes[digest] = outcome
-            known += repeats[digest]
-            if progress is not None:
-                progress(known)
-
-        if known and progress is not None:
-            progress(known)
         if missing:
             # A loop in another thread also serves callers inside a running loop; an interrupt cancels the calls.
             with start_blocking_portal(name="endpoint") as portal:
-                portal.call(_Batch(self._config, self._ledger, self._key, missing, done).run)
+                outcomes |= portal.call(_Batch(self._config, self._ledger, self._key, missing).run)
         return [outcomes[digest] for digest in digests]
 
     def check(self) -> None:
         """Request the server's list of models; EndpointError if unreachable, unauthorised or without this model."""
-        from anyio.from_thread import start_blocking_portal
+        import httpx
 
-        with start_blocking_portal(name="endpoint") as portal:
-            names = portal.call(self._models)
-        if names is not None and self._config.model not in names:
-            shown = ", ".join(sorted(names)[:10]) + (", …" if len(names) > 10 else "")
-            raise EndpointError(
-                f"endpoint {self._config.base_url!r}: no model {self._config.model!r}, available: "
-                f"{shown or 'none'}. Set model to one of these."
-            )
-
-    async def _models(self) -> list[str] | None:
-        """Return the names of the server's models; None if it does not list them."""
-        from openai import APIStatusError, OpenAIError
-
+        where = f"endpoint {self._config.base_url!r}"
         try:
-            async with open_client(self._config, self._key) as client:
-                listed = await client.with_options(max_retries=2).models.with_raw_response.list()
-                return [model["id"] for model in json.loads(listed.text)["data"]]
+            with httpx.Client(**_client_options(self._config, self._key)) as client:
+                names = sorted(model["id"] for model in client.get("models").raise_for_status().json()["data"])
         except (ValueError, TypeError, KeyError):
-            return None
-        except OpenAIError as error:
-            if isinstance(error, APIStatusError) and error.status_code in (404, 405, 501):
-                return None
+            return  # the server does not list its models
+        except httpx.HTTPError as error:
+            if isinstance(error, httpx.HTTPStatusError) and error.response.status_code in (404, 405, 501):
+                return
             answer = AnswerReader(self._config, self._key).error(error)
             said = (answer.stop or getattr(answer.outcome, "detail", "")).rstrip(".")
             raise EndpointError(
-                f"endpoint {self._config.base_url!r}: no valid response: {said}. Check base_url and that the server "
-                "is running."
+                f"{where}: no valid response: {said}. Check base_url and that the server is running."
             ) from error
+        if self._config.model not in names:
+            shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+            raise EndpointError(
+                f"{where}: no model {self._config.model!r}, available: {shown or 'none'}. Set model to one of these."
+            )
+
+
+def _client_options(config: EndpointConfig, key: str | None) -> dict[str, Any]:
+    """Return the options of an HTTP client; redirects, which could leak the key, stay off."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return {"base_url": config.base_url, "headers": headers, "timeout": config.timeout}
 
 
 class _Batch:
     """The distinct requests of one `complete` without a stored reply, by digest."""
 
     def __init__(
-        self,
-        config: EndpointConfig,
-        ledger: Ledger,
-        key: str | None,
-        requests: Mapping[str, EndpointRequest],
-        done: Callable[[str, Outcome], None],
+        self, config: EndpointConfig, ledger: Ledger, key: str | None, requests: Mapping[str, EndpointRequest]
     ) -> None:
-        self._config, self._ledger, self._key = config, ledger, key
-        self._requests, self._done = requests, done
+        self._config, self._ledger, self._key, self._requests = config, ledger, key, requests
         self._reader = AnswerReader(config, key)
+        self._outcomes: dict[str, Outcome] = {}
         self._in_flight = 0
         self._error: Exception | None = None
 
-    async def run(self) -> None:
-        """Make all requests; a fatal error is raised after the calls in flight have ended."""
+    async def run(self) -> dict[str, Outcome]:
+        """Return all outcomes; a fatal error is raised after the calls in flight have ended."""
+        import httpx
+
         self._freed, self._stopped = asyncio.Event(), asyncio.Event()
         waiting = iter(self._requests.items())
-        async with open_client(self._config, self._key) as client:
+        limits = httpx.Limits(max_connections=self._config.concurrency)
+        async with httpx.AsyncClient(**_client_options(self._config, self._key), limits=limits) as client:
             workers = min(self._config.concurrency, len(self._requests))
             await asyncio.gather(*(self._work(client, waiting) for _ in range(workers)))
         if self._error is not None:
             raise self._error
+        return self._outcomes
 
-    async def _work(self, client: AsyncOpenAI, waiting: Iterator[tuple[str, EndpointRequest]]) -> None:
+    async def _work(self, client: httpx.AsyncClient, waiting: Iterator[tuple[str, EndpointRequest]]) -> None:
         """Process requests until none is left or the run is stopped."""
         for digest, request in waiting:
             try:
                 outcome = await self._ask(client, digest, request)
                 if outcome is not None:
-                    self._done(digest, outcome)
+                    self._outcomes[digest] = outcome
             except Exception as error:  # calls in flight must still be stored
                 self._error = self._error or error
                 self._stopped.set()
@@ -308,7 +286,7 @@ class _Batch:
             if self._stopped.is_set():
                 return
 
-    async def _ask(self, client: AsyncOpenAI, digest: str, request: EndpointRequest) -> Outcome | None:
+    async def _ask(self, client: httpx.AsyncClient, digest: str, request: EndpointRequest) -> Outcome | None:
         """Return the outcome of a request after its retries; None if the run was stopped before."""
         for attempt in count():
             call = await self._begin(digest, request)
@@ -321,13 +299,12 @@ class _Batch:
                     f"{self._ledger.stored()} replies are stored in {str(self._ledger.path)!r}; run the same command "
                     "again to continue."
                 )
-            asked_wait = answer.wait or 0.0
-            if not answer.transient or attempt == self._config.retries or asked_wait > LONGEST_RETRY_AFTER:
+            if not answer.transient or attempt == self._config.retries or answer.wait > LONGEST_RETRY_AFTER:
                 return answer.outcome
             # Jitter of up to half desynchronises the retries; it affects nothing but timing.
             backoff = min(FIRST_WAIT * 2.0**attempt, LONGEST_WAIT) * random.uniform(0.5, 1.0)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._stopped.wait(), max(asked_wait, backoff))
+                await asyncio.wait_for(self._stopped.wait(), max(answer.wait, backoff))
         return None  # never reached: the retries end the loop
 
     async def _begin(self, digest: str, request: EndpointRequest) -> int | None:
@@ -345,30 +322,30 @@ class _Batch:
             await self._freed.wait()
         return None
 
-    async def _call(self, client: AsyncOpenAI, call: int, digest: str, request: EndpointRequest) -> Answer:
+    async def _call(self, client: httpx.AsyncClient, call: int, digest: str, request: EndpointRequest) -> Answer:
         """Make one call and settle it in the ledger, whatever its result."""
-        from openai import OpenAIError
+        import httpx
 
+        config = self._config
         try:
-            try:
-                # The client's own timeout applies to each read only.
-                async with asyncio.timeout(self._config.timeout):
-                    answer = self._reader.body(await post(client, self._config, request))
-            except (OpenAIError, TimeoutError) as error:
-                answer = self._reader.error(error)
-            except BaseException as error:
-                detail = f"{type(error).__name__}: the call was in flight"
-                failure = EndpointFailure("interrupted", detail)
-                self._ledger.fail(call, failure, free=False)
-                raise
-            if isinstance(answer.outcome, EndpointReply):
-                return answer._replace(outcome=self._ledger.keep(call, digest, answer.outcome))
-            cost = self._config.cost(*answer.usage)
-            self._ledger.fail(call, answer.outcome, usage=answer.usage, cost=cost, free=answer.free)
-            return answer
+            # The client's own timeout applies to each read only.
+            async with asyncio.timeout(config.timeout):
+                path = "chat/completions" if config.api == "chat" else "completions"
+                response = await client.post(path, json=request.body(config))
+            answer = self._reader.body(response.raise_for_status().text)
+        except (httpx.HTTPError, TimeoutError) as error:
+            answer = self._reader.error(error)
+        except BaseException as error:
+            detail = f"{type(error).__name__}: the call was in flight"
+            self._ledger.fail(call, EndpointFailure("interrupted", detail), free=False)
+            raise
         finally:
             self._in_flight -= 1
             self._freed.set()
+        if isinstance(answer.outcome, EndpointReply):
+            return answer._replace(outcome=self._ledger.keep(call, digest, answer.outcome))
+        self._ledger.fail(call, answer.outcome, usage=answer.usage, cost=config.cost(*answer.usage), free=answer.free)
+        return answer
 
     def _over_budget(self, most: Charge) -> str:
         config, spent = self._config, self._ledger.spent()
