@@ -10,7 +10,8 @@ from pydantic import Field
 from evaluation.exact_match import first_line
 from evaluation.grids.domain import Grids
 from evaluation.microgrids.world import MicrogridsData
-from evaluation.sources.config import HuggingFaceData, JsonLinesData, MicroworldData, SquadData
+from evaluation.microworld.world import MicroworldData, microworld_split
+from evaluation.sources.files import HuggingFaceData, JsonLinesData, SquadData, load_tasks
 from evaluation.tasks import DataSplit, Domain, KnowledgeTask, Split, split_tasks
 
 
@@ -24,14 +25,9 @@ class Knowledge(Domain):
     def load(self, data: JsonLinesData | SquadData | HuggingFaceData | MicroworldData) -> Split:
         """Return the documents; see `Domain.load`."""
         if isinstance(data, MicroworldData):
-            from evaluation.microworld.world import microworld_split
-
             return microworld_split(data)
-        from evaluation.sources.files import load_tasks
-
-        tasks = load_tasks(data)
         return split_tasks(
-            tasks, development=data.development_documents, test=data.test_documents, seed=data.split_seed
+            load_tasks(data), development=data.development_documents, test=data.test_documents, seed=data.split_seed
         )
 
     def answer_in(self, text: str) -> str:

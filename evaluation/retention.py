@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import codecs
 import itertools
 import random
 from pathlib import Path
 
-from evaluation.common.errors import InputError
-from evaluation.sources.config import FileSplit, MicroworldData
-from evaluation.sources.files import json_lines
-from evaluation.sources.rows import QuestionRow, Refusals, as_questions
+from evaluation.microworld.world import ENTITY_KINDS, PHRASINGS, MicroworldData, ask, known_facts
+from evaluation.sources.files import json_lines, read_data_file
+from evaluation.sources.rows import FileSplit, QuestionRow, Refusals, as_questions
 from evaluation.tasks import DataSplit, Question
 
 
@@ -45,8 +43,6 @@ def rehearsal_questions(data: DataSplit, count: int, seed: int, *, probes: int) 
 
 
 def _known_to_the_micro_student(count: int, seed: int, wording: int = 0) -> tuple[Question, ...]:
-    from evaluation.microworld.world import ENTITY_KINDS, PHRASINGS, ask, known_facts
-
     strata = [[fact for fact in side if fact.kind == kind] for side in known_facts() for kind in ENTITY_KINDS]
     rng = random.Random(seed)
     for stratum in strata:
@@ -57,19 +53,8 @@ def _known_to_the_micro_student(count: int, seed: int, wording: int = 0) -> tupl
 
 def _read(path: Path) -> list[Question]:
     """Return the questions of a JSON Lines file."""
-    try:
-        content = path.expanduser().read_bytes().removeprefix(codecs.BOM_UTF8)
-    except OSError as error:
-        raise InputError(
-            f"retention probes: file '{path}' cannot be read: {error.strerror} (current directory: '{Path.cwd()}'). "
-            "Correct data.retention_path in the config, or leave it out to ask none."
-        ) from error
     refusals = Refusals(str(path))
-    rows = [refusals.parse(place, raw, QuestionRow) for place, raw in json_lines(content, refusals)]
+    lines = json_lines(read_data_file(path, "data.retention_path"), refusals)
+    rows = [refusals.parse(place, raw, QuestionRow) for place, raw in lines]
     refusals.check()
-    if not rows:
-        raise InputError(
-            f"retention probes: file '{path}' holds no question. Give at least one line "
-            '{"question": ..., "answer": ...}, or leave data.retention_path out of the config to ask none.'
-        )
     return list(as_questions(row for row in rows if row is not None))

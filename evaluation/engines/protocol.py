@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -91,8 +91,8 @@ class AnswerReader:
         written = choice.text if self._config.api == "completions" else choice.message.content
         sampled = bool(usage.completion_tokens)
         if written or (written == "" and ended == "stop" and sampled):
-            cost = self._config.cost(*usage)
-            return Answer(EndpointReply(written, ended, *usage, cost, body.model or ""), usage)
+            how: Literal["stop", "length"] = "stop" if ended == "stop" else "length"
+            return Answer(EndpointReply(written, how, *usage, self._config.cost(*usage), body.model or ""), usage)
         # Tokens without text (such as reasoning up to the limit) would be sampled, and billed, again.
         said = f"no text in {usage.completion_tokens} completion tokens (finish_reason {ended})"
         return self._failure("empty_choice", said, usage=usage, transient=not sampled)

@@ -33,9 +33,8 @@ from evaluation.grids.grids import (
     write_pairs,
     write_query,
 )
-from evaluation.sources.config import LocalData, SampledData
 from evaluation.sources.files import read_json
-from evaluation.sources.rows import Refusals, sample_documents
+from evaluation.sources.rows import LocalData, Refusals, SampledData
 from evaluation.tasks import (
     DataSplit,
     Document,
@@ -130,7 +129,7 @@ class Grids(Domain):
                 f"{data.path}: the test outputs of {len(unknown)} of {len(found)} tasks are not known, the first is "
                 f"{unknown[0]!r}, so no reward can be given. Name the file of solutions in data.solutions_path."
             )
-        tasks = [as_task(task, data.views) for task in sample_documents(found, data)]
+        tasks = [as_task(task, data.views) for task in data.sample(found)]
         return split_tasks(
             tasks, development=data.development_documents, test=data.test_documents, seed=data.split_seed
         )

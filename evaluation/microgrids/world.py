@@ -29,7 +29,6 @@ from evaluation.grids.grids import (
     recolouring,
     shift,
 )
-from evaluation.sources.config import EmbeddedData
 from evaluation.tasks import KnowledgeTask, Split
 
 SIDE = 3
@@ -237,7 +236,7 @@ def draw_spec(rng: random.Random, demonstrations: int, budget: int | None) -> di
             return choice
 
 
-class MicrogridsData(EmbeddedData, GridData):
+class MicrogridsData(GridData):
     """Tasks of the micro-grids; the test split includes unseen families of rules."""
 
     type: Literal["microgrids"] = "microgrids"

@@ -15,9 +15,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
+from pydantic import Field
+
 from evaluation.common.errors import InputError
-from evaluation.sources.config import MicroworldData
-from evaluation.tasks import Document, KnowledgeTask, Question, Split
+from evaluation.tasks import DataSplit, Document, KnowledgeTask, Question, Split
 
 EntityKind = Literal["person", "company", "product"]
 ENTITY_KINDS: tuple[EntityKind, ...] = get_args(EntityKind)
@@ -215,6 +216,18 @@ def draw_documents(pool: Pool, count: int, seed: int) -> tuple[WorldDocument, ..
         name, source = f"{pool}-{seed}-{i:04d}", f"microworld pool {pool}, seed {seed}"
         documents.append(write_document(rng, draw_sheet(rng, names, kind), names, name, source))
     return tuple(documents)
+
+
+class MicroworldData(DataSplit):
+    """Documents of the micro-world; its splits have disjoint entities."""
+
+    type: Literal["microworld"] = "microworld"
+    train_documents: int = Field(default=240, ge=1, le=330)
+    """Training documents, in [1, 330]."""
+    development_documents: int = Field(default=12, ge=0, le=48)
+    """Development documents, in [0, 48]."""
+    test_documents: int = Field(default=64, ge=1, le=150)
+    """Test documents, in [1, 150]."""
 
 
 def _drawn(data: MicroworldData) -> tuple[tuple[WorldDocument, ...], ...]:

@@ -1,4 +1,4 @@
-"""Documents from JSON Lines and SQuAD files.
+"""Documents from JSON Lines and SQuAD files and from data sets of the `datasets` library, with their `data` sections.
 
 JSON Lines has one object per line; blank lines are skipped:
 ```json
@@ -19,28 +19,86 @@ import codecs
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
+from evaluation.common.data import Frozen
 from evaluation.common.errors import InputError
-from evaluation.sources.config import HuggingFaceData, JsonLinesData, LoadedData, SquadData
 from evaluation.sources.rows import (
     Content,
     DocumentRow,
     Intake,
     Label,
+    LocalData,
     Phrase,
     QuestionRow,
     Refusals,
-    check_file,
-    sample_documents,
+    SampledData,
 )
 from evaluation.tasks import KnowledgeTask
 
 _GZIP_MAGIC = b"\x1f\x8b"
+_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
+_COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+
+
+class JsonLinesData(LocalData):
+    """A JSON Lines file with one document per line (`evaluation.sources.files`)."""
+
+    type: Literal["jsonl"] = "jsonl"
+
+
+class SquadData(SampledData, LocalData):
+    """A SQuAD v1.1 file, in the official nested form or regrouped by paragraph (`evaluation.sources.files`)."""
+
+    type: Literal["squad"] = "squad"
+
+
+class ColumnMapping(Frozen):
+    """Column names: `question` and `answer` for one question per row, or `questions` for one document per row."""
+
+    text: str = Field(default="text", min_length=1)
+    """Column with the passage."""
+    title: str | None = Field(default=None, min_length=1)
+    """Column with the title; None for empty titles."""
+    id: str | None = Field(default=None, min_length=1)
+    """Column with the document's id (not the question's); None derives ids from title and content."""
+    question: str | None = Field(default=None, min_length=1)
+    """Column with a question; requires `answer`, excludes `questions`."""
+    answer: str | None = Field(default=None, min_length=1)
+    """Column with its answer: a string, a list (the first is gold), or SQuAD's `{"text": [...]}`."""
+    questions: str | None = Field(default=None, min_length=1)
+    """Column with a list of `{question, answer}`; excludes `question` and `answer`."""
+
+    @model_validator(mode="after")
+    def _exclusive(self) -> ColumnMapping:
+        flat = (self.question is not None, self.answer is not None)
+        if flat not in ((True, True), (False, False)) or (self.questions is not None) == all(flat):
+            raise ValueError(
+                f"give either both question and answer, or questions alone; got question={self.question!r}, "
+                f"answer={self.answer!r}, questions={self.questions!r}"
+            )
+        return self
+
+
+class HuggingFaceData(SampledData):
+    """A data set of the `datasets` library."""
+
+    type: Literal["huggingface"] = "huggingface"
+    path: str = Field(min_length=1)
+    """A hub id, a directory from `save_to_disk`, or a local data file or directory (JSON, CSV, Parquet, Arrow)."""
+    name: str | None = Field(default=None, min_length=1)
+    """Configuration name on the hub; None for the default."""
+    split: str = Field(default="train", min_length=1)
+    """Such as `train` or `validation`."""
+    columns: ColumnMapping
+
+
+LoadedData: TypeAlias = JsonLinesData | SquadData | HuggingFaceData
+"""Sections of `load_tasks`."""
 
 
 def load_tasks(config: LoadedData) -> tuple[KnowledgeTask, ...]:
@@ -49,26 +107,30 @@ def load_tasks(config: LoadedData) -> tuple[KnowledgeTask, ...]:
     Raises:
         InputError: The source cannot be read or has bad rows; the message lists all with place and reason.
     """
-    if isinstance(config, HuggingFaceData):
-        from evaluation.sources.hugging_face import load_hugging_face
-
-        return load_hugging_face(config)
-    return _load_squad(config) if isinstance(config, SquadData) else _load_json_lines(config)
+    match config:
+        case JsonLinesData():
+            content, intake = read_data_file(config.path), Intake(str(config.path))
+            for place, raw in json_lines(content, intake):
+                intake.take(place, raw)
+            return intake.tasks()
+        case SquadData():
+            return _load_squad(config)
+        case HuggingFaceData():
+            return _load_hugging_face(config)
 
 
 class JsonSyntaxError(ValueError):
     """Invalid JSON; the message is the reason, without a place."""
 
 
-def read_data_file(path: Path) -> bytes:
+def read_data_file(path: Path, field: str = "data.path") -> bytes:
     """Return a file's content without byte order mark, decompressed if it is gzip.
 
     Raises:
-        InputError: See `check_file`; or the gzip stream is damaged, the content is empty or UTF-16.
+        InputError: The file named by a `field` of the configuration cannot be read, is empty, damaged or UTF-16.
     """
-    found = check_file(path)
     try:
-        content = found.read_bytes()
+        content = path.expanduser().read_bytes()
         if content.startswith(_GZIP_MAGIC):
             content = gzip.decompress(content)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -76,12 +138,15 @@ def read_data_file(path: Path) -> bytes:
             f"data file '{path}': the gzip stream is truncated or damaged ({error}). Copy it again."
         ) from error
     except OSError as error:
-        raise InputError(f"data file '{path}' could not be read: {error}. Check the file and its disk.") from error
+        raise InputError(
+            f"data file '{path}' cannot be read: {error.strerror} (current directory: '{Path.cwd()}'). Correct {field} "
+            "in the config."
+        ) from error
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise InputError(f"data file '{path}' is UTF-16, only UTF-8 is read. Convert it: iconv -f UTF-16 -t UTF-8.")
     content = content.removeprefix(codecs.BOM_UTF8)
     if not content.strip():
-        raise InputError(f"data file '{path}' is empty: it holds no document. Give a file with at least one document.")
+        raise InputError(f"data file '{path}' is empty: give at least one entry, or correct {field} in the config.")
     return content
 
 
@@ -98,8 +163,7 @@ def parse_json(content: bytes) -> Any:
     try:
         return json.loads(content.decode("utf-8"), object_pairs_hook=_object_without_repeats)
     except UnicodeDecodeError as error:
-        place, bad = _position(content, error.start), content[error.start]
-        raise JsonSyntaxError(f"not UTF-8: {place} has {bad:#04x}") from error
+        raise JsonSyntaxError(f"not UTF-8: byte {error.start + 1} has {content[error.start]:#04x}") from error
     except json.JSONDecodeError as error:
         place = f"line {error.lineno} column {error.colno}" if b"\n" in content else f"column {error.colno}"
         raise JsonSyntaxError(f"broken JSON: {error.msg.removesuffix(' at')} at {place}") from error
@@ -123,12 +187,6 @@ def json_lines(content: bytes, refusals: Refusals) -> Iterator[tuple[str, Any]]:
                 yield f"line {number}", value
 
 
-def _position(content: bytes, offset: int) -> str:
-    before = content[:offset]
-    line, column = before.count(b"\n") + 1, offset - before.rfind(b"\n")
-    return f"line {line} byte {column}" if b"\n" in content else f"byte {column}"
-
-
 def _object_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     whole = dict(pairs)
     if len(whole) < len(pairs):
@@ -136,15 +194,6 @@ def _object_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = sorted({key for key in keys if keys.count(key) > 1})
         raise JsonSyntaxError(f"an object gives the key {', '.join(map(repr, twice))} more than once")
     return whole
-
-
-def _load_json_lines(config: JsonLinesData) -> tuple[KnowledgeTask, ...]:
-    content, intake = read_data_file(config.path), Intake(str(config.path))
-    for place, raw in json_lines(content, intake):
-        if isinstance(raw, dict):
-            intake.claim_id(place, raw.get("id"))
-        intake.add(place, intake.parse(place, raw, DocumentRow))
-    return intake.tasks()
 
 
 class _Lenient(BaseModel):
@@ -174,9 +223,8 @@ class _Official(_Lenient):
     data: list[_Article] = Field(min_length=1)
 
 
-class _RegroupedQuestion(_Lenient):
-    question: Phrase
-    answer: Phrase
+class _RegroupedQuestion(QuestionRow):
+    model_config = ConfigDict(extra="ignore")
 
 
 class _Regrouped(_Lenient):
@@ -189,30 +237,144 @@ class _Regrouped(_Lenient):
 def _load_squad(config: SquadData) -> tuple[KnowledgeTask, ...]:
     raw, intake = read_json(config.path), Intake(str(config.path))
     if isinstance(raw, dict) and "data" in raw:
-        _take_official(intake, raw)
+        whole = intake.parse_whole(TypeAdapter(_Official), raw)
+        for a, article in enumerate(whole.data if whole else ()):
+            for p, paragraph in enumerate(article.paragraphs):
+                asked = [QuestionRow(question=qa.question, answer=qa.answers[0].text) for qa in paragraph.qas]
+                row = DocumentRow(title=article.title, text=paragraph.context, questions=asked)
+                intake.add(f"data[{a}].paragraphs[{p}]", row)
     elif isinstance(raw, list):
-        _take_regrouped(intake, raw)
+        for i, item in enumerate(raw):
+            intake.claim_id(f"[{i}]", item)
+        for i, item in enumerate(intake.parse_whole(TypeAdapter(list[_Regrouped]), raw) or ()):
+            row = DocumentRow(id=item.id, title=item.title, text=item.context, questions=[*item.questions])
+            intake.add(f"[{i}]", row)
     else:
         raise InputError(
             f"{config.path}: not SQuAD: the top level must be an object with 'data' (the official form) or a list of "
             "objects with 'context' and 'questions'. A file with one object a line is data.type 'jsonl'."
         )
-    return sample_documents(intake.tasks(), config)
+    return config.sample(intake.tasks())
 
 
-def _take_official(intake: Intake, raw: dict[str, object]) -> None:
-    whole = intake.parse_whole(TypeAdapter(_Official), raw)
-    for a, article in enumerate(whole.data if whole else ()):
-        for p, paragraph in enumerate(article.paragraphs):
-            questions = [QuestionRow(question=qa.question, answer=qa.answers[0].text) for qa in paragraph.qas]
-            row = DocumentRow(title=article.title, text=paragraph.context, questions=questions)
-            intake.add(f"data[{a}].paragraphs[{p}]", row)
+class _FlatRow(QuestionRow):
+    """A question with its document."""
+
+    id: Content | None = None
+    title: Label | None = None
+    text: Content
 
 
-def _take_regrouped(intake: Intake, raw: list[object]) -> None:
-    for i, item in enumerate(raw):
-        if isinstance(item, dict):
-            intake.claim_id(f"[{i}]", item.get("id"))
-    for i, item in enumerate(intake.parse_whole(TypeAdapter(list[_Regrouped]), raw) or ()):
-        questions = [QuestionRow(question=asked.question, answer=asked.answer) for asked in item.questions]
-        intake.add(f"[{i}]", DocumentRow(id=item.id, title=item.title, text=item.context, questions=questions))
+def _load_hugging_face(config: HuggingFaceData) -> tuple[KnowledgeTask, ...]:
+    """Without a `questions` column, rows with the same text are one document, with the first row's title."""
+    dataset, source = _open(config), f"{config.path}[{config.split}]"
+    columns = {field: column for field, column in config.columns.model_dump().items() if column is not None}
+    if missing := [name for name in dict.fromkeys(columns.values()) if name not in dataset.column_names]:
+        raise InputError(
+            f"{source}: no column {', '.join(map(repr, missing))}; the data set has "
+            f"{', '.join(map(repr, dataset.column_names))}. Correct data.columns in the config."
+        )
+    intake, rows = Intake(source), dataset.select_columns(list(dict.fromkeys(columns.values())))
+    raws = ({field: _value(field, cells[column]) for field, column in columns.items()} for cells in rows)
+    if config.columns.questions is None:
+        _take_flat(intake, raws, columns)
+    else:
+        for number, raw in enumerate(raws):
+            intake.take(f"row {number}", raw, columns)
+    return config.sample(intake.tasks())
+
+
+def _open(config: HuggingFaceData) -> Any:
+    """Return the split as a `datasets.Dataset`."""
+    path = Path(config.path).expanduser()
+    # Only unambiguous local paths are checked; anything else may be a hub id.
+    local = config.path.startswith(("/", ".", "~")) or config.path.count("/") > 1 or _builder(path) is not None
+    if local and not path.exists():
+        raise InputError(
+            f"data set '{config.path}' does not exist (current directory: '{Path.cwd()}'). Correct data.path in the "
+            "config: a local file or directory, or a hub id such as 'rajpurkar/squad'."
+        )
+    try:
+        return _open_any(config, path)
+    except InputError:
+        raise
+    except Exception as error:  # readers raise anything, even StopIteration for a blank file
+        cause = f" ({error.__cause__})" if error.__cause__ else ""
+        raise InputError(
+            f"data set '{config.path}', split '{config.split}', could not be opened: "
+            f"{str(error) or type(error).__name__}{cause}. "
+            "Check data.path, data.name and data.split; a data set from the hub needs the network on first use."
+        ) from error
+
+
+def _builder(path: Path) -> str | None:
+    """Return the library's reader for a data file; None if the suffix is unknown."""
+    return _BUILDERS.get((path.with_suffix("") if path.suffix in _COMPRESSIONS else path).suffix)
+
+
+def _open_any(config: HuggingFaceData, path: Path) -> Any:
+    from datasets import DatasetDict, load_dataset, load_from_disk  # takes a second
+
+    if path.is_file():
+        builder = _builder(path)
+        if builder is None:
+            raise InputError(
+                f"data file '{config.path}': its name must end in one of {', '.join(_BUILDERS)} "
+                f"(then {', '.join(_COMPRESSIONS)} where compressed). Rename it, or convert it to one of these."
+            )
+        return load_dataset(builder, data_files=str(path), split=config.split)
+    if not any((path / marker).is_file() for marker in ("state.json", "dataset_dict.json")):
+        return load_dataset(str(path) if path.is_dir() else config.path, config.name, split=config.split)
+    saved = load_from_disk(str(path))
+    splits = saved if isinstance(saved, DatasetDict) else {str(saved.split or config.split): saved}
+    if config.split not in splits:
+        raise InputError(
+            f"data set '{config.path}' has no split '{config.split}', only {', '.join(map(repr, splits))}. "
+            "Correct data.split in the config."
+        )
+    return splits[config.split]
+
+
+def _take_flat(intake: Intake, raws: Iterator[dict[str, Any]], columns: Mapping[str, str]) -> None:
+    """Add rows that are questions, grouped by text."""
+    grouped: dict[str, tuple[str, list[_FlatRow]]] = {}
+    for number, raw in enumerate(raws):
+        place = f"row {number}"
+        row = intake.parse(place, raw, _FlatRow, columns)
+        if row is None:
+            continue
+        first_place, group = grouped.setdefault(row.text, (place, []))
+        if not group:
+            intake.claim_id(place, raw)
+        elif row.id != group[0].id:
+            intake.refuse(
+                place,
+                f"id {row.id!r}, but {first_place} with the same text has id {group[0].id!r}; rows with the same text "
+                "are one document: point columns.id at a document's id, or leave it out",
+            )
+        group.append(row)
+    for place, group in grouped.values():
+        asked = [QuestionRow(question=row.question, answer=row.answer) for row in group]
+        intake.add(place, DocumentRow(id=group[0].id, title=group[0].title, text=group[0].text, questions=asked))
+
+
+def _value(field: str, cell: Any) -> Any:
+    """Return a cell as the row schema wants it: ids as text, one answer per question, a list of questions."""
+    match field, cell:
+        case "id", int():
+            return str(cell)
+        case "answer", {"text": answers}:  # SQuAD's
+            return _value("answer", answers)
+        case "answer", list() | dict():
+            return cell[0] if isinstance(cell, list) and cell else None
+        case "questions", dict() if len({len(values) for values in cell.values() if isinstance(values, list)}) == 1:
+            # A list of structs may come as a struct of lists.
+            return _value(field, [dict(zip(cell, values, strict=True)) for values in zip(*cell.values(), strict=True)])
+        case "questions", list():
+            return [
+                {key: _value(key, item[key]) for key in ("question", "answer") if key in item}
+                if isinstance(item, dict)
+                else item
+                for item in cell
+            ]
+    return cell

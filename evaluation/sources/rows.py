@@ -1,4 +1,4 @@
-"""Common row schema of all sources, and a collector of validation errors.
+"""Common row schema of all sources, a collector of their mistakes, and the base of their `data` sections.
 
 Line ends become LF, so that digests do not depend on the platform; questions and answers are stripped. NUL characters
 and unpaired surrogates, which tokenizers and UTF-8 cannot represent, are refused.
@@ -6,10 +6,8 @@ and unpaired surrogates, which tokenizers and UTF-8 cannot represent, are refuse
 
 from __future__ import annotations
 
-import os
 import random
 import re
-import stat
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -19,33 +17,48 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from pydantic_core import ErrorDetails
 
 from evaluation.common.errors import InputError
-from evaluation.sources.config import SampledData
-from evaluation.tasks import Document, KnowledgeTask, Question
+from evaluation.tasks import DataSplit, Document, KnowledgeTask, Question
 
 _SAMPLE_SEED = 42
 """Yields SEAL's evaluation set (arXiv 2506.10943) with 200 of SQuAD's development documents."""
 MAX_LISTED_ROWS = 50
 """Maximum number of bad rows in a message."""
-MAX_LISTED_REASONS = 5
+_MAX_LISTED_REASONS = 5
 """Maximum number of reasons per row in a message."""
-
-Location = tuple[int | str, ...]
-"""Path of keys and indices."""
-
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_KINDS = {"string_type": "a string", "list_type": "a list", "model_type": "an object"}
-_GOT = {
-    dict: "an object",
-    list: "a list",
-    str: "a string",
-    bool: "a boolean",
-    int: "a number",
-    float: "a number",
-    type(None): "null",
-}
+_SAME_NAMES: Mapping[str, str] = MappingProxyType({})
 
 _Value = TypeVar("_Value")
 _Row = TypeVar("_Row", bound=BaseModel)
+
+
+class FileSplit(DataSplit):
+    """A source with optional retention probes."""
+
+    retention_path: Path | None = None
+    """JSON Lines file of prior knowledge to retain (`{"question": ..., "answer": ...}`); None for no probes."""
+
+
+class SampledData(FileSplit):
+    """A source of which a sample can be taken."""
+
+    max_documents: int | None = Field(default=None, ge=1)
+    """Sample size, at least 1, after a seeded shuffle; None takes all, in the source's order."""
+
+    def sample(self, items: Sequence[_Value]) -> tuple[_Value, ...]:
+        """Return all `items`, or the first `max_documents` after a seeded shuffle."""
+        if self.max_documents is None:
+            return tuple(items)
+        shuffled = list(items)
+        random.Random(_SAMPLE_SEED).shuffle(shuffled)
+        return tuple(shuffled[: self.max_documents])
+
+
+class LocalData(FileSplit):
+    """A source on this machine."""
+
+    path: Path
+    """The file, plain or gzipped, relative to the current directory."""
 
 
 def _clean(value: str) -> str:
@@ -97,15 +110,13 @@ class DocumentRow(BaseModel):
     """For comparisons; None uses `questions`."""
 
 
-def mistakes(
-    error: ValidationError, kind: type[BaseModel] = DocumentRow, names: Mapping[Location, str] = MappingProxyType({})
-) -> str:
-    """Return the mistakes of a row in JSON terms, at most `MAX_LISTED_REASONS`; `names` overrides names by location."""
+def mistakes(error: ValidationError, names: Mapping[str, str] = _SAME_NAMES) -> str:
+    """Return the first mistakes of a row by JSON path; `names` has the source's names of fields."""
     listed = []
     for details in error.errors(include_url=False):
-        name = names.get(details["loc"]) or _json_path(details["loc"])
-        listed.append(f"{name} {_reason(details, kind)}".strip())
-    return "; ".join(_capped(listed, MAX_LISTED_REASONS))
+        head, *rest = details["loc"] or ("",)
+        listed.append(_described((names.get(str(head), head), *rest), details))
+    return "; ".join(_capped(listed, _MAX_LISTED_REASONS))
 
 
 class Refusals:
@@ -119,14 +130,12 @@ class Refusals:
         """Record a mistake at `place` (a line, a row, a JSON path)."""
         self._reasons.setdefault(place, []).append(reason)
 
-    def parse(
-        self, place: str, raw: object, kind: type[_Row], names: Mapping[Location, str] = MappingProxyType({})
-    ) -> _Row | None:
+    def parse(self, place: str, raw: object, kind: type[_Row], names: Mapping[str, str] = _SAME_NAMES) -> _Row | None:
         """Return a row, or None after recording its mistakes; `names` as in `mistakes`."""
         try:
             return kind.model_validate(raw)
         except ValidationError as error:
-            self.refuse(place, mistakes(error, kind, names))
+            self.refuse(place, mistakes(error, names))
             return None
 
     def parse_whole(self, adapter: TypeAdapter[_Value], raw: object) -> _Value | None:
@@ -138,14 +147,14 @@ class Refusals:
                 *parents, last = details["loc"] or ("",)
                 if isinstance(last, int):
                     parents, last = [*parents, last], ""
-                self.refuse(_json_path(tuple(parents)) or "top level", f"{last} {_reason(details)}".strip())
+                self.refuse(_json_path(parents) or "top level", _described([last], details))
             return None
 
     def check(self) -> None:
         """Raise InputError with all recorded mistakes, if any."""
         if self._reasons:
             listed = [
-                f"  {self.source}: {place}: {'; '.join(_capped(reasons, MAX_LISTED_REASONS))}"
+                f"  {self.source}: {place}: {'; '.join(_capped(reasons, _MAX_LISTED_REASONS))}"
                 for place, reasons in self._reasons.items()
             ]
             count = f"{len(listed)} bad rows" if len(listed) > 1 else "1 bad row"
@@ -161,17 +170,24 @@ class Intake(Refusals):
         self._rows: list[tuple[str, DocumentRow]] = []
         self._first_with_id: dict[str, str] = {}
 
-    def claim_id(self, place: str, value: object) -> None:
+    def claim_id(self, place: str, raw: object) -> None:
         """Record the id of a row, valid or not, and a mistake if it is taken."""
+        value = raw.get("id") if isinstance(raw, dict) else None
         if isinstance(value, str) and value:
             first = self._first_with_id.setdefault(value, place)
             if first != place:
                 self.refuse(place, f"id {value!r} was already given at {first}")
 
-    def add(self, place: str, row: DocumentRow | None) -> None:
-        """Add a row; None is ignored."""
+    def add(self, place: str, row: DocumentRow) -> None:
+        """Add a row whose id, if any, is claimed."""
+        self._rows.append((place, row))
+
+    def take(self, place: str, raw: object, names: Mapping[str, str] = _SAME_NAMES) -> None:
+        """Add a row, or record its mistakes; `names` as in `mistakes`."""
+        self.claim_id(place, raw)
+        row = self.parse(place, raw, DocumentRow, names)
         if row is not None:
-            self._rows.append((place, row))
+            self.add(place, row)
 
     def tasks(self) -> tuple[KnowledgeTask, ...]:
         """Return the tasks in row order; InputError as in `check`, or without rows."""
@@ -200,15 +216,6 @@ def as_questions(rows: Iterable[QuestionRow]) -> tuple[Question, ...]:
     return tuple(Question(question=row.question, answer=row.answer) for row in rows)
 
 
-def sample_documents(items: Sequence[_Value], config: SampledData) -> tuple[_Value, ...]:
-    """Return all `items`, or the first `config.max_documents` after a seeded shuffle."""
-    if config.max_documents is None:
-        return tuple(items)
-    shuffled = list(items)
-    random.Random(_SAMPLE_SEED).shuffle(shuffled)
-    return tuple(shuffled[: config.max_documents])
-
-
 def _derived_id(document: Document, taken: set[str]) -> str:
     """Return an id from title and digest, such as `Super_Bowl_50-1f2e3d4c5b6a`; repeats get `-2`, `-3`, ..."""
     title = re.sub(r"[^\w.-]+", "_", document.title).strip("_")[:40]
@@ -220,52 +227,19 @@ def _derived_id(document: Document, taken: set[str]) -> str:
     return name
 
 
-def _json_path(location: Location) -> str:
+def _json_path(location: Iterable[int | str]) -> str:
     """Return a JSON path, such as `data[3].paragraphs[2].qas[0]`; non-printable keys are escaped."""
     keys = (part if isinstance(part, int) or part.isprintable() else repr(part) for part in location)
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).removeprefix(".")
 
 
-def _reason(details: ErrorDetails, kind: type[BaseModel] = DocumentRow) -> str:
-    """Return a mistake in JSON terms."""
-    got: Any = details["input"]
-    match details["type"]:
-        case "missing":
-            return "is missing"
-        case "extra_forbidden":
-            owner = kind if len(details["loc"]) == 1 else QuestionRow
-            return f"is an unknown key (allowed: {', '.join(owner.model_fields)})"
-        case "too_short":
-            return "is empty, must hold at least one item"
-        case "string_unicode":  # values are checked by `_clean`
-            return "has a key with an unpaired surrogate, which is not Unicode text"
-        case "value_error":
-            return str(details["ctx"]["error"])
-        case wanted if wanted in _KINDS:
-            return f"must be {_KINDS[wanted]}, got {_GOT.get(type(got), type(got).__name__)}"
-        case _:
-            return details["msg"]
+def _described(location: Iterable[int | str], details: ErrorDetails) -> str:
+    """Return a mistake with its JSON path; the validators' own reasons continue the path."""
+    own: Any = details.get("ctx", {}).get("error")
+    path = _json_path(location)
+    return f"{path} {own}" if own else f"{path}: {details['msg']}".removeprefix(": ")
 
 
 def _capped(items: Sequence[str], limit: int) -> list[str]:
     rest = len(items) - limit
     return [*items[:limit], f"and {rest} more"] if rest > 0 else list(items)
-
-
-def check_file(path: Path) -> Path:
-    """Return `path` with `~` expanded; InputError unless it is a readable, non-empty file."""
-    found = path.expanduser()
-    try:
-        state = found.stat()
-    except OSError as error:
-        raise InputError(
-            f"data file '{path}' does not exist or is out of reach: {error.strerror} (current directory: "
-            f"'{Path.cwd()}'). Correct data.path in the config."
-        ) from error
-    if not stat.S_ISREG(state.st_mode):
-        raise InputError(f"data file '{path}' is a directory or device, not a file. Name one file in data.path.")
-    if not os.access(found, os.R_OK):
-        raise InputError(f"data file '{path}' may not be read by this user. Change its permissions.")
-    if state.st_size == 0:
-        raise InputError(f"data file '{path}' is empty: it holds no document. Give a file with at least one document.")
-    return found

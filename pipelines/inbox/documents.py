@@ -120,7 +120,7 @@ def row_of(raw: object) -> InboxRow:
     try:
         return InboxRow.model_validate(raw)
     except ValidationError as error:
-        raise UnreadableError(mistakes(error, InboxRow)) from error
+        raise UnreadableError(mistakes(error)) from error
 
 
 def read_transcript(messages: Any, *, with_system: bool = False) -> Extract:

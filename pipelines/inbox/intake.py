@@ -242,7 +242,7 @@ class _Collector:
                 for own_title, own_text, own_questions, own_held_out in parts
             ]
         except ValidationError as error:
-            raise UnreadableError(mistakes(error, InboxDocument)) from error
+            raise UnreadableError(mistakes(error)) from error
 
 
 def _first_heading(blocks: Sequence[Block]) -> str:

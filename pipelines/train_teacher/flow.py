@@ -13,9 +13,8 @@ from rich.console import Console
 
 from evaluation.common.errors import LineageError
 from evaluation.graders import JudgeGrader, judge_noise
-from evaluation.microworld.world import microworld_sheets
+from evaluation.microworld.world import MicroworldData, microworld_sheets
 from evaluation.retention import retention_probes
-from evaluation.sources.config import MicroworldData
 from evaluation.tasks import Split
 from pipelines.execution import code_digest, content_key
 from pipelines.lineage.run import Lineage

@@ -12,8 +12,7 @@ import pytest
 from evaluation.common.errors import InputError
 from evaluation.engines.endpoint import EndpointConfig, EndpointRequest
 from evaluation.engines.ledger import EndpointFailure, EndpointReply, Ledger, Outcome
-from evaluation.sources.config import JsonLinesData, LoadedData, SquadData
-from evaluation.sources.files import load_tasks
+from evaluation.sources.files import JsonLinesData, LoadedData, SquadData, load_tasks
 from evaluation.statistics import Interval
 from evaluation.tasks import KnowledgeTask
 from tests.faults import MODEL, FaultyServer

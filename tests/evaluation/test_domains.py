@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -12,7 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from evaluation import domains
 from evaluation.domains import DOMAINS, DataConfig, domain_of, load_split
-from evaluation.sources.config import JsonLinesData, MicroworldData
+from evaluation.microworld.world import MicroworldData
+from evaluation.sources.files import HuggingFaceData, JsonLinesData, SquadData
 from evaluation.tasks import (
     DataSplit,
     Document,
@@ -120,3 +123,62 @@ def test_load_split_of_a_file_divides_by_the_configuration(tmp_path: Path) -> No
     split = load_split(JsonLinesData(path=path, development_documents=2, test_documents=3, split_seed=1))
     assert [len(side) for side in split] == [4, 2, 3]
     assert {task.id for side in split for task in side} == set(map(str, range(9)))
+
+
+ADAPTER: TypeAdapter[DataConfig] = TypeAdapter(DataConfig)
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ({"type": "jsonl", "path": "d.jsonl"}, JsonLinesData),
+        ({"type": "squad", "path": "d.json", "max_documents": 200}, SquadData),
+        (
+            {"type": "huggingface", "path": "org/name", "columns": {"question": "q", "answer": "a"}, "split_seed": 3},
+            HuggingFaceData,
+        ),
+    ],
+)
+def test_data_config_type_chooses_the_variant(section: dict[str, Any], expected: type) -> None:
+    config = ADAPTER.validate_python(section)
+    assert type(config) is expected
+    assert ADAPTER.validate_json(ADAPTER.dump_json(config)) == config
+    assert ADAPTER.validate_python(config.model_dump()) == config
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"path": "d.jsonl"},
+        {"type": "csv", "path": "d"},
+        {"type": "jsonl"},
+        {"type": "jsonl", "path": "d", "max_documents": 3},
+        {"type": "jsonl", "path": "d", "test_documents": 0},
+        {"type": "jsonl", "path": "d", "development_documents": -1},
+        {"type": "squad", "path": "d", "max_documents": 0},
+        {"type": "huggingface", "path": "p"},
+        {"type": "huggingface", "path": "p", "columns": {"question": "q"}},
+        {"type": "huggingface", "path": "p", "columns": {"answer": "a"}},
+        {"type": "huggingface", "path": "p", "columns": {"text": "t"}},
+        {"type": "huggingface", "path": "p", "columns": {"question": "q", "answer": "a", "questions": "qs"}},
+        {"type": "huggingface", "path": "p", "columns": {"question": "q", "questions": "qs"}},
+    ],
+)
+def test_data_config_refuses(section: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        ADAPTER.validate_python(section)
+
+
+def test_data_config_and_loaders_of_files_import_nothing_heavy(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "d.jsonl", row()).path
+    code = (
+        "import sys\n"
+        "from evaluation.sources.files import JsonLinesData\n"
+        "from evaluation.sources.files import load_tasks\n"
+        f"config = JsonLinesData(path={str(path)!r})\n"
+        "load_tasks(config)\n"
+        "print(sorted({'torch', 'datasets', 'transformers', 'pandas', 'pyarrow', 'numpy'} & set(sys.modules)))\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

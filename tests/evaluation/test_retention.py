@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from evaluation.common.errors import InputError
 from evaluation.domains import DataConfig
-from evaluation.microworld.world import ENTITY_KINDS, PHRASINGS, ask, known_facts, microworld_split
+from evaluation.microworld.world import ENTITY_KINDS, PHRASINGS, MicroworldData, ask, known_facts, microworld_split
 from evaluation.retention import rehearsal_questions, retention_probes
-from evaluation.sources.config import JsonLinesData, MicroworldData
+from evaluation.sources.files import JsonLinesData
 
 STRATUM = {ask(f, PHRASINGS[0]): (side, f.kind) for side, facts in enumerate(known_facts()) for f in facts}
 """Every question that may be a probe in the micro-world, with its side and kind."""
@@ -106,10 +106,10 @@ def test_all_bad_lines_are_refused_in_one_message_with_file_line_and_reason(tmp_
     _, *listed, _ = refusal(write(path, "\n".join(lines))).splitlines()
     reasons = {
         2: "broken JSON",
-        3: "answer is missing",
+        3: "answer: Field required",
         5: "answer is only white space",
-        6: "must be an object, got a list",
-        7: "text is an unknown key (allowed: question, answer)",
+        6: "Input should be a valid dictionary or instance of QuestionRow",
+        7: "text: Extra inputs are not permitted",
     }
     for found, (number, reason) in zip(sorted(listed), reasons.items(), strict=True):
         assert found.startswith(f"  {path}: line {number}: {reason}")
@@ -117,7 +117,7 @@ def test_all_bad_lines_are_refused_in_one_message_with_file_line_and_reason(tmp_
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "holds no question"), (b"\n \n", "holds no question"), (gzip.compress(b"{}"), "not UTF-8")],
+    [(b"", "is empty"), (b"\n \n", "is empty"), (gzip.compress(b"{}"), "question: Field required")],
     ids=["empty", "blank", "gzip"],
 )
 def test_file_without_questions_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:

@@ -21,6 +21,7 @@ from evaluation.microworld.world import (
     VALUES,
     Attribute,
     EntityKind,
+    MicroworldData,
     Pool,
     ask,
     draw_documents,
@@ -29,7 +30,6 @@ from evaluation.microworld.world import (
     name_pools,
     take_names,
 )
-from evaluation.sources.config import MicroworldData
 
 SEEDS = st.integers(min_value=0, max_value=2**31)
 POOLS = st.sampled_from(sorted(POOL_SHARES))

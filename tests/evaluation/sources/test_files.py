@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.sources.config import JsonLinesData, SquadData
-from evaluation.sources.files import load_tasks
+from evaluation.sources.files import JsonLinesData, SquadData, load_tasks
 from evaluation.sources.rows import MAX_LISTED_ROWS
 from evaluation.tasks import split_tasks
 from tests.evaluation.factories import ASKED, mistakes, pairs, paragraph, refusal, row, squad, write_lines, write_squad
@@ -115,43 +114,44 @@ def test_jsonl_any_text_is_read_back_or_refused_by_line(
     assert [len(task.questions) for task in tasks] == [len(asked) for _, asked in documents]
 
 
+NO_ITEM = "List should have at least 1 item after validation, not 0"
 BAD_LINES: list[tuple[str | dict[str, Any], str]] = [
-    ({"questions": ASKED}, "text is missing"),
+    ({"questions": ASKED}, "text: Field required"),
     (row(text=""), "text is empty"),
     (row(text=" \n"), "text is only white space"),
-    (row(text=7), "text must be a string, got a number"),
-    (row(text=None), "text must be a string, got null"),
+    (row(text=7), "text: Input should be a valid string"),
+    (row(text=None), "text: Input should be a valid string"),
     (row(id="first"), "id 'first' was already given at line 1"),
-    (row(id=3), "id must be a string, got a number"),
+    (row(id=3), "id: Input should be a valid string"),
     (row(id=""), "id is empty"),
-    ({"text": "T."}, "questions is missing"),
-    (row(questions=[]), "questions is empty"),
-    (row(questions={"question": "Q?", "answer": "A"}), "questions must be a list, got an object"),
-    (row(questions=["Q?"]), "questions[0] must be an object, got a string"),
-    (row(questions=[*ASKED, {"question": "Q?"}]), "questions[1].answer is missing"),
-    (row(questions=[{"question": "Q?", "answer": None}]), "questions[0].answer must be a string, got null"),
+    ({"text": "T."}, "questions: Field required"),
+    (row(questions=[]), f"questions: {NO_ITEM}"),
+    (row(questions={"question": "Q?", "answer": "A"}), "questions: Input should be a valid list"),
+    (row(questions=["Q?"]), "questions[0]: Input should be a valid dictionary or instance of QuestionRow"),
+    (row(questions=[*ASKED, {"question": "Q?"}]), "questions[1].answer: Field required"),
+    (row(questions=[{"question": "Q?", "answer": None}]), "questions[0].answer: Input should be a valid string"),
     (row(questions=[{"question": "Q?", "answer": " "}]), "questions[0].answer is only white space"),
     (row(questions=[{"question": "", "answer": "A"}]), "questions[0].question is empty"),
-    (row(questions=[{"question": "Q?", "answer": "A", "id": "q"}]), "questions[0].id is an unknown key"),
-    (row(held_out_questions=[{"answer": "A"}]), "held_out_questions[0].question is missing"),
-    (row(entities="Ada"), "entities must be a list, got a string"),
-    (row(entities=["Ada", 2]), "entities[1] must be a string, got a number"),
-    (row(context="T."), "context is an unknown key (allowed: id, title, text"),
+    (row(questions=[{"question": "Q?", "answer": "A", "id": "q"}]), "questions[0].id: Extra inputs are not permitted"),
+    (row(held_out_questions=[{"answer": "A"}]), "held_out_questions[0].question: Field required"),
+    (row(entities="Ada"), "entities: Input should be a valid list"),
+    (row(entities=["Ada", 2]), "entities[1]: Input should be a valid string"),
+    (row(context="T."), "context: Extra inputs are not permitted"),
     ('{"text": "T.", ', "broken JSON: "),
     ("not json", "broken JSON: Expecting value at column 1"),
     ("[" * 100_000, "broken JSON: nested too deeply"),
     ('{"text": ' + "1" * 5000 + "}", "broken JSON: a number has too many digits"),
     ('{"text": "a", "text": "b"}', "an object gives the key 'text' more than once"),
-    ('["a list"]', "must be an object, got a list"),
-    ("null", "must be an object, got null"),
+    ('["a list"]', "Input should be a valid dictionary or instance of DocumentRow"),
+    ("null", "Input should be a valid dictionary or instance of DocumentRow"),
     (row(text="a\0b"), "text holds a NUL character"),
     ('{"text": "a\0b"}', "broken JSON: Invalid control character at column 12"),
     (row(text="a\ud800b"), "text holds an unpaired surrogate"),
     (row(questions=[{"question": "Q?", "answer": "\udfff"}]), "questions[0].answer holds an unpaired surrogate"),
-    (row() | {"\ud800": 1}, "has a key with an unpaired surrogate"),
+    (row() | {"\ud800": 1}, "Input should be a valid string, unable to parse raw data as a unicode string"),
     ('{"text": "\ud800"}', "not UTF-8: byte 11 has 0xed"),
-    ({"questions": [], "x": 1}, "text is missing; questions is empty, must hold at least one item; x is an unknown"),
-    (row() | {"a\nb": 1}, r"'a\nb' is an unknown key"),
+    ({"questions": [], "x": 1}, f"text: Field required; questions: {NO_ITEM}; x: Extra"),
+    (row() | {"a\nb": 1}, r"'a\nb': Extra inputs are not permitted"),
 ]
 
 
@@ -208,9 +208,9 @@ def test_file_that_cannot_be_used_is_refused_by_name(
         message = refusal(config(path=tmp_path / name))
         assert f"'{tmp_path / name}'" in message
         assert reason in message
-    assert "is a directory" in refusal(config(path=tmp_path))
-    assert "does not exist" in refusal(config(path=tmp_path / "missing"))
-    assert "does not exist" in refusal(config(path=tmp_path / "empty" / "below-a-file"))
+    assert "cannot be read: Is a directory" in refusal(config(path=tmp_path))
+    assert "cannot be read: No such file" in refusal(config(path=tmp_path / "missing"))
+    assert "cannot be read: Not a directory" in refusal(config(path=tmp_path / "empty" / "below-a-file"))
 
 
 def test_squad_official_and_regrouped_forms_give_the_same_tasks(tmp_path: Path) -> None:
@@ -248,15 +248,15 @@ def test_squad_official_mistakes_are_listed_by_json_path(tmp_path: Path) -> None
     )
     value["data"] += [{"title": 3, "paragraphs": [paragraph("C.", ("Q?", ["A"]))]}, {"title": "No paragraphs"}]
     assert mistakes(write_squad(tmp_path / "bad.json", value)) == [
-        "data[0].paragraphs[1].qas[1]: answers is empty, must hold at least one item",
-        "data[0].paragraphs[2]: context is missing",
-        "data[0].paragraphs[3]: context is empty; qas is empty, must hold at least one item",
-        "data[0].paragraphs[4]: must be an object, got a string",
-        "data[0].paragraphs[5].qas[0]: question must be a string, got a number",
+        f"data[0].paragraphs[1].qas[1]: answers: {NO_ITEM}",
+        "data[0].paragraphs[2]: context: Field required",
+        f"data[0].paragraphs[3]: context is empty; qas: {NO_ITEM}",
+        "data[0].paragraphs[4]: Input should be a valid dictionary or instance of _Paragraph",
+        "data[0].paragraphs[5].qas[0]: question: Input should be a valid string",
         "data[0].paragraphs[5].qas[0].answers[0]: text is empty",
-        "data[0].paragraphs[5].qas[1]: question is missing; answers must be a list, got a string",
-        "data[1]: title must be a string, got a number",
-        "data[2]: paragraphs is missing",
+        "data[0].paragraphs[5].qas[1]: question: Field required; answers: Input should be a valid list",
+        "data[1]: title: Input should be a valid string",
+        "data[2]: paragraphs: Field required",
     ]
 
 
@@ -265,10 +265,10 @@ def test_squad_regrouped_mistakes_are_listed_by_json_path(tmp_path: Path) -> Non
     value = [good, good, {"title": "T", "questions": [{"question": "Q?"}]}, 7, {"context": "a\0", "questions": []}]
     assert mistakes(write_squad(tmp_path / "bad.json", value)) == [
         "[1]: id 'x' was already given at [0]",
-        "[2]: context is missing",
-        "[2].questions[0]: answer is missing",
-        "[3]: must be an object, got a number",
-        "[4]: context holds a NUL character (U+0000); questions is empty, must hold at least one item",
+        "[2]: context: Field required",
+        "[2].questions[0]: answer: Field required",
+        "[3]: Input should be a valid dictionary or instance of _Regrouped",
+        f"[4]: context holds a NUL character (U+0000); questions: {NO_ITEM}",
     ]
 
 
@@ -277,12 +277,12 @@ def test_squad_regrouped_mistakes_are_listed_by_json_path(tmp_path: Path) -> Non
     [
         (b'{"data": [', "broken JSON: Expecting value at column 11"),
         (b'[\n{"title":\n}]', "broken JSON: Expecting value at line 3 column 1"),
-        (b'[\n{"title": "\xff"}]', "not UTF-8: line 2 byte 12 has 0xff"),
+        (b'[\n{"title": "\xff"}]', "not UTF-8: byte 14 has 0xff"),
         (b'{"text": "T.", "questions": []}', "not SQuAD: the top level must be"),
         (b'"text"', "not SQuAD: the top level must be"),
         (b"[]", "holds no document"),
-        (b'{"data": []}', "top level: data is empty"),
-        (b'{"data": {}}', "top level: data must be a list, got an object"),
+        (b'{"data": []}', f"top level: data: {NO_ITEM}"),
+        (b'{"data": {}}', "top level: data: Input should be a valid list"),
     ],
 )
 def test_squad_file_that_is_no_squad_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:

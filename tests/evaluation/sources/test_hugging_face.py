@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from evaluation.sources.config import ColumnMapping, HuggingFaceData
-from evaluation.sources.files import load_tasks
+from evaluation.sources.files import ColumnMapping, HuggingFaceData, load_tasks
 from tests.evaluation.factories import ASKED, mistakes, pairs, paragraph, refusal, row, squad, write_squad
 
 FLAT = ColumnMapping(text="context", title="title", question="question", answer="answers")
@@ -101,9 +100,7 @@ def test_hugging_face_questions_as_a_struct_of_lists_are_the_same(tmp_path: Path
     second = load_tasks(save(tmp_path / "struct", [struct], columns=columns))
     assert [task.digest for task in first] == [task.digest for task in second]
     uneven = {"text": "One.", "qa": {"question": ["Q1?"], "answer": ["a1", "Ada"]}}
-    assert "row 0: column 'qa' must be a list, got an object" in refusal(
-        save(tmp_path / "uneven", [uneven], columns=columns)
-    )
+    assert "row 0: qa: Input should be a valid list" in refusal(save(tmp_path / "uneven", [uneven], columns=columns))
 
 
 def test_hugging_face_saved_splits_are_told_apart(tmp_path: Path) -> None:
@@ -142,13 +139,12 @@ def test_hugging_face_flat_mistakes_are_listed_by_row_and_column(tmp_path: Path)
     ]
     config = save(tmp_path / "saved", [HUB_ROWS[0], *({"title": "T", "id": "x"} | b for b in bad)], columns=FLAT)
     assert mistakes(config, "[train]") == [
-        "row 1: column 'context' is empty",
-        "row 2: column 'context' must be a string, got null",
-        "row 3: column 'question' is only white space",
-        "row 4: column 'answers' must be a string, got null",
-        "row 5: column 'answers' must be a string, got null",
-        "row 6: column 'context' holds a NUL character (U+0000); column 'question' must be a string, got null; "
-        "column 'answers' is empty",
+        "row 1: context is empty",
+        "row 2: context: Input should be a valid string",
+        "row 3: question is only white space",
+        "row 4: answers: Input should be a valid string",
+        "row 5: answers: Input should be a valid string",
+        "row 6: question: Input should be a valid string; answers is empty; context holds a NUL character (U+0000)",
     ]
 
 
@@ -164,10 +160,10 @@ def test_hugging_face_nested_mistakes_are_listed_by_row_and_item(tmp_path: Path)
     config = save(tmp_path / "saved", rows, columns=ColumnMapping(id="id", questions="questions"))
     assert mistakes(config, "[train]") == [
         "row 1: id 'x' was already given at row 0",
-        "row 2: column 'questions' is empty, must hold at least one item",
-        "row 3: column 'questions' must be a list, got null",
-        "row 4: column 'questions', item 1: 'answer' must be a string, got null",
-        "row 5: column 'text' is only white space",
+        "row 2: questions: List should have at least 1 item after validation, not 0",
+        "row 3: questions: Input should be a valid list",
+        "row 4: questions[1].answer: Input should be a valid string",
+        "row 5: text is only white space",
     ]
 
 
@@ -192,8 +188,7 @@ def test_hugging_face_source_that_does_not_open_is_refused(tmp_path: Path) -> No
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "state.json").write_text("{")
     (tmp_path / "nothing").mkdir()
-    assert "is empty" in message(tmp_path / "empty.jsonl")
-    for name in ("bad.jsonl", "bad.parquet", "blank.jsonl", "saved", "nothing"):
+    for name in ("bad.jsonl", "bad.parquet", "empty.jsonl", "blank.jsonl", "saved", "nothing"):
         assert re.search(rf"data set '.*{name}', split 'train', could not be opened", message(tmp_path / name))
     assert 'Unknown split "validation"' in message(tmp_path / "good.jsonl", split="validation")
     assert "must end in one of .json" in message(tmp_path / "notes.md")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from evaluation.microworld.world import draw_nights
+from evaluation.microworld.world import MicroworldData, draw_nights
 from evaluation.retention import retention_probes
-from evaluation.sources.config import MicroworldData
 from pipelines.adapt_student.evaluate import (
     GENERAL,
     PROBES,
