@@ -1,9 +1,9 @@
-"""Statistics over documents: bootstrap intervals, paired tests, multiple-testing corrections, sample sizes.
+"""Statistics over documents and over training seeds: intervals, paired tests, corrections, sample sizes.
 
 The document is the unit, since its questions share one update of the student. Intervals are BCa bootstrap intervals of
 the mean (Efron 1987, JASA 82), because accuracies by document are skewed: simulated coverage at 95 % was 94-95 % for
-means of 2 and 10 %, against 91-93 % for percentile intervals. Every function raises InputError for values or settings
-outside their range and for different lengths.
+means of 2 and 10 %, against 91-93 % for percentile intervals. Seeds are a random sample: with three of them the
+uncertainty is mostly between runs. Values that are not finite or out of range are an InputError.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import NormalDist
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -25,19 +25,22 @@ NO_SPREAD = 1e-12
 """Tolerance for equal values."""
 
 _ROUNDING = 1e-9
-"""Tolerance for resampled means, which are rounded to ten digits."""
+"""Tolerance for resampled means, standard errors and differences of means."""
+_SMALL_ERROR = 1e-3
+"""Standard error, as a share of the spread between seeds, that replaces errors of 0 in all seeds."""
 _BATCH_ELEMENTS = 1 << 21
 """Resampled values per batch (16 MiB, and as much for their indices)."""
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Scores = Mapping[str, Mapping[str, float]]
 """Variant -> document id -> score; failed documents are missing."""
-Method = Literal["holm", "fdr_bh"]
-"""`holm` controls the family-wise error rate (Holm 1979), `fdr_bh` the false discovery rate (Benjamini and Hochberg
-1995)."""
 
 POWER = 0.8
 """Chance to see a difference at the sample sizes that reports call needed."""
+_CONFIDENCE = 0.95
+"""Level of intervals over seeds, and of the test for which a sample size is required."""
+_GAINS = (-1.0, 1.0)
+"""Range of the difference of two scores in [0, 1]."""
 
 
 class IntervalConfig(Frozen):
@@ -55,6 +58,13 @@ class Interval(Frozen):
     mean: float
     low: float
     high: float
+
+
+class RandomEffects(Interval):
+    """The population mean over seeds with its confidence interval."""
+
+    between_sd: float
+    """Estimated standard deviation of the seeds' true means, at least 0."""
 
 
 class PairedTest(Frozen):
@@ -104,10 +114,9 @@ def bootstrap_mean(
     1934; the "rule of three") may lie anywhere within `bounds`.
     """
     sample = sorted_sample(values, bounds)
-    check_settings(confidence, resamples)
     mean = float(sample.mean())
     if sample[-1] - sample[0] <= NO_SPREAD:
-        return equal_values_interval(mean, len(sample), confidence, bounds)
+        return _equal_values_interval(mean, len(sample), confidence, bounds)
     low, high = _resampled(sample, "BCa", confidence, resamples, seed)
     if not low - _ROUNDING <= mean <= high + _ROUNDING:  # NaN included
         # At levels like 1 - 1e-9 the BCa formula passes the pole of its acceleration.
@@ -115,30 +124,29 @@ def bootstrap_mean(
     return Interval(mean=mean, low=low, high=high)
 
 
-def minimum_detectable_difference(
-    differences: Sequence[float], *, power: float = 0.8, confidence: float = 0.95
-) -> float | None:
-    """Return the smallest true mean that is detected with probability `power` at this sample size.
+def minimum_detectable_difference(differences: Sequence[float], *, confidence: float = 0.95) -> float | None:
+    """Return the smallest true mean that is detected with probability `POWER` at this sample size.
 
     Normal approximation of a two-sided test: (z_{(1 + confidence) / 2} + z_power) * SD / sqrt(N). None for fewer than
     two differences or equal ones.
     """
-    quantiles = _quantiles(power, confidence)
     if len(differences) < 2:
         return None
     sample = sorted_sample(differences)
     spread = float(sample.std(ddof=1))
-    return quantiles * spread / math.sqrt(len(sample)) if spread > NO_SPREAD else None
+    return _standard_errors(confidence) * spread / math.sqrt(len(sample)) if spread > NO_SPREAD else None
 
 
-def required_documents(sd: float, effect: float, *, power: float = 0.8, confidence: float = 0.95) -> int:
-    """Return the sample size that detects a mean of `effect` with probability `power`; `sd` is by document."""
-    if not (math.isfinite(sd) and sd > 0.0 and math.isfinite(effect) and effect != 0.0):
-        raise InputError(
-            f"statistics: got the standard deviation {sd!r} and the effect {effect!r}, allowed are a finite "
-            "deviation above 0 and a finite effect other than 0."
-        )
-    return math.ceil((_quantiles(power, confidence) * sd / effect) ** 2)
+def required_documents(differences: Sequence[float]) -> int | None:
+    """Return the sample size that detects the mean difference with probability `POWER` at the 5 % level.
+
+    None for fewer than two differences, equal ones, or a mean of 0.
+    """
+    if len(differences) < 2:
+        return None
+    mean, spread = float(np.mean(differences)), float(np.std(differences, ddof=1))
+    known = spread > NO_SPREAD and abs(mean) > NO_SPREAD
+    return math.ceil((_standard_errors(_CONFIDENCE) * spread / mean) ** 2) if known else None
 
 
 def compare(
@@ -154,7 +162,6 @@ def compare(
     Raises:
         ScoringError: No document has a score for every scored variant.
     """
-    _check_pairs(variants, pairs)
     scored = {name: scores for name, scores in variants.items() if scores}
     documents = sorted(set.intersection(*map(set, scored.values()))) if scored else []
     if not documents:
@@ -174,7 +181,7 @@ def compare(
     return Comparison(
         documents=tuple(documents),
         variants={name: bootstrap_mean(column, **settings) for name, column in columns.items()},
-        gains={name: bootstrap_mean(gain, bounds=(-1.0, 1.0), **settings) for name, gain in gains.items()},
+        gains={name: bootstrap_mean(gain, bounds=_GAINS, **settings) for name, gain in gains.items()},
         minimum_detectable={name: value for name, value in detectable.items() if value is not None},
     )
 
@@ -187,7 +194,6 @@ def sign_flip_test(differences: Sequence[float], *, resamples: int = 9999, seed:
     observed one, so that p > 0 (Phipson and Smyth 2010).
     """
     values = sorted_sample(differences)
-    check_settings(0.5, resamples)
     values = values[np.abs(values) > NO_SPREAD]  # differences of 0 have no sign
     if len(values) < 2:
         return 1.0  # a single difference is never significant
@@ -206,12 +212,6 @@ def mcnemar_test(a: Sequence[bool], b: Sequence[bool]) -> float:
 
     Anti-conservative, since questions of a document are not independent; for comparison with published reports.
     """
-    if len(a) != len(b) or not len(a):
-        raise InputError(
-            f"McNemar test: got {len(a)} and {len(b)} answers, allowed are as many and at least one; pair by question."
-        )
-    if strange := [value for value in (*a, *b) if not isinstance(value, bool | np.bool_)]:
-        raise InputError(f"McNemar test: got {strange[0]!r}, allowed are booleans. Test scores by `sign_flip_test`.")
     right, other = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
     if (right == other).all():
         return 1.0
@@ -221,34 +221,135 @@ def mcnemar_test(a: Sequence[bool], b: Sequence[bool]) -> float:
     return float(mcnemar(table, exact=True).pvalue)
 
 
-def adjusted(p_values: Mapping[str, float], method: Method) -> dict[str, float]:
-    """Return p-values adjusted for multiple testing."""
-    if bad := {name: p for name, p in p_values.items() if not 0.0 <= p <= 1.0}:
-        raise InputError(f"adjusted: got the p-values {bad}, allowed are numbers in [0, 1].")
+def adjusted(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Return p-values adjusted for multiple testing (Holm 1979), which controls the family-wise error rate."""
     if not p_values:
         return {}
     from statsmodels.stats.multitest import multipletests  # takes a second
 
-    corrected = multipletests(list(p_values.values()), method=method)[1]
+    corrected = multipletests(list(p_values.values()), method="holm")[1]
     return {name: float(p) for name, p in zip(p_values, corrected, strict=True)}
 
 
-def paired_tests(
-    variants: Scores, pairs: Sequence[tuple[str, str]], *, method: Method = "holm", seed: int = 0
-) -> dict[str, PairedTest]:
+def paired_tests(variants: Scores, pairs: Sequence[tuple[str, str]], *, seed: int = 0) -> dict[str, PairedTest]:
     """Return the tests of a - b by pair `<a>_minus_<b>`, each over common documents, adjusted together."""
-    _check_pairs(variants, pairs)
     differences: dict[str, list[float]] = {}
     for a, b in pairs:
         if common := sorted(set(variants[a]) & set(variants[b])):
             differences[f"{a}_minus_{b}"] = [variants[a][document] - variants[b][document] for document in common]
     p_values = {name: sign_flip_test(values, seed=seed) for name, values in differences.items()}
-    corrected = adjusted(p_values, method)
-    wanted = {name: _documents_to_see(values) for name, values in differences.items()}
+    corrected = adjusted(p_values)
     return {
-        name: PairedTest(sign_flip=p, adjusted=corrected[name], required_documents=wanted[name])
+        name: PairedTest(
+            sign_flip=p, adjusted=corrected[name], required_documents=required_documents(differences[name])
+        )
         for name, p in p_values.items()
     }
+
+
+def hierarchical_bootstrap_mean(
+    groups: Sequence[Sequence[float]],
+    generator: np.random.Generator,
+    *,
+    resamples: int = 10_000,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> Interval:
+    """Return the mean of the means of S >= 1 groups, with a 95 % percentile interval over groups and their values.
+
+    Each resample draws groups, then values within each drawn group, with replacement (Davison and Hinkley 1997,
+    "Bootstrap Methods and their Application", section 3.8, second strategy); groups have equal weight. It understates
+    the variance between groups by (S - 1) / S: simulated coverage of 95 % intervals was 65-91 % with 2 groups, 79-93 %
+    with 3, 85-95 % with 5 and 92-97 % with 10. Equal values have the interval of `bootstrap_mean`.
+    """
+    samples = [sorted_sample(values, bounds) for values in groups]
+    mean = float(np.mean([sample.mean() for sample in samples]))
+    if max(sample[-1] for sample in samples) - min(sample[0] for sample in samples) <= NO_SPREAD:
+        return _equal_values_interval(mean, sum(map(len, samples)), _CONFIDENCE, bounds)
+    means = _resampled_means(samples, generator, resamples)
+    low, high = np.quantile(means, [(1.0 - _CONFIDENCE) / 2.0, (1.0 + _CONFIDENCE) / 2.0])
+    return Interval(mean=mean, low=float(low), high=float(high))
+
+
+def random_effects(means: Sequence[float], standard_errors: Sequence[float]) -> RandomEffects | None:
+    """Return the random-effects mean over S >= 2 seeds with its 95 % interval.
+
+    Between-seed variance by Paule and Mandel (1982; DerSimonian and Kacker 2007), interval by Hartung and Knapp (2001,
+    Statistics in Medicine 20) with S - 1 degrees of freedom and a scale of at least 1 (Roever et al. 2015). Simulated
+    coverage is 96 to over 99 % with 3 seeds and 95 to 98 % with 10.
+
+    Args:
+        means: Gain by seed, finite.
+        standard_errors: Of each mean over its own documents, at least 0; with documents shared by the seeds, coverage
+            falls to 65-92 % with 10 seeds. An error of 0 is replaced by the root mean square of the others, or, if all
+            are 0, by a small share of the spread of the means; None without spread.
+    """
+    from statsmodels.stats.meta_analysis import combine_effects  # takes a second
+
+    effects, errors = (np.asarray(values, dtype=np.float64) for values in (means, standard_errors))
+    known = errors[errors > _ROUNDING]
+    stand_in = math.sqrt(float(np.mean(known**2))) if len(known) else _SMALL_ERROR * float(effects.std())
+    if stand_in <= _ROUNDING * _SMALL_ERROR:
+        return None
+    variances = np.where(errors > _ROUNDING, errors, stand_in) ** 2
+    with np.errstate(divide="ignore"):  # of I^2, unused, for equal means
+        result = combine_effects(effects, variances, method_re="iterated", use_t=True, maxiter=200)
+    # With the Paule-Mandel variance, Hartung and Knapp's scale is 1, or below 1 (then set to 1) if the variance is 0:
+    # in both cases theirs is the t interval of the random-effects mean.
+    low, high = result.conf_int(alpha=1.0 - _CONFIDENCE)[1]
+    between = math.sqrt(max(0.0, float(result.tau2)))
+    return RandomEffects(mean=float(result.mean_effect_re), low=float(low), high=float(high), between_sd=between)
+
+
+def kept_share(
+    gain_there: Sequence[float],
+    gain_here: Sequence[float],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval | None:
+    """Return the retained share of a gain in another setting, mean(gain_there) / mean(gain_here), with its interval.
+
+    The percentile interval resamples documents with both gains (Efron and Tibshirani 1993, "An Introduction to the
+    Bootstrap", section 10.6). Simulated coverage at 95 %, for gains of 2 to 8 standard errors: 92-93 % with 20
+    documents, 94-95 % with 200.
+
+    Args:
+        gain_there: Gains in [-1, 1] in the other setting, one per document, at least one.
+        gain_here: Gains of the same documents in the training setting.
+        confidence: In (0, 1).
+        resamples: At least 1.
+        seed: Of the resamples.
+
+    Returns:
+        A share, possibly below 0 or above 1; None if the interval of `gain_here` reaches 0, where no bounded interval
+        has coverage (Fieller 1954; Gleser and Hwang 1987). Equal `gain_there` have an exact interval.
+    """
+    pairs = _pairs(gain_there, gain_here)
+    options: Any = {"confidence": confidence, "resamples": resamples, "seed": seed, "bounds": _GAINS}
+    there, here = (bootstrap_mean(column.tolist(), **options) for column in pairs.T)
+    if here.low <= 0.0:
+        return None
+    return _share([pairs], there, here, np.random.default_rng(seed), confidence, resamples)
+
+
+def kept_share_over_seeds(
+    groups: Sequence[tuple[Sequence[float], Sequence[float]]],
+    generator: np.random.Generator,
+    *,
+    resamples: int = 10_000,
+) -> Interval | None:
+    """Return the retained share (`kept_share`) over S >= 1 seeds: the ratio of the mean gains.
+
+    Resampled as in `hierarchical_bootstrap_mean`, with both gains of a document together; simulated coverage of 95 %
+    intervals was 84-97 % with 3 seeds and 91-99 % with 10.
+    """
+    samples = [_pairs(there, here) for there, here in groups]
+    columns = ([pairs[:, column].tolist() for pairs in samples] for column in (0, 1))
+    there, here = (
+        hierarchical_bootstrap_mean(column, generator, resamples=resamples, bounds=_GAINS) for column in columns
+    )
+    return _share(samples, there, here, generator, _CONFIDENCE, resamples) if here.low > 0.0 else None
 
 
 def sorted_sample(values: Sequence[float], bounds: tuple[float, float] = (-math.inf, math.inf)) -> Array:
@@ -264,19 +365,10 @@ def sorted_sample(values: Sequence[float], bounds: tuple[float, float] = (-math.
     return sample
 
 
-def equal_values_interval(mean: float, count: int, confidence: float, bounds: tuple[float, float]) -> Interval:
+def _equal_values_interval(mean: float, count: int, confidence: float, bounds: tuple[float, float]) -> Interval:
     """Return the interval of `count` equal values; see `bootstrap_mean`."""
     unseen = 1.0 - (1.0 - confidence) ** (1.0 / count)
     return Interval(mean=mean, low=mean - unseen * (mean - bounds[0]), high=mean + unseen * (bounds[1] - mean))
-
-
-def check_settings(level: float, resamples: int = 1, groups: int = 1) -> None:
-    """Raise InputError for a level outside (0, 1) or a count below 1."""
-    if not 0.0 < level < 1.0 or min(resamples, groups) < 1:
-        raise InputError(
-            f"statistics: got the level {level!r} and {resamples} resamples of {groups} groups, allowed are a level in "
-            "(0, 1) and at least 1 each."
-        )
 
 
 def _resampled(sample: Array, method: str, confidence: float, resamples: int, seed: int) -> tuple[float, float]:
@@ -293,20 +385,49 @@ def _resampled(sample: Array, method: str, confidence: float, resamples: int, se
     return float(low), float(high)
 
 
-def _documents_to_see(differences: Sequence[float]) -> int | None:
-    if len(differences) < 2:
-        return None
-    mean, spread = float(np.mean(differences)), float(np.std(differences, ddof=1))
-    return required_documents(spread, mean) if spread > NO_SPREAD and abs(mean) > NO_SPREAD else None
-
-
-def _quantiles(power: float, confidence: float) -> float:
+def _standard_errors(confidence: float) -> float:
     """Return the detectable mean in standard errors."""
-    check_settings(confidence)
-    check_settings(power)
-    return NormalDist().inv_cdf((1.0 + confidence) / 2.0) + NormalDist().inv_cdf(power)
+    return NormalDist().inv_cdf((1.0 + confidence) / 2.0) + NormalDist().inv_cdf(POWER)
 
 
-def _check_pairs(variants: Scores, pairs: Sequence[tuple[str, str]]) -> None:
-    if unknown := sorted({name for pair in pairs for name in pair} - set(variants)):
-        raise InputError(f"compare: got pairs with {unknown}, allowed are {sorted(variants)}. Name scored variants.")
+def _pairs(gain_there: Sequence[float], gain_here: Sequence[float]) -> Array:
+    """Return both gains (N, 2), sorted, so that results are independent of the order of documents."""
+    return np.array(sorted(zip(gain_there, gain_here, strict=True)), dtype=np.float64).reshape(-1, 2)
+
+
+def _share(
+    samples: Sequence[Array],
+    there: Interval,
+    here: Interval,
+    generator: np.random.Generator,
+    confidence: float,
+    resamples: int,
+) -> Interval | None:
+    """Return the ratio of the means with its interval; see `kept_share`."""
+    mean = there.mean / here.mean
+    gains_there = np.concatenate([pairs[:, 0] for pairs in samples])
+    if gains_there.max() - gains_there.min() <= _ROUNDING:
+        ends = [end / gain for end in (there.low, there.high) for gain in (here.low, here.high)]
+        return Interval(mean=mean, low=min(ends), high=max(ends))
+    drawn = _resampled_means(samples, generator, resamples)
+    positive = drawn[:, 1] > 0.0
+    # The share diverges as the gain here approaches 0.
+    shares = np.copysign(np.inf, drawn[:, 0])
+    shares[positive] = drawn[positive, 0] / drawn[positive, 1]
+    low, high = np.quantile(shares, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0], method="inverted_cdf")
+    return Interval(mean=mean, low=low, high=high) if math.isfinite(low) and math.isfinite(high) else None
+
+
+def _resampled_means(samples: Sequence[Array], generator: np.random.Generator, resamples: int) -> Array:
+    """Return the hierarchically resampled means, (resamples,) or (resamples, columns)."""
+    drawn = generator.integers(len(samples), size=(resamples, len(samples)))
+    means = np.empty((*drawn.shape, *samples[0].shape[1:]))
+    for index, sample in enumerate(samples):
+        places = np.argwhere(drawn == index)
+        size = max(1, _BATCH_ELEMENTS // sample.size)
+        for start in range(0, len(places), size):
+            part = places[start : start + size]
+            chosen = sample[generator.integers(len(sample), size=(len(part), len(sample)))]
+            means[part[:, 0], part[:, 1]] = chosen.mean(axis=1)
+    averaged: Array = means.mean(axis=1)
+    return averaged

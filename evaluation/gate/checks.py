@@ -101,7 +101,7 @@ def check_groups(
     patterns = max(settings.resamples, math.ceil(4 * len(known) / level))
     p_values = {name: _p_value_of_loss(values, margin, patterns, settings.seed) for name, values in known.items()}
     if len(p_values) > 1 and min(p_values.values()) <= level:  # else the correction changes nothing and takes 0.1 s
-        p_values = adjusted(p_values, "holm")
+        p_values = adjusted(p_values)
     checks = []
     for name in groups:
         if name not in known:

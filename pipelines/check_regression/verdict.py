@@ -29,7 +29,7 @@ from evaluation.gate.checks import (
     measured_check,
     points,
 )
-from evaluation.statistics import POWER, minimum_detectable_difference
+from evaluation.statistics import minimum_detectable_difference
 
 Outcome = Literal["passed", "regressed", "undecided"]
 
@@ -122,9 +122,8 @@ def find_verdict(compared: Compared, groups: Mapping[str, Sequence[str]], limits
     verdicts = {check.verdict for check in main}
     failed = "fail" in verdicts | {check.verdict for check in grouped}
     outcome: Outcome = "regressed" if failed else "undecided" if "undecided" in verdicts else "passed"
-    detectable = minimum_detectable_difference(
-        differences_of(compared.documents), power=POWER, confidence=2.0 * limits.confidence - 1.0
-    )
+    differences = differences_of(compared.documents)
+    detectable = minimum_detectable_difference(differences, confidence=2.0 * limits.confidence - 1.0)
     return VerdictFound(outcome, (*main, *grouped), detectable)
 
 

@@ -17,10 +17,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evaluation.across_seeds import RandomEffects, hierarchical_bootstrap_mean, kept_share_over_seeds, random_effects
 from evaluation.common.errors import ConfigError, InputError, PreceptorError
 from evaluation.common.storage import write_atomically
-from evaluation.statistics import Interval, adjusted, known_mean, sign_flip_test
+from evaluation.statistics import (
+    Interval,
+    RandomEffects,
+    adjusted,
+    hierarchical_bootstrap_mean,
+    kept_share_over_seeds,
+    known_mean,
+    random_effects,
+    sign_flip_test,
+)
 from pipelines.experiments.grid import REFERENCE, SEEDS, GridPlan, PlannedRun, planned_runs, read_result, run_all
 from pipelines.reports.format import UNKNOWN, markdown_table, p_value, percent, percent_interval, points_interval
 from pipelines.reports.plots import BLUE, GREY, INK, new_figure, save_figure
@@ -108,10 +116,7 @@ def as_effects(groups: Sequence[Sequence[float]]) -> RandomEffects | None:
     if len(groups) < 2 or any(len(values) < 2 for values in groups):
         return None
     errors = [float(np.std(values, ddof=1)) / math.sqrt(len(values)) for values in groups]
-    try:
-        return random_effects([float(np.mean(values)) for values in groups], errors)
-    except InputError:  # no variance
-        return None
+    return random_effects([float(np.mean(values)) for values in groups], errors)
 
 
 def accuracy(results: Results, name: str) -> Interval | None:
@@ -239,7 +244,7 @@ def arms_table(evidence: Evidence, heading: str) -> str:
     """Return the arms of a heading and their reference; p-values are Holm-corrected within the table."""
     groups = arm_differences(evidence, heading)
     pooled_groups = {name: list(itertools.chain.from_iterable(by_seed)) for name, by_seed in groups.items()}
-    tests = adjusted({name: sign_flip_test(values) for name, values in pooled_groups.items()}, "holm")
+    tests = adjusted({name: sign_flip_test(values) for name, values in pooled_groups.items()})
     rows = []
     for name, results in {**evidence.arms[REFERENCE], **evidence.arms[heading]}.items():
         runs, less = list(results.values()), pooled(groups.get(name, []))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evaluation.across_seeds import kept_share
 from evaluation.statistics import (
     bootstrap_mean,
     compare,
+    kept_share,
     known_mean,
     mcnemar_test,
     paired_tests,
@@ -64,7 +64,7 @@ def compare_variants(variants: Sequence[VariantScores], intervals: Mapping[str, 
     found = compare(accuracies, pairs, **intervals)
     shared = {name: {d: scores[d] for d in found.documents} for name, scores in accuracies.items() if scores}
     tested = [pair for pair in pairs if shared.keys() >= set(pair)]
-    tests = paired_tests(shared, tested, method="holm", seed=intervals["seed"])
+    tests = paired_tests(shared, tested, seed=intervals["seed"])
     verdicts = {variant.name: variant.verdicts for variant in variants}
     return VariantComparison(
         documents=len(found.documents),

@@ -12,8 +12,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from evaluation.across_seeds import kept_share
-from evaluation.statistics import Interval, bootstrap_mean, known_mean
+from evaluation.statistics import Interval, bootstrap_mean, kept_share, known_mean
 from evaluation.tasks import KnowledgeTask
 from pipelines.loop.loop import Loop
 from pipelines.plan import Stage

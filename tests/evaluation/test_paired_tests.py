@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from evaluation.common.errors import InputError
 from evaluation.statistics import (
-    Method,
     PairedTest,
     adjusted,
     mcnemar_test,
@@ -92,12 +91,10 @@ def test_sign_flip_test_agrees_with_the_interval_on_seal_results(shared_data: Ca
     assert tests["base_minus_naive"].required_documents == pytest.approx(230, abs=10)
 
 
-@pytest.mark.parametrize(
-    ("values", "resamples"), [([], 99), ([0.1, math.nan], 99), ([0.1, math.inf], 99), ([0.1, 0.2], 0)]
-)
-def test_sign_flip_test_refuses_what_is_no_difference(values: list[float], resamples: int) -> None:
+@pytest.mark.parametrize("values", [[], [0.1, math.nan], [0.1, math.inf]])
+def test_sign_flip_test_refuses_what_is_no_difference(values: list[float]) -> None:
     with pytest.raises(InputError, match="allowed"):
-        sign_flip_test(values, resamples=resamples)
+        sign_flip_test(values)
 
 
 def test_mcnemar_test_is_the_sign_test_of_the_discordant_questions() -> None:
@@ -123,25 +120,13 @@ def test_mcnemar_test_finds_too_much_where_questions_share_a_document() -> None:
     assert np.mean([p <= 0.05 for p in by_document]) < 0.1
 
 
-@pytest.mark.parametrize(
-    ("a", "b"), [([], []), ([True], [True, False]), ([True], [0.5]), ([1], [True]), ([True, True], [False, None])]
-)
-def test_mcnemar_test_refuses_what_is_no_answer(a: list[bool], b: list[bool]) -> None:
-    with pytest.raises(InputError, match="allowed are"):
-        mcnemar_test(a, b)
-
-
-def test_adjusted_gives_the_findings_of_benjamini_and_hochberg() -> None:
+def test_adjusted_gives_the_published_findings() -> None:
     names = [f"h{i}" for i in range(1, 16)]
-    family = dict(zip(names, INFARCTION, strict=True))
-    holm, rate = adjusted(family, "holm"), adjusted(family, "fdr_bh")
-    # Section 3.2: controlling the family-wise error rejects three hypotheses at 5 %, the false discovery rate four.
+    holm = adjusted(dict(zip(names, INFARCTION, strict=True)))
+    # Section 3.2: controlling the family-wise error rejects three hypotheses at 5 %.
     assert [name for name in names if holm[name] <= 0.05] == names[:3]
-    assert [name for name in names if rate[name] <= 0.05] == names[:4]
-    # By hand: Holm multiplies the i-th by 16 - i; Benjamini and Hochberg by 15 / i, then the least from there on.
+    # By hand: Holm multiplies the i-th by 16 - i.
     assert [holm[name] for name in names[:4]] == pytest.approx([0.0015, 0.0056, 0.0247, 0.1140])
-    expected = [0.0015, 0.0030, 0.0095, 0.035625, 0.0603, 0.0298 * 15 / 7]
-    assert [rate[name] for name in names[:6]] == pytest.approx(expected)
 
 
 @pytest.fixture
@@ -156,25 +141,16 @@ def frozen_garbage() -> Iterator[None]:
 @settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.dictionaries(st.sampled_from("abcdefgh"), st.floats(0, 1), max_size=8),
-    st.sampled_from(["holm", "fdr_bh"]),
     st.integers(0, 99),
 )
-def test_adjusted_is_never_smaller_keeps_the_order_and_knows_names(
-    family: dict[str, float], method: Method, seed: int
-) -> None:
-    found = adjusted(family, method)
+def test_adjusted_is_never_smaller_keeps_the_order_and_knows_names(family: dict[str, float], seed: int) -> None:
+    found = adjusted(family)
     assert list(found) == list(family)
     assert all(family[name] - 1e-12 <= p <= 1.0 for name, p in found.items())
     ranked = sorted(family, key=family.__getitem__)
     assert all(found[a] <= found[b] + 1e-12 for a, b in itertools.pairwise(ranked))
     shuffled = random.Random(seed).sample(list(family), len(family))
-    assert adjusted({name: family[name] for name in shuffled}, method) == pytest.approx(found)
-
-
-@pytest.mark.parametrize("p", [-0.1, 1.1, math.nan])
-def test_adjusted_refuses_what_is_no_p_value(p: float) -> None:
-    with pytest.raises(InputError, match="allowed are numbers"):
-        adjusted({"a": 0.1, "b": p}, "holm")
+    assert adjusted({name: family[name] for name in shuffled}) == pytest.approx(found)
 
 
 def test_paired_tests_use_the_documents_that_both_variants_of_a_pair_have() -> None:
@@ -186,7 +162,7 @@ def test_paired_tests_use_the_documents_that_both_variants_of_a_pair_have() -> N
         [("trained", "base"), ("naive", "base"), ("trained", "naive"), ("base", "failed")],
     )
     gains = [trained[f"d{i}"] - 0.1 for i in range(1, 6)]
-    wanted = required_documents(float(np.std(gains, ddof=1)), float(np.mean(gains)))
+    wanted = required_documents(gains)
     assert set(tests) == {"trained_minus_base", "naive_minus_base"}
     assert tests["trained_minus_base"] == PairedTest(sign_flip=2 / 32, adjusted=4 / 32, required_documents=wanted)
     assert tests["naive_minus_base"] == PairedTest(sign_flip=1.0, adjusted=1.0, required_documents=None)
@@ -200,8 +176,3 @@ def test_paired_tests_of_equal_variants_need_no_number_of_documents() -> None:
     assert tests["x_minus_y"] == PairedTest(sign_flip=1.0, adjusted=1.0, required_documents=None)
     assert tests["z_minus_x"] == PairedTest(sign_flip=0.25, adjusted=0.75, required_documents=None)
     assert tests["m_minus_x"] == PairedTest(sign_flip=1.0, adjusted=1.0, required_documents=None)
-
-
-def test_paired_tests_refuse_a_pair_of_unknown_variants() -> None:
-    with pytest.raises(InputError, match="'trained_teacher'"):
-        paired_tests({"base": {"a": 0.1}}, [("trained_teacher", "base")])

@@ -42,21 +42,25 @@ def test_compare_on_seal_results_gives_the_recorded_interval(shared_data: Callab
     assert compared.minimum_detectable["base_minus_naive"] == pytest.approx(0.067, abs=0.005)
 
 
+def spread_around(mean: float, sd: float) -> list[float]:
+    """Return two differences with a mean and a sample standard deviation."""
+    return [mean - sd / math.sqrt(2), mean + sd / math.sqrt(2)]
+
+
 @pytest.mark.parametrize(("effect", "documents"), [(0.05, 350), (0.03, 970)])
 def test_required_documents_for_the_spread_of_seal(effect: float, documents: int) -> None:
     # arXiv 2506.10943, recorded results: a paired SD of .334 needs about 350 documents to see 5 points and about 970
     # to see 3 with 80 % power.
-    assert required_documents(0.334, effect) == pytest.approx(documents, rel=0.005)
+    assert required_documents(spread_around(effect, 0.334)) == pytest.approx(documents, rel=0.005)
 
 
-@given(st.floats(0.01, 1), st.floats(0.001, 1), st.floats(0.5, 0.99))
-def test_required_documents_are_the_inverse_of_the_detectable_difference(
-    sd: float, effect: float, power: float
-) -> None:
-    n = required_documents(sd, effect, power=power)
+@given(st.floats(0.01, 1), st.floats(0.001, 1))
+def test_required_documents_are_the_inverse_of_the_detectable_difference(sd: float, effect: float) -> None:
+    n = required_documents(spread_around(effect, sd))
+    assert n is not None
 
     def detectable(documents: int) -> float:
-        return minimum_detectable_difference([sd, -sd], power=power) / math.sqrt(documents)  # type: ignore[operator]
+        return minimum_detectable_difference([sd, -sd]) / math.sqrt(documents)  # type: ignore[operator]
 
     # Two values of +-sd have a sample SD of sqrt(2) sd and two documents: the factors cancel.
     assert detectable(n) <= abs(effect) * (1 + 1e-9)
@@ -139,22 +143,10 @@ def test_bootstrap_mean_of_many_documents_goes_in_batches() -> None:
     assert interval.high - interval.low == pytest.approx(2 * 1.96 * error, rel=0.3)
 
 
-@pytest.mark.parametrize(
-    ("values", "options"),
-    [
-        ([], {}),
-        ([0.5, math.nan], {}),
-        ([0.5, math.inf], {}),
-        ([0.5, 1.2], {}),
-        ([-0.1], {}),
-        ([0.5, 0.2], {"confidence": 1.0}),
-        ([0.5, 0.2], {"confidence": math.nan}),
-        ([0.5, 0.2], {"resamples": 0}),
-    ],
-)
-def test_bootstrap_mean_refuses_what_is_no_score(values: list[float], options: dict[str, float]) -> None:
-    with pytest.raises(InputError, match=r"allowed|need"):
-        bootstrap_mean(values, **options)  # type: ignore[arg-type]
+@pytest.mark.parametrize("values", [[], [0.5, math.nan], [0.5, math.inf], [0.5, 1.2], [-0.1]])
+def test_bootstrap_mean_refuses_what_is_no_score(values: list[float]) -> None:
+    with pytest.raises(InputError, match="allowed"):
+        bootstrap_mean(values)
 
 
 def test_minimum_detectable_difference_is_unknown_without_spread() -> None:
@@ -162,12 +154,6 @@ def test_minimum_detectable_difference_is_unknown_without_spread() -> None:
     assert minimum_detectable_difference([0.3]) is None
     assert minimum_detectable_difference([0.3, 0.3, 0.3]) is None
     assert minimum_detectable_difference([0.0, 0.2]) == pytest.approx(2.8016 * 0.1, rel=1e-4)
-
-
-@pytest.mark.parametrize(("sd", "effect"), [(0.0, 0.1), (0.3, 0.0), (math.nan, 0.1), (0.3, math.inf)])
-def test_required_documents_refuses_what_has_no_answer(sd: float, effect: float) -> None:
-    with pytest.raises(InputError, match="allowed"):
-        required_documents(sd, effect)
 
 
 def test_compare_uses_only_documents_that_every_variant_has() -> None:
@@ -199,11 +185,9 @@ def test_compare_goes_on_without_a_variant_that_failed_everywhere() -> None:
     assert isinstance(compared.gains["x_minus_y"], Interval)
 
 
-def test_compare_refuses_variants_without_a_common_document_and_unknown_ones() -> None:
+def test_compare_refuses_variants_without_a_common_document() -> None:
     with pytest.raises(ScoringError, match=r"\{'x': 1, 'y': 2\}"):
         compare({"x": {"a": 0.1}, "y": {"b": 0.1, "c": 0.2}}, [])
-    with pytest.raises(InputError, match="'trained_teacher'"):
-        compare({"base": {"a": 0.1}}, [("trained_teacher", "base")])
 
 
 def test_known_mean_leaves_out_what_is_not_known() -> None:
