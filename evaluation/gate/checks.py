@@ -1,21 +1,41 @@
-"""Checks of the promotion gate and of regression tests: paired scores -> verdict with one sentence."""
+"""Checks of the promotion gate and of regression tests: paired scores -> verdict with one sentence.
+
+Their confidence bounds are distribution-free and monotone. Unlike in `evaluation.statistics.bootstrap_mean`, the level
+must hold for rare, large losses (with total loss of one document in twenty, the bootstrap's 95 % bound failed in 21 %
+of samples of 30), and the bounds must be monotone in every score, or a better candidate could be refused.
+
+The bounds are those of Learned-Miller and Thomas (2019, arXiv 1905.06208), after Gaffke: a quantile of the mean of the
+sample and one additional worst-case value under flat Dirichlet weights. For scores of 0 and 1 they equal
+Clopper-Pearson, for equal scores the exact bound of `bootstrap_mean`. Validity for every bounded distribution is
+conjectured; in the samples above the error rate was at most 2 %.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import NormalDist
 from typing import Literal
 
+import numpy as np
 from pydantic import Field
 
 from evaluation.common.data import Frozen
-from evaluation.gate.bounds import mean_bounds, needed_documents, spread_of
-from evaluation.statistics import POWER, Interval, IntervalConfig, adjusted, sign_flip_test
+from evaluation.statistics import POWER, Array, Interval, IntervalConfig, adjusted, sign_flip_test, sorted_sample
 
 Verdict = Literal["pass", "fail", "undecided"]
 
 _SHOWN_IDS = 3
 """Maximum number of ids in a sentence."""
+_WORST, _BEST = -1.0, 1.0
+"""Range of the difference of two scores in [0, 1]."""
+_TYPICAL_SPREAD = 0.32
+"""Default standard deviation of paired differences by document: that of SEAL's results (arXiv 2506.10943)."""
+_MOST_NEEDED = 1_000_000
+"""Largest sample size searched."""
+_BATCH_ELEMENTS = 1 << 21
+"""Weights per batch (16 MiB)."""
 
 
 class StatisticsConfig(IntervalConfig):
@@ -67,6 +87,56 @@ def differences_of(scores: Sequence[PairedScore]) -> list[float]:
     return [sum(found[name]) / len(found[name]) for name in sorted(found)]
 
 
+def bounds_of(differences: Sequence[float], settings: StatisticsConfig) -> Interval:
+    """Return the mean of N >= 1 paired differences in [-1, 1] with one-sided bounds, independent of the order.
+
+    The confidence is that of each bound. Bounds of candidates are monotone under the same seed.
+    """
+    sample = sorted_sample(differences, (_WORST, _BEST))
+    mean = float(sample.mean())
+    draws = zip(*_draws(sample, settings.resamples, settings.seed), strict=True)
+    low, high = (np.sort(np.concatenate(part)) for part in draws)
+    place = math.floor((1.0 - settings.confidence) * len(low))  # draws beyond the bound, rounded outwards
+    return Interval(mean=mean, low=min(mean, float(low[place])), high=max(mean, float(high[-1 - place])))
+
+
+def _draws(sample: Array, resamples: int, seed: int) -> Iterator[tuple[Array, Array]]:
+    """Yield batches of weighted means with an additional document at the worst and at the best value."""
+    generator = np.random.default_rng(seed)
+    size = max(1, _BATCH_ELEMENTS // (len(sample) + 1))
+    for start in range(0, resamples, size):
+        # Normalised exponential variates are flat Dirichlet.
+        weights = generator.standard_exponential((min(size, resamples - start), len(sample) + 1))
+        seen, total = weights[:, :-1] @ sample, weights.sum(axis=1)
+        yield (seen + _WORST * weights[:, -1]) / total, (seen + _BEST * weights[:, -1]) / total
+
+
+def needed_documents(differences: Sequence[float], mean: float, slack: float, confidence: float) -> int | None:
+    """Return how many documents decide a check with probability `POWER`, in normal approximation.
+
+    Args:
+        differences: Their spread is assumed; a typical one if there are too few or all are equal.
+        mean: True mean difference, in [-1, 1].
+        slack: Its distance to the margin, at least 0.
+        confidence: Of the bound, in (0.5, 1).
+
+    Returns:
+        At least 1; None if over a million.
+    """
+    found = float(np.std(differences, ddof=1)) if len(differences) > 1 else 0.0
+    spread = found if found > 1e-9 else _TYPICAL_SPREAD
+    level, chance = NormalDist().inv_cdf(confidence), NormalDist().inv_cdf(POWER)
+    reach = _BEST + abs(mean)  # distance to the farther end of the range
+
+    def suffices(count: int) -> bool:
+        width = math.sqrt(spread**2 / count + (reach / count) ** 2)
+        return reach / (count + 1) + level * width + chance * spread / math.sqrt(count) <= slack
+
+    if slack <= 0.0 or not suffices(_MOST_NEEDED):
+        return None
+    return 1 + bisect_left(range(1, _MOST_NEEDED), True, key=suffices)
+
+
 def check_change(name: str, scores: Sequence[PairedScore], limit: float, settings: StatisticsConfig) -> GateCheck:
     """Return whether the mean change is significantly above `limit` (pass) or below it (fail).
 
@@ -76,12 +146,12 @@ def check_change(name: str, scores: Sequence[PairedScore], limit: float, setting
     if not differences:
         return check_without_scores(name, limit, abs(limit), settings)
     found = bounds_of(differences, settings)
-    verdict: Verdict = "pass" if found.low > limit else "fail" if found.high < limit else "undecided"
-    where = {
-        "pass": "the lower confidence bound exceeds",
-        "fail": "the upper confidence bound is below",
-        "undecided": "the confidence interval includes",
-    }[verdict]
+    verdict: Verdict = "undecided"
+    where = "the confidence interval includes"
+    if found.low > limit:
+        verdict, where = "pass", "the lower confidence bound exceeds"
+    elif found.high < limit:
+        verdict, where = "fail", "the upper confidence bound is below"
     sentence = f"{describe_change(found.mean)}; {where} the limit of {100 * limit:+.1f} points."
     return measured_check(name, verdict, sentence, found, limit, differences, settings)
 
@@ -96,10 +166,20 @@ def check_groups(
     undecided without scores, or if the excess is not significant.
     """
     known = {name: differences_of(scores) for name, scores in groups.items() if scores}
+    beyond = {
+        name: math.fsum(values) / len(values) < -margin - 1e-12  # tolerance for rounding
+        for name, values in known.items()
+    }
     level = 1.0 - settings.confidence
     # Enough sign patterns for significance after Holm's correction.
     patterns = max(settings.resamples, math.ceil(4 * len(known) / level))
-    p_values = {name: _p_value_of_loss(values, margin, patterns, settings.seed) for name, values in known.items()}
+    # One-sided against a mean of at least -margin: the null distribution is symmetric, one tail is half of the p-value.
+    p_values = {
+        name: sign_flip_test([d + margin for d in values], resamples=patterns, seed=settings.seed) / 2.0
+        if beyond[name]
+        else 1.0
+        for name, values in known.items()
+    }
     if len(p_values) > 1 and min(p_values.values()) <= level:  # else the correction changes nothing and takes 0.1 s
         p_values = adjusted(p_values)
     checks = []
@@ -107,26 +187,16 @@ def check_groups(
         if name not in known:
             checks.append(check_without_scores(name, -margin, margin, settings))
             continue
-        found, beyond = bounds_of(known[name], settings), _is_beyond(known[name], margin)
-        verdict: Verdict = "pass" if not beyond else "fail" if p_values[name] <= level else "undecided"
-        where = {"pass": "within", "fail": "significantly beyond", "undecided": "beyond, but not significantly,"}[
-            verdict
-        ]
+        verdict: Verdict = "pass"
+        where = "within"
+        if beyond[name] and p_values[name] <= level:
+            verdict, where = "fail", "significantly beyond"
+        elif beyond[name]:
+            verdict, where = "undecided", "beyond, but not significantly,"
+        found = bounds_of(known[name], settings)
         sentence = f"{describe_change(found.mean)}, {where} the limit of {100 * -margin:+.1f} points."
         checks.append(measured_check(name, verdict, sentence, found, -margin, known[name], settings))
     return tuple(checks)
-
-
-def _p_value_of_loss(differences: Sequence[float], margin: float, resamples: int, seed: int) -> float:
-    """Return the one-sided p-value against a mean >= -margin; 1 if the observed mean is."""
-    if not _is_beyond(differences, margin):
-        return 1.0
-    # The null distribution is symmetric: one tail is half of the p-value.
-    return sign_flip_test([d + margin for d in differences], resamples=resamples, seed=seed) / 2.0
-
-
-def _is_beyond(differences: Sequence[float], margin: float) -> bool:
-    return math.fsum(differences) / len(differences) < -margin - 1e-12  # tolerance for rounding
 
 
 def check_collapse(collapsed: int, answered: int, most: float) -> GateCheck:
@@ -173,11 +243,6 @@ def describe_change(mean: float) -> str:
     return f"A loss of {points(-mean)}" if mean < 0.0 else f"A gain of {points(mean)}" if mean > 0.0 else "No change"
 
 
-def bounds_of(differences: Sequence[float], settings: StatisticsConfig) -> Interval:
-    """See `mean_bounds`."""
-    return mean_bounds(differences, confidence=settings.confidence, resamples=settings.resamples, seed=settings.seed)
-
-
 def measured_check(
     name: str,
     verdict: Verdict,
@@ -194,13 +259,8 @@ def measured_check(
     """
     needed = None
     if verdict == "undecided":
-        enough = needed_documents(
-            spread_of(differences),
-            found.mean,
-            abs(found.mean - limit) if slack is None else slack,
-            confidence=settings.confidence,
-            power=POWER,
-        )
+        slack = abs(found.mean - limit) if slack is None else slack
+        enough = needed_documents(differences, found.mean, slack, settings.confidence)
         # An undecided check needs more than it has, even if the approximation says otherwise.
         needed = None if enough is None else max(enough, len(differences) + 1)
         wanted = f"About {needed} would decide" if needed is not None else "At the limit no number would decide"
@@ -220,10 +280,7 @@ def measured_check(
 
 def check_without_scores(name: str, limit: float, margin: float, settings: StatisticsConfig) -> GateCheck:
     """Return the undecided check without scores, with the sample size that rules out a loss or shows twice the gain."""
-    needed = needed_documents(
-        spread_of([]), max(0.0, limit), max(margin, 0.01), confidence=settings.confidence, power=POWER
-    )
-    sentence = "There are no scores."
-    if needed is not None:
-        sentence = f"There are no scores; about {needed} documents are needed for this margin."
+    needed = needed_documents([], max(0.0, limit), max(margin, 0.01), settings.confidence)
+    wanted = "" if needed is None else f"; about {needed} documents are needed for this margin"
+    sentence = f"There are no scores{wanted}."
     return GateCheck(name=name, verdict="undecided", sentence=sentence, limit=limit, documents=0, needed=needed)

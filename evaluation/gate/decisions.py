@@ -194,14 +194,10 @@ def _shortened(checks: Sequence[GateCheck]) -> list[GateCheck]:
     if not rest:
         return list(checks)
     passed = sum(check.verdict == "pass" for check in rest)
-    line = GateCheck(
-        name=f"{len(rest)} more nights" + ("" if passed == len(rest) else f", {passed} of which pass"),
-        verdict=rest[0].verdict,
-        sentence="",
-        documents=sum(check.documents or 0 for check in rest),
-    )
-    hidden = {check.name for check in rest}
-    return [*(check for check in checks if check.name not in hidden), line]
+    name = f"{len(rest)} more nights" + ("" if passed == len(rest) else f", {passed} of which pass")
+    documents = sum(check.documents or 0 for check in rest)
+    line = GateCheck(name=name, verdict=rest[0].verdict, sentence="", documents=documents)
+    return [*(check for check in checks if check not in rest), line]
 
 
 def _figure(check: GateCheck, value: float | None) -> str:

@@ -10,8 +10,15 @@ from hypothesis import strategies as st
 from scipy.stats import beta
 
 from evaluation.common.errors import InputError
-from evaluation.gate.bounds import mean_bounds, needed_documents, spread_of
-from evaluation.gate.checks import GateCheck, PairedScore, check_groups, differences_of
+from evaluation.gate.checks import (
+    GateCheck,
+    PairedScore,
+    StatisticsConfig,
+    bounds_of,
+    check_groups,
+    differences_of,
+    needed_documents,
+)
 from evaluation.gate.decisions import GateConfig, GateEvidence, GateReport, decide, report_markdown
 from evaluation.statistics import bootstrap_mean
 from tests.evaluation.factories import ends
@@ -50,7 +57,7 @@ def check(report: GateReport, name: str) -> GateCheck:
 @pytest.mark.parametrize(("right", "count"), [(0, 10), (3, 20), (57, 60)])
 def test_bounds_of_right_and_wrong_answers_are_clopper_and_pearsons(right: int, count: int) -> None:
     # Clopper and Pearson 1934, one-sided at 95 %, as quantiles of beta distributions.
-    found = mean_bounds([1.0] * right + [-1.0] * (count - right), confidence=0.95, resamples=40_000, seed=1)
+    found = bounds_of([1.0] * right + [-1.0] * (count - right), StatisticsConfig(resamples=40_000, seed=1))
     low = beta.ppf(0.05, right, count - right + 1) if right else 0.0
     high = beta.ppf(0.95, right + 1, count - right)
     assert found.low == pytest.approx(2 * low - 1, abs=0.01)
@@ -58,7 +65,7 @@ def test_bounds_of_right_and_wrong_answers_are_clopper_and_pearsons(right: int, 
 
 
 def test_bounds_of_equal_scores_are_the_exact_ones_of_the_bootstrap() -> None:
-    found = mean_bounds([0.25] * 30, confidence=0.95, resamples=40_000, seed=1)
+    found = bounds_of([0.25] * 30, StatisticsConfig(resamples=40_000, seed=1))
     exact = bootstrap_mean([0.25] * 30, confidence=0.95, bounds=(-1.0, 1.0))
     assert ends(found) == pytest.approx(ends(exact), abs=0.005)
 
@@ -69,8 +76,8 @@ def test_bounds_never_fall_when_a_document_gains(differences: list[float], data:
     place = data.draw(st.integers(0, len(differences) - 1))
     better = list(differences)
     better[place] = data.draw(st.floats(differences[place], 1.0))
-    draws: dict[str, Any] = {"resamples": 1000, "seed": 3}
-    before, after = (mean_bounds(d, confidence=0.9, **draws) for d in (differences, better))
+    draws = StatisticsConfig(confidence=0.9, resamples=1000, seed=3)
+    before, after = (bounds_of(d, draws) for d in (differences, better))
     assert after.low >= before.low - 1e-12
     assert after.high >= before.high - 1e-12
     assert before.low <= before.mean <= before.high
@@ -85,7 +92,7 @@ def test_bounds_hold_where_the_bootstraps_do_not_for_rare_whole_losses() -> None
         drawn = np.where(rng.random(documents) < lost, -1.0, noise).tolist()
         bootstrap = bootstrap_mean(drawn, confidence=0.9, resamples=500, bounds=(-1.0, 1.0))
         wrong["bootstrap"] += bootstrap.low > -lost
-        wrong["gate"] += mean_bounds(drawn, confidence=0.95, resamples=1000, seed=0).low > -lost
+        wrong["gate"] += bounds_of(drawn, QUICK).low > -lost
     # 21 % and 0 % of 600 runs with other seeds: the first is why the gate has bounds of its own.
     assert wrong["bootstrap"] / runs > 0.1
     assert wrong["gate"] / runs <= 0.05
@@ -94,29 +101,35 @@ def test_bounds_hold_where_the_bootstraps_do_not_for_rare_whole_losses() -> None
 @pytest.mark.parametrize("bad", [[], [1.5], [float("nan")]], ids=["none", "outside", "no number"])
 def test_bounds_refuse_what_is_no_difference(bad: list[float]) -> None:
     with pytest.raises(InputError, match="allowed is at least one"):
-        mean_bounds(bad, confidence=0.95, resamples=1000, seed=0)
+        bounds_of(bad, QUICK)
+
+
+def spread_of(sd: float) -> list[float]:
+    """Return two differences with a sample standard deviation."""
+    return [-sd / 2**0.5, sd / 2**0.5]
 
 
 @pytest.mark.parametrize(("spread", "slack"), [(0.2, 0.05), (0.1, 0.05), (0.32, 0.1)])
 def test_needed_documents_decide_about_as_often_as_they_should(spread: float, slack: float) -> None:
-    count = needed_documents(spread, 0.0, slack, confidence=0.95, power=0.8)
+    count = needed_documents(spread_of(spread), 0.0, slack, 0.95)
     assert count is not None
     rng = np.random.default_rng(2)
 
     def power(documents: int) -> float:
         drawn = [rng.normal(0.0, spread, documents).clip(-1, 1).tolist() for _ in range(200)]
-        return sum(mean_bounds(d, confidence=0.95, resamples=1000, seed=0).low > -slack for d in drawn) / 200
+        return sum(bounds_of(d, QUICK).low > -slack for d in drawn) / 200
 
     assert 0.65 <= power(count) <= 0.92
     assert power(count // 2) < 0.6
 
 
 def test_needed_documents_grow_as_the_margin_nears_and_end() -> None:
-    found = [needed_documents(0.2, 0.0, slack, confidence=0.95, power=0.8) for slack in (0.2, 0.1, 0.05, 0.01)]
+    found = [needed_documents(spread_of(0.2), 0.0, slack, 0.95) for slack in (0.2, 0.1, 0.05, 0.01)]
     assert found == sorted(found, key=lambda n: n or 0)
-    assert needed_documents(0.2, 0.0, 0.0, confidence=0.95, power=0.8) is None
-    assert needed_documents(0.2, 0.0, 1e-5, confidence=0.95, power=0.8) is None
-    assert spread_of([0.1]) == spread_of([0.1, 0.1]) == pytest.approx(0.32)  # SEAL's
+    assert needed_documents(spread_of(0.2), 0.0, 0.0, 0.95) is None
+    assert needed_documents(spread_of(0.2), 0.0, 1e-5, 0.95) is None
+    seals = needed_documents(spread_of(0.32), 0.0, 0.1, 0.95)
+    assert needed_documents([0.1], 0.0, 0.1, 0.95) == needed_documents([0.1, 0.1], 0.0, 0.1, 0.95) == seals
 
 
 def test_differences_average_the_questions_of_a_document() -> None:
