@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from evaluation.domains import domain_of
 from evaluation.engines.ledger import Spent
-from evaluation.graders import Graded, Grader, JudgeGrader
+from evaluation.graders import Grade, Grader, JudgeGrader
 from evaluation.tasks import KnowledgeTask, Question
 from pipelines import models
 from pipelines.execution import Execution, content_key
@@ -65,7 +65,7 @@ class Loop:
         self.tasks = {task.id: task for task in tasks}
         self.probes = tuple(probes)
         self.execution = Execution(settings, work_dir, reporter)
-        self.verdicts: list[Graded] = []
+        self.verdicts: list[Grade] = []
         """Every verdict of the grader so far."""
 
     def __enter__(self) -> Self:

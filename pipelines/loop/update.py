@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from evaluation.common.errors import ScoringError
 from evaluation.domains import domain_of
 from evaluation.exact_match import AnswerScore, end_tokens_of
-from evaluation.graders import DomainGrading, Grade, Graded, GradeItem, Grader
+from evaluation.graders import DomainGrading, Grade, GradeItem, Grader
 from evaluation.tasks import KnowledgeTask, Question
 from pipelines.models import ModelRef, open_answer_engine, open_student, student_digest
 from pipelines.records import ScoredUpdate, Updates
@@ -245,7 +245,7 @@ def grade_updates(
     questions: QuestionSet,
     settings: LoopSettings,
     grader: Grader | None,
-    verdicts: list[Graded],
+    verdicts: list[Grade],
 ) -> tuple[ScoredUpdate, ...]:
     """Return the updates with the verdicts on the students' texts; unchanged where exact match decides.
 
@@ -269,7 +269,7 @@ def grade_updates(
     if grader is None:
         return tuple(updates)
     items = [
-        GradeItem(question.question, (question.answer,), answer)
+        GradeItem(question.question, question.answer, answer)
         for update in updates
         if update.answers
         for question, answer in zip(questions_of(tasks[update.document_id], questions), update.answers, strict=True)
@@ -287,12 +287,12 @@ def _by_domain(update: ScoredUpdate, task: KnowledgeTask, questions: QuestionSet
     return update.model_copy(update={"correct": tuple(found.correct), "cells": tuple(found.partial)})
 
 
-def _with_grades(update: ScoredUpdate, grades: Sequence[Graded]) -> ScoredUpdate:
+def _with_grades(update: ScoredUpdate, grades: Sequence[Grade]) -> ScoredUpdate:
     if not grades:
         return update
     return update.model_copy(
         update={
-            "correct": tuple(grade.correct if isinstance(grade, Grade) else None for grade in grades),
-            "ungraded": dict(Counter(grade.reason for grade in grades if not isinstance(grade, Grade))),
+            "correct": tuple(grade.correct for grade in grades),
+            "ungraded": dict(Counter(grade.ungraded for grade in grades if grade.ungraded is not None)),
         }
     )

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from sklearn.metrics import cohen_kappa_score, precision_score, recall_score
 
-from evaluation.common.errors import ConfigError, InputError
+from evaluation.common.errors import ConfigError
 from evaluation.graders import (
-    EMPTY,
     ExactGrading,
     FreeTextGrading,
     GoldTokenRecallGrading,
@@ -40,9 +39,8 @@ texts = st.one_of(phrases, st.text(max_size=30))
 answers = texts.filter(lambda text: bool(text.strip()))
 
 
-def _grade(grader: Grader, answers: tuple[str, ...], text: str) -> Grade:
-    (grade,) = grader.grade([GradeItem("Which?", answers, text)])
-    assert isinstance(grade, Grade)
+def _grade(grader: Grader, answer: str, text: str) -> Grade:
+    (grade,) = grader.grade([GradeItem("Which?", answer, text)])
     return grade
 
 
@@ -93,8 +91,8 @@ def test_values_worked_by_hand(answer: str, text: str, f1: float, recall: float)
     ],
 )
 def test_a_value_at_the_threshold_is_correct(grader: Grader, text: str) -> None:
-    assert _grade(grader, ("Rhine",), text).correct
-    assert not _grade(grader, ("Rhine",), "It is the Danube").correct
+    assert _grade(grader, "Rhine", text).correct
+    assert not _grade(grader, "Rhine", "It is the Danube").correct
 
 
 def test_stems_follow_the_language() -> None:
@@ -102,22 +100,10 @@ def test_stems_follow_the_language() -> None:
     assert gold_token_recall("Häuser", "ein Haus", "english") == 0.0
 
 
-@pytest.mark.parametrize("grader", RULES)
+@pytest.mark.parametrize("measure", [exact_match, gold_token_recall, token_f1])
 @given(answer=answers, text=texts)
-def test_grades_are_in_range_and_correct_follows_the_value(grader: Grader, answer: str, text: str) -> None:
-    grade = _grade(grader, (answer,), text)
-    assert 0.0 <= grade.value <= 1.0
-    assert not grade.correct or grade.value > 0.0
-    assert grade == EMPTY or text.strip()
-    assert grade.opinions == ()
-
-
-@pytest.mark.parametrize("grader", RULES)
-@given(golds=st.lists(answers, min_size=1, max_size=4), text=texts)
-def test_best_gold_answer_counts_whatever_their_order(grader: Grader, golds: list[str], text: str) -> None:
-    grade = _grade(grader, tuple(golds), text)
-    assert grade == _grade(grader, tuple(reversed(golds)), text)
-    assert grade.value == max(_grade(grader, (gold,), text).value for gold in golds)
+def test_values_are_in_range(measure: Callable[[str, str], float], answer: str, text: str) -> None:
+    assert 0.0 <= measure(answer, text) <= 1.0
 
 
 @given(answer=answers, text=answers)
@@ -140,19 +126,13 @@ def test_saying_more_never_costs_recall(answer: str, text: str, before: str, aft
 @given(answer=phrases.filter(normalize_answer), text=phrases, mark=st.sampled_from([*string.punctuation, " ", " the "]))
 def test_case_punctuation_and_articles_change_nothing(answer: str, text: str, mark: str) -> None:
     for grader in RULES:
-        assert _grade(grader, (answer,), f"{mark}{text.upper()}{mark}") == _grade(grader, (answer,), text)
+        assert _grade(grader, answer, f"{mark}{text.upper()}{mark}") == _grade(grader, answer, text)
 
 
 @pytest.mark.parametrize("grader", RULES)
 def test_empty_answers_are_wrong_by_rule_and_say_so(grader: Grader) -> None:
-    assert grader.grade([GradeItem("Which?", ("Rhine",), text) for text in ("", " \n")]) == [EMPTY, EMPTY]
+    assert grader.grade([GradeItem("Which?", "Rhine", text) for text in ("", " \n")]) == [Grade(False)] * 2
     assert grader.grade([]) == []
-
-
-@pytest.mark.parametrize("golds", [(), ("",), ("Rhine", " ")])
-def test_a_question_without_gold_answer_is_refused(golds: tuple[str, ...]) -> None:
-    with pytest.raises(InputError, match=r"'Which river\?'.*at least one"):
-        GradeItem("Which river?", golds, "Rhine")
 
 
 def test_configurations_are_told_apart_by_type_and_build_their_graders(tmp_path: Path) -> None:
@@ -185,7 +165,7 @@ def recorded(shared_data: Callable[..., Path]) -> Verdicts:
             for student in ("baseline", "adapter"):
                 text = row[f"{student}_answer"].strip()
                 if text:
-                    item = GradeItem(row["question"], (row["answer"],), text)
+                    item = GradeItem(row["question"], row["answer"], text)
                     verdicts[item].append(row[f"{student}_correct"])
     return dict(verdicts)
 
@@ -205,7 +185,7 @@ def test_agreement_with_gpt_4_1(
     recorded: Verdicts, grader: FreeTextGrading, agreement: float, kappa: float, precision: float, recall: float
 ) -> None:
     grades = build_grader(grader).grade(list(recorded))
-    ours = [isinstance(grade, Grade) and grade.correct for grade in grades]
+    ours = [grade.correct for grade in grades]
     theirs = [2 * sum(verdicts) >= len(verdicts) for verdicts in recorded.values()]  # 34 answers have both verdicts
     measured = (
         sum(a == b for a, b in zip(ours, theirs, strict=True)) / len(theirs),

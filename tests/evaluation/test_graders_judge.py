@@ -17,14 +17,11 @@ from hypothesis import strategies as st
 from evaluation.common.errors import BudgetError, ConfigError
 from evaluation.engines.ledger import Ledger
 from evaluation.graders import (
-    EMPTY,
     Grade,
-    Graded,
     GradeItem,
     JudgeGrader,
     JudgeGrading,
     Opinion,
-    Ungraded,
     build_grader,
     flip_rate,
     judge_noise,
@@ -63,7 +60,7 @@ def _config(server: FaultyServer, endpoint: dict[str, Any] | None = None, **chan
 
 
 def _items(*texts: str) -> list[GradeItem]:
-    return [GradeItem("Which river flows through Basel?", ("the Rhine",), text) for text in texts]
+    return [GradeItem("Which river flows through Basel?", "the Rhine", text) for text in texts]
 
 
 def _by_answer(verdicts: dict[str, list[str]]) -> Plan:
@@ -76,7 +73,7 @@ def _by_answer(verdicts: dict[str, list[str]]) -> Plan:
     return plan
 
 
-def _grade(grader: JudgeGrader, *texts: str) -> list[Graded]:
+def _grade(grader: JudgeGrader, *texts: str) -> list[Grade]:
     return grader.grade(_items(*texts))
 
 
@@ -85,9 +82,9 @@ def test_clear_verdicts_become_grades_in_order(tmp_path: Path) -> None:
         grader = build_grader(_config(server), tmp_path / "ledger.sqlite")
         grades = grader.grade(_items("Danube", "Rhine", "Danube"))
     assert grades == [
-        Grade(0.0, False, opinions=(NO,)),
-        Grade(1.0, True, opinions=(YES,)),
-        Grade(0.0, False, opinions=(NO,)),
+        Grade(False, (NO,)),
+        Grade(True, (YES,)),
+        Grade(False, (NO,)),
     ]
     assert len(server.seen) == 2  # the same answer is asked about once
 
@@ -96,7 +93,7 @@ def test_clear_verdicts_become_grades_in_order(tmp_path: Path) -> None:
 def test_both_protocols_send_the_prompt_and_the_settings(api: str, tmp_path: Path) -> None:
     with _judge_server(lambda prompt, before: "yes") as server:
         config = _config(server, {"api": api}, repeats=2, temperature=0.5, max_tokens=9)
-        assert _grade(JudgeGrader(config, tmp_path / "ledger"), "Rhine") == [Grade(1.0, True, opinions=(YES, YES))]
+        assert _grade(JudgeGrader(config, tmp_path / "ledger"), "Rhine") == [Grade(True, (YES, YES))]
     assert {seen.prompt for seen in server.seen} == {judge_prompt(_items("Rhine")[0])}
     assert all(seen.body["temperature"] == 0.5 and seen.body["max_tokens"] == 9 for seen in server.seen)
     assert len({seen.body["seed"] for seen in server.seen}) == 2
@@ -107,7 +104,8 @@ def test_what_is_neither_yes_nor_no_or_was_cut_leaves_the_answer_ungraded(said: 
     cut: dict[str, Any] = {"max_tokens": COMPLETION_TOKENS} if said == "Yes" else {}  # ends with `length` there
     with _judge_server(lambda prompt, before: said) as server:
         graded = _grade(JudgeGrader(_config(server, **cut), tmp_path / "ledger"), "Rhine")
-    assert graded == [Ungraded("unclear", said, (UNCLEAR,))]
+    assert graded == [Grade(None, (UNCLEAR,))]
+    assert graded[0].ungraded == "unclear"
 
 
 def test_a_failed_call_is_never_a_verdict_and_the_others_are_graded(tmp_path: Path) -> None:
@@ -115,11 +113,9 @@ def test_a_failed_call_is_never_a_verdict_and_the_others_are_graded(tmp_path: Pa
         server.always["Danube"] = "500"
         grader = JudgeGrader(_config(server), tmp_path / "ledger")
         failed, graded = _grade(grader, "Danube", "Rhine")
-        assert isinstance(failed, Ungraded)
-        assert failed.reason == "failed"
-        assert failed.detail.startswith("server_error: ")
-        assert failed.opinions == (FAILED,)
-        assert graded == Grade(1.0, True, opinions=(YES,))
+        assert failed == Grade(None, (FAILED,))
+        assert failed.ungraded == "failed"
+        assert graded == Grade(True, (YES,))
         # Once the server has recovered only what failed is asked again.
         server.always.clear()
         before = len(server.seen)
@@ -130,9 +126,9 @@ def test_a_failed_call_is_never_a_verdict_and_the_others_are_graded(tmp_path: Pa
 def test_empty_answers_are_wrong_by_rule_and_cost_no_call(tmp_path: Path) -> None:
     with _judge_server(lambda prompt, before: "yes") as server:
         grader = JudgeGrader(_config(server, repeats=3), tmp_path / "ledger")
-        assert _grade(grader, "", " \n") == [EMPTY, EMPTY]
+        assert _grade(grader, "", " \n") == [Grade(False), Grade(False)]
         assert server.seen == []
-        assert _grade(grader, "", "Rhine") == [EMPTY, Grade(1.0, True, opinions=(YES,) * 3)]
+        assert _grade(grader, "", "Rhine") == [Grade(False), Grade(True, (YES,) * 3)]
     assert len(server.seen) == 3
 
 
@@ -147,13 +143,14 @@ def test_majority_of_clear_verdicts_decides_and_ties_do_not(tmp_path: Path) -> N
     with _judge_server(_by_answer(said)) as server:
         grades = _grade(JudgeGrader(_config(server, repeats=4), tmp_path / "ledger"), *said)
     assert grades == [
-        Grade(0.75, True, opinions=(YES, YES, NO, YES)),
-        Grade(1 / 3, False, opinions=(NO, UNCLEAR, NO, YES)),
-        Ungraded("tied", "2 of 4 clear verdicts are yes", (YES, NO, NO, YES)),
-        Grade(1.0, True, opinions=(UNCLEAR, YES, UNCLEAR, UNCLEAR)),
-        Ungraded("unclear", "well", (UNCLEAR,) * 4),
+        Grade(True, (YES, YES, NO, YES)),
+        Grade(False, (NO, UNCLEAR, NO, YES)),
+        Grade(None, (YES, NO, NO, YES)),
+        Grade(True, (UNCLEAR, YES, UNCLEAR, UNCLEAR)),
+        Grade(None, (UNCLEAR,) * 4),
     ]
-    noise = judge_noise([*grades, EMPTY])
+    assert [grade.ungraded for grade in grades] == [None, None, "tied", None, "unclear"]
+    noise = judge_noise([*grades, Grade(False)])
     assert (noise.repeated, noise.verdicts, noise.unclear) == (3, 20, 8)
     assert noise.failed == 0
     # Pairs that differ: 3 of 6, 2 of 3, 4 of 6; all three answers have both verdicts.
@@ -171,7 +168,7 @@ def test_a_second_grader_on_the_same_ledger_pays_for_nothing(tmp_path: Path) -> 
         first = _grade(JudgeGrader(config, tmp_path / "ledger"), "Rhine")
         assert _grade(JudgeGrader(config, tmp_path / "ledger"), "Rhine") == first
     assert len(server.seen) == 3
-    assert first == [Grade(2 / 3, True, opinions=(YES, NO, YES))]
+    assert first == [Grade(True, (YES, NO, YES))]
     with Ledger(tmp_path / "ledger", "judge") as ledger:
         assert ledger.spent().calls == 3
 
@@ -187,7 +184,7 @@ def test_an_exhausted_budget_stops_and_keeps_what_was_paid_for(tmp_path: Path) -
         paid = len(server.seen)
         assert 0 < paid < len(texts)
         grades = _grade(JudgeGrader(_config(server), tmp_path / "ledger"), *texts)
-        assert grades == [Grade(0.0, False, opinions=(NO,))] * 3
+        assert grades == [Grade(False, (NO,))] * 3
     assert len(server.seen) == len(texts)
 
 
@@ -205,11 +202,10 @@ def test_no_answer_can_pose_as_another_line_of_the_prompt() -> None:
     assert json.loads(differing[0][1].removeprefix("Student's answer: ")) == attack
 
 
-def test_all_gold_answers_are_shown_and_odd_characters_can_be_sent(tmp_path: Path) -> None:
-    item = GradeItem("Which {river}?", ("der Rhein", "le Rhin"), "Rh\ud800in – {text}")
-    assert 'any one of which suffices: "der Rhein", "le Rhin"' in judge_prompt(item)
+def test_odd_characters_can_be_sent(tmp_path: Path) -> None:
+    item = GradeItem("Which {river}?", "der Rhein", "Rh\ud800in – {text}")
     with _judge_server(lambda prompt, before: "yes") as server:
-        assert JudgeGrader(_config(server), tmp_path / "ledger").grade([item]) == [Grade(1.0, True, opinions=(YES,))]
+        assert JudgeGrader(_config(server), tmp_path / "ledger").grade([item]) == [Grade(True, (YES,))]
     assert r'"Rh\ud800in – {text}"' in server.prompts[0]
 
 
@@ -264,7 +260,7 @@ def test_flip_rate_is_the_share_of_differing_pairs(verdicts: list[bool], random:
 
 
 def test_noise_of_nothing_and_of_single_verdicts_is_unknown() -> None:
-    for grades in ([], [Grade(1.0, True, opinions=(YES,)), Grade(0.0, False, opinions=(NO, FAILED))]):
+    for grades in ([], [Grade(True, (YES,)), Grade(False, (NO, FAILED))]):
         noise = judge_noise(grades)
         assert (noise.repeated, noise.disagreeing, noise.flips) == (0, None, None)
     assert noise.failed == 1
@@ -272,7 +268,7 @@ def test_noise_of_nothing_and_of_single_verdicts_is_unknown() -> None:
 
 @given(st.lists(st.lists(st.sampled_from([YES, NO, UNCLEAR, FAILED]), max_size=5), max_size=6))
 def test_noise_counts_every_verdict_and_stays_in_range(opinions: list[list[Opinion]]) -> None:
-    grades: list[Graded] = [Ungraded("unclear", "", tuple(row)) for row in opinions]
+    grades: list[Grade] = [Grade(None, tuple(row)) for row in opinions]
     noise = judge_noise(grades, resamples=50)
     assert noise.verdicts == sum(map(len, opinions))
     assert noise.unclear == sum(row.count(UNCLEAR) for row in opinions)
