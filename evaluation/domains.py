@@ -55,9 +55,5 @@ def domain_of(found: KnowledgeTask | DataSplit) -> Domain:
 
 
 def load_split(data: DataSplit) -> Split:
-    """Return the tasks of a `data` section, split into training, development and test.
-
-    Raises:
-        InputError: The source cannot be read, has bad rows, or has too few documents; the message lists all reasons.
-    """
+    """Return the tasks of a `data` section, split; see `Domain.load`."""
     return domain_of(data).load(data)

@@ -6,6 +6,7 @@ tokens before it, so one forward pass replaces the generation loop.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -105,22 +106,17 @@ def encode_questions(tokenizer: Any, questions: Sequence[Question], answer_forma
 
 def answer_batch(rows: Sequence[EncodedAnswer], device: Any = None) -> LabelBatch:
     """Collate at least one encoded answer, right-padded, on a device (None is the CPU)."""
-    import numpy as np
     import torch
 
     width = max(len(row.tokens) for row in rows) - 1
-    ids = np.zeros((len(rows), width), dtype=np.int64)
-    positions: list[int] = []
-    labels: list[int] = []
-    owners: list[int] = []
-    for i, row in enumerate(rows):
-        length = len(row.tokens)
-        ids[i, : length - 1] = row.tokens[:-1]
-        positions.extend(range(i * width + row.prompt_length - 1, i * width + length - 1))
-        labels.extend(row.tokens[row.prompt_length :])
-        owners.extend([i] * (length - row.prompt_length))
-    places, targets, of_row = (torch.tensor(values, device=device) for values in (positions, labels, owners))
-    return LabelBatch(torch.from_numpy(ids).to(device), places, targets, of_row)
+    ids = [row.tokens[:-1] + [0] * (width - len(row.tokens) + 1) for row in rows]
+    placed = [
+        (i * width + place - 1, row.tokens[place], i)
+        for i, row in enumerate(rows)
+        for place in range(row.prompt_length, len(row.tokens))
+    ]
+    columns = ids, *zip(*placed, strict=True)
+    return LabelBatch(*(torch.tensor(column, device=device) for column in columns))
 
 
 def answer_scores(
@@ -145,12 +141,9 @@ def answer_scores(
     for row, token, hit in zip(rows.tolist(), predicted.tolist(), hits, strict=True):
         tokens[row].append(token)
         exact[row] &= hit
-    finite, probabilities, logs = (values.tolist() for values in (sums.isfinite(), sums.exp(), sums))
     return [
-        AnswerScore(exact[i], probabilities[i], logs[i], tuple(tokens[i]), tokens[i][0] in end_tokens)
-        if finite[i]
-        else None
-        for i in range(count)
+        AnswerScore(hit, probability, log, tuple(written), written[0] in end_tokens) if math.isfinite(log) else None
+        for hit, probability, log, written in zip(exact, sums.exp().tolist(), sums.tolist(), tokens, strict=True)
     ]
 
 
@@ -179,29 +172,28 @@ def score_answers(
     encoded = encode_questions(tokenizer, questions, answer_format)
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].tokens))
     ends = end_tokens_of(model, tokenizer)
-    scores: list[AnswerScore | None] = [None] * len(encoded)
+    scores: dict[int, AnswerScore | None] = {}
     was_training = model.training
     model.eval()
     try:
-        direct = has_direct_head(model)
-        device = next(model.parameters()).device
+        direct, device = has_direct_head(model), next(model.parameters()).device
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = answer_batch([encoded[i] for i in chosen], device)
             with torch.inference_mode():
                 logits = label_logits(model, batch.input_ids, batch.positions, direct_head=direct)
             parts = answer_scores(logits, batch.labels, batch.rows, len(chosen), ends)
-            for i, score in zip(chosen, parts, strict=True):
-                scores[i] = score
+            scores.update(zip(chosen, parts, strict=True))
     finally:
         model.train(was_training)
-    if None in scores:
-        bad = [questions[i].question for i, score in enumerate(scores) if score is None]
+    found = [score for _, score in sorted(scores.items()) if score is not None]
+    if len(found) < len(questions):
+        bad = [question.question for i, question in enumerate(questions) if scores[i] is None]
         raise ScoringError(
-            f"answer: the logits of {len(bad)} of {len(scores)} questions are not finite, the first is {bad[0]!r}. "
+            f"answer: the logits of {len(bad)} of {len(questions)} questions are not finite, the first is {bad[0]!r}. "
             "Check the checkpoint, or the update that made it."
         )
-    return [score for score in scores if score is not None]
+    return found
 
 
 def label_hidden(model: Any, input_ids: Tensor, positions: Tensor, extra: Mapping[str, Any] = _NOTHING) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-from pathlib import Path
 
 from evaluation.microworld.world import ENTITY_KINDS, PHRASINGS, MicroworldData, ask, known_facts
 from evaluation.sources.files import json_lines, read_data_file
@@ -16,18 +15,17 @@ def retention_probes(data: DataSplit, count: int, seed: int) -> tuple[Question, 
     """Return at most `count` probes; a smaller count is a prefix of a larger one, and 0 opens no file.
 
     In the micro-world they are about the student's pretraining facts, stratified by kind and side of `known_facts`;
-    otherwise they come from the JSON Lines file `data.retention_path`.
-
-    Raises:
-        InputError: The file cannot be read, has no question or bad lines; the message lists all bad lines.
+    otherwise they come from the JSON Lines file `data.retention_path` (InputError if it is invalid).
     """
-    if count == 0:
-        return ()
     if isinstance(data, MicroworldData):
         return _known_to_the_micro_student(count, seed)
-    if not isinstance(data, FileSplit) or data.retention_path is None:
+    if not count or not isinstance(data, FileSplit) or data.retention_path is None:
         return ()
-    questions = _read(data.retention_path)
+    refusals = Refusals(str(data.retention_path))
+    lines = json_lines(read_data_file(data.retention_path, "data.retention_path"), refusals)
+    rows = [refusals.parse(place, raw, QuestionRow) for place, raw in lines]
+    refusals.check()
+    questions = list(as_questions(row for row in rows if row is not None))
     random.Random(seed).shuffle(questions)
     return tuple(questions[:count])
 
@@ -49,12 +47,3 @@ def _known_to_the_micro_student(count: int, seed: int, wording: int = 0) -> tupl
         rng.shuffle(stratum)
     dealt = (fact for turn in itertools.zip_longest(*strata) for fact in turn if fact is not None)
     return tuple(ask(fact, PHRASINGS[wording]) for fact in itertools.islice(dealt, count))
-
-
-def _read(path: Path) -> list[Question]:
-    """Return the questions of a JSON Lines file."""
-    refusals = Refusals(str(path))
-    lines = json_lines(read_data_file(path, "data.retention_path"), refusals)
-    rows = [refusals.parse(place, raw, QuestionRow) for place, raw in lines]
-    refusals.check()
-    return list(as_questions(row for row in rows if row is not None))

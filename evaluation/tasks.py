@@ -79,9 +79,9 @@ class KnowledgeTask(Frozen):
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the document's digest and of all questions with their answers."""
-        asked = [[q.question, q.answer] for q in self.questions]
-        held_out = [[q.question, q.answer] for q in self.held_out_questions]
-        return digest_json({"document": self.document.digest, "questions": asked, "held_out": held_out})
+        sets = {"questions": self.questions, "held_out": self.held_out_questions}
+        asked = {name: [[q.question, q.answer] for q in questions] for name, questions in sets.items()}
+        return digest_json({"document": self.document.digest, **asked})
 
 
 LossOn = Literal["all", "answer", "outputs"]
@@ -189,11 +189,7 @@ class Domain(ABC):
 
     @abstractmethod
     def load(self, data: Any) -> Split:
-        """Return the tasks of one of `sections`, split.
-
-        Raises:
-            InputError: The source cannot be read, has mistakes or too few tasks; the message lists all reasons.
-        """
+        """Return the tasks of one of `sections`, split; InputError with all reasons if that is impossible."""
 
     def render(self, task: KnowledgeTask) -> Document:
         """Return the document shown to the teacher, without questions."""
@@ -221,8 +217,7 @@ class Domain(ABC):
             raise ValueError(
                 f"grading.grader: type domain is for domains with grades of their own, got data.type {data.type!r}"
             )
-        needless = sorted(set(baselines) - self.baselines)
-        if needless:
+        if needless := sorted(set(baselines) - self.baselines):
             raise ValueError(
                 f"comparison: got {needless}, which make no sense for data.type {data.type!r}; allowed of controls "
                 f"and specs are {sorted(self.baselines)}"
@@ -254,24 +249,19 @@ def split_tasks(tasks: Sequence[KnowledgeTask], *, development: int, test: int, 
                 f"split: only {len(sides[name])} of {n} {name} documents could be chosen, because documents with the "
                 "same text or entities stay together. Give more independent documents."
             )
-    return Split(train=tuple(sides["train"]), development=tuple(sides["development"]), test=tuple(sides["test"]))
+    return Split(**{name: tuple(side) for name, side in sides.items()})
 
 
 def _connected_groups(tasks: Sequence[KnowledgeTask]) -> list[list[KnowledgeTask]]:
     """Return connected components by equal text or common entity."""
-    parent = list(range(len(tasks)))
+    from scipy.cluster.hierarchy import DisjointSet  # takes a second
 
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    first_with: dict[str, int] = {}
+    connected = DisjointSet(range(len(tasks)))
+    first_with: dict[tuple[str, str], int] = {}
     for i, task in enumerate(tasks):
-        for mark in (f"text:{task.document.text}", *(f"entity:{name}" for name in task.document.entities)):
-            parent[root(i)] = root(first_with.setdefault(mark, i))
+        for mark in (("text", task.document.text), *(("entity", name) for name in task.document.entities)):
+            connected.merge(i, first_with.setdefault(mark, i))
     groups: dict[int, list[KnowledgeTask]] = {}
     for i, task in enumerate(tasks):
-        groups.setdefault(root(i), []).append(task)
+        groups.setdefault(connected[i], []).append(task)
     return list(groups.values())
