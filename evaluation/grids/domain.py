@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
@@ -157,8 +157,8 @@ class Grids(Domain):
             asked, written = questions[start:][:views], answers[start:][:views]
             attempts = vote([_inverted(text, q.phrasing) for q, text in zip(asked, written, strict=True)])
             correct += [_inverted(asked[0].answer, asked[0].phrasing) in attempts] * views
-        pairs = zip(questions, answers, strict=True)
-        return Verdicts(tuple(correct), tuple(_cells(question.answer, text) for question, text in pairs))
+        pairs = ((read_grid(text), read_grid(q.answer)) for q, text in zip(questions, answers, strict=True))
+        return Verdicts(tuple(correct), tuple(cell_accuracy(found, gold or ()) for found, gold in pairs))
 
     def check(self, data: GridData, grader: str | None, baselines: Collection[str]) -> None:
         """Refuse several views without a vote; see `Domain.check`."""
@@ -203,101 +203,79 @@ def _question(task: GridTask, test: GridTest, view: Orientation) -> Question:
 
 
 def _inverted(text: str, view: str) -> Grid | None:
-    """Return the grid in a text with the view inverted; None if there is no grid."""
     grid = read_grid(text)
     return None if grid is None else VIEWS[view].undo(grid)
 
 
-def _cells(answer: str, text: str) -> float:
-    gold = read_grid(answer)
-    assert gold is not None
-    return cell_accuracy(read_grid(text), gold)
-
-
-class _Test(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    input: CheckedGrid
-    output: CheckedGrid | None = None
+class _Test(GridTest):
+    model_config = ConfigDict(extra="ignore")
 
 
 class _Task(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(extra="ignore")
 
     train: list[GridPair] = Field(min_length=1)
     test: list[_Test] = Field(min_length=1)
 
 
-_TASK = TypeAdapter(_Task)
-_CHALLENGES = TypeAdapter(dict[str, _Task])
 _SOLUTIONS = TypeAdapter(dict[str, list[CheckedGrid]])
-_Value = TypeVar("_Value")
 
 
 def load_arc(path: Path, solutions: Path | None = None) -> tuple[GridTask, ...]:
     """Return the tasks of ARC's JSON in file order, or by file name for a directory; files may be gzipped.
 
-    - Challenges: `{id: {"train": [{"input", "output"}], "test": [{"input"}]}}`, with or without a file of solutions
-      `{id: [output, ...]}`, one for each test input.
+    - Challenges: `{id: {"train": [{"input", "output"}], "test": [{"input"}]}}`.
     - One task: `{"train": [...], "test": [{"input", "output"}]}`; the id is the file's name.
     - A directory of such task files.
+
+    A file of solutions is `{id: [output, ...]}`, one for each test input.
 
     Raises:
         InputError: A file cannot be read or is invalid; the message lists all mistakes by JSON path.
     """
-    if path.expanduser().is_dir():
-        if solutions is not None:
-            raise InputError(
-                f"{path}: is a directory of tasks, which have their own outputs; a file of solutions goes with a file "
-                "of challenges. Leave data.solutions_path out."
-            )
-        return _directory(path)
-    raw = read_json(path)
-    if isinstance(raw, dict) and {"train", "test"} <= raw.keys():
-        return (_made(_stem(path), _parsed(_TASK, raw, str(path)), str(path)),)
-    found = _parsed(_CHALLENGES, raw, str(path))
-    if not found:
-        raise InputError(f"{path}: holds no task. Give a file of challenges with at least one.")
-    tasks = {name: _made(name, task, f"{path}: {name}") for name, task in found.items()}
+    refusals, tasks = Refusals(str(path)), {}
+    for name, source, raw in _raw_tasks(path, refusals):
+        if task := refusals.parse(name, raw, _Task):
+            tasks[name] = GridTask(id=name, demonstrations=tuple(task.train), tests=tuple(task.test), source=source)
+    refusals.check()
+    if not tasks:
+        raise InputError(f"{path}: holds no task. Give a file of challenges, or a directory of task files '*.json'.")
     return tuple(tasks.values()) if solutions is None else _solved(tasks, solutions)
 
 
-def _directory(path: Path) -> tuple[GridTask, ...]:
-    files = sorted(found for pattern in ("*.json", "*.json.gz") for found in path.expanduser().glob(pattern))
-    if not files:
-        raise InputError(f"{path}: holds no file '*.json'. Give a directory of ARC tasks, or a file of challenges.")
-    refusals, tasks = Refusals(str(path)), []
-    for file in files:
-        try:
-            tasks.append(_made(_stem(file), _parsed(_TASK, read_json(file), file.name), str(file)))
-        except InputError as error:
-            refusals.refuse(file.name, str(error))
-    refusals.check()
-    return tuple(tasks)
-
-
-def _parsed(adapter: TypeAdapter[_Value], raw: Any, source: str) -> _Value:
-    refusals = Refusals(source)
-    found = refusals.parse_whole(adapter, raw)
-    refusals.check()
-    assert found is not None
-    return found
+def _raw_tasks(path: Path, refusals: Refusals) -> Iterator[tuple[str, str, Any]]:
+    """Yield id, source and JSON value of each task."""
+    if path.expanduser().is_dir():
+        for file in sorted(file for file in path.expanduser().iterdir() if file.name.endswith((".json", ".json.gz"))):
+            try:
+                yield _stem(file), str(file), read_json(file)
+            except InputError as error:
+                refusals.refuse(file.name, str(error))
+        return
+    raw = read_json(path)
+    if not isinstance(raw, dict):
+        refusals.refuse("top level", "must be an object")
+    elif {"train", "test"} <= raw.keys():
+        yield _stem(path), str(path), raw
+    else:
+        yield from ((name, f"{path}: {name}", task) for name, task in raw.items())
 
 
 def _stem(path: Path) -> str:
     return path.name.removesuffix(".gz").removesuffix(".json")
 
 
-def _made(name: str, task: _Task, source: str) -> GridTask:
-    tests = tuple(GridTest(input=test.input, output=test.output) for test in task.test)
-    return GridTask(id=name, demonstrations=tuple(task.train), tests=tests, source=source)
-
-
 def _solved(tasks: Mapping[str, GridTask], path: Path) -> tuple[GridTask, ...]:
     """Return the tasks with the outputs of a solutions file; refuse missing, surplus and contradictory ones."""
-    outputs, refusals = _parsed(_SOLUTIONS, read_json(path), str(path)), Refusals(str(path))
-    for name, reason in _misfits(tasks, outputs):
-        refusals.refuse(name, reason)
+    refusals = Refusals(str(path))
+    outputs = refusals.parse_whole(_SOLUTIONS, read_json(path)) or {}
+    refusals.check()
+    for name in dict.fromkeys((*tasks, *outputs)):
+        given, tests = outputs.get(name, []), tasks[name].tests if name in tasks else ()
+        if len(given) != len(tests):
+            refusals.refuse(name, f"got {len(given)} outputs for {len(tests)} test inputs")
+        elif any(test.output not in (None, output) for test, output in zip(tests, given, strict=True)):
+            refusals.refuse(name, "contradicts the outputs in the challenge")
     refusals.check()
 
     def solved(task: GridTask) -> GridTask:
@@ -306,17 +284,3 @@ def _solved(tasks: Mapping[str, GridTask], path: Path) -> tuple[GridTask, ...]:
         return task.model_copy(update={"tests": tests})
 
     return tuple(map(solved, tasks.values()))
-
-
-def _misfits(tasks: Mapping[str, GridTask], outputs: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for name, task in tasks.items():
-        if name not in outputs:
-            yield name, "has no solution"
-        elif len(outputs[name]) != len(task.tests):
-            yield name, f"got {len(outputs[name])} outputs for {len(task.tests)} test inputs"
-        else:
-            for i, (test, output) in enumerate(zip(task.tests, outputs[name], strict=True)):
-                if test.output is not None and test.output != output:
-                    yield name, f"output {i} differs from the one in the challenge"
-    for name in outputs.keys() - tasks.keys():
-        yield name, "solves a task that is not among the challenges"
