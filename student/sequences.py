@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from evaluation.common.errors import ScoringError
-from evaluation.exact_match import AnswerFormat, encode_answer
+from evaluation.exact_match import AnswerFormat, encode_answer, prompt_ids
 from evaluation.tasks import Document, Line
 from student.config import UpdateRecipe
 
@@ -62,21 +62,12 @@ def build_sequences(
     """Return one sequence for each line, in order, then the passage where the recipe asks for it.
 
     A sequence is the tokenizer's beginning token where it has one, the text, and its end token where it has one. A
-    question with its answer is worded as in scoring. No line is cut: one that does not fit is left out and recorded.
-
-    Args:
-        lines: What a self-edit is expanded to (`Domain.expand`); none gives the passage alone.
-        document: Gives the title and the passage.
-        tokenizer: The student's Hugging Face tokenizer.
-        recipe: `loss_on`, `include_passage`, `title_prefix` and `max_sequence_tokens` are used; resolve the edit's
-            training spec first (`UpdateRecipe.with_spec`).
-        answer_format: The wrapper of questions.
+    question with its answer is worded as in scoring, by `answer_format`. No line is cut: one that does not fit is left
+    out and recorded. The edit's training spec is already in the recipe (`UpdateRecipe.with_spec`).
     """
     sequences: list[TrainingSequence] = []
     skipped: list[SkippedLine] = []
-    numbered = list(enumerate(lines))
-    if recipe.include_passage:
-        numbered.append((-1, Line(document.text)))
+    numbered = [*enumerate(lines), *([(-1, Line(document.text))] if recipe.include_passage else [])]
     title = f"{document.title}\n" if recipe.title_prefix and document.title else ""
     for index, line in numbered:
         try:
@@ -103,23 +94,24 @@ _Tokens = tuple[tuple[int, ...], tuple[bool, ...]]
 
 def _statement(text: str, tokenizer: Any) -> _Tokens:
     """Return the tokens of a statement, all of which carry loss."""
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    body = tokenizer(text, add_special_tokens=False)["input_ids"]
-    tokens = (*([] if bos is None else [bos]), *body, *([] if eos is None else [eos]))
+    tokens = (*prompt_ids(tokenizer, text), *_end(tokenizer))
     return tokens, (True,) * len(tokens)
 
 
 def _answered(line: Line, answer: str, tokenizer: Any, recipe: UpdateRecipe, answer_format: AnswerFormat) -> _Tokens:
     """Return the tokens of a question with its answer and the end token, with loss where the recipe wants it."""
     encoded = encode_answer(tokenizer, line.text, answer, answer_format)
-    eos, prompt = tokenizer.eos_token_id, encoded.prompt_length
-    tokens = (*encoded.tokens, *([] if eos is None else [eos]))
+    tokens, prompt = (*encoded.tokens, *_end(tokenizer)), encoded.prompt_length
     mask: tuple[bool, ...] = (recipe.loss_on == "all",) * prompt
     if recipe.loss_on == "outputs":
         before = answer_format.prompt.index("{question}")
         spans = [(before + first, before + end) for first, end in line.outputs]
         mask = _within(answer_format.render(line.text), spans, tokenizer, prompt)
     return tokens, mask + (True,) * (len(tokens) - prompt)
+
+
+def _end(tokenizer: Any) -> list[int]:
+    return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
 
 def _within(prompt: str, spans: Sequence[tuple[int, int]], tokenizer: Any, length: int) -> tuple[bool, ...]:

@@ -120,18 +120,10 @@ def make_request(
     initial: Adapter | None = None,
     expansion: Expansion | None = None,
 ) -> UpdateRequest:
-    """Return the update of a student by one self-edit, whose training spec changes the recipe.
+    """Return the update of a student by one self-edit, whose training spec changes the run's `recipe`.
 
-    Args:
-        key: Names the update in results.
-        edit: The parsed self-edit.
-        document: What the edit is about.
-        tokenizer: The student's Hugging Face tokenizer.
-        recipe: The run's recipe.
-        answer_format: The wrapper of questions, the same as in scoring.
-        seed: Of the initial A and of the order of sequences.
-        initial: Adapter to continue from; None starts from a new one.
-        expansion: Training data that the task's domain makes of the edit; None takes its lines.
+    `answer_format` is that of scoring. `expansion` is what the task's domain makes of the edit; None takes its lines.
+    For the rest see `UpdateRequest`.
     """
     resolved = recipe.with_spec(edit.training)
     expanded = expansion or Expansion(lines_of(edit))

@@ -12,12 +12,7 @@ import torch
 
 from evaluation.common.errors import ModelError, ScoringError
 from evaluation.engines.vllm import AdapterHandle, EngineFailure, EngineRequest, VllmEngine
-from evaluation.exact_match import (
-    AnswerScore,
-    EncodedAnswer,
-    answer_scores,
-    prompt_ids,
-)
+from evaluation.exact_match import AnswerScore, EncodedAnswer, answer_scores, prompt_ids
 from student.adapters import Adapter, save_adapter
 from student.bank.model import BankedModel
 from student.bank.packing import LabelledTokens, lay_out
@@ -118,13 +113,8 @@ def answer_with_vllm(
 ) -> list[list[str] | ScoringFailure]:
     """Return the same as `LoraBank.generate`, written by vLLM with an adapter for each slot.
 
-    Args:
-        engine: Running the student's base, with a largest rank that holds all adapters.
-        adapters: See `LoraBank.generate`; so for the next three.
-        prompts: K lists.
-        tokenizer: The student's.
-        max_new_tokens: Longest answer.
-        end_tokens: Tokens that end an answer beside the tokenizer's own.
+    The engine runs the student's base, with a largest rank that holds all adapters; `end_tokens` end an answer beside
+    the tokenizer's own.
 
     Raises:
         ScoringError: There are not as many lists of prompts as adapters.

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from torch.nn.functional import cross_entropy
 from transformers import get_linear_schedule_with_warmup
 
-from student.bank.layout import FactorShape, FlatLayout, initial_factors
+from student.bank.layers import FactorShape, FlatLayout, initial_factors
 from student.bank.model import find_targets
 from student.bank.training import sequence_order
 from student.config import MAX_GRADIENT_NORM
