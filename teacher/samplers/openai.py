@@ -11,11 +11,10 @@ from pydantic import Field
 from evaluation.common.data import derive_seed
 from evaluation.engines.endpoint import Endpoint, EndpointConfig, EndpointRequest, check_key, most_tokens
 from evaluation.engines.ledger import EndpointFailure, Ledger, Outcome, Spent
-from teacher.samplers.sampler import Completion, FailedCompletion, StructuredSampling
-from teacher.self_edit import self_edit_schema
+from teacher.samplers.sampler import Completion, FailedCompletion, Sampling
 
 
-class OpenAISampling(StructuredSampling):
+class OpenAISampling(Sampling):
     """Sampling from an endpoint; it returns text only, so its teacher cannot be trained.
 
     Of the sampling parameters only temperature and top_p are sent; the server may apply others, such as a model's
@@ -41,7 +40,6 @@ class OpenAISampler:
         """
         check_key(config.endpoint)
         self._config, self._ledger_path, self._scope = config, ledger_path, scope
-        self._schema = self_edit_schema() if config.structured else None
         self._opened: tuple[Ledger, Endpoint] | None = None
         self.max_prompt_tokens: int | None = None
         """Unknown; a prompt that does not fit becomes a `FailedCompletion`."""
@@ -68,8 +66,6 @@ class OpenAISampler:
             BudgetError: The next call could exceed the budget; replies received are stored.
             EndpointError: A permanent refusal or an unusable ledger; replies received are stored.
         """
-        if n < 1:
-            raise ValueError(f"n: got {n}, allowed is at least 1")
         distinct = self._config.distinct_samples(n)
         requests = [self._request(prompt, seed, index) for prompt in prompts for index in range(distinct)]
         written = [_completion(outcome) for outcome in self._open()[1].complete(requests)]
@@ -89,7 +85,6 @@ class OpenAISampler:
             top_p=self._config.top_p,
             seed=derive_seed(seed, prompt, index),
             index=index,
-            schema=self._schema,
         )
 
     def _open(self) -> tuple[Ledger, Endpoint]:

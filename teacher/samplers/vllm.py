@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from evaluation.engines.vllm import AdapterHandle, EngineFailure, EngineRequest, VllmEngine, VllmOptions
-from teacher.samplers.sampler import Completion, FailedCompletion, LocalSampler, LocalSampling, StructuredSampling
-from teacher.self_edit import self_edit_schema
+from teacher.samplers.sampler import Completion, FailedCompletion, LocalSampler, LocalSampling
 
 if TYPE_CHECKING:
     from teacher.policy import TeacherPolicy
 
 
-class VllmSampling(LocalSampling, StructuredSampling):
+class VllmSampling(LocalSampling):
     """Sampling with vLLM in this process, with the teacher's adapter."""
 
     type: Literal["vllm"]
@@ -42,7 +41,6 @@ class VllmSampler(LocalSampler[Completion | FailedCompletion]):
         if config.engine.max_model_tokens is not None:
             longest = config.engine.max_model_tokens - config.max_new_tokens
             self.max_prompt_tokens = min(self.max_prompt_tokens or longest, longest)
-        self._schema = self_edit_schema() if config.structured else None
 
     def _write(self, prompt_ids: Sequence[list[int]], keys: Sequence[int]) -> list[Completion | FailedCompletion]:
         engine, adapter = self._at_policy()
@@ -55,7 +53,6 @@ class VllmSampler(LocalSampler[Completion | FailedCompletion]):
                 self._config.top_p,
                 seed=key & (2**63 - 1),
                 end_tokens=sorted(self._ends),
-                schema=self._schema,
             )
             for ids, key in zip(prompt_ids, keys, strict=True)
         ]
