@@ -182,12 +182,9 @@ def terms_of(text: str) -> list[str]:
     """
     terms: list[str] = []
     before: str | None = None
-    for word in _WORD.findall(text.lower()):
-        stem = _stem(word)
+    for stem in map(_stem, _WORD.findall(text.lower())):
         if stem is not None:
-            terms.append(stem)
-            if before is not None:
-                terms.append(f"{before} {stem}")
+            terms += [stem] if before is None else [stem, f"{before} {stem}"]
         before = stem
     return terms
 
@@ -210,15 +207,11 @@ def passages_of(text: str, most: int = PASSAGE_WORDS) -> tuple[str, ...]:
     """
     if len(text.split()) <= most:
         return (text,) if text.strip() else ()
-    passages: list[str] = []
-    words: list[str] = []
-    for piece in _PIECE.split(text):
-        sentence = piece.split()
-        if words and len(words) + len(sentence) > most:
-            passages.append(" ".join(words))
-            words = []
-        words += sentence
-        while len(words) > most:
-            passages.append(" ".join(words[:most]))
-            words = words[most:]
-    return (*passages, *([" ".join(words)] if words else ()))
+    passages: list[list[str]] = [[]]
+    for sentence in map(str.split, _PIECE.split(text)):
+        if len(passages[-1]) + len(sentence) > most:
+            passages.append([])
+        passages[-1] += sentence
+        while len(passages[-1]) > most:
+            passages[-1:] = passages[-1][:most], passages[-1][most:]
+    return tuple(" ".join(words) for words in passages if words)

@@ -20,8 +20,7 @@ from student.bank.passes import BankLimits, bytes_of_slot, peak_bytes, plan_limi
 from student.bank.scoring import ScoringFailure, SlotScores, check_pairs, generate_group, groups_of_slots, score_group
 from student.bank.training import Slot, train_slots
 from student.config import WHOLE_DEPTH, TargetModules, UpdateRecipe
-from student.sequences import SkipReason
-from student.updates import BankUsage, UpdateOutcome, UpdateRequest, UpdateResult
+from student.updates import BankUsage, SkipReason, UpdateOutcome, UpdateRequest, UpdateResult
 
 _PROBE_LENGTH = 8
 _NOISE = 8.0
@@ -76,8 +75,8 @@ class _Canary:
 class LoraBank:
     """Context manager that trains and scores many adapters of one frozen causal language model at once.
 
-    Inside the context the model's target layers are wrapped, its parameters frozen and its mode is evaluation; leaving
-    it puts everything back as it was. A slot's result is that of the same adapter trained alone with PEFT and
+    Inside the context the model's target layers are wrapped, its parameters frozen and its mode is evaluation, until
+    everything is put back as it was. A slot's result is that of the same adapter trained alone with PEFT and
     torch.optim.AdamW up to rounding, whatever its neighbours are.
     """
 
@@ -163,9 +162,8 @@ class LoraBank:
         results: dict[int, UpdateResult] = {}
         groups: dict[int, list[int]] = {}  # Ranks that are alike together: every slot has room for the largest rank.
         for i, slot in enumerate(slots):
-            refused = _refusal(slot, student, self.base_digest)
-            if refused is not None:
-                results[i] = refused
+            if refused := _refusal(slot, student, self.base_digest):
+                results[i] = UpdateResult(slot.request.key, *refused)
             else:
                 groups.setdefault(max(8, 1 << (slot.request.recipe.rank - 1).bit_length()), []).append(i)
         self.usage = BankUsage()
@@ -285,35 +283,31 @@ class LoraBank:
         return done
 
 
-def _refusal(slot: Slot, student: BankedModel, base_digest: str) -> UpdateResult | None:
-    """Return the result of an update that cannot be trained, or None."""
+def _refusal(slot: Slot, student: BankedModel, base_digest: str) -> tuple[UpdateOutcome, str] | None:
+    """Return outcome and detail of an update that cannot be trained, or None."""
     request, recipe = slot.request, slot.request.recipe
-
-    def refused(outcome: UpdateOutcome, detail: str) -> UpdateResult:
-        return UpdateResult(request.key, outcome, detail)
-
     if not request.sequences:
         too_long = any(line.reason is SkipReason.TOO_LONG for line in request.skipped)
         outcome = UpdateOutcome.SEQUENCE_TOO_LONG if too_long else UpdateOutcome.EMPTY_EDIT
-        return refused(outcome, request.left_out or "the self-edit has no lines to train on")
+        return outcome, request.left_out or "the self-edit has no lines to train on"
     steps, budget = recipe.uncapped_steps(len(request.sequences)), recipe.step_budget
     if budget is not None and steps > budget:
-        detail = f"{steps} optimizer steps, allowed are {budget} (step_budget): {recipe.epochs} epochs of "
-        return refused(UpdateOutcome.OVER_BUDGET, f"{detail}{len(request.sequences)} sequences")
+        asked = f"{recipe.epochs} epochs of {len(request.sequences)} sequences"
+        return UpdateOutcome.OVER_BUDGET, f"{steps} optimizer steps, allowed are {budget} (step_budget): {asked}"
     longest = max(len(sequence.tokens) for sequence in request.sequences)
     limit = getattr(student.model.config, "max_position_embeddings", None)
     if limit is not None and longest > limit:
-        return refused(UpdateOutcome.SEQUENCE_TOO_LONG, f"{longest} tokens, the student has {limit} positions")
+        return UpdateOutcome.SEQUENCE_TOO_LONG, f"{longest} tokens, the student has {limit} positions"
     if (initial := request.initial) is not None:
         got, wanted = (initial.rank, initial.alpha), (recipe.rank, recipe.alpha)
         problem = misfit(initial, student.shapes, base_digest)
         if got != wanted:
             problem = f"the adapter to continue from has rank and alpha {got}, the recipe wants {wanted}"
         elif not problem and set(initial.factors) != set(slot.layers):
-            found = f"{len(initial.factors)} layers, the recipe adapts {len(slot.layers)}"
-            problem = f"the adapter to continue from has {found}"
+            layers = len(initial.factors), len(slot.layers)
+            problem = "the adapter to continue from has {} layers, the recipe adapts {}".format(*layers)
         if problem:
-            return refused(UpdateOutcome.INITIAL_MISMATCH, problem)
+            return UpdateOutcome.INITIAL_MISMATCH, problem
     return None
 
 

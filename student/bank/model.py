@@ -105,7 +105,7 @@ class BankedModel:
         self._attached = AttachedHere() if self.device.type == "cpu" else Attached()
         self._layers = {name: BankedLinear(layer, name, self._attached) for name, layer in targets.items()}
         for name, layer in self._layers.items():
-            _set_module(model, name, layer)
+            model.set_submodule(name, layer)
         self._contexts = ExitStack()
         if self.packed:
             self._contexts.enter_context(packed(model))
@@ -186,14 +186,8 @@ class BankedModel:
         if self.checkpoints and not self._checkpointed_before:
             self.model.gradient_checkpointing_disable()
         for name, layer in self._layers.items():
-            _set_module(self.model, name, layer.base)
+            self.model.set_submodule(name, layer.base)
         for parameter, flag in self._requires_grad:
             parameter.requires_grad_(flag)
         for module, training in self._training.items():
             module.training = training
-
-
-def _set_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Replace the submodule at a dotted name."""
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)

@@ -121,7 +121,7 @@ def answer_with_vllm(
         GenerationError: The engine failed as a whole.
     """
     check_pairs("vllm", adapters, prompts)
-    failures: dict[int, ScoringFailure] = {}
+    written: list[list[str] | ScoringFailure] = [[] for _ in adapters]
     with tempfile.TemporaryDirectory(prefix="preceptor-students-") as scratch:
         handles: dict[int, AdapterHandle] = {}
         try:
@@ -133,20 +133,20 @@ def answer_with_vllm(
                             save_adapter(adapter, directory)
                         handles[k] = engine.register(directory, adapter.digest)
                     except ModelError as error:
-                        failures[k] = ScoringFailure(str(error))
-            listed = [(k, prompt) for k, mine in enumerate(prompts) if k not in failures for prompt in mine]
+                        written[k] = ScoringFailure(str(error))
+            asked = [(k, prompt) for k, found in enumerate(written) if isinstance(found, list) for prompt in prompts[k]]
             requests = [
                 EngineRequest(prompt_ids(tokenizer, prompt), max_new_tokens, handles.get(k), end_tokens=end_tokens)
-                for k, prompt in listed
+                for k, prompt in asked
             ]
-            written = engine.generate(requests)
+            completions = engine.generate(requests)
         finally:
             for handle in set(handles.values()):
                 engine.forget(handle)
-    texts: dict[int, list[str]] = {k: [] for k in range(len(adapters))}
-    for (k, _), completion in zip(listed, written, strict=True):
+    for (k, _), completion in zip(asked, completions, strict=True):
+        texts = written[k]
         if isinstance(completion, EngineFailure):
-            failures[k] = ScoringFailure(f"vllm: {completion.detail}")
-        else:
-            texts[k].append(tokenizer.decode(list(completion.token_ids), skip_special_tokens=True))
-    return [failures.get(k, texts[k]) for k in range(len(adapters))]
+            written[k] = ScoringFailure(f"vllm: {completion.detail}")
+        elif isinstance(texts, list):
+            texts.append(tokenizer.decode(list(completion.token_ids), skip_special_tokens=True))
+    return written

@@ -83,7 +83,7 @@ def parse_self_edit(text: str, *, prompt: str = "", finish_reason: Literal["stop
 def _verdict(
     items: Sequence[Item], spec: Specification, dropped: Mapping[DropReason, int]
 ) -> tuple[SelfEdit | None, RejectReason | None, str]:
-    """Return the edit if it has content and its specification is valid, else reason and detail."""
+    """Return the edit, or the reason and detail why there is none."""
     if spec.reason is not None:
         return None, spec.reason, spec.detail
     if items or spec.augmentations is not None or spec.training is not None:

@@ -111,7 +111,7 @@ _Sampled = TypeVar("_Sampled", bound=Completion | FailedCompletion)
 
 
 class LocalSampler(ABC, Generic[_Sampled]):
-    """Base of the engines on this machine; a subclass implements `_write` and `close`."""
+    """Base of the engines on this machine."""
 
     def __init__(self, model: Any, tokenizer: Any, config: LocalSampling) -> None:
         """Read context length and end tokens (the tokenizer's EOS by default) from a transformers model.
@@ -143,6 +143,10 @@ class LocalSampler(ABC, Generic[_Sampled]):
         keys = [row_key(seed, prompts[p], index) for p, index in rows]
         written = self._write([ids[p] for p, _ in rows], keys) if rows else []
         return [[written[p * distinct + index % distinct] for index in range(n)] for p in range(len(prompts))]
+
+    @abstractmethod
+    def close(self) -> None:
+        """See `Sampler.close`."""
 
     @abstractmethod
     def _write(self, prompt_ids: Sequence[list[int]], keys: Sequence[int]) -> list[_Sampled]:

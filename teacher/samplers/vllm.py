@@ -35,7 +35,7 @@ class VllmSampler(LocalSampler[Completion | FailedCompletion]):
         """Prepare sampling without starting the engine; see `LocalSampling.build`."""
         self._policy, self._config, self._model, self._dtype = policy, config, model, dtype
         self._engine: VllmEngine | None = None
-        self._scratch: Path | None = None
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._current: tuple[str, AdapterHandle] | None = None  # with the digest of its policy
         super().__init__(policy.model.get_base_model(), policy.tokenizer, config)
         if config.engine.max_model_tokens is not None:
@@ -68,7 +68,7 @@ class VllmSampler(LocalSampler[Completion | FailedCompletion]):
         if self._engine is not None:
             self._engine.close()
         if self._scratch is not None:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch.cleanup()
         self._engine = self._scratch = self._current = None
 
     def _at_policy(self) -> tuple[VllmEngine, AdapterHandle]:
@@ -81,10 +81,10 @@ class VllmSampler(LocalSampler[Completion | FailedCompletion]):
                 dtype=self._dtype,
                 max_rank=self._policy.config.rank,
             )
-            self._scratch = Path(tempfile.mkdtemp(prefix="preceptor-teacher-"))
+            self._scratch = tempfile.TemporaryDirectory(prefix="preceptor-teacher-")
         digest = self._policy.digest
         if self._current is None or self._current[0] != digest:
-            directory = self._scratch / digest[:20]
+            directory = Path(self._scratch.name, digest[:20])
             self._policy.model.save_pretrained(directory, save_embedding_layers=False)
             fresh = self._engine.register(directory, digest)
             if self._current is not None:

@@ -15,8 +15,7 @@ from evaluation.tasks import Question
 from student.adapters import Adapter, save_adapter
 from student.bank.bank import LoraBank
 from student.config import UpdateRecipe
-from student.sequences import SkippedLine, SkipReason, TrainingSequence
-from student.updates import UpdateOutcome, UpdateRequest
+from student.updates import SkippedLine, SkipReason, TrainingSequence, UpdateOutcome, UpdateRequest
 from tests.student.factories import (
     MakeModel,
     adapter_of,

@@ -12,8 +12,7 @@ from student.bank.bank import LoraBank
 from student.bank.packing import LabelledTokens
 from student.bank.training import Slot, SlotAdamW, run_apart, sequence_order, threads_apart
 from student.config import MAX_GRADIENT_NORM, UpdateRecipe
-from student.sequences import TrainingSequence
-from student.updates import UpdateRequest
+from student.updates import TrainingSequence, UpdateRequest
 from tests.student.factories import MakeModel, adapter_of, assert_same_updates, same_bits, sequences, train
 
 
