@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,13 +13,17 @@ from typing import TYPE_CHECKING, Any
 from evaluation.common.checkpoints import digest_tensors
 from evaluation.common.data import digest_json
 from evaluation.common.errors import ModelError
+from evaluation.common.storage import replacing_directory
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-_PREFIX = "base_model.model."
+_PREFIX, _ENDS = "base_model.model.", (".lora_A.weight", ".lora_B.weight")
+_SCALED = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern")
+_UNSUPPORTED = (*_SCALED, "modules_to_save", "trainable_token_indices")
+"""Options of PEFT that a bank cannot compute."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,41 +51,28 @@ class Adapter:
 def save_adapter(adapter: Adapter, directory: Path, base_name_or_path: str = "") -> Path:
     """Write an adapter so that PEFT's `PeftModel.from_pretrained(base, directory)` and vLLM open it; return the path.
 
-    Everything is written beside `directory`, which is replaced if it exists, and moved into place at once: a killed run
-    leaves the old adapter, none, or the whole new one. `base_name_or_path` is PEFT's `base_model_name_or_path`.
+    `directory` is replaced at once if it exists. `base_name_or_path` is PEFT's `base_model_name_or_path`.
     """
     from peft import LoraConfig
     from safetensors.torch import save_file
 
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    try:
-        LoraConfig(
-            r=adapter.rank,
-            lora_alpha=int(adapter.alpha) if adapter.alpha.is_integer() else adapter.alpha,
-            target_modules=sorted(adapter.factors),
-            lora_dropout=0.0,
-            task_type="CAUSAL_LM",
-            base_model_name_or_path=base_name_or_path,
-            inference_mode=True,
-        ).save_pretrained(str(staging))
-        tensors = {}
-        for name, (a, b) in adapter.factors.items():
-            tensors[f"{_PREFIX}{name}.lora_A.weight"] = a.contiguous()
-            tensors[f"{_PREFIX}{name}.lora_B.weight"] = b.contiguous()
+    config = LoraConfig(
+        r=adapter.rank,
+        lora_alpha=int(adapter.alpha) if adapter.alpha.is_integer() else adapter.alpha,
+        target_modules=sorted(adapter.factors),
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base_name_or_path,
+        inference_mode=True,
+    )
+    tensors = {
+        f"{_PREFIX}{name}{end}": factor.contiguous()
+        for name, factors in adapter.factors.items()
+        for end, factor in zip(_ENDS, factors, strict=True)
+    }
+    with replacing_directory(directory) as new:
+        config.save_pretrained(str(new))
         metadata = {"format": "pt", "base_digest": adapter.base_digest, "digest": adapter.digest}
-        save_file(tensors, staging / WEIGHTS_FILE, metadata=metadata)
-        staging.chmod(0o755)
-        old = None
-        if directory.exists():  # A full directory cannot be replaced.
-            old = Path(tempfile.mkdtemp(prefix=f".{directory.name}.old.", dir=directory.parent))
-            os.replace(directory, old)
-        os.replace(staging, directory)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
+        save_file(tensors, new / WEIGHTS_FILE, metadata=metadata)
     return directory
 
 
@@ -98,10 +86,7 @@ def load_adapter(directory: Path) -> Adapter:
     from safetensors import safe_open
 
     config = _read_config(directory)
-    weights = directory / WEIGHTS_FILE
-    if not weights.is_file():
-        raise ModelError(f"adapter: {str(directory)!r} has no {WEIGHTS_FILE}. Give a directory that PEFT wrote.")
-    with safe_open(weights, framework="pt") as file:
+    with safe_open(_existing(directory / WEIGHTS_FILE), framework="pt") as file:
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     factors = _pair_factors(tensors, directory)
@@ -114,15 +99,16 @@ def load_adapter(directory: Path) -> Adapter:
     return adapter
 
 
+def _existing(file: Path) -> Path:
+    if not file.is_file():
+        raise ModelError(f"adapter: {str(file.parent)!r} has no {file.name}. Give a directory that PEFT wrote.")
+    return file
+
+
 def _read_config(directory: Path) -> dict[str, Any]:
     """Return PEFT's configuration, refusing what a bank cannot compute."""
-    path = directory / CONFIG_FILE
-    if not path.is_file():
-        raise ModelError(f"adapter: {str(directory)!r} has no {CONFIG_FILE}. Give a directory that PEFT wrote.")
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    scaled = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern")
-    unsupported = (*scaled, "modules_to_save", "trainable_token_indices")
-    found = [name for name in unsupported if config.get(name)]
+    config: dict[str, Any] = json.loads(_existing(directory / CONFIG_FILE).read_text(encoding="utf-8"))
+    found = [name for name in _UNSUPPORTED if config.get(name)]
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or found:
         raise ModelError(
             f"adapter: {str(directory)!r} is {config.get('peft_type')!r} with bias {config.get('bias')!r} and {found}. "
@@ -133,9 +119,8 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 def _pair_factors(tensors: Mapping[str, Tensor], directory: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """Return A and B for each layer from PEFT's tensor names."""
-    ends = ".lora_A.weight", ".lora_B.weight"
-    names = [name.removesuffix(ends[0]) for name in sorted(tensors) if name.endswith(ends[0])]
-    pairs = {name: (tensors[name + ends[0]], tensors.get(name + ends[1])) for name in names}
+    names = [name.removesuffix(_ENDS[0]) for name in sorted(tensors) if name.endswith(_ENDS[0])]
+    pairs = {name: (tensors[name + _ENDS[0]], tensors.get(name + _ENDS[1])) for name in names}
     factors = {name.removeprefix(_PREFIX): (a, b) for name, (a, b) in pairs.items() if b is not None}
     if not factors or 2 * len(factors) != len(tensors):
         raise ModelError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -87,7 +87,7 @@ class UpdateRecipe(LoraShape):
         return min(self.max_steps, self.uncapped_steps(sequences))
 
     def uncapped_steps(self, sequences: int) -> int:
-        """Return the same without any cap."""
+        """Return the same without the cap."""
         return self.epochs * -(-sequences // self.batch_size)
 
     def learning_rate_at(self, step: int, total: int) -> float:
@@ -98,12 +98,9 @@ class UpdateRecipe(LoraShape):
 
 
 def select_layers(names: Sequence[str], target_modules: TargetModules, depth: tuple[float, float]) -> list[str]:
-    """Return the layers that get factors, in the order given.
+    """Return which of a model's linear layers (such as `model.layers.3.mlp.up_proj`) get factors, in the order given.
 
-    Args:
-        names: Of a model's linear layers, such as `model.layers.3.mlp.up_proj`.
-        target_modules: `all-linear` (all of them) or names or ends of names.
-        depth: See `UpdateRecipe.depth`; a layer outside of any block is meant only where the whole depth is.
+    For the choice see `UpdateRecipe`; a layer outside of any block is meant only where the whole depth is.
     """
     blocks = {name: _block(name) for name in names}
     count = 1 + max((block for block in blocks.values() if block is not None), default=0)
@@ -115,11 +112,10 @@ def select_layers(names: Sequence[str], target_modules: TargetModules, depth: tu
     return [name for name in named if is_within(blocks[name])]
 
 
-def unknown_names(names: Iterable[str], target_modules: TargetModules) -> list[str]:
+def unknown_names(names: Collection[str], target_modules: TargetModules) -> list[str]:
     """Return the names or ends that fit no layer."""
-    known = list(names)
     ends = () if target_modules == "all-linear" else target_modules
-    return [end for end in ends if not any(_fits_any(name, (end,)) for name in known)]
+    return [end for end in ends if not any(_fits_any(name, (end,)) for name in names)]
 
 
 def _fits_any(name: str, ends: Sequence[str]) -> bool:

@@ -8,7 +8,7 @@ values; a model that cannot do that on a padded batch reads the context once for
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +25,6 @@ from evaluation.exact_match import (
     end_tokens_of,
     has_direct_head,
     label_logits,
-    score_answers,
 )
 from evaluation.tasks import Question
 from student.bank.scoring import ScoringFailure, SlotScores, whole_scores
@@ -41,15 +40,6 @@ class _InContext(AnswerFormat):
 
     def render(self, question: str) -> str:
         return self.opening + super().render(question)
-
-
-class _Encoded(NamedTuple):
-    """Questions behind a context."""
-
-    answer_format: _InContext
-    rows: list[EncodedAnswer]
-    longest: int
-    """Places of the longest row."""
 
 
 def score_in_context(
@@ -83,7 +73,7 @@ def score_in_context(
     if template.count("{context}") != 1:
         raise ScoringError(f"in-context template: got {template!r}. Allowed: a text with {{context}} exactly once.")
     done: dict[int, SlotScores] = {}
-    encoded: dict[int, _Encoded] = {}
+    encoded: dict[int, list[EncodedAnswer]] = {}
     most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for k, (context, mine) in enumerate(zip(contexts, questions, strict=True)):
         opened = _InContext(**answer_format.model_dump(), opening=template.replace("{context}", context))
@@ -92,43 +82,29 @@ def score_in_context(
         except ScoringError as error:
             done[k] = ScoringFailure(str(error))
             continue
-        longest = max((len(row.tokens) - 1 for row in rows), default=0)
-        if most is not None and longest > most:
-            reason = f"{longest} tokens with the context in front, the model takes at most {most}"
-            done[k] = ScoringFailure(reason)
+        if most is not None and rows and _width(rows) > most:
+            done[k] = ScoringFailure(f"{_width(rows)} tokens with the context in front, the model takes at most {most}")
         elif rows:
-            encoded[k] = _Encoded(opened, rows, longest)
+            encoded[k] = rows
         else:
             done[k] = []
     was_training = model.training
     model.eval()
     try:
-        if encoded and _shares_contexts(model):
-            done.update(_score_shared(model, tokenizer, encoded, places))
-        else:
-            done.update({k: _score_plain(model, tokenizer, questions[k], each, places) for k, each in encoded.items()})
+        done.update(_scored(model, tokenizer, encoded, places) if encoded else {})
     finally:
         model.train(was_training)
     return [done[k] for k in range(len(contexts))]
 
 
-def _score_plain(
-    model: Any, tokenizer: Any, questions: Sequence[Question], encoded: _Encoded, places: int
-) -> SlotScores:
-    """Return a context's scores, the context read again for each question."""
-    try:
-        size = max(1, places // encoded.longest)
-        return score_answers(model, tokenizer, questions, encoded.answer_format, batch_size=size)
-    except ScoringError as error:
-        return ScoringFailure(str(error))
-
-
-def _score_shared(model: Any, tokenizer: Any, encoded: Mapping[int, _Encoded], places: int) -> dict[int, SlotScores]:
-    """Return the scores by context, each context read once in every pass that it is part of."""
-    ends, direct = end_tokens_of(model, tokenizer), has_direct_head(model)
+def _scored(
+    model: Any, tokenizer: Any, encoded: Mapping[int, list[EncodedAnswer]], places: int
+) -> dict[int, SlotScores]:
+    """Return the scores by context."""
+    ends, direct, shared = end_tokens_of(model, tokenizer), has_direct_head(model), _shares_contexts(model)
     found: dict[int, list[AnswerScore | None]] = {k: [] for k in encoded}
     for part in _passes(encoded, places):
-        logits, batch = _shared_logits(model, [rows for _, rows in part], direct_head=direct)
+        logits, batch = _logits(model, [rows for _, rows in part], direct_head=direct, shared=shared)
         count = sum(len(rows) for _, rows in part)
         scores = iter(answer_scores(logits, batch.labels, batch.rows, count, ends))
         for k, rows in part:
@@ -136,12 +112,17 @@ def _score_shared(model: Any, tokenizer: Any, encoded: Mapping[int, _Encoded], p
     return {k: whole_scores(scored) for k, scored in found.items()}
 
 
-def _passes(encoded: Mapping[int, _Encoded], places: int) -> Iterator[list[tuple[int, list[EncodedAnswer]]]]:
+def _width(rows: Sequence[EncodedAnswer]) -> int:
+    """Return the places of the longest row, whose last token is only ever a label."""
+    return max(len(row.tokens) for row in rows) - 1
+
+
+def _passes(encoded: Mapping[int, list[EncodedAnswer]], places: int) -> Iterator[list[tuple[int, list[EncodedAnswer]]]]:
     """Yield contexts of like length that fit into one pass, each with some of its questions, in their order."""
     part: list[tuple[int, list[EncodedAnswer]]] = []
     count = 0
-    for k in sorted(encoded, key=lambda k: encoded[k].longest):
-        rows, width = encoded[k].rows, encoded[k].longest
+    for k in sorted(encoded, key=lambda k: _width(encoded[k])):
+        rows, width = encoded[k], _width(encoded[k])
         size = max(1, places // width)
         for start in range(0, len(rows), size):
             piece = rows[start : start + size]
@@ -161,14 +142,19 @@ def _common_prefix(rows: Sequence[EncodedAnswer]) -> int:
     return next((i for i in range(most) if first[i] != last[i]), most)
 
 
-def _shared_logits(
-    model: Any, sets: Sequence[Sequence[EncodedAnswer]], *, direct_head: bool
+def _logits(
+    model: Any, sets: Sequence[Sequence[EncodedAnswer]], *, direct_head: bool, shared: bool
 ) -> tuple[Tensor, LabelBatch]:
-    """Return the logits (L, V) at the places before the labels, and the batch of what follows the common prefixes.
+    """Return the logits (L, V) at the places before the labels, and the batch they are of.
 
-    Prefixes are padded on the left, as in generation, so that distances stay what they are, for sliding windows too.
+    With `shared` this is what follows the common prefix of each set. Prefixes are padded on the left, as in generation,
+    so that distances stay what they are, for sliding windows too.
     """
     device = next(model.parameters()).device
+    if not shared:
+        batch = answer_batch([row for rows in sets for row in rows], device)
+        with torch.inference_mode():
+            return label_logits(model, batch.input_ids, batch.positions, direct_head=direct_head), batch
     prefixes = [_common_prefix(rows) for rows in sets]
     width = max(prefixes)
     heads = torch.zeros(len(sets), width, dtype=torch.long)
@@ -208,11 +194,9 @@ def _shares_contexts(model: Any) -> bool:
     vocabulary = model.get_input_embeddings().weight.shape[0]
     ids = [i * 7919 % vocabulary for i in range(1, 13)]
     rows = [EncodedAnswer(ids[:9], 7), EncodedAnswer([*ids[:5], *ids[9:12]], 6), EncodedAnswer(ids[3:7], 3)]
-    plain = answer_batch(rows, next(model.parameters()).device)
-    with torch.inference_mode():
-        alone = label_logits(model, plain.input_ids, plain.positions, direct_head=False)
+    alone, _ = _logits(model, [rows], direct_head=False, shared=False)
     try:
-        shared, _ = _shared_logits(model, [rows[:2], rows[2:]], direct_head=False)
+        shared, _ = _logits(model, [rows[:2], rows[2:]], direct_head=False, shared=True)
     except (TypeError, ValueError, AttributeError, LookupError, RuntimeError):
         return False
     tolerance = 1e-4 if alone.dtype in (torch.float32, torch.float64) else 0.1

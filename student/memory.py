@@ -7,17 +7,18 @@ each version of a student has its own.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import date
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from evaluation.common.data import Frozen, digest_json
 from evaluation.common.errors import InputError
@@ -66,17 +67,6 @@ class Hit(NamedTuple):
     """The part of the entry's text that fits best."""
 
 
-class _Index(NamedTuple):
-    retriever: Any
-    """`bm25s.BM25` over the passages."""
-    vocabulary: frozenset[str]
-    unit: float
-    """Weight of a term that occurs in one passage."""
-    owners: tuple[int, ...]
-    """Entry of each passage, ascending."""
-    passages: tuple[str, ...]
-
-
 class ExternalMemory:
     """Documents to look things up in; immutable."""
 
@@ -86,15 +76,13 @@ class ExternalMemory:
         Raises:
             InputError: Two entries have the same id.
         """
-        found: dict[str, MemoryEntry] = {}
-        for entry in sorted(entries, key=lambda entry: entry.id):
-            if entry.id in found:
-                raise InputError(
-                    f"memory: two entries have the id {entry.id!r}. Ids are unique; retire the old one first."
-                )
-            found[entry.id] = entry
-        self.entries = tuple(found.values())
+        self.entries = tuple(sorted(entries, key=lambda entry: entry.id))
         """All entries, by id."""
+        for one, other in itertools.pairwise(self.entries):
+            if one.id == other.id:
+                raise InputError(
+                    f"memory: two entries have the id {one.id!r}. Ids are unique; retire the old one first."
+                )
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -110,45 +98,46 @@ class ExternalMemory:
         Of equal scores the entry that became effective last comes first, then ids in their order. Hits below
         `least_score` (>= 0, see `Hit.score`) are left out; at 0, one shared word may make an entry a hit.
         """
-        if not self.entries:
-            return ()
-        index = self._index
-        terms = sorted(set(terms_of(question)) & index.vocabulary)
-        if not terms:
-            return ()
         import numpy as np
 
-        scores = np.asarray(index.retriever.get_scores(terms), dtype=np.float64) / index.unit
-        best: dict[int, int] = {}
+        retriever, passages = self._index
+        vocabulary = getattr(retriever, "vocab_dict", {})  # missing where no passage has a term
+        terms = sorted(vocabulary.keys() & set(terms_of(question)))
+        if not terms:
+            return ()
+        unit = math.log(1.0 + (len(passages) - 0.5) / 1.5)  # Lucene's weight of a term in one of so many passages
+        scores = np.asarray(retriever.get_scores(terms), dtype=np.float64) / unit
+        best: dict[str, Hit] = {}
         for place in np.flatnonzero((scores > 0) & (scores >= least_score)).tolist():
-            owner = index.owners[place]
-            if owner not in best or scores[place] > scores[best[owner]]:
-                best[owner] = place
-        hits = [Hit(self.entries[owner], float(scores[at]), index.passages[at]) for owner, at in best.items()]
-        return tuple(sorted(hits, key=_order)[:k])
+            entry, passage = passages[place]
+            if entry.id not in best or scores[place] > best[entry.id].score:
+                best[entry.id] = Hit(entry, float(scores[place]), passage)
+        return tuple(sorted(best.values(), key=_order)[:k])
 
     @cached_property
-    def _index(self) -> _Index:
+    def _index(self) -> tuple[Any, list[tuple[MemoryEntry, str]]]:
+        """The retriever over all passages, and the passages with their entries."""
         import bm25s
 
         logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs each index, whoever's console that is
-        owned = [(i, passage) for i, entry in enumerate(self.entries) for passage in passages_of(entry.text)]
+        passages = [(entry, passage) for entry in self.entries for passage in passages_of(entry.text)]
         # Every passage of a document is found by the document's title, too.
-        terms = [terms_of(f"{self.entries[i].title}\n{passage}") for i, passage in owned]
+        terms = [terms_of(f"{entry.title}\n{passage}") for entry, passage in passages]
         retriever = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
-        vocabulary = frozenset(term for passage in terms for term in passage)
-        if vocabulary:
+        if any(terms):
             retriever.index(terms, show_progress=False)
-        unit = math.log(1.0 + (len(owned) - 0.5) / 1.5)  # Lucene's weight of a term in one of so many passages
-        return _Index(retriever, vocabulary, unit, tuple(i for i, _ in owned), tuple(text for _, text in owned))
+        return retriever, passages
+
+    @property
+    def _head(self) -> dict[str, Any]:
+        return {"format": _FORMAT, "entries": len(self), "digest": self.digest}
 
     def save(self, path: Path) -> Path:
         """Write the memory as JSON Lines and return the path: a head with number and digest, then an entry a line.
 
         The file is replaced at once, so that a killed run leaves the old one or the whole new one.
         """
-        head = {"format": _FORMAT, "entries": len(self), "digest": self.digest}
-        rows: list[Mapping[str, Any]] = [head, *(entry.model_dump(mode="json") for entry in self.entries)]
+        rows = [self._head, *(entry.model_dump(mode="json") for entry in self.entries)]
         return write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
     @classmethod
@@ -162,24 +151,22 @@ class ExternalMemory:
             lines = path.read_bytes().decode("utf-8").split("\n")
             head = json.loads(lines[0])
             memory = cls(MemoryEntry.model_validate_json(line) for line in lines[1:] if line)
-            known, expected = head["format"] == _FORMAT, (head["entries"], head["digest"])
-        except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        except (OSError, ValueError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(
                 f"memory: {str(path)!r} cannot be read: {reason}. Give a file that ExternalMemory.save wrote, or "
                 "restore this one."
             ) from error
-        if not known or expected != (len(memory), memory.digest):
+        if head != memory._head:
             raise InputError(
-                f"memory: {str(path)!r} holds {len(memory)} entries with the digest {memory.digest[:12]!r}, and "
-                f"{expected[0]!r} with {str(expected[1])[:12]!r} were written (format {head['format']!r}, known is "
-                f"{_FORMAT}). The file was changed or damaged; restore it."
+                f"memory: {str(path)!r} was changed or damaged; restore it. Its first line is {lines[0][:200]}, its "
+                f"entries make {json.dumps(memory._head)}."
             )
         return memory
 
 
 def _order(hit: Hit) -> tuple[float, int, str]:
-    """Return the place of a hit among others: score, then how recent, then id."""
+    """Order hits by score, then by how recent they are, then by id."""
     effective = hit.entry.effective
     # Scores are float32 inside: what rounding alone tells apart counts as equal.
     return (-round(hit.score, 4), -(effective.toordinal() if effective else 0), hit.entry.id)
@@ -195,12 +182,9 @@ def terms_of(text: str) -> list[str]:
     """
     terms: list[str] = []
     before: str | None = None
-    for word in _WORD.findall(text.lower()):
-        stem = _stem(word)
+    for stem in map(_stem, _WORD.findall(text.lower())):
         if stem is not None:
-            terms.append(stem)
-            if before is not None:
-                terms.append(f"{before} {stem}")
+            terms += [stem] if before is None else [stem, f"{before} {stem}"]
         before = stem
     return terms
 
@@ -223,15 +207,11 @@ def passages_of(text: str, most: int = PASSAGE_WORDS) -> tuple[str, ...]:
     """
     if len(text.split()) <= most:
         return (text,) if text.strip() else ()
-    passages: list[str] = []
-    words: list[str] = []
-    for piece in _PIECE.split(text):
-        sentence = piece.split()
-        if words and len(words) + len(sentence) > most:
-            passages.append(" ".join(words))
-            words = []
-        words += sentence
-        while len(words) > most:
-            passages.append(" ".join(words[:most]))
-            words = words[most:]
-    return (*passages, *([" ".join(words)] if words else ()))
+    passages: list[list[str]] = [[]]
+    for sentence in map(str.split, _PIECE.split(text)):
+        if len(passages[-1]) + len(sentence) > most:
+            passages.append([])
+        passages[-1] += sentence
+        while len(passages[-1]) > most:
+            passages[-1:] = passages[-1][:most], passages[-1][most:]
+    return tuple(" ".join(words) for words in passages if words)

@@ -1,19 +1,62 @@
-"""Updates: what goes into a bank, what comes out, and how an update can end."""
+"""Updates: a self-edit's lines in tokens, what goes into a bank, what comes out, and how an update can end."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from evaluation.common.data import Frozen
-from evaluation.exact_match import AnswerFormat
-from evaluation.tasks import Document, Expansion, lines_of
+from evaluation.common.errors import ScoringError
+from evaluation.exact_match import AnswerFormat, encode_answer, prompt_ids
+from evaluation.tasks import Document, Expansion, Line, lines_of
 from student.adapters import Adapter
 from student.config import UpdateRecipe
-from student.sequences import SkippedLine, TrainingSequence, build_sequences
 from teacher.self_edit import SelfEdit
+
+
+@dataclass(frozen=True)
+class TrainingSequence:
+    """One sequence to train on."""
+
+    tokens: tuple[int, ...]
+    """T token ids, at least 2."""
+    loss_mask: tuple[bool, ...]
+    """T flags: predicting this token carries loss. The first is ignored, because nothing stands before it."""
+
+    def __post_init__(self) -> None:
+        if len(self.tokens) != len(self.loss_mask) or not any(self.loss_mask[1:]):
+            raise ValueError(
+                f"training sequence: got {len(self.tokens)} tokens and {len(self.loss_mask)} flags, "
+                f"{sum(self.loss_mask[1:])} of them set after the first. "
+                "Allowed: as many flags as tokens, at least one set after the first."
+            )
+
+
+class SkipReason(StrEnum):
+    """Why a line did not become a training sequence."""
+
+    TOO_LONG = "too_long"
+    TOO_SHORT = "too_short"
+    NO_BOUNDARY = "no_boundary"
+
+
+class SkippedLine(NamedTuple):
+    """A line of a self-edit that is not trained on."""
+
+    line: int
+    """Place among the implications; -1 for the document's own passage."""
+    reason: SkipReason
+    detail: str
+    """What the line has, and what is allowed."""
+
+
+class TrainingData(NamedTuple):
+    """A self-edit in tokens."""
+
+    sequences: tuple[TrainingSequence, ...]
+    skipped: tuple[SkippedLine, ...]
 
 
 class UpdateOutcome(StrEnum):
@@ -120,20 +163,63 @@ def make_request(
     initial: Adapter | None = None,
     expansion: Expansion | None = None,
 ) -> UpdateRequest:
-    """Return the update of a student by one self-edit, whose training spec changes the recipe.
+    """Return the update of a student by one self-edit, whose training spec changes the run's `recipe`.
 
-    Args:
-        key: Names the update in results.
-        edit: The parsed self-edit.
-        document: What the edit is about.
-        tokenizer: The student's Hugging Face tokenizer.
-        recipe: The run's recipe.
-        answer_format: The wrapper of questions, the same as in scoring.
-        seed: Of the initial A and of the order of sequences.
-        initial: Adapter to continue from; None starts from a new one.
-        expansion: Training data that the task's domain makes of the edit; None takes its lines.
+    `answer_format` is that of scoring. `expansion` is what the task's domain makes of the edit; None takes its lines.
+    For the rest see `UpdateRequest`.
     """
     resolved = recipe.with_spec(edit.training)
     expanded = expansion or Expansion(lines_of(edit))
     data = build_sequences(expanded.lines, document, tokenizer, resolved, answer_format)
     return UpdateRequest(key, data.sequences, resolved, seed, data.skipped, expanded.note, initial)
+
+
+def build_sequences(
+    lines: Sequence[Line], document: Document, tokenizer: Any, recipe: UpdateRecipe, answer_format: AnswerFormat
+) -> TrainingData:
+    """Return one sequence for each line, in order, then the passage where the recipe asks for it.
+
+    A sequence is the tokenizer's beginning token where it has one, the text, and its end token where it has one. A
+    question with its answer is worded as in scoring, by `answer_format`. No line is cut: one that does not fit is left
+    out and recorded. The edit's training spec is already in the recipe (`UpdateRecipe.with_spec`).
+    """
+    sequences: list[TrainingSequence] = []
+    skipped: list[SkippedLine] = []
+    numbered = [*enumerate(lines), *([(-1, Line(document.text))] if recipe.include_passage else [])]
+    title = f"{document.title}\n" if recipe.title_prefix and document.title else ""
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    for index, line in numbered:
+        try:
+            if line.answer is None:
+                tokens: tuple[int, ...] = (*prompt_ids(tokenizer, title + line.text), *end)
+                prompt_loss: tuple[bool, ...] = ()
+            else:
+                encoded = encode_answer(tokenizer, line.text, line.answer, answer_format)
+                tokens = (*encoded.tokens, *end)
+                prompt_loss = _prompt_loss(line, tokenizer, recipe, answer_format, encoded.prompt_length)
+        except ScoringError as error:
+            skipped.append(SkippedLine(index, SkipReason.NO_BOUNDARY, str(error)))
+            continue
+        if len(tokens) > recipe.max_sequence_tokens:
+            limit = f"allowed are {recipe.max_sequence_tokens} (student.update.max_sequence_tokens)"
+            skipped.append(SkippedLine(index, SkipReason.TOO_LONG, f"{len(tokens)} tokens, {limit}"))
+        elif len(tokens) < 2:
+            detail = f"{len(tokens)} tokens, at least 2 are needed to predict one"
+            skipped.append(SkippedLine(index, SkipReason.TOO_SHORT, detail))
+        else:
+            mask = prompt_loss + (True,) * (len(tokens) - len(prompt_loss))
+            sequences.append(TrainingSequence(tokens, mask))
+    return TrainingData(tuple(sequences), tuple(skipped))
+
+
+def _prompt_loss(
+    line: Line, tokenizer: Any, recipe: UpdateRecipe, answer_format: AnswerFormat, length: int
+) -> tuple[bool, ...]:
+    """Return which of the `length` tokens before an answer carry loss."""
+    if recipe.loss_on != "outputs":
+        return (recipe.loss_on == "all",) * length
+    shift = answer_format.prompt.index("{question}")
+    prompt = answer_format.render(line.text)
+    places = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    inside = (any(shift + first <= start < shift + end for first, end in line.outputs) for start, _ in places)
+    return (*(False,) * (length - len(places)), *inside)

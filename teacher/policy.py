@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +18,7 @@ from pydantic import BaseModel, Field
 from evaluation.common.checkpoints import Checkpoint, digest_tensors, model_digest
 from evaluation.common.data import LoraShape, digest_files, digest_json
 from evaluation.common.errors import ModelError
+from evaluation.common.storage import replacing_directory
 
 if TYPE_CHECKING:
     import torch
@@ -127,24 +125,15 @@ class TeacherPolicy:
         self.optimizer_state = torch.load(directory / _OPTIMIZER, map_location="cpu", weights_only=True)
 
     def save(self, directory: Path) -> None:
-        """Save adapter and optimizer state to `directory`, all or nothing.
-
-        An existing policy is replaced; concurrent readers see the old one, the new one or, for an instant, none.
-        """
+        """Save adapter and optimizer state to `directory`, all or nothing; an existing policy is replaced."""
         import torch
 
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as scratch:
-            new, old = Path(scratch) / "new", Path(scratch) / "old"
+        with replacing_directory(directory) as new:
             self.model.save_pretrained(new, save_embedding_layers=False)
             torch.save(self.optimizer_state, new / _OPTIMIZER)
             files = digest_files(new, (_WEIGHTS, _OPTIMIZER))
             record = PolicyRecord(config=self.config, base_digest=self.base_digest, digest=self.digest, files=files)
             (new / _RECORD).write_text(record.model_dump_json(indent=2) + "\n")
-            if directory.exists():
-                os.replace(directory, old)
-            os.replace(new, directory)
-            shutil.rmtree(old, ignore_errors=True)
 
     @property
     def device(self) -> torch.device:

@@ -80,15 +80,15 @@ class Scores(Protocol):
 
     @property
     def accuracy(self) -> float | None:
-        """Exact match, in [0, 1]."""
+        """In [0, 1]; see `RewardConfig.metric`, as for the next two."""
 
     @property
     def mean_probability(self) -> float | None:
-        """Mean probability of the gold answer, in [0, 1]."""
+        """In [0, 1]."""
 
     @property
     def mean_token_probability(self) -> float | None:
-        """See `RewardConfig.metric`; in [0, 1]."""
+        """In [0, 1]."""
 
     @property
     def forgetting(self) -> float | None:
@@ -101,15 +101,13 @@ def reward_of(replicates: Sequence[Scores], config: RewardConfig) -> float | Rew
     Without any, return the most common failure; ties go to the earliest in the pipeline.
     """
     scored = [_value_of(replicate, config) for replicate in replicates]
-    values = [value for value in scored if not isinstance(value, RewardFailure)]
-    if values:
+    if values := [value for value in scored if not isinstance(value, RewardFailure)]:
         return fmean(values)
     failures = [value for value in RewardFailure for found in scored if found == value]
     return max(failures, key=failures.count, default=RewardFailure.MISSING_REPLICATES)
 
 
 def _value_of(scores: Scores, config: RewardConfig) -> float | RewardFailure:
-    """Return the reward of one update."""
     if scores.failure is not None:
         return scores.failure
     score: float | None = getattr(scores, _SCORES[config.metric])
@@ -162,8 +160,8 @@ def line_gains(
     """
     lines = decode(token_ids).split("\n")
     written = [place for place, line in enumerate(lines) if line.strip()]
-    numbers = {place: number for number, place in enumerate(written)}
-    token_lines = tuple(None if place is None else numbers.get(place) for place in _token_lines(token_ids, decode))
+    numbers: dict[int | None, int] = {place: number for number, place in enumerate(written)}
+    token_lines = tuple(map(numbers.get, _token_lines(token_ids, decode)))
     return LineGains(tuple(attributed_gains([lines[place] for place in written], questions, gains)), token_lines)
 
 
@@ -198,15 +196,14 @@ def attributed_lines(lines: Sequence[str], questions: Sequence[Question]) -> lis
 
 def line_advantages(gains: Sequence[Sequence[float]]) -> list[list[float]]:
     """Return each line's gain (K, ragged L) minus the mean at its position in the other self-edits, 0 without any."""
-    columns: dict[int, list[float]] = {}
-    for row in gains:
-        for position, gain in enumerate(row):
-            columns.setdefault(position, []).append(gain)
+    columns = [
+        [row[position] for row in gains if position < len(row)] for position in range(max(map(len, gains), default=0))
+    ]
 
     def advantage(gain: float, column: Sequence[float]) -> float:
         return gain - (math.fsum(column) - gain) / (len(column) - 1) if len(column) > 1 else 0.0
 
-    return [[advantage(gain, columns[position]) for position, gain in enumerate(row)] for row in gains]
+    return [[advantage(gain, column) for gain, column in zip(row, columns, strict=False)] for row in gains]
 
 
 def _token_lines(token_ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[int | None]:

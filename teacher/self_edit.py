@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import Field
 
 from evaluation.common.data import Frozen, digest_json
 from evaluation.grids.augmentations import AugmentationSpec as AugmentationSpec
-from evaluation.grids.augmentations import Orientations, augmentations_of
+from evaluation.grids.augmentations import augmentations_of
 from evaluation.tasks import LossOn as LossOn
 
 
@@ -66,44 +66,3 @@ def edit_of(choice: Mapping[str, Any]) -> SelfEdit:
         raise ValueError(f"specification: got the fields {unknown}, allowed are {[*shown, *trained]}")
     training = {name: value for name, value in choice.items() if name in trained}
     return SelfEdit(augmentations=augmentations_of(choice), training=TrainingSpec(**training) if training else None)
-
-
-def self_edit_schema() -> dict[str, Any]:
-    """Return the JSON schema of a self-edit for structured output; conforming output parses back.
-
-    Strings are limited to 400 characters and lists to 32 items, because a weak model may never terminate.
-    """
-    # A pattern instead of minLength and maxLength, with which some engines write control characters into strings; it
-    # counts in hundreds because xgrammar does not compile larger counts.
-    text = {"type": "string", "pattern": r'^([^\x00-\x1f"\\]{1,100}){1,4}$'}
-    line = _object({"text": text, "answer": _nullable(text)})
-    choices: dict[str, dict[str, Any]] = {
-        "orientations": {"enum": list(get_args(Orientations))},
-        "colourings": {"type": "integer", "minimum": 0, "maximum": 16},
-        "leave_out": {"type": "integer", "minimum": 1, "maximum": 2},
-    }
-    augmentations = _object({name: choices.get(name, {"type": "boolean"}) for name in AugmentationSpec.model_fields})
-    training = _object(
-        {
-            "learning_rate": _nullable({"type": "number", "minimum": 1e-6, "maximum": 0.1}),
-            "epochs": _nullable({"type": "integer", "minimum": 1, "maximum": 100}),
-            "rank": _nullable({"type": "integer", "minimum": 1, "maximum": 256}),
-            "loss_on": {"enum": [*get_args(LossOn), None]},
-        }
-    )
-    return _object(
-        {
-            "implications": {"type": "array", "items": line, "minItems": 1, "maxItems": 32},
-            "augmentations": _nullable(augmentations),
-            "training": _nullable(training),
-        }
-    )
-
-
-def _object(properties: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of an object with exactly these properties."""
-    return {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
-
-
-def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"anyOf": [schema, {"type": "null"}]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import sqlite3
+import tempfile
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -30,6 +31,21 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(staging, path)
     finally:
         staging.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_directory(directory: Path) -> Iterator[Path]:
+    """Yield a path for a new directory that replaces `directory` if the block succeeds.
+
+    Concurrent readers see the old one, the new one or, for an instant, none; nothing is left beside it.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as scratch:
+        new, old = Path(scratch) / "new", Path(scratch) / "old"
+        yield new
+        if directory.exists():  # a full directory cannot be replaced
+            os.replace(directory, old)
+        os.replace(new, directory)
 
 
 def write_atomically(path: Path, content: str | bytes) -> Path:

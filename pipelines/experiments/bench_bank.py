@@ -30,6 +30,7 @@ RECIPE = {"rank": 8, "alpha": 16.0, "learning_rate": 5e-3, "epochs": 16, "batch_
 # In checkouts of different age, the newest first.
 _BANKS = ("student.bank.bank:LoraBank", "student.lora_bank:LoraBank")
 _REQUESTS = ("student.updates:UpdateRequest", "student.updates:UpdateJob")
+_SEQUENCES = ("student.updates:TrainingSequence", "student.sequences:TrainingSequence")
 
 Side = Callable[[], float]
 """Trains all adapters once and returns the seconds."""
@@ -38,13 +39,13 @@ Side = Callable[[], float]
 def make_requests(adapters: int, vocabulary: int) -> list[Any]:
     """Return updates of all linear layers on random tokens with loss on each."""
     from student.config import UpdateRecipe
-    from student.sequences import TrainingSequence
 
-    request, generator, recipe = _first_of(_REQUESTS), random.Random(0), UpdateRecipe.model_validate(RECIPE)
+    request, sequence = _first_of(_REQUESTS), _first_of(_SEQUENCES)
+    generator, recipe = random.Random(0), UpdateRecipe.model_validate(RECIPE)
     made = []
     for number in range(adapters):
         lines = [[generator.randrange(vocabulary) for _ in range(generator.randint(*LENGTHS))] for _ in range(LINES)]
-        sequences = tuple(TrainingSequence(tuple(line), (True,) * len(line)) for line in lines)
+        sequences = tuple(sequence(tuple(line), (True,) * len(line)) for line in lines)
         made.append(request(f"random#{number}", sequences, recipe, number))
     return made
 

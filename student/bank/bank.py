@@ -3,39 +3,80 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any, Self
 
 import torch
+from torch import Tensor
 
 from evaluation.common.checkpoints import model_digest
 from evaluation.common.errors import ScoringError, UpdateError
 from evaluation.exact_match import AnswerFormat, EncodedAnswer, encode_questions, end_tokens_of
 from evaluation.tasks import Question
 from student.adapters import Adapter
-from student.bank.budget import BankLimits, PeakMemory, bytes_of_slot, plan_limits
-from student.bank.canary import Canary
-from student.bank.layout import FlatLayout, initial_factors, misfit, unstack
+from student.bank.layers import FlatLayout, initial_factors, misfit, unstack
 from student.bank.model import BankedModel
-from student.bank.scoring import (
-    ScoringFailure,
-    SlotScores,
-    check_pairs,
-    generate_group,
-    groups_of_slots,
-    score_group,
-)
+from student.bank.packing import lay_out, probe_line
+from student.bank.passes import BankLimits, bytes_of_slot, peak_bytes, plan_limits
+from student.bank.scoring import ScoringFailure, SlotScores, check_pairs, generate_group, groups_of_slots, score_group
 from student.bank.training import Slot, train_slots
 from student.config import WHOLE_DEPTH, TargetModules, UpdateRecipe
-from student.sequences import SkipReason
-from student.updates import BankUsage, UpdateOutcome, UpdateRequest, UpdateResult
+from student.updates import BankUsage, SkipReason, UpdateOutcome, UpdateRequest, UpdateResult
+
+_PROBE_LENGTH = 8
+_NOISE = 8.0
+"""Differences below this many units of rounding of the largest logit count as none."""
+
+
+class _Canary:
+    """The check of every update: an adapter that is missing, does nothing or moved the base never counts as trained.
+
+    Adapters are compared with the base on one short probe, in one forward pass for a whole group.
+    """
+
+    def __init__(self, student: BankedModel) -> None:
+        """Remember the base's logits as they are now, before any training."""
+        self._student = student
+        self._probe = probe_line(student.model, _PROBE_LENGTH)
+        self._reference = self._logits(1)
+
+    def _logits(self, rows: int) -> Tensor:
+        """Return the probe's logits (rows, T, V) with what is attached."""
+        batch = lay_out([[self._probe]] * rows, self._student.device, packed=self._student.packed)
+        with torch.inference_mode():
+            return self._student.label_logits(batch).view(rows, _PROBE_LENGTH, -1)
+
+    def problems(self, adapters: Sequence[Adapter], initial: Sequence[Adapter | None]) -> list[str]:
+        """Return for each of K adapters what is wrong with it, or an empty string.
+
+        Each is compared with the base in the same batch, so that what differs does so by the factors alone, and with
+        the adapter that it continued from (`initial`, None for a new one).
+        """
+        now = self._logits(1)
+        if not torch.equal(now, self._reference):
+            moved = f"moved by up to {float((now - self._reference).abs().max()):g} since the bank was opened"
+            return [f"the base's own logits {moved}; allowed is 0"] * len(adapters)
+        with self._student.using([*adapters, None]):
+            logits = self._logits(len(adapters) + 1)
+        differences = (logits[:-1] - logits[-1]).abs().flatten(1).amax(1).tolist()
+        noise = _NOISE * torch.finfo(logits.dtype).eps * float(logits[-1].abs().max())
+        found = []
+        for adapter, start, difference in zip(adapters, initial, differences, strict=True):
+            if start is not None and start.digest == adapter.digest:
+                found.append("the adapter has the digest of the one it continued from; training changed nothing")
+            elif not difference > noise:  # A logit that is not a number fails here too.
+                found.append(
+                    f"logits differ from the base's by {difference:g}; a trained adapter gives more than {noise:g}"
+                )
+            else:
+                found.append("")
+        return found
 
 
 class LoraBank:
     """Context manager that trains and scores many adapters of one frozen causal language model at once.
 
-    Inside the context the model's target layers are wrapped, its parameters frozen and its mode is evaluation; leaving
-    it puts everything back as it was. A slot's result is that of the same adapter trained alone with PEFT and
+    Inside the context the model's target layers are wrapped, its parameters frozen and its mode is evaluation, until
+    everything is put back as it was. A slot's result is that of the same adapter trained alone with PEFT and
     torch.optim.AdamW up to rounding, whatever its neighbours are.
     """
 
@@ -66,12 +107,12 @@ class LoraBank:
         """
         self._model = model
         self._target_modules, self._depth = target_modules, depth
-        self._max_slots, self._max_pass_places, self._memory_bytes = max_slots, max_pass_places, memory_bytes
+        self._budget = max_slots, max_pass_places, memory_bytes
         self.base_digest = model_digest(model) if base_digest is None else base_digest
         """Identity of the frozen base, in every adapter."""
         self.usage = BankUsage()
         """Of the last training."""
-        self._inside: tuple[BankedModel, Canary] | None = None
+        self._inside: tuple[BankedModel, _Canary] | None = None
         self._limits: BankLimits
 
     def __enter__(self) -> Self:
@@ -79,28 +120,23 @@ class LoraBank:
             raise UpdateError("bank: it is open already. Leave the first context before entering it again.")
         student = BankedModel(self._model, self._target_modules, self._depth)
         try:
-            canary = Canary(student)
-            self._limits = self._plan(student)
+            canary = _Canary(student)
+            self._limits = plan_limits(student, *self._budget)
         except BaseException:
             student.restore()
             raise
         self._inside = student, canary
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._inside is not None:
             self._inside[0].restore()
         self._inside = None
 
-    def _opened(self) -> tuple[BankedModel, Canary]:
+    def _opened(self) -> tuple[BankedModel, _Canary]:
         if self._inside is None:
             raise UpdateError("bank: it is not open. Use it inside `with LoraBank(model) as bank:`.")
         return self._inside
-
-    def _plan(self, student: BankedModel) -> BankLimits:
-        return plan_limits(student, self._max_slots, self._max_pass_places, self._memory_bytes)
 
     def no_change(self, recipe: UpdateRecipe, seed: int) -> Adapter:
         """Return the adapter that an update with this recipe and seed starts from, which changes nothing yet.
@@ -126,9 +162,8 @@ class LoraBank:
         results: dict[int, UpdateResult] = {}
         groups: dict[int, list[int]] = {}  # Ranks that are alike together: every slot has room for the largest rank.
         for i, slot in enumerate(slots):
-            refused = _refusal(slot, student, self.base_digest)
-            if refused is not None:
-                results[i] = refused
+            if refused := _refusal(slot, student, self.base_digest):
+                results[i] = UpdateResult(slot.request.key, *refused)
             else:
                 groups.setdefault(max(8, 1 << (slot.request.recipe.rank - 1).bit_length()), []).append(i)
         self.usage = BankUsage()
@@ -163,14 +198,18 @@ class LoraBank:
         layout = FlatLayout(shapes, max(slot.request.recipe.rank for slot in slots))
         need = bytes_of_slot(layout, student.dtype) + max(slot.places for slot in slots) * self._limits.place_bytes
         if need > self._limits.memory_bytes and not student.checkpoints and student.checkpoint():
-            self._limits = self._plan(student)  # A single slot needs more: fewer activations are kept from now on.
-        with PeakMemory(student.device) as peak:
-            usage = train_slots(student, layout, self._limits, slots)
-        self.usage = BankUsage.merged([self.usage, usage.model_copy(update={"peak_bytes": peak.grown})])
+            self._limits = plan_limits(
+                student, *self._budget
+            )  # A single slot needs more: fewer activations are kept from now on.
+        start = peak_bytes(student.device, reset=True)
+        usage = train_slots(student, layout, self._limits, slots)
+        peak = peak_bytes(student.device)
+        grown = None if start is None or peak is None else max(0, peak - start)
+        self.usage = BankUsage.merged([self.usage, usage.model_copy(update={"peak_bytes": grown})])
         adapters = [slot.adapter(layout, self.base_digest) for slot in slots]
         problems: list[str] = []
-        for begin in range(0, len(slots), self._max_slots):
-            part = slice(begin, begin + self._max_slots)
+        for begin in range(0, len(slots), self._limits.max_slots):
+            part = slice(begin, begin + self._limits.max_slots)
             problems += canary.problems(adapters[part], [slot.request.initial for slot in slots[part]])
         return [_result(*each) for each in zip(slots, adapters, problems, strict=True)]
 
@@ -181,13 +220,9 @@ class LoraBank:
         tokenizer: Any,
         answer_format: AnswerFormat,
     ) -> list[SlotScores]:
-        """Return for each slot the score of each of its questions, or why it has none.
+        """Return for each of K adapters (None is the base) the score of each of its questions, or why it has none.
 
-        Args:
-            adapters: K adapters; None is the base student.
-            questions: K lists of questions, of any lengths.
-            tokenizer: The student's Hugging Face tokenizer.
-            answer_format: The wrapper that the student was trained with.
+        `answer_format` is the wrapper that the student was trained with.
 
         Raises:
             UpdateError: The bank is not open.
@@ -203,7 +238,7 @@ class LoraBank:
                 except ScoringError as error:
                     done[k] = ScoringFailure(str(error))
         ends = end_tokens_of(student.model, tokenizer)
-        for group in groups_of_slots(encoded, self._max_slots, self._max_pass_places):
+        for group in groups_of_slots(encoded, self._limits.max_slots, self._limits.max_pass_places):
             scores = score_group(student, [adapters[k] for k in group], [encoded[k] for k in group], ends)
             done.update(zip(group, scores, strict=True))
         return [done[k] for k in range(len(adapters))]
@@ -216,13 +251,9 @@ class LoraBank:
         *,
         max_new_tokens: int,
     ) -> list[list[str] | ScoringFailure]:
-        """Return for each slot its greedy continuation of each of its prompts, or why it has none.
+        """Return for each of K adapters (None is the base) its greedy continuation of each of its prompts.
 
-        Args:
-            adapters: K adapters; None is the base student.
-            prompts: K lists of prompts, of any lengths.
-            tokenizer: The student's Hugging Face tokenizer.
-            max_new_tokens: Longest answer, at least 1.
+        A slot whose adapter does not fit has a failure instead; `max_new_tokens` is at least 1.
 
         Raises:
             UpdateError: The bank is not open.
@@ -231,8 +262,8 @@ class LoraBank:
         student, _ = self._opened()
         done = self._without_work("generate", adapters, prompts)
         todo = [k for k in range(len(adapters)) if k not in done]
-        for begin in range(0, len(todo), self._max_slots):
-            group = todo[begin : begin + self._max_slots]
+        for begin in range(0, len(todo), self._limits.max_slots):
+            group = todo[begin : begin + self._limits.max_slots]
             chosen = [adapters[k] for k in group]
             texts = generate_group(student, chosen, [prompts[k] for k in group], tokenizer, max_new_tokens)
             done.update(zip(group, texts, strict=True))
@@ -252,35 +283,31 @@ class LoraBank:
         return done
 
 
-def _refusal(slot: Slot, student: BankedModel, base_digest: str) -> UpdateResult | None:
-    """Return the result of an update that cannot be trained, or None."""
+def _refusal(slot: Slot, student: BankedModel, base_digest: str) -> tuple[UpdateOutcome, str] | None:
+    """Return outcome and detail of an update that cannot be trained, or None."""
     request, recipe = slot.request, slot.request.recipe
-
-    def refused(outcome: UpdateOutcome, detail: str) -> UpdateResult:
-        return UpdateResult(request.key, outcome, detail)
-
     if not request.sequences:
         too_long = any(line.reason is SkipReason.TOO_LONG for line in request.skipped)
         outcome = UpdateOutcome.SEQUENCE_TOO_LONG if too_long else UpdateOutcome.EMPTY_EDIT
-        return refused(outcome, request.left_out or "the self-edit has no lines to train on")
+        return outcome, request.left_out or "the self-edit has no lines to train on"
     steps, budget = recipe.uncapped_steps(len(request.sequences)), recipe.step_budget
     if budget is not None and steps > budget:
-        detail = f"{steps} optimizer steps, allowed are {budget} (step_budget): {recipe.epochs} epochs of "
-        return refused(UpdateOutcome.OVER_BUDGET, f"{detail}{len(request.sequences)} sequences")
+        asked = f"{recipe.epochs} epochs of {len(request.sequences)} sequences"
+        return UpdateOutcome.OVER_BUDGET, f"{steps} optimizer steps, allowed are {budget} (step_budget): {asked}"
     longest = max(len(sequence.tokens) for sequence in request.sequences)
     limit = getattr(student.model.config, "max_position_embeddings", None)
     if limit is not None and longest > limit:
-        return refused(UpdateOutcome.SEQUENCE_TOO_LONG, f"{longest} tokens, the student has {limit} positions")
+        return UpdateOutcome.SEQUENCE_TOO_LONG, f"{longest} tokens, the student has {limit} positions"
     if (initial := request.initial) is not None:
         got, wanted = (initial.rank, initial.alpha), (recipe.rank, recipe.alpha)
         problem = misfit(initial, student.shapes, base_digest)
         if got != wanted:
             problem = f"the adapter to continue from has rank and alpha {got}, the recipe wants {wanted}"
         elif not problem and set(initial.factors) != set(slot.layers):
-            found = f"{len(initial.factors)} layers, the recipe adapts {len(slot.layers)}"
-            problem = f"the adapter to continue from has {found}"
+            layers = len(initial.factors), len(slot.layers)
+            problem = "the adapter to continue from has {} layers, the recipe adapts {}".format(*layers)
         if problem:
-            return refused(UpdateOutcome.INITIAL_MISMATCH, problem)
+            return UpdateOutcome.INITIAL_MISMATCH, problem
     return None
 
 

@@ -12,10 +12,17 @@ from torch import Tensor, nn
 from evaluation.common.errors import ModelError
 from evaluation.exact_match import has_direct_head, label_hidden, label_logits
 from student.adapters import Adapter
-from student.bank.attention import packed, takes_packed_rows
-from student.bank.layers import Attached, AttachedHere, BankedLinear, frozen_head_loss, weighted_loss
-from student.bank.layout import FactorShape, FlatLayout, stack
-from student.bank.packing import BankBatch
+from student.bank.layers import (
+    Attached,
+    AttachedHere,
+    BankedLinear,
+    FactorShape,
+    FlatLayout,
+    frozen_head_loss,
+    stack,
+    weighted_loss,
+)
+from student.bank.packing import BankBatch, packed, takes_packed_rows
 from student.config import WHOLE_DEPTH, TargetModules, UpdateRecipe, select_layers, unknown_names
 
 
@@ -29,14 +36,12 @@ def find_targets(model: Any, target_modules: TargetModules, depth: tuple[float, 
         ModelError: A name fits no linear layer, or no layer is left.
     """
     linears = dict(_linear_layers(model))
-    head = model.get_output_embeddings()
-    missing = unknown_names(linears, target_modules)
-    if missing:
+    if missing := unknown_names(linears, target_modules):
         raise ModelError(
             f"student: no linear layer is named {missing} in {type(model).__name__}. "
             f"Allowed ends: {sorted({name.rpartition('.')[2] for name in linears})}. Change recipe.target_modules."
         )
-    chosen = select_layers(_eligible(linears, head, target_modules), target_modules, depth)
+    chosen = _chosen(linears, model.get_output_embeddings(), target_modules, depth)
     if not chosen:
         raise ModelError(
             f"student: {type(model).__name__} has no linear layer besides its output head among {target_modules!r} at "
@@ -45,9 +50,12 @@ def find_targets(model: Any, target_modules: TargetModules, depth: tuple[float, 
     return {name: linears[name] for name in chosen}
 
 
-def _eligible(linears: Mapping[str, Any], head: Any, target_modules: TargetModules) -> list[str]:
-    """Return the names of the layers that may be meant: the output head only where it is named."""
-    return [name for name, layer in linears.items() if target_modules != "all-linear" or layer is not head]
+def _chosen(
+    linears: Mapping[str, Any], head: Any, target_modules: TargetModules, depth: tuple[float, float]
+) -> list[str]:
+    """Return the names of the layers that are meant: the output head only where it is named."""
+    names = [name for name, layer in linears.items() if target_modules != "all-linear" or layer is not head]
+    return select_layers(names, target_modules, depth)
 
 
 def _linear_layers(model: Any) -> Iterator[tuple[str, Any]]:
@@ -97,7 +105,7 @@ class BankedModel:
         self._attached = AttachedHere() if self.device.type == "cpu" else Attached()
         self._layers = {name: BankedLinear(layer, name, self._attached) for name, layer in targets.items()}
         for name, layer in self._layers.items():
-            _set_module(model, name, layer)
+            model.set_submodule(name, layer)
         self._contexts = ExitStack()
         if self.packed:
             self._contexts.enter_context(packed(model))
@@ -128,11 +136,9 @@ class BankedModel:
 
     def layers_of(self, recipe: UpdateRecipe) -> list[str] | None:
         """Return the names of the wrapped layers that a recipe adapts, or None when it names others."""
-        named = recipe.target_modules
-        names = _eligible(self._linears, self._head, named)
-        wanted = select_layers(names, named, recipe.depth)
-        fits = wanted and not unknown_names(names, named) and self.shapes.keys() >= set(wanted)
-        return wanted if fits else None
+        wanted = _chosen(self._linears, self._head, recipe.target_modules, recipe.depth)
+        known = not unknown_names(self._linears, recipe.target_modules)
+        return wanted if wanted and known and self.shapes.keys() >= set(wanted) else None
 
     @contextmanager
     def unpacked(self) -> Iterator[None]:
@@ -180,14 +186,8 @@ class BankedModel:
         if self.checkpoints and not self._checkpointed_before:
             self.model.gradient_checkpointing_disable()
         for name, layer in self._layers.items():
-            _set_module(self.model, name, layer.base)
+            self.model.set_submodule(name, layer.base)
         for parameter, flag in self._requires_grad:
             parameter.requires_grad_(flag)
         for module, training in self._training.items():
             module.training = training
-
-
-def _set_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Replace the submodule at a dotted name."""
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)

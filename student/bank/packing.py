@@ -1,19 +1,27 @@
 """Forward passes over many slots: each slot's sequences packed end to end, or one a row.
 
 Nearly all arithmetic of a pass is in linear layers, for which it does not matter where a sequence ends. So the
-sequences of a slot stand one after the other in a single row instead of being padded to the longest; attention alone, a
-small part of the work at these lengths, takes them apart (`student.bank.attention`).
+sequences of a slot stand one after the other in a single row instead of being padded to the longest. Attention alone, a
+small part of the work at these lengths, takes them apart, with the padding that only attention needs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from evaluation.exact_match import label_logits
+
+_NAME = "preceptor_packed"
+_UNSUPPORTED = ("softcap", "s_aux", "position_bias")
+"""What some architectures add to attention scores and PyTorch's fused attention cannot."""
 
 
 class LabelledTokens(NamedTuple):
@@ -55,21 +63,72 @@ class Packing(NamedTuple):
     """(P, 1, 1) whether the place is padding."""
 
 
-def _pack_places(
-    lengths: Sequence[Sequence[int]], device: torch.device
-) -> tuple[int, NDArray[np.int64], NDArray[np.int64], Packing]:
-    """Return where sequences of these lengths stand when K slots' are laid end to end, padded to the fullest slot.
+class BankBatch(NamedTuple):
+    """The forward pass of K slots."""
 
-    These are the places of each slot L, the first place of each sequence (N,) among the K * L, the positions (K * L,),
-    which count from 0 in each sequence, and the packing.
+    input_ids: Tensor
+    """(1, K * L) packed, or (K * N, T) one sequence a row; the places of a slot stand together."""
+    extra: Mapping[str, Any]
+    """Further arguments of the model's forward pass."""
+    positions: Tensor
+    """(C,) places among all whose next token carries loss."""
+    labels: Tensor
+    """(C,) those tokens."""
+    label_slots: Tensor
+    """(C,) slot of each label, ascending."""
+    tokens: list[int]
+    """Of each slot, places that are not padding."""
+    places: int
+    """Of each slot, padding included."""
+
+
+def lay_out(lines: Sequence[Sequence[LabelledTokens]], device: torch.device, *, packed: bool) -> BankBatch:
+    """Return one forward pass over the sequences of K slots, at least one each.
+
+    With `packed`, a slot's sequences stand end to end, for models that take packed rows; else one a row, right-padded.
     """
-    sizes = np.array([n for slot in lengths for n in slot], dtype=np.int64)
+    flat = [line for slot in lines for line in slot]
+    lengths = [[len(line.ids) for line in slot] for slot in lines]
+    sizes = np.array([len(line.ids) for line in flat], dtype=np.int64)
+    extra: dict[str, Any] = {}
+    if packed:
+        places, starts, extra = _pack(lengths, sizes, device)
+        shape = 1, len(lines) * places
+    else:
+        most, width = max(map(len, lengths)), max(map(max, lengths))
+        shape, places = (len(lines) * most, width), most * width
+        rows = [k * most + i for k, slot in enumerate(lengths) for i in range(len(slot))]
+        starts = np.array(rows, dtype=np.int64) * width
+    at = np.repeat(starts - np.cumsum(sizes) + sizes, sizes) + np.arange(int(sizes.sum()))
+    ids = np.zeros(shape[0] * shape[1], dtype=np.int64)
+    ids[at] = np.concatenate([line.ids for line in flat])
+    targets = np.concatenate([line.labels for line in flat])
+    kept = targets >= 0
+    positions = at[kept]
+    return BankBatch(
+        input_ids=torch.from_numpy(ids).view(shape).to(device),
+        extra=extra,
+        positions=torch.from_numpy(positions).to(device),
+        labels=torch.from_numpy(targets[kept]).to(device),
+        label_slots=torch.from_numpy(positions // places).to(device),
+        tokens=[sum(slot) for slot in lengths],
+        places=places,
+    )
+
+
+def _pack(
+    lengths: Sequence[Sequence[int]], sizes: NDArray[np.int64], device: torch.device
+) -> tuple[int, NDArray[np.int64], dict[str, Any]]:
+    """Lay K slots' sequences end to end, padded to the fullest slot.
+
+    Returns the places of each slot L, the first place of each sequence (N,) among the K * L, and the model's further
+    arguments: positions (1, K * L), which count from 0 in each sequence, and the packing.
+    """
     owners = np.repeat(np.arange(len(lengths)), [len(slot) for slot in lengths])
     totals = np.bincount(owners, weights=sizes, minlength=len(lengths)).astype(np.int64)
     places = int(totals.max())
-    ends = np.cumsum(sizes)
     before = np.concatenate([[0], np.cumsum(totals)[:-1]])[owners]
-    starts = ends - sizes - before + owners * places
+    starts = np.cumsum(sizes) - sizes - before + owners * places
     width = int(sizes.max())
     columns = np.arange(width)
     inside = columns < sizes[:, None]
@@ -94,61 +153,120 @@ def _pack_places(
         scatter=tensor(scatter),
         scatter_pads=tensor(scatter_pads.reshape(-1, 1, 1)),
     )
-    return places, starts, position_ids, packing
+    return places, starts, {"position_ids": tensor(position_ids[None]), "packing": packing}
 
 
-class BankBatch(NamedTuple):
-    """The forward pass of K slots."""
+class _Rearrange(torch.autograd.Function):
+    """Rows in another order, some of them repeated as padding; the gradient of padding is dropped.
 
-    input_ids: Tensor
-    """(1, K * L) packed, or (K * N, T) one sequence a row; the places of a slot stand together."""
-    extra: Mapping[str, Any]
-    """Further arguments of the model's forward pass."""
-    positions: Tensor
-    """(C,) places among all whose next token carries loss."""
-    labels: Tensor
-    """(C,) those tokens."""
-    label_slots: Tensor
-    """(C,) slot of each label, ascending."""
-    tokens: list[int]
-    """Of each slot, places that are not padding."""
-    places: int
-    """Of each slot, padding included."""
-
-
-def lay_out(lines: Sequence[Sequence[LabelledTokens]], device: torch.device, *, packed: bool) -> BankBatch:
-    """Return one forward pass over the sequences of K slots.
-
-    Args:
-        lines: For each slot at least one sequence.
-        device: Where the tensors go.
-        packed: Lay a slot's sequences end to end, for models that take packed rows; else one a row, right-padded.
+    Both directions are gathers, where the gradient of `index_select` would be a slow scatter-add. Dropping instead of
+    multiplying by zero keeps a slot whose numbers are not finite from reaching another one.
     """
-    flat = [line for slot in lines for line in slot]
-    lengths = [[len(line.ids) for line in slot] for slot in lines]
-    extra: dict[str, Any] = {}
-    if packed:
-        places, starts, position_ids, packing = _pack_places(lengths, device)
-        shape = 1, len(lines) * places
-        extra = {"position_ids": torch.from_numpy(position_ids)[None].to(device), "packing": packing}
-    else:
-        most, width = max(map(len, lengths)), max(map(max, lengths))
-        shape, places = (len(lines) * most, width), most * width
-        rows = [k * most + i for k, slot in enumerate(lengths) for i in range(len(slot))]
-        starts = np.array(rows, dtype=np.int64) * width
-    sizes = np.array([len(line.ids) for line in flat], dtype=np.int64)
-    at = np.repeat(starts - np.cumsum(sizes) + sizes, sizes) + np.arange(int(sizes.sum()))
-    ids = np.zeros(shape[0] * shape[1], dtype=np.int64)
-    ids[at] = np.concatenate([line.ids for line in flat])
-    targets = np.concatenate([line.labels for line in flat])
-    kept = targets >= 0
-    positions = at[kept]
-    return BankBatch(
-        input_ids=torch.from_numpy(ids).view(shape).to(device),
-        extra=extra,
-        positions=torch.from_numpy(positions).to(device),
-        labels=torch.from_numpy(targets[kept]).to(device),
-        label_slots=torch.from_numpy(positions // places).to(device),
-        tokens=[sum(slot) for slot in lengths],
-        places=places,
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor, inverse_pads: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse, inverse_pads)
+        return x.index_select(0, index)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        inverse, inverse_pads = ctx.saved_tensors
+        return dy.index_select(0, inverse).masked_fill_(inverse_pads, 0.0), None, None, None
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packing: Packing | None = None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Return causal attention within each sequence, (1, P, H, D_head); an attention function of transformers.
+
+    The query is (1, H, P, D_head); key and value have H_kv heads, a divisor of H. Without a `packing`, each row is one
+    sequence. `scaling` of the scores is 1 / sqrt(D_head) by default, and a token sees `sliding_window` places, itself
+    included, or all before it.
+
+    Raises:
+        ValueError: The architecture needs something else than scaled dot products.
+    """
+    needed = [name for name in _UNSUPPORTED if others.get(name) is not None]
+    if needed or attention_mask is not None:
+        raise ValueError(f"packed attention: {type(module).__name__} needs {needed or 'a mask of its own'}")
+    q, k, v = (_apart(x, packing) for x in (query, key, value))
+    shared = q.shape[1] != k.shape[1]
+    if shared and q.device.type == "cpu":  # The fused kernel on CPUs takes no shared keys.
+        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+        shared = False
+    mask = _window_mask(q.shape[2], sliding_window, q.device)
+    y = torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=shared
     )
+    if packing is None:
+        return y.transpose(1, 2), None
+    flat = y.transpose(1, 2).reshape(-1, y.shape[1], y.shape[3])
+    together = _Rearrange.apply(  # type: ignore[no-untyped-call]
+        flat, packing.scatter, packing.gather, packing.gather_pads
+    )
+    return together[None], None
+
+
+def _apart(x: Tensor, packing: Packing | None) -> Tensor:
+    """Return heads (1, H, P, D_head) of a packed row as (N, H, T, D_head), a sequence a row."""
+    if packing is None:
+        return x
+    rows = _Rearrange.apply(  # type: ignore[no-untyped-call]
+        x.squeeze(0).transpose(0, 1), packing.gather, packing.scatter, packing.scatter_pads
+    )
+    shaped: Tensor = rows.view(packing.rows, packing.width, *rows.shape[1:]).transpose(1, 2)
+    return shaped
+
+
+def _window_mask(width: int, sliding_window: int | None, device: torch.device) -> Tensor | None:
+    """Return which of `width` places each place sees, (T, T), or None where it sees all before it."""
+    if sliding_window is None or sliding_window >= width:
+        return None
+    at = torch.arange(width, device=device)
+    distance = at[:, None] - at
+    return (distance >= 0) & (distance < sliding_window)
+
+
+@contextmanager
+def packed(model: Any) -> Iterator[None]:
+    """Let the model's attention layers take packed rows, and put their own attention back afterwards."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(_NAME, packed_attention)
+    own = model.config._attn_implementation
+    model.set_attn_implementation(_NAME)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(own)
+
+
+def takes_packed_rows(model: Any) -> bool:
+    """Return whether the model gives the same logits for packed sequences as for each alone.
+
+    Decided by trying: architectures reach their attention in different ways, and some add to it what packed attention
+    does not have.
+    """
+    whole, device = probe_line(model, 8).ids, model.get_input_embeddings().weight.device
+    parts = [LabelledTokens(part, part) for part in (whole[:5], whole[5:], whole[1:5])]
+    batch = lay_out([parts[:2], parts[2:]], device, packed=True)
+    with torch.inference_mode():
+        rows = [torch.from_numpy(part.ids)[None].to(device) for part in parts]
+        alone = torch.cat([model(input_ids=row, use_cache=False).logits[0] for row in rows])
+        try:
+            with packed(model):
+                together = label_logits(model, batch.input_ids, batch.positions, direct_head=False, extra=batch.extra)
+        except (TypeError, ValueError, AttributeError, KeyError):
+            return False
+    tolerance = 1e-4 if alone.dtype in (torch.float32, torch.float64) else 0.1
+    return bool(torch.allclose(alone, together, rtol=tolerance, atol=tolerance * float(alone.abs().max())))

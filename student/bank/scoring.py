@@ -12,12 +12,7 @@ import torch
 
 from evaluation.common.errors import ModelError, ScoringError
 from evaluation.engines.vllm import AdapterHandle, EngineFailure, EngineRequest, VllmEngine
-from evaluation.exact_match import (
-    AnswerScore,
-    EncodedAnswer,
-    answer_scores,
-    prompt_ids,
-)
+from evaluation.exact_match import AnswerScore, EncodedAnswer, answer_scores, prompt_ids
 from student.adapters import Adapter, save_adapter
 from student.bank.model import BankedModel
 from student.bank.packing import LabelledTokens, lay_out
@@ -118,20 +113,15 @@ def answer_with_vllm(
 ) -> list[list[str] | ScoringFailure]:
     """Return the same as `LoraBank.generate`, written by vLLM with an adapter for each slot.
 
-    Args:
-        engine: Running the student's base, with a largest rank that holds all adapters.
-        adapters: See `LoraBank.generate`; so for the next three.
-        prompts: K lists.
-        tokenizer: The student's.
-        max_new_tokens: Longest answer.
-        end_tokens: Tokens that end an answer beside the tokenizer's own.
+    The engine runs the student's base, with a largest rank that holds all adapters; `end_tokens` end an answer beside
+    the tokenizer's own.
 
     Raises:
         ScoringError: There are not as many lists of prompts as adapters.
         GenerationError: The engine failed as a whole.
     """
     check_pairs("vllm", adapters, prompts)
-    failures: dict[int, ScoringFailure] = {}
+    written: list[list[str] | ScoringFailure] = [[] for _ in adapters]
     with tempfile.TemporaryDirectory(prefix="preceptor-students-") as scratch:
         handles: dict[int, AdapterHandle] = {}
         try:
@@ -143,20 +133,20 @@ def answer_with_vllm(
                             save_adapter(adapter, directory)
                         handles[k] = engine.register(directory, adapter.digest)
                     except ModelError as error:
-                        failures[k] = ScoringFailure(str(error))
-            listed = [(k, prompt) for k, mine in enumerate(prompts) if k not in failures for prompt in mine]
+                        written[k] = ScoringFailure(str(error))
+            asked = [(k, prompt) for k, found in enumerate(written) if isinstance(found, list) for prompt in prompts[k]]
             requests = [
                 EngineRequest(prompt_ids(tokenizer, prompt), max_new_tokens, handles.get(k), end_tokens=end_tokens)
-                for k, prompt in listed
+                for k, prompt in asked
             ]
-            written = engine.generate(requests)
+            completions = engine.generate(requests)
         finally:
             for handle in set(handles.values()):
                 engine.forget(handle)
-    texts: dict[int, list[str]] = {k: [] for k in range(len(adapters))}
-    for (k, _), completion in zip(listed, written, strict=True):
+    for (k, _), completion in zip(asked, completions, strict=True):
+        texts = written[k]
         if isinstance(completion, EngineFailure):
-            failures[k] = ScoringFailure(f"vllm: {completion.detail}")
-        else:
-            texts[k].append(tokenizer.decode(list(completion.token_ids), skip_special_tokens=True))
-    return [failures.get(k, texts[k]) for k in range(len(adapters))]
+            written[k] = ScoringFailure(f"vllm: {completion.detail}")
+        elif isinstance(texts, list):
+            texts.append(tokenizer.decode(list(completion.token_ids), skip_special_tokens=True))
+    return written

@@ -1,4 +1,7 @@
-"""The training loop of a bank: slots that have finished leave it, and waiting ones take their place."""
+"""The training loop of a bank: slots that have finished leave it, and waiting ones take their place.
+
+AdamW works on the bank's flat parameters, each slot with a state of its own.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import random
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
@@ -14,18 +17,22 @@ import torch
 from torch import Tensor
 
 from student.adapters import Adapter
-from student.bank.budget import BankLimits, bytes_of_slot
-from student.bank.layout import FlatLayout, initial_factors, stack, unstack
+from student.bank.layers import FlatLayout, initial_factors, stack, unstack
 from student.bank.model import BankedModel
-from student.bank.optimizer import SlotAdamW, SlotStep
 from student.bank.packing import LabelledTokens
-from student.bank.passes import GradientPasses
+from student.bank.passes import BankLimits, GradientPasses, bytes_of_slot
+from student.config import MAX_GRADIENT_NORM
 from student.updates import BankUsage, UpdateRequest
 
 T = TypeVar("T")
 
+EPSILON = 1e-8
+"""Added to AdamW's denominator."""
+_BLOCK = 1 << 16
+"""Parameters, gradients and moments of this many numbers stay in a core's cache between the operations on them."""
+
 _SMALL_MODEL = 50_000_000
-"""Parameters up to which each thread trains slots of its own."""
+"""Parameters of a model up to which each thread trains slots of its own."""
 
 
 class Slot:
@@ -90,6 +97,60 @@ def sequence_order(count: int, seed: int, epoch_count: int) -> list[list[int]]:
     return orders
 
 
+class SlotAdamW:
+    """AdamW (arXiv 1711.05101) without weight decay over a bank's flat parameters.
+
+    Step size, schedule, moments and number of steps are each slot's own, so a slot that comes in late is where it would
+    be alone.
+    """
+
+    def __init__(self, parameters: Tensor) -> None:
+        """Prepare the state of all slots; `parameters` (K, P) are changed in place by `step`."""
+        self._parameters = parameters
+        self._first, self._second = torch.zeros_like(parameters), torch.zeros_like(parameters)
+
+    def reset(self, slot: int) -> None:
+        """Forget the moments of a slot, whose parameters are those of a new adapter."""
+        self._first[slot].zero_()
+        self._second[slot].zero_()
+
+    def move(self, source: int, target: int) -> None:
+        """Put the state and the parameters of one slot in the place of another."""
+        for tensor in (self._parameters, self._first, self._second):
+            tensor[target].copy_(tensor[source])
+
+    def step(self, gradients: Tensor, slots: Sequence[Slot]) -> None:
+        """Move the first K slots by one step of `gradients` (K, P), which are overwritten."""
+        norms = torch.linalg.vector_norm(gradients, dim=1)
+        # As torch.nn.utils.clip_grad_norm_.
+        scales = (torch.full_like(norms, MAX_GRADIENT_NORM) / (norms + 1e-6)).clamp_(max=1.0)[:, None]
+        # Made in double precision: in single, 1 - 0.999 is off by a hundred thousandth.
+        table = torch.tensor([_factors(slot) for slot in slots], dtype=torch.float64).to(gradients)
+        factors = [column[:, None] for column in table.unbind(1)]
+        on_cpu = gradients.device.type == "cpu"
+        rows = max(1, _BLOCK // gradients.shape[1]) if on_cpu else len(slots)
+        for start in range(0, len(slots), rows):
+            block = slice(start, min(start + rows, len(slots)))
+            gradients[block].mul_(scales[block])
+            self._step_block(block, gradients[block], [factor[block] for factor in factors])
+
+    def _step_block(self, block: slice, g: Tensor, factors: Sequence[Tensor]) -> None:
+        """Move the slots of a block, in the order of operations of torch.optim.AdamW."""
+        p, m, v = self._parameters[block], self._first[block], self._second[block]
+        minus_rate, new_first, keep_second, new_second, second_correction = factors
+        m.lerp_(g, new_first)
+        v.mul_(keep_second).add_(g.square_().mul_(new_second))
+        denominator = torch.sqrt(v, out=g).div_(second_correction).add_(EPSILON)
+        p.addcmul_(torch.div(m, denominator, out=g), minus_rate)
+
+
+def _factors(slot: Slot) -> tuple[float, ...]:
+    """Return what a slot's next update multiplies by."""
+    recipe, (beta1, beta2) = slot.request.recipe, slot.request.recipe.adam_betas
+    corrections = 1 - beta1 ** (slot.step + 1), (1 - beta2 ** (slot.step + 1)) ** 0.5
+    return -recipe.learning_rate_at(slot.step, slot.steps) / corrections[0], 1 - beta1, beta2, 1 - beta2, corrections[1]
+
+
 def train_slots(student: BankedModel, layout: FlatLayout, limits: BankLimits, slots: Sequence[Slot]) -> BankUsage:
     """Train any number of slots, as many at once as limits and padding allow; return the usage without its peak.
 
@@ -148,10 +209,9 @@ class _Part:
     def _step(self) -> set[int]:
         """Move all slots by one step and return those that do not fit in memory."""
         slots, k = self._slots, len(self._slots)
-        recipes = [slot.request.recipe for slot in slots]
-        found = self.passes.run(self._flat[:k], [recipe.scale for recipe in recipes], [slot.lines() for slot in slots])
-        steps = [SlotStep(recipe, slot.step, slot.steps) for recipe, slot in zip(recipes, slots, strict=True)]
-        self._optimizer.step(found.gradients, steps)
+        scales, lines = [slot.request.recipe.scale for slot in slots], [slot.lines() for slot in slots]
+        found = self.passes.run(self._flat[:k], scales, lines)
+        self._optimizer.step(found.gradients, slots)
         for i, slot in enumerate(slots):
             slot.step += 1
             slot.losses.append(found.losses[i])
@@ -184,19 +244,11 @@ def run_apart(works: Sequence[Callable[[threading.Event], T]]) -> list[T]:
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(len(works)) as pool:
-            futures = [pool.submit(_guarded, work, stop) for work in works]
+            futures = [pool.submit(work, stop) for work in works]
             try:
-                return [future.result() for future in futures]
+                wait(futures, return_when=FIRST_EXCEPTION)
             finally:
                 stop.set()
+        return [future.result() for future in futures]
     finally:
         torch.set_num_threads(threads)
-
-
-def _guarded(work: Callable[[threading.Event], T], stop: threading.Event) -> T:
-    """Return the work's result; let the others know when it fails."""
-    try:
-        return work(stop)
-    except BaseException:
-        stop.set()
-        raise

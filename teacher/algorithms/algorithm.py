@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from evaluation.common.data import Frozen
 from evaluation.common.errors import InputError
@@ -91,23 +91,6 @@ class Selection:
     """Ids of the groups without examples, with the reason."""
 
 
-@dataclass(frozen=True, slots=True)
-class TokenizedExample:
-    """A `WeightedExample` as the training step sees it."""
-
-    prompt_ids: list[int]
-    token_ids: tuple[int, ...]
-    weight: float
-    token_weights: tuple[float, ...] = ()
-    old_log_probs: Tensor | None = None
-    """Log-probabilities of the tokens (T,) before the round's first step; None when not used."""
-
-    @property
-    def length(self) -> int:
-        """Tokens of prompt and completion."""
-        return len(self.prompt_ids) + len(self.token_ids)
-
-
 class TokenTerms(NamedTuple):
     """Per-token inputs of an objective, each (N, T)."""
 
@@ -161,14 +144,12 @@ class Algorithm(Frozen):
         """Return the objective per token (N, T), with gradient, and 1 where it was clipped, else 0 (N, T)."""
 
     @abstractmethod
-    def normalizer(self, minibatch: Sequence[TokenizedExample]) -> float:
+    def normalizer(self, minibatch: Sequence[WeightedExample]) -> float:
         """Return the divisor of a minibatch's summed objective."""
 
 
-class LearningReport(BaseModel):
+class LearningReport(BaseModel, frozen=True):
     """Token-weighted means over optimizer steps, of the policy before each step; None without a step."""
-
-    model_config = ConfigDict(frozen=True)
 
     examples: int = 0
     """Distinct training examples."""
@@ -202,13 +183,12 @@ def learn(policy: TeacherPolicy, examples: Sequence[WeightedExample], config: Al
     if not rows:
         return LearningReport()
     if config.uses_old_policy:
-        rows = _with_old_log_probs(policy, rows, config.micro_batch_size)
+        _keep_log_probs(policy, rows, config.micro_batch_size)
     parameters = policy.adapter_parameters()
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0)
     if policy.optimizer_state is not None:
         optimizer.load_state_dict(policy.optimizer_state)
-        for group in optimizer.param_groups:
-            group.update(lr=config.learning_rate)
+        optimizer.param_groups[0]["lr"] = config.learning_rate
     generator = torch.Generator().manual_seed(seed)
     steps: list[LearningReport] = []
     for _ in range(config.epochs):
@@ -220,53 +200,64 @@ def learn(policy: TeacherPolicy, examples: Sequence[WeightedExample], config: Al
     return _report(steps, len(rows))
 
 
-def _tokenized(policy: TeacherPolicy, examples: Sequence[WeightedExample]) -> list[TokenizedExample]:
-    """Return the validated examples as token ids."""
+@dataclass(slots=True)
+class _Row:
+    """An example as the training step sees it."""
+
+    prompt_ids: list[int]
+    example: WeightedExample
+    old_log_probs_T: Tensor | None = None
+    """Of its tokens before the round's first step; None when not used."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and completion."""
+        return len(self.prompt_ids) + len(self.example.token_ids)
+
+
+def _tokenized(policy: TeacherPolicy, examples: Sequence[WeightedExample]) -> list[_Row]:
+    """Return the validated examples with the tokens of their prompts."""
     context = getattr(policy.model.config, "max_position_embeddings", None) or math.inf
     prompts = {prompt: prompt_token_ids(policy.tokenizer, prompt) for prompt in {e.prompt for e in examples}}
-    rows = [TokenizedExample(prompts[e.prompt], e.token_ids, e.weight, e.token_weights) for e in examples]
+    rows = [_Row(prompts[example.prompt], example) for example in examples]
     mistakes: list[str] = []
-    for i, (example, row) in enumerate(zip(examples, rows, strict=True)):
-        where = f"example {i} of group {example.group_id!r}"
-        if not row.token_ids or not row.prompt_ids:
+    for i, row in enumerate(rows):
+        example, where = row.example, f"example {i} of group {row.example.group_id!r}"
+        if not example.token_ids or not row.prompt_ids:
             mistakes.append(f"{where}: the prompt or the completion has no token")
         if row.length > context:
             mistakes.append(f"{where}: got {row.length} tokens, the model's context is {context}")
-        if not math.isfinite(math.fsum((row.weight, *row.token_weights))):
-            mistakes.append(f"{where}: got the weight {row.weight!r}, allowed is a finite number")
+        if not math.isfinite(math.fsum((example.weight, *example.token_weights))):
+            mistakes.append(f"{where}: got the weight {example.weight!r}, allowed is a finite number")
     if mistakes:
         raise InputError("teacher learning: leave these examples out or correct them: " + "; ".join(mistakes))
     return rows
 
 
-def _with_old_log_probs(
-    policy: TeacherPolicy, rows: Sequence[TokenizedExample], micro_batch_size: int
-) -> list[TokenizedExample]:
-    """Return the rows with the current policy's log-probabilities of their tokens."""
+def _keep_log_probs(policy: TeacherPolicy, rows: Sequence[_Row], micro_batch_size: int) -> None:
+    """Give the rows the current policy's log-probabilities of their tokens."""
     import torch
 
-    found = list(rows)
     for part in _by_length(rows, micro_batch_size):
-        batch = _Batch([rows[i] for i in part], policy.device)
+        batch = _Batch(part, policy.device)
         with torch.no_grad():
             current_NT = batch.of_tokens(batch.log_probs(policy)).cpu()
-        for i, current_T in zip(part, current_NT, strict=True):
-            found[i] = replace(rows[i], old_log_probs=current_T[: len(rows[i].token_ids)].clone())
-    return found
+        for row, current_T in zip(part, current_NT, strict=True):
+            row.old_log_probs_T = current_T[: len(row.example.token_ids)].clone()
 
 
 def _step(
-    policy: TeacherPolicy, rows: Sequence[TokenizedExample], config: Algorithm, optimizer: torch.optim.Optimizer
+    policy: TeacherPolicy, rows: Sequence[_Row], config: Algorithm, optimizer: torch.optim.Optimizer
 ) -> LearningReport:
     """Take one optimizer step on a minibatch, with gradient accumulation, and return its own report."""
     import torch
 
-    parameters = policy.adapter_parameters()
-    tokens, normalizer = sum(len(row.token_ids) for row in rows), config.normalizer(rows)
+    parameters, examples = policy.adapter_parameters(), [row.example for row in rows]
+    tokens, normalizer = sum(len(example.token_ids) for example in examples), config.normalizer(examples)
     totals = [0.0] * 4
     optimizer.zero_grad(set_to_none=True)
     for part in _by_length(rows, config.micro_batch_size):
-        objective, *others = _sums(policy, _Batch([rows[i] for i in part], policy.device), config)
+        objective, *others = _sums(policy, _Batch(part, policy.device), config)
         torch.autograd.backward([-objective / normalizer], inputs=parameters)
         totals = [total + float(s.detach()) for total, s in zip(totals, (objective, *others), strict=True)]
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM))
@@ -302,9 +293,9 @@ def _sums(policy: TeacherPolicy, batch: _Batch, config: Algorithm) -> Iterator[T
         yield term_NT[batch.mask_NT].sum()
 
 
-def _by_length(rows: Sequence[TokenizedExample], size: int) -> Iterator[list[int]]:
-    """Yield the indices of the rows, `size` at a time, sorted by length to minimize padding."""
-    order = sorted(range(len(rows)), key=lambda i: rows[i].length)
+def _by_length(rows: Sequence[_Row], size: int) -> Iterator[list[_Row]]:
+    """Yield the rows, `size` at a time, sorted by length to minimize padding."""
+    order = sorted(rows, key=lambda row: row.length)
     for start in range(0, len(order), size):
         yield order[start : start + size]
 
@@ -323,23 +314,24 @@ def _report(steps: Sequence[LearningReport], examples: int) -> LearningReport:
 class _Batch:
     """Rows as tensors: prompts padded on the left, completions on the right, which aligns the completions."""
 
-    def __init__(self, rows: Sequence[TokenizedExample], device: torch.device) -> None:
+    def __init__(self, rows: Sequence[_Row], device: torch.device) -> None:
         import torch
 
         prompt_width = max(len(row.prompt_ids) for row in rows)
-        width = max(len(row.token_ids) for row in rows)
+        width = max(len(row.example.token_ids) for row in rows)
         ids_NL = torch.zeros(len(rows), prompt_width + width, dtype=torch.long)
         attention_NL = torch.zeros_like(ids_NL)
         old_log_probs_NT = torch.zeros(len(rows), width)
-        weights_NT = torch.tensor([[row.weight] for row in rows]).repeat(1, width)
+        weights_NT = torch.tensor([[row.example.weight] for row in rows]).repeat(1, width)
         for i, row in enumerate(rows):
-            first, last = prompt_width - len(row.prompt_ids), prompt_width + len(row.token_ids)
-            ids_NL[i, first:last] = torch.tensor([*row.prompt_ids, *row.token_ids])
+            example, length = row.example, len(row.example.token_ids)
+            first, last = prompt_width - len(row.prompt_ids), prompt_width + length
+            ids_NL[i, first:last] = torch.tensor([*row.prompt_ids, *example.token_ids])
             attention_NL[i, first:last] = 1
-            if row.token_weights:
-                weights_NT[i, : len(row.token_ids)] += torch.tensor(row.token_weights)
-            if row.old_log_probs is not None:
-                old_log_probs_NT[i, : len(row.token_ids)] = row.old_log_probs
+            if example.token_weights:
+                weights_NT[i, :length] += torch.tensor(example.token_weights)
+            if row.old_log_probs_T is not None:
+                old_log_probs_NT[i, :length] = row.old_log_probs_T
         self._inputs = {
             "input_ids": ids_NL.to(device),
             "attention_mask": attention_NL.to(device),

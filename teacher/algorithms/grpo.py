@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from teacher.algorithms.algorithm import Algorithm, CompletionGroup, LeftOut, Selection, WeightedExample
+from teacher.algorithms.algorithm import Algorithm, CompletionGroup, LeftOut, Selection, TokenTerms, WeightedExample
 from teacher.rewards import has_spread, leave_one_out_advantages, line_advantages
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from teacher.algorithms.algorithm import TokenizedExample, TokenTerms
 
 
 class GroupRelativeConfig(Algorithm):
@@ -67,7 +65,7 @@ class GroupRelativeConfig(Algorithm):
         bound_NT = ratio_NT.clamp(1.0 - self.clip, 1.0 + self.clip) * terms.weights_NT
         return free_NT.minimum(bound_NT) - self.kl_coefficient * terms.kl_NT, (bound_NT < free_NT).float()
 
-    def normalizer(self, minibatch: Sequence[TokenizedExample]) -> float:
+    def normalizer(self, minibatch: Sequence[WeightedExample]) -> float:
         """Return the number of completions times `length_normalizer`."""
         return len(minibatch) * self.length_normalizer
 

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from teacher.algorithms.algorithm import Algorithm, CompletionGroup, LeftOut, Selection, WeightedExample
+from teacher.algorithms.algorithm import Algorithm, CompletionGroup, LeftOut, Selection, TokenTerms, WeightedExample
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from teacher.algorithms.algorithm import TokenizedExample, TokenTerms
 
 
 class RestEmConfig(Algorithm):
@@ -58,6 +56,6 @@ class RestEmConfig(Algorithm):
         """Return w log p of each token; nothing is clipped."""
         return terms.weights_NT * terms.log_probs_NT, terms.log_probs_NT.new_zeros(terms.log_probs_NT.shape)
 
-    def normalizer(self, minibatch: Sequence[TokenizedExample]) -> float:
+    def normalizer(self, minibatch: Sequence[WeightedExample]) -> float:
         """Return the number of tokens."""
         return sum(len(row.token_ids) for row in minibatch)

@@ -3,51 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 
-from teacher.parsing.lines import Kind, Line, has_letter, is_terminated
+from teacher.parsing.lines import DropReason, Kind, Line, has_letter, is_terminated
 
 _COLONS = (":", "：")
 _LISTED_BEFORE_DRIFT = 2
 """After this many list items or pairs without a loose paragraph, an unmarked line after a blank one ends the edit."""
-
-
-class DropReason(StrEnum):
-    """Reason why a line is not part of the self-edit."""
-
-    MARKER_ONLY = "marker_only"
-    """It has no letter: a rule, a fence, a lone number or bullet, a tag."""
-    HEADING = "heading"
-    """A title, a label or the introduction of a list."""
-    PREAMBLE = "preamble"
-    """Addresses the reader ("Certainly! Here is ...:", "I hope this helps")."""
-    ECHOED_PROMPT = "echoed_prompt"
-    """Repeats the prompt: its instruction, a label or its passage."""
-    OTHER_TASK = "other_task"
-    """Follows the end of the edit: another passage, a chat or a closing remark."""
-    DUPLICATE = "duplicate"
-    """Equals an earlier line up to case, spaces and final punctuation."""
-    DIGIT_LOOP = "digit_loop"
-    """Counts or repeats a number ("1. 1. 1.", "1. 2. 3.")."""
-    UNANSWERED_QUESTION = "unanswered_question"
-    UNPAIRED_ANSWER = "unpaired_answer"
-    CHOICE = "choice"
-    """An option of a multiple-choice question."""
-    CUT_LINE = "cut_line"
-    """The last line, truncated by the token limit."""
-    EXTRA_SPECIFICATION = "extra_specification"
-    """A JSON block with a part that an earlier block has given."""
-
-
-_NOISE = {
-    Kind.MARKER_ONLY: DropReason.MARKER_ONLY,
-    Kind.DIGIT_LOOP: DropReason.DIGIT_LOOP,
-    Kind.ECHO: DropReason.ECHOED_PROMPT,
-    Kind.HEADING: DropReason.HEADING,
-    Kind.PREAMBLE: DropReason.PREAMBLE,
-}
 
 
 @dataclass(eq=False)
@@ -63,6 +27,8 @@ class Item:
     numbers: tuple[int, ...] = ()
     options: dict[str, str] = field(default_factory=dict)
     """Choices listed under a question, by letter."""
+    dropped: DropReason | None = None
+    """Why it is not part of the self-edit; None if it is."""
 
     @property
     def last_text(self) -> str:
@@ -83,25 +49,20 @@ class Item:
         return has_letter(self.text) and (self.answer is None or any(map(str.isalnum, self.answer)))
 
 
-@dataclass
-class Assembly:
-    """The implications of a text, in line order, and the reason for each dropped line, by index."""
+def assemble(lines: Sequence[Line]) -> tuple[list[Item], Counter[DropReason]]:
+    """Return the items in `lines`, dropped ones included, and the number of lines without an item by reason.
 
-    items: list[Item]
-    dropped: dict[int, DropReason]
-
-    @property
-    def kept_lines(self) -> set[int]:
-        """Indices of the items' lines."""
-        return {at for item in self.items for at in item.lines}
-
-
-def assemble(lines: Sequence[Line]) -> Assembly:
-    """Return the implications in `lines`; every line ends up in exactly one item or in `dropped`."""
+    Every line is in exactly one item or counted.
+    """
     state = _State()
     for line, following in itertools.zip_longest(lines, lines[1:]):
         state.feed(line, following.kind if following else None)
-    return state.finish()
+    for item in state.open.values():
+        item.dropped = DropReason.UNANSWERED_QUESTION if item.text else DropReason.HEADING
+    for item in state.items:
+        if not item.has_content:
+            item.dropped = DropReason.MARKER_ONLY if item.last_text else DropReason.UNANSWERED_QUESTION
+    return sorted([*state.items, *state.open.values()], key=lambda item: min(item.lines)), state.dropped
 
 
 class _State:
@@ -111,46 +72,35 @@ class _State:
         self.items: list[Item] = []
         self.open: dict[int, Item] = {}  # unanswered questions, by first line, in order
         self.open_by_number: dict[int, list[Item]] = {}  # answered ones are removed lazily
-        self.dropped: dict[int, DropReason] = {}
+        self.dropped: Counter[DropReason] = Counter()  # lines without an item
         self.previous: Item | None = None  # the item of the previous line
         self.after_marked_heading = False
         self.over = False  # another task began; the rest is not part of the edit
         self.suspended = False  # the list seems to have ended; it resumes if its numbering does
         self.listed = self.loose = self.last_number = 0
 
-    def feed(self, line: Line, following: Kind | None) -> None:
+    def feed(self, line: Line, following: Kind | DropReason | None) -> None:
         previous, self.previous = self.previous, None
         after_heading, self.after_marked_heading = self.after_marked_heading, False
         if self.over:
-            self.dropped[line.at] = DropReason.OTHER_TASK
+            self.dropped[DropReason.OTHER_TASK] += 1
         elif self._fill(line, previous) or self._continue(line, previous):
             self.previous = previous
         elif line.kind in (Kind.TASK_START, Kind.PASSAGE):
             self._start_task(line)
         elif self._is_drift(line, following, after_heading):
             self.suspended = True
-            self.dropped[line.at] = DropReason.OTHER_TASK
-        elif line.kind in _NOISE:
-            self._drop_noise(line)
+            self.dropped[DropReason.OTHER_TASK] += 1
+        elif isinstance(line.kind, DropReason):
+            self._drop_noise(line, line.kind)
         else:
             self._add(line, following, previous)
-
-    def finish(self) -> Assembly:
-        for item in self.open.values():
-            reason = DropReason.UNANSWERED_QUESTION if item.text else DropReason.HEADING
-            self.dropped.update(dict.fromkeys(item.lines, reason))
-        for item in self.items:
-            if not item.has_content:
-                reason = DropReason.MARKER_ONLY if item.last_text else DropReason.UNANSWERED_QUESTION
-                self.dropped.update(dict.fromkeys(item.lines, reason))
-        kept = sorted((item for item in self.items if item.has_content), key=lambda item: min(item.lines))
-        return Assembly(kept, self.dropped)
 
     def _fill(self, line: Line, previous: Item | None) -> bool:
         """Complete a bare "Question 3:" or "Answer 3:" with the text of the next line."""
         if previous is None or not previous.awaits:
             return False
-        is_number = line.kind is Kind.MARKER_ONLY and any(map(str.isalnum, line.text))
+        is_number = line.kind is DropReason.MARKER_ONLY and any(map(str.isalnum, line.text))
         if not is_number and line.kind not in (Kind.STATEMENT, Kind.CHOICE):
             return False
         previous.extend(line, line.text)
@@ -172,30 +122,29 @@ class _State:
         if line.kind is Kind.PASSAGE and line.text and not (self.items or self.open):
             self._add_item(line, None)
             return
-        self.dropped[line.at] = DropReason.ECHOED_PROMPT
+        self.dropped[DropReason.ECHOED_PROMPT] += 1
         self.over = bool(self.items or self.open)
 
-    def _is_drift(self, line: Line, following: Kind | None, after_heading: bool) -> bool:
+    def _is_drift(self, line: Line, following: Kind | DropReason | None, after_heading: bool) -> bool:
         """Return whether `line` was written after the end of the list."""
         if self.suspended:
             if line.numbers:  # the list resumes, or another one begins
                 self.suspended = line.numbers[0] != self.last_number + 1
                 self.over = self.suspended
             return self.suspended
-        if line.kind not in (Kind.STATEMENT, Kind.PREAMBLE, Kind.CHOICE) or line.marked or line.indented:
+        if line.kind not in (Kind.STATEMENT, DropReason.PREAMBLE, Kind.CHOICE) or line.marked or line.indented:
             return False
         if after_heading or line.weak_heading or following is Kind.ANSWER or (self.open and line.kind is Kind.CHOICE):
             return False
         return self.listed >= _LISTED_BEFORE_DRIFT and self.loose == 0
 
-    def _drop_noise(self, line: Line) -> None:
-        first = not (self.items or self.open)
-        introduces = line.kind is Kind.HEADING and line.text.endswith(_COLONS) and len(line.text.split()) >= 5
-        is_preamble = first and introduces and not line.marked
-        self.dropped[line.at] = DropReason.PREAMBLE if is_preamble else _NOISE[line.kind]
-        self.after_marked_heading = line.kind is Kind.HEADING and line.marked
+    def _drop_noise(self, line: Line, reason: DropReason) -> None:
+        first, heading = not (self.items or self.open), reason is DropReason.HEADING
+        introduces = heading and line.text.endswith(_COLONS) and len(line.text.split()) >= 5
+        self.dropped[DropReason.PREAMBLE if first and introduces and not line.marked else reason] += 1
+        self.after_marked_heading = heading and line.marked
 
-    def _add(self, line: Line, following: Kind | None, previous: Item | None) -> None:
+    def _add(self, line: Line, following: Kind | DropReason | None, previous: Item | None) -> None:
         """Add a line of content."""
         kind = line.kind
         if kind is Kind.CHOICE and previous is not None and self._is_open(previous):
@@ -203,7 +152,7 @@ class _State:
                 self._add_answer(line._replace(text=line.text[2:].strip()), previous)
             else:
                 previous.options[line.text.lstrip("(")[:1]] = line.text.lstrip("(")[2:].strip()
-                self.dropped[line.at] = DropReason.CHOICE
+                self.dropped[DropReason.CHOICE] += 1
                 self.previous = previous
         elif kind is Kind.QUESTION or (
             kind is Kind.STATEMENT and (line.text.endswith("?") or following is Kind.ANSWER)
@@ -214,7 +163,7 @@ class _State:
         elif kind is Kind.PAIR:
             self._add_item(line, line.answer)
         elif line.weak_heading:
-            self.dropped[line.at] = DropReason.HEADING
+            self.dropped[DropReason.HEADING] += 1
         else:
             self._add_item(line, None)
 
@@ -246,7 +195,7 @@ class _State:
         if item is None and not line.numbers and self.open:
             item = next(reversed(self.open.values()))
         if item is None or not item.text:
-            self.dropped[line.at] = DropReason.UNPAIRED_ANSWER
+            self.dropped[DropReason.UNPAIRED_ANSWER] += 1
             return
         del self.open[item.lines[0]]
         item.answer, item.awaits = item.options.get(line.text.strip("(). "), line.text), not line.text

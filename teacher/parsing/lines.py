@@ -57,8 +57,8 @@ def is_digit_loop(text: str) -> bool:
     digits = [int(run[-9:]) for run in re.findall(r"[0-9]+", text)]
     if len(digits) < 6:
         return False
-    steps = [b - a for a, b in itertools.pairwise(digits)]
-    return sum(step in (0, 1) for step in steps) >= 0.8 * len(steps)
+    steps = [b - a in (0, 1) for a, b in itertools.pairwise(digits)]
+    return sum(steps) >= 0.8 * len(steps)
 
 
 def remove_bold(text: str) -> str:
@@ -87,28 +87,48 @@ def strip_markers(text: str) -> Stripped:
 
 
 def _numbers_of(match: re.Match[str]) -> tuple[int, ...]:
-    """Return the numbers in the groups of a marker or a label."""
     return tuple(int(value) for value in match.groupdict().values() if value)
 
 
+class DropReason(StrEnum):
+    """Reason why a line is not part of the self-edit."""
+
+    MARKER_ONLY = "marker_only"
+    """It has no letter: a rule, a fence, a lone number or bullet, a tag."""
+    HEADING = "heading"
+    """A title, a label or the introduction of a list."""
+    PREAMBLE = "preamble"
+    """Addresses the reader ("Certainly! Here is ...:", "I hope this helps")."""
+    ECHOED_PROMPT = "echoed_prompt"
+    """Repeats the prompt: its instruction, a label or its passage."""
+    OTHER_TASK = "other_task"
+    """Follows the end of the edit: another passage, a chat or a closing remark."""
+    DUPLICATE = "duplicate"
+    """Equals an earlier line up to case, spaces and final punctuation."""
+    DIGIT_LOOP = "digit_loop"
+    """Counts or repeats a number ("1. 1. 1.", "1. 2. 3.")."""
+    UNANSWERED_QUESTION = "unanswered_question"
+    UNPAIRED_ANSWER = "unpaired_answer"
+    CHOICE = "choice"
+    """An option of a multiple-choice question."""
+    CUT_LINE = "cut_line"
+    """The last line, truncated by the token limit."""
+    EXTRA_SPECIFICATION = "extra_specification"
+    """A JSON block with a part that an earlier block has given."""
+
+
 class Kind(StrEnum):
-    """Kind of a line, without context."""
+    """Kind of a line with content, without context."""
 
     STATEMENT = "statement"
     QUESTION = "question"
     ANSWER = "answer"
     PAIR = "pair"
     CHOICE = "choice"
-    HEADING = "heading"
-    PREAMBLE = "preamble"
     PASSAGE = "passage"
     """`Passage:`, possibly with text."""
     TASK_START = "task_start"
     """An instruction to read a passage, or a system prompt."""
-    ECHO = "echo"
-    """A label or a line of the prompt."""
-    MARKER_ONLY = "marker_only"
-    DIGIT_LOOP = "digit_loop"
 
 
 class Line(NamedTuple):
@@ -116,7 +136,8 @@ class Line(NamedTuple):
 
     at: int
     """Index among the non-blank lines."""
-    kind: Kind
+    kind: Kind | DropReason
+    """A reason for lines that hold no content in any context."""
     text: str
     """Statement or question, or the answer of an `ANSWER`; empty after a bare label."""
     answer: str | None = None
@@ -186,13 +207,13 @@ def classify(
     """
     text = strip_space(raw)
     indented = len(raw) - len(raw.lstrip()) >= 2 or raw.startswith("\t")
-    line = Line(at, Kind.MARKER_ONLY, text, marked=marked, gap=gap, indented=indented)
+    line = Line(at, DropReason.MARKER_ONLY, text, marked=marked, gap=gap, indented=indented)
     if _TAG.match(text) or not has_letter(text):
-        return line._replace(kind=Kind.DIGIT_LOOP) if is_digit_loop(text) else line
+        return line._replace(kind=DropReason.DIGIT_LOOP) if is_digit_loop(text) else line
     stripped = strip_markers(remove_bold(text))
     line = line._replace(text=stripped.text, numbers=stripped.numbers, marked=marked or stripped.marked)
     if not has_letter(stripped.text):
-        return line._replace(kind=Kind.HEADING)
+        return line._replace(kind=DropReason.HEADING)
     if (labelled := _labelled(line)) is not None:
         return labelled
     kind, bare = _statement_kind(line, text, prompt_lines)
@@ -233,7 +254,7 @@ def _answer_text(written: str, numbers: tuple[int, ...]) -> str:
     return rest.text if repeats and has_letter(rest.text) else strip_space(written)
 
 
-def _statement_kind(line: Line, written: str, prompt_lines: frozenset[str]) -> tuple[Kind, str]:
+def _statement_kind(line: Line, written: str, prompt_lines: frozenset[str]) -> tuple[Kind | DropReason, str]:
     """Return kind and text of a line without a question or answer label."""
     bare = line.text
     if _TASK_START.match(bare) or (not line.marked and _ROLE.match(bare)):
@@ -243,18 +264,18 @@ def _statement_kind(line: Line, written: str, prompt_lines: frozenset[str]) -> t
         return Kind.PASSAGE, "" if normalise(text) in prompt_lines else text
     if match := _SECTION.match(bare):
         if match.end() == len(bare):
-            return Kind.ECHO, bare
+            return DropReason.ECHOED_PROMPT, bare
         if bare[: match.end()].rstrip().endswith(":"):
             bare = bare[match.end() :]
     if not line.marked:
         if normalise(bare) in prompt_lines:
-            return Kind.ECHO, bare
+            return DropReason.ECHOED_PROMPT, bare
         opening = _HERE_IS.match(bare) and (bare.endswith((":", "：")) or _ABOUT_EDIT.search(bare))
         if opening or _COURTESY.match(bare) or _REMARK.match(bare):
-            return Kind.PREAMBLE, bare
+            return DropReason.PREAMBLE, bare
     if _CHOICE.match(bare):
         return Kind.CHOICE, bare
-    return Kind.HEADING if _is_heading(bare, written) else Kind.STATEMENT, bare
+    return DropReason.HEADING if _is_heading(bare, written) else Kind.STATEMENT, bare
 
 
 def _is_heading(bare: str, written: str) -> bool:

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from evaluation.common.data import Frozen
-from teacher.parsing.assembly import Assembly, DropReason, assemble
+from teacher.parsing.assembly import Item, assemble
 from teacher.parsing.lines import (
+    DropReason,
     Kind,
     Line,
     classify,
@@ -59,31 +61,33 @@ def parse_self_edit(text: str, *, prompt: str = "", finish_reason: Literal["stop
     """
     text = _replace_surrogates(text)
     spec = read_specification(text)
-    assembly = _drop_duplicates(_read_lines(spec, prompt))
+    items, counted = _read_lines(spec, prompt)
+    _drop_duplicates(items)
     if finish_reason == "length":
-        assembly = _drop_cut_line(assembly, spec.rest)
-    counted = Counter(assembly.dropped.values())
+        _drop_cut_line(items, spec.rest)
+    kept = [item for item in items if item.dropped is None]
+    counted.update(item.dropped for item in items if item.dropped is not None for _ in item.lines)
     counted[DropReason.EXTRA_SPECIFICATION] += spec.extra_lines
     dropped = {reason: counted[reason] for reason in DropReason if counted[reason]}
-    edit, reason, detail = _verdict(assembly, spec, dropped)
+    edit, reason, detail = _verdict(kept, spec, dropped)
     return ParsedEdit(
         edit=edit,
         reason=reason,
         detail=detail,
-        kept=len(assembly.kept_lines),
+        kept=sum(len(item.lines) for item in kept),
         spec_lines=count_lines(text) - count_lines(spec.rest) - spec.extra_lines,
         dropped=dropped,
     )
 
 
 def _verdict(
-    assembly: Assembly, spec: Specification, dropped: dict[DropReason, int]
+    items: Sequence[Item], spec: Specification, dropped: Mapping[DropReason, int]
 ) -> tuple[SelfEdit | None, RejectReason | None, str]:
-    """Return the edit if it has content and its specification is valid, else reason and detail."""
+    """Return the edit, or the reason and detail why there is none."""
     if spec.reason is not None:
         return None, spec.reason, spec.detail
-    implications = tuple(Implication(text=item.text, answer=item.answer) for item in assembly.items)
-    if implications or spec.augmentations is not None or spec.training is not None:
+    if items or spec.augmentations is not None or spec.training is not None:
+        implications = tuple(Implication(text=item.text, answer=item.answer) for item in items)
         edit = SelfEdit(implications=implications, augmentations=spec.augmentations, training=spec.training)
         return edit, None, ""
     if not dropped:
@@ -102,8 +106,8 @@ def _replace_surrogates(text: str) -> str:
     return text
 
 
-def _read_lines(spec: Specification, prompt: str) -> Assembly:
-    """Return the implications outside the JSON blocks, followed by those inside."""
+def _read_lines(spec: Specification, prompt: str) -> tuple[list[Item], Counter[DropReason]]:
+    """Return the items outside the JSON blocks, followed by those inside; see `assemble`."""
     echoes = prompt_echoes(prompt)
     lines: list[Line] = []
     gap = False
@@ -115,17 +119,16 @@ def _read_lines(spec: Specification, prompt: str) -> Assembly:
         gap = False
     if lines and (tail := _PROMPT_TAIL.search(prompt[-80:])):
         lines[0] = _continue_prompt(lines[0], tail)
-    outside = assemble(lines)
     entries: list[Line] = []
     for text, answer in spec.entries:
         entries += _entry_lines(_replace_surrogates(text), _replace_surrogates(answer or ""), len(lines) + len(entries))
-    inside = assemble(entries)
-    return Assembly(outside.items + inside.items, outside.dropped | inside.dropped)
+    (outside, dropped), (inside, more) = assemble(lines), assemble(entries)
+    return outside + inside, dropped + more
 
 
 def _continue_prompt(first: Line, tail: re.Match[str]) -> Line:
     """Return the first line with the label or marker at the end of the prompt applied."""
-    if first.kind not in (Kind.STATEMENT, Kind.CHOICE, Kind.HEADING):
+    if first.kind not in (Kind.STATEMENT, Kind.CHOICE, DropReason.HEADING):
         return first
     if tail["question"] is None:
         return first._replace(marked=True, weak_heading=False)
@@ -147,27 +150,18 @@ def _one_line(text: str) -> str:
     return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
-def _drop_duplicates(assembly: Assembly) -> Assembly:
+def _drop_duplicates(items: Sequence[Item]) -> None:
     seen: set[tuple[str, str]] = set()
-    duplicates: set[int] = set()
-    for position, item in enumerate(assembly.items):
-        key = (normalise(item.text), normalise(item.answer or ""))
-        if key in seen:
-            duplicates.add(position)
-        seen.add(key)
-    return _drop_items(assembly, duplicates, DropReason.DUPLICATE)
+    for item in items:
+        if item.dropped is None:
+            key = (normalise(item.text), normalise(item.answer or ""))
+            item.dropped = DropReason.DUPLICATE if key in seen else None
+            seen.add(key)
 
 
-def _drop_cut_line(assembly: Assembly, text: str) -> Assembly:
+def _drop_cut_line(items: Sequence[Item], text: str) -> None:
     """Drop the implication that the end of `text` truncates, if any."""
     last = count_lines(text) - 1
-    cut = [position for position, item in enumerate(assembly.items) if last in item.lines]
-    if not cut or text[-1:] in ("\r", "\n") or is_terminated(assembly.items[cut[-1]].last_text):
-        return assembly
-    return _drop_items(assembly, {cut[-1]}, DropReason.CUT_LINE)
-
-
-def _drop_items(assembly: Assembly, positions: set[int], reason: DropReason) -> Assembly:
-    items = [item for position, item in enumerate(assembly.items) if position not in positions]
-    dropped = {at: reason for position in positions for at in assembly.items[position].lines}
-    return Assembly(items, assembly.dropped | dropped)
+    cut = [item for item in items if item.dropped is None and last in item.lines]
+    if cut and text[-1:] not in ("\r", "\n") and not is_terminated(cut[-1].last_text):
+        cut[-1].dropped = DropReason.CUT_LINE

@@ -1,7 +1,7 @@
 """JSON specifications inside model output: search, parsing and validation.
 
 Two vocabularies are supported: SEAL's few-shot self-edits (arXiv 2506.10943, section 3.2), and the fields of `SelfEdit`
-itself, so that `SelfEdit.model_dump_json` and structured output parse back.
+itself, so that `SelfEdit.model_dump_json` parses back.
 """
 
 from __future__ import annotations

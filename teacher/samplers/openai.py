@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -11,11 +12,10 @@ from pydantic import Field
 from evaluation.common.data import derive_seed
 from evaluation.engines.endpoint import Endpoint, EndpointConfig, EndpointRequest, check_key, most_tokens
 from evaluation.engines.ledger import EndpointFailure, Ledger, Outcome, Spent
-from teacher.samplers.sampler import Completion, FailedCompletion, StructuredSampling
-from teacher.self_edit import self_edit_schema
+from teacher.samplers.sampler import Completion, FailedCompletion, Sampling
 
 
-class OpenAISampling(StructuredSampling):
+class OpenAISampling(Sampling):
     """Sampling from an endpoint; it returns text only, so its teacher cannot be trained.
 
     Of the sampling parameters only temperature and top_p are sent; the server may apply others, such as a model's
@@ -41,15 +41,13 @@ class OpenAISampler:
         """
         check_key(config.endpoint)
         self._config, self._ledger_path, self._scope = config, ledger_path, scope
-        self._schema = self_edit_schema() if config.structured else None
-        self._opened: tuple[Ledger, Endpoint] | None = None
         self.max_prompt_tokens: int | None = None
         """Unknown; a prompt that does not fit becomes a `FailedCompletion`."""
 
     @property
     def spent(self) -> Spent:
         """Usage of the scope, across processes."""
-        return self._open()[0].spent()
+        return self._opened[0].spent()
 
     def count_tokens(self, prompt: str) -> int:
         """Return an upper bound, since the server's tokenizer is unknown."""
@@ -57,7 +55,7 @@ class OpenAISampler:
 
     def check(self) -> None:
         """See `Endpoint.check`."""
-        self._open()[1].check()
+        self._opened[1].check()
 
     def sample(self, prompts: Sequence[str], *, n: int, seed: int) -> list[list[Completion | FailedCompletion]]:
         """Return `n` completions for each prompt; see `Sampler.sample`.
@@ -68,18 +66,16 @@ class OpenAISampler:
             BudgetError: The next call could exceed the budget; replies received are stored.
             EndpointError: A permanent refusal or an unusable ledger; replies received are stored.
         """
-        if n < 1:
-            raise ValueError(f"n: got {n}, allowed is at least 1")
         distinct = self._config.distinct_samples(n)
         requests = [self._request(prompt, seed, index) for prompt in prompts for index in range(distinct)]
-        written = [_completion(outcome) for outcome in self._open()[1].complete(requests)]
+        written = [_completion(outcome) for outcome in self._opened[1].complete(requests)]
         return [[written[p * distinct + index % distinct] for index in range(n)] for p in range(len(prompts))]
 
     def close(self) -> None:
         """Close the ledger; the next call reopens it."""
-        if self._opened is not None:
+        if "_opened" in vars(self):
             self._opened[0].close()
-        self._opened = None
+            del self._opened
 
     def _request(self, prompt: str, seed: int, index: int) -> EndpointRequest:
         return EndpointRequest(
@@ -89,15 +85,12 @@ class OpenAISampler:
             top_p=self._config.top_p,
             seed=derive_seed(seed, prompt, index),
             index=index,
-            schema=self._schema,
         )
 
-    def _open(self) -> tuple[Ledger, Endpoint]:
-        """Return the ledger and its endpoint, opened on first use."""
-        if self._opened is None:
-            ledger = Ledger(self._ledger_path, self._scope)
-            self._opened = ledger, Endpoint(self._config.endpoint, ledger)
-        return self._opened
+    @cached_property
+    def _opened(self) -> tuple[Ledger, Endpoint]:
+        ledger = Ledger(self._ledger_path, self._scope)
+        return ledger, Endpoint(self._config.endpoint, ledger)
 
 
 def _completion(outcome: Outcome) -> Completion | FailedCompletion:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,16 +32,10 @@ class Sampling(Frozen):
     """Longest completion in tokens, in [1, 32768]; together with the prompt it must fit the model's context."""
 
     def distinct_samples(self, n: int) -> int:
-        """Return how many of `n` samples of a prompt can differ."""
+        """Return how many of `n` samples of a prompt, at least 1, can differ."""
+        if n < 1:
+            raise ValueError(f"n: got {n}, allowed is at least 1")
         return n if self.temperature > 0.0 else 1
-
-
-class StructuredSampling(Sampling):
-    """Sampling with an engine that supports structured output."""
-
-    structured: bool = False
-    """Constrain output to JSON of the self-edit's schema; off-policy, since training ignores the constraint. Endpoints
-    must support `response_format`."""
 
 
 class LocalSampling(Sampling):
@@ -101,9 +96,7 @@ class Sampler(Protocol):
 
 def prompts_too_long(sampler: Sampler, prompts: Sequence[str]) -> dict[int, int]:
     """Return the token counts of the prompts that exceed the sampler's limit, by index."""
-    limit = sampler.max_prompt_tokens
-    if limit is None:
-        return {}
+    limit = math.inf if sampler.max_prompt_tokens is None else sampler.max_prompt_tokens
     counts = enumerate(map(sampler.count_tokens, prompts))
     return {index: tokens for index, tokens in counts if tokens > limit}
 
@@ -118,7 +111,7 @@ _Sampled = TypeVar("_Sampled", bound=Completion | FailedCompletion)
 
 
 class LocalSampler(ABC, Generic[_Sampled]):
-    """Base of the engines on this machine; a subclass implements `_write` and `close`."""
+    """Base of the engines on this machine."""
 
     def __init__(self, model: Any, tokenizer: Any, config: LocalSampling) -> None:
         """Read context length and end tokens (the tokenizer's EOS by default) from a transformers model.
@@ -131,13 +124,13 @@ class LocalSampler(ABC, Generic[_Sampled]):
         ends = getattr(model.generation_config, "eos_token_id", None)
         ends = tokenizer.eos_token_id if ends is None else ends
         self._ends = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
-        context = getattr(model.config, "max_position_embeddings", None)
-        if context is not None and int(context) <= config.max_new_tokens:
+        context: int | None = getattr(model.config, "max_position_embeddings", None)
+        if context is not None and context <= config.max_new_tokens:
             raise ConfigError(
                 f"sampling.max_new_tokens: got {config.max_new_tokens}, allowed is less than the model's context of "
                 f"{context} tokens. Lower it, or use a model with a longer context."
             )
-        self.max_prompt_tokens: int | None = None if context is None else int(context) - config.max_new_tokens
+        self.max_prompt_tokens = None if context is None else context - config.max_new_tokens
 
     def count_tokens(self, prompt: str) -> int:
         """Return the number of tokens of `prompt`."""
@@ -145,14 +138,15 @@ class LocalSampler(ABC, Generic[_Sampled]):
 
     def sample(self, prompts: Sequence[str], *, n: int, seed: int) -> list[list[_Sampled]]:
         """Return `n` completions for each prompt, independent of batching up to rounding; see `Sampler.sample`."""
-        if n < 1:
-            raise ValueError(f"n: got {n}, allowed is at least 1")
-        ids = self._encoded(prompts)
-        distinct = self._sampling.distinct_samples(n)
+        distinct, ids = self._sampling.distinct_samples(n), self._encoded(prompts)
         rows = [(p, index) for p in range(len(prompts)) for index in range(distinct)]
         keys = [row_key(seed, prompts[p], index) for p, index in rows]
         written = self._write([ids[p] for p, _ in rows], keys) if rows else []
         return [[written[p * distinct + index % distinct] for index in range(n)] for p in range(len(prompts))]
+
+    @abstractmethod
+    def close(self) -> None:
+        """See `Sampler.close`."""
 
     @abstractmethod
     def _write(self, prompt_ids: Sequence[list[int]], keys: Sequence[int]) -> list[_Sampled]:
@@ -160,16 +154,14 @@ class LocalSampler(ABC, Generic[_Sampled]):
 
     def _encoded(self, prompts: Sequence[str]) -> list[list[int]]:
         """Return the prompts' token ids, each within the limit."""
-        limit = self.max_prompt_tokens
-        ids = [prompt_token_ids(self._tokenizer, prompt) for prompt in prompts]
-        long = [i for i, row in enumerate(ids) if limit is not None and len(row) > limit]
-        if long:
-            listed = "; ".join(f"prompt {i} ({prompts[i][:40]!r}…): {len(ids[i])} tokens" for i in long)
+        if long := prompts_too_long(self, prompts):
+            listed = "; ".join(f"prompt {i} ({prompts[i][:40]!r}…): {tokens} tokens" for i, tokens in long.items())
             raise GenerationError(
-                f"sampling: {len(long)} of {len(prompts)} prompts are longer than the {limit} tokens that leave room "
-                f"for {self._sampling.max_new_tokens} new ones: {listed}. Skip these documents (prompts_too_long finds "
-                "them), shorten them, or lower sampling.max_new_tokens."
+                f"sampling: {len(long)} of {len(prompts)} prompts are longer than the {self.max_prompt_tokens} tokens "
+                f"that leave room for {self._sampling.max_new_tokens} new ones: {listed}. Skip these documents "
+                "(prompts_too_long finds them), shorten them, or lower sampling.max_new_tokens."
             )
+        ids = [prompt_token_ids(self._tokenizer, prompt) for prompt in prompts]
         if empty := [index for index, row in enumerate(ids) if not row]:
             raise GenerationError(f"sampling: prompts {empty} hold no token; give prompts with text")
         return ids

@@ -71,7 +71,7 @@ class TransformersSampler(LocalSampler[Completion]):
         """Do nothing: the model is the policy's."""
 
     def _write(self, prompt_ids: Sequence[list[int]], keys: Sequence[int]) -> list[Completion]:
-        """Return the completions; rows are batched by prompt length to minimize padding."""
+        # Rows are batched by prompt length to minimize padding.
         order = sorted(range(len(keys)), key=lambda row: len(prompt_ids[row]))
         done: dict[int, Completion] = {}
         for start in range(0, len(order), self._config.batch_size):

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from evaluation.engines.vllm import AdapterHandle, EngineFailure, EngineRequest, VllmEngine, VllmOptions
-from teacher.samplers.sampler import Completion, FailedCompletion, LocalSampler, LocalSampling, StructuredSampling
-from teacher.self_edit import self_edit_schema
+from teacher.samplers.sampler import Completion, FailedCompletion, LocalSampler, LocalSampling
 
 if TYPE_CHECKING:
     from teacher.policy import TeacherPolicy
 
 
-class VllmSampling(LocalSampling, StructuredSampling):
+class VllmSampling(LocalSampling):
     """Sampling with vLLM in this process, with the teacher's adapter."""
 
     type: Literal["vllm"]
@@ -36,13 +35,12 @@ class VllmSampler(LocalSampler[Completion | FailedCompletion]):
         """Prepare sampling without starting the engine; see `LocalSampling.build`."""
         self._policy, self._config, self._model, self._dtype = policy, config, model, dtype
         self._engine: VllmEngine | None = None
-        self._scratch: Path | None = None
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._current: tuple[str, AdapterHandle] | None = None  # with the digest of its policy
         super().__init__(policy.model.get_base_model(), policy.tokenizer, config)
         if config.engine.max_model_tokens is not None:
             longest = config.engine.max_model_tokens - config.max_new_tokens
             self.max_prompt_tokens = min(self.max_prompt_tokens or longest, longest)
-        self._schema = self_edit_schema() if config.structured else None
 
     def _write(self, prompt_ids: Sequence[list[int]], keys: Sequence[int]) -> list[Completion | FailedCompletion]:
         engine, adapter = self._at_policy()
@@ -55,7 +53,6 @@ class VllmSampler(LocalSampler[Completion | FailedCompletion]):
                 self._config.top_p,
                 seed=key & (2**63 - 1),
                 end_tokens=sorted(self._ends),
-                schema=self._schema,
             )
             for ids, key in zip(prompt_ids, keys, strict=True)
         ]
@@ -71,7 +68,7 @@ class VllmSampler(LocalSampler[Completion | FailedCompletion]):
         if self._engine is not None:
             self._engine.close()
         if self._scratch is not None:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch.cleanup()
         self._engine = self._scratch = self._current = None
 
     def _at_policy(self) -> tuple[VllmEngine, AdapterHandle]:
@@ -84,10 +81,10 @@ class VllmSampler(LocalSampler[Completion | FailedCompletion]):
                 dtype=self._dtype,
                 max_rank=self._policy.config.rank,
             )
-            self._scratch = Path(tempfile.mkdtemp(prefix="preceptor-teacher-"))
+            self._scratch = tempfile.TemporaryDirectory(prefix="preceptor-teacher-")
         digest = self._policy.digest
         if self._current is None or self._current[0] != digest:
-            directory = self._scratch / digest[:20]
+            directory = Path(self._scratch.name, digest[:20])
             self._policy.model.save_pretrained(directory, save_embedding_layers=False)
             fresh = self._engine.register(directory, digest)
             if self._current is not None:

@@ -26,8 +26,7 @@ from student.adapters import Adapter, save_adapter
 from student.bank.bank import LoraBank
 from student.config import UpdateRecipe
 from student.memory import MEMORY_FILE, ExternalMemory, MemoryEntry
-from student.sequences import build_sequences
-from student.updates import UpdateRequest
+from student.updates import UpdateRequest, build_sequences
 from teacher.self_edit import Implication, SelfEdit
 
 LEARNED, *KEPT = draw_documents("train", 9, 3)

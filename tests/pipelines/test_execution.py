@@ -39,7 +39,7 @@ def test_changes_of_reports_command_line_and_flows_leave_half_finished_runs_resu
     assert (tree / "pipelines" / "reports").is_dir()
 
 
-@pytest.mark.parametrize("name", ["evaluation/exact_match.py", "student/sequences.py", "pipelines/loop/update.py"])
+@pytest.mark.parametrize("name", ["evaluation/exact_match.py", "student/updates.py", "pipelines/loop/update.py"])
 def test_changes_of_folders_that_make_results_change_every_key(tree: Path, name: str) -> None:
     assert name.startswith(RESULT_FOLDERS)
     before = code_digest()

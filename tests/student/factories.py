@@ -25,8 +25,7 @@ from transformers import (
 from student.adapters import Adapter
 from student.bank.bank import LoraBank
 from student.config import UpdateRecipe
-from student.sequences import TrainingSequence
-from student.updates import UpdateOutcome, UpdateRequest, UpdateResult
+from student.updates import TrainingSequence, UpdateOutcome, UpdateRequest, UpdateResult
 
 MakeModel = Callable[..., Any]
 BOS, EOS, VOCABULARY = 256, 257, 260

@@ -9,12 +9,11 @@ from peft import LoraConfig, get_peft_model
 from torch.nn.functional import cross_entropy
 from transformers import get_linear_schedule_with_warmup
 
-from student.bank.layout import FactorShape, FlatLayout, initial_factors
+from student.bank.layers import FactorShape, FlatLayout, initial_factors
 from student.bank.model import find_targets
 from student.bank.training import sequence_order
 from student.config import MAX_GRADIENT_NORM
-from student.sequences import TrainingSequence
-from student.updates import UpdateRequest
+from student.updates import TrainingSequence, UpdateRequest
 
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
 

@@ -13,8 +13,7 @@ from evaluation.common.checkpoints import model_digest
 from evaluation.common.errors import ModelError
 from student.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, load_adapter, save_adapter
 from student.config import UpdateRecipe
-from student.sequences import TrainingSequence
-from student.updates import UpdateRequest
+from student.updates import TrainingSequence, UpdateRequest
 from tests.student.factories import MakeModel, adapter_of, train
 
 IDS = torch.arange(3, 15).view(2, 6)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from teacher.parsing.assembly import DropReason
+from teacher.parsing.lines import DropReason
 from teacher.parsing.parser import ParsedEdit, parse_self_edit
 from teacher.parsing.specs import RejectReason
 from teacher.self_edit import SelfEdit

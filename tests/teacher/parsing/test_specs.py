@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from teacher.parsing.assembly import DropReason
+from teacher.parsing.lines import DropReason
 from teacher.parsing.parser import parse_self_edit
 from teacher.self_edit import AugmentationSpec, SelfEdit, TrainingSpec
 from tests.teacher.parsing.test_parser import count_lines, texts_of

@@ -8,7 +8,6 @@ import pytest
 from evaluation.common.errors import BudgetError, ConfigError
 from teacher.samplers.openai import OpenAISampler, OpenAISampling
 from teacher.samplers.sampler import Completion, FailedCompletion, Sampler, prompts_too_long
-from teacher.self_edit import self_edit_schema
 from tests.faults import COMPLETION_TOKENS, MODEL, FaultyServer
 
 PROMPTS = ["Passage: Ann lives in Rome.\nImplications:\n", "Passage: Bob is 7.\nImplications:\n"]
@@ -58,14 +57,6 @@ def test_greedy_sampling_sends_one_request(tmp_path: Path) -> None:
         ((first, second),) = sampler.sample(PROMPTS[:1], n=2, seed=0)
         assert first == second
         assert len(server.seen) == 1
-        sampler.close()
-
-
-def test_structured_sampling_sends_the_schema(tmp_path: Path) -> None:
-    with FaultyServer() as server:
-        sampler = OpenAISampler(sampling(server, structured=True), tmp_path / "l.db")
-        sampler.sample(PROMPTS[:1], n=1, seed=0)
-        assert server.seen[0].body["response_format"]["json_schema"]["schema"] == self_edit_schema()
         sampler.close()
 
 

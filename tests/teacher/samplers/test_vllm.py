@@ -1,18 +1,15 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 
 import pytest
 
 from evaluation.common.checkpoints import load_checkpoint
 from evaluation.common.errors import ConfigError, GenerationError
-from teacher.parsing.parser import parse_self_edit
 from teacher.policy import PolicyConfig, TeacherPolicy
 from teacher.samplers.sampler import Completion, FailedCompletion, Sampler
 from teacher.samplers.transformers import TransformersSampling
 from teacher.samplers.vllm import VllmSampling
-from teacher.self_edit import self_edit_schema
 from tests.teacher.factories import shaken, tiny_base
 from tests.vllm_parts import SMALL, needs_vllm
 
@@ -87,19 +84,3 @@ def test_samples_depend_on_seed_prompt_and_index_alone(policy: TeacherPolicy) ->
         assert sampler.sample(PROMPTS[:1], n=1, seed=3) == [list(together[0][:1])]  # the engine starts again
     finally:
         sampler.close()
-
-
-@needs_vllm
-def test_structured_self_edits_are_json_of_the_schema_and_parse(policy: TeacherPolicy) -> None:
-    policy.reset(0)
-    sampler = vllm_sampler(policy, structured=True, max_new_tokens=700)
-    try:
-        written = [c for row in sampler.sample(PROMPTS, n=6, seed=0) for c in row]
-    finally:
-        sampler.close()
-    whole = [c for c in written if isinstance(c, Completion) and c.finish_reason == "stop"]
-    assert len(whole) >= 12
-    for completion in whole:
-        assert set(json.loads(completion.text)) == set(self_edit_schema()["properties"])
-    parsed = [parse_self_edit(c.text, finish_reason=c.finish_reason) for c in whole]
-    assert sum(p.edit is not None for p in parsed) >= len(parsed) - 1
