@@ -33,6 +33,7 @@ RESULT_FOLDERS = ("evaluation", "teacher", "student", "pipelines/loop")
 """Folders whose code makes results; a change anywhere else leaves half-finished runs resumable."""
 
 _Result = TypeVar("_Result", bound=BaseModel)
+_Updates = tuple[ScoredUpdate, ...]
 
 
 @cache
@@ -151,12 +152,8 @@ class Execution:
             result = stored.with_options(refresh_cache=True)(key, function, quote(arguments))
         return result
 
-    def run_bank(self, function: Callable[..., _Result], *arguments: Any) -> _Result:
-        """Return the result of training one bank; its caller keeps the updates in `updates`."""
+    def run_bank(self, function: Callable[..., _Updates], *arguments: Any) -> _Updates:
+        """Return the updates of one bank; its caller keeps them in `updates`."""
         run: Any = _unstored
-        result: _Result = run(function, quote(arguments))
+        result: _Updates = run(function, quote(arguments))
         return result
-
-    def close(self) -> None:
-        """Close the store of updates."""
-        self.updates.close()

@@ -98,21 +98,19 @@ class Teacher:
         self._state: str | None = None
         self._sampler: Sampler | None = None
 
-    def at(self, state: Path | None) -> TeacherPolicy:
-        """Return the policy at a saved state; None is the untrained teacher."""
+    def at(self, state: Path | None, *, to_change: bool = False) -> TeacherPolicy:
+        """Return the policy at a saved state; None is the untrained teacher.
+
+        A caller that changes its weights says so with `to_change`: the next use restores a saved state.
+        """
         wanted = "" if state is None else str(state)
-        if self._state != wanted:
-            self._state = None
+        found, self._state = self._state, None
+        if found != wanted:
             if state is None:
                 self.policy.reset(self._seed)
             else:
                 self.policy.restore(state)
-            self._state = wanted
-        return self.policy
-
-    def changed(self) -> TeacherPolicy:
-        """Return the policy to a caller that changes its weights: the next use restores a saved state."""
-        self._state = None
+        self._state = None if to_change else wanted
         return self.policy
 
     def keep(self, states: Path) -> Path:

@@ -14,15 +14,12 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from filelock import FileLock, Timeout
 
 from evaluation.common.errors import ConfigError, LineageError, PreceptorError
-
-if TYPE_CHECKING:
-    import psutil  # type: ignore[import-untyped]
 
 WorkDir = Annotated[Path, typer.Option("--work-dir", help="Directory for records, adapters and the embedded stores.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result for scripts to this file.")]
@@ -134,8 +131,6 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-LOCK = "run.lock"
-"""File in the work directory that a run holds."""
 _RECORD = "prefect-server.json"
 _MARK = "prefect.server.api.server"
 
@@ -152,9 +147,8 @@ def exclusive(work_dir: Path) -> Iterator[None]:
         BusyError: Another process holds it.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(work_dir / LOCK)
     try:
-        with lock.acquire(timeout=0):
+        with FileLock(work_dir / "run.lock", timeout=0):
             yield
     except Timeout as error:
         raise BusyError(
@@ -165,11 +159,7 @@ def exclusive(work_dir: Path) -> Iterator[None]:
 
 @contextmanager
 def embedded_flow(work_dir: Path, name: str) -> Iterator[str]:
-    """Hold the work directory for the flow that runs here, what killed runs left put in order; yield its run's id.
-
-    Args:
-        work_dir: Of the flow.
-        name: Of the flow.
+    """Hold a flow's work directory and tidy up after killed runs; yield the id of Prefect's run.
 
     Raises:
         BusyError: Another process holds it.
@@ -178,67 +168,45 @@ def embedded_flow(work_dir: Path, name: str) -> Iterator[str]:
     from prefect.settings import PREFECT_API_URL
 
     with exclusive(work_dir):
-        stop_orphans(work_dir)
-        record_server(work_dir)
+        _stop_orphans(work_dir)
+        _record_server(work_dir)
         flow_run = str(get_run_context().flow_run.id)  # type: ignore[union-attr]
         if not PREFECT_API_URL.value():  # a server of the user's has runs of other work directories too
-            close_stale_flow_runs(name, flow_run)
+            _close_stale_flow_runs(name, flow_run)
         yield flow_run
 
 
-def left_servers(work_dir: Path) -> list[psutil.Process]:
-    """Return the embedded servers that other processes noted for this directory and that are alive."""
-    import psutil
+def _stop_orphans(work_dir: Path) -> None:
+    """Stop embedded servers that killed runs of this work directory left running."""
+    import psutil  # type: ignore[import-untyped]
 
     try:
         recorded = json.loads((work_dir / _RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return []
-    alive = []
+        return
     for entry in recorded:
-        try:
+        with suppress(psutil.Error):
             process = psutil.Process(entry["pid"])
             # A process number is used again one day; start time and command make sure that it is the one noted.
             noted = process.create_time() == entry["created"] and _MARK in " ".join(process.cmdline())
-            # Several flows of one process share its server.
-            if noted and process.ppid() != os.getpid():
-                alive.append(process)
-        except psutil.Error:
-            continue
-    return alive
+            if noted and process.ppid() != os.getpid():  # several flows of one process share its server
+                process.terminate()
 
 
-def stop_orphans(work_dir: Path) -> int:
-    """Stop embedded servers that killed runs of this work directory left running; return how many."""
+def _record_server(work_dir: Path) -> None:
+    """Note the embedded server of this process, so that `_stop_orphans` finds it after a kill."""
     import psutil
 
-    stopped = 0
-    for process in left_servers(work_dir):
-        try:
-            process.terminate()
-            stopped += 1
-        except psutil.Error:
-            continue
-    (work_dir / _RECORD).unlink(missing_ok=True)
-    return stopped
+    servers = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if _MARK in " ".join(process.cmdline()):
+                servers.append({"pid": process.pid, "created": process.create_time()})
+    (work_dir / _RECORD).write_text(json.dumps(servers))
 
 
-def record_server(work_dir: Path) -> None:
-    """Note the embedded server of this process, so that `stop_orphans` finds it after a kill."""
-    import psutil
-
-    children = []
-    for child in psutil.Process(os.getpid()).children(recursive=True):
-        try:
-            if _MARK in " ".join(child.cmdline()):
-                children.append({"pid": child.pid, "created": child.create_time()})
-        except psutil.Error:
-            continue
-    (work_dir / _RECORD).write_text(json.dumps(children))
-
-
-def close_stale_flow_runs(flow_name: str, own_id: str) -> int:
-    """Mark flow runs of this flow that are said to run, but are not ours, as crashed; return how many.
+def _close_stale_flow_runs(flow_name: str, own_id: str) -> None:
+    """Mark flow runs of this flow that are said to run, but are not ours, as crashed.
 
     Only for the embedded server of a work directory that this process holds: nobody else can be running there.
     """
@@ -251,10 +219,9 @@ def close_stale_flow_runs(flow_name: str, own_id: str) -> int:
         "flow_run_filter": FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING"]}}}),
     }
     with get_client(sync_client=True) as client:
-        stale = [run for run in client.read_flow_runs(**query) if str(run.id) != own_id]
-        for run in stale:
-            client.set_flow_run_state(run.id, Crashed(message="The process was killed."), force=True)
-    return len(stale)
+        for run in client.read_flow_runs(**query):
+            if str(run.id) != own_id:
+                client.set_flow_run_state(run.id, Crashed(message="The process was killed."), force=True)
 
 
 class _WithoutTraceback(logging.Filter):
@@ -295,34 +262,24 @@ def open_dashboards(work_dir: Path, *, mlflow_port: int, prefect_port: int) -> N
                 raise ConfigError(
                     f"ui: port {port} is taken on {_HOST}. Give others with --mlflow-port and --prefect-port."
                 )
-    mlflow = ("mlflow", "server", "--workers", "1", "--backend-store-uri", f"sqlite:///{store.resolve()}")
+    mlflow = ["mlflow", "server", "--workers", "1", "--backend-store-uri", f"sqlite:///{store.resolve()}"]
+    servers = {"MLflow": (mlflow, mlflow_port), "Prefect": (["prefect", "server", "start"], prefect_port)}
     with suppress(KeyboardInterrupt, asyncio.CancelledError):
-        asyncio.run(
-            _serve_dashboards(
-                {"MLflow": (mlflow, mlflow_port), "Prefect": (("prefect", "server", "start"), prefect_port)},
-                {
-                    **os.environ,
-                    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-                    "PREFECT_UI_API_URL": f"http://{_HOST}:{prefect_port}/api",
-                    "PREFECT_API_URL": f"http://{_HOST}:{prefect_port}/api",
-                },
-                work_dir / "dashboards.log",
-            )
-        )
+        asyncio.run(_serve_dashboards(servers, work_dir / "dashboards.log"))
 
 
-async def _serve_dashboards(
-    servers: Mapping[str, tuple[Sequence[str], int]], environment: Mapping[str, str], log: Path
-) -> None:
+async def _serve_dashboards(servers: Mapping[str, tuple[list[str], int]], log: Path) -> None:
     """Run servers, given by name as module with arguments and port, until one of them ends."""
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    api = f"http://{_HOST}:{servers['Prefect'][1]}/api"
+    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PREFECT_UI_API_URL": api, "PREFECT_API_URL": api}
     async with AsyncExitStack() as stack:
         running = []
         for module, port in servers.values():
             command = [sys.executable, "-m", *module, "--host", _HOST, "--port", str(port)]
-            running.append(await stack.enter_async_context(child(command, environment, log)))
+            running.append(await stack.enter_async_context(child(command, {**os.environ, **environment}, log)))
         for (name, (_, port)), process in zip(servers.items(), running, strict=True):
             await _wait_until_up(name, process, port, log)
             sys.stdout.write(f"{name:8s}http://{_HOST}:{port}\n")

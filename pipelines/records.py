@@ -1,14 +1,16 @@
-"""Results of the loop's tasks and rounds: frozen, JSON-serialisable, stored by content hash as they are returned."""
+"""Results of tasks, rounds and runs: frozen and JSON-serialisable; those of tasks are stored by content hash."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import Field
 
 from evaluation.common.data import Frozen
-from evaluation.statistics import known_mean
+from evaluation.engines.ledger import Spent
+from evaluation.graders import JudgeNoise
+from evaluation.statistics import Interval, PairedTest, known_mean
 from student.updates import BankUsage
 from teacher.algorithms.algorithm import LearningReport
 from teacher.rewards import RewardFailure
@@ -28,13 +30,13 @@ class Edit(Record):
     document_id: str
     index: int
     """Place among the samples of its document and prompt."""
-    text: str
-    token_ids: tuple[int, ...]
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
     """Every sampled token, the end token included; empty where no teacher wrote it, or the engine returns text only."""
     completion_tokens: int | None = None
     """Tokens sampled, as counted by an engine that returns text only."""
-    finish_reason: Literal["stop", "length"]
-    edit: SelfEdit | None
+    finish_reason: Literal["stop", "length"] = "stop"
+    edit: SelfEdit | None = None
     """None when the text holds no self-edit."""
     rejection: str = ""
     """Why not, typed by the parser or the engine; empty when there is an edit."""
@@ -46,15 +48,7 @@ class Edit(Record):
     @classmethod
     def written(cls, document_id: str, edit: SelfEdit, text: str, *, index: int = 0, tokens: int | None = None) -> Edit:
         """Return a self-edit that was not sampled, such as a control or the raw passage."""
-        return cls(
-            document_id=document_id,
-            index=index,
-            text=text,
-            token_ids=(),
-            completion_tokens=tokens,
-            finish_reason="stop",
-            edit=edit,
-        )
+        return cls(document_id=document_id, index=index, text=text, completion_tokens=tokens, edit=edit)
 
     @property
     def id(self) -> str:
@@ -70,14 +64,6 @@ class Edit(Record):
 def raw_passage(document_id: str, text: str) -> Edit:
     """Return the passage itself as a self-edit of one line."""
     return Edit.written(document_id, SelfEdit(implications=(Implication(text=text),)), text)
-
-
-def edits_by_document(edits: Iterable[Edit]) -> dict[str, list[Edit]]:
-    """Return self-edits by document id, in the order given."""
-    found: dict[str, list[Edit]] = {}
-    for edit in edits:
-        found.setdefault(edit.document_id, []).append(edit)
-    return found
 
 
 class Sampling(Record):
@@ -148,21 +134,17 @@ class ScoredUpdate(Record):
     @property
     def accuracy(self) -> float | None:
         """Share of the questions with a verdict that are answered right, in [0, 1]; None after a failure."""
-        known = [verdict for verdict in self.verdicts if verdict is not None]
-        return sum(known) / len(known) if known and self.failure is None else None
+        return known_mean(self.verdicts) if self.failure is None else None
 
     @property
     def mean_probability(self) -> float | None:
         """Mean probability of the gold answers, in [0, 1]; None after a failure."""
-        return self._mean(self.probability)
+        return known_mean(self.probability) if self.failure is None else None
 
     @property
     def mean_token_probability(self) -> float | None:
         """Mean of `token_probability`, in [0, 1]; None after a failure."""
-        return self._mean(self.token_probability)
-
-    def _mean(self, values: tuple[float, ...]) -> float | None:
-        return sum(values) / len(values) if values and self.failure is None else None
+        return known_mean(self.token_probability) if self.failure is None else None
 
     def by_question(self, metric: str) -> tuple[float, ...]:
         """Return the score of each question by a metric of rewards: `accuracy` or one of the two probabilities."""
@@ -178,26 +160,10 @@ def by_edit(updates: Iterable[ScoredUpdate]) -> dict[str, tuple[ScoredUpdate, ..
     return found
 
 
-class Updates(Record):
-    """Updates of students with their scores."""
-
-    replicates: tuple[ScoredUpdate, ...]
-    """In the order asked for."""
-
-    @property
-    def seconds(self) -> float:
-        """Time that they took when they were computed, in seconds."""
-        return sum(update.seconds for update in self.replicates)
-
-
 def usage_of(updates: Iterable[ScoredUpdate]) -> BankUsage:
     """Return what training some students took."""
-    known = tuple(updates)
-    return BankUsage(
-        slots=max((update.slots for update in known), default=0),
-        tokens=sum(update.tokens for update in known),
-        places=sum(update.padded_tokens for update in known),
-        peak_bytes=max((update.peak_bytes for update in known if update.peak_bytes is not None), default=None),
+    return BankUsage.merged(
+        BankUsage(slots=u.slots, tokens=u.tokens, places=u.padded_tokens, peak_bytes=u.peak_bytes) for u in updates
     )
 
 
@@ -216,10 +182,8 @@ class Candidate(Record):
     edit: Edit
     facts: dict[str, float] = Field(default_factory=dict)
     """Measures of the text: coverage, leakage, repetition ... (`teacher.filters.EditFacts`)."""
-    proxy: float | None = None
-    """Mean gold-answer probability with the self-edit in context, in [0, 1]; None where it was not asked for."""
     proxy_probability: tuple[float, ...] = ()
-    """The same by question."""
+    """By question the gold answer's probability with the self-edit in context, in [0, 1]; empty where it is unknown."""
     replicates: tuple[ScoredUpdate, ...] = ()
     reward: float | None = None
     """None when there is none, with a reason."""
@@ -229,12 +193,25 @@ class Candidate(Record):
     weight: float | None = None
     """Its weight in the teacher's learning step; None when it was not learned from."""
 
+    @property
+    def document_id(self) -> str:
+        """Of its self-edit."""
+        return self.edit.document_id
 
-def by_document(candidates: Iterable[Candidate]) -> dict[str, list[Candidate]]:
-    """Return the candidates by document id, in the order given."""
-    found: dict[str, list[Candidate]] = {}
-    for candidate in candidates:
-        found.setdefault(candidate.edit.document_id, []).append(candidate)
+    @property
+    def proxy(self) -> float | None:
+        """Mean of `proxy_probability`, in [0, 1]; None where it is unknown."""
+        return known_mean(self.proxy_probability)
+
+
+_Item = TypeVar("_Item", Edit, Candidate, ScoredUpdate)
+
+
+def by_document(items: Iterable[_Item]) -> dict[str, list[_Item]]:
+    """Return records by the id of their document, in the order given."""
+    found: dict[str, list[_Item]] = {}
+    for item in items:
+        found.setdefault(item.document_id, []).append(item)
     return found
 
 
@@ -281,6 +258,155 @@ class Round(Record):
     """Further figures about the edits, such as the share of each kind of line where the world knows it."""
 
 
-def mean_proxy(found: tuple[float, ...] | None) -> float | None:
-    """Return the proxy reward of one self-edit from its questions' probabilities."""
-    return known_mean(found) if found else None
+class VariantScores(Record):
+    """A way to adapt the student, scored on the comparison documents."""
+
+    name: str
+    """Such as `base`, `raw_passage`, `fixed_kind`, `fixed_spec`, `untrained_teacher` or `trained_teacher`."""
+    label: str
+    """For people, such as `best fixed kind (micro-self-qa)`."""
+    candidates: tuple[Candidate, ...] = ()
+    """For `base` none: its scores are in `accuracy` alone."""
+    accuracy: dict[str, float]
+    """Mean accuracy by document id, over its edits that have scores, in [0, 1]; failed documents are missing."""
+    verdicts: dict[str, tuple[bool | None, ...]] = Field(default_factory=dict)
+    """By document id, for its first self-edit: which questions are answered right."""
+    phrasings: dict[str, float] = Field(default_factory=dict)
+    """Mean accuracy by question phrasing, where questions have one."""
+    forgetting: dict[str, float] = Field(default_factory=dict)
+    """Mean share of retention probes lost by document id, in [-1, 1]; empty where none was asked."""
+    cells: float | None = None
+    """Mean of the domain's partial credit, such as the share of right cells, in [0, 1]; None where it has none."""
+    failures: dict[str, int] = Field(default_factory=dict)
+    """Updates without scores, by reason."""
+    edit_tokens: float | None = None
+    """Mean tokens of an edit as the teacher wrote it; None where no teacher wrote one."""
+    training_tokens: float | None = None
+    """Mean training tokens of an update, without padding."""
+    notes: dict[str, float] = Field(default_factory=dict)
+    """Figures about its self-edits: lines, coverage, leakage, distinct n-grams ..."""
+
+
+class VariantComparison(Record):
+    """The variants side by side."""
+
+    documents: int
+    """Documents on which every variant has a score; intervals and gains are over these."""
+    variants: dict[str, Interval]
+    """Accuracy by variant, in [0, 1]."""
+    gains: dict[str, Interval]
+    """Paired differences, such as `trained_minus_untrained`, in [-1, 1]."""
+    confidence: float
+    minimum_detectable: dict[str, float]
+    """By gain: the smallest true difference that this many documents show with 80 % power."""
+    tests: dict[str, PairedTest] = Field(default_factory=dict)
+    """By gain."""
+    forgetting: dict[str, Interval] = Field(default_factory=dict)
+    """Share of retention probes lost by variant, in [-1, 1]."""
+
+
+class CurvePoint(Record):
+    """Accuracy at one length of self-edits."""
+
+    budget: int
+    """Tokens allowed."""
+    tokens: float
+    """Mean tokens taken."""
+    accuracy: Interval
+    document_accuracy: dict[str, float] = Field(default_factory=dict)
+    """By document id."""
+
+
+class Transfer(Record):
+    """The same self-edits on another student."""
+
+    label: str
+    model: str
+    variants: dict[str, Interval]
+    """Accuracy by variant, in [0, 1]."""
+    gains: dict[str, Interval]
+    kept: Interval | None = None
+    """Trained less untrained on this student, as a share of the same difference on the rewarding student; None where
+    that is not above 0."""
+    document_accuracy: dict[str, dict[str, float]]
+    """By variant and document id."""
+
+
+class GroupAccuracy(Record):
+    """The variants on the test tasks of one group, such as a family of rules."""
+
+    tasks: int
+    held_out: bool
+    """No training task is of this group."""
+    accuracy: dict[str, float]
+    """Mean accuracy by variant, in [0, 1], over the tasks that it has scores on."""
+
+
+class SpecOracle(Record):
+    """The best specification of each of some test tasks, chosen by the tests that rewards come from."""
+
+    tasks: int
+    oracle: Interval
+    """Its accuracy on the comparison's tests, in [0, 1]."""
+    variants: dict[str, Interval]
+    """That of each variant on the same tasks."""
+    share: Interval | None
+    """The trained teacher's accuracy as a share of the oracle's; None where there is no trained teacher."""
+    regret: Interval | None
+    """The oracle's accuracy less the trained teacher's, in [-1, 1]; None where there is no trained teacher."""
+    chosen: dict[str, str] = Field(default_factory=dict)
+    """By task id, the specification as JSON."""
+
+
+class SpecSearch(Record):
+    """Every specification of a space, tried on training tasks."""
+
+    tasks: int
+    fixed: str
+    """The best one over all tasks, as JSON."""
+    scores: dict[str, float | None]
+    """By specification: mean accuracy, with a thousandth of the mean probability added; None where a task has none."""
+    oracle: SpecOracle | None = None
+    """None where the run wants none."""
+
+
+class RunResult(VariantComparison):
+    """The result for scripts (`--json`): the comparison, and what led to it."""
+
+    rounds: tuple[dict[str, float | int | None], ...]
+    """Per round: `mean_reward` and further figures."""
+    seconds: dict[str, float]
+    """By stage, over the whole run."""
+    mlflow_run_id: str
+    config_digest: str
+    code_digest: str
+    """Of the project's source files."""
+    seed: int
+    document_accuracy: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """Accuracy in [0, 1] by variant and document id; documents without a score are missing."""
+    edit_tokens: dict[str, float] = Field(default_factory=dict)
+    """Mean tokens of a self-edit by variant, where a teacher wrote it."""
+    spent: dict[str, Spent] = Field(default_factory=dict)
+    """What was spent at endpoints, by role: `teacher`, `external`, `judge`."""
+    judge: JudgeNoise | None = None
+    """None where no judge grades."""
+    padding_share: float | None = None
+    """Share of padding in the token places that training students took, over rounds and comparison, in [0, 1); None
+    when no student was trained."""
+    inner_runs: int = 0
+    """Updates of students that the rewards of all rounds took."""
+    document_forgetting: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """Share of retention probes lost by variant and document id, in [-1, 1]."""
+    curve: dict[str, tuple[CurvePoint, ...]] = Field(default_factory=dict)
+    """Accuracy against tokens, by variant."""
+    transfer: Transfer | None = None
+    specs: SpecSearch | None = None
+    """None without a fixed specification among the variants."""
+    groups: dict[str, GroupAccuracy] = Field(default_factory=dict)
+    """By group of tasks, such as a family of rules, where the data has groups."""
+    edit_notes: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """Figures about the self-edits of each variant: lines, coverage, leakage, distinct n-grams ..."""
+    phrasings: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """Accuracy by variant and phrasing of the questions."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know beside the figures: failures, scores near zero, a gain within noise."""

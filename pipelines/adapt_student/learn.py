@@ -120,7 +120,7 @@ def best_edits(night: Night, state: str | None, stage: Stage) -> list[Candidate]
         sampling = loop.sample(state, config.teacher.prompt, plan.to_weights, n=sample.each, seed=seed)
     with loop.reporter.step(update, stage.name):
         updates = loop.update(loop.trials(sampling.edits, plan.night), "rewards")
-    return judge(sampling, config.teacher.reward, updates=by_edit(updates.replicates))
+    return judge(sampling, config.teacher.reward, updates=by_edit(updates))
 
 
 def learned_edits(candidates: Sequence[Candidate], count: int) -> dict[str, tuple[SelfEdit, ...]]:

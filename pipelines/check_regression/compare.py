@@ -141,7 +141,7 @@ def score_variant(
             sampling = loop.sample(state, settings.teacher.prompt, content.tasks, n=steps[0].each, seed=seed)
         with reporter.step(steps[1], text):
             updates = loop.update(loop.trials(sampling.edits, "comparison"), "comparison")
-    candidates = judge(sampling, RewardConfig(metric="probability"), updates=by_edit(updates.replicates))
+    candidates = judge(sampling, RewardConfig(metric="probability"), updates=by_edit(updates))
     reasons = Counter(c.reason.value for c in candidates if c.reason is not None)
     reasons[RewardFailure.PROMPT_TOO_LONG.value] += steps[0].total - len(candidates)  # those that were not sampled
     edits = EditsRecord(

@@ -30,9 +30,9 @@ from evaluation.statistics import (
     sign_flip_test,
 )
 from pipelines.experiments.grid import REFERENCE, SEEDS, GridPlan, PlannedRun, planned_runs, read_result, run_all
+from pipelines.records import RunResult
 from pipelines.reports.format import UNKNOWN, markdown_table, p_value, percent, percent_interval, points_interval
 from pipelines.reports.plots import BLUE, GREY, INK, new_figure, save_figure
-from pipelines.results import RunResult
 from pipelines.settings import load
 from pipelines.train_teacher.config import TrainTeacherConfig
 

@@ -20,8 +20,8 @@ from pydantic import Field, ValidationError
 from evaluation.common.data import Frozen
 from evaluation.common.errors import ConfigError, PreceptorError
 from pipelines.execution import code_digest
+from pipelines.records import RunResult
 from pipelines.reports.format import points_interval
-from pipelines.results import RunResult
 from pipelines.settings import load
 from pipelines.train_teacher.config import TrainTeacherConfig
 

@@ -30,8 +30,7 @@ from pipelines.lineage.store import (
     open_store,
     run_tags,
 )
-from pipelines.records import Candidate, Round
-from pipelines.results import RunResult, VariantComparison, VariantScores
+from pipelines.records import Candidate, Round, RunResult, VariantComparison, VariantScores
 from pipelines.settings import Settings, TrackingConfig, to_yaml
 
 if TYPE_CHECKING:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from evaluation.statistics import Interval, known_mean
 from evaluation.tasks import KnowledgeTask
-from pipelines.records import Candidate, Round, usage_of
-from pipelines.results import VariantComparison, VariantScores
+from pipelines.records import Candidate, Round, VariantComparison, VariantScores, usage_of
 
 if TYPE_CHECKING:
     from pipelines.adapt_student.page import NightResult

@@ -13,18 +13,10 @@ from evaluation.graders import Grade, Grader, JudgeGrader
 from evaluation.tasks import KnowledgeTask, Question
 from pipelines import models
 from pipelines.execution import Execution, content_key
-from pipelines.loop.learn import learn_from
-from pipelines.loop.sample import TeacherState, sample_from, sample_teacher
-from pipelines.loop.update import (
-    BankWork,
-    Trial,
-    adapter_dir,
-    answer_settings,
-    grade_updates,
-    questions_of,
-    train_and_score,
-)
-from pipelines.records import Edit, InContext, Learning, Sampling, ScoredUpdate, Updates
+from pipelines.loop import update as updates
+from pipelines.loop.teacher import TeacherState, learn_from, sample_from, sample_teacher
+from pipelines.loop.update import BankWork, Trial, questions_of
+from pipelines.records import Edit, InContext, Learning, Sampling, ScoredUpdate
 from pipelines.settings import LoopSettings, QuestionSet
 from teacher.algorithms.algorithm import WeightedExample
 from teacher.prompts import prompt_template
@@ -72,7 +64,7 @@ class Loop:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.execution.close()
+        self.execution.updates.close()
         models.close_models()
 
     def seed(self, *purpose: str | int) -> int:
@@ -100,8 +92,7 @@ class Loop:
         """Return the directory of a saved state of the teacher."""
         return self.work_dir / STATES / state
 
-    def teacher(self, state: str | None) -> TeacherState:
-        """Return the teacher at a saved state; None is the untrained one."""
+    def _teacher(self, state: str | None) -> TeacherState:
         ref = models.ModelRef.of(self.settings.teacher.model, self.settings)
         directory = None if state is None else self.state_dir(state)
         return TeacherState(ref, self.settings.teacher, self.seed("policy"), directory)
@@ -109,8 +100,7 @@ class Loop:
     @property
     def open_teacher(self) -> models.Teacher:
         """The teacher's policy and tokenizer."""
-        teacher = self.teacher(None)
-        return models.open_teacher(teacher.ref, teacher.config, teacher.seed)
+        return self._teacher(None).open()
 
     def prompt(self, template: str, task: KnowledgeTask) -> str:
         """Return what the teacher reads about a task."""
@@ -143,7 +133,7 @@ class Loop:
         }
         describe = f"sampling {n * len(tasks)} self-edits"
         return self.execution.run(
-            "sample", content, sample_teacher, self.teacher(state), prompts, list(tasks), n, seed, describe=describe
+            "sample", content, sample_teacher, self._teacher(state), prompts, list(tasks), n, seed, describe=describe
         )
 
     def endpoint(self, sampling: OpenAISampling, role: str) -> OpenAISampler:
@@ -171,7 +161,7 @@ class Loop:
             "learn",
             content,
             learn_from,
-            self.teacher(state),
+            self._teacher(state),
             list(examples),
             seed,
             self.work_dir / STATES,
@@ -188,9 +178,9 @@ class Loop:
 
     def adapter_dir(self, digest: str) -> Path:
         """Return the directory of a student's adapter, whether or not it was kept."""
-        return adapter_dir(self.work_dir, digest)
+        return updates.adapter_dir(self.work_dir, digest)
 
-    def trials(self, edits: Sequence[Edit], purpose: str, replicates: int = 1) -> list[Trial]:
+    def trials(self, edits: Iterable[Edit], purpose: str, replicates: int = 1) -> list[Trial]:
         """Return the updates to make for the self-edits that could be parsed.
 
         All self-edits of a document share their seeds (common random numbers): only the edit differs between them.
@@ -201,15 +191,15 @@ class Loop:
             purpose: Part of every seed.
             replicates: Updates of each self-edit.
         """
+        parsed = [edit for edit in edits if edit.edit is not None]
         return [
             Trial(e.document_id, e.index, e.edit, self.seed("update", purpose, e.document_id, replicate))
             for replicate in range(replicates)
-            for e in edits
-            if e.edit is not None
+            for e in parsed
         ]
 
-    def update(self, trials: Sequence[Trial], questions: QuestionSet) -> Updates:
-        """Return the scores of some trials; each is trained at most once, whichever round or variant asks for it.
+    def update(self, trials: Sequence[Trial], questions: QuestionSet) -> tuple[ScoredUpdate, ...]:
+        """Return the scores of some trials, in their order; each is trained once, whichever round or variant asks.
 
         Trials with `keep` leave their adapters in the work directory.
 
@@ -217,9 +207,10 @@ class Loop:
             trials: In any number; they are trained and stored in units of `UNIT_UPDATES`.
             questions: Which questions to ask.
         """
-        probes = self._probes_for(questions)
+        probes, store = self._probes_for(questions), self.execution.updates
         keys = [self._update_key(trial, questions, probes) for trial in trials]
-        found = self.execution.updates.find(list(dict.fromkeys(keys)))
+        found = store.find(list(dict.fromkeys(keys)))
+        # Of equal trials the first one is trained.
         missing = {
             key: trial
             for key, trial in reversed(list(zip(keys, trials, strict=True)))
@@ -227,19 +218,20 @@ class Loop:
         }
         todo = list(reversed(missing.items()))
         for start in range(0, len(todo), UNIT_UPDATES):
-            unit = todo[start : start + UNIT_UPDATES]
+            unit = dict(todo[start : start + UNIT_UPDATES])
             self.reporter.begin(f"training and scoring {len(unit)} adapters")
-            done = self.execution.run_bank(train_and_score, self._bank_work([t for _, t in unit], questions, probes))
-            made = dict(zip((key for key, _ in unit), done.replicates, strict=True))
-            self.execution.updates.keep(made)
+            tasks = {trial.document_id: self.tasks[trial.document_id] for trial in unit.values()}
+            work = BankWork(self.settings, tuple(unit.values()), tasks, questions, probes, self.work_dir)
+            made = dict(zip(unit, self.execution.run_bank(updates.train_and_score, work), strict=True))
+            store.keep(made)
             found |= made
-        replicates = [
+        scored = [
             found[key].model_copy(update={"document_id": trial.document_id, "index": trial.index})
             for key, trial in zip(keys, trials, strict=True)
         ]
-        return Updates(replicates=self._graded(replicates, questions))
+        return updates.grade_updates(scored, self.tasks, questions, self.settings, self.grader, self.verdicts)
 
-    def base(self, tasks: Sequence[KnowledgeTask], questions: QuestionSet) -> Updates:
+    def base(self, tasks: Sequence[KnowledgeTask], questions: QuestionSet) -> tuple[ScoredUpdate, ...]:
         """Return the scores of the student without an update, in the order of the tasks."""
         return self.update([Trial(task.id, 0, None, 0) for task in tasks], questions)
 
@@ -257,7 +249,7 @@ class Loop:
         }
         describe = f"reading {len(edits)} self-edits in the student's context"
         return self.execution.run(
-            "in-context", content, read_in_context, self.settings, list(edits), tasks, describe=describe
+            "in-context", content, updates.read_in_context, self.settings, list(edits), tasks, describe=describe
         )
 
     def _probes_for(self, questions: QuestionSet) -> tuple[Question, ...]:
@@ -266,7 +258,6 @@ class Loop:
         return self.probes if counts else ()
 
     def _update_key(self, trial: Trial, questions: QuestionSet, probes: Sequence[Question]) -> str:
-        """Return the content key of one update."""
         student, task = self.settings.student, self.tasks[trial.document_id]
         asked = [[q.question, q.answer] for q in questions_of(task, questions)]
         content = {
@@ -280,13 +271,9 @@ class Loop:
             "edit": None if trial.edit is None else trial.edit.digest,
             "seed": trial.seed,
             "probes": [[probe.question, probe.answer] for probe in probes],
-            "answers": answer_settings(self.settings, questions),
+            "answers": updates.answer_settings(self.settings, questions),
         }
         return content_key(self.settings, "update", content)
-
-    def _bank_work(self, trials: Sequence[Trial], questions: QuestionSet, probes: tuple[Question, ...]) -> BankWork:
-        tasks = {trial.document_id: self.tasks[trial.document_id] for trial in trials}
-        return BankWork(self.settings, tuple(trials), tasks, questions, probes, self.work_dir)
 
     def _is_lost(self, update: ScoredUpdate) -> bool:
         """Return whether an update left an adapter that is not in the work directory."""
@@ -299,9 +286,6 @@ class Loop:
     def grader(self) -> Grader | None:
         """Who grades the students' texts; None where exact match or the domain decides."""
         return models.open_grader(self.settings, self.work_dir)
-
-    def _graded(self, updates: Sequence[ScoredUpdate], questions: QuestionSet) -> tuple[ScoredUpdate, ...]:
-        return grade_updates(updates, self.tasks, questions, self.settings, self.grader, self.verdicts)
 
     def spent(self, **endpoints: OpenAISampling | None) -> dict[str, Spent]:
         """Return what was spent at endpoints by role, killed runs included: the judge's, and those that are given."""
@@ -318,34 +302,10 @@ class Loop:
             part.check()
 
     def _endpoints(self, others: dict[str, OpenAISampling | None]) -> dict[str, OpenAISampler | JudgeGrader]:
-        sampling = self.settings.teacher.sampling
-        roles = {"teacher": None if not isinstance(sampling, OpenAISampling) else sampling, **others}
+        samplings = {"teacher": self.settings.teacher.sampling, **others}
         found: dict[str, OpenAISampler | JudgeGrader] = {
-            role: self.endpoint(asked, role) for role, asked in roles.items() if asked is not None
+            role: self.endpoint(asked, role) for role, asked in samplings.items() if isinstance(asked, OpenAISampling)
         }
         if isinstance(self.grader, JudgeGrader):
             found["judge"] = self.grader
         return found
-
-
-def read_in_context(
-    settings: LoopSettings, edits: Sequence[tuple[str, SelfEdit]], tasks: dict[str, KnowledgeTask]
-) -> InContext:
-    """Return the probability of the gold answers with each self-edit in the student's context."""
-    import time
-
-    from student.bank.scoring import ScoringFailure
-    from student.in_context import score_in_context
-
-    started = time.perf_counter()
-    student = models.open_student(models.ModelRef.of(settings.student.model, settings))
-    contexts = [" ".join(implication.line for implication in edit.implications) for _, edit in edits]
-    questions = [tasks[name].questions for name, _ in edits]
-    found = score_in_context(student.model, student.tokenizer, contexts, questions, settings.student.answer_format)
-    return InContext(
-        probabilities=tuple(
-            None if isinstance(scores, ScoringFailure) else tuple(score.probability for score in scores)
-            for scores in found
-        ),
-        seconds=time.perf_counter() - started,
-    )

@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
+from evaluation.statistics import known_mean
 from evaluation.tasks import KnowledgeTask
-from pipelines.records import Candidate, Edit, Sampling, ScoredUpdate, by_document, mean_proxy
+from pipelines.records import Candidate, Edit, Sampling, ScoredUpdate, by_document
 from teacher.algorithms.algorithm import CompletionGroup, CompletionReward
 from teacher.filters import EditFacts
 from teacher.rewards import LineGains, RewardConfig, RewardFailure, line_gains, reward_of
@@ -42,12 +43,11 @@ def judge(
     for edit in sampling.edits:
         mine, probabilities = (updates or {}).get(edit.id, ()), (in_context or {}).get(edit.id)
         outcome = _outcome(edit, mine, probabilities, (refused or {}).get(edit.id), reward)
-        known = (facts or {}).get(edit.id)
+        known = asdict(facts[edit.id]) if facts and edit.id in facts else {}
         found.append(
             Candidate(
                 edit=edit,
-                facts={} if known is None else {k: float(v) for k, v in asdict(known).items() if v is not None},
-                proxy=mean_proxy(probabilities),
+                facts={name: float(value) for name, value in known.items() if value is not None},
                 proxy_probability=probabilities or (),
                 replicates=tuple(mine),
                 reward=None if isinstance(outcome, RewardFailure) else outcome,
@@ -65,22 +65,24 @@ def _outcome(
     refused: RewardFailure | None,
     reward: RewardConfig,
 ) -> float | RewardFailure:
-    """Return the reward of one self-edit, or the reason why it has none."""
     if edit.edit is None:
         return edit.failure or RewardFailure.PARSE_FAILED
     if refused is not None:
         return refused
     if reward.metric != "proxy":
         return reward_of(updates, reward)
-    value = mean_proxy(probabilities)
+    value = known_mean(probabilities or ())
     return RewardFailure.PROXY_FAILED if value is None else value
 
 
+def _without_update(reward: RewardConfig) -> RewardConfig:
+    """Return how a student without an update is scored, which has no self-edit in its context to read."""
+    return reward.model_copy(update={"metric": "probability"}) if reward.metric == "proxy" else reward
+
+
 def _base_reward(scored: ScoredUpdate, reward: RewardConfig) -> float | None:
-    """Return the student's reward without an update: nothing forgotten, and for the proxy nothing in its context."""
-    metric = "probability" if reward.metric == "proxy" else reward.metric
-    plain = reward.model_copy(update={"metric": metric})
-    outcome = reward_of([scored.model_copy(update={"forgetting": 0.0})], plain)
+    """Return the reward of the student without an update, which has forgotten nothing."""
+    outcome = reward_of([scored.model_copy(update={"forgetting": 0.0})], _without_update(reward))
     return None if isinstance(outcome, RewardFailure) else outcome
 
 
@@ -102,38 +104,26 @@ def groups_of(
         reward: How scores became rewards.
         decode: The teacher's tokenizer, for the credit of single lines; None gives none.
     """
+
+    def gains(candidate: Candidate) -> LineGains | None:
+        """Return the gain that each line earned; None where its questions' scores are not known."""
+        before, scores = base.get(candidate.document_id), _question_scores(candidate, reward)
+        if decode is None or not scores or before is None or before.failure is not None:
+            return None
+        plain = before.by_question(_without_update(reward).metric)
+        by_question = [after - first for after, first in zip(scores, plain, strict=True)]
+        questions = tasks[candidate.document_id].questions
+        return line_gains(candidate.edit.token_ids, decode, questions, by_question)
+
     return [
         CompletionGroup(
             id=name,
             prompt=prompts[name],
-            completions=tuple(
-                CompletionReward(
-                    c.edit.token_ids,
-                    c.reward,
-                    lines=None if decode is None else _line_gains(c, tasks[name], base.get(name), reward, decode),
-                )
-                for c in members
-            ),
+            completions=tuple(CompletionReward(c.edit.token_ids, c.reward, lines=gains(c)) for c in members),
             base_reward=members[0].base_reward,
         )
         for name, members in by_document(candidates).items()
     ]
-
-
-def _line_gains(
-    candidate: Candidate,
-    task: KnowledgeTask,
-    base: ScoredUpdate | None,
-    reward: RewardConfig,
-    decode: Callable[[Sequence[int]], str],
-) -> LineGains | None:
-    """Return the gain that each line of a candidate earned; None where its questions' scores are not known."""
-    scores = _question_scores(candidate, reward)
-    if not scores or base is None or base.failure is not None:
-        return None
-    before = base.by_question("probability" if reward.metric == "proxy" else reward.metric)
-    gains = [after - first for after, first in zip(scores, before, strict=True)]
-    return line_gains(candidate.edit.token_ids, decode, task.questions, gains)
 
 
 def _question_scores(candidate: Candidate, reward: RewardConfig) -> list[float]:

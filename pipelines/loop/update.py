@@ -17,12 +17,13 @@ from evaluation.exact_match import AnswerScore, end_tokens_of
 from evaluation.graders import DomainGrading, Grade, GradeItem, Grader
 from evaluation.tasks import KnowledgeTask, Question
 from pipelines.models import ModelRef, open_answer_engine, open_student, student_digest
-from pipelines.records import ScoredUpdate, Updates
+from pipelines.records import InContext, ScoredUpdate
 from pipelines.settings import LoopSettings, QuestionSet
 from student.adapters import Adapter, save_adapter
 from student.bank.bank import LoraBank
 from student.bank.scoring import ScoringFailure
 from student.config import UpdateRecipe
+from student.in_context import score_in_context
 from student.updates import UpdateOutcome, UpdateRequest, UpdateResult, make_request
 from teacher.rewards import RewardFailure
 from teacher.self_edit import SelfEdit
@@ -78,12 +79,13 @@ class BankWork(NamedTuple):
     work_dir: Path
 
 
-def train_and_score(work: BankWork) -> Updates:
+def train_and_score(work: BankWork) -> tuple[ScoredUpdate, ...]:
     """Return the scores of some trials; a failure concerns its own trial alone and has a reason."""
     started = time.perf_counter()
     settings, config = work.settings, work.settings.student
     tokenizer = open_student(ModelRef.of(config.model, settings)).tokenizer
-    requests = {i: request for i, trial in enumerate(work.trials) if (request := _request(work, trial)) is not None}
+    made = {i: _request(work, trial, tokenizer) for i, trial in enumerate(work.trials)}
+    requests = {i: request for i, request in made.items() if request is not None}
     with bank_of(settings, config.update) as bank:
         results = dict(zip(requests, bank.train(list(requests.values())), strict=True))
         usage = bank.usage
@@ -105,15 +107,14 @@ def train_and_score(work: BankWork) -> Updates:
         "peak_bytes": usage.peak_bytes,
         "seconds": (time.perf_counter() - started) / len(records),
     }
-    return Updates(replicates=tuple(record.model_copy(update=took) for record in records))
+    return tuple(record.model_copy(update=took) for record in records)
 
 
-def _request(work: BankWork, trial: Trial) -> UpdateRequest | None:
+def _request(work: BankWork, trial: Trial, tokenizer: Any) -> UpdateRequest | None:
     """Return the training of one trial; None for the student without an update."""
     if trial.edit is None:
         return None
     config, task = work.settings.student, work.tasks[trial.document_id]
-    tokenizer = open_student(ModelRef.of(config.model, work.settings)).tokenizer
     return make_request(
         f"{trial.document_id}#{trial.index}",
         trial.edit,
@@ -204,38 +205,30 @@ def _scored(
         written: The answers as text; None where none were wanted.
         known: Which of the probes the student answers without an update.
     """
-    failure, detail = None, "" if result is None else result.detail
-    if result is not None and result.outcome is not UpdateOutcome.OK:
-        failure = _FAILURES.get(result.outcome, RewardFailure.UPDATE_FAILED)
-        detail = f"{result.outcome.value}: {result.detail}"
-    elif scores is None or isinstance(scores, ScoringFailure):
-        failure = RewardFailure.SCORING_FAILED
-        detail = "not scored" if scores is None else scores.reason
-    elif isinstance(written, ScoringFailure):
-        failure, detail = RewardFailure.SCORING_FAILED, written.reason
-    answered = scores if isinstance(scores, list) and failure is None else []
-    asked = len(answered) - len(known) if answered else 0
-    answered, retained = answered[:asked], tuple(score.exact for score in answered[asked:])
-    losses = () if result is None or failure is not None else result.losses
+    fields: dict[str, Any] = {"document_id": trial.document_id, "index": trial.index, "seed": trial.seed}
+    if result is not None:
+        fields |= {name: getattr(result, name) for name in ("detail", "steps", "tokens", "padded_tokens")}
+        fields["adapter_digest"] = None if result.adapter is None else result.adapter.digest
+        if result.outcome is not UpdateOutcome.OK:
+            fields["detail"] = f"{result.outcome.value}: {result.detail}"
+            return ScoredUpdate(failure=_FAILURES.get(result.outcome, RewardFailure.UPDATE_FAILED), **fields)
+    for found in (scores, written):
+        if isinstance(found, ScoringFailure):
+            return ScoredUpdate(failure=RewardFailure.SCORING_FAILED, **fields | {"detail": found.reason})
+    assert isinstance(scores, list)
+    answered, retained = scores[: len(scores) - len(known)], scores[len(scores) - len(known) :]
+    losses = () if result is None else result.losses
     return ScoredUpdate(
-        document_id=trial.document_id,
-        index=trial.index,
-        seed=trial.seed,
-        failure=failure,
-        detail=detail,
-        adapter_digest=None if result is None or result.adapter is None else result.adapter.digest,
-        retained=retained,
-        forgetting=(sum(known) - sum(retained)) / len(known) if retained else None,
+        retained=tuple(score.exact for score in retained),
+        forgetting=(sum(known) - sum(score.exact for score in retained)) / len(known) if known else None,
         exact=tuple(score.exact for score in answered),
         probability=tuple(score.probability for score in answered),
         token_probability=tuple(math.exp(score.log_probability / len(score.predicted)) for score in answered),
-        answers=tuple(written) if isinstance(written, list) and failure is None else (),
+        answers=tuple(written) if isinstance(written, list) else (),
         empty=sum(score.empty for score in answered),
-        steps=0 if result is None else result.steps,
-        tokens=0 if result is None else result.tokens,
-        padded_tokens=0 if result is None else result.padded_tokens,
         first_loss=losses[0] if losses else None,
         last_loss=losses[-1] if losses else None,
+        **fields,
     )
 
 
@@ -295,4 +288,22 @@ def _with_grades(update: ScoredUpdate, grades: Sequence[Grade]) -> ScoredUpdate:
             "correct": tuple(grade.correct for grade in grades),
             "ungraded": dict(Counter(grade.ungraded for grade in grades if grade.ungraded is not None)),
         }
+    )
+
+
+def read_in_context(
+    settings: LoopSettings, edits: Sequence[tuple[str, SelfEdit]], tasks: Mapping[str, KnowledgeTask]
+) -> InContext:
+    """Return the probability of the gold answers with each self-edit in the student's context."""
+    started = time.perf_counter()
+    student = open_student(ModelRef.of(settings.student.model, settings))
+    contexts = [" ".join(implication.line for implication in edit.implications) for _, edit in edits]
+    questions = [tasks[name].questions for name, _ in edits]
+    found = score_in_context(student.model, student.tokenizer, contexts, questions, settings.student.answer_format)
+    return InContext(
+        probabilities=tuple(
+            None if isinstance(scores, ScoringFailure) else tuple(score.probability for score in scores)
+            for scores in found
+        ),
+        seconds=time.perf_counter() - started,
     )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from evaluation.statistics import SMALL_SAMPLE, Interval, PairedTest
 from pipelines.plan import Step
-from pipelines.records import Round
+from pipelines.records import Round, RunResult, VariantComparison, VariantScores
 from pipelines.reports.format import (
     UNKNOWN,
     counted,
@@ -28,7 +28,6 @@ from pipelines.reports.format import (
     tokens,
     wrapped,
 )
-from pipelines.results import RunResult, VariantComparison, VariantScores
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evaluation.common.storage import replacing
-from pipelines.records import Round
+from pipelines.records import CurvePoint, Round, VariantComparison, VariantScores
 from pipelines.reports.format import counted
-from pipelines.results import CurvePoint, VariantComparison, VariantScores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,11 +1,14 @@
-"""The comparison: variants with intervals and paired tests; by length, by group, and on another student."""
+"""The comparison: variants with intervals and paired tests; by length, by group, on another student, with an oracle."""
 
 from __future__ import annotations
 
+import json
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evaluation.statistics import (
+    Interval,
     bootstrap_mean,
     compare,
     kept_share,
@@ -16,13 +19,12 @@ from evaluation.statistics import (
 from evaluation.tasks import KnowledgeTask, Split
 from pipelines.loop.loop import Loop
 from pipelines.plan import Stage
-from pipelines.records import Sampling
-from pipelines.results import CurvePoint, GroupAccuracy, Transfer, VariantComparison, VariantScores
+from pipelines.records import CurvePoint, GroupAccuracy, SpecOracle, Transfer, VariantComparison, VariantScores
 from pipelines.train_teacher import config as configs
-from pipelines.train_teacher import controls
 from pipelines.train_teacher.config import BASELINE_TEACHER, TRAINED_TEACHER, Variant
-from pipelines.train_teacher.plan import listed, transferred_variants
-from pipelines.train_teacher.variants import Comparing
+from pipelines.train_teacher.edits import budgeted
+from pipelines.train_teacher.plan import transferred_variants
+from pipelines.train_teacher.variants import Comparing, best_place, specification, try_all
 
 PAIRS = (
     (TRAINED_TEACHER, BASELINE_TEACHER),
@@ -105,7 +107,7 @@ def gain_name(name: str) -> str:
 def token_curve(comparing: Comparing, stage: Stage) -> tuple[CurvePoint, ...]:
     """Return a variant's accuracy at each length of self-edits.
 
-    Lines of several self-edits of one teacher are used one after another (`controls.at_budget`), so that longer
+    Lines of several self-edits of one teacher are used one after another (`edits.at_budget`), so that longer
     self-edits say more of what this teacher would say, and shorter ones less.
     """
     plan, loop, test = comparing.config.comparison.curve, comparing.loop, comparing.split.test
@@ -113,14 +115,14 @@ def token_curve(comparing: Comparing, stage: Stage) -> tuple[CurvePoint, ...]:
     assert plan is not None
     best = isinstance(variant.source, configs.BestPrompt)
     prompt = comparing.best_prompt if best else comparing.config.teacher.prompt
-    state = comparing.states.of(variant.source.state) if isinstance(variant.source, configs.TeacherSource) else None
+    state = comparing.states.get(variant.source.state) if isinstance(variant.source, configs.TeacherSource) else None
     with loop.reporter.step(stage.steps[0], stage.name):
         sampled = loop.sample(state, prompt, test, n=plan.samples, seed=loop.seed("sample", "curve")).edits
     points, count = [], comparing.count_tokens()
     for step, budget in zip(stage.steps[1:], plan.tokens, strict=True):
-        made = controls.budgeted(sampled, budget, count)
+        made = budgeted(sampled, budget, count)
         with loop.reporter.step(step, f"{stage.name} at {budget} tokens"):
-            scored = comparing.score_edits(variant.name, variant.label, Sampling(edits=made), test).accuracy
+            scored = comparing.score_edits(variant.name, variant.label, made, test).accuracy
         if scored:
             tokens = known_mean(e.tokens for e in made if e.edit is not None) or 0.0
             interval = bootstrap_mean(list(scored.values()), **comparing.intervals)
@@ -137,15 +139,14 @@ def transfer(comparing: Comparing, stage: Stage) -> Transfer:
     loop = comparing.loop
     with Loop(other_config, loop.work_dir, loop.tasks.values(), loop.probes, loop.reporter) as other_loop:
         other = Comparing(other_config, other_loop, comparing.split, comparing.states, comparing.diagnostics)
-        base = next((v for v in listed(config) if isinstance(v.source, configs.BaseStudent)), configs.STANDARD["base"])
+        base = next((v for v in config.listed if isinstance(v.source, configs.BaseStudent)), configs.STANDARD["base"])
         other.add(Stage(stage.name, stage.steps[:1], base))
         there = {variant.name: variant for variant in comparing.scored}
         for variant, step in zip(transferred_variants(config), stage.steps[1:], strict=True):
             if variant.name in there:
-                sampling = Sampling(edits=comparing.edits_of(variant.name))
+                edits, label = comparing.edits_of(variant.name), there[variant.name].label
                 with loop.reporter.step(step, f"transfer of {variant.name}"):
-                    label = there[variant.name].label
-                    other.scored.append(other.score_edits(variant.name, label, sampling, comparing.split.test))
+                    other.scored.append(other.score_edits(variant.name, label, edits, comparing.split.test))
     found = compare_variants(other.scored, comparing.intervals)
     return Transfer(
         label=plan.label,
@@ -190,3 +191,47 @@ def by_group(variants: Sequence[VariantScores], split: Split) -> dict[str, Group
 def _group_means(variants: Sequence[VariantScores], names: Sequence[str]) -> dict[str, float]:
     means = {v.name: known_mean(v.accuracy[name] for name in names if name in v.accuracy) for v in variants}
     return {name: mean for name, mean in means.items() if mean is not None}
+
+
+def find_oracle(comparing: Comparing, stage: Stage) -> SpecOracle | None:
+    """Return the score of the best specification of each of some test tasks, and the variants' on the same tasks.
+
+    It is the most that reading a task can gain. Like the best fixed specification it is chosen by the tests that
+    rewards come from, and scored on those of the comparison. None where no task has a specification with a score.
+    """
+    source: configs.FixedSpecification = stage.subject
+    loop, test = comparing.loop, comparing.split.test
+    # Drawn at random: every n-th task would meet the same few families where families take turns.
+    places = random.Random(loop.seed("oracle tasks")).sample(range(len(test)), min(source.oracle_tasks, len(test)))
+    tasks = [test[place] for place in sorted(places)]
+    choices = source.choices
+    with loop.reporter.step(stage.steps[0], stage.name):
+        table = try_all(loop, tasks, choices, "oracle")
+    best = {name: choices[place] for name, scores in table.items() if (place := best_place(scores)) is not None}
+    edits = [specification(name, 0, choice) for name, choice in best.items()]
+    with loop.reporter.step(stage.steps[1], stage.name):
+        oracle = comparing.score_edits("spec_oracle", "best specification of each task", edits, tasks)
+    return _beside(comparing, oracle, {name: json.dumps(choice) for name, choice in best.items()})
+
+
+def _beside(comparing: Comparing, oracle: VariantScores, chosen: Mapping[str, str]) -> SpecOracle | None:
+    """Return the oracle's score with those of the variants on the same tasks."""
+    variants, settings = [v for v in comparing.scored if v.accuracy], comparing.intervals
+    shared = [name for name in oracle.accuracy if all(name in v.accuracy for v in variants)]
+    if not shared:
+        return None
+    best = [oracle.accuracy[name] for name in shared]
+
+    def interval(values: Sequence[float], low: float = 0.0) -> Interval:
+        return bootstrap_mean(values, bounds=(low, 1.0), **settings)
+
+    trained = next((v for v in variants if v.name == TRAINED_TEACHER), None)
+    mine = None if trained is None else [trained.accuracy[name] for name in shared]
+    return SpecOracle(
+        tasks=len(shared),
+        oracle=interval(best),
+        variants={v.name: interval([v.accuracy[name] for name in shared]) for v in variants},
+        share=None if mine is None else kept_share(mine, best, **settings),
+        regret=None if mine is None else interval([b - m for b, m in zip(best, mine, strict=True)], -1.0),
+        chosen=dict(chosen),
+    )

@@ -142,8 +142,8 @@ class Variant(Labelled):
     source: Source
 
 
-def _control(kind: str, label: str) -> Variant:
-    return Variant(name=kind, label=label, source=Control(kind=kind))
+def _control(kind: str, label: str, name: str = "") -> Variant:
+    return Variant(name=name or kind, label=label, source=Control(kind=kind))
 
 
 STANDARD = {
@@ -157,11 +157,7 @@ STANDARD = {
         _control("null_edit", "a self-edit that says nothing"),
         _control("other_document", "trained teacher, another document's"),
         _control("swapped_values", "trained teacher, values swapped"),
-        Variant(
-            name="fixed_kind_equal_tokens",
-            label="best fixed kind, equal tokens",
-            source=Control(kind="equal_tokens"),
-        ),
+        _control("equal_tokens", "best fixed kind, equal tokens", name="fixed_kind_equal_tokens"),
         _control("oracle", "all facts"),
     )
 }
@@ -250,6 +246,16 @@ class TrainTeacherConfig(LoopSettings):
     def sources(self, kind: type[Source]) -> list[Any]:
         """Return the sources of one kind among the variants."""
         return [v.source for v in self.comparison.variants if isinstance(v.source, kind)]
+
+    @property
+    def listed(self) -> list[Variant]:
+        """The variants of the run; without rounds those that need a trained teacher are left out."""
+
+        def is_possible(source: Source) -> bool:
+            taught = isinstance(source, TeacherSource) and source.state != "untrained"
+            return bool(self.loop.rounds) or not (taught or isinstance(source, Control))
+
+        return [variant for variant in self.comparison.variants if is_possible(variant.source)]
 
     @property
     def external_sampling(self) -> OpenAISampling | None:

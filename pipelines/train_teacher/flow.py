@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,19 +21,16 @@ from pipelines.lineage.run import Lineage
 from pipelines.loop.loop import Loop
 from pipelines.plan import Plan, Stage, steps_of
 from pipelines.process import embedded_flow
-from pipelines.records import Round, usage_of
+from pipelines.records import Round, RunResult, VariantComparison, VariantScores, usage_of
 from pipelines.reports.console import Reporter, closing, print_run, round_line, run_notes
 from pipelines.reports.plots import draw_figures
-from pipelines.results import CurvePoint, RunResult, Transfer, VariantComparison, VariantScores
 from pipelines.settings import load
-from pipelines.train_teacher.comparison import by_group, compare_variants, token_curve, transfer
+from pipelines.train_teacher.comparison import by_group, compare_variants, find_oracle, token_curve, transfer
 from pipelines.train_teacher.config import TrainTeacherConfig
-from pipelines.train_teacher.diagnostics import Diagnostics
+from pipelines.train_teacher.edits import Diagnostics
 from pipelines.train_teacher.plan import plan_run, proxy_reward
 from pipelines.train_teacher.rounds import Course, Training
-from pipelines.train_teacher.specifications import find_oracle
-from pipelines.train_teacher.variants import Comparing, States
-from student.updates import BankUsage
+from pipelines.train_teacher.variants import Comparing
 
 FLOW_NAME = "train-teacher"
 
@@ -60,13 +57,13 @@ def train_teacher(config_path: str, overrides: list[str] | None = None, work_dir
             lineage = _open_lineage(config, place, split, flow_run)
             reporter.say(f"{'resuming' if lineage.resumed else 'new'} MLflow run {lineage.run_id}")
             try:
-                result, comparison, variants = _Run(config, loop, split, lineage, plan).run()
+                result, variants = _Run(config, loop, split, lineage, plan).run()
             except BaseException:
                 with suppress(LineageError):  # the first failure is the one to report
                     lineage.finish("FAILED")
                 raise
         figures = place / "plots" / config.name
-        print_run(console, comparison, variants, closing(result, place, Path(config_path), overrides or (), figures))
+        print_run(console, result, variants, closing(result, place, Path(config_path), overrides or (), figures))
         lineage.finish("FINISHED")
     return result
 
@@ -89,33 +86,29 @@ class _Run:
         sheets = microworld_sheets(config.data) if isinstance(config.data, MicroworldData) else None
         self._diagnostics = Diagnostics(loop.tasks, sheets)
 
-    def run(self) -> tuple[RunResult, VariantComparison, list[VariantScores]]:
-        """Return the result, the comparison and the variants."""
+    def run(self) -> tuple[RunResult, list[VariantScores]]:
+        """Return the result and the variants."""
         course = self._train(prefix="round", log=True)
         proxy = self._train(prefix="proxy round", log=False)
         started = time.perf_counter()
         self._loop.reporter.say(f"comparing on {len(self._split.test)} documents that no training saw")
-        states = States(course.state, proxy.state)
+        states = {"trained": course.state, "proxy": proxy.state}
         comparing = Comparing(self._config, self._loop, self._split, states, self._diagnostics)
-        curve: dict[str, tuple[CurvePoint, ...]] = {}
-        transferred: Transfer | None = None
         for stage in self._stages("variant"):
             comparing.add(stage)
-        for stage in self._stages("curve"):
-            curve[stage.subject.name] = token_curve(comparing, stage)
-        for stage in self._stages("transfer"):
-            transferred = transfer(comparing, stage)
+        curve = {stage.subject.name: token_curve(comparing, stage) for stage in self._stages("curve")}
+        transferred = [transfer(comparing, stage) for stage in self._stages("transfer")]
         specs = comparing.specs
         for stage in self._stages("specification"):
             specs = specs and specs.model_copy(update={"oracle": find_oracle(comparing, stage)})
         comparison = compare_variants(comparing.scored, comparing.intervals)
         self._log_variants(comparing, comparison)
-        found = {"curve": curve, "transfer": transferred, "specs": specs}
-        result = self._result(course, comparing.scored, comparison, time.perf_counter() - started, found)
+        found = {"curve": curve, "transfer": transferred[0] if transferred else None, "specs": specs}
+        result = self._result(course, comparing, comparison, time.perf_counter() - started, found)
         place = self._loop.work_dir / "plots" / self._config.name
         figures = draw_figures(place, course.rounds, comparison, comparing.scored, curve)
         self._lineage.log_comparison(comparison, result, figures)
-        return result, comparison, comparing.scored
+        return result, comparing.scored
 
     def _stages(self, *prefixes: str) -> list[Stage]:
         return [stage for stage in self._plan if stage.name.startswith(prefixes)]
@@ -145,41 +138,32 @@ class _Run:
     def _result(
         self,
         course: Course,
-        variants: Sequence[VariantScores],
+        comparing: Comparing,
         comparison: VariantComparison,
-        comparing: float,
+        seconds: float,
         found: Mapping[str, Any],
     ) -> RunResult:
         """Return the result for scripts."""
-        rounds, loop, config = course.rounds, self._loop, self._config
+        rounds, loop, config, variants = course.rounds, self._loop, self._config, comparing.scored
         stages = {stage: sum(r.seconds[stage] for r in rounds) for stage in ("sample", "update", "learn")}
-        judge = loop.grader if isinstance(loop.grader, JudgeGrader) else None
-        intervals: dict[str, Any] = {
-            "confidence": comparison.confidence,
-            "resamples": config.comparison.resamples,
-            "seed": loop.seed("bootstrap"),
-        }
-        in_rounds = [update for r in rounds for c in r.candidates for update in c.replicates]
+        trained = [update for r in rounds for c in r.candidates for update in c.replicates]
+        trained += [update for variant in variants for c in variant.candidates for update in c.replicates]
+        judged = isinstance(loop.grader, JudgeGrader)
         result = RunResult(
-            variants=comparison.variants,
-            gains=comparison.gains,
+            **dict(comparison),
             rounds=tuple(round_figures(record) for record in rounds),
-            seconds={**stages, "compare": comparing},
-            documents=comparison.documents,
+            seconds={**stages, "compare": seconds},
             mlflow_run_id=self._lineage.run_id,
             config_digest=config.digest,
             code_digest=code_digest(),
             seed=config.seed,
             document_accuracy={variant.name: variant.accuracy for variant in variants},
             edit_tokens={variant.name: variant.edit_tokens for variant in variants if variant.edit_tokens is not None},
-            judge=None if judge is None else judge_noise(loop.verdicts, **intervals),
+            judge=judge_noise(loop.verdicts, **comparing.intervals) if judged else None,
             spent=loop.spent(external=config.external_sampling),
-            padding_share=BankUsage.merged([usage_of(in_rounds), *(v.usage for v in variants)]).padding_share,
+            padding_share=usage_of(trained).padding_share,
             inner_runs=sum(record.inner_runs for record in rounds),
-            forgetting=comparison.forgetting,
             document_forgetting={variant.name: variant.forgetting for variant in variants if variant.forgetting},
-            tests=comparison.tests,
-            minimum_detectable=comparison.minimum_detectable,
             groups=by_group(variants, self._split),
             edit_notes={variant.name: variant.notes for variant in variants if variant.notes},
             phrasings={variant.name: variant.phrasings for variant in variants if variant.phrasings},

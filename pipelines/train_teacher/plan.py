@@ -6,7 +6,7 @@ from typing import Any
 
 from pipelines.plan import Plan, Stage, Step
 from pipelines.train_teacher import config as configs
-from pipelines.train_teacher.config import DevelopmentConfig, TrainTeacherConfig, Variant
+from pipelines.train_teacher.config import TrainTeacherConfig, Variant
 from teacher.rewards import RewardConfig
 
 POOLED = 3
@@ -16,10 +16,10 @@ POOLED = 3
 def plan_run(config: TrainTeacherConfig) -> Plan:
     """Return the stages of a run: rounds, the rounds of the proxy control, variants, curves, transfer, oracle."""
     stages = plan_rounds(config, config.teacher.reward)
-    if config.loop.rounds and any(source.state == "proxy" for source in config.sources(configs.TeacherSource)):
+    if any(source.state == "proxy" for source in config.sources(configs.TeacherSource)):
         stages += plan_rounds(config, proxy_reward(config))
-    stages += [plan_variant(config, variant) for variant in listed(config)]
-    stages += [*plan_curves(config), *plan_transfer(config)]
+    stages += [plan_variant(config, variant) for variant in config.listed]
+    stages += [*_plan_curves(config), *_plan_transfer(config)]
     stages += [plan_oracle(source) for source in config.sources(configs.FixedSpecification) if source.oracle_tasks]
     return tuple(stages)
 
@@ -31,7 +31,7 @@ def proxy_reward(config: TrainTeacherConfig) -> RewardConfig:
 
 def plan_rounds(config: TrainTeacherConfig, reward: RewardConfig) -> list[Stage]:
     """Return the stages of one teacher's rounds; with the proxy reward no student is updated."""
-    loop, samples = config.loop, config.teacher.samples
+    loop, samples, checks = config.loop, config.teacher.samples, config.loop.development
     documents, kept = loop.documents, config.teacher.learning.max_examples(samples)
     proxy = reward.metric == "proxy"
     prefix = "proxy " if proxy else ""
@@ -40,26 +40,11 @@ def plan_rounds(config: TrainTeacherConfig, reward: RewardConfig) -> list[Stage]
     for number in range(loop.rounds):
         steps = (Step("sample", documents, samples), tried, Step("score", documents), Step("learn", documents, kept))
         stages.append(Stage(f"{prefix}round {number}", steps, number))
-        if loop.development is not None and _is_checked(number, loop.rounds, loop.development):
-            each, checked = loop.development.edits, config.data.development_documents
-            scored = Step("read", checked, each) if proxy else Step("update", checked, each)
-            stages.append(Stage(f"{prefix}development {number}", (Step("sample", checked, each), scored), number))
+        if checks is not None and (number == loop.rounds - 1 or (number + 1) % checks.every == 0):
+            size = config.data.development_documents, checks.edits
+            scored = Step("read" if proxy else "update", *size)
+            stages.append(Stage(f"{prefix}development {number}", (Step("sample", *size), scored), number))
     return stages
-
-
-def _is_checked(number: int, rounds: int, settings: DevelopmentConfig) -> bool:
-    """Return whether the teacher is checked on the development documents after a round."""
-    return number == rounds - 1 or (number + 1) % settings.every == 0
-
-
-def listed(config: TrainTeacherConfig) -> list[Variant]:
-    """Return the variants of a run; without rounds those that need a trained teacher are left out."""
-
-    def needs_rounds(source: Any) -> bool:
-        teacher = isinstance(source, configs.TeacherSource) and source.state != "untrained"
-        return teacher or isinstance(source, configs.Control)
-
-    return [v for v in config.comparison.variants if config.loop.rounds or not needs_rounds(v.source)]
 
 
 def plan_variant(config: TrainTeacherConfig, variant: Variant) -> Stage:
@@ -99,42 +84,41 @@ def plan_variant(config: TrainTeacherConfig, variant: Variant) -> Stage:
     return Stage(f"variant {variant.name}", steps, variant)
 
 
-def plan_curves(config: TrainTeacherConfig) -> list[Stage]:
-    """Return a stage for each variant with a curve of accuracy against tokens: those of local teachers."""
+def _is_taught(source: configs.Source) -> bool:
+    """Return whether a local teacher writes a variant's self-edits, the one that learns from the proxy left out."""
+    teacher = isinstance(source, configs.TeacherSource) and source.state != "proxy"
+    return teacher or isinstance(source, configs.BestPrompt)
+
+
+def _plan_curves(config: TrainTeacherConfig) -> list[Stage]:
+    """Return a stage for each variant with a curve of accuracy against tokens."""
     plan, tests = config.comparison.curve, config.data.test_documents
     if plan is None:
         return []
-    update = Step("update", tests, questions="comparison")
-    return [
-        Stage(f"curve {v.name}", (Step("sample", tests, plan.samples), *(update for _ in plan.tokens)), v)
-        for v in sorted(listed(config), key=lambda v: v.name == "fixed_kind")
-        if isinstance(v.source, configs.BestPrompt)
-        or (isinstance(v.source, configs.TeacherSource) and v.source.state != "proxy")
-    ]
+    steps = Step("sample", tests, plan.samples), *(Step("update", tests, questions="comparison") for _ in plan.tokens)
+    taught = [variant for variant in config.listed if _is_taught(variant.source)]
+    return [Stage(f"curve {v.name}", steps, v) for v in sorted(taught, key=lambda v: v.name == "fixed_kind")]
 
 
 def transferred_variants(config: TrainTeacherConfig) -> list[Variant]:
     """Return the variants whose self-edits are tried on the other student."""
 
     def is_tried(source: Any) -> bool:
-        proxy = isinstance(source, configs.TeacherSource) and source.state == "proxy"
         oracle = isinstance(source, configs.Control) and source.kind == "oracle"
-        return (
-            isinstance(source, (configs.RawPassage, configs.BestPrompt, configs.TeacherSource)) and not proxy
-        ) or oracle
+        return oracle or isinstance(source, configs.RawPassage) or _is_taught(source)
 
-    return [variant for variant in listed(config) if is_tried(variant.source)]
+    return [variant for variant in config.listed if is_tried(variant.source)]
 
 
-def plan_transfer(config: TrainTeacherConfig) -> list[Stage]:
+def _plan_transfer(config: TrainTeacherConfig) -> list[Stage]:
     """Return the stage in which the same self-edits are tried on another student; none without such a student."""
     after, tests = config.comparison, config.data.test_documents
     if after.transfer is None:
         return []
     steps = [Step("score", tests, questions="comparison")]
     for variant in transferred_variants(config):
-        passage, single = isinstance(variant.source, configs.RawPassage), isinstance(variant.source, configs.Control)
-        each = 1 if passage or single else after.edits
+        passage = isinstance(variant.source, configs.RawPassage)
+        each = 1 if passage or isinstance(variant.source, configs.Control) else after.edits
         steps.append(Step("update", tests, each, trains_on="passage" if passage else "edit", questions="comparison"))
     return [Stage("transfer", tuple(steps), after.transfer)]
 

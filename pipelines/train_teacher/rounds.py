@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from evaluation.statistics import known_mean
 from evaluation.tasks import KnowledgeTask, Split
 from pipelines.loop.loop import Loop
-from pipelines.loop.reward import Probabilities, groups_of, judge
+from pipelines.loop.reward import groups_of, judge
 from pipelines.plan import Stage
-from pipelines.records import (
-    Candidate,
-    DevelopmentCheck,
-    Edit,
-    Round,
-    Sampling,
-    ScoredUpdate,
-    by_edit,
-)
+from pipelines.records import Candidate, DevelopmentCheck, Edit, Round, Sampling, ScoredUpdate, by_edit
 from pipelines.train_teacher.config import DevelopmentConfig, TrainTeacherConfig
-from pipelines.train_teacher.diagnostics import Diagnostics
+from pipelines.train_teacher.edits import Diagnostics
 from teacher.algorithms.algorithm import Selection
-from teacher.filters import EditFacts, refusal
-from teacher.rewards import RewardConfig, RewardFailure
+from teacher.filters import refusal
+from teacher.rewards import RewardConfig
 
 _FALL = 0.05
 """When the mean reward is below the best one by more than this, learning continues from the best teacher."""
@@ -49,14 +41,12 @@ class Course(NamedTuple):
 
 
 class _Tried(NamedTuple):
-    """A round's self-edits after their filters and their updates."""
+    """Self-edits after their updates, or after the student has read them."""
 
-    updates: Mapping[str, Sequence[ScoredUpdate]]
-    in_context: Mapping[str, Probabilities]
-    facts: Mapping[str, EditFacts]
-    refused: Mapping[str, RewardFailure]
-    inner_runs: int
+    scores: dict[str, Any]
+    """What `judge` makes rewards of, by the name of its argument."""
     seconds: float
+    inner_runs: int = 0
 
 
 class Training(NamedTuple):
@@ -92,67 +82,62 @@ class Training(NamedTuple):
     def _round(self, stage: Stage, state: str | None, history: Sequence[Round]) -> Round:
         """Return the record of one round; the new state is in the work directory."""
         config, loop, number = self.config, self.loop, int(stage.subject)
-        sample, tried_in, score, learn = stage.steps
-        tasks, prompt = round_documents(config, self.split.train, number), config.teacher.prompt
+        sample, try_, score, learn = stage.steps
+        tasks = round_documents(config, self.split.train, number)
         with loop.reporter.step(sample, stage.name):
             seed = loop.seed("sample", f"round {number}")
-            sampling = loop.sample(state, prompt, tasks, n=config.teacher.samples, seed=seed)
-        with loop.reporter.step(tried_in, stage.name):
-            tried = self._try(sampling, number, history)
+            sampling = loop.sample(state, config.teacher.prompt, tasks, n=config.teacher.samples, seed=seed)
+        with loop.reporter.step(try_, stage.name):
+            tried = self._filter_and_try(sampling, number, history)
         with loop.reporter.step(score, stage.name):
             base = loop.base(tasks, "rewards")
-        floors = {scored.document_id: scored for scored in base.replicates}
-        candidates = judge(
-            sampling,
-            self.reward,
-            updates=tried.updates,
-            base=floors,
-            facts=tried.facts,
-            refused=tried.refused,
-            in_context=tried.in_context,
-        )
+        floors = {scored.document_id: scored for scored in base}
+        candidates = judge(sampling, self.reward, base=floors, **tried.scores)
         selection = self._select(candidates, floors)
+        weights = {(example.group_id, example.token_ids): example.weight for example in selection.examples}
         with loop.reporter.step(learn, stage.name):
             learning = loop.learn(state, selection.examples, seed=loop.seed("learn", number))
+        updating = tried.seconds + sum(scored.seconds for scored in base)
         return Round(
             round=number,
             document_ids=tuple(task.id for task in tasks),
-            candidates=_weighted(candidates, selection),
+            candidates=tuple(
+                c.model_copy(update={"weight": weights.get((c.document_id, c.edit.token_ids))}) for c in candidates
+            ),
             left_out={**{name: reason.value for name, reason in selection.left_out.items()}, **sampling.too_long},
             mean_reward=known_mean([c.reward for c in candidates]),
             base_reward=known_mean([c.base_reward for c in candidates]),
             learning=learning,
-            seconds={"sample": sampling.seconds, "update": tried.seconds + base.seconds, "learn": learning.seconds},
+            seconds={"sample": sampling.seconds, "update": updating, "learn": learning.seconds},
             inner_runs=tried.inner_runs,
             notes=self.diagnostics.of(sampling.edits),
         )
 
-    def _try(self, sampling: Sampling, number: int, history: Sequence[Round]) -> _Tried:
-        """Filter a round's self-edits, then update students with them, or read them in the student's context."""
-        config, loop = self.config, self.loop
-        parsed = [edit for edit in sampling.edits if edit.edit is not None]
-        facts = {edit.id: self.diagnostics.facts(edit, "rewards") for edit in parsed}
-        refusals = {name: refusal(known, config.teacher.filters) for name, known in facts.items()}
-        refused = {name: reason for name, reason in refusals.items() if reason is not None}
-        passed = [edit for edit in parsed if edit.id not in refused]
-        if self.reward.metric == "proxy":
-            found, seconds = self._read(passed)
-            return _Tried({}, found, facts, refused, 0, seconds)
-        remember = config.loop.remember
-        purpose = "round" if remember else f"round {number}"
-        updates = loop.update(loop.trials(passed, purpose, config.loop.replicates), "rewards")
-        new = _distinct(passed) - (_distinct(_updated(history)) if remember else set())
-        return _Tried(
-            by_edit(updates.replicates), {}, facts, refused, len(new) * config.loop.replicates, updates.seconds
-        )
+    def _filter_and_try(self, sampling: Sampling, number: int, history: Iterable[Round]) -> _Tried:
+        """Filter a round's self-edits, and try those that pass."""
+        config, settings = self.config, self.config.loop
+        facts = {e.id: self.diagnostics.facts(e, "rewards") for e in sampling.edits if e.edit is not None}
+        reasons = {name: refusal(known, config.teacher.filters) for name, known in facts.items()}
+        refused = {name: reason for name, reason in reasons.items() if reason is not None}
+        passed = [edit for edit in sampling.edits if edit.id in facts and edit.id not in refused]
+        tried = self._try(passed, "round" if settings.remember else f"round {number}", settings.replicates)
+        new = _distinct(passed)
+        if settings.remember:
+            new -= _distinct(c.edit for record in history for c in record.candidates if c.replicates)
+        runs = 0 if self.reward.metric == "proxy" else len(new) * settings.replicates
+        return _Tried({**tried.scores, "facts": facts, "refused": refused}, tried.seconds, runs)
 
-    def _read(self, edits: Sequence[Edit]) -> tuple[dict[str, Probabilities], float]:
-        """Return the proxy scores of some self-edits by id, and the seconds that they took."""
-        pairs = [(edit.document_id, edit.edit) for edit in edits if edit.edit is not None]
-        if not pairs:
-            return {}, 0.0
-        found = self.loop.in_context(pairs)
-        return {e.id: values for e, values in zip(edits, found.probabilities, strict=True)}, found.seconds
+    def _try(self, edits: Sequence[Edit], purpose: str, replicates: int = 1) -> _Tried:
+        """Update students with self-edits, or with the proxy reward have the student read them in its context."""
+        parsed = [(edit.id, edit.document_id, edit.edit) for edit in edits if edit.edit is not None]
+        if self.reward.metric != "proxy":
+            updates = self.loop.update(self.loop.trials(edits, purpose, replicates), "rewards")
+            return _Tried({"updates": by_edit(updates)}, sum(update.seconds for update in updates))
+        if not parsed:
+            return _Tried({}, 0.0)
+        found = self.loop.in_context([(document, edit) for _, document, edit in parsed])
+        names = [name for name, _, _ in parsed]
+        return _Tried({"in_context": dict(zip(names, found.probabilities, strict=True))}, found.seconds)
 
     def _select(self, candidates: Sequence[Candidate], base: Mapping[str, ScoredUpdate]) -> Selection:
         """Return the examples that the teacher learns from."""
@@ -162,42 +147,25 @@ class Training(NamedTuple):
         def decode(ids: Sequence[int]) -> str:
             return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-        prompts = {name: loop.prompt(prompt, loop.tasks[name]) for name in {c.edit.document_id for c in candidates}}
+        prompts = {name: loop.prompt(prompt, loop.tasks[name]) for name in {c.document_id for c in candidates}}
         by_line = decode if learning.assigns_credit_by_line else None
         return learning.select(groups_of(candidates, prompts, loop.tasks, base, self.reward, by_line))
 
     def _development_reward(self, stage: Stage, state: str) -> float | None:
         """Return a teacher's mean reward on the development documents; every teacher has the same seeds."""
-        loop, tasks, prompt = self.loop, self.split.development, self.config.teacher.prompt
-        sample, tried_in = stage.steps
+        loop, prompt = self.loop, self.config.teacher.prompt
+        sample, try_ = stage.steps
         with loop.reporter.step(sample, stage.name):
-            sampling = loop.sample(state, prompt, tasks, n=sample.each, seed=loop.seed("sample", "development"))
-        with loop.reporter.step(tried_in, stage.name):
-            if self.reward.metric == "proxy":
-                found, _ = self._read([edit for edit in sampling.edits if edit.edit is not None])
-                judged = judge(sampling, self.reward, in_context=found)
-            else:
-                updates = loop.update(loop.trials(sampling.edits, "development"), "rewards")
-                judged = judge(sampling, self.reward, updates=by_edit(updates.replicates))
+            seed = loop.seed("sample", "development")
+            sampling = loop.sample(state, prompt, self.split.development, n=sample.each, seed=seed)
+        with loop.reporter.step(try_, stage.name):
+            judged = judge(sampling, self.reward, **self._try(sampling.edits, "development").scores)
         return known_mean(candidate.reward for candidate in judged)
 
 
 def _distinct(edits: Iterable[Edit]) -> set[tuple[str, str]]:
     """Return the distinct self-edits by document and digest."""
     return {(edit.document_id, edit.edit.digest) for edit in edits if edit.edit is not None}
-
-
-def _updated(history: Iterable[Round]) -> Iterator[Edit]:
-    """Yield the self-edits that were updated in earlier rounds."""
-    return (candidate.edit for record in history for candidate in record.candidates if candidate.replicates)
-
-
-def _weighted(candidates: Sequence[Candidate], selection: Selection) -> tuple[Candidate, ...]:
-    """Return the candidates with the weights that selection gave them."""
-    weights = {(example.group_id, example.token_ids): example.weight for example in selection.examples}
-    return tuple(
-        c.model_copy(update={"weight": weights.get((c.edit.document_id, c.edit.token_ids))}) for c in candidates
-    )
 
 
 class CheckpointSelection:
@@ -229,8 +197,8 @@ class CheckpointSelection:
             self._best, self.best_state, self._stale = mean, state, 0
             return DevelopmentCheck(mean=mean, best=mean, decision="best")
         self._stale += 1
-        if self._stale >= self._config.patience:
-            self.ended = True
+        self.ended = self._stale >= self._config.patience
+        if self.ended:
             return DevelopmentCheck(mean=mean, best=self._best, decision="stop")
         if mean < self._best - _FALL:
             self.next_state = self.best_state

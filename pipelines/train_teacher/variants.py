@@ -1,13 +1,14 @@
-"""Variants: each is planned and scored from its source, all of them in the same way on the same documents."""
+"""Variants: each is scored from its source, all of them in the same way on the same documents."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from evaluation.microworld.texts import sheet_swaps
 from evaluation.statistics import known_mean
@@ -16,36 +17,37 @@ from pipelines.loop.loop import Loop
 from pipelines.loop.reward import judge
 from pipelines.loop.update import questions_of
 from pipelines.plan import Stage, Step
-from pipelines.records import Candidate, Edit, Sampling, ScoredUpdate, by_edit, edits_by_document, raw_passage, usage_of
-from pipelines.results import SpecSearch, VariantScores
+from pipelines.records import (
+    Candidate,
+    Edit,
+    Sampling,
+    ScoredUpdate,
+    SpecSearch,
+    VariantScores,
+    by_document,
+    by_edit,
+    raw_passage,
+)
 from pipelines.train_teacher import config as configs
-from pipelines.train_teacher import controls
+from pipelines.train_teacher import edits as self_edits
 from pipelines.train_teacher.config import TRAINED_TEACHER, TrainTeacherConfig, Variant
-from pipelines.train_teacher.diagnostics import Diagnostics
 from pipelines.train_teacher.plan import POOLED
-from pipelines.train_teacher.specifications import best_of, try_all, written
-from teacher.filters import first_equal
 from teacher.rewards import REFUSALS
-
-
-class States(NamedTuple):
-    """The teacher's states of a run."""
-
-    trained: str | None
-    proxy: str | None
-
-    def of(self, state: str) -> str | None:
-        """Return the directory name of a state; None is the untrained teacher."""
-        return {"trained": self.trained, "proxy": self.proxy}.get(state)
+from teacher.self_edit import edit_of
 
 
 class Comparing:
     """Scores the variants of a run on the test documents, one after another."""
 
     def __init__(
-        self, config: TrainTeacherConfig, loop: Loop, split: Split, states: States, diagnostics: Diagnostics
+        self,
+        config: TrainTeacherConfig,
+        loop: Loop,
+        split: Split,
+        states: Mapping[str, str | None],
+        diagnostics: self_edits.Diagnostics,
     ) -> None:
-        """Score variants of `config` with the teacher at `states`."""
+        """Score variants of `config` with the teacher's `states`, by `TeacherSource.state`."""
         self.config, self.loop, self.split, self.states = config, loop, split, states
         self.diagnostics = diagnostics
         self.scored: list[VariantScores] = []
@@ -53,7 +55,7 @@ class Comparing:
         self.best_prompt = ""
         """Of the untrained teacher, once it was chosen."""
         self.specs: SpecSearch | None = None
-        """The search for the best fixed specification, once it was made."""
+        """The search for the best fixed specification, once it was self_edits."""
         self.intervals: dict[str, Any] = {
             "confidence": config.comparison.confidence,
             "resamples": config.comparison.resamples,
@@ -63,8 +65,7 @@ class Comparing:
 
     def add(self, stage: Stage) -> VariantScores | None:
         """Score the variant of a stage; None where the data cannot have it."""
-        variant: Variant = stage.subject
-        found = self._score(variant, stage)
+        found = self._score(stage.subject, stage)
         if found is not None:
             self.scored.append(found)
         return found
@@ -73,74 +74,62 @@ class Comparing:
         source, test = variant.source, self.split.test
         if isinstance(source, configs.BaseStudent):
             with self.loop.reporter.step(stage.steps[0], stage.name):
-                return self._base(variant)
+                base = self.loop.base(test, "comparison")
+                return self._scores(variant.name, variant.label, base, test)
         if isinstance(source, configs.BestPrompt):
             return self._best_prompt(variant, source, stage)
         if isinstance(source, configs.TeacherSource):
-            prompt, state = self.config.teacher.prompt, self.states.of(source.state)
-            return self._taught(variant, state, prompt, test, stage.name, stage.steps, keep=self._keep(source))
-        *first, last = stage.steps
+            prompt, state = self.config.teacher.prompt, self.states.get(source.state)
+            last = "trained" if self.config.loop.rounds else "untrained"
+            keep = self.config.comparison.keep_adapters if source.state == last else 0
+            return self._taught(variant, state, prompt, test, stage.name, stage.steps, keep=keep)
+        *first, last_step = stage.steps
         with self.loop.reporter.step(first[0], stage.name) if first else nullcontext():
-            sampling = self._written(source, stage)
-        if sampling is None:
+            edits = self._written(source, stage)
+        if edits is None:
             return None
-        with self.loop.reporter.step(last, stage.name):
-            return self.score_edits(variant.name, variant.label, sampling, test)
+        with self.loop.reporter.step(last_step, stage.name):
+            return self.score_edits(variant.name, variant.label, edits, test)
 
-    def _keep(self, source: configs.TeacherSource) -> int:
-        """Return how many adapters of a teacher's variant are kept: those of the last teacher."""
-        last = "trained" if self.config.loop.rounds else "untrained"
-        return self.config.comparison.keep_adapters if source.state == last else 0
-
-    def _written(self, source: Any, stage: Stage) -> Sampling | None:
+    def _written(self, source: Any, stage: Stage) -> Iterable[Edit] | Sampling | None:
         """Return the self-edits of a variant that no local teacher samples as it is; None where there can be none."""
-        loop, test = self.loop, self.split.test
+        loop, test, sheets = self.loop, self.split.test, self.diagnostics.sheets
         match source:
             case configs.RawPassage():
-                return _sampling(raw_passage(task.id, task.document.text) for task in test)
+                return [raw_passage(task.id, task.document.text) for task in test]
             case configs.ExternalGenerator():
                 seed = loop.seed("sample", "external")
                 return loop.ask(source.sampling, "external", source.prompt, test, n=stage.steps[0].each, seed=seed)
             case configs.FixedSpecification():
-                return self._fixed_specification(source)
-            case configs.Control():
-                return self._control(source.kind, test)
+                table = try_all(loop, self.split.train[: source.tasks], source.choices, "fixed specification")
+                choice, self.specs = best_of(table, source.choices)
+                return [specification(task.id, 0, choice) for task in test]
+            case configs.Control(kind="null_edit"):
+                return self_edits.null_edits(test)
+            case configs.Control(kind="oracle"):
+                return None if sheets is None else self_edits.oracle_edits(test, sheets)
+            case configs.Control(kind="other_document"):
+                return self_edits.other_documents_edits(self.edits_of(TRAINED_TEACHER), test)
+            case configs.Control(kind="swapped_values"):
+                swaps = {
+                    t.id: self_edits.answer_swaps(t) if sheets is None else sheet_swaps(sheets[t.id]) for t in test
+                }
+                return self_edits.swapped_edits(self.edits_of(TRAINED_TEACHER), swaps)
+            case configs.Control(kind="equal_tokens"):
+                return self._at_equal_tokens(self.edits_of(TRAINED_TEACHER))
         raise TypeError(f"no variant has a source of type {type(source).__name__}")
-
-    def _control(self, kind: str, test: Sequence[KnowledgeTask]) -> Sampling | None:
-        """Return the self-edits of a control."""
-        sheets = self.diagnostics.sheets
-        if kind == "null_edit":
-            return _sampling(controls.null_edits(test))
-        if kind == "oracle":
-            return None if sheets is None else _sampling(controls.oracle_edits(test, sheets))
-        trained = self.edits_of(TRAINED_TEACHER)
-        if kind == "other_document":
-            return _sampling(controls.other_documents_edits(trained, test))
-        if kind == "swapped_values":
-            known = sheets is not None
-            swaps = {t.id: sheet_swaps(sheets[t.id]) if known else controls.answer_swaps(t) for t in test}  # type: ignore[index]
-            return _sampling(controls.swapped_edits(trained, swaps))
-        return _sampling(self._at_equal_tokens(trained))
 
     def _at_equal_tokens(self, trained: Sequence[Edit]) -> list[Edit]:
         """Return the best prompt's lines, as many for each self-edit of the trained teacher as its tokens allow."""
         indices, count = sorted({edit.index for edit in trained}), self.count_tokens()
         seed, test = self.loop.seed("sample", "equal tokens"), self.split.test
         sampled = self.loop.sample(None, self.best_prompt, test, n=POOLED * len(indices), seed=seed).edits
-        made = []
+        found: list[Edit] = []
         for place, index in enumerate(indices):
             budgets = {edit.document_id: max(edit.tokens, 1) for edit in trained if edit.index == index}
             pool = [e for e in sampled if e.index // POOLED == place and e.document_id in budgets]
-            made += [e.model_copy(update={"index": index}) for e in controls.budgeted(pool, budgets, count)]
-        return made
-
-    def _fixed_specification(self, source: configs.FixedSpecification) -> Sampling:
-        """Return the specification that is best over the training tasks, for every test task."""
-        tasks = self.split.train[: source.tasks]
-        table = try_all(self.loop, tasks, source.choices, "fixed specification")
-        choice, self.specs = best_of(table, source.choices)
-        return _sampling(written(task.id, 0, choice) for task in self.split.test)
+            found += [e.model_copy(update={"index": index}) for e in self_edits.budgeted(pool, budgets, count)]
+        return found
 
     def count_tokens(self) -> Callable[[str], int]:
         """Return a function that counts the tokens of a text as the teacher writes it."""
@@ -151,20 +140,6 @@ class Comparing:
         """Return the self-edits that a variant consists of, without the refused ones that others replaced."""
         count, variant = self.config.comparison.edits, next(v for v in self.scored if v.name == name)
         return tuple(candidate.edit for candidate in variant.candidates if candidate.edit.index < count)
-
-    def _base(self, variant: Variant) -> VariantScores:
-        """Return the student without an update."""
-        scores = self.loop.base(self.split.test, "comparison").replicates
-        return VariantScores(
-            name=variant.name,
-            label=variant.label,
-            candidates=(),
-            accuracy={score.document_id: score.accuracy for score in scores if score.accuracy is not None},
-            verdicts=_verdicts(scores),
-            phrasings=self._by_phrasing(scores),
-            cells=_cells(scores),
-            failures=_failures(scores),
-        )
 
     def _best_prompt(self, variant: Variant, source: configs.BestPrompt, stage: Stage) -> VariantScores | None:
         """Return the untrained teacher with the prompt that is best on the development documents."""
@@ -202,40 +177,62 @@ class Comparing:
         with loop.reporter.step(steps[1], what):
             if settings.drafts == 1:
                 return self.score_edits(variant.name, variant.label, sampling, tasks, keep=keep)
-            agreed, chosen = agreement(sampling.edits), most_written(sampling, settings.tried)
+            agreed, chosen = self_edits.agreement(sampling.edits), self_edits.most_written(sampling, settings.tried)
             scores = self.score_edits(variant.name, variant.label, chosen, tasks, keep=keep)
         return scores if agreed is None else scores.model_copy(update={"notes": {**scores.notes, "agreement": agreed}})
 
     def score_edits(
-        self, name: str, label: str, sampling: Sampling, tasks: Sequence[KnowledgeTask], *, keep: int = 0
+        self, name: str, label: str, edits: Iterable[Edit] | Sampling, tasks: Sequence[KnowledgeTask], *, keep: int = 0
     ) -> VariantScores:
         """Return the variant with the given self-edits.
 
         Args:
             name: Of the variant.
             label: For people.
-            sampling: The self-edits.
+            edits: The self-edits.
             tasks: What they are about; their held-out questions are asked.
             keep: Documents, from the first on, of which the adapter of the first self-edit is kept (`kept_adapters`).
         """
+        sampling = edits if isinstance(edits, Sampling) else Sampling(edits=tuple(edits))
         candidates, redrawn = self._update(sampling, keep)
         updates = [update for candidate in candidates for update in candidate.replicates]
         drawn = [candidate.edit for candidate in candidates]
-        notes = self.diagnostics.of(drawn)
+        refused = Counter(c.reason.value for c in candidates if c.reason is not None and not c.replicates)
+        too_long = {"prompt_too_long": len(sampling.too_long)} if sampling.too_long else {}
+        scores = self._scores(name, label, updates, tasks)
+        return scores.model_copy(
+            update={
+                "candidates": tuple(candidates),
+                "forgetting": _means(tasks, ((u.document_id, u.forgetting) for u in updates)),
+                "failures": {**scores.failures, **refused, **too_long},
+                "edit_tokens": known_mean(edit.tokens for edit in drawn if edit.tokens),
+                "training_tokens": known_mean(update.tokens for update in updates if update.failure is None),
+                "notes": self.diagnostics.of(drawn) | ({"redrawn": float(redrawn)} if redrawn else {}),
+            }
+        )
+
+    def _scores(
+        self, name: str, label: str, updates: Sequence[ScoredUpdate], tasks: Sequence[KnowledgeTask]
+    ) -> VariantScores:
+        """Return what the scores of some students show, whatever they were updated with."""
+        scored = [update for update in updates if update.failure is None]
+        failures = Counter(update.failure.value for update in updates if update.failure is not None)
+        phrasings: dict[str, list[float]] = defaultdict(list)
+        for update in updates:
+            failures.update({f"answers {reason}": count for reason, count in update.ungraded.items()})
+        for update in scored:
+            questions = questions_of(self.loop.tasks[update.document_id], "comparison")
+            for question, right in zip(questions, update.verdicts, strict=True):
+                if question.phrasing and right is not None:
+                    phrasings[question.phrasing].append(float(right))
         return VariantScores(
             name=name,
             label=label,
-            candidates=tuple(candidates),
             accuracy=_means(tasks, ((u.document_id, u.accuracy) for u in updates)),
-            verdicts=_verdicts(updates),
-            forgetting=_means(tasks, ((u.document_id, u.forgetting) for u in updates)),
-            phrasings=self._by_phrasing(updates),
-            cells=_cells(updates),
-            failures={**_failures(updates), **_without_update(candidates), **_too_long(sampling)},
-            edit_tokens=known_mean(edit.tokens for edit in drawn if edit.tokens),
-            training_tokens=known_mean(update.tokens for update in updates if update.failure is None),
-            usage=usage_of(updates),
-            notes={**notes, "redrawn": float(redrawn)} if redrawn else notes,
+            verdicts={u.document_id: u.verdicts for u in scored if u.index == 0},
+            phrasings={phrasing: sum(hits) / len(hits) for phrasing, hits in sorted(phrasings.items())},
+            cells=known_mean(known_mean(update.cells) for update in updates),
+            failures=dict(failures),
         )
 
     def _update(self, sampling: Sampling, keep: int) -> tuple[list[Candidate], int]:
@@ -247,7 +244,7 @@ class Comparing:
         count = self.config.comparison.edits
         kept = set(list(dict.fromkeys(edit.document_id for edit in sampling.edits if edit.index == 0))[:keep])
         plain = self.config.teacher.reward.model_copy(update={"retention_weight": 0.0, "metric": "probability"})
-        waiting = edits_by_document(edit for edit in sampling.edits if edit.index >= count)
+        waiting = by_document(edit for edit in sampling.edits if edit.index >= count)
         todo = [edit for edit in sampling.edits if edit.index < count]
         found: dict[str, Candidate] = {}
         redrawn = 0
@@ -256,7 +253,7 @@ class Comparing:
                 replace(trial, keep=trial.index == 0 and trial.document_id in kept)
                 for trial in self.loop.trials(todo, "comparison")
             ]
-            updates = by_edit(self.loop.update(trials, "comparison").replicates)
+            updates = by_edit(self.loop.update(trials, "comparison"))
             judged, todo = judge(Sampling(edits=tuple(todo)), plain, updates=updates), []
             for candidate in judged:
                 others = waiting.get(candidate.edit.document_id)
@@ -275,59 +272,12 @@ class Comparing:
         digests = {c.edit.document_id: u.adapter_digest for c in chosen for u in c.replicates}
         return {name: self.loop.adapter_dir(digest) for name, digest in digests.items() if digest is not None}
 
-    def _by_phrasing(self, updates: Sequence[ScoredUpdate]) -> dict[str, float]:
-        """Return the mean accuracy of each question phrasing over all updates."""
-        hits: dict[str, list[float]] = defaultdict(list)
-        for update in updates:
-            if update.failure is None:
-                questions = questions_of(self.loop.tasks[update.document_id], "comparison")
-                for question, right in zip(questions, update.verdicts, strict=True):
-                    if question.phrasing and right is not None:
-                        hits[question.phrasing].append(float(right))
-        return {phrasing: sum(values) / len(values) for phrasing, values in sorted(hits.items())}
-
-
-def _sampling(edits: Iterable[Edit]) -> Sampling:
-    return Sampling(edits=tuple(edits))
-
 
 def _at(candidate: Candidate, index: int) -> Candidate:
     """Return a candidate under another index."""
     edit = candidate.edit.model_copy(update={"index": index})
     updates = tuple(update.model_copy(update={"index": index}) for update in candidate.replicates)
     return candidate.model_copy(update={"edit": edit, "replicates": updates})
-
-
-def most_written(sampling: Sampling, count: int) -> Sampling:
-    """Return each document's self-edits by how often they were written, each once (self-consistency).
-
-    Drafts without a self-edit come last, in the order in which they were written, so that a document whose drafts all
-    fail keeps its reason.
-
-    Args:
-        sampling: All drafts.
-        count: Self-edits kept of each document, at least 1; fewer where fewer different ones were written.
-    """
-    kept: list[Edit] = []
-    for drafts in edits_by_document(sampling.edits).values():
-        ordered = [drafts[place] for place, _ in _votes(drafts).most_common()]  # ties: the first one written
-        ordered += [edit for edit in drafts if edit.edit is None]
-        kept += [edit.model_copy(update={"index": place}) for place, edit in enumerate(ordered[:count])]
-    return sampling.model_copy(update={"edits": tuple(kept)})
-
-
-def agreement(drafts: Sequence[Edit]) -> float | None:
-    """Return the mean share of a document's drafts that equal its most frequent one, in (0, 1]; None without drafts."""
-    return known_mean(
-        max(votes.values()) / len(mine) if (votes := _votes(mine)) else None
-        for mine in edits_by_document(drafts).values()
-    )
-
-
-def _votes(drafts: Sequence[Edit]) -> Counter[int]:
-    """Return how often each self-edit was written, by the place of its first draft."""
-    places = first_equal([edit.edit for edit in drafts])
-    return Counter(place for place in places if drafts[place].edit is not None)
 
 
 def _means(tasks: Sequence[KnowledgeTask], values: Iterable[tuple[str, float | None]]) -> dict[str, float]:
@@ -339,25 +289,58 @@ def _means(tasks: Sequence[KnowledgeTask], values: Iterable[tuple[str, float | N
     return {name: mean for name, mean in means.items() if mean is not None}
 
 
-def _verdicts(updates: Iterable[ScoredUpdate]) -> dict[str, tuple[bool | None, ...]]:
-    """Return the verdicts on each document's first self-edit."""
-    return {u.document_id: u.verdicts for u in updates if u.index == 0 and u.failure is None}
+# Specifications: every one of a space, tried on some tasks
+
+_TIE = 1e-3
+"""Weight of the gold outputs' probability beside exact match: it orders specifications that solve equally many."""
+
+Table = Mapping[str, Sequence[float | None]]
+"""By task id, the score of each specification in the order of the space, None where it has none."""
 
 
-def _cells(updates: Sequence[ScoredUpdate]) -> float | None:
-    return known_mean(known_mean(update.cells) for update in updates)
+def specification(task_id: str, place: int, choice: Mapping[str, Any]) -> Edit:
+    """Return a specification as a self-edit for a task."""
+    return Edit.written(task_id, edit_of(choice), json.dumps(choice), index=place)
 
 
-def _failures(updates: Sequence[ScoredUpdate]) -> dict[str, int]:
-    counts = Counter(u.failure.value for u in updates if u.failure is not None)
-    for update in updates:
-        counts.update({f"answers {reason}": count for reason, count in update.ungraded.items()})
-    return dict(counts)
+def try_all(loop: Loop, tasks: Sequence[KnowledgeTask], choices: Sequence[Mapping[str, Any]], purpose: str) -> Table:
+    """Return the student's score on the rewarded tests of each task after each specification.
+
+    Args:
+        loop: Updates the student.
+        tasks: To try them on.
+        choices: What is tried.
+        purpose: Part of the seeds.
+    """
+    edits = [specification(task.id, place, choice) for task in tasks for place, choice in enumerate(choices)]
+    updates = loop.update(loop.trials(edits, purpose), "rewards")
+    found = {(update.document_id, update.index): _with_tie(update) for update in updates}
+    return {task.id: [found[task.id, place] for place in range(len(choices))] for task in tasks}
 
 
-def _without_update(candidates: Sequence[Candidate]) -> dict[str, int]:
-    return dict(Counter(c.reason.value for c in candidates if c.reason is not None and not c.replicates))
+def _with_tie(update: ScoredUpdate) -> float | None:
+    exact, probability = update.accuracy, update.mean_token_probability
+    return None if exact is None or probability is None else exact + _TIE * probability
 
 
-def _too_long(sampling: Sampling) -> Mapping[str, int]:
-    return {"prompt_too_long": len(sampling.too_long)} if sampling.too_long else {}
+def best_of(table: Table, choices: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], SpecSearch]:
+    """Return the specification with the best mean over the tasks of a table, and the record of the search.
+
+    One without a score on some task, such as one over the step budget, has no mean and cannot be the best.
+
+    Raises:
+        ValueError: None has a score on every task.
+    """
+    by_spec = list(zip(*table.values(), strict=True))
+    means = [None if any(score is None for score in scores) else known_mean(scores) for scores in by_spec]
+    best = best_place(means)
+    if best is None:
+        raise ValueError("no specification has a score on every task")
+    scores = {json.dumps(choice): mean for choice, mean in zip(choices, means, strict=True)}
+    return choices[best], SpecSearch(tasks=len(table), fixed=json.dumps(choices[best]), scores=scores)
+
+
+def best_place(scores: Sequence[float | None]) -> int | None:
+    """Return the place of the highest known score; None without any."""
+    known = [place for place, score in enumerate(scores) if score is not None]
+    return max(known, key=lambda place: scores[place] or 0.0) if known else None

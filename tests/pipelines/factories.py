@@ -16,9 +16,17 @@ from evaluation.retention import retention_probes
 from evaluation.statistics import Interval
 from evaluation.tasks import Document, KnowledgeTask, Question
 from pipelines.loop.loop import Loop
-from pipelines.records import Candidate, Edit, Learning, Round, ScoredUpdate
+from pipelines.records import (
+    Candidate,
+    Edit,
+    Learning,
+    Round,
+    RunResult,
+    ScoredUpdate,
+    VariantComparison,
+    VariantScores,
+)
 from pipelines.reports.console import Reporter
-from pipelines.results import RunResult, VariantComparison, VariantScores
 from pipelines.settings import load
 from pipelines.train_teacher.config import TrainTeacherConfig
 from student.adapters import Adapter
@@ -143,13 +151,10 @@ def make_comparison() -> VariantComparison:
 
 def make_result(run_id: str, comparison: VariantComparison | None = None) -> RunResult:
     """Return the result that goes with a comparison."""
-    comparison = comparison or make_comparison()
     return RunResult(
-        variants=comparison.variants,
-        gains=comparison.gains,
+        **dict(comparison or make_comparison()),
         rounds=({"mean_reward": 0.375},),
         seconds={"train": 3.5, "compare": 1.5},
-        documents=comparison.documents,
         mlflow_run_id=run_id,
         config_digest="c" * 64,
         code_digest="d" * 64,

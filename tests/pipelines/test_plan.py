@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.plan import StepKind, steps_of, totals
-from pipelines.records import Learning, Sampling, Updates
+from pipelines.records import Learning, Sampling, ScoredUpdate
 from pipelines.train_teacher.flow import train_teacher
 from pipelines.train_teacher.plan import plan_run
 from tests.pipelines.factories import CONFIGS, SMALL, small_config
@@ -34,12 +34,12 @@ def done(monkeypatch: pytest.MonkeyPatch) -> Counter[StepKind]:
         found["sample"] += len(made.edits)
         return made
 
-    def counted_update(self: Loop, trials: list[object], questions: str) -> Updates:
+    def counted_update(self: Loop, trials: list[object], questions: str) -> tuple[ScoredUpdate, ...]:
         made = update(self, trials, questions)  # type: ignore[arg-type]
-        found["update"] += sum(update.adapter_digest is not None for update in made.replicates)
+        found["update"] += sum(update.adapter_digest is not None for update in made)
         return made
 
-    def counted_base(self: Loop, tasks: list[object], questions: str) -> Updates:
+    def counted_base(self: Loop, tasks: list[object], questions: str) -> tuple[ScoredUpdate, ...]:
         found["score"] += len(tasks)
         return base(self, tasks, questions)  # type: ignore[arg-type]
 

@@ -24,7 +24,7 @@ from pipelines.experiments.grid import (
     read_result,
     run_all,
 )
-from pipelines.results import CurvePoint, RunResult, Transfer
+from pipelines.records import CurvePoint, RunResult, Transfer
 from pipelines.settings import load
 from pipelines.train_teacher.config import TrainTeacherConfig
 
@@ -50,6 +50,8 @@ def run_result(seed: int, **levels: float) -> RunResult:
     return RunResult(
         variants=found.variants,
         gains=gains,
+        confidence=0.95,
+        minimum_detectable={},
         rounds=(),
         seconds={"sample": 60.0, "compare": 60.0},
         documents=40,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from evaluation.grids.augmentations import AugmentationSpec
 from evaluation.grids.domain import as_task
-from pipelines.loop.sample import sample_from
+from pipelines.loop.teacher import sample_from
 from teacher.samplers.sampler import Completion
 from teacher.self_edit import Implication, SelfEdit
 from tests.evaluation.grids.factories import mirror_task

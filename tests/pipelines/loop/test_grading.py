@@ -56,7 +56,7 @@ def test_text_is_the_gold_answer_exactly_where_the_forced_pass_says_so(opened: O
     settings = "teacher.reward.metric=accuracy", "student.update.epochs=12", "grading=" + json.dumps(grading)
     right = 0
     with opened(*settings) as loop:
-        for update in loop.update(trials(loop), "rewards").replicates:
+        for update in loop.update(trials(loop), "rewards"):
             assert update.failure is None, update.detail
             golds = [q.answer.strip() for q in questions_of(loop.tasks[update.document_id], "rewards")]
             # Greedy decoding that writes the gold answer may go on after it; otherwise it never equals it.
@@ -69,8 +69,8 @@ def test_text_is_the_gold_answer_exactly_where_the_forced_pass_says_so(opened: O
 def test_verdicts_are_the_graders_and_make_the_accuracy(opened: Open) -> None:
     strict = opened(*ACCURACY, "grading={grader: {type: exact}, max_new_tokens: 16}")
     loose = opened(*ACCURACY, "grading={grader: {type: token-f1, threshold: 0.01}, max_new_tokens: 16}")
-    exact = strict.update(trials(strict, 1), "rewards").replicates
-    generous = loose.update(trials(loose, 1), "rewards").replicates
+    exact = strict.update(trials(strict, 1), "rewards")
+    generous = loose.update(trials(loose, 1), "rewards")
     for mine, kind in zip(exact, generous, strict=True):
         assert len(mine.correct) == len(mine.answers) == len(mine.exact)
         assert mine.accuracy == sum(map(bool, mine.correct)) / len(mine.correct)
@@ -80,8 +80,8 @@ def test_verdicts_are_the_graders_and_make_the_accuracy(opened: Open) -> None:
 
 def test_rewards_by_probability_need_no_text(opened: Open) -> None:
     loop = opened("grading={grader: {type: exact}, max_new_tokens: 16}", "teacher.reward.metric=probability")
-    (rewarded,) = loop.update(trials(loop)[:1], "rewards").replicates
-    (compared,) = loop.update(trials(loop)[:1], "comparison").replicates
+    (rewarded,) = loop.update(trials(loop)[:1], "rewards")
+    (compared,) = loop.update(trials(loop)[:1], "comparison")
     assert rewarded.answers == ()
     assert rewarded.verdicts == rewarded.exact
     assert len(compared.answers) == len(compared.verdicts) > 0
@@ -92,7 +92,7 @@ def test_a_judge_that_is_unclear_or_fails_gives_no_score_and_is_asked_again(open
     update = opened(*ACCURACY, "grading={grader: {type: exact}, max_new_tokens: 12}").update(
         trials(loop)[:1], "rewards"
     )
-    plain = update.replicates[0].model_copy(update={"correct": ()})
+    plain = update[0].model_copy(update={"correct": ()})
     answers = [answer for answer in plain.answers if answer]
     server.replies = lambda prompt: "maybe" if about(answers[0]) in prompt else "Yes."
     server.always[about(answers[-1])] = "500"
@@ -123,7 +123,7 @@ def test_noise_of_a_judge_that_flips_is_measured(opened: Open, server: FaultySer
         return "No" if prompt == first[0] and turns[prompt] == 2 else "Yes"
 
     server.replies = flipping
-    updates = loop.update(trials(loop)[:2], "rewards").replicates
+    updates = loop.update(trials(loop)[:2], "rewards")
     noise = judge_noise(loop.verdicts, confidence=0.95, resamples=200, seed=0)
     assert noise.repeated == sum(bool(answer) for update in updates for answer in update.answers)
     assert noise.verdicts == 3 * noise.repeated

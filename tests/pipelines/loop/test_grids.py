@@ -57,7 +57,7 @@ def test_updates_are_scored_voted_on_and_refused_by_their_reasons(tmp_path: Path
     fine = SelfEdit(training=TrainingSpec(epochs=5, learning_rate=0.01))
     greedy = SelfEdit(augmentations=AugmentationSpec(orientations="all"), training=TrainingSpec(epochs=100))
     trials = [Trial(task.id, i, edit, seed=1) for i, edit in enumerate((fine, greedy))]
-    first, second = loop.update(trials, "comparison").replicates
+    first, second = loop.update(trials, "comparison")
     assert first.failure is None
     assert first.steps == 15
     assert len(first.correct) == len(first.cells) == len(first.answers) == len(task.held_out_questions) == 3
@@ -65,7 +65,7 @@ def test_updates_are_scored_voted_on_and_refused_by_their_reasons(tmp_path: Path
     assert all(0.0 <= p <= q <= 1.0 for p, q in zip(first.probability, first.token_probability, strict=True))
     assert second.failure is RewardFailure.OVER_BUDGET
     assert "allowed are 20" in second.detail
-    (rewarded,) = loop.update(trials[:1], "rewards").replicates
+    (rewarded,) = loop.update(trials[:1], "rewards")
     assert len(rewarded.exact) == len(task.questions) == 1, "rewards ask single views"
     assert read_grid(task.questions[0].answer) is not None
 
@@ -77,7 +77,7 @@ def test_examples_that_are_left_out_are_named(tmp_path: Path, prefect_server: No
         augmentations=AugmentationSpec(orientations="all", colourings=16, leave_out=2),
         training=TrainingSpec(epochs=1, learning_rate=0.01),
     )
-    (update,) = loop.update([Trial(task.id, 0, many, seed=1)], "rewards").replicates
+    (update,) = loop.update([Trial(task.id, 0, many, seed=1)], "rewards")
     assert update.failure is None
     assert update.detail.startswith("examples left out: ")
     assert update.detail.endswith("beyond 250")

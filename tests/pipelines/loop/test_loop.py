@@ -70,9 +70,7 @@ def test_document_that_does_not_fit_the_teacher_is_left_out_with_the_reason(open
 def test_update_changes_the_students_answers_and_seeds_differ(opened: Open) -> None:
     loop = opened()
     task = tasks_of(loop)[0]
-    one, other, base = loop.update(
-        [passage(task), passage(task, seed=2), Trial(task.id, 0, None, 0)], "rewards"
-    ).replicates
+    one, other, base = loop.update([passage(task), passage(task, seed=2), Trial(task.id, 0, None, 0)], "rewards")
     assert len({one.adapter_digest, other.adapter_digest, base.adapter_digest}) == 3
     assert one.probability != pytest.approx(base.probability, rel=1e-4, abs=1e-6)
     assert (one.steps, base.steps) == (1, 0)
@@ -84,17 +82,17 @@ def test_an_update_is_made_once_whoever_asks_for_it(opened: Open, monkeypatch: p
     loop = opened("student.bank_slots=2")
     trials = [passage(task) for task in tasks_of(loop)[:5]]
     whole = loop.update(trials, "rewards")
-    assert [update.document_id for update in whole.replicates] == [trial.document_id for trial in trials]
+    assert [update.document_id for update in whole] == [trial.document_id for trial in trials]
     assert stored(loop) == 5
-    assert usage_of(whole.replicates).slots == 2
+    assert usage_of(whole).slots == 2
     again = opened("student.bank_slots=2")
-    assert again.update(trials[::-1], "rewards").replicates == whole.replicates[::-1]
+    assert again.update(trials[::-1], "rewards") == whole[::-1]
     assert stored(again) == 5
     same = replace(trials[0], index=7)
-    (shared,) = again.update([same], "rewards").replicates
-    assert shared == whole.replicates[0].model_copy(update={"index": 7})
+    (shared,) = again.update([same], "rewards")
+    assert shared == whole[0].model_copy(update={"index": 7})
     twice = again.update([passage(tasks_of(again)[0], seed=3), passage(tasks_of(again)[0], 1, seed=3)], "rewards")
-    assert twice.replicates[0].model_copy(update={"index": 1}) == twice.replicates[1]
+    assert twice[0].model_copy(update={"index": 1}) == twice[1]
     assert stored(again) == 6
 
 
@@ -125,10 +123,10 @@ def test_base_scores_are_by_document_and_question_set(opened: Open) -> None:
     loop = opened()
     tasks = tasks_of(loop)[:3]
     rewards, comparison = loop.base(tasks, "rewards"), loop.base(tasks, "comparison")
-    for task, mine, held_out in zip(tasks, rewards.replicates, comparison.replicates, strict=True):
+    for task, mine, held_out in zip(tasks, rewards, comparison, strict=True):
         assert (len(mine.exact), len(held_out.exact)) == (len(task.questions), len(task.held_out_questions))
         assert mine.probability != held_out.probability
-    assert opened().base(tasks[::-1], "rewards").replicates == rewards.replicates[::-1]
+    assert opened().base(tasks[::-1], "rewards") == rewards[::-1]
 
 
 def test_passage_that_does_not_fit_the_student_has_a_reason_and_no_score(opened: Open) -> None:
@@ -136,7 +134,7 @@ def test_passage_that_does_not_fit_the_student_has_a_reason_and_no_score(opened:
     task, other = tasks_of(loop)[:2]
     long = raw_passage(task.id, (task.document.text + " ") * too_long(task))
     trials = [Trial(task.id, 0, long.edit, 1, keep=True), passage(other)]
-    updates = loop.update(trials, "comparison").replicates
+    updates = loop.update(trials, "comparison")
     failed, scored = updates
     assert failed.failure is RewardFailure.UPDATE_FAILED
     assert failed.detail.startswith("sequence_too_long")
@@ -144,17 +142,17 @@ def test_passage_that_does_not_fit_the_student_has_a_reason_and_no_score(opened:
     assert scored.failure is None
     (candidate,) = judge(Sampling(edits=(long,)), loop.settings.teacher.reward, updates=by_edit(updates))
     assert (candidate.reward, candidate.reason) == (None, RewardFailure.UPDATE_FAILED)
-    assert loop.update(trials, "comparison").replicates == updates, "a failure is not tried again"
+    assert loop.update(trials, "comparison") == updates, "a failure is not tried again"
 
 
 def test_kept_adapters_are_those_asked_for_and_are_made_again_when_they_are_gone(opened: Open) -> None:
     loop = opened()
     first, second = tasks_of(loop)[:2]
-    plain = loop.update([passage(first), passage(second)], "comparison").replicates
+    plain = loop.update([passage(first), passage(second)], "comparison")
     assert not (loop.work_dir / "adapters").exists()
     wanted = [passage(first, keep=True), passage(second)]
     for _ in range(2):
-        kept = loop.update(wanted, "comparison").replicates
+        kept = loop.update(wanted, "comparison")
         digest = kept[0].adapter_digest
         assert digest is not None
         assert [place.name for place in (loop.work_dir / "adapters").iterdir()] == [digest[:20]]
@@ -195,7 +193,7 @@ def test_checkpoint_directories_serve_as_teacher_and_as_student(opened: Open, tm
     loop = opened(f"teacher.model={place}", f"student.model={place}")
     task = tasks_of(loop)[0]
     sampling = loop.sample(None, PROMPT, [task], n=2, seed=1)
-    (update,) = loop.update([passage(task, keep=True)], "rewards").replicates
+    (update,) = loop.update([passage(task, keep=True)], "rewards")
     assert update.accuracy is not None
     assert update.adapter_digest is not None
     assert (loop.adapter_dir(update.adapter_digest) / "adapter_config.json").is_file()

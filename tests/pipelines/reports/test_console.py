@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console, RenderableType
 
 from evaluation.statistics import Interval, PairedTest
+from pipelines.records import RunResult, SpecOracle, SpecSearch, VariantComparison
 from pipelines.reports.console import closing, print_run, reading, round_line, run_notes, run_table
 from pipelines.reports.format import counted, duration, p_value, percent, points, points_interval
-from pipelines.results import RunResult, SpecOracle, SpecSearch, VariantComparison
 from tests.pipelines.factories import make_candidate, make_learning, make_round, make_unparsable, make_variant
 
 SHOWN = Interval(mean=0.183, low=0.102, high=0.264)
@@ -46,8 +46,7 @@ COMPARISON = VariantComparison(
 
 def result(**changes: object) -> RunResult:
     fields: dict[str, object] = {
-        "variants": COMPARISON.variants,
-        "gains": COMPARISON.gains,
+        **dict(COMPARISON),
         "rounds": ({"mean_reward": 0.1}, {"mean_reward": None}, {"mean_reward": 0.25}),
         "seconds": {},
         "documents": 48,

@@ -16,12 +16,11 @@ from evaluation.domains import load_split
 from evaluation.tasks import specifications
 from pipelines.plan import Stage
 from pipelines.records import Edit, Sampling
-from pipelines.train_teacher.comparison import by_group, pairs_of
+from pipelines.train_teacher.comparison import by_group, find_oracle, pairs_of
 from pipelines.train_teacher.config import STANDARD, FixedSpecification, TrainTeacherConfig, Variant
-from pipelines.train_teacher.diagnostics import Diagnostics
+from pipelines.train_teacher.edits import Diagnostics, agreement, most_written
 from pipelines.train_teacher.plan import plan_oracle, plan_variant
-from pipelines.train_teacher.specifications import Table, best_of, find_oracle, try_all
-from pipelines.train_teacher.variants import Comparing, States, agreement, most_written
+from pipelines.train_teacher.variants import Comparing, Table, best_of, try_all
 from student.adapters import load_adapter
 from teacher.rewards import RewardFailure
 from teacher.self_edit import edit_of
@@ -36,7 +35,7 @@ FIXED = Variant(name="fixed_spec", label="fixed", source=FixedSpecification(spac
 
 def comparing(config: TrainTeacherConfig, place: Path) -> Comparing:
     loop = make_loop(config, place / "work")
-    return Comparing(config, loop, load_split(config.data), States(None, None), Diagnostics(loop.tasks, None))
+    return Comparing(config, loop, load_split(config.data), {}, Diagnostics(loop.tasks, None))
 
 
 def written(document: str, index: int, choice: dict[str, Any] | None) -> Edit:

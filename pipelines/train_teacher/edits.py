@@ -1,16 +1,24 @@
-"""Self-edits of controls, and self-edits of given lengths. Pure functions on records."""
+"""Self-edits as records: those of controls, of given lengths, the most frequent ones, and measures without training."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from evaluation.common.errors import InputError
-from evaluation.microworld.texts import oracle_lines
+from evaluation.microworld.texts import LineKind, classify_line, oracle_lines
 from evaluation.microworld.world import Sheet
+from evaluation.statistics import known_mean
 from evaluation.tasks import KnowledgeTask
-from pipelines.records import Edit, edits_by_document
+from pipelines.loop.update import questions_of
+from pipelines.records import Edit, Sampling, by_document
+from pipelines.settings import QuestionSet
+from teacher.filters import EditFacts, edit_facts, first_equal, mean_distinct
 from teacher.self_edit import Implication, SelfEdit
+
+_QUESTIONS: tuple[QuestionSet, QuestionSet] = ("rewards", "comparison")
 
 NULL_LINE = "It is good to know such things."
 """A line that says nothing about any document."""
@@ -60,11 +68,9 @@ def other_documents_edits(edits: Sequence[Edit], tasks: Sequence[KnowledgeTask])
         )
     step = ROTATION % count or 1
     givers = {task.id: tasks[(i + step) % count].id for i, task in enumerate(tasks)}
-    by_document = edits_by_document(edits)
+    written = by_document(edits)
     return tuple(
-        edit.model_copy(update={"document_id": task.id})
-        for task in tasks
-        for edit in by_document.get(givers[task.id], [])
+        edit.model_copy(update={"document_id": task.id}) for task in tasks for edit in written.get(givers[task.id], [])
     )
 
 
@@ -173,18 +179,9 @@ def budgeted(edits: Sequence[Edit], budgets: Mapping[str, int] | int, count: Cal
         edits: Of any number of documents.
         budgets: Tokens, at least 1: the same for all, or by document id.
         count: As for `at_budget`.
-
-    Raises:
-        InputError: A document has no budget.
     """
-    grouped = edits_by_document(edits)
+    grouped = by_document(edits)
     allowed = dict.fromkeys(grouped, budgets) if isinstance(budgets, int) else budgets
-    missing = [document for document in grouped if document not in allowed]
-    if missing:
-        raise InputError(
-            f"controls: got no budget for {len(missing)} of {len(grouped)} documents, the first is {missing[0]!r}. "
-            "Give one for each document, or leave its self-edits out."
-        )
     return tuple(at_budget(mine, allowed[document], count) for document, mine in grouped.items())
 
 
@@ -194,3 +191,97 @@ def _normalised(text: str) -> str:
 
 def _made(document_id: str, lines: tuple[Implication, ...], tokens: int = 0) -> Edit:
     return Edit.written(document_id, SelfEdit(implications=lines), "".join(map(written_line, lines)), tokens=tokens)
+
+
+# Self-consistency
+
+
+def most_written(sampling: Sampling, count: int) -> Sampling:
+    """Return each document's self-edits by how often they were written, each once (self-consistency).
+
+    Drafts without a self-edit come last, in the order in which they were written, so that a document whose drafts all
+    fail keeps its reason.
+
+    Args:
+        sampling: All drafts.
+        count: Self-edits kept of each document, at least 1; fewer where fewer different ones were written.
+    """
+    kept: list[Edit] = []
+    for drafts in by_document(sampling.edits).values():
+        ordered = [drafts[place] for place, _ in _votes(drafts).most_common()]  # ties: the first one written
+        ordered += [edit for edit in drafts if edit.edit is None]
+        kept += [edit.model_copy(update={"index": place}) for place, edit in enumerate(ordered[:count])]
+    return sampling.model_copy(update={"edits": tuple(kept)})
+
+
+def agreement(drafts: Sequence[Edit]) -> float | None:
+    """Return the mean share of a document's drafts that equal its most frequent one, in (0, 1]; None without drafts."""
+    return known_mean(
+        max(votes.values()) / len(mine) if (votes := _votes(mine)) else None for mine in by_document(drafts).values()
+    )
+
+
+def _votes(drafts: Sequence[Edit]) -> Counter[int]:
+    """Return how often each self-edit was written, by the place of its first draft."""
+    places = first_equal([edit.edit for edit in drafts])
+    return Counter(place for place in places if drafts[place].edit is not None)
+
+
+# Measures without training
+
+
+class Diagnostics(NamedTuple):
+    """What self-edits are measured against."""
+
+    tasks: Mapping[str, KnowledgeTask]
+    """By id."""
+    sheets: Mapping[str, Sheet] | None
+    """The fact tables behind the documents, by id; None outside the micro-world."""
+
+    def facts(self, edit: Edit, questions: QuestionSet) -> EditFacts:
+        """Return the measures of one self-edit against a set of questions."""
+        task = self.tasks[edit.document_id]
+        return edit_facts(edit.edit or SelfEdit(), edit.tokens, task.document.text, questions_of(task, questions))
+
+    def of(self, edits: Sequence[Edit]) -> dict[str, float]:
+        """Return the mean measures of some self-edits.
+
+        `distinct_1` and `distinct_2` are over the self-edits of a document; `answers` is the share of the gold answers
+        that occur, `leaked_<set>` the share of the questions of that set that occur word by word, and `overlap_<set>`
+        the share of their n-grams. In the micro-world `share_<kind>` is the share of each kind of line (`LineKind`),
+        and `coverage` the share of a document's facts that some true line states, name first.
+        """
+        if not edits:
+            return {}
+        parsed = [edit for edit in edits if edit.edit is not None]
+        texts = {name: [edit.text for edit in mine] for name, mine in by_document(parsed).items()}
+        rewards, comparison = ([self.facts(edit, questions) for edit in parsed] for questions in _QUESTIONS)
+        means = {
+            "parsed": len(parsed) / len(edits),
+            "lines": sum(facts.lines for facts in rewards) / len(edits),
+            "tokens": sum(edit.tokens for edit in edits) / len(edits),
+            "distinct_1": mean_distinct(texts, 1),
+            "distinct_2": mean_distinct(texts, 2),
+            "leaked_rewards": known_mean(facts.leaked_questions for facts in rewards),
+            "overlap_rewards": known_mean(facts.ngram_overlap for facts in rewards),
+            "answers": known_mean(facts.coverage for facts in rewards),
+            "leaked_comparison": known_mean(facts.leaked_questions for facts in comparison),
+            "overlap_comparison": known_mean(facts.ngram_overlap for facts in comparison),
+        }
+        notes = {name: mean for name, mean in means.items() if mean is not None}
+        return notes | (_line_shares(self.sheets, parsed) if self.sheets is not None and parsed else {})
+
+
+def _line_shares(sheets: Mapping[str, Sheet], edits: Sequence[Edit]) -> dict[str, float]:
+    counts: Counter[LineKind] = Counter()
+    coverage = []
+    for edit in edits:
+        sheet = sheets[edit.document_id]
+        lines = [implication.line for implication in (edit.edit.implications if edit.edit else ())]
+        classified = [classify_line(line, sheet) for line in lines]
+        counts.update(line.kind for line in classified)
+        stated = {(c.name, c.attribute) for c in classified if c.kind in (LineKind.STATEMENT, LineKind.QUESTION)}
+        coverage.append(len(stated) / len(sheet.facts))
+    total = max(1, counts.total())
+    shares = {f"share_{kind.value}": counts[kind] / total for kind in LineKind}
+    return {**shares, "coverage": sum(coverage) / len(coverage)}

@@ -1,4 +1,4 @@
-"""Sampling: a teacher's completions, parsed into self-edits. Plain data in, a record out."""
+"""A teacher at work: sampling self-edits, and learning from their rewards. Plain data in, a record out."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from evaluation.common.errors import UpdateError
 from evaluation.domains import domain_of
 from evaluation.tasks import KnowledgeTask
-from pipelines.models import ModelRef, open_teacher
-from pipelines.records import Edit, Sampling
+from pipelines.models import ModelRef, Teacher, open_teacher
+from pipelines.records import Edit, Learning, Sampling
+from teacher.algorithms.algorithm import WeightedExample, learn
 from teacher.config import TeacherConfig
 from teacher.parsing.parser import parse_self_edit
 from teacher.rewards import RewardFailure
@@ -28,12 +30,16 @@ class TeacherState(NamedTuple):
     directory: Path | None
     """Of the state; None is the untrained teacher."""
 
+    def open(self) -> Teacher:
+        """Return the teacher, at whatever state it was used last."""
+        return open_teacher(self.ref, self.config, self.seed)
+
 
 def sample_teacher(
     teacher: TeacherState, prompts: Sequence[str], tasks: Sequence[KnowledgeTask], n: int, seed: int
 ) -> Sampling:
     """Return `n` parsed self-edits for each task from a teacher at a saved state; see `sample_from`."""
-    opened = open_teacher(teacher.ref, teacher.config, teacher.seed)
+    opened = teacher.open()
     opened.at(teacher.directory)
     return sample_from(opened.sampler, prompts, tasks, n, seed)
 
@@ -67,15 +73,10 @@ def sample_from(
 
 
 def _parsed(task: KnowledgeTask, prompt: str, index: int, completion: Completion | FailedCompletion) -> Edit:
-    """Return the record of a completion, or of its failure."""
     if isinstance(completion, FailedCompletion):
         return Edit(
             document_id=task.id,
             index=index,
-            text="",
-            token_ids=(),
-            finish_reason="stop",
-            edit=None,
             rejection=f"{completion.reason}: {completion.detail}",
             failure=RewardFailure.GENERATION_FAILED,
         )
@@ -95,3 +96,28 @@ def _parsed(task: KnowledgeTask, prompt: str, index: int, completion: Completion
         failure=None if parsed.reason is None else RewardFailure.PARSE_FAILED,
         dropped={reason.value: count for reason, count in parsed.dropped.items()},
     )
+
+
+def learn_from(teacher: TeacherState, examples: Sequence[WeightedExample], seed: int, states: Path) -> Learning:
+    """Return the step of a teacher on a round's examples.
+
+    Args:
+        teacher: The state to start from.
+        examples: With their weights; none leaves the teacher unchanged.
+        seed: Of the order of the examples.
+        states: Directory that gets the new state, under its own digest.
+
+    Raises:
+        UpdateError: A step had a loss or gradient that is not finite.
+    """
+    started, opened = time.perf_counter(), teacher.open()
+    policy = opened.at(teacher.directory, to_change=True)
+    report = learn(policy, examples, teacher.config.learning, seed)
+    if report.skipped_steps:
+        raise UpdateError(
+            f"teacher: {report.skipped_steps} learning steps had a loss or gradient that is not finite. Lower "
+            "teacher.learning.learning_rate; the rounds before this one are kept."
+        )
+    place = opened.keep(states)
+    took = time.perf_counter() - started
+    return Learning(**report.model_dump(), policy=place.name, policy_digest=policy.digest, seconds=took)
