@@ -38,7 +38,6 @@ def add(
     most_characters: Annotated[
         int, typer.Option(min=MIN_CHARACTERS, max=MAX_TEXT_CHARACTERS, help="Split longer documents.")
     ] = DEFAULT_CHARACTERS,
-    with_system: Annotated[bool, typer.Option("--with-system", help="Keep system prompts of transcripts.")] = False,
 ) -> None:
     """Add documents: JSON Lines, JSON, Markdown, HTML, text, PDF, DOCX, or agent transcripts (OpenAI chat format).
 
@@ -53,7 +52,6 @@ def add(
         route=route,
         format=format_,
         most_characters=most_characters,
-        with_system=with_system,
     )
     intake = read_documents(path, settings, typer.get_binary_stream("stdin"))
     with InboxStore(work_dir / INBOX_FILE) as store:

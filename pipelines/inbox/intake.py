@@ -196,13 +196,6 @@ class Intake:
     ) -> None:
         """Add a document, split if it is too long; the settings fill the fields that it does not set.
 
-        Args:
-            extract: The content.
-            fields: Of a row.
-            fallback_title: Used if neither fields nor content have one.
-            source: Likewise.
-            text: The whole text; by default the joined blocks.
-
         Raises:
             UnreadableError: A field is invalid, or there is no text.
         """

@@ -148,9 +148,9 @@ class InboxStore(SqliteFile):
         rows = self._rows("SELECT document, reason, night FROM aside ORDER BY since, document")
         return {name: Quarantined(reason, night) for name, reason, night in rows}
 
-    def put_questions(self, document: str, questions: Sequence[Question], held_out: Sequence[Question] = ()) -> None:
-        """Replace a document's reward and held-out questions."""
-        asked = {"questions": tuple(questions), "held_out_questions": tuple(held_out)}
+    def put_questions(self, document: str, questions: Sequence[Question]) -> None:
+        """Replace a document's questions; every second one is held out."""
+        asked = {"questions": tuple(questions[::2]), "held_out_questions": tuple(questions[1::2])}
         with self._transaction() as db:
             self._check_known(db, [document])
             text = db.execute("SELECT content FROM documents WHERE id = ?", (document,)).fetchone()[0]

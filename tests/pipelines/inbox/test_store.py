@@ -181,9 +181,10 @@ def test_unknown_ids_are_refused_and_change_nothing(store: InboxStore) -> None:
 
 def test_questions_are_put_in_place_and_change_no_id(store: InboxStore) -> None:
     store.add([document()])
-    store.put_questions(document().id, [ASKED], [ASKED])
+    first, second, third = (Question(question=f"Who nests there ({i})?", answer="cranes") for i in range(3))
+    store.put_questions(document().id, [first, second, third])
     (changed,) = store.documents()
-    assert (changed.id, changed.questions, changed.held_out_questions) == (document().id, (ASKED,), (ASKED,))
+    assert (changed.id, changed.questions, changed.held_out_questions) == (document().id, (first, third), (second,))
 
 
 _NAMES = st.sampled_from("abcdef")
