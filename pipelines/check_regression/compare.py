@@ -66,9 +66,8 @@ class Scores(NamedTuple):
     probes: dict[str, float]
     """Of a student, probe -> 1 or 0; of a variant, document id -> share of the probes answered after its updates."""
     empty: int
-    """Empty answers, a student's to probes included."""
     answered: int
-    """Answers, a student's to probes included."""
+    """Empty answers, and all of them, a student's to probes included."""
     adapter_digest: str | None = None
     """SHA-256 of the student's adapter, or of the teacher's policy; None for a base."""
     edits: EditsRecord | None = None
@@ -228,19 +227,13 @@ def current_pins(suite: RegressionSuite, content: SuiteContent) -> Pins:
 def compare_subjects(
     suite: RegressionSuite, candidate: str, baseline: str, work_dir: Path, seed: int | None = None
 ) -> RegressionReport:
-    """Return the report on two subjects; nothing is written to files or logged yet.
+    """Return the report on two subjects (`parse_subject`); nothing is written to files or logged yet.
 
-    Args:
-        suite: Pinned.
-        candidate: See `parse_subject`.
-        baseline: The same.
-        work_dir: Of the registry; the work on variants is stored there.
-        seed: Of the bounds; None is the suite's.
+    `seed` is that of the bounds, by default the suite's; the work on variants is stored in `work_dir`.
 
     Raises:
         ConfigError: A subject is invalid, the two are not comparable, or the suite is not pinned.
         InputError: The data were refused, or are not what was pinned.
-        PreceptorError: Anything else that failed.
     """
     started = time.perf_counter()
     limits = suite.limits if seed is None else suite.limits.model_copy(update={"seed": seed})

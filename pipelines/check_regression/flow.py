@@ -68,10 +68,8 @@ def _log(suite: RegressionSuite, report: RegressionReport, work_dir: Path, flow_
     ) | {"preceptor.outcome": report.outcome}
     metrics = {f"change/{check.name}": check.estimate for check in report.checks}
     for name, subject in report.subjects.items():
-        tags |= {
-            f"preceptor.{name}": subject.subject,
-            f"preceptor.{name}_adapter_sha": subject.adapter_digest or "base",
-        }
+        adapter = subject.adapter_digest or "base"
+        tags |= {f"preceptor.{name}": subject.subject, f"preceptor.{name}_adapter_sha": adapter}
         figures = {"accuracy": subject.accuracy, "probability": subject.probability, "probes": subject.probes}
         if subject.edits is not None:
             tags[f"preceptor.{name}_variant_sha"] = subject.edits.digest

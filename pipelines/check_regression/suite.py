@@ -10,6 +10,7 @@ self-edits update the student. Students compare with students and variants with 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self, cast
 
@@ -108,9 +109,8 @@ class RegressionSuite(Settings):
 
     @model_validator(mode="after")
     def _one_group_each(self) -> Self:
-        listed = [document for ids in self.groups.values() for document in ids]
-        twice = sorted({document for document in listed if listed.count(document) > 1})
-        if twice:
+        listed = Counter(document for ids in self.groups.values() for document in ids)
+        if twice := sorted(document for document, count in listed.items() if count > 1):
             raise ValueError(f"groups: documents {twice} are listed twice; name each once")
         return self
 
@@ -138,8 +138,8 @@ def load_content(suite: RegressionSuite) -> SuiteContent:
     tasks: tuple[KnowledgeTask, ...] = getattr(load_split(suite.data), suite.side)
     if not tasks:
         raise ConfigError(f"suite {suite.name!r}: the side {suite.side!r} has no documents. Name another side.")
-    absent = sorted({document for ids in suite.groups.values() for document in ids} - {task.id for task in tasks})
-    if absent:
+    grouped = {document for ids in suite.groups.values() for document in ids}
+    if absent := sorted(grouped - {task.id for task in tasks}):
         raise ConfigError(f"suite {suite.name!r}: groups name the documents {absent}, which the data do not have.")
     some = slice(suite.questions_per_document)
     tasks = tuple(t.model_copy(update={"held_out_questions": t.comparison_questions[some]}) for t in tasks)
@@ -173,17 +173,19 @@ def check_pins(suite: RegressionSuite, found: Pins) -> None:
         )
     now, before = found.documents, pinned.documents
     changes = {
-        "changed": sorted(name for name in now.keys() & before.keys() if before[name] != now[name]),
-        "new": sorted(now.keys() - before.keys()),
-        "missing": sorted(before.keys() - now.keys()),
+        "changed": [name for name in now.keys() & before.keys() if before[name] != now[name]],
+        "new": now.keys() - before.keys(),
+        "missing": before.keys() - now.keys(),
     }
     told = []
     for what, ids in changes.items():
         if ids:
-            shown = ", ".join([*map(repr, ids[:_SHOWN]), *(["..."] if len(ids) > _SHOWN else [])])
+            shown = ", ".join([*map(repr, sorted(ids)[:_SHOWN]), *(["..."] if len(ids) > _SHOWN else [])])
             told.append(f"{len(ids)} documents or their questions are {what}: {shown}")
-    told += ["the retention probes are changed"] if found.probes != pinned.probes else []
-    told += ["the section 'adaptation' is changed"] if found.adaptation != pinned.adaptation else []
+    if found.probes != pinned.probes:
+        told.append("the retention probes are changed")
+    if found.adaptation != pinned.adaptation:
+        told.append("the section 'adaptation' is changed")
     if found.student != pinned.student:
         told.append(f"the student {suite.student!r} has the digest {found.student[:12]}, not {pinned.student[:12]}")
     if found.teacher is not None and found.teacher != pinned.teacher:
@@ -228,11 +230,7 @@ class Subject(NamedTuple):
 
 
 def parse_subject(text: str) -> Subject:
-    """Return the subject that a word names.
-
-    Raises:
-        ConfigError: It has none of the allowed forms, or names a directory or a file that is not there.
-    """
+    """Return the subject that a word names; raises ConfigError for other forms, and for files that are not there."""
     if text in ("base", "teacher:base"):
         return Subject(text, "student" if text == "base" else "teacher")
     if version := _VERSION.fullmatch(text):
@@ -253,8 +251,7 @@ def resolve(suite: RegressionSuite, candidate: str, baseline: str, work_dir: Pat
     """Return the subjects that two words name, checked as far as that goes without opening anything.
 
     Raises:
-        ConfigError: A word names no subject, or one that does not fit the suite; one is a student and the other a
-            variant; or nothing has been run in the work directory of a version.
+        ConfigError: One is invalid or does not fit the suite, they are of two kinds, or there are no versions.
     """
     both = parse_subject(candidate), parse_subject(baseline)
     if both[0].is_variant is not both[1].is_variant:
@@ -276,9 +273,7 @@ def resolve(suite: RegressionSuite, candidate: str, baseline: str, work_dir: Pat
 def download(subject: Subject, tracking: TrackingConfig, work_dir: Path, scratch: Path) -> Subject:
     """Return a subject whose adapter is on disk: that of a registered version is downloaded into `scratch`.
 
-    Raises:
-        ConfigError: The registry has no such version.
-        LineageError: The registry cannot be read.
+    Raises ConfigError if the registry has no such version, and LineageError if it cannot be read.
     """
     if subject.version is None:
         return subject
@@ -325,12 +320,7 @@ def settings_of(suite: RegressionSuite, subject: Subject) -> LoopSettings:
 
 
 def variant_digest(settings: LoopSettings, teacher: str | None) -> str:
-    """Return the SHA-256 of everything that decides a variant's scores on a suite.
-
-    Args:
-        settings: See `settings_of`.
-        teacher: SHA-256 of the teacher's weights; None behind an endpoint.
-    """
+    """Return the SHA-256 of what decides a variant's scores; `teacher` is that of its weights, None at an endpoint."""
     writes = settings.teacher.model_dump(mode="json", include=WRITES)
     update = settings.student.update.model_dump(mode="json")
     return digest_json({"teacher": teacher or settings.teacher.model, "writes": writes, "update": update})

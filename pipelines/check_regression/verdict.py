@@ -67,13 +67,11 @@ class Unscored(NamedTuple):
     """What is missing among the scores of two variants."""
 
     edits: tuple[int, int]
-    """Self-edits of the candidate and of the baseline without a score: refused, or their updates failed."""
     written: int
-    """Self-edits that each was to write, at least 1."""
+    """Self-edits of the candidate and of the baseline without a score, and how many each was to write, at least 1."""
     left_out: tuple[str, ...]
-    """Ids of documents without any score on one side."""
     documents: int
-    """Documents of the suite, at least 1."""
+    """Ids of documents without any score on one side, and how many the suite has, at least 1."""
 
 
 class Compared(NamedTuple):
@@ -84,7 +82,7 @@ class Compared(NamedTuple):
     probes: tuple[PairedScore, ...]
     """Of students one per probe; of variants one per document, over all probes, under its id; empty without probes."""
     collapsed: tuple[int, int]
-    """Empty answers."""
+    """Empty ones of the answers."""
     answered: tuple[int, int]
     unscored: Unscored | None = None
     """None for students, which have all scores."""
@@ -125,10 +123,9 @@ class SubjectRecord(Record):
     version: int | None
     """Number of the registered version; None for others."""
     accuracy: float | None
-    """Mean over documents of the share of right answers, in [0, 1]. Of variants, over the documents that both have
-    scores for and over each document's updates; None without any."""
     probability: float | None
-    """Mean over documents of the mean probability of the gold answers, in [0, 1]; None as above."""
+    """Means over documents of the share of right answers and of the gold answers' probability, in [0, 1]. Of variants,
+    over the documents that both have scores for and over each document's updates; None without any."""
     probes: float | None
     """Share of retention probes answered, in [0, 1], of variants after each update; None without any."""
     edits: EditsRecord | None = None
@@ -150,11 +147,9 @@ class RegressionReport(Record):
     minimum_detectable: float | None = None
     """See `VerdictFound`."""
     documents: int = 0
-    """Of the suite."""
     left_out: tuple[str, ...] = ()
-    """Ids of those for which a variant has no score."""
     questions: int = 0
-    """Of the others."""
+    """Documents of the suite, ids of those for which a variant has no score, and questions on the others."""
     seconds: float = 0.0
     mlflow_run_id: str | None = None
 
