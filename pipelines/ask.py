@@ -71,12 +71,10 @@ class Source(Frozen):
     """A passage that was put before a question."""
 
     id: str
-    """Document id."""
+    """Of the document; `title`, `source` and `effective` are the document's too."""
     title: str
     source: str
-    """Where the document came from."""
     effective: date | None
-    """Date from which it holds."""
     score: float
     """Match with the question; see `student.memory.Hit.score`."""
     passage: str
@@ -106,6 +104,13 @@ class Prompt(NamedTuple):
     hits: tuple[Hit, ...]
     """Retrieved passages, best first."""
 
+    @property
+    def used(self) -> Used:
+        """What answers it."""
+        if self.adapted:
+            return "both" if self.hits else "weights"
+        return "memory" if self.hits else "base"
+
 
 class Answerer:
     """A student with adapter and memory. Decoding is greedy; answers do not depend on the batch, up to rounding."""
@@ -119,16 +124,14 @@ class Answerer:
         *,
         version: int | None = None,
     ) -> None:
-        """Combine a base with an adapter (None: the base alone) and a memory (None: empty).
+        """Combine a base with an adapter, by default none, and a memory, by default an empty one.
 
         Raises:
             ModelError: The adapter was trained on another base.
         """
-        self.adapter, self.version = adapter, version
-        self.memory = ExternalMemory() if memory is None else memory
-        self.options = options or AskOptions()
-        self._student = student
-        self._digest = model_digest(student.model)
+        self.adapter, self.memory = adapter, ExternalMemory() if memory is None else memory
+        self.options, self.version = options or AskOptions(), version
+        self._student, self._digest = student, model_digest(student.model)
         if adapter is not None and adapter.base_digest not in ("", self._digest):
             raise ModelError(
                 f"ask: the adapter was trained on the base {adapter.base_digest[:12]!r}, but the student is "
@@ -152,8 +155,7 @@ class Answerer:
         Raises:
             LineageError: Its files cannot be read or are not those that were registered.
             ConfigError: There is no such version, or no base was given or recorded.
-            ModelError: The base or the adapter cannot be opened.
-            InputError: The memory cannot be read.
+            ModelError, InputError: The base, the adapter or the memory cannot be opened.
         """
         from pipelines.lineage.registry import Registry
 
@@ -178,8 +180,7 @@ class Answerer:
 
         from student.adapters import load_adapter
 
-        options = options or AskOptions()
-        file = directory / MEMORY_FILE
+        options, file = options or AskOptions(), directory / MEMORY_FILE
         memory = ExternalMemory.load(file) if file.exists() else None
         student = load_checkpoint(model, device=options.device, dtype=getattr(torch, options.dtype))
         return cls(student, load_adapter(directory), memory, options, version=version)
@@ -201,13 +202,13 @@ class Answerer:
         prompts = [self.prompt_for(question, by) for question in questions]
         texts: dict[int, str] = {}
         for adapted in (False, True):
-            chosen = [i for i, prompt in enumerate(prompts) if prompt.adapted is adapted]
-            texts |= self._generate({i: prompts[i].text for i in chosen}, self.adapter if adapted else None)
+            chosen = {i: prompt.text for i, prompt in enumerate(prompts) if prompt.adapted is adapted}
+            texts |= self._generate(chosen, self.adapter if adapted else None)
         return [
             Answer(
                 question=question,
                 text=first_line(texts[i]),
-                by=_used(prompt),
+                by=prompt.used,
                 sources=tuple(
                     Source(**hit.entry.model_dump(exclude={"text"}), score=hit.score, passage=hit.passage)
                     for hit in prompt.hits
@@ -229,21 +230,17 @@ class Answerer:
             by = "memory" if hits else "weights"
         adapted = self.adapter is not None and by != "memory"
         plain = options.answer_format.render(question)
-        while True:
-            # All passages as one, which the shipped student reads best.
-            text = (TEMPLATE.replace("{context}", " ".join(hit.passage for hit in hits)) if hits else "") + plain
-            if self._fits(text):
-                return Prompt(text, adapted, hits)
-            if not hits:
-                raise ScoringError(
-                    f"ask: the question {question[:80]!r} is too long: with {options.max_new_tokens} tokens for the "
-                    "answer, it exceeds the student's context. Shorten it, or lower max_new_tokens."
-                )
-            hits = hits[:-1]
-
-    def _fits(self, prompt: str) -> bool:
         most = getattr(self._student.model.config.get_text_config(), "max_position_embeddings", None)
-        return most is None or len(prompt_ids(self._student.tokenizer, prompt)) + self.options.max_new_tokens <= most
+        for count in range(len(hits), -1, -1):
+            # All passages as one, which the shipped student reads best.
+            passages = " ".join(hit.passage for hit in hits[:count])
+            text = (TEMPLATE.replace("{context}", passages) if count else "") + plain
+            if most is None or len(prompt_ids(self._student.tokenizer, text)) + options.max_new_tokens <= most:
+                return Prompt(text, adapted, hits[:count])
+        raise ScoringError(
+            f"ask: the question {question[:80]!r} is too long: with {options.max_new_tokens} tokens for the answer, it "
+            "exceeds the student's context. Shorten it, or lower max_new_tokens."
+        )
 
     def _generate(self, prompts: dict[int, str], adapter: Adapter | None) -> dict[int, str]:
         """Return the continuation of each prompt; prompts of similar length share a pass."""
@@ -252,24 +249,17 @@ class Answerer:
         from student.bank.bank import LoraBank
         from student.bank.scoring import ScoringFailure
 
-        model, tokenizer = self._student
+        (model, tokenizer), size, most = self._student, self.options.batch_size, self.options.max_new_tokens
         order = sorted(prompts, key=lambda i: len(prompts[i]))
         texts: dict[int, str] = {}
         with LoraBank(model, base_digest=self._digest) as bank:
-            for start in range(0, len(order), self.options.batch_size):
-                part = order[start : start + self.options.batch_size]
-                batch = [[prompts[i] for i in part]]
-                (written,) = bank.generate([adapter], batch, tokenizer, max_new_tokens=self.options.max_new_tokens)
+            for start in range(0, len(order), size):
+                part = order[start : start + size]
+                (written,) = bank.generate([adapter], [[prompts[i] for i in part]], tokenizer, max_new_tokens=most)
                 if isinstance(written, ScoringFailure):
                     raise ModelError(f"ask: {written.reason}. Name the base that the adapter was trained on.")
                 texts.update(zip(part, written, strict=True))
         return texts
-
-
-def _used(prompt: Prompt) -> Used:
-    if prompt.adapted:
-        return "both" if prompt.hits else "weights"
-    return "memory" if prompt.hits else "base"
 
 
 def ask(
@@ -307,10 +297,10 @@ def ask(
     if json:
         sys.stdout.write(answer.model_dump_json() + "\n")
         return
-    given = {"--version": version if version != "champion" else None, "--config": config, "--student": student}
-    again = ["preceptor", "ask", question, "--by", "weights" if answer.sources else "memory"]
-    again += ["--work-dir", str(work_dir)]
-    again += [part for option, value in given.items() if value is not None for part in (option, str(value))]
+    given = {"--by": "weights" if answer.sources else "memory", "--work-dir": work_dir, "--config": config}
+    given |= {"--version": version if version != "champion" else None, "--student": student}
+    options_again = [part for option, value in given.items() if value is not None for part in (option, str(value))]
+    again = ["preceptor", "ask", question, *options_again]
     sys.stdout.write(f"{answer.text or '(no answer)'}\n{_origin(answer)}\nTo compare: {shlex.join(again)}\n")
 
 
@@ -322,5 +312,5 @@ def _origin(answer: Answer) -> str:
         return f"From the weights of {version} and its memory: {sources}."
     if answer.by == "memory":
         return f"From the memory of {version}: {sources}."
-    origin = f"From the weights of {version}" if answer.by == "weights" else f"From the base of {version} alone"
-    return f"{origin}; no passage of its memory was used."
+    origin = f"the weights of {version}" if answer.by == "weights" else f"the base of {version} alone"
+    return f"From {origin}; no passage of its memory was used."

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from evaluation.common.errors import ConfigError, InputError, PreceptorError
-from pipelines.adapt_student.command import adapt_student
 from pipelines.ask import ask
 from pipelines.check_regression.command import check_regression
 from pipelines.doctor import doctor
@@ -75,10 +74,51 @@ def train_teacher(
     from pipelines.train_teacher.flow import train_teacher as flow
 
     hide_own_tracebacks()
+    _write_json(json_file, flow(str(config), list(set_ or ()), str(work_dir)))
+
+
+@app.command("adapt-student")
+def adapt_student(
+    config: Annotated[Path, typer.Argument(help="YAML file of the night, such as configs/nights-demo.yaml.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override such as replay.documents=16.")] = None,
+    work_dir: Annotated[
+        Path, typer.Option("--work-dir", help="Directory of the inbox, the nights and the embedded stores.")
+    ] = Path(".preceptor"),
+    json_file: JsonFile = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved configuration and what the night will cost; no night.")
+    ] = False,
+) -> None:
+    """Adapt the champion student to everything new in the inbox; promote the result if it passes the gate.
+
+    The exit code is 0 whatever the gate decides. The same command finishes a night that was killed.
+    """
+    from pipelines.adapt_student.config import NightConfig
+    from pipelines.settings import load
+
+    settings = load(config, NightConfig, set_ or ())
+    if dry_run:
+        from pipelines.adapt_student.plan import print_dry_run
+
+        print_dry_run(settings, config, set_ or (), work_dir)
+        return
+    from pipelines.process import exclusive, hide_own_tracebacks
+
+    with exclusive(work_dir):  # checked again by the flow; here before Prefect and its server start
+        prepare_process(work_dir)
+    from pipelines.adapt_student.flow import adapt_student as flow
+    from pipelines.adapt_student.page import night_lines
+
+    hide_own_tracebacks()
     result = flow(str(config), list(set_ or ()), str(work_dir))
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    sys.stdout.write("".join(f"{line}\n" for line in night_lines(result, work_dir)))
+    _write_json(json_file, result)
+
+
+def _write_json(file: Path | None, result: BaseModel) -> None:
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def _print_dry_run(settings: TrainTeacherConfig) -> None:
@@ -278,7 +318,6 @@ def ui(
 
 app.command("doctor")(doctor)
 app.command("check-regression")(check_regression)
-app.command("adapt-student")(adapt_student)
 app.command("ask")(ask)
 app.add_typer(inbox_app, name="inbox")
 app.add_typer(config_app, name="config")

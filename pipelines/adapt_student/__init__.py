@@ -1,1 +1,0 @@
-"""The flow `adapt-student`: a night adapts the student to new documents."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from evaluation.exact_match import AnswerFormat
 from evaluation.gate.checks import PairedScore
 from evaluation.gate.decisions import GateEvidence, GateReport, decide
 from evaluation.retention import retention_probes
+from evaluation.statistics import known_mean
 from evaluation.tasks import KnowledgeTask, Question
 from pipelines.adapt_student.config import NightConfig
 from pipelines.adapt_student.learn import Learned, Night
@@ -41,7 +43,6 @@ class Answers(Record):
     exact: tuple[bool, ...]
     """By question: greedy decoding writes the gold answer."""
     empty: int
-    """Empty answers."""
 
 
 class NightScores(NamedTuple):
@@ -50,12 +51,10 @@ class NightScores(NamedTuple):
     right: Mapping[str, Sequence[bool]]
     """By document id, or name of a set of general questions: each question."""
     empty: int
-    """Empty answers."""
 
     def accuracy(self, *names: str) -> float | None:
         """Return the mean over documents of the share of correct answers, in [0, 1]; None without any."""
-        known = [sum(self.right[name]) / len(self.right[name]) for name in names if self.right.get(name)]
-        return sum(known) / len(known) if known else None
+        return known_mean(known_mean(self.right.get(name, ())) for name in names)
 
 
 class KnownQuestion(NamedTuple):
@@ -64,18 +63,16 @@ class KnownQuestion(NamedTuple):
     owner: str
     """Id of the new document."""
     name: str
-    """Id of the earlier document that the question is on, or `GENERAL`."""
     number: int
-    """Place among the questions of that name, from 0."""
+    """Id of the earlier document that the question is on, or `GENERAL`, and the place among its questions, from 0."""
 
 
 class Measured(NamedTuple):
     """Scores of the three students of a night."""
 
     after: NightScores
-    """The night's student."""
     before: NightScores
-    """The champion, on the same questions."""
+    """The night's student and the champion, on the same questions."""
     base: NightScores
     """The base student, on the probes alone."""
     known: Sequence[KnownQuestion] = ()
@@ -84,11 +81,7 @@ class Measured(NamedTuple):
 def score_student(
     loop: Loop, config: NightConfig, student: StudentVersion, questions: Mapping[str, Sequence[Question]]
 ) -> NightScores:
-    """Return which questions, by document id or name of a set, a student answers correctly as in `preceptor ask`.
-
-    Raises:
-        ScoringError: The student cannot be scored.
-    """
+    """Return which questions, by document id or name of a set, a student answers correctly as in `preceptor ask`."""
     asked = [question for some in questions.values() for question in some]
     answerer = Answerer(open_student(loop.student_ref), student.adapter, student.state.memory, config.asking)
     prompts = [answerer.prompt_for(question.question) for question in asked]
@@ -107,22 +100,19 @@ def score_student(
         "night-scores", content, check_answers, config, student.directory, posed, describe=describe
     )
     exact = iter(found.exact)
-    return NightScores({name: tuple(next(exact) for _ in some) for name, some in questions.items()}, found.empty)
+    right = {name: tuple(itertools.islice(exact, len(some))) for name, some in questions.items()}
+    return NightScores(right, found.empty)
 
 
 def check_answers(config: NightConfig, adapter: Path | None, posed: Sequence[tuple[Question, bool]]) -> Answers:
-    """Return whether a student writes the gold answers, by one teacher-forced pass.
+    """Return whether a student writes the gold answers, by one teacher-forced pass; raises ScoringError.
 
-    Args:
-        config: Configuration of the night.
-        adapter: Directory of the student's adapter; None is the base.
-        posed: Whole prompts with their gold answers, and whether the adapter is used.
+    `posed` has whole prompts with their gold answers, and whether the adapter (a directory) is used.
     """
     loaded = None if adapter is None else load_adapter(adapter)
     tokenizer = open_student(ModelRef.of(config.student.model, config)).tokenizer
     plain = AnswerFormat(prompt="{question}", joiner=config.student.answer_format.joiner)
-    exact: dict[int, bool] = {}
-    empty = 0
+    exact, empty = [False] * len(posed), 0
     with bank_of(config, config.update) as bank:
         for adapted in (False, True):
             mine = [i for i, (_, uses) in enumerate(posed) if uses is adapted]
@@ -130,9 +120,10 @@ def check_answers(config: NightConfig, adapter: Path | None, posed: Sequence[tup
             found = bank.score([loaded if adapted else None], [questions], tokenizer, plain)[0]
             if isinstance(found, ScoringFailure):
                 raise ScoringError(f"night: the student cannot be scored: {found.reason}")
-            exact |= {i: score.exact for i, score in zip(mine, found, strict=True)}
+            for i, score in zip(mine, found, strict=True):
+                exact[i] = score.exact
             empty += sum(score.empty for score in found)
-    return Answers(exact=tuple(exact[i] for i in range(len(posed))), empty=empty)
+    return Answers(exact=tuple(exact), empty=empty)
 
 
 def known_questions(new: Sequence[KnowledgeTask], known: Mapping[str, Sequence[Question]]) -> tuple[KnownQuestion, ...]:
@@ -154,7 +145,11 @@ def known_pairs(measured: Measured) -> tuple[PairedScore, ...]:
     """Return the scores on the known questions, in their order."""
     after, before = measured.after.right, measured.before.right
     return tuple(
-        _pair(f"{GENERAL} {i}" if name == GENERAL else f"{name}/{i}", after[name][i], before[name][i])
+        PairedScore(
+            document=f"{GENERAL} {i}" if name == GENERAL else f"{name}/{i}",
+            candidate=after[name][i],
+            reference=before[name][i],
+        )
         for _, name, i in measured.known
     )
 
@@ -175,23 +170,22 @@ def measure(night: Night, student: StudentVersion, stage: Stage) -> Measured:
     """Return the scores of the night's student, the champion and the base on the same questions."""
     config, loop = night.config, night.loop
     new = {planned.task.id for planned in night.plan.documents}
-    asked = {held.task.id: held.task for held in student.state.active}
+    tasks = {held.task.id: held.task for held in student.state.active}
     general = retention_probes(config.general, _MOST_GENERAL, loop.seed("retention"))
-    earlier = {name: task.comparison_questions for name, task in asked.items() if name not in new}
-    known = known_questions([task for name, task in asked.items() if name in new], {**earlier, GENERAL: general})
-    on_earlier = [question for question in known if question.name != GENERAL]
-    on_general = [question for question in known if question.name == GENERAL]
+    earlier = {name: task.comparison_questions for name, task in tasks.items() if name not in new}
+    found = known_questions([task for name, task in tasks.items() if name in new], {**earlier, GENERAL: general})
     probes: dict[str, Sequence[Question]] = {PROBES: loop.probes}
-    questions = {name: task.comparison_questions for name, task in asked.items()} | probes
-    questions[GENERAL] = [general[question.number] for question in on_general]
-    numbered = [question._replace(number=i) for i, question in enumerate(on_general)]
+    questions = {name: task.comparison_questions for name, task in tasks.items()} | probes
+    questions[GENERAL] = [general[each.number] for each in found if each.name == GENERAL]
+    place = itertools.count()  # among the general questions that are asked
+    known = [each._replace(number=next(place)) if each.name == GENERAL else each for each in found]
     scores = []
     compared = ((student, questions), (night.parent, questions), (BASE_STUDENT, probes))
     for step, (each, some) in zip(stage.steps, compared, strict=True):
         with loop.reporter.step(step, stage.name):
             scores.append(score_student(loop, config, each, some))
     after, before, base = scores
-    return Measured(after, before, base, known=(*on_earlier, *numbered))
+    return Measured(after, before, base, known)
 
 
 def ask_gate(night: Night, learned: Learned, measured: Measured) -> GateReport | None:
@@ -210,26 +204,21 @@ def evidence_of(
     """Return the gate's evidence.
 
     New and earlier documents are the whole population, not a sample: what a student knows of them is uncertain only by
-    the choice of questions, so each question counts by itself. Probes are a sample.
-
-    Args:
-        measured: Scores of the three students.
-        new: Ids of the night's documents.
-        earlier: By night: ids of its active documents.
-        canaries: By name: why it failed, or None.
+    the choice of questions, so each question counts by itself. Probes are a sample. `new` and `earlier` (by night) have
+    ids of documents, `canaries` the reasons of failure by name, None if passed.
     """
     after, before = measured.after.right, measured.before.right
     names = [*new, *(name for group in earlier.values() for name in group)]
 
     def pairs(ids: Sequence[str]) -> tuple[PairedScore, ...]:
         return tuple(
-            _pair(f"{name}/{i}", mine, theirs)
+            PairedScore(document=f"{name}/{i}", candidate=mine, reference=theirs)
             for name in ids
             for i, (mine, theirs) in enumerate(zip(after.get(name, ()), before.get(name, ()), strict=True))
         )
 
     probes = enumerate(zip(after[PROBES], measured.base.right[PROBES], strict=True))
-    against_base = tuple(_pair(f"probe {i}", mine, base) for i, (mine, base) in probes)
+    against_base = tuple(PairedScore(document=f"probe {i}", candidate=a, reference=b) for i, (a, b) in probes)
     return GateEvidence(
         new=pairs(new),
         earlier={night: pairs(group) for night, group in earlier.items()},
@@ -237,10 +226,6 @@ def evidence_of(
         touched=known_pairs(measured),
         collapsed=measured.after.empty,
         answered=sum(map(len, after.values())),
-        canaries=dict(canaries),
+        canaries=canaries,
         unscored=tuple(name for name in names if not after.get(name) or not before.get(name)),
     )
-
-
-def _pair(name: str, candidate: bool, reference: bool) -> PairedScore:
-    return PairedScore(document=name, candidate=float(candidate), reference=float(reference))

@@ -13,23 +13,22 @@ from rich.console import Console
 
 from evaluation.common.errors import LineageError
 from evaluation.common.storage import write_atomically
-from evaluation.gate.decisions import TOUCHED, GateReport, report_markdown
+from evaluation.gate.decisions import TOUCHED, report_markdown
 from evaluation.retention import retention_probes
 from pipelines.adapt_student.config import NightConfig
 from pipelines.adapt_student.evaluate import PROBES, Measured, ask_gate, measure, suspects
 from pipelines.adapt_student.learn import Night, champion_teacher, learn
-from pipelines.adapt_student.page import GroupScore, NewDocument, NightResult, Outcome, write_page
+from pipelines.adapt_student.page import PAGE, GroupScore, NewDocument, NightResult, Outcome, page_of
 from pipelines.adapt_student.plan import (
     NIGHTS,
     SCORES,
-    NightPlan,
     close_plan,
     open_plan,
     plan_night,
     plan_questions,
     read_inbox,
 )
-from pipelines.adapt_student.state import StudentState, StudentVersion, version_directory
+from pipelines.adapt_student.state import StudentVersion, student_label, version_directory
 from pipelines.execution import code_digest, content_key
 from pipelines.inbox.questions import write_questions
 from pipelines.inbox.store import INBOX_FILE, InboxStore
@@ -101,8 +100,11 @@ def run_night(config: NightConfig, work_dir: Path, flow_run: str, console: Conso
         Loop(config, work_dir, tasks.values(), probes, reporter) as loop,
     ):
         new = f"{counted(len(plan.documents), 'new document')}, {len(plan.to_weights)} for the weights"
-        reporter.say(f"{plan.night}: {new} of {parent.label}")
-        lineage = _open_lineage(config, work_dir, plan, flow_run)
+        reporter.say(f"{plan.night}: {new} of {student_label(parent.number)}")
+        key = content_key(config, "night", [config.digest, plan.model_dump(mode="json")])
+        run_name = f"{config.name} {plan.night}"
+        lineage = Lineage.of_flow(config, work_dir, kind=FLOW_NAME, run_name=run_name, key=key, flow_run=flow_run)
+        lineage.log_documents("train", [planned.task for planned in plan.documents])
         try:
             result = _adapt(Night(config, loop, plan, parent), lineage, {stage.name: stage for stage in stages})
         except BaseException:
@@ -118,9 +120,6 @@ def write_missing_questions(config: NightConfig, work_dir: Path, console: Consol
 
     The untrained teacher writes them, not the champion: the measure of rewards must not change with what earns them.
     They are stored with the document and never enter a prompt.
-
-    Raises:
-        GenerationError: The teacher's engine failed.
     """
     unasked = read_inbox(work_dir).unasked
     plan = plan_questions(config, len(unasked))
@@ -133,11 +132,11 @@ def write_missing_questions(config: NightConfig, work_dir: Path, console: Consol
         ((name, (sample, read), _),) = plan
         with reporter.step(sample, name), reporter.step(read, name):
             written = write_questions(unasked, _writer(loop), student, form, settings, seed, tokenizer)
-        kept = [(document, found) for document, found in zip(unasked, written, strict=True) if found.questions]
+        kept = [(document, found) for document, found in zip(unasked, written, strict=True) if found]
         with InboxStore(work_dir / INBOX_FILE) as inbox:
             for document, found in kept:
-                inbox.put_questions(document.id, found.questions, found.held_out_questions)
-        questions = counted(sum(found.kept for _, found in kept), "question")
+                inbox.put_questions(document.id, found)
+        questions = counted(sum(len(found) for _, found in kept), "question")
         reporter.say(f"{questions} written for {len(kept)} of {counted(len(unasked), 'document')}")
     return len(kept)
 
@@ -149,15 +148,6 @@ def _writer(loop: Loop) -> Sampler:
         return loop.endpoint(sampling, "teacher")
     loop.open_teacher.at(None)
     return loop.open_teacher.sampler
-
-
-def _open_lineage(config: NightConfig, work_dir: Path, plan: NightPlan, flow_run: str) -> Lineage:
-    """Return the lineage of this night, with its documents logged."""
-    key = content_key(config, "night", [config.digest, plan.model_dump(mode="json")])
-    run_name = f"{config.name} {plan.night}"
-    lineage = Lineage.of_flow(config, work_dir, kind=FLOW_NAME, run_name=run_name, key=key, flow_run=flow_run)
-    lineage.log_documents("train", [planned.task for planned in plan.documents])
-    return lineage
 
 
 def _adapt(night: Night, lineage: Lineage, stages: Mapping[str, Stage]) -> NightResult:
@@ -173,10 +163,34 @@ def _adapt(night: Night, lineage: Lineage, stages: Mapping[str, Stage]) -> Night
         night=plan.night,
         outcome="promoted" if report is None else _OUTCOMES[report.decision],
         parent=plan.parent,
-        new=_new_documents(plan, learned.missing, measured),
+        new=tuple(
+            NewDocument(
+                id=(name := planned.task.id),
+                title=planned.task.document.title,
+                source=planned.task.document.source,
+                place=planned.place,
+                because=planned.because,
+                questions=len(planned.task.comparison_questions),
+                before=measured.before.accuracy(name),
+                after=measured.after.accuracy(name),
+                supersedes=tuple(old for old, new in plan.superseded.items() if new == name),
+                not_learned=learned.missing.get(name, ""),
+            )
+            for planned in plan.documents
+        ),
         waiting=plan.without_questions,
         superseded=plan.superseded,
-        groups=_group_scores(plan.night, learned.student.state, measured),
+        groups=tuple(
+            GroupScore(
+                night=name,
+                documents=len(group),
+                then=learned.student.state.scores.get(name),
+                before=measured.before.accuracy(*(held.task.id for held in group)),
+                after=measured.after.accuracy(*(held.task.id for held in group)),
+            )
+            for name, group in learned.student.state.groups().items()
+            if name != plan.night
+        ),
         probes=len(loop.probes),
         probes_base=measured.base.accuracy(PROBES),
         probes_before=measured.before.accuracy(PROBES),
@@ -192,40 +206,6 @@ def _adapt(night: Night, lineage: Lineage, stages: Mapping[str, Stage]) -> Night
         code_digest=code_digest(),
     )
     return conclude(night, lineage, learned.student, measured, result)
-
-
-def _new_documents(plan: NightPlan, missing: Mapping[str, str], measured: Measured) -> tuple[NewDocument, ...]:
-    """Return the new documents with their routes, and how well they are known before and after."""
-    return tuple(
-        NewDocument(
-            id=planned.task.id,
-            title=planned.task.document.title,
-            source=planned.task.document.source,
-            place=planned.place,
-            because=planned.because,
-            questions=len(planned.task.comparison_questions),
-            before=measured.before.accuracy(planned.task.id),
-            after=measured.after.accuracy(planned.task.id),
-            supersedes=tuple(old for old, new in plan.superseded.items() if new == planned.task.id),
-            not_learned=missing.get(planned.task.id, ""),
-        )
-        for planned in plan.documents
-    )
-
-
-def _group_scores(night: str, state: StudentState, measured: Measured) -> tuple[GroupScore, ...]:
-    """Return how well the documents of each earlier night are known."""
-    return tuple(
-        GroupScore(
-            night=name,
-            documents=len(group),
-            then=state.scores.get(name),
-            before=measured.before.accuracy(*(held.task.id for held in group)),
-            after=measured.after.accuracy(*(held.task.id for held in group)),
-        )
-        for name, group in state.groups().items()
-        if name != night
-    )
 
 
 def conclude(
@@ -261,10 +241,12 @@ def conclude(
     quarantined = _to_quarantine(result, measured)
     if quarantined:
         with InboxStore(work_dir / INBOX_FILE) as inbox:
-            inbox.quarantine(quarantined, _reason(result.gate), plan.night)
+            worst = [check for check in result.trouble if check.verdict == "fail"] or result.trouble
+            reason = " ".join(f"{check.name}: {check.sentence}" for check in worst)
+            inbox.quarantine(quarantined, reason, plan.night)
     directory = work_dir / NIGHTS / plan.night
     result = result.model_copy(update={"version": version, "quarantined": quarantined})
-    page = write_page(result, directory)
+    page = write_atomically(directory / PAGE, page_of(result))
     result = result.model_copy(update={"page": str(page)})
     lineage.log_night(result, report, page)
     write_atomically(directory / RESULT, result.model_dump_json(indent=2))
@@ -275,13 +257,4 @@ def _to_quarantine(result: NightResult, measured: Measured) -> tuple[str, ...]:
     """Return the ids of documents that wait for a person: all of a rejected night; of a contradiction, the suspects."""
     if result.outcome == "rejected":
         return tuple(document.id for document in result.new)
-    checks = () if result.gate is None else result.gate.checks
-    contradicted = any(check.name == TOUCHED and check.verdict != "pass" for check in checks)
-    return suspects(measured) if contradicted else ()
-
-
-def _reason(report: GateReport | None) -> str:
-    """Return why the gate did not promote a night, for the person who may release its documents."""
-    checks = () if report is None else report.checks
-    worst = [check for check in checks if check.verdict == "fail"] or [c for c in checks if c.verdict != "pass"]
-    return " ".join(f"{check.name}: {check.sentence}" for check in worst)
+    return suspects(measured) if any(check.name == TOUCHED for check in result.trouble) else ()

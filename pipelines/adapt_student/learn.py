@@ -21,7 +21,6 @@ from pipelines.models import ModelRef, open_student
 from pipelines.plan import Stage
 from pipelines.records import Candidate, Record, by_edit
 from student.adapters import load_adapter, save_adapter
-from student.config import UpdateRecipe
 from student.updates import UpdateOutcome, make_request
 from teacher.rewards import RewardFailure
 from teacher.self_edit import Implication, SelfEdit
@@ -34,7 +33,7 @@ class NightUpdate(Record):
     """None if it failed, with the reason in `detail`."""
     detail: str = ""
     lines: int
-    """Training lines: of new documents, replayed ones and general knowledge."""
+    """Of new documents, replayed ones and general knowledge."""
     steps: int = 0
     tokens: int = 0
     first_loss: float | None = None
@@ -66,11 +65,7 @@ class Learned(NamedTuple):
 
 
 def champion_teacher(loop: Loop, registry: Registry) -> tuple[str | None, str]:
-    """Return the name of the champion teacher's state in the work directory (None: untrained), and its label.
-
-    Raises:
-        LineageError: Its files cannot be read.
-    """
+    """Return the name of the champion teacher's state in the work directory (None: untrained), and its label."""
     number = registry.aliases("teacher").get(CHAMPION) if loop.learns_here else None
     if number is None:
         return None, f"{loop.settings.teacher.model}, untrained"
@@ -87,16 +82,17 @@ def learn(night: Night, state: str | None, stages: Mapping[str, Stage]) -> Learn
     replay = replayed(parent.state.after((), plan.superseded), config.replay.documents, loop.seed("replay", plan.night))
     update, directory = None, parent.directory
     if edits:
-        general = rehearsal_questions(
-            config.general, config.replay.general, loop.seed("retention"), probes=len(loop.probes)
-        )
+        rehearsed, seed = config.replay.general, loop.seed("retention")
+        general = rehearsal_questions(config.general, rehearsed, seed, probes=len(loop.probes))
         (step,) = stages[UPDATE].steps
         with loop.reporter.step(step, UPDATE):
             update = update_night(night, training_lines(edits, replay, general))
         if update.adapter_digest is not None:
             directory = loop.adapter_dir(update.adapter_digest)
-    if directory is None:
-        directory = unchanged_student(loop, config.update)
+    if directory is None:  # a first night without an update
+        with bank_of(config, config.update) as bank:
+            unchanged = bank.no_change(config.update, loop.seed("night", "unchanged"))
+        directory = save_adapter(unchanged, loop.adapter_dir(unchanged.digest), config.student.model)
     failed = update.detail if update is not None and update.adapter_digest is None else ""
     missing = {
         task.id: failed or _reason(candidates, task) for task in plan.to_weights if failed or task.id not in edits
@@ -183,15 +179,10 @@ def update_night(night: Night, lines: SelfEdit) -> NightUpdate:
 def update_student(
     config: NightConfig, parent: Path | None, lines: SelfEdit, document: Document, seed: int, work_dir: Path
 ) -> NightUpdate:
-    """Return the update of a student by a night's recipe.
+    """Return the update of a student by a night's recipe; the adapter is left in the work directory.
 
-    Args:
-        config: Configuration of the night.
-        parent: Directory of the champion's adapter; None is the base student.
-        lines: Everything to train on.
-        document: First document of the night; recipes may train on its title or passage.
-        seed: Seed of the adapter's initialisation and the order of lines.
-        work_dir: Receives the adapter.
+    `parent` is the directory of the champion's adapter, None the base student; recipes may train on the title or
+    passage of `document`, the night's first one; `seed` decides the adapter's initialisation and the order of lines.
     """
     started = time.perf_counter()
     tokenizer = open_student(ModelRef.of(config.student.model, config)).tokenizer
@@ -216,13 +207,6 @@ def update_student(
         last_loss=losses[-1] if losses else None,
         seconds=time.perf_counter() - started,
     )
-
-
-def unchanged_student(loop: Loop, recipe: UpdateRecipe) -> Path:
-    """Return the directory of an adapter that changes nothing, for a first night without an update."""
-    with bank_of(loop.settings, recipe) as bank:
-        adapter = bank.no_change(recipe, loop.seed("night", "unchanged"))
-    return save_adapter(adapter, loop.adapter_dir(adapter.digest), loop.settings.student.model)
 
 
 def _reason(candidates: Sequence[Candidate], task: KnowledgeTask) -> str:

@@ -7,22 +7,19 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import AliasChoices, Field
 
-from evaluation.common.storage import write_atomically
+from evaluation.gate.checks import GateCheck
 from evaluation.gate.decisions import GateReport
 from evaluation.statistics import known_mean
 from pipelines.adapt_student.learn import NightUpdate
 from pipelines.inbox.documents import Route
 from pipelines.records import Candidate, Record, by_document
 from pipelines.reports.format import counted, duration, percent, points
-
-if TYPE_CHECKING:
-    from jinja2 import Template
 
 PAGE = "morning.html"
 Outcome = Literal["promoted", "held", "rejected", "nothing new"]
@@ -44,9 +41,8 @@ class NewDocument(Record):
     """Reason for the route."""
     questions: int
     before: float | None
-    """Share of its questions that the champion answers correctly, in [0, 1]."""
     after: float | None
-    """The same for the night's student."""
+    """Shares of its questions that the champion and the night's student answer correctly, in [0, 1]."""
     supersedes: tuple[str, ...] = ()
     """Ids of the documents that it replaces."""
     not_learned: str = ""
@@ -59,11 +55,9 @@ class GroupScore(Record):
     night: str
     documents: int
     then: float | None
-    """Accuracy right after that night, in [0, 1]."""
     before: float | None
-    """Accuracy of the champion, tonight."""
     after: float | None
-    """Accuracy of the night's student."""
+    """Accuracy right after that night, and of the champion and the night's student tonight, in [0, 1]."""
 
 
 class NightResult(Record):
@@ -73,9 +67,8 @@ class NightResult(Record):
     """Empty if there was nothing new."""
     outcome: Outcome
     parent: int | None = None
-    """Version of the student that was adapted."""
     version: int | None = None
-    """Version that the night made."""
+    """Versions of the student that was adapted, and that the night made."""
     new: tuple[NewDocument, ...] = ()
     quarantined: tuple[str, ...] = Field(default=(), validation_alias=AliasChoices("quarantined", "aside"))
     """Ids of documents that wait until a person releases them."""
@@ -87,13 +80,10 @@ class NightResult(Record):
     probes: int = 0
     """Retention probes asked."""
     probes_base: float | None = None
-    """Share of them that the base student answers correctly."""
     probes_before: float | None = None
-    """The champion."""
     probes_after: float | None = None
-    """The night's student."""
+    """Shares of them that the base student, the champion and the night's student answer correctly."""
     candidates: tuple[Candidate, ...] = ()
-    """Self-edits of the night with their rewards."""
     replayed: int = 0
     """Earlier documents that were trained on again."""
     update: NightUpdate | None = None
@@ -103,12 +93,16 @@ class NightResult(Record):
     seconds: dict[str, float] = Field(default_factory=dict)
     """By stage."""
     teacher: str = ""
-    """The teacher that wrote the self-edits."""
     mlflow_run_id: str = ""
     config_digest: str = ""
     code_digest: str = ""
     page: str = ""
     """Path of the morning page."""
+
+    @property
+    def trouble(self) -> list[GateCheck]:
+        """The gate's checks that do not pass."""
+        return [check for check in (self.gate.checks if self.gate else ()) if check.verdict != "pass"]
 
     @property
     def new_before(self) -> float | None:
@@ -131,42 +125,23 @@ class NightResult(Record):
         return known_mean([group.after for group in self.groups])
 
 
-def write_page(result: NightResult, directory: Path) -> Path:
-    """Write the page of a night into a directory and return its path."""
-    return write_atomically(directory / PAGE, page_of(result))
-
-
 def page_of(result: NightResult) -> str:
     """Return the page of a night as HTML; documents and self-edits are escaped."""
-    checks = () if result.gate is None else result.gate.checks
-    return _template().render(
+    loader = PackageLoader("pipelines.adapt_student", ".")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    return environment.get_template("page.html.j2").render(
+        pc=lambda share: percent(share, 0),
+        points=lambda value: "" if value is None else points(value),
+        way=_way,
+        width=lambda share: f"{100 * min(1.0, max(0.0, share or 0.0)):.1f}",
         r=result,
         headline=_HEADLINES.get(result.outcome, ""),
-        trouble=[check for check in checks if check.verdict != "pass"],
+        trouble=result.trouble,
         time=duration(sum(result.seconds.values())),
         tokens=f"{0 if result.update is None else result.update.tokens:,}",
         edits=by_document(result.candidates),
         titles={document.id: document.title for document in result.new},
     )
-
-
-@lru_cache(maxsize=1)
-def _template() -> Template:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("pipelines.adapt_student", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    )
-    environment.globals |= {
-        "pc": lambda share: percent(share, 0),
-        "points": lambda value: "" if value is None else points(value),
-        "way": _way,
-        "width": lambda share: f"{100 * min(1.0, max(0.0, share or 0.0)):.1f}",
-    }
-    return environment.get_template("page.html.j2")
 
 
 def _way(before: float | None, after: float | None) -> str:
@@ -190,9 +165,8 @@ def night_lines(result: NightResult, work_dir: Path) -> Iterator[str]:
     yield f"  earlier documents    {_change(result.earlier_before, result.earlier_after)}  ({documents})"
     probes = f"({result.probes}; base {percent(result.probes_base)})"
     yield f"  general knowledge    {_change(result.probes_before, result.probes_after)}  {probes}"
-    for check in () if result.gate is None else result.gate.checks:
-        if check.verdict != "pass":
-            yield f"  {check.name}: {check.sentence}"
+    for check in result.trouble:
+        yield f"  {check.name}: {check.sentence}"
     yield f"Page: {result.page}"
     if result.outcome == "promoted":
         yield f'To roll back: preceptor rollback --because "..." {place}'

@@ -7,9 +7,11 @@ replaces an earlier document therefore stays in external memory, where the next 
 from __future__ import annotations
 
 import re
+import shlex
+import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +26,7 @@ from pipelines.adapt_student.state import (
     StudentVersion,
     read_state,
     student_directory,
+    student_label,
     student_version,
 )
 from pipelines.inbox.documents import InboxDocument, Route
@@ -32,7 +35,9 @@ from pipelines.lineage.registry import CHAMPION, Registry
 from pipelines.plan import Plan, Stage, Step, UpdateSize
 from pipelines.process import prepare_process
 from pipelines.records import Record
-from pipelines.reports.costs import QUESTION_TOKENS
+from pipelines.reports.costs import QUESTION_TOKENS, cost_table, estimate
+from pipelines.reports.format import counted, plain_table
+from pipelines.settings import to_yaml
 
 NIGHTS = "nights"
 """Directory in the work directory: a directory for each night, and the plan of the one that is running."""
@@ -46,7 +51,7 @@ def route(document: InboxDocument, config: RoutingConfig, *, replaces: int = 0) 
     if document.route is not None:
         return document.route, "requested by its sender"
     if replaces and config.changing == "memory":
-        return "memory", f"replaces {replaces} earlier document{'s' * (replaces > 1)}"
+        return "memory", f"replaces {counted(replaces, 'earlier document')}"
     if document.effective is not None and config.changing == "memory":
         return "memory", f"has an effective date ({document.effective.isoformat()})"
     matches = (re.search(pattern, document.text, re.IGNORECASE) for pattern in config.volatile_patterns)
@@ -98,11 +103,7 @@ class InboxContent(NamedTuple):
 
 
 def read_inbox(work_dir: Path) -> InboxContent:
-    """Return the content of a work directory's inbox; one that does not exist is empty, and is not created.
-
-    Raises:
-        InboxError: The inbox cannot be read.
-    """
+    """Return the content of a work directory's inbox; one that does not exist is empty, and is not created."""
     if not (work_dir / INBOX_FILE).is_file():
         return InboxContent((), frozenset(), {})
     with InboxStore(work_dir / INBOX_FILE) as inbox:
@@ -120,7 +121,8 @@ def new_plan(
     # A quarantined document replaces nothing.
     replacing = {old: new for old, new in inbox.superseded.items() if new not in inbox.quarantined}
     replaced = Counter(replacing.values())
-    night = f"night-{_last_night(work_dir) + 1:04d}"
+    planned = (int(path.name.rpartition("-")[2]) for path in (work_dir / NIGHTS).glob("night-*"))
+    night = f"night-{max(planned, default=0) + 1:04d}"
     chosen: list[HeldDocument] = []
     waiting: list[str] = []
     for document in inbox.documents:
@@ -132,7 +134,7 @@ def new_plan(
         place, because = route(document, config.routing, replaces=replaced[document.id])
         task, effective = document.as_task(), document.effective
         chosen.append(HeldDocument(task=task, night=night, place=place, because=because, effective=effective))
-    holding = state.ids | {planned.task.id for planned in chosen}
+    holding = state.ids | {held.task.id for held in chosen}
     return NightPlan(
         night=night,
         parent=parent,
@@ -149,10 +151,6 @@ def open_plan(
     """Return the plan of tonight, or of an interrupted night, and the student that it adapts.
 
     The plan is on disk before this returns; it is None if there is nothing new. `say` receives messages.
-
-    Raises:
-        LineageError: The champion cannot be read.
-        InboxError: The inbox cannot be read.
     """
     champion = student_version(registry, registry.aliases("student").get(CHAMPION), work_dir)
     left = read_plan(work_dir)
@@ -186,12 +184,6 @@ def read_plan(work_dir: Path) -> NightPlan | None:
 def _resumes(left: NightPlan, config: NightConfig, champion: int | None, state: StudentState) -> bool:
     """Return whether an interrupted night is finished first: the champion is its parent, or the version it made."""
     return (champion == left.parent or left.night in state.groups()) and left.config_digest == config.digest
-
-
-def _last_night(work_dir: Path) -> int:
-    """Return the number of the last night that was planned, 0 before any."""
-    names = [path.name for path in (work_dir / NIGHTS).glob("night-*")]
-    return max((int(name.rpartition("-")[2]) for name in names), default=0)
 
 
 SELF_EDITS, UPDATE, SCORES = "self-edits", "night's update", "scores"
@@ -247,12 +239,7 @@ class DryRun(NamedTuple):
 
 
 def dry_run(config: NightConfig, work_dir: Path) -> DryRun:
-    """Return what the next night in a work directory, which need not exist, would do; changes nothing.
-
-    Raises:
-        LineageError: The registry or the champion cannot be read.
-        InboxError: The inbox cannot be read.
-    """
+    """Return what the next night in a work directory, which need not exist, would do; changes nothing."""
     prepare_process()
     registry = Registry.existing(config.tracking, work_dir)
     parent = None if registry is None else registry.aliases("student").get(CHAMPION)
@@ -281,3 +268,36 @@ def _held(registry: Registry | None, version: int | None, work_dir: Path) -> Stu
         return read_state(directory)
     with tempfile.TemporaryDirectory() as scratch:
         return read_state(registry.fetch("student", version, Path(scratch, "student")))
+
+
+def print_dry_run(config: NightConfig, file: Path, overrides: Sequence[str], work_dir: Path) -> None:
+    """Print the resolved configuration, what the next night would do, and the next command."""
+    from rich.console import Console
+
+    sys.stdout.write(to_yaml(config))
+    found = dry_run(config, work_dir)
+    plan, waiting = found.plan, found.plan.without_questions
+    rows = {
+        "Starts from": student_label(plan.parent),
+        "Finishes": f"{plan.night}, which was interrupted" if found.interrupted else "",
+        "New documents": f"{len(plan.documents):,}",
+        "  to weights": f"{len(plan.to_weights):,}",
+        "  to memory": f"{len(plan.documents) - len(plan.to_weights):,}",
+        "Questions generated": f"for {counted(found.unasked, 'document')}" if found.unasked else "",
+        "Waiting for questions": f"{len(waiting):,}" if waiting else "",
+        "Quarantined": f"{found.quarantined:,}" if found.quarantined else "",
+    }
+    table = plain_table(title=f"The next night of {config.name}")
+    table.add_column("Inbox", no_wrap=True)
+    table.add_column("", justify="right")
+    for quantity, value in rows.items():
+        if value:
+            table.add_row(quantity, value)
+    console, place = Console(), ["--work-dir", str(work_dir)]
+    console.print(table)
+    if found.stages:
+        console.print(cost_table(estimate(found.stages, config), config))
+        given = [part for override in overrides for part in ("--set", override)]
+        sys.stdout.write(f"To start it: {shlex.join(['preceptor', 'adapt-student', str(file), *given, *place])}\n")
+    else:
+        sys.stdout.write(f"Nothing new in the inbox. To add documents: preceptor inbox add FILE {shlex.join(place)}\n")

@@ -40,18 +40,13 @@ class HeldDocument(Record):
     """Night that added it; empty in plans of earlier releases."""
     place: Route
     because: str = ""
-    """Reason for the route."""
+    """Its route, and the reason for it."""
     edits: tuple[SelfEdit, ...] = ()
     """Self-edits that the weights were trained on, for replay; empty in memory."""
     effective: date | None = None
     """Date from which it holds; None if unknown."""
     superseded_by: str | None = None
     """Id of the document that replaces it: it is out of memory, and its questions are no longer asked."""
-
-    @property
-    def active(self) -> bool:
-        """Not superseded."""
-        return self.superseded_by is None
 
 
 class StudentState(Record):
@@ -82,7 +77,7 @@ class StudentState(Record):
     @property
     def active(self) -> tuple[HeldDocument, ...]:
         """The documents that are not superseded."""
-        return tuple(held for held in self.documents if held.active)
+        return tuple(held for held in self.documents if held.superseded_by is None)
 
     def groups(self) -> dict[str, tuple[HeldDocument, ...]]:
         """Return the active documents by night, in the order of the nights."""
@@ -112,21 +107,13 @@ class StudentState(Record):
         `superseded` maps the id of a replaced document, if it is held, to that of its replacement.
         """
         documents = [*self.documents, *(held for held in new if held.task.id not in self.ids)]
-        marked = (
-            held.model_copy(update={"superseded_by": superseded[held.task.id]})
-            if held.active and held.task.id in superseded
-            else held
-            for held in documents
-        )
+        replaced = [held.superseded_by or superseded.get(held.task.id) for held in documents]
+        marked = [held.model_copy(update={"superseded_by": by}) for held, by in zip(documents, replaced, strict=True)]
         return self.model_copy(update={"documents": tuple(marked)})
 
 
 def read_state(directory: Path) -> StudentState:
-    """Return the state in a version's directory; an empty one if no night made the version.
-
-    Raises:
-        LineageError: The file is damaged, or was written by a later release.
-    """
+    """Return the state in a version's directory; an empty one if no night made the version; raises LineageError."""
     path = directory / STATE_FILE
     if not path.is_file():
         return StudentState()
@@ -146,17 +133,17 @@ class StudentVersion(NamedTuple):
     number: int | None
     """In the registry; None is the base student, or one that is not registered yet."""
     directory: Path | None
-    """Directory of its adapter; None is the base student."""
     adapter: Adapter | None
+    """None is the base student."""
     state: StudentState
-
-    @property
-    def label(self) -> str:
-        """For messages."""
-        return "the base student" if self.number is None else f"version {self.number} of the student"
 
 
 BASE_STUDENT = StudentVersion(None, None, None, StudentState())
+
+
+def student_label(version: int | None) -> str:
+    """Return what messages call a version; None is the base student."""
+    return "the base student" if version is None else f"version {version} of the student"
 
 
 def student_directory(work_dir: Path, version: int) -> Path:
@@ -192,10 +179,6 @@ def quarantine_reverted(registry: Registry, rollback: Rollback, work_dir: Path, 
     """Quarantine the documents that a rollback took back, and return their ids.
 
     Otherwise the next night would learn again what was just reverted.
-
-    Raises:
-        LineageError: A version cannot be read.
-        InboxError: The inbox cannot be written.
     """
     if not (work_dir / INBOX_FILE).is_file():
         return ()

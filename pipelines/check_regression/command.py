@@ -10,14 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from evaluation.common.errors import ConfigError, InputError, PreceptorError
-from pipelines.process import JsonFile, WorkDir, prepare_process
+from pipelines.process import JsonFile, WorkDir, exclusive, hide_own_tracebacks, prepare_process
 
 if TYPE_CHECKING:
-    from pipelines.check_regression.reports import RegressionReport, ReportPaths
     from pipelines.check_regression.suite import RegressionSuite
-
-EXIT_UNDECIDED = 3
-"""Too little data, or an error while comparing."""
 
 _SUBJECT = (
     "a student (base, adapter:DIRECTORY, version:student/NUMBER, version:student@ALIAS), or a variant (teacher:base, "
@@ -44,71 +40,53 @@ def check_regression(
 
     Exit code 0: it is not; 1: it is; 2: misuse; 3: undecided, for too few documents or scored self-edits, or an error.
     """
-    from pipelines.check_regression.suite import load_suite
+    from pipelines.check_regression.suite import RegressionSuite, load_content, resolve
+    from pipelines.settings import load
 
-    checked = load_suite(suite)
+    checked = load(suite, RegressionSuite)
     if pin:
         _pin(suite, checked)
         return
     if candidate is None or baseline is None:
         raise ConfigError("check-regression: give both --candidate and --baseline, or --pin alone.")
-    from pipelines.check_regression.reports import ReportPaths
-
-    paths = ReportPaths(junit, json_file, markdown)
+    files = {"junit": junit, "json": json_file, "markdown": markdown}
+    reports = {kind: str(file) for kind, file in files.items() if file is not None}
     try:
-        report = _compare(suite, checked, candidate, baseline, work_dir, seed, paths)
+        # Checked again by the flow; here misuse is refused before Prefect and its server start.
+        resolve(checked, candidate, baseline, work_dir)
+        load_content(checked)
+        with exclusive(work_dir):
+            prepare_process(work_dir)
+        from pipelines.check_regression.flow import check_regression as flow
+        from pipelines.check_regression.flow import regression_markdown
+
+        hide_own_tracebacks()
+        report = flow(str(suite), candidate, baseline, str(work_dir), seed, reports)
+        sys.stdout.write(regression_markdown(report))
     except (ConfigError, InputError):
         raise
     except Exception as error:
         # Python would exit with 1, which says that the candidate regressed.
         own = isinstance(error, PreceptorError)
         sys.stderr.write(f"{error}\n" if own else traceback.format_exc())
-        _report_problem(checked, str(error) if own else f"{type(error).__name__}: {error}", paths)
-        raise typer.Exit(EXIT_UNDECIDED) from error
+        code = _report_problem(checked, str(error) if own else f"{type(error).__name__}: {error}", reports)
+        raise typer.Exit(code) from error
     raise typer.Exit(report.exit_code)
 
 
-def _compare(
-    path: Path,
-    suite: RegressionSuite,
-    candidate: str,
-    baseline: str,
-    work_dir: Path,
-    seed: int | None,
-    paths: ReportPaths,
-) -> RegressionReport:
-    """Return the report, printed, written and logged."""
-    from pipelines.check_regression.subjects import resolve
-    from pipelines.check_regression.suite import load_content
-
-    # Checked again by the flow; here misuse is refused before Prefect and its server start.
-    resolve(suite, candidate, baseline, work_dir)
-    load_content(suite)
-    from pipelines.process import exclusive, hide_own_tracebacks
-
-    with exclusive(work_dir):
-        prepare_process(work_dir)
-    from pipelines.check_regression.flow import check_regression as flow
-    from pipelines.check_regression.reports import regression_markdown
-
-    hide_own_tracebacks()
-    wanted = {kind: str(file) for kind, file in paths._asdict().items() if file is not None}
-    report: RegressionReport = flow(str(path), candidate, baseline, str(work_dir), seed, wanted)
-    sys.stdout.write(regression_markdown(report))
-    return report
-
-
-def _report_problem(suite: RegressionSuite, problem: str, paths: ReportPaths) -> None:
+def _report_problem(suite: RegressionSuite, problem: str, reports: dict[str, str]) -> int:
     """Write the reports of a failed comparison, so that CI shows the reason and no older verdict stays."""
-    from pipelines.check_regression.reports import RegressionReport, write_reports
+    from pipelines.check_regression.flow import write_reports
+    from pipelines.check_regression.verdict import RegressionReport
 
     report = RegressionReport(
         suite=suite.name, suite_digest=suite.digest, outcome="undecided", problem=problem, limits=suite.limits
     )
     try:
-        write_reports(report, paths)
+        write_reports(report, reports)
     except OSError as error:
         sys.stderr.write(f"The reports cannot be written: {error}\n")
+    return report.exit_code
 
 
 def _pin(path: Path, suite: RegressionSuite) -> None:

@@ -12,36 +12,50 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
-from pydantic import Field
+from rich.console import Console
 
+from evaluation.common.checkpoints import model_digest
 from evaluation.common.errors import ScoringError
 from evaluation.gate.checks import PairedScore
 from evaluation.statistics import known_mean
-from pipelines.check_regression.reports import EditsRecord, RegressionReport, SubjectRecord
-from pipelines.check_regression.subjects import Subject, download, resolve, settings_of, variant_digest
 from pipelines.check_regression.suite import (
     Pins,
     RegressionSuite,
+    Subject,
     SuiteContent,
     check_pins,
+    download,
     load_content,
     pins_of,
+    resolve,
+    settings_of,
+    variant_digest,
 )
-from pipelines.check_regression.verdict import Compared, Unscored, find_verdict
+from pipelines.check_regression.verdict import (
+    Compared,
+    EditsRecord,
+    RegressionReport,
+    SubjectRecord,
+    Unscored,
+    find_verdict,
+)
+from pipelines.loop.loop import STATES, Loop
+from pipelines.loop.reward import judge
 from pipelines.models import ModelRef, close_models, open_student, student_digest
 from pipelines.plan import Step
-from pipelines.records import Candidate, Record, ScoredUpdate, by_edit
+from pipelines.records import Candidate, ScoredUpdate, by_edit
+from pipelines.reports.console import Reporter
+from student.adapters import load_adapter
+from student.bank.bank import LoraBank
+from student.bank.scoring import ScoringFailure
+from teacher.policy import PolicyRecord
 from teacher.rewards import RewardConfig, RewardFailure
-
-if TYPE_CHECKING:
-    from evaluation.exact_match import AnswerScore
-    from pipelines.loop.loop import Loop
-    from pipelines.reports.console import Reporter
+from teacher.samplers.openai import OpenAISampling
 
 
-class Scores(Record):
+class Scores(NamedTuple):
     """Scores of a student, or of a variant whose documents each have adapters of their own."""
 
     documents: dict[str, tuple[float, ...]]
@@ -49,12 +63,11 @@ class Scores(Record):
     student 0 or 1. Documents without any score are missing."""
     probability: dict[str, float]
     """Document id -> mean probability of the gold answers, in [0, 1]."""
-    probes: dict[str, float] = Field(default_factory=dict)
+    probes: dict[str, float]
     """Of a student, probe -> 1 or 0; of a variant, document id -> share of the probes answered after its updates."""
     empty: int
-    """Empty answers, a student's to probes included."""
     answered: int
-    """Answers, a student's to probes included."""
+    """Empty answers, and all of them, a student's to probes included."""
     adapter_digest: str | None = None
     """SHA-256 of the student's adapter, or of the teacher's policy; None for a base."""
     edits: EditsRecord | None = None
@@ -74,23 +87,12 @@ class Scores(Record):
         )
 
 
-def suite_student(suite: RegressionSuite) -> ModelRef:
-    """Return the suite's student."""
-    return ModelRef(suite.student, suite.device, suite.dtype, suite.threads)
-
-
-def _score_students(
-    suite: RegressionSuite, content: SuiteContent, subjects: Sequence[Subject], _: Path
-) -> list[Scores]:
-    """Return the scores of two students."""
-    from student.adapters import load_adapter
-    from student.bank.bank import LoraBank
-    from student.bank.scoring import ScoringFailure
-
+def _score_students(suite: RegressionSuite, content: SuiteContent, subjects: Sequence[Subject]) -> list[Scores]:
     adapters = [None if each.directory is None else load_adapter(each.directory) for each in subjects]
     asked = [*(question for task in content.tasks for question in task.comparison_questions), *content.probes]
-    student = open_student(suite_student(suite))
-    with LoraBank(student.model, base_digest=student_digest(suite_student(suite))) as bank:
+    ref = ModelRef.of(suite.student, suite)
+    student = open_student(ref)
+    with LoraBank(student.model, base_digest=student_digest(ref)) as bank:
         found = bank.score(adapters, [asked] * len(adapters), student.tokenizer, suite.answer_format)
     scores = []
     for subject, adapter, slot in zip(subjects, adapters, found, strict=True):
@@ -99,22 +101,19 @@ def _score_students(
                 f"subject {subject.text!r} cannot be scored: {slot.reason}. Give an adapter that was trained on the "
                 f"suite's student {suite.student!r}."
             )
-        scores.append(_student_scores(content, slot, None if adapter is None else adapter.digest))
+        answers = iter(slot)
+        documents = {task.id: [next(answers) for _ in task.comparison_questions] for task in content.tasks}
+        scores.append(
+            Scores(
+                documents={name: tuple(float(score.exact) for score in mine) for name, mine in documents.items()},
+                probability={name: sum(s.probability for s in mine) / len(mine) for name, mine in documents.items()},
+                probes={f"probe {i}": float(score.exact) for i, score in enumerate(answers)},
+                empty=sum(score.empty for score in slot),
+                answered=len(slot),
+                adapter_digest=None if adapter is None else adapter.digest,
+            )
+        )
     return scores
-
-
-def _student_scores(content: SuiteContent, slot: Sequence[AnswerScore], adapter_digest: str | None) -> Scores:
-    """Return a student's scores from its answers to all questions, then to all probes."""
-    answers = iter(slot)
-    documents = {task.id: [next(answers) for _ in task.comparison_questions] for task in content.tasks}
-    return Scores(
-        documents={name: tuple(float(score.exact) for score in mine) for name, mine in documents.items()},
-        probability={name: sum(s.probability for s in mine) / len(mine) for name, mine in documents.items()},
-        probes={f"probe {i}": float(score.exact) for i, score in enumerate(answers)},
-        empty=sum(score.empty for score in slot),
-        answered=len(slot),
-        adapter_digest=adapter_digest,
-    )
 
 
 def score_variant(
@@ -125,42 +124,32 @@ def score_variant(
     The work is stored by content in `work_dir`: a killed test resumes, and a baseline that was scored before with the
     same code is not scored again.
     """
-    from pipelines.loop.loop import Loop
-    from pipelines.loop.reward import judge
-    from teacher.policy import PolicyRecord
-
-    settings, text, steps = settings_of(suite, subject), subject.text, _steps(suite, content)
+    assert suite.adaptation is not None
+    settings, text, each = settings_of(suite, subject), subject.text, suite.adaptation.edits
+    sample = Step("sample", len(content.tasks), each)
+    update = Step("update", len(content.tasks), each, questions="comparison")
     if subject.directory is not None:
         teacher_config = settings.teacher.model_copy(update={"policy": PolicyRecord.read(subject.directory).config})
         settings = settings.model_copy(update={"teacher": teacher_config})
     with Loop(settings, work_dir, content.tasks, content.probes, reporter) as loop:
         loop.check_endpoints()
         state, teacher = _open_teacher(suite, subject, loop)
-        with reporter.step(steps[0], text):
+        with reporter.step(sample, text):
             seed = loop.seed("sample", "comparison")
-            sampling = loop.sample(state, settings.teacher.prompt, content.tasks, n=steps[0].each, seed=seed)
-        with reporter.step(steps[1], text):
+            sampling = loop.sample(state, settings.teacher.prompt, content.tasks, n=each, seed=seed)
+        with reporter.step(update, text):
             updates = loop.update(loop.trials(sampling.edits, "comparison"), "comparison")
     candidates = judge(sampling, RewardConfig(metric="probability"), updates=by_edit(updates))
     reasons = Counter(c.reason.value for c in candidates if c.reason is not None)
-    reasons[RewardFailure.PROMPT_TOO_LONG.value] += steps[0].total - len(candidates)  # those that were not sampled
+    reasons[RewardFailure.PROMPT_TOO_LONG.value] += sample.total - len(candidates)  # those that were not sampled
     edits = EditsRecord(
-        digest=variant_digest(settings, teacher), written=steps[0].total, unscored=dict(sorted((+reasons).items()))
+        digest=variant_digest(settings, teacher), written=sample.total, unscored=dict(sorted((+reasons).items()))
     )
     return variant_scores(candidates, edits, None if state is None else teacher)
 
 
-def _steps(suite: RegressionSuite, content: SuiteContent) -> tuple[Step, Step]:
-    """Return the plan of scoring one variant."""
-    assert suite.adaptation is not None
-    documents, edits = len(content.tasks), suite.adaptation.edits
-    return Step("sample", documents, edits), Step("update", documents, edits, questions="comparison")
-
-
 def _open_teacher(suite: RegressionSuite, subject: Subject, loop: Loop) -> tuple[str | None, str | None]:
     """Return the name of the teacher's state, and the SHA-256 of its weights; None is the base, and an endpoint."""
-    from pipelines.loop.loop import STATES
-
     if not loop.learns_here:
         return None, None
     policy = loop.open_teacher.policy
@@ -229,43 +218,36 @@ def paired(content: SuiteContent, candidate: Scores, baseline: Scores) -> Compar
 
 def current_pins(suite: RegressionSuite, content: SuiteContent) -> Pins:
     """Return the pins of a suite as it is now, its teacher's base opened too."""
-    from evaluation.common.checkpoints import model_digest
-    from teacher.samplers.openai import OpenAISampling
-
     teacher, adaptation = None, suite.adaptation
     if adaptation is not None and not isinstance(adaptation.teacher.sampling, OpenAISampling):
-        base = suite_student(suite)._replace(name=adaptation.teacher.model)
-        teacher = model_digest(base.load().model)
-    return pins_of(suite, content, student_digest(suite_student(suite)), teacher)
+        teacher = model_digest(ModelRef.of(adaptation.teacher.model, suite).load().model)
+    return pins_of(suite, content, student_digest(ModelRef.of(suite.student, suite)), teacher)
 
 
 def compare_subjects(
     suite: RegressionSuite, candidate: str, baseline: str, work_dir: Path, seed: int | None = None
 ) -> RegressionReport:
-    """Return the report on two subjects; nothing is written to files or logged yet.
+    """Return the report on two subjects (`parse_subject`); nothing is written to files or logged yet.
 
-    Args:
-        suite: Pinned.
-        candidate: See `pipelines.check_regression.subjects.FORMS`.
-        baseline: The same.
-        work_dir: Of the registry; the work on variants is stored there.
-        seed: Of the bounds; None is the suite's.
+    `seed` is that of the bounds, by default the suite's; the work on variants is stored in `work_dir`.
 
     Raises:
         ConfigError: A subject is invalid, the two are not comparable, or the suite is not pinned.
         InputError: The data were refused, or are not what was pinned.
-        PreceptorError: Anything else that failed.
     """
     started = time.perf_counter()
     limits = suite.limits if seed is None else suite.limits.model_copy(update={"seed": seed})
     subjects = resolve(suite, candidate, baseline, work_dir)
     content = load_content(suite)
     try:
-        check_pins(suite, pins_of(suite, content, student_digest(suite_student(suite))))
+        check_pins(suite, pins_of(suite, content, student_digest(ModelRef.of(suite.student, suite))))
         with TemporaryDirectory(prefix="preceptor-regression-") as scratch:
             both = [download(subject, suite.tracking, work_dir, Path(scratch)) for subject in subjects]
-            score = _score_variants if both[0].is_variant else _score_students
-            mine, theirs = score(suite, content, both, work_dir)
+            if both[0].is_variant:
+                with Reporter(Console(stderr=True), 4) as reporter:  # each samples, then updates the student
+                    mine, theirs = (score_variant(suite, content, each, work_dir, reporter) for each in both)
+            else:
+                mine, theirs = _score_students(suite, content, both)
     finally:
         close_models()
     compared = paired(content, mine, theirs)
@@ -286,15 +268,3 @@ def compare_subjects(
         questions=len(compared.documents),
         seconds=time.perf_counter() - started,
     )
-
-
-def _score_variants(
-    suite: RegressionSuite, content: SuiteContent, subjects: Sequence[Subject], work_dir: Path
-) -> list[Scores]:
-    """Return the scores of two variants, one after another."""
-    from rich.console import Console
-
-    from pipelines.reports.console import Reporter
-
-    with Reporter(Console(stderr=True), len(subjects) * len(_steps(suite, content))) as reporter:
-        return [score_variant(suite, content, each, work_dir, reporter) for each in subjects]

@@ -1,4 +1,7 @@
-"""The flow `check-regression`: both subjects on the pinned suite, a verdict, reports, and a run in MLflow."""
+"""The flow `check-regression`: both subjects on the pinned suite, a verdict, a run in MLflow, and reports.
+
+Reports are a record for scripts, a Markdown page for reviewers, and JUnit XML for CI servers.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,19 @@ from pathlib import Path
 
 from prefect import flow
 
+from evaluation.common.storage import write_atomically
+from evaluation.gate.checks import GateCheck, points
+from evaluation.gate.decisions import check_table, escaped
+from evaluation.statistics import POWER
 from pipelines.check_regression.compare import compare_subjects
-from pipelines.check_regression.reports import (
-    RegressionReport,
-    ReportPaths,
-    junit_xml,
-    regression_markdown,
-    write_reports,
-)
-from pipelines.check_regression.suite import RegressionSuite, load_suite
+from pipelines.check_regression.suite import RegressionSuite
+from pipelines.check_regression.verdict import Outcome, RegressionReport
 from pipelines.execution import code_digest
 from pipelines.lineage.run import log_finished
 from pipelines.lineage.store import run_tags
 from pipelines.process import embedded_flow
+from pipelines.reports import format
+from pipelines.settings import load
 
 FLOW_NAME = "check-regression"
 
@@ -37,19 +40,18 @@ def check_regression(
 
     Args:
         suite_path: YAML file of the suite.
-        candidate: See `pipelines.check_regression.subjects.FORMS`.
+        candidate: See `pipelines.check_regression.suite.parse_subject`.
         baseline: The same.
         work_dir: Directory with the embedded stores.
         seed: Of the bounds; None is the suite's.
         reports: `junit`, `json` and `markdown` -> file to write.
     """
-    place, suite = Path(work_dir), load_suite(Path(suite_path))
-    paths = ReportPaths(**{kind: Path(path) for kind, path in (reports or {}).items()})
+    place, suite = Path(work_dir), load(Path(suite_path), RegressionSuite)
     with embedded_flow(place, FLOW_NAME) as flow_run:
         report = compare_subjects(suite, candidate, baseline, place, seed)
-        write_reports(report, paths)  # before MLflow is asked: its failure must not lose a verdict
+        write_reports(report, reports or {})  # before MLflow is asked: its failure must not lose a verdict
         report = report.model_copy(update={"mlflow_run_id": _log(suite, report, place, flow_run)})
-        write_reports(report, paths)
+        write_reports(report, reports or {})
     return report
 
 
@@ -66,10 +68,8 @@ def _log(suite: RegressionSuite, report: RegressionReport, work_dir: Path, flow_
     ) | {"preceptor.outcome": report.outcome}
     metrics = {f"change/{check.name}": check.estimate for check in report.checks}
     for name, subject in report.subjects.items():
-        tags |= {
-            f"preceptor.{name}": subject.subject,
-            f"preceptor.{name}_adapter_sha": subject.adapter_digest or "base",
-        }
+        adapter = subject.adapter_digest or "base"
+        tags |= {f"preceptor.{name}": subject.subject, f"preceptor.{name}_adapter_sha": adapter}
         figures = {"accuracy": subject.accuracy, "probability": subject.probability, "probes": subject.probes}
         if subject.edits is not None:
             tags[f"preceptor.{name}_variant_sha"] = subject.edits.digest
@@ -82,9 +82,101 @@ def _log(suite: RegressionSuite, report: RegressionReport, work_dir: Path, flow_
         params=suite.model_dump(mode="json", exclude={"tracking", "pins", "groups"}),
         tags=tags,
         metrics={name: value for name, value in metrics.items() if value is not None},
-        texts={
-            "regression.md": page,
-            "regression.json": report.model_dump_json(indent=2),
-            "regression.xml": junit_xml(report),
-        },
+        texts={"regression.md": page, "regression.json": _json(report), "regression.xml": junit_xml(report)},
     )
+
+
+_HEADINGS: dict[Outcome, str] = {
+    "passed": "the candidate is no worse",
+    "regressed": "the candidate is worse",
+    "undecided": "too little data, or an error",
+}
+
+
+def regression_markdown(report: RegressionReport) -> str:
+    """Return the page for reviewers: the verdict, its reasons, and a table of the checks."""
+    heading = f"# {report.outcome.upper()}: {_HEADINGS[report.outcome]}"
+    lines = [heading, "", f"Suite {escaped(report.suite)} (`{report.suite_digest[:12]}`)", ""]
+    if report.problem:
+        return "\n".join([*lines, f"Nothing was compared: {escaped(report.problem)}"]) + "\n"
+    reasons = [check for check in report.checks if check.verdict != "pass"]
+    lines += [f"- {escaped(check.name)}: {escaped(check.sentence)}" for check in reasons]
+    lines += [""] if reasons else []
+    lines += [_subjects_table(report), "", *check_table(report.checks), "", _footnote(report)]
+    return "\n".join(lines) + "\n"
+
+
+def _subjects_table(report: RegressionReport) -> str:
+    variants = any(subject.edits is not None for subject in report.subjects.values())
+    heads = ["variant" if variants else "student", "right answers", "probability of the right answer"]
+    heads += ["retention probes", *(["self-edits", "without a score"] if variants else [])]
+    rows = []
+    for name, subject in report.subjects.items():
+        figures = (subject.accuracy, subject.probability, subject.probes)
+        cells = [f"{name} `{escaped(subject.subject)}`"]
+        cells += ["" if share is None else f"{format.percent(share)}%" for share in figures]
+        if subject.edits is not None:
+            reasons = ", ".join(f"{reason} {count}" for reason, count in subject.edits.unscored.items())
+            cells += [str(subject.edits.written), f"{subject.edits.missing} ({reasons})" if reasons else "0"]
+        rows.append(cells)
+    return format.markdown_table(heads, rows)
+
+
+def _footnote(report: RegressionReport) -> str:
+    limits, seen = report.limits, report.minimum_detectable
+    left_out = f", {len(report.left_out)} left out" if report.left_out else ""
+    least = "" if seen is None else f" Smallest loss detectable with {POWER:.0%} power: {points(seen)}."
+    return (
+        f"{report.documents} documents{left_out}, {report.questions} questions. Changes are candidate minus baseline "
+        f"in points, with one-sided {limits.confidence:.0%} bounds over documents; `needed` documents would decide "
+        f"with {POWER:.0%} power.{least}"
+    )
+
+
+def junit_xml(report: RegressionReport) -> str:
+    """Return JUnit XML with one test case for each check.
+
+    A loss is a failure and an undecided check an error; an undecided group decides nothing and is skipped.
+    """
+    from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
+
+    suite = TestSuite(f"preceptor check-regression {report.suite}")
+    for check in report.checks:
+        case = TestCase(check.name, classname=report.suite)
+        if check.verdict == "fail":
+            case.result = [Failure(_measured(check), "regression")]
+        elif check.verdict == "undecided":
+            kind = Skipped if check.name.startswith("group ") else Error
+            case.result = [kind(_measured(check), "undecided")]
+        suite.add_testcase(case)
+    if report.problem:
+        case = TestCase("comparison", classname=report.suite)
+        case.result = [Error(report.problem, "infrastructure")]
+        suite.add_testcase(case)
+    for name, subject in report.subjects.items():
+        suite.add_property(name, subject.subject)
+    suite.update_statistics()  # type: ignore[no-untyped-call]
+    suite.time = round(report.seconds, 3)  # after the statistics, which add up those of the cases
+    whole = JUnitXml()
+    whole.add_testsuite(suite)
+    text: bytes = whole.tostring()  # type: ignore[no-untyped-call]
+    return text.decode("utf-8")
+
+
+def _measured(check: GateCheck) -> str:
+    """Return a check's sentence, with its figures where it has bounds."""
+    if check.low is None or check.high is None or check.estimate is None:
+        return check.sentence
+    mean, low, high = map(format.points, (check.estimate, check.low, check.high))
+    return f"{check.sentence} Measured {mean}, bounds {low} to {high} points."
+
+
+def _json(report: RegressionReport) -> str:
+    return report.model_dump_json(indent=2) + "\n"
+
+
+def write_reports(report: RegressionReport, paths: Mapping[str, str]) -> None:
+    """Write the files of `paths` by kind (`junit`, `json`, `markdown`), each atomically."""
+    renderers = {"junit": junit_xml, "json": _json, "markdown": regression_markdown}
+    for kind, path in paths.items():
+        write_atomically(Path(path), renderers[kind](report))

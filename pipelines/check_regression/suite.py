@@ -1,13 +1,18 @@
-"""A suite: the documents, questions and probes that two subjects are compared on, what counts as worse, and pins.
+"""A suite (documents, questions and probes, what counts as worse, pins) and the subjects that are compared on it.
 
 Pins are digests of everything that the suite asks, and of whom: a document or question that has changed would make
 today's verdict about something else than yesterday's, so it is refused by name.
+
+A subject is one word on the command line: a student, or a variant (a teacher's state or a run's configuration), whose
+self-edits update the student. Students compare with students and variants with variants.
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self, cast
 
 import yaml
 from pydantic import Field, model_validator
@@ -20,9 +25,14 @@ from evaluation.exact_match import AnswerFormat
 from evaluation.retention import retention_probes
 from evaluation.tasks import KnowledgeTask, Question
 from pipelines.check_regression.verdict import VerdictConfig
-from pipelines.settings import Settings, TrackingConfig, load
+from pipelines.settings import LoopSettings, Settings, StudentConfig, TrackingConfig, load
+from pipelines.train_teacher.config import TrainTeacherConfig
 from student.config import UpdateRecipe
 from teacher.config import TeacherConfig
+from teacher.samplers.openai import OpenAISampling
+
+if TYPE_CHECKING:
+    from pipelines.lineage.registry import Role
 
 WRITES = {"prompt", "chat", "sampling"}
 """Fields of a teacher's section that say how its model writes; the others say how it learns."""
@@ -30,6 +40,15 @@ WRITES = {"prompt", "chat", "sampling"}
 _SHA = r"^[0-9a-f]{64}$"
 _SHOWN = 5
 """Changed documents that a message names at most."""
+_STUDENTS = "base, adapter:DIRECTORY, version:student/NUMBER, version:student@ALIAS"
+_VARIANTS = "teacher:base, teacher:DIRECTORY, version:teacher/NUMBER, version:teacher@ALIAS, config:FILE"
+_VERSION = re.compile(r"version:(student|teacher)(?:/([1-9]\d*)|@([A-Za-z0-9_-]+))")
+_FILES = {
+    "adapter": "directory that PEFT wrote",
+    "teacher": "directory that `preceptor train-teacher` wrote",
+    "config": "YAML file of a run",
+}
+"""What a subject with a path names, by its first word."""
 
 
 class AdaptationConfig(Frozen):
@@ -90,9 +109,8 @@ class RegressionSuite(Settings):
 
     @model_validator(mode="after")
     def _one_group_each(self) -> Self:
-        listed = [document for ids in self.groups.values() for document in ids]
-        twice = sorted({document for document in listed if listed.count(document) > 1})
-        if twice:
+        listed = Counter(document for ids in self.groups.values() for document in ids)
+        if twice := sorted(document for document, count in listed.items() if count > 1):
             raise ValueError(f"groups: documents {twice} are listed twice; name each once")
         return self
 
@@ -110,11 +128,6 @@ class SuiteContent(NamedTuple):
     probes: tuple[Question, ...]
 
 
-def load_suite(path: Path) -> RegressionSuite:
-    """Return the suite in a YAML file; see `pipelines.settings.load`."""
-    return load(path, RegressionSuite)
-
-
 def load_content(suite: RegressionSuite) -> SuiteContent:
     """Return the documents, questions and probes that the suite names, whatever its pins say.
 
@@ -125,8 +138,8 @@ def load_content(suite: RegressionSuite) -> SuiteContent:
     tasks: tuple[KnowledgeTask, ...] = getattr(load_split(suite.data), suite.side)
     if not tasks:
         raise ConfigError(f"suite {suite.name!r}: the side {suite.side!r} has no documents. Name another side.")
-    absent = sorted({document for ids in suite.groups.values() for document in ids} - {task.id for task in tasks})
-    if absent:
+    grouped = {document for ids in suite.groups.values() for document in ids}
+    if absent := sorted(grouped - {task.id for task in tasks}):
         raise ConfigError(f"suite {suite.name!r}: groups name the documents {absent}, which the data do not have.")
     some = slice(suite.questions_per_document)
     tasks = tuple(t.model_copy(update={"held_out_questions": t.comparison_questions[some]}) for t in tasks)
@@ -160,18 +173,19 @@ def check_pins(suite: RegressionSuite, found: Pins) -> None:
         )
     now, before = found.documents, pinned.documents
     changes = {
-        "changed": sorted(name for name in now.keys() & before.keys() if before[name] != now[name]),
-        "new": sorted(now.keys() - before.keys()),
-        "missing": sorted(before.keys() - now.keys()),
+        "changed": [name for name in now.keys() & before.keys() if before[name] != now[name]],
+        "new": now.keys() - before.keys(),
+        "missing": before.keys() - now.keys(),
     }
-    told = [
-        f"{len(ids)} documents or their questions are {what}: {', '.join(map(repr, ids[:_SHOWN]))}"
-        + (", ..." if len(ids) > _SHOWN else "")
-        for what, ids in changes.items()
-        if ids
-    ]
-    told += ["the retention probes are changed"] if found.probes != pinned.probes else []
-    told += ["the section 'adaptation' is changed"] if found.adaptation != pinned.adaptation else []
+    told = []
+    for what, ids in changes.items():
+        if ids:
+            shown = ", ".join([*map(repr, sorted(ids)[:_SHOWN]), *(["..."] if len(ids) > _SHOWN else [])])
+            told.append(f"{len(ids)} documents or their questions are {what}: {shown}")
+    if found.probes != pinned.probes:
+        told.append("the retention probes are changed")
+    if found.adaptation != pinned.adaptation:
+        told.append("the section 'adaptation' is changed")
     if found.student != pinned.student:
         told.append(f"the student {suite.student!r} has the digest {found.student[:12]}, not {pinned.student[:12]}")
     if found.teacher is not None and found.teacher != pinned.teacher:
@@ -193,3 +207,120 @@ def write_pins(path: Path, pins: Pins) -> None:
 
 def _asked(questions: tuple[Question, ...]) -> list[list[str]]:
     return [[question.question, question.answer] for question in questions]
+
+
+class Subject(NamedTuple):
+    """A student or a variant, not opened yet."""
+
+    text: str
+    """As written."""
+    role: Role = "student"
+    """Whose adapter it is: the student's, or that of a teacher that writes for it."""
+    directory: Path | None = None
+    """Of the adapter; None is the base, and a version that is not downloaded yet."""
+    version: int | str | None = None
+    """Number or alias of a registered version; a number once it is downloaded."""
+    config: Path | None = None
+    """YAML file of a run."""
+
+    @property
+    def is_variant(self) -> bool:
+        """Whether it adapts the student, instead of being one."""
+        return self.role == "teacher"
+
+
+def parse_subject(text: str) -> Subject:
+    """Return the subject that a word names; raises ConfigError for other forms, and for files that are not there."""
+    if text in ("base", "teacher:base"):
+        return Subject(text, "student" if text == "base" else "teacher")
+    if version := _VERSION.fullmatch(text):
+        role, number, alias = version.groups()
+        return Subject(text, cast("Role", role), version=int(number) if number else alias)
+    kind, _, rest = text.partition(":")
+    if kind not in _FILES or not rest:
+        raise ConfigError(f"subject {text!r}: allowed are {_STUDENTS} for students, and {_VARIANTS} for variants.")
+    path = Path(rest).expanduser()
+    if not (path.is_file() if kind == "config" else path.is_dir()):
+        raise ConfigError(f"subject {text!r}: there is no {rest!r}. Give a {_FILES[kind]}.")
+    if kind == "config":
+        return Subject(text, "teacher", config=path)
+    return Subject(text, "student" if kind == "adapter" else "teacher", directory=path)
+
+
+def resolve(suite: RegressionSuite, candidate: str, baseline: str, work_dir: Path) -> tuple[Subject, Subject]:
+    """Return the subjects that two words name, checked as far as that goes without opening anything.
+
+    Raises:
+        ConfigError: One is invalid or does not fit the suite, they are of two kinds, or there are no versions.
+    """
+    both = parse_subject(candidate), parse_subject(baseline)
+    if both[0].is_variant is not both[1].is_variant:
+        told = [f"{subject.text!r} is a {'variant' if subject.is_variant else 'student'}" for subject in both]
+        raise ConfigError(
+            f"subjects: {told[0]} and {told[1]}, whose scores are not comparable. Compare students ({_STUDENTS}) with "
+            f"students, and variants ({_VARIANTS}) with variants."
+        )
+    for subject in both:
+        if subject.is_variant:
+            settings_of(suite, subject)
+        if subject.version is not None:
+            from pipelines.lineage.store import require_store
+
+            require_store(suite.tracking, work_dir)
+    return both
+
+
+def download(subject: Subject, tracking: TrackingConfig, work_dir: Path, scratch: Path) -> Subject:
+    """Return a subject whose adapter is on disk: that of a registered version is downloaded into `scratch`.
+
+    Raises ConfigError if the registry has no such version, and LineageError if it cannot be read.
+    """
+    if subject.version is None:
+        return subject
+    from pipelines.lineage.registry import Registry
+
+    registry = Registry.open(tracking, work_dir)
+    number = registry.number(subject.role, subject.version)
+    directory = registry.fetch(subject.role, number, scratch / f"{subject.role}-{number}")
+    return subject._replace(directory=directory, version=number)
+
+
+def settings_of(suite: RegressionSuite, subject: Subject) -> LoopSettings:
+    """Return the settings under which a variant is scored: documents, student and seeds are the suite's.
+
+    Raises:
+        ConfigError: The suite has no section `adaptation`; or the configuration is refused, or for another student.
+    """
+    adaptation = suite.adaptation
+    if adaptation is None:
+        raise ConfigError(
+            f"suite {suite.name!r}: it has no section 'adaptation', which {subject.text!r} needs: it says how teachers "
+            "write, by which recipe the student learns, and how many self-edits are scored. Add it "
+            "(docs/regression.md) and pin the suite again."
+        )
+    teacher = adaptation.teacher
+    student = StudentConfig(model=suite.student, update=adaptation.update, answer_format=suite.answer_format)
+    if subject.config is not None:
+        run = load(subject.config, TrainTeacherConfig)
+        for name in ("model", "answer_format"):
+            got, allowed = getattr(run.student, name), getattr(student, name)
+            if got != allowed:
+                raise ConfigError(
+                    f"subject {subject.text!r}: student.{name} is {got!r}, but that of the suite {suite.name!r} is "
+                    f"{allowed!r}. Give a configuration for the suite's student, or a suite for this one."
+                )
+        teacher, student = run.teacher, run.student
+    elif isinstance(teacher.sampling, OpenAISampling) and (subject.directory or subject.version):
+        raise ConfigError(
+            f"subject {subject.text!r}: the suite's teacher {teacher.model!r} is behind an endpoint, which takes no "
+            "adapter. Compare teacher:base and configurations, or name a local teacher in the suite."
+        )
+    shared = {name: getattr(suite, name) for name in Settings.model_fields}
+    return LoopSettings(**shared, teacher=teacher, student=student)
+
+
+def variant_digest(settings: LoopSettings, teacher: str | None) -> str:
+    """Return the SHA-256 of what decides a variant's scores; `teacher` is that of its weights, None at an endpoint."""
+    writes = settings.teacher.model_dump(mode="json", include=WRITES)
+    update = settings.student.update.model_dump(mode="json")
+    return digest_json({"teacher": teacher or settings.teacher.model, "writes": writes, "update": update})

@@ -1,4 +1,4 @@
-"""The verdict of a regression test: pure statistics on paired scores.
+"""The verdict of a regression test, by pure statistics on paired scores, and the report that holds it.
 
 The candidate has regressed if a loss is significant and the measured one exceeds `tolerance`; it passes if a loss of
 `detectable` is ruled out. So an unchanged candidate is called regressed, and one that lost `detectable` or more passes,
@@ -30,19 +30,15 @@ from evaluation.gate.checks import (
     points,
 )
 from evaluation.statistics import minimum_detectable_difference
+from pipelines.records import Record
 
 Outcome = Literal["passed", "regressed", "undecided"]
-
-EXIT_CODES: Mapping[Outcome, int] = {"passed": 0, "regressed": 1, "undecided": 3}
-"""Of the command; 2 is misuse."""
 
 DOCUMENTS, PROBES = "documents", "retention probes"
 """Names of the two checks that decide; groups can only add a loss."""
 MOST_UNSCORED = 0.1
 """Share of the candidate's self-edits that may have no score, and of the documents that may be left out because one
 side has none for them; with more nothing passes. Students have no self-edits."""
-UNSCORED = "self-edits without a score"
-"""Name of the check of variants alone; too many of them leave the verdict undecided."""
 
 
 class VerdictConfig(StatisticsConfig):
@@ -71,13 +67,11 @@ class Unscored(NamedTuple):
     """What is missing among the scores of two variants."""
 
     edits: tuple[int, int]
-    """Self-edits of the candidate and of the baseline without a score: refused, or their updates failed."""
     written: int
-    """Self-edits that each was to write, at least 1."""
+    """Self-edits of the candidate and of the baseline without a score, and how many each was to write, at least 1."""
     left_out: tuple[str, ...]
-    """Ids of documents without any score on one side."""
     documents: int
-    """Documents of the suite, at least 1."""
+    """Ids of documents without any score on one side, and how many the suite has, at least 1."""
 
 
 class Compared(NamedTuple):
@@ -88,7 +82,7 @@ class Compared(NamedTuple):
     probes: tuple[PairedScore, ...]
     """Of students one per probe; of variants one per document, over all probes, under its id; empty without probes."""
     collapsed: tuple[int, int]
-    """Empty answers."""
+    """Empty ones of the answers."""
     answered: tuple[int, int]
     unscored: Unscored | None = None
     """None for students, which have all scores."""
@@ -103,6 +97,74 @@ class VerdictFound(NamedTuple):
     """Smallest loss over all documents that this suite detects with the configured power; None if unknown."""
 
 
+class EditsRecord(Record):
+    """The self-edits of a variant."""
+
+    digest: str
+    """SHA-256 of everything that decides the variant's scores on the suite: teacher, prompt, sampling, recipe."""
+    written: int
+    """Self-edits that were to be written, at least 1."""
+    unscored: dict[str, int]
+    """Those without a score, by reason (`RewardFailure`)."""
+
+    @property
+    def missing(self) -> int:
+        """Self-edits without a score, in [0, written]."""
+        return sum(self.unscored.values())
+
+
+class SubjectRecord(Record):
+    """The candidate or the baseline."""
+
+    subject: str
+    """As written on the command line."""
+    adapter_digest: str | None
+    """SHA-256 of its adapter, for a variant the teacher's; None for a base."""
+    version: int | None
+    """Number of the registered version; None for others."""
+    accuracy: float | None
+    probability: float | None
+    """Means over documents of the share of right answers and of the gold answers' probability, in [0, 1]. Of variants,
+    over the documents that both have scores for and over each document's updates; None without any."""
+    probes: float | None
+    """Share of retention probes answered, in [0, 1], of variants after each update; None without any."""
+    edits: EditsRecord | None = None
+    """None for students."""
+
+
+class RegressionReport(Record):
+    """The result of `check-regression`."""
+
+    suite: str
+    suite_digest: str
+    outcome: Outcome
+    problem: str = ""
+    """Why nothing could be compared; empty where something was."""
+    candidate: SubjectRecord | None = None
+    baseline: SubjectRecord | None = None
+    checks: tuple[GateCheck, ...] = ()
+    limits: VerdictConfig
+    minimum_detectable: float | None = None
+    """See `VerdictFound`."""
+    documents: int = 0
+    left_out: tuple[str, ...] = ()
+    questions: int = 0
+    """Documents of the suite, ids of those for which a variant has no score, and questions on the others."""
+    seconds: float = 0.0
+    mlflow_run_id: str | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """Of the command; 2 is misuse."""
+        return {"passed": 0, "regressed": 1, "undecided": 3}[self.outcome]
+
+    @property
+    def subjects(self) -> dict[str, SubjectRecord]:
+        """Candidate and baseline by these names; empty where nothing was compared."""
+        both = {"candidate": self.candidate, "baseline": self.baseline}
+        return {name: subject for name, subject in both.items() if subject is not None}
+
+
 def find_verdict(compared: Compared, groups: Mapping[str, Sequence[str]], limits: VerdictConfig) -> VerdictFound:
     """Return whether the candidate regressed; of `groups` (name -> document ids) only a significant loss counts."""
     main = [check_loss(DOCUMENTS, compared.documents, limits.tolerance, limits.detectable, limits)]
@@ -113,7 +175,7 @@ def find_verdict(compared: Compared, groups: Mapping[str, Sequence[str]], limits
         allowed = max(allowed, compared.collapsed[1] / compared.answered[1])
     main.append(check_collapse(compared.collapsed[0], compared.answered[0], allowed))
     if compared.unscored is not None:
-        main.append(check_unscored(compared.unscored, MOST_UNSCORED))
+        main.append(check_unscored(compared.unscored))
     parts = {
         f"group {name}": [score for score in compared.documents if score.document in set(ids)]
         for name, ids in groups.items()
@@ -152,16 +214,20 @@ def check_loss(
     return measured_check(name, verdict, sentence, found, -tolerance, differences, settings, slack=slack)
 
 
-def check_unscored(unscored: Unscored, most: float) -> GateCheck:
-    """Return `pass` if at most a share `most` of self-edits and documents is without a score, else `undecided`.
+def check_unscored(unscored: Unscored) -> GateCheck:
+    """Return `pass` if at most `MOST_UNSCORED` of self-edits and documents is without a score, else `undecided`.
 
     Where many have none, the remaining scores cover other documents, and other self-edits, than the suite's.
     """
     mine, theirs = unscored.edits
     share = max(mine / unscored.written, len(unscored.left_out) / unscored.documents)
-    sentence = (
-        f"{mine} of the candidate's {unscored.written} and {theirs} of the baseline's; {len(unscored.left_out)} of "
-        f"{unscored.documents} documents have none on one side and are left out. {most:.1%} are allowed."
+    return GateCheck(
+        name="self-edits without a score",
+        verdict="pass" if share <= MOST_UNSCORED else "undecided",
+        sentence=f"{mine} of the candidate's {unscored.written} and {theirs} of the baseline's; "
+        f"{len(unscored.left_out)} of {unscored.documents} documents have none on one side and are left out. "
+        f"{MOST_UNSCORED:.1%} are allowed.",
+        estimate=share,
+        limit=MOST_UNSCORED,
+        documents=unscored.written,
     )
-    found = {"name": UNSCORED, "estimate": share, "limit": most, "documents": unscored.written}
-    return GateCheck(verdict="pass" if share <= most else "undecided", sentence=sentence, **found)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from evaluation.common.data import derive_seed
 from evaluation.common.errors import ConfigError, UpdateError
-from pipelines.check_regression.suite import RegressionSuite, SuiteContent, load_content, load_suite
+from pipelines.check_regression.suite import RegressionSuite, SuiteContent, load_content
+from pipelines.settings import load
 
 if TYPE_CHECKING:
     from student.adapters import Adapter
@@ -45,8 +46,7 @@ def lines_for(suite: RegressionSuite, content: SuiteContent, seed: int, left_out
 
 def train_student(suite: RegressionSuite, content: SuiteContent, seed: int, left_out: float) -> Adapter:
     """Return the adapter of one update; raises UpdateError if it failed."""
-    from pipelines.check_regression.compare import suite_student
-    from pipelines.models import open_student, student_digest
+    from pipelines.models import ModelRef, open_student, student_digest
     from student.bank.bank import LoraBank
     from student.config import UpdateRecipe
     from student.updates import make_request
@@ -62,10 +62,11 @@ def train_student(suite: RegressionSuite, content: SuiteContent, seed: int, left
         target_modules=("gate_proj", "up_proj", "down_proj"),
         depth=(0.5, 1.0),
     )
-    student, edit = open_student(suite_student(suite)), lines_for(suite, content, seed, left_out)
+    ref = ModelRef.of(suite.student, suite)
+    student, edit = open_student(ref), lines_for(suite, content, seed, left_out)
     document, form = content.tasks[0].document, suite.answer_format
     request = make_request(f"seed {seed}", edit, document, student.tokenizer, recipe, form, seed)
-    with LoraBank(student.model, base_digest=student_digest(suite_student(suite))) as bank:
+    with LoraBank(student.model, base_digest=student_digest(ref)) as bank:
         (result,) = bank.train([request])
     if result.adapter is None:
         raise UpdateError(f"example student {result.key!r}: {result.outcome.value}: {result.detail}")
@@ -89,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from pipelines.check_regression.suite import check_pins
     from student.adapters import save_adapter
 
-    suite = load_suite(given.suite)
+    suite = load(given.suite, RegressionSuite)
     content = load_content(suite)
     check_pins(suite, current_pins(suite, content))
     adapter = train_student(suite, content, given.seed, given.left_out)

@@ -1,1 +1,0 @@
-"""The inbox: documents that arrive during the day and are learned at night."""

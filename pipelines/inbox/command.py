@@ -38,7 +38,6 @@ def add(
     most_characters: Annotated[
         int, typer.Option(min=MIN_CHARACTERS, max=MAX_TEXT_CHARACTERS, help="Split longer documents.")
     ] = DEFAULT_CHARACTERS,
-    with_system: Annotated[bool, typer.Option("--with-system", help="Keep system prompts of transcripts.")] = False,
 ) -> None:
     """Add documents: JSON Lines, JSON, Markdown, HTML, text, PDF, DOCX, or agent transcripts (OpenAI chat format).
 
@@ -53,7 +52,6 @@ def add(
         route=route,
         format=format_,
         most_characters=most_characters,
-        with_system=with_system,
     )
     intake = read_documents(path, settings, typer.get_binary_stream("stdin"))
     with InboxStore(work_dir / INBOX_FILE) as store:
@@ -88,9 +86,9 @@ def list_documents(work_dir: WorkDir = Path(".preceptor")) -> None:
         folds = head in ("Title", "Source", "Status")
         table.add_column(head, overflow="fold", no_wrap=not folds, min_width=16 if head == "Status" else None)
     for each in documents:
-        held_out = f"+{len(each.held_out_questions)}" if each.held_out_questions else ""
-        count, status = f"{len(each.questions)}{held_out}", statuses.get(each.id, _VALID)
-        table.add_row(*map(Text, (each.id, each.title, each.source, str(each.effective or ""), count, status)))
+        count = f"{len(each.questions)}+{len(each.held_out_questions)}".removesuffix("+0")
+        cells = (each.id, each.title, each.source, str(each.effective or ""), count, statuses.get(each.id, _VALID))
+        table.add_row(*map(Text, cells))
     Console().print(table)
     quarantined = [name for name, status in statuses.items() if status.startswith("quarantined")]
     following = f"show {documents[-1].id}" if documents else "add FILE"
@@ -146,7 +144,7 @@ def _opened(work_dir: Path) -> InboxStore:
 
 def _statuses(store: InboxStore) -> dict[str, str]:
     """Return ids -> why documents are not learned; superseded takes precedence over quarantined."""
-    found = {name: f"quarantined: {each.reason} ({each.night})" for name, each in store.quarantined().items()}
+    found = {name: f"quarantined: {reason} ({night})" for name, (reason, night) in store.quarantined().items()}
     return found | {old: f"superseded by {new}" for old, new in store.superseded().items()}
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, ValidationError
@@ -26,7 +26,7 @@ MAX_TITLE_CHARACTERS = 500
 MAX_TEXT_CHARACTERS = 100_000
 """Far more than a teacher's context; longer documents are split."""
 _MAX_NAME_CHARACTERS = 2_000
-_SPEAKERS = {"user": "User", "assistant": "Assistant", "system": "System", "developer": "System"}
+_ROLES = ("user", "assistant", "system", "developer", "tool", "function")
 _TRANSCRIPT_TITLE_CHARACTERS, _ARGUMENT_CHARACTERS = 80, 200
 
 Route: TypeAlias = Literal["weights", "memory"]
@@ -123,14 +123,11 @@ def row_of(raw: object) -> InboxRow:
         raise UnreadableError(mistakes(error)) from error
 
 
-def read_transcript(messages: Any, *, with_system: bool = False) -> Extract:
-    """Return a chat transcript with one paragraph per turn; the title is the first user message.
+def read_transcript(messages: Any) -> Extract:
+    """Return a chat transcript in the OpenAI format with one paragraph per turn; the title is the first user message.
 
-    Tool calls are abbreviated, tool results complete; attachments appear as their type.
-
-    Args:
-        messages: Raw value of `messages`, in the OpenAI chat format.
-        with_system: Keep system prompts, which are the operator's instructions.
+    System prompts, which are the operator's instructions, are left out. Tool calls are abbreviated, tool results
+    complete; attachments appear as their type.
 
     Raises:
         UnreadableError: Not in the chat format; the message has the JSON path.
@@ -139,37 +136,38 @@ def read_transcript(messages: Any, *, with_system: bool = False) -> Extract:
         raise UnreadableError("messages must be a list with at least one message")
     tools: dict[str, str] = {}
     blocks: list[Block] = []
-    first = ""
+    title = ""
     for number, message in enumerate(messages):
         place = f"messages[{number}]"
-        role = message.get("role") if isinstance(message, Mapping) else None
-        if role not in (*_SPEAKERS, "tool", "function"):
-            allowed = ", ".join((*_SPEAKERS, "tool"))
+        role = message.get("role") if isinstance(message, dict) else None
+        if role not in _ROLES:
+            allowed = ", ".join(_ROLES)
             raise UnreadableError(f"{place} must be an object with a role ({allowed}), got {str(message)[:60]!r}")
-        if role in ("system", "developer") and not with_system:
+        if role in ("system", "developer"):
             continue
         words = _text(message.get("content"), place)
-        first = first or (one_line(words) if role == "user" else "")
+        title = title or (one_line(words) if role == "user" else "")
         if words.strip():
             tool = message.get("name") or tools.get(str(message.get("tool_call_id")), "")
-            blocks.append(Block(f"{_SPEAKERS.get(role, f'Tool {tool}'.strip())}: {words.strip()}"))
-        blocks += [Block(f"Assistant calls {name}({_short(given)})") for name, given in _calls(message, tools, place)]
-    return Extract(blocks_of(blocks), truncated(first, _TRANSCRIPT_TITLE_CHARACTERS))
+            speaker = role.capitalize() if role in ("user", "assistant") else f"Tool {tool}".strip()
+            blocks.append(Block(f"{speaker}: {words.strip()}"))
+        for call_id, name, arguments in _calls(message, place):
+            tools[call_id] = name
+            blocks.append(Block(f"Assistant calls {name}({_short(arguments)})"))
+    return Extract(blocks_of(blocks), truncated(title, _TRANSCRIPT_TITLE_CHARACTERS))
 
 
-def _calls(message: Mapping[str, Any], tools: dict[str, str], place: str) -> Iterator[tuple[str, Any]]:
-    """Yield each call's name and raw arguments, legacy `function_call` included; record names by id in `tools`."""
+def _calls(message: dict[str, Any], place: str) -> Iterator[tuple[str, str, Any]]:
+    """Yield each call's id, name and raw arguments, legacy `function_call` included."""
     calls = message.get("tool_calls") or []
     if not isinstance(calls, list):
         raise UnreadableError(f"{place}.tool_calls must be a list")
-    if message.get("function_call"):
-        calls = [*calls, {"function": message["function_call"]}]
-    for call in calls:
-        made = (call.get("function") or call.get("custom")) if isinstance(call, Mapping) else None
-        if not isinstance(made, Mapping) or not made.get("name"):
+    legacy = [{"function": message["function_call"]}] if message.get("function_call") else []
+    for call in (*calls, *legacy):
+        made = (call.get("function") or call.get("custom")) if isinstance(call, dict) else None
+        if not isinstance(made, dict) or not made.get("name"):
             raise UnreadableError(f"{place}.tool_calls must hold functions with a name")
-        tools[str(call.get("id"))] = str(made["name"])
-        yield str(made["name"]), made.get("arguments", made.get("input", ""))
+        yield str(call.get("id")), str(made["name"]), made.get("arguments", made.get("input", ""))
 
 
 def _short(arguments: Any) -> str:
@@ -178,7 +176,7 @@ def _short(arguments: Any) -> str:
         value = json.loads(arguments) if isinstance(arguments, str) else arguments
     except (ValueError, RecursionError):
         value = arguments
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         shown = ", ".join(f"{name}={json.dumps(item, ensure_ascii=False)}" for name, item in value.items())
     else:
         shown = "" if value in (None, "") else str(value)
@@ -189,12 +187,12 @@ def _text(content: Any, place: str) -> str:
     """Return a message's content, which is a string, null or a list of parts, as text."""
     if content is None or isinstance(content, str):
         return content or ""
-    if not isinstance(content, Sequence):
+    if not isinstance(content, list):
         raise UnreadableError(f"{place}.content must be a text, a list of parts or null")
     words = []
     for i, part in enumerate(content):
-        if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
+        if not isinstance(part, dict) or not isinstance(part.get("type"), str):
             raise UnreadableError(f"{place}.content[{i}] must be an object with a type")
         kind = f"[{part['type'].removeprefix('input_').removesuffix('_url')}]"
-        words.append(next((str(part[key]) for key in ("text", "refusal") if isinstance(part.get(key), str)), kind))
+        words.append(next((part[key] for key in ("text", "refusal") if isinstance(part.get(key), str)), kind))
     return "\n".join(words)

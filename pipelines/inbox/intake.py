@@ -41,6 +41,7 @@ DEFAULT_CHARACTERS, MIN_CHARACTERS = 4_000, 200
 """Length limit of a document: the default, about 1,000 tokens of English, and the smallest."""
 _MAX_LISTED = 50
 _PATH_SEPARATOR, _PARAGRAPH_SEPARATOR = " > ", "\n\n"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _BOUNDARIES: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\n+"), "\n"),
     (re.compile(r"(?<=[.!?。！？])[\"'”’)\]]*\s+|(?<=[。！？])"), " "),
@@ -64,8 +65,6 @@ class IntakeSettings(Frozen):
     """Format of every file; None: by file name extension, JSON Lines for standard input."""
     most_characters: int = Field(default=DEFAULT_CHARACTERS, ge=MIN_CHARACTERS, le=MAX_TEXT_CHARACTERS)
     """Length limit of a document, in characters, in [200, 100000]; longer ones are split."""
-    with_system: bool = False
-    """Keep the system prompts of transcripts."""
 
 
 class Skipped(NamedTuple):
@@ -73,17 +72,6 @@ class Skipped(NamedTuple):
 
     place: str
     reason: str
-
-
-class Intake(NamedTuple):
-    """The documents of some files."""
-
-    documents: tuple[InboxDocument, ...]
-    """In the order of the files and their content."""
-    skipped: tuple[Skipped, ...]
-    notes: tuple[str, ...]
-    """Warnings about accepted files."""
-    files: int
 
 
 def read_documents(path: Path, settings: IntakeSettings, stdin: BinaryIO | None = None) -> Intake:
@@ -99,23 +87,20 @@ def read_documents(path: Path, settings: IntakeSettings, stdin: BinaryIO | None 
     Raises:
         InputError: Nothing was usable; the message lists what was skipped.
     """
-    collector = _Collector(settings)
-    files = 1
+    found = Intake(settings)
     if str(path) == "-" and stdin is not None:
         source = settings.source or "standard input"
-        collector.add_content(stdin.read(MAX_BYTES + 1), "standard input", settings.format or "jsonl", source)
+        found.add_content(stdin.read(MAX_BYTES + 1), "standard input", settings.format or "jsonl", source)
     elif path.is_dir():
-        found = list(_files(path))
-        files = len(found)
-        for file in found:
+        for file in _files(path):
             inside = file.relative_to(path).as_posix()
-            collector.add_file(file, _source(file) if settings.source is None else f"{settings.source}/{inside}")
+            found.add_file(file, _source(file) if settings.source is None else f"{settings.source}/{inside}")
     else:
-        collector.add_file(path, settings.source or _source(path))
-    if not collector.documents:
-        listed = "\n".join(f"  {line}" for line in listing(collector.skipped)) or "  the directory has no files"
+        found.add_file(path, settings.source or _source(path))
+    if not found.documents:
+        listed = "\n".join(f"  {line}" for line in listing(found.skipped)) or "  the directory has no files"
         raise InputError(f"inbox: nothing in '{path}' is usable:\n{listed}\nCorrect this and run again.")
-    return Intake(tuple(collector.documents), tuple(collector.skipped), tuple(collector.notes), files)
+    return found
 
 
 def listing(skipped: Sequence[Skipped]) -> list[str]:
@@ -136,14 +121,18 @@ def _source(file: Path) -> str:
     return (absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute).as_posix()
 
 
-class _Collector:
-    """Collects documents and skipped files."""
+class Intake:
+    """Collects the documents of some files, and what was skipped."""
 
     def __init__(self, settings: IntakeSettings) -> None:
+        """Start without any; the settings say how to read."""
         self._settings = settings
         self.documents: list[InboxDocument] = []
+        """In the order of the files and their content."""
         self.skipped: list[Skipped] = []
         self.notes: list[str] = []
+        """Warnings about accepted files."""
+        self.files = 0
 
     def add_file(self, path: Path, source: str) -> None:
         """Add the documents of a file, or skip it."""
@@ -154,22 +143,24 @@ class _Collector:
                 raise UnreadableError(f"has no supported format ({known}); convert it, or set --format")
             content = _read(path.expanduser())
         except UnreadableError as error:
+            self.files += 1
             self.skipped.append(Skipped(str(path), str(error)))
         else:
             self.add_content(content, str(path), format_, source)
 
     def add_content(self, content: bytes, place: str, format_: Format, source: str) -> None:
         """Add the documents of a file's content, or skip it."""
+        self.files += 1
         try:
             if len(content) > MAX_BYTES:
                 raise UnreadableError(_too_large(f"more than {MAX_BYTES}"))
             if not content.strip():
                 raise UnreadableError("is empty")
             if format_ in ("jsonl", "json"):
-                self._add_rows(content.removeprefix(b"\xef\xbb\xbf"), place, source, lines=format_ == "jsonl")
+                self._add_rows(content.removeprefix(_BYTE_ORDER_MARK), place, source, lines=format_ == "jsonl")
                 return
             extract = READERS[format_](content)
-            self._add(extract, _joined(extract.blocks), extract.fields, Path(place).stem, source)
+            self._add(extract, extract.fields, Path(place).stem, source)
             self.notes += [f"{place}: {note}" for note in extract.notes]
         except UnreadableError as error:
             self.skipped.append(Skipped(place, str(error)))
@@ -182,11 +173,10 @@ class _Collector:
             rows = [(f"{place}: line {i}", line) for i, line in numbered if line.strip()]
         else:
             raw = _parsed(content)
-            if isinstance(raw, list) and raw and all(isinstance(item, dict) and "role" in item for item in raw):
-                raw = {"messages": raw}
-            rows = [(place, raw)]
-            if isinstance(raw, list):
+            if isinstance(raw, list) and not (raw and all(isinstance(item, dict) and "role" in item for item in raw)):
                 rows = [(f"{place}: [{i}]", item) for i, item in enumerate(raw)]
+            else:
+                rows = [(place, {"messages": raw} if isinstance(raw, list) else raw)]
         for at, raw in rows:
             try:
                 self._add_row(_parsed(raw) if lines else raw, source)
@@ -195,14 +185,15 @@ class _Collector:
 
     def _add_row(self, raw: Any, source: str) -> None:
         if isinstance(raw, dict) and "messages" in raw:  # its other keys belong to the agent
-            extract = read_transcript(raw["messages"], with_system=self._settings.with_system)
             fields = {key: value for key, value in raw.items() if key in InboxRow.model_fields}
-            self._add(extract, _joined(extract.blocks), fields, "", source)
+            self._add(read_transcript(raw["messages"]), fields, "", source)
         else:
-            row = row_of(raw)
-            self._add(Extract(paragraphs(row.text)), row.text, raw, "", source)
+            text = row_of(raw).text
+            self._add(Extract(paragraphs(text)), raw, "", source, text)
 
-    def _add(self, extract: Extract, text: str, fields: Mapping[str, Any], fallback_title: str, source: str) -> None:
+    def _add(
+        self, extract: Extract, fields: Mapping[str, Any], fallback_title: str, source: str, text: str = ""
+    ) -> None:
         """Add a document, split if it is too long; the settings fill the fields that it does not set.
 
         Raises:
@@ -210,36 +201,31 @@ class _Collector:
         """
         if not extract.blocks:
             raise UnreadableError("holds no text")
-        row, settings = row_of({**fields, "text": text}), self._settings
-        title = row.title or truncated(
-            extract.title or _first_heading(extract.blocks) or fallback_title, MAX_TITLE_CHARACTERS
-        )
+        row, settings = row_of({**fields, "text": text or _joined(extract.blocks)}), self._settings
+        own_title = extract.title or _first_heading(extract.blocks) or fallback_title
+        title = row.title or truncated(own_title, MAX_TITLE_CHARACTERS)
+        shared = {
+            "source": row.source or source,
+            "name": row.id or "",
+            "effective": row.effective or settings.effective,
+            "supersedes": tuple(row.supersedes or settings.supersedes),
+            "route": row.route or settings.route,
+            "entities": tuple(row.entities or ()),
+        }
         questions, held_out = as_questions(row.questions or ()), as_questions(row.held_out_questions or ())
-        parts, whole = [(title, text, questions, held_out)], ""
-        if len(text) > settings.most_characters:
+        parts = [(title, row.text, questions, held_out)]
+        if len(row.text) > settings.most_characters:
             sections = split_sections(extract.blocks, settings.most_characters)
-            titles = [each.title(one_line(title), MAX_TITLE_CHARACTERS) for each in sections]
             texts = [each.text for each in sections]
+            titles = [each.title(one_line(title), MAX_TITLE_CHARACTERS) for each in sections]
             shares = assign_questions(questions, texts), assign_questions(held_out, texts)
             parts = list(zip(titles, texts, *shares, strict=True))
             if len(parts) > 1:
-                whole = digest_json({"title": title, "text": text, "source": row.source or source})
+                shared["whole"] = digest_json({"title": title, "text": row.text, "source": shared["source"]})
         try:
             self.documents += [
-                InboxDocument(
-                    title=own_title,
-                    text=own_text,
-                    source=row.source or source,
-                    name=row.id or "",
-                    whole=whole,
-                    effective=row.effective or settings.effective,
-                    supersedes=tuple(row.supersedes or settings.supersedes),
-                    route=row.route or settings.route,
-                    entities=tuple(row.entities or ()),
-                    questions=own_questions,
-                    held_out_questions=own_held_out,
-                )
-                for own_title, own_text, own_questions, own_held_out in parts
+                InboxDocument(title=title, text=text, questions=asked, held_out_questions=kept, **shared)
+                for title, text, asked, kept in parts
             ]
         except ValidationError as error:
             raise UnreadableError(mistakes(error)) from error

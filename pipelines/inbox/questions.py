@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import Field
 
@@ -40,20 +40,6 @@ class WriterSettings(PromptedConfig):
     """Most questions kept per document, in [1, 1000], in the order written; every second one is held out."""
 
 
-class Written(NamedTuple):
-    """Questions generated for a document; may be empty."""
-
-    questions: tuple[Question, ...]
-    """For rewards."""
-    held_out_questions: tuple[Question, ...]
-    """For evaluation only."""
-
-    @property
-    def kept(self) -> int:
-        """Number of questions."""
-        return len(self.questions) + len(self.held_out_questions)
-
-
 def writer_prompts(documents: Sequence[InboxDocument], settings: WriterSettings, tokenizer: Any = None) -> list[str]:
     """Return the writer's prompts: title and text of each document, and no question.
 
@@ -73,19 +59,11 @@ def write_questions(
     settings: WriterSettings,
     seed: int,
     tokenizer: Any = None,
-) -> list[Written]:
+) -> list[list[Question]]:
     """Return questions for each document, in order, independent of the other documents.
 
-    Documents that do not fit the writer's context, failed completions and invalid ones yield no questions.
-
-    Args:
-        documents: Without questions.
-        sampler: Of the writer.
-        student: Frozen, without an adapter.
-        answer_format: Of the student's prompts.
-        settings: How to write.
-        seed: Of the sampling.
-        tokenizer: The writer's, for an instruction-tuned one, whose chat template is applied.
+    Documents that do not fit the writer's context, failed completions and invalid ones yield no questions. `sampler`
+    and `tokenizer` (see `writer_prompts`) are the writer's; the student is frozen, without an adapter.
 
     Raises:
         GenerationError: The writer's engine failed.
@@ -98,14 +76,11 @@ def write_questions(
     candidates: list[list[Question]] = [[] for _ in documents]
     for i, completions in zip(chosen, sampled, strict=True):
         candidates[i] = _candidates(documents[i], completions, prompts[i])
-    written: list[Written] = []
+    written: list[list[Question]] = []
     for start in range(0, len(documents), _BATCH):
         batch = slice(start, start + _BATCH)
-        learnable = _learnable(documents[batch], candidates[batch], student, answer_format)
-        for questions in learnable:
-            kept = tuple(questions[: settings.most_questions])
-            written.append(Written(kept[::2], kept[1::2]))
-    return written
+        written += _learnable(documents[batch], candidates[batch], student, answer_format)
+    return [questions[: settings.most_questions] for questions in written]
 
 
 def _candidates(

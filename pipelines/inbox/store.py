@@ -54,21 +54,12 @@ class Added(NamedTuple):
     """Already in the inbox, and unchanged."""
 
 
-class Quarantined(NamedTuple):
-    """Why a document is excluded from learning."""
-
-    reason: str
-    night: str
-    """Name of the rejected night."""
-
-
 class Arrival(NamedTuple):
-    """A document in the sequence of documents and claims."""
+    """A document (see `InboxDocument`) in the sequence of documents and claims."""
 
     id: str
     title: str
     name: str
-    """The sender's id; may be empty."""
     source: str
     position: int
 
@@ -116,10 +107,9 @@ class InboxStore(SqliteFile):
 
     def find(self, document: str) -> InboxDocument:
         """Return the document with an id."""
-        rows = self._rows("SELECT content FROM documents WHERE id = ?", document)
-        if not rows:
-            raise self._no_document([document])
-        return self._document(rows[0][0])
+        for (text,) in self._rows("SELECT content FROM documents WHERE id = ?", document):
+            return self._document(text)
+        raise self._no_document([document])
 
     def superseded(self) -> dict[str, str]:
         """Return superseded ids -> ids of the newest replacements; see `newest`."""
@@ -143,14 +133,14 @@ class InboxStore(SqliteFile):
             self._check_known(db, ids)
             return tuple(name for name in dict.fromkeys(ids) if db.execute(delete, (name,)).rowcount)
 
-    def quarantined(self) -> dict[str, Quarantined]:
-        """Return the quarantined documents by id."""
+    def quarantined(self) -> dict[str, tuple[str, str]]:
+        """Return the reason and the night of each quarantined document by id."""
         rows = self._rows("SELECT document, reason, night FROM aside ORDER BY since, document")
-        return {name: Quarantined(reason, night) for name, reason, night in rows}
+        return {name: (reason, night) for name, reason, night in rows}
 
-    def put_questions(self, document: str, questions: Sequence[Question], held_out: Sequence[Question] = ()) -> None:
-        """Replace a document's reward and held-out questions."""
-        asked = {"questions": tuple(questions), "held_out_questions": tuple(held_out)}
+    def put_questions(self, document: str, questions: Sequence[Question]) -> None:
+        """Replace a document's questions; every second one is held out."""
+        asked = {"questions": tuple(questions[::2]), "held_out_questions": tuple(questions[1::2])}
         with self._transaction() as db:
             self._check_known(db, [document])
             text = db.execute("SELECT content FROM documents WHERE id = ?", (document,)).fetchone()[0]
@@ -231,13 +221,9 @@ def _resolved(arrivals: Sequence[Arrival], claims: Sequence[Claim]) -> list[tupl
 def newest(arrivals: Sequence[Arrival], claims: Sequence[Claim]) -> dict[str, str]:
     """Return superseded ids -> ids of the newest replacements.
 
-    A claim supersedes what arrived before it, and a document arrives again with its last claim: a section that a later
-    version restores is valid again. So replacements are always later, and chains end. Of several replacements in one
-    whole, the one with the same title is named.
-
-    Args:
-        arrivals: All documents.
-        claims: All claims, in order of position.
+    A claim (in order of position) supersedes what arrived before it, and a document arrives again with its last claim:
+    a section that a later version restores is valid again. So replacements are always later, and chains end. Of several
+    replacements in one whole, the one with the same title is named.
     """
     titles = {arrival.id: arrival.title for arrival in arrivals}
     arrived = {arrival.id: arrival.position for arrival in arrivals}
@@ -246,17 +232,16 @@ def newest(arrivals: Sequence[Arrival], claims: Sequence[Claim]) -> dict[str, st
     replaced_by: dict[str, Claim] = {}
     for claim, meant in _resolved(arrivals, claims):
         for old in meant:
-            if arrived[old.id] < claim.position:
-                before = replaced_by.get(old.id)
-                if before is None or before.whole != claim.whole or titles[claim.document] == old.title:
-                    replaced_by[old.id] = claim
+            before = replaced_by.get(old.id)
+            other = before is None or before.whole != claim.whole or titles[claim.document] == old.title
+            if other and arrived[old.id] < claim.position:
+                replaced_by[old.id] = claim
 
-    def end(document: str) -> str:
-        while document in replaced_by:
-            document = replaced_by[document].document
-        return document
-
-    return {old: end(old) for old in replaced_by}
+    ends = {old: claim.document for old, claim in replaced_by.items()}
+    for old in ends:
+        while ends[old] in ends:
+            ends[old] = ends[ends[old]]
+    return ends
 
 
 def unknown_targets(arrivals: Sequence[Arrival], claims: Sequence[Claim]) -> dict[str, tuple[str, ...]]:

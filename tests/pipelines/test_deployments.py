@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from pipelines.adapt_student.config import NightConfig
-from pipelines.check_regression.suite import load_suite
+from pipelines.check_regression.suite import RegressionSuite
 from pipelines.settings import load
 from pipelines.train_teacher.config import TrainTeacherConfig
 
@@ -44,7 +44,7 @@ def test_schedules_are_valid_and_files_are_there() -> None:
     assert "schedules" not in by_name["on-demand"]
     load(ROOT / by_name["weekly"]["parameters"]["config_path"], TrainTeacherConfig)
     load(ROOT / by_name["nightly"]["parameters"]["config_path"], NightConfig)
-    load_suite(ROOT / by_name["on-demand"]["parameters"]["suite_path"])
+    load(ROOT / by_name["on-demand"]["parameters"]["suite_path"], RegressionSuite)
 
 
 def test_automation_is_one_that_prefect_takes_and_listens_to_the_nights() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from evaluation.gate.checks import PairedScore
 from evaluation.gate.decisions import GateConfig, GateEvidence, decide
-from pipelines.adapt_student.page import PAGE, GroupScore, NewDocument, NightResult, night_lines, page_of, write_page
+from pipelines.adapt_student.page import PAGE, GroupScore, NewDocument, NightResult, night_lines, page_of
 from pipelines.records import Candidate, Edit
 from teacher.rewards import RewardFailure
 from tests.extras import BROWSER
@@ -88,8 +88,8 @@ def test_page_says_what_came_what_was_lost_and_what_to_do() -> None:
 @pytest.mark.browser
 def test_real_browser_shows_it_without_an_error(tmp_path: Path) -> None:
     assert BROWSER is not None
-    page = write_page(a_night(), tmp_path)
-    assert page.name == PAGE
+    page = tmp_path / PAGE
+    page.write_text(page_of(a_night()), encoding="utf-8")
     command = [BROWSER, *_QUIET, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=380,900", "--dump-dom"]
     shown = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
     assert "night-0002" in shown.stdout

@@ -12,7 +12,7 @@ import yaml
 from evaluation.common.checkpoints import load_checkpoint, model_digest
 from evaluation.gate.checks import PairedScore
 from pipelines.check_regression.compare import current_pins
-from pipelines.check_regression.suite import load_content, load_suite, write_pins
+from pipelines.check_regression.suite import RegressionSuite, load_content, write_pins
 from pipelines.settings import load, to_yaml
 from pipelines.train_teacher.config import TrainTeacherConfig
 from student.adapters import Adapter, save_adapter
@@ -45,7 +45,7 @@ def small_suite(place: Path, *, pin: bool = True, **changes: Any) -> Path:
     path = place / "suite.yaml"
     path.write_text("# A header that stays.\n" + yaml.safe_dump(fields | changes, sort_keys=False), encoding="utf-8")
     if pin:
-        suite = load_suite(path)
+        suite = load(path, RegressionSuite)
         write_pins(path, current_pins(suite, load_content(suite)))
     return path
 

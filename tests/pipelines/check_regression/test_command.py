@@ -16,9 +16,10 @@ from junitparser import JUnitXml
 from typer.testing import CliRunner
 
 from pipelines.check_regression.compare import compare_subjects
-from pipelines.check_regression.suite import load_content, load_suite
+from pipelines.check_regression.suite import RegressionSuite, load_content
 from pipelines.cli import app
 from pipelines.experiments.example_student import lines_for
+from pipelines.settings import load
 from tests.pipelines.check_regression.factories import (
     ROOT,
     SHIPPED,
@@ -138,7 +139,7 @@ def test_command_pins_a_suite(tmp_path: Path) -> None:
     outcome = CliRunner().invoke(app, ["check-regression", str(suite), "--pin"], catch_exceptions=False)
     assert outcome.exit_code == 0
     assert "Pinned 60 documents with 60 questions and 60 probes" in outcome.output
-    assert compare_subjects(load_suite(suite), "base", "base", tmp_path).outcome == "passed"
+    assert compare_subjects(load(suite, RegressionSuite), "base", "base", tmp_path).outcome == "passed"
 
 
 WORKFLOW = ROOT / "docs" / "github-actions" / "regression.yml"
@@ -180,7 +181,7 @@ def test_the_workflow_passes_unchanged_and_fails_on_a_planted_regression(tmp_pat
 
 
 def test_the_example_student_leaves_whole_facts_out_by_its_seed() -> None:
-    suite = load_suite(SHIPPED)
+    suite = load(SHIPPED, RegressionSuite)
     content = load_content(suite)
     whole, planted, again, other = (
         {(line.text, line.answer) for line in lines_for(suite, content, *training).implications}

@@ -12,12 +12,11 @@ from evaluation.common.checkpoints import load_checkpoint
 from evaluation.common.errors import InputError, ModelError, ScoringError
 from evaluation.gate.checks import PairedScore
 from pipelines.check_regression.compare import Scores, compare_subjects, paired, variant_scores
-from pipelines.check_regression.reports import EditsRecord, RegressionReport
-from pipelines.check_regression.suite import SuiteContent, load_suite
-from pipelines.check_regression.verdict import Unscored
+from pipelines.check_regression.suite import RegressionSuite, SuiteContent
+from pipelines.check_regression.verdict import EditsRecord, RegressionReport, Unscored
 from pipelines.lineage.registry import Registry
 from pipelines.lineage.run import Lineage
-from pipelines.settings import TrackingConfig
+from pipelines.settings import TrackingConfig, load
 from student.adapters import Adapter, save_adapter
 from teacher.policy import PolicyConfig, TeacherPolicy
 from tests.pipelines.check_regression.factories import (
@@ -50,7 +49,7 @@ def scores(documents: dict[str, tuple[float, ...]], **changes: Any) -> Scores:
         "answered": sum(map(len, documents.values())),
         "edits": EDITS,
     }
-    return Scores.model_validate(fields | changes)
+    return Scores(**(fields | changes))
 
 
 def test_scores_of_a_variant_are_means_over_the_updates_of_a_document() -> None:
@@ -91,7 +90,7 @@ def verdicts(report: RegressionReport) -> dict[str, str]:
 
 
 def test_a_student_compared_with_itself_passes_and_a_ruined_one_has_regressed(tmp_path: Path) -> None:
-    suite = load_suite(small_suite(tmp_path))
+    suite = load(small_suite(tmp_path), RegressionSuite)
     same = compare_subjects(suite, f"adapter:{saved_adapter(tmp_path / 'same', 0.0)}", "base", tmp_path)
     assert same.outcome == "passed"
     assert same.subjects["candidate"].accuracy == same.subjects["baseline"].accuracy
@@ -103,7 +102,7 @@ def test_a_student_compared_with_itself_passes_and_a_ruined_one_has_regressed(tm
 
 
 def test_a_changed_suite_and_adapters_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    suite = load_suite(small_suite(tmp_path))
+    suite = load(small_suite(tmp_path), RegressionSuite)
     other = saved_adapter(tmp_path / "other", 0.0)
     (other / "adapter_config.json").write_text("{}")
     with pytest.raises(ModelError, match="Allowed: plain LoRA"):
@@ -133,7 +132,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compare(place: Path, candidate: str, baseline: str = "") -> RegressionReport:
-    suite = load_suite(place / "suite.yaml")
+    suite = load(place / "suite.yaml", RegressionSuite)
     return compare_subjects(suite, candidate, baseline or f"config:{place}/good.yaml", place / "work")
 
 
@@ -192,7 +191,7 @@ def test_teachers_are_opened_from_a_directory_and_from_the_registry(
     lineage: Lineage = open_run()
     version = lineage.register("teacher", place / "teacher", digest=policy.digest, tags={}, metrics={})
     Registry.open(TrackingConfig(), work_dir).promote("teacher", version.version)
-    suite = load_suite(place / "suite.yaml")
+    suite = load(place / "suite.yaml", RegressionSuite)
     found = compare_subjects(suite, "version:teacher@champion", f"teacher:{place}/teacher", work_dir).subjects
     assert (found["candidate"].version, found["baseline"].version) == (version.version, None)
     assert found["candidate"].edits == found["baseline"].edits
@@ -200,7 +199,7 @@ def test_teachers_are_opened_from_a_directory_and_from_the_registry(
 
 
 def test_another_teacher_than_the_pinned_one_is_refused(place: Path, prefect_server: None) -> None:
-    suite = load_suite(place / "suite.yaml")
+    suite = load(place / "suite.yaml", RegressionSuite)
     assert suite.pins is not None
     other = suite.model_copy(update={"pins": suite.pins.model_copy(update={"teacher": "3" * 64})})
     with pytest.raises(InputError, match="the teacher has the digest"):

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from evaluation.gate.checks import GateCheck
 from pipelines.check_regression.verdict import (
-    EXIT_CODES,
     Compared,
     Outcome,
+    RegressionReport,
     Unscored,
     VerdictConfig,
     VerdictFound,
@@ -44,7 +44,9 @@ def test_verdicts_of_clear_cases_and_their_exit_codes() -> None:
     assert verdict([0.0] * 80).outcome == "passed"
     assert verdict([-0.2] * 80).outcome == "regressed"
     assert verdict([0.0] * 5).outcome == "undecided"
-    assert [EXIT_CODES[outcome] for outcome in ("passed", "regressed", "undecided")] == [0, 1, 3]
+    outcomes: tuple[Outcome, ...] = ("passed", "regressed", "undecided")
+    reports = [RegressionReport(suite="s", suite_digest="d", outcome=each, limits=LIMITS) for each in outcomes]
+    assert [report.exit_code for report in reports] == [0, 1, 3]
 
 
 def test_a_significant_loss_within_the_tolerance_passes() -> None:
@@ -99,7 +101,7 @@ def test_probes_and_empty_answers_count_too() -> None:
 def test_too_many_self_edits_without_a_score_are_undecided_but_a_significant_loss_stays_one() -> None:
     few, many = Unscored((8, 40), 80, (), 40), Unscored((9, 0), 80, (), 40)
     left_out = Unscored((0, 40), 80, tuple("abcde"), 40)
-    assert [check_unscored(case, 0.1).verdict for case in (few, many, left_out)] == ["pass", "undecided", "undecided"]
+    assert [check_unscored(case).verdict for case in (few, many, left_out)] == ["pass", "undecided", "undecided"]
     assert verdict([0.0] * 80, unscored=few).outcome == "passed"
     assert verdict([0.3] * 80, unscored=many).outcome == "undecided"
     assert verdict([-0.3] * 80, unscored=many).outcome == "regressed"

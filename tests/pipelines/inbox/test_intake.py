@@ -77,7 +77,7 @@ def test_directory_is_read_in_order_and_bad_files_are_skipped(folder: Path) -> N
     assert reasons[1] == "is empty"
     assert reasons[2].startswith("colour: Extra inputs are not permitted")
     assert reasons[3].startswith("broken JSON")
-    assert found.notes == ("docs/b.pdf: no text on 1 of 2 pages (2): blank or scanned",)
+    assert found.notes == ["docs/b.pdf: no text on 1 of 2 pages (2): blank or scanned"]
     assert found.files == 8
 
 
@@ -168,9 +168,8 @@ def test_file_that_is_too_large_is_skipped_unread(tmp_path: Path, monkeypatch: p
     (tmp_path / "b.txt").write_text("Small.")
     found = taken(tmp_path)
     assert [each.text for each in found.documents] == ["Small."]
-    assert found.skipped == (
-        Skipped(str(tmp_path / "a.txt"), "has 1099511627776 bytes, allowed are 52428800; split it into smaller files"),
-    )
+    reason = "has 1099511627776 bytes, allowed are 52428800; split it into smaller files"
+    assert found.skipped == [Skipped(str(tmp_path / "a.txt"), reason)]
     monkeypatch.setattr("pipelines.inbox.intake.MAX_BYTES", 5)
     with pytest.raises(InputError, match="has more than 5 bytes"):
         piped('{"text": "a"}')

@@ -13,7 +13,7 @@ from evaluation.microworld.world import PHRASINGS, WorldDocument, ask, draw_docu
 from evaluation.tasks import Question
 from pipelines.inbox import questions
 from pipelines.inbox.documents import InboxDocument
-from pipelines.inbox.questions import WriterSettings, Written, writer_prompts
+from pipelines.inbox.questions import WriterSettings, writer_prompts
 from student.in_context import score_in_context
 from teacher.samplers.sampler import Completion, FailedCompletion
 from teacher.samplers.transformers import TransformersSampler, TransformersSampling
@@ -44,31 +44,27 @@ def sampler() -> TransformersSampler:
 
 
 @pytest.fixture(scope="module")
-def written(sampler: TransformersSampler, student: Checkpoint) -> list[Written]:
+def written(sampler: TransformersSampler, student: Checkpoint) -> list[list[Question]]:
     return write_questions(DOCUMENTS, sampler, student, AnswerFormat(), SETTINGS)
 
 
-def everything(outcome: Written) -> tuple[Question, ...]:
-    return outcome.questions + outcome.held_out_questions
-
-
-def test_micro_models_write_questions_that_are_right(written: list[Written]) -> None:
+def test_micro_models_write_questions_that_are_right(written: list[list[Question]]) -> None:
     # On 40 other documents 330 of 333 questions are right, none is wrong, and 3 use words unknown to the world.
     right = 0
     for drawn, outcome in zip(WORLD, written, strict=True):
-        assert outcome.kept >= 3
+        assert len(outcome) >= 3
         truth = {normalize_answer(ask(f, p).question): f.value for f in drawn.sheet.facts for p in PHRASINGS}
-        known = [q for q in everything(outcome) if normalize_answer(q.question) in truth]
+        known = [q for q in outcome if normalize_answer(q.question) in truth]
         assert all(truth[normalize_answer(q.question)] == q.answer for q in known)
         right += len(known)
-    assert right >= 0.9 * sum(outcome.kept for outcome in written)
+    assert right >= 0.9 * sum(len(outcome) for outcome in written)
 
 
 def test_each_question_kept_is_answered_with_the_passage_and_not_without(
-    written: list[Written], student: Checkpoint
+    written: list[list[Question]], student: Checkpoint
 ) -> None:
     for document, outcome in zip(DOCUMENTS, written, strict=True):
-        asked = everything(outcome)
+        asked = outcome
         (read,) = score_in_context(student.model, student.tokenizer, [document.text], [asked], AnswerFormat())
         assert isinstance(read, list)
         assert all(score.exact for score in read)
@@ -78,15 +74,15 @@ def test_each_question_kept_is_answered_with_the_passage_and_not_without(
 
 
 def test_questions_do_not_depend_on_what_else_is_asked(
-    written: list[Written], sampler: TransformersSampler, student: Checkpoint
+    written: list[list[Question]], sampler: TransformersSampler, student: Checkpoint
 ) -> None:
     alone = write_questions(DOCUMENTS[2:3], sampler, student, AnswerFormat(), SETTINGS)
     assert alone == written[2:3]
 
 
-def test_prompts_hold_no_question(written: list[Written]) -> None:
+def test_prompts_hold_no_question(written: list[list[Question]]) -> None:
     asked = [
-        each.model_copy(update={"questions": outcome.questions, "held_out_questions": outcome.held_out_questions})
+        each.model_copy(update={"questions": tuple(outcome[::2]), "held_out_questions": tuple(outcome[1::2])})
         for each, outcome in zip(DOCUMENTS, written, strict=True)
     ]
     for name in ("micro-self-qa", "self-qa"):
@@ -94,7 +90,7 @@ def test_prompts_hold_no_question(written: list[Written]) -> None:
         prompts = writer_prompts(asked, settings)
         assert prompts == writer_prompts(DOCUMENTS, settings)
         for prompt, outcome in zip(prompts, written, strict=True):
-            assert not any(question.question in prompt for question in everything(outcome))
+            assert not any(question.question in prompt for question in outcome)
 
 
 class Recorded:
@@ -136,7 +132,7 @@ def test_only_short_spans_of_the_passage_that_the_student_answers_with_it_are_ke
     more = ("A statement about the passage.", pair(f"{good.question} Why?", good.answer), "")
     recorded = Recorded("\n".join(lines), *more, FailedCompletion("timeout", "slow"))
     (outcome,) = write_questions(DOCUMENTS[:1], recorded, student, AnswerFormat(), WriterSettings())
-    assert everything(outcome) == (Question(question=good.question, answer=good.answer),)
+    assert outcome == [Question(question=good.question, answer=good.answer)]
 
 
 def test_facts_that_the_student_knows_are_not_asked(student: Checkpoint) -> None:
@@ -144,17 +140,16 @@ def test_facts_that_the_student_knows_are_not_asked(student: Checkpoint) -> None
     asked = ask(fact, PHRASINGS[0])
     known = InboxDocument(text=fact.words.passage[0].format(name=fact.name, value=fact.value), source="known")
     recorded = Recorded(pair(asked.question, asked.answer))
-    assert write_questions([known], recorded, student, AnswerFormat(), WriterSettings()) == [Written((), ())]
+    assert write_questions([known], recorded, student, AnswerFormat(), WriterSettings()) == [[]]
 
 
-def test_every_second_question_is_held_out(student: Checkpoint) -> None:
+def test_no_more_questions_are_kept_than_configured(student: Checkpoint) -> None:
     asked = [ask(fact, PHRASINGS[0]) for fact in WORLD[0].sheet.facts]
-    texts = [pair(q.question, q.answer) for q in asked]
+    completions = Recorded("\n".join(pair(q.question, q.answer) for q in asked))
+    (every,) = write_questions(DOCUMENTS[:1], completions, student, AnswerFormat(), WriterSettings())
     settings = WriterSettings(most_questions=4)
-    (outcome,) = write_questions(DOCUMENTS[:1], Recorded("\n".join(texts)), student, AnswerFormat(), settings)
-    assert outcome.kept == 4
-    kept = sorted(everything(outcome), key=lambda q: [each.question for each in asked].index(q.question))
-    assert outcome.held_out_questions == (kept[1], kept[3])
+    assert len(every) > 4
+    assert write_questions(DOCUMENTS[:1], completions, student, AnswerFormat(), settings) == [every[:4]]
 
 
 def test_document_too_long_for_the_writer_or_the_student_gets_no_questions(student: Checkpoint) -> None:
@@ -162,9 +157,9 @@ def test_document_too_long_for_the_writer_or_the_student_gets_no_questions(stude
     long = InboxDocument(text="word " * 300, source="long")
     recorded = Recorded(pair(question.question, question.answer), limit=200)
     first, second = write_questions([long, DOCUMENTS[1]], recorded, student, AnswerFormat(), WriterSettings())
-    assert (first.kept, second.kept, len(recorded.prompts)) == (0, 1, 1)
+    assert (len(first), len(second), len(recorded.prompts)) == (0, 1, 1)
     long = InboxDocument(text=" ".join([DOCUMENTS[1].text] * 40), source="long")
     (outcome,) = write_questions(
         [long], Recorded(pair(question.question, question.answer)), student, AnswerFormat(), WriterSettings()
     )
-    assert outcome.kept == 0
+    assert len(outcome) == 0

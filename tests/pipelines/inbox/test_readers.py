@@ -264,7 +264,6 @@ def test_transcript_becomes_readable_text() -> None:
         "Assistant: Within ten days.",
     ]
     assert found.title == "When is a refund paid? [image]"
-    assert read_transcript(MESSAGES, with_system=True).blocks[0].text == "System: Be brief."
 
 
 def test_legacy_function_calls_are_read() -> None:

@@ -158,8 +158,7 @@ def test_quarantined_until_released(store: InboxStore) -> None:
     store.add([one, two])
     store.quarantine(ids(one, two), "forgot too much", "night-1")
     store.quarantine(ids(two), "worse", "night-2")
-    reasons = {name: (a.reason, a.night) for name, a in store.quarantined().items()}
-    assert reasons == {one.id: ("forgot too much", "night-1"), two.id: ("worse", "night-2")}
+    assert store.quarantined() == {one.id: ("forgot too much", "night-1"), two.id: ("worse", "night-2")}
     assert store.release(ids(one, one)) == (one.id,)
     assert store.release(ids(one, two)) == (two.id,)
     assert store.quarantined() == {}
@@ -181,9 +180,10 @@ def test_unknown_ids_are_refused_and_change_nothing(store: InboxStore) -> None:
 
 def test_questions_are_put_in_place_and_change_no_id(store: InboxStore) -> None:
     store.add([document()])
-    store.put_questions(document().id, [ASKED], [ASKED])
+    first, second, third = (Question(question=f"Who nests there ({i})?", answer="cranes") for i in range(3))
+    store.put_questions(document().id, [first, second, third])
     (changed,) = store.documents()
-    assert (changed.id, changed.questions, changed.held_out_questions) == (document().id, (ASKED,), (ASKED,))
+    assert (changed.id, changed.questions, changed.held_out_questions) == (document().id, (first, third), (second,))
 
 
 _NAMES = st.sampled_from("abcdef")

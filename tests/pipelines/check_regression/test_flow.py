@@ -6,16 +6,15 @@ import pytest
 from junitparser import JUnitXml
 
 from evaluation.gate.checks import GateCheck
-from pipelines.check_regression.reports import (
+from pipelines.check_regression.flow import junit_xml, regression_markdown, write_reports
+from pipelines.check_regression.verdict import (
     EditsRecord,
     RegressionReport,
-    ReportPaths,
     SubjectRecord,
-    junit_xml,
-    regression_markdown,
-    write_reports,
+    Unscored,
+    VerdictConfig,
+    check_unscored,
 )
-from pipelines.check_regression.verdict import Unscored, VerdictConfig, check_unscored
 
 SUBJECT = SubjectRecord(
     subject="adapter:a|b", adapter_digest="a" * 64, version=None, accuracy=0.5, probability=0.25, probes=0.75
@@ -81,7 +80,7 @@ def test_variants_are_reported_with_their_self_edits_and_the_documents_left_out(
         outcome="undecided",
         candidate=variant,
         baseline=baseline,
-        checks=(check_unscored(unscored, 0.1),),
+        checks=(check_unscored(unscored),),
         documents=20,
         left_out=unscored.left_out,
     )
@@ -102,9 +101,8 @@ def test_a_failed_comparison_is_an_error_with_its_reason() -> None:
 
 
 def test_reports_are_written_whole_and_replace_older_ones(tmp_path: Path) -> None:
-    paths = ReportPaths(tmp_path / "a" / "r.xml", tmp_path / "r.json", tmp_path / "r.md")
+    files = {"junit": tmp_path / "a" / "r.xml", "json": tmp_path / "r.json", "markdown": tmp_path / "r.md"}
     for found in (report(), report(outcome="passed", checks=(FINE,))):
-        write_reports(found, paths)
-    assert paths.json is not None
-    assert RegressionReport.model_validate_json(paths.json.read_text()) == report(outcome="passed", checks=(FINE,))
-    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["r.json", "r.md", "r.xml"]
+        write_reports(found, {kind: str(file) for kind, file in files.items()})
+    assert RegressionReport.model_validate_json(files["json"].read_text()) == report(outcome="passed", checks=(FINE,))
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == {*files.values()}
