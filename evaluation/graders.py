@@ -352,17 +352,17 @@ def judge_noise(
 
 def _majority(outcomes: Sequence[Outcome]) -> Grade:
     """Return the majority over an answer's repeats."""
-    opinions = tuple(_opinion(outcome) for outcome in outcomes)
+    opinions: tuple[Opinion, ...] = tuple(
+        "failed"
+        if isinstance(outcome, EndpointFailure)
+        else read_verdict(outcome.text)
+        if outcome.finish_reason == "stop"
+        else "unclear"  # a truncated reply could have continued
+        for outcome in outcomes
+    )
     clear = _clear(opinions)
     undecided = 2 * sum(clear) == len(clear)  # tied, or none is clear
     return Grade(None if undecided else 2 * sum(clear) > len(clear), opinions)
-
-
-def _opinion(outcome: Outcome) -> Opinion:
-    if isinstance(outcome, EndpointFailure):
-        return "failed"
-    # A truncated reply could have continued.
-    return read_verdict(outcome.text) if outcome.finish_reason == "stop" else "unclear"
 
 
 def _clear(opinions: Sequence[Opinion]) -> list[bool]:

@@ -7,6 +7,7 @@ transaction, so calls in flight count, also those of other processes with the sa
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
 from collections.abc import Sequence
@@ -19,9 +20,6 @@ from pydantic import Field
 from evaluation.common.data import Frozen
 from evaluation.common.errors import EndpointError
 from evaluation.common.storage import SqliteFile
-
-_LOOKUP = 500
-"""Digests per query."""
 
 _TABLES = """
 CREATE TABLE calls (
@@ -145,17 +143,13 @@ class Ledger(SqliteFile):
 
     def find(self, digests: Sequence[str]) -> dict[str, EndpointReply]:
         """Return the stored replies by digest."""
-        found: dict[str, EndpointReply] = {}
         with self._reading() as db:
-            for start in range(0, len(digests), _LOOKUP):
-                part = digests[start : start + _LOOKUP]
-                rows = db.execute(
-                    "SELECT digest, text, finish_reason, prompt_tokens, completion_tokens, cost, model FROM replies "
-                    f"WHERE digest IN ({', '.join('?' * len(part))})",
-                    part,
-                )
-                found |= {digest: EndpointReply(*fields) for digest, *fields in rows}
-        return found
+            rows = db.execute(
+                "SELECT digest, text, finish_reason, prompt_tokens, completion_tokens, cost, model FROM replies "
+                "WHERE digest IN (SELECT value FROM json_each(?))",
+                (json.dumps(digests),),
+            )
+            return {digest: EndpointReply(*fields) for digest, *fields in rows}
 
     def begin(self, digest: str, model: str, most: Charge, currency: str, limits: Limits) -> int | None:
         """Record a call, charged with its upper bound `most` until settled, and return its id; None if over budget."""

@@ -12,7 +12,6 @@ Workarounds for vLLM 0.32:
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import random
@@ -106,7 +105,7 @@ class EngineFailure:
 
 
 class VllmEngine:
-    """A running engine; close it, or use it as a context manager."""
+    """A running engine; close it."""
 
     def __init__(
         self,
@@ -138,9 +137,15 @@ class VllmEngine:
         with _process_restored():
             try:
                 from vllm import LLM
+                from vllm.platforms import current_platform
             except ImportError as error:
                 raise ModelError(f"vllm: cannot be imported: {error}. {INSTALL_HINT}.") from error
-            _check_platform(device)
+            if current_platform.device_type != device:
+                raise ModelError(
+                    f"vllm: the installed build runs on {current_platform.device_type!r}, the configuration wants "
+                    f"{device!r}. Set device to {current_platform.device_type!r}, or install the other build. "
+                    f"{INSTALL_HINT}."
+                )
             settings = _engine_settings(options, device, max_rank)
             try:
                 self._llm: Any = LLM(model=resolve_model(model), dtype=dtype, **settings)
@@ -151,7 +156,7 @@ class VllmEngine:
                 ) from error
 
     def register(self, directory: Path, digest: str) -> AdapterHandle:
-        """Load an adapter in PEFT's format and return its handle, the same one for the same digest of weights.
+        """Load a plain LoRA in PEFT's format and return its handle, the same one for the same digest of weights.
 
         Raises:
             ModelError: The adapter does not fit this engine, which continues without it.
@@ -159,7 +164,6 @@ class VllmEngine:
         self._check_usable()
         if digest in self._handles:
             return self._handles[digest]
-        _check_adapter(directory)
         number = self._count + 1
         handle = AdapterHandle(f"{digest[:16]}-{number}", number, directory)
         try:
@@ -210,12 +214,6 @@ class VllmEngine:
         self._handles.clear()
         gc.collect()
 
-    def __enter__(self) -> VllmEngine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def _check_usable(self) -> None:
         if self._broken:
             raise GenerationError(f"vllm: the engine of {self.model!r} cannot be used: {self._broken}. Start another.")
@@ -240,21 +238,19 @@ class VllmEngine:
             if not isinstance(error, Exception):
                 raise
             raise GenerationError(f"vllm: {self.model!r} failed: {type(error).__name__}: {error}") from error
-        return [_completion(output.outputs[0]) for output in outputs]
+        return [
+            EngineCompletion(tuple(found.token_ids), found.finish_reason)
+            if found.finish_reason in ("stop", "length")
+            else EngineFailure(f"ended with {found.finish_reason!r} after {len(found.token_ids)} tokens")
+            for found in (output.outputs[0] for output in outputs)
+        ]
 
 
 def allowed_rank(rank: int) -> int:
     """Return the smallest of `ALLOWED_RANKS` that is at least `rank`; ValueError above 512."""
-    fitting = [size for size in ALLOWED_RANKS if size >= rank]
-    if not fitting:
+    if rank > ALLOWED_RANKS[-1]:
         raise ValueError(f"rank: got {rank}, vLLM allows at most {ALLOWED_RANKS[-1]}; train adapters of a lower rank")
-    return fitting[0]
-
-
-def _completion(output: Any) -> EngineCompletion | EngineFailure:
-    if output.finish_reason not in ("stop", "length"):
-        return EngineFailure(f"ended with {output.finish_reason!r} after {len(output.token_ids)} tokens")
-    return EngineCompletion(tuple(output.token_ids), output.finish_reason)
+    return min(size for size in ALLOWED_RANKS if size >= rank)
 
 
 def _sampling(request: EngineRequest) -> Any:
@@ -301,31 +297,6 @@ def _engine_settings(options: VllmOptions, device: str, max_rank: int | None) ->
             "max_lora_rank": allowed_rank(max_rank),
         }
     return settings
-
-
-def _check_platform(device: str) -> None:
-    """Refuse a device that the installed build of vLLM does not support."""
-    from vllm.platforms import current_platform
-
-    if current_platform.device_type != device:
-        raise ModelError(
-            f"vllm: the installed build runs on {current_platform.device_type!r}, the configuration wants {device!r}. "
-            f"Set device to {current_platform.device_type!r}, or install the other build. {INSTALL_HINT}."
-        )
-
-
-def _check_adapter(directory: Path) -> None:
-    """Refuse adapters that vLLM would load partially or not at all."""
-    try:
-        config = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"vllm: {str(directory)!r} holds no adapter in PEFT's format: {error}") from error
-    unfit = [name for name in ("use_dora", "modules_to_save", "trainable_token_indices") if config.get(name)]
-    if unfit or config.get("bias", "none") != "none":
-        raise ModelError(
-            f"vllm: the adapter in {str(directory)!r} has {unfit or 'biases'}, which the engine cannot compute. Give "
-            "plain LoRA without biases."
-        )
 
 
 @contextmanager
