@@ -124,12 +124,8 @@ def answer_scores(
 ) -> list[AnswerScore | None]:
     """Return the score of each of `count` answers; None if a logit is not finite.
 
-    Args:
-        logits: (L, V) at the positions before each label.
-        labels: (L,) gold tokens.
-        rows: (L,) answer in [0, count) of each label, ascending; each answer has at least one.
-        count: Number of answers.
-        end_tokens: Tokens that end a generation.
+    `logits` (L, V) are those before each of the gold tokens `labels` (L,); `rows` (L,) are their answers, in [0, count)
+    and ascending, with at least one label each. `end_tokens` end a generation.
     """
     log_probabilities = logits.float().log_softmax(-1)
     gold = log_probabilities.gather(1, labels[:, None]).squeeze(1).double().cpu()

@@ -116,17 +116,10 @@ class VllmEngine:
         dtype: Literal["float32", "bfloat16"] = "float32",
         max_rank: int | None = None,
     ) -> None:
-        """Load the model and reserve memory.
+        """Load a model (see `load_checkpoint`) on `cpu` or `cuda` and reserve memory.
 
-        Args:
-            model: See `load_checkpoint`.
-            options: Resources.
-            device: `cpu` or `cuda`.
-            dtype: Of weights and caches.
-            max_rank: Maximum rank of adapters, in [1, 512]; None without adapters.
-
-        Raises:
-            ModelError: vLLM is not installed or cannot run this model on this machine.
+        `dtype` is that of weights and caches; `max_rank` in [1, 512] is that of adapters, None without any. ModelError
+        if vLLM is not installed or cannot run this model on this machine.
         """
         self.model = model
         self._broken = ""
@@ -158,8 +151,7 @@ class VllmEngine:
     def register(self, directory: Path, digest: str) -> AdapterHandle:
         """Load a plain LoRA in PEFT's format and return its handle, the same one for the same digest of weights.
 
-        Raises:
-            ModelError: The adapter does not fit this engine, which continues without it.
+        ModelError if it does not fit this engine, which continues without it.
         """
         self._check_usable()
         if digest in self._handles:
@@ -188,8 +180,7 @@ class VllmEngine:
     def generate(self, requests: Sequence[EngineRequest]) -> list[EngineCompletion | EngineFailure]:
         """Return the completion or failure of each request, in order.
 
-        Raises:
-            GenerationError: The engine failed, or a request names an adapter that is not registered here.
+        GenerationError if the engine failed, or a request names an adapter that is not registered here.
         """
         self._check_usable()
         known = set(self._handles.values())

@@ -185,16 +185,9 @@ def build_model(
 ) -> Path:
     """Pretrain a model stage by stage on one thread, save it in `directory` and return that.
 
-    Stages finished by an earlier build with the same seed, recipe and code are loaded from the directory's sibling
-    `stages`. A seed fixes texts and initial weights; rounding may differ between processors.
-
-    Args:
-        directory: Named after the role.
-        tokenizer: Of the model.
-        shape: Of the model.
-        seed: Of the initial weights.
-        stages: A description of each stage, hashed into its identity.
-        train_stage: Called with the model, the stage's number from 1, and a function that prints progress.
+    `stages` describe what each stage does; those that an earlier build with the same seed, recipe and code has finished
+    are loaded from the directory's sibling `stages`. `train_stage` gets the model, the stage's number from 1, and a
+    function that prints progress. A seed fixes texts and initial weights; rounding may differ between processors.
     """
     import torch
 

@@ -267,15 +267,11 @@ class NightDocument(NamedTuple):
 def draw_nights(
     nights: int, documents: int, seed: int, *, volatile: int = 1, superseding: Sequence[int] = (), poisoned: int | None
 ) -> list[list[NightDocument]]:
-    """Return the documents that arrive before each night; nights are counted from 0.
+    """Return the `documents` that arrive before each night; nights are counted from 0.
 
-    Args:
-        nights: At least 1.
-        documents: Documents per night, at least `volatile` + 1; InputError if the world has too few names.
-        seed: Of all choices.
-        volatile: Dated documents per night, the last ones.
-        superseding: Nights with one additional document that replaces a durable one of an earlier night.
-        poisoned: The night on which all documents are wrong; None for no such night.
+    The last `volatile` ones of a night are dated. The nights `superseding` have one more document, which replaces a
+    durable one of an earlier night; on the night `poisoned`, if any, all documents are wrong. InputError if the world
+    has too few names.
     """
     rng = random.Random(f"micro-world:nights:{seed}")
     drawn = iter(draw_documents("test", nights * documents, seed))
