@@ -21,7 +21,6 @@ from typing import Annotated, Literal, Protocol, TypeAlias
 from pydantic import Field, field_validator
 
 from evaluation.common.data import Frozen, derive_seed
-from evaluation.common.errors import ConfigError
 from evaluation.engines.endpoint import Endpoint, EndpointConfig, EndpointRequest, check_key
 from evaluation.engines.ledger import EndpointFailure, Ledger, Outcome, Spent
 from evaluation.statistics import Interval, bootstrap_mean
@@ -36,16 +35,12 @@ class ExactGrading(Frozen):
     type: Literal["exact"] = "exact"
 
 
-class _Threshold(Frozen):
-    threshold: float = Field(gt=0.0, le=1.0)
-    """Minimum value of a correct answer, in (0, 1]."""
-
-
-class GoldTokenRecallGrading(_Threshold):
+class GoldTokenRecallGrading(Frozen):
     """The answer contains most of a gold answer's words; at 0.67 two of three do not suffice."""
 
     type: Literal["gold-token-recall"] = "gold-token-recall"
     threshold: float = Field(default=0.67, gt=0.0, le=1.0)
+    """Minimum value of a correct answer, in (0, 1]."""
     language: str = "english"
     """Language of the Snowball stemmer, such as `german`."""
 
@@ -60,11 +55,12 @@ class GoldTokenRecallGrading(_Threshold):
         return value
 
 
-class TokenF1Grading(_Threshold):
+class TokenF1Grading(Frozen):
     """The answer's words overlap with a gold answer's, by F1."""
 
     type: Literal["token-f1"] = "token-f1"
     threshold: float = Field(default=0.5, gt=0.0, le=1.0)
+    """Minimum value of a correct answer, in (0, 1]."""
 
 
 class DomainGrading(Frozen):
@@ -149,12 +145,8 @@ class RuleGrader:
         ]
 
 
-def build_grader(config: FreeTextGrading, ledger_path: Path | None = None, scope: str = "judge") -> Grader:
-    """Return the configured grader; a judge stores its replies in a ledger, with a budget per `scope`.
-
-    Raises:
-        ConfigError: A judge has no ledger, or its key is missing.
-    """
+def build_grader(config: FreeTextGrading, ledger_path: Path, scope: str = "judge") -> Grader:
+    """Return the configured grader; a judge stores its replies in a ledger, with a budget per `scope`."""
     match config:
         case ExactGrading():
             return RuleGrader(exact_match, 1.0)
@@ -162,12 +154,8 @@ def build_grader(config: FreeTextGrading, ledger_path: Path | None = None, scope
             return RuleGrader(partial(gold_token_recall, language=config.language), config.threshold)
         case TokenF1Grading():
             return RuleGrader(token_f1, config.threshold)
-    if ledger_path is None:
-        raise ConfigError(
-            "grader: got the type judge without a ledger, required is a path for its replies, so that none is "
-            "paid for twice. Give one, or grade by a rule: exact, gold-token-recall, token-f1."
-        )
-    return JudgeGrader(config, ledger_path, scope)
+        case JudgeGrading():
+            return JudgeGrader(config, ledger_path, scope)
 
 
 def normalize_answer(text: str) -> str:

@@ -130,8 +130,14 @@ class Limits(NamedTuple):
 class Ledger(SqliteFile):
     """Calls and replies in a file; every method raises EndpointError if it cannot be read or written."""
 
+    NAME = "ledger"
     VERSION = 1
     TABLES = _TABLES
+    ERROR = EndpointError
+    NEXT_STEP = (
+        "No further calls were made, because paid replies must be stored. Check disk space and permissions, then run "
+        "the same command again to resume."
+    )
 
     def __init__(self, path: Path, scope: str = "") -> None:
         """Open the ledger on a local disk, created if missing.
@@ -216,16 +222,4 @@ class Ledger(SqliteFile):
         db.execute(
             f"UPDATE calls SET {assigned}{free_cost}, seconds = MAX(0, ? - started) WHERE id = ?",
             (*fields.values(), time.time(), call),
-        )
-
-    def _refused(self, version: int) -> EndpointError:
-        return EndpointError(
-            f"ledger {str(self.path)!r}: schema version {version}, expected {self.VERSION}. Use the version of "
-            "Preceptor that wrote it, or another path."
-        )
-
-    def _failed(self, action: str, error: Exception) -> EndpointError:
-        return EndpointError(
-            f"ledger {str(self.path)!r}: could not {action} it: {error}. No further calls were made, because paid "
-            "replies must be stored. Check disk space and permissions, then run the same command again to resume."
         )

@@ -247,10 +247,6 @@ def microworld_sheets(data: MicroworldData) -> dict[str, Sheet]:
     return {document.task.id: document.sheet for side in data.draw() for document in side}
 
 
-NightKind = Literal["durable", "volatile", "superseding", "poisoned"]
-"""`durable`: new entities. `volatile`: the same, dated. `superseding`: other values for the entities of an earlier
-document, whose id it names. `poisoned`: wrong values for known entities and those of earlier nights, unmarked."""
-
 _FIRST_DAY = date(2026, 1, 5)
 
 
@@ -258,10 +254,10 @@ class NightDocument(NamedTuple):
     """A document that arrives before a night."""
 
     task: KnowledgeTask
-    kind: NightKind
     effective: date | None = None
-    """Effective date; None for durable and poisoned documents."""
+    """Effective date; None for undated documents."""
     supersedes: tuple[str, ...] = ()
+    """Ids of replaced documents, about the same entities with other values."""
 
 
 def draw_nights(
@@ -269,9 +265,9 @@ def draw_nights(
 ) -> list[list[NightDocument]]:
     """Return the `documents` that arrive before each night; nights are counted from 0.
 
-    The last `volatile` ones of a night are dated. The nights `superseding` have one more document, which replaces a
-    durable one of an earlier night; on the night `poisoned`, if any, all documents are wrong. InputError if the world
-    has too few names.
+    The last `volatile` ones of a night are dated. The nights `superseding` have one more document, which replaces an
+    undated one of an earlier night; on the night `poisoned`, if any, all have wrong values, for known entities and
+    those of earlier nights. InputError if the world has too few names.
     """
     rng = random.Random(f"micro-world:nights:{seed}")
     drawn = iter(draw_documents("test", nights * documents, seed))
@@ -281,15 +277,15 @@ def draw_nights(
         fresh = [next(drawn) for _ in range(documents)]
         day = _FIRST_DAY + timedelta(days=number)
         if number == poisoned:
-            found.append([NightDocument(made.task, "poisoned") for made in _wrong(rng, documents, durable, number)])
+            found.append([NightDocument(made.task) for made in _wrong(rng, documents, durable, number)])
             continue
         lasting = fresh[: documents - volatile]
-        tonight = [NightDocument(made.task, "durable") for made in lasting]
-        tonight += [NightDocument(made.task, "volatile", day) for made in fresh[documents - volatile :]]
+        tonight = [NightDocument(made.task) for made in lasting]
+        tonight += [NightDocument(made.task, day) for made in fresh[documents - volatile :]]
         if number in superseding and durable:
             old = durable.pop(rng.randrange(len(durable)))
             new = _rewritten(rng, old.sheet, f"night-{number}-new")
-            tonight.append(NightDocument(new.task, "superseding", day, (old.task.id,)))
+            tonight.append(NightDocument(new.task, day, (old.task.id,)))
         durable += lasting
         found.append(tonight)
     return found
