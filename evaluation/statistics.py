@@ -90,6 +90,8 @@ class Comparison(NamedTuple):
     """Mean score, in [0, 1]; variants without scores and their pairs are omitted."""
     gains: dict[str, Interval]
     """Mean paired difference by pair `<a>_minus_<b>`, in [-1, 1]."""
+    tests: dict[str, PairedTest]
+    """By pair, adjusted together."""
     minimum_detectable: dict[str, float]
     """By pair, see `minimum_detectable_difference`; omitted if unknown."""
 
@@ -177,11 +179,17 @@ def compare(
         if a in columns and b in columns
     }
     detectable = {name: minimum_detectable_difference(gain, confidence=confidence) for name, gain in gains.items()}
+    p_values = {name: sign_flip_test(gain, seed=seed) for name, gain in gains.items()}
+    tests = {
+        name: PairedTest(sign_flip=p_values[name], adjusted=p, required_documents=required_documents(gains[name]))
+        for name, p in adjusted(p_values).items()
+    }
     settings: dict[str, Any] = {"confidence": confidence, "resamples": resamples, "seed": seed}
     return Comparison(
         documents=tuple(documents),
         variants={name: bootstrap_mean(column, **settings) for name, column in columns.items()},
         gains={name: bootstrap_mean(gain, bounds=_GAINS, **settings) for name, gain in gains.items()},
+        tests=tests,
         minimum_detectable={name: value for name, value in detectable.items() if value is not None},
     )
 
@@ -229,22 +237,6 @@ def adjusted(p_values: Mapping[str, float]) -> dict[str, float]:
 
     corrected = multipletests(list(p_values.values()), method="holm")[1]
     return {name: float(p) for name, p in zip(p_values, corrected, strict=True)}
-
-
-def paired_tests(variants: Scores, pairs: Sequence[tuple[str, str]], *, seed: int = 0) -> dict[str, PairedTest]:
-    """Return the tests of a - b by pair `<a>_minus_<b>`, each over common documents, adjusted together."""
-    differences: dict[str, list[float]] = {}
-    for a, b in pairs:
-        if common := sorted(set(variants[a]) & set(variants[b])):
-            differences[f"{a}_minus_{b}"] = [variants[a][document] - variants[b][document] for document in common]
-    p_values = {name: sign_flip_test(values, seed=seed) for name, values in differences.items()}
-    corrected = adjusted(p_values)
-    return {
-        name: PairedTest(
-            sign_flip=p, adjusted=corrected[name], required_documents=required_documents(differences[name])
-        )
-        for name, p in p_values.items()
-    }
 
 
 def hierarchical_bootstrap_mean(
