@@ -35,12 +35,16 @@ class ExactGrading(Frozen):
     type: Literal["exact"] = "exact"
 
 
-class GoldTokenRecallGrading(Frozen):
+class _Threshold(Frozen):
+    threshold: float = Field(gt=0.0, le=1.0)
+    """Minimum value of a correct answer, in (0, 1]."""
+
+
+class GoldTokenRecallGrading(_Threshold):
     """The answer contains most of a gold answer's words; at 0.67 two of three do not suffice."""
 
     type: Literal["gold-token-recall"] = "gold-token-recall"
     threshold: float = Field(default=0.67, gt=0.0, le=1.0)
-    """Minimum value of a correct answer, in (0, 1]."""
     language: str = "english"
     """Language of the Snowball stemmer, such as `german`."""
 
@@ -55,12 +59,11 @@ class GoldTokenRecallGrading(Frozen):
         return value
 
 
-class TokenF1Grading(Frozen):
+class TokenF1Grading(_Threshold):
     """The answer's words overlap with a gold answer's, by F1."""
 
     type: Literal["token-f1"] = "token-f1"
     threshold: float = Field(default=0.5, gt=0.0, le=1.0)
-    """Minimum value of a correct answer, in (0, 1]."""
 
 
 class DomainGrading(Frozen):
