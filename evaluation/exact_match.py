@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field, field_validator
@@ -19,8 +18,6 @@ from evaluation.tasks import Question
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class AnswerFormat(Frozen):
@@ -124,12 +121,8 @@ def answer_scores(
 ) -> list[AnswerScore | None]:
     """Return the score of each of `count` answers; None if a logit is not finite.
 
-    Args:
-        logits: (L, V) at the positions before each label.
-        labels: (L,) gold tokens.
-        rows: (L,) answer in [0, count) of each label, ascending; each answer has at least one.
-        count: Number of answers.
-        end_tokens: Tokens that end a generation.
+    `logits` (L, V) are those before each of the gold tokens `labels` (L,); `rows` (L,) are their answers, in [0, count)
+    and ascending, with at least one label each. `end_tokens` end a generation.
     """
     log_probabilities = logits.float().log_softmax(-1)
     gold = log_probabilities.gather(1, labels[:, None]).squeeze(1).double().cpu()
@@ -196,18 +189,18 @@ def score_answers(
     return found
 
 
-def label_hidden(model: Any, input_ids: Tensor, positions: Tensor, extra: Mapping[str, Any] = _NOTHING) -> Tensor:
+def label_hidden(model: Any, input_ids: Tensor, positions: Tensor, extra: Mapping[str, Any] | None = None) -> Tensor:
     """Return the backbone's last hidden states (L, D) at `positions` (L,) of the flattened N * T positions.
 
     `input_ids` (N, T) are right-padded, so causal attention needs no mask. `extra` are further arguments of the forward
     pass.
     """
-    hidden: Tensor = model.base_model(input_ids=input_ids, use_cache=False, **extra).last_hidden_state
+    hidden: Tensor = model.base_model(input_ids=input_ids, use_cache=False, **(extra or {})).last_hidden_state
     return hidden.flatten(0, 1).index_select(0, positions)
 
 
 def label_logits(
-    model: Any, input_ids: Tensor, positions: Tensor, *, direct_head: bool, extra: Mapping[str, Any] = _NOTHING
+    model: Any, input_ids: Tensor, positions: Tensor, *, direct_head: bool, extra: Mapping[str, Any] | None = None
 ) -> Tensor:
     """Return the logits (L, V) at `positions`; see `label_hidden`.
 
@@ -216,7 +209,7 @@ def label_logits(
     if direct_head:
         chosen: Tensor = model.get_output_embeddings()(label_hidden(model, input_ids, positions, extra))
         return chosen
-    logits: Tensor = model(input_ids=input_ids, use_cache=False, **extra).logits
+    logits: Tensor = model(input_ids=input_ids, use_cache=False, **(extra or {})).logits
     return logits.flatten(0, 1).index_select(0, positions)
 
 

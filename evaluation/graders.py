@@ -21,7 +21,6 @@ from typing import Annotated, Literal, Protocol, TypeAlias
 from pydantic import Field, field_validator
 
 from evaluation.common.data import Frozen, derive_seed
-from evaluation.common.errors import ConfigError
 from evaluation.engines.endpoint import Endpoint, EndpointConfig, EndpointRequest, check_key
 from evaluation.engines.ledger import EndpointFailure, Ledger, Outcome, Spent
 from evaluation.statistics import Interval, bootstrap_mean
@@ -149,12 +148,8 @@ class RuleGrader:
         ]
 
 
-def build_grader(config: FreeTextGrading, ledger_path: Path | None = None, scope: str = "judge") -> Grader:
-    """Return the configured grader; a judge stores its replies in a ledger, with a budget per `scope`.
-
-    Raises:
-        ConfigError: A judge has no ledger, or its key is missing.
-    """
+def build_grader(config: FreeTextGrading, ledger_path: Path, scope: str = "judge") -> Grader:
+    """Return the configured grader; a judge stores its replies in a ledger, with a budget per `scope`."""
     match config:
         case ExactGrading():
             return RuleGrader(exact_match, 1.0)
@@ -162,12 +157,8 @@ def build_grader(config: FreeTextGrading, ledger_path: Path | None = None, scope
             return RuleGrader(partial(gold_token_recall, language=config.language), config.threshold)
         case TokenF1Grading():
             return RuleGrader(token_f1, config.threshold)
-    if ledger_path is None:
-        raise ConfigError(
-            "grader: got the type judge without a ledger, required is a path for its replies, so that none is "
-            "paid for twice. Give one, or grade by a rule: exact, gold-token-recall, token-f1."
-        )
-    return JudgeGrader(config, ledger_path, scope)
+        case JudgeGrading():
+            return JudgeGrader(config, ledger_path, scope)
 
 
 def normalize_answer(text: str) -> str:
@@ -352,17 +343,17 @@ def judge_noise(
 
 def _majority(outcomes: Sequence[Outcome]) -> Grade:
     """Return the majority over an answer's repeats."""
-    opinions = tuple(_opinion(outcome) for outcome in outcomes)
+    opinions: tuple[Opinion, ...] = tuple(
+        "failed"
+        if isinstance(outcome, EndpointFailure)
+        else read_verdict(outcome.text)
+        if outcome.finish_reason == "stop"
+        else "unclear"  # a truncated reply could have continued
+        for outcome in outcomes
+    )
     clear = _clear(opinions)
     undecided = 2 * sum(clear) == len(clear)  # tied, or none is clear
     return Grade(None if undecided else 2 * sum(clear) > len(clear), opinions)
-
-
-def _opinion(outcome: Outcome) -> Opinion:
-    if isinstance(outcome, EndpointFailure):
-        return "failed"
-    # A truncated reply could have continued.
-    return read_verdict(outcome.text) if outcome.finish_reason == "stop" else "unclear"
 
 
 def _clear(opinions: Sequence[Opinion]) -> list[bool]:

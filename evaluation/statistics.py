@@ -90,6 +90,8 @@ class Comparison(NamedTuple):
     """Mean score, in [0, 1]; variants without scores and their pairs are omitted."""
     gains: dict[str, Interval]
     """Mean paired difference by pair `<a>_minus_<b>`, in [-1, 1]."""
+    tests: dict[str, PairedTest]
+    """By pair, adjusted together."""
     minimum_detectable: dict[str, float]
     """By pair, see `minimum_detectable_difference`; omitted if unknown."""
 
@@ -177,11 +179,17 @@ def compare(
         if a in columns and b in columns
     }
     detectable = {name: minimum_detectable_difference(gain, confidence=confidence) for name, gain in gains.items()}
+    p_values = {name: sign_flip_test(gain, seed=seed) for name, gain in gains.items()}
+    tests = {
+        name: PairedTest(sign_flip=p_values[name], adjusted=p, required_documents=required_documents(gains[name]))
+        for name, p in adjusted(p_values).items()
+    }
     settings: dict[str, Any] = {"confidence": confidence, "resamples": resamples, "seed": seed}
     return Comparison(
         documents=tuple(documents),
         variants={name: bootstrap_mean(column, **settings) for name, column in columns.items()},
         gains={name: bootstrap_mean(gain, bounds=_GAINS, **settings) for name, gain in gains.items()},
+        tests=tests,
         minimum_detectable={name: value for name, value in detectable.items() if value is not None},
     )
 
@@ -231,22 +239,6 @@ def adjusted(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: float(p) for name, p in zip(p_values, corrected, strict=True)}
 
 
-def paired_tests(variants: Scores, pairs: Sequence[tuple[str, str]], *, seed: int = 0) -> dict[str, PairedTest]:
-    """Return the tests of a - b by pair `<a>_minus_<b>`, each over common documents, adjusted together."""
-    differences: dict[str, list[float]] = {}
-    for a, b in pairs:
-        if common := sorted(set(variants[a]) & set(variants[b])):
-            differences[f"{a}_minus_{b}"] = [variants[a][document] - variants[b][document] for document in common]
-    p_values = {name: sign_flip_test(values, seed=seed) for name, values in differences.items()}
-    corrected = adjusted(p_values)
-    return {
-        name: PairedTest(
-            sign_flip=p, adjusted=corrected[name], required_documents=required_documents(differences[name])
-        )
-        for name, p in p_values.items()
-    }
-
-
 def hierarchical_bootstrap_mean(
     groups: Sequence[Sequence[float]],
     generator: np.random.Generator,
@@ -275,13 +267,10 @@ def random_effects(means: Sequence[float], standard_errors: Sequence[float]) -> 
 
     Between-seed variance by Paule and Mandel (1982; DerSimonian and Kacker 2007), interval by Hartung and Knapp (2001,
     Statistics in Medicine 20) with S - 1 degrees of freedom and a scale of at least 1 (Roever et al. 2015). Simulated
-    coverage is 96 to over 99 % with 3 seeds and 95 to 98 % with 10.
+    coverage is 96 to over 99 % with 3 seeds and 95 to 98 % with 10, but 65-92 % if the seeds share their documents.
 
-    Args:
-        means: Gain by seed, finite.
-        standard_errors: Of each mean over its own documents, at least 0; with documents shared by the seeds, coverage
-            falls to 65-92 % with 10 seeds. An error of 0 is replaced by the root mean square of the others, or, if all
-            are 0, by a small share of the spread of the means; None without spread.
+    `standard_errors` are those of the means over documents. An error of 0 is replaced by the root mean square of the
+    others, or, if all are 0, by a small share of the spread of the means; None without spread.
     """
     from statsmodels.stats.meta_analysis import combine_effects  # takes a second
 
@@ -314,16 +303,9 @@ def kept_share(
     Bootstrap", section 10.6). Simulated coverage at 95 %, for gains of 2 to 8 standard errors: 92-93 % with 20
     documents, 94-95 % with 200.
 
-    Args:
-        gain_there: Gains in [-1, 1] in the other setting, one per document, at least one.
-        gain_here: Gains of the same documents in the training setting.
-        confidence: In (0, 1).
-        resamples: At least 1.
-        seed: Of the resamples.
-
-    Returns:
-        A share, possibly below 0 or above 1; None if the interval of `gain_here` reaches 0, where no bounded interval
-        has coverage (Fieller 1954; Gleser and Hwang 1987). Equal `gain_there` have an exact interval.
+    Both gains, in [-1, 1], are those of the same N >= 1 documents. The share may be below 0 or above 1; it is None if
+    the interval of `gain_here` reaches 0, where no bounded interval has coverage (Fieller 1954; Gleser and Hwang 1987).
+    Equal `gain_there` have an exact interval.
     """
     pairs = _pairs(gain_there, gain_here)
     options: Any = {"confidence": confidence, "resamples": resamples, "seed": seed, "bounds": _GAINS}

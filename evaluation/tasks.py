@@ -10,7 +10,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from evaluation.common.data import Frozen, digest_json
 from evaluation.common.errors import InputError
@@ -19,19 +19,12 @@ from evaluation.common.errors import InputError
 class Question(Frozen):
     """A closed-book question about a document with its gold answer."""
 
-    question: str = Field(min_length=1)
-    """Without a prompt."""
-    answer: str = Field(min_length=1)
-    """Exact match compares its tokens."""
+    question: str = Field(pattern=r"\S")
+    """Without a prompt; not blank."""
+    answer: str = Field(pattern=r"\S")
+    """Exact match compares its tokens; not blank."""
     phrasing: str = ""
     """Name of the question's template, if any; rewards and comparisons use disjoint ones."""
-
-    @field_validator("question", "answer")
-    @classmethod
-    def _not_blank(cls, value: str) -> str:
-        if not value.strip():
-            raise ValueError("must contain more than white space")
-        return value
 
 
 class Document(Frozen):

@@ -81,11 +81,18 @@ def _unstored(function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
     return function(*arguments)
 
 
+class StoreError(PreceptorError, RuntimeError):
+    """The store of updates cannot be used."""
+
+
 class UpdateStore(SqliteFile):
     """Scored updates by content key, in one file of the work directory."""
 
+    NAME = "store of updates"
     VERSION = 1
     TABLES = "CREATE TABLE updates (key TEXT PRIMARY KEY, record TEXT NOT NULL);"
+    ERROR = StoreError
+    NEXT_STEP = "Check the disk, then run again."
 
     def find(self, keys: Iterable[str]) -> dict[str, ScoredUpdate]:
         """Return the updates that are stored under some keys."""
@@ -98,21 +105,6 @@ class UpdateStore(SqliteFile):
         with self._transaction() as db:
             rows = [(key, update.model_dump_json()) for key, update in updates.items()]
             db.executemany("INSERT OR REPLACE INTO updates VALUES (?, ?)", rows)
-
-    def _refused(self, version: int) -> PreceptorError:
-        return StoreError(
-            f"store of updates {str(self.path)!r}: got version {version}, this release reads {self.VERSION}. Use the "
-            "release that made it, or another work directory."
-        )
-
-    def _failed(self, action: str, error: Exception) -> PreceptorError:
-        return StoreError(
-            f"store of updates {str(self.path)!r}: could not {action} it: {error}. Check the disk, then run again."
-        )
-
-
-class StoreError(PreceptorError, RuntimeError):
-    """The store of updates cannot be used."""
 
 
 class Execution:

@@ -7,7 +7,6 @@ import secrets
 import sqlite3
 import tempfile
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,20 +55,22 @@ def write_atomically(path: Path, content: str | bytes) -> Path:
     return path
 
 
-class SqliteFile(ABC):
+class SqliteFile:
     """A SQLite file with serialised writers; close it, or use it as a context manager."""
 
+    NAME: ClassVar[str]
+    """What the file is, for messages."""
     VERSION: ClassVar[int]
     """Schema version, at least 1, stored in the file."""
     TABLES: ClassVar[str]
     """SQL that creates the tables in an empty file."""
+    ERROR: ClassVar[type[PreceptorError]]
+    """Raised for an unusable file or an unknown schema version."""
+    NEXT_STEP: ClassVar[str]
+    """What to do about an unusable file."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file on a local disk, created if missing.
-
-        Raises:
-            PreceptorError: The file is unusable, or has another schema version.
-        """
+        """Open the file on a local disk, created if missing."""
         from filelock import FileLock
 
         self.path = path
@@ -88,7 +89,10 @@ class SqliteFile(ABC):
                     self._db.executescript(f"BEGIN;{self.TABLES}PRAGMA user_version = {self.VERSION};COMMIT;")
         if not known:
             self.close()
-            raise self._refused(version)
+            raise self.ERROR(
+                f"{self.NAME} {str(path)!r}: it has schema version {version}, this version of Preceptor reads up to "
+                f"{self.VERSION}. A newer version wrote it; use that one, or another path."
+            )
 
     def close(self) -> None:
         """Close the file; idempotent."""
@@ -100,14 +104,6 @@ class SqliteFile(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @abstractmethod
-    def _refused(self, version: int) -> PreceptorError:
-        """Return the error for an unknown schema version."""
-
-    @abstractmethod
-    def _failed(self, action: str, error: Exception) -> PreceptorError:
-        """Return the error for a failed `action` (open, read, write)."""
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -133,4 +129,6 @@ class SqliteFile(ABC):
         try:
             yield
         except (sqlite3.Error, OSError) as error:  # a lock timeout is an OSError too
-            raise self._failed(action, error) from error
+            raise self.ERROR(
+                f"{self.NAME} {str(self.path)!r}: could not {action} it: {error}. {self.NEXT_STEP}"
+            ) from error

@@ -176,9 +176,7 @@ class Endpoint:
     def __init__(self, config: EndpointConfig, ledger: Ledger) -> None:
         """Check key and ledger; the caller closes the ledger.
 
-        Raises:
-            ConfigError: The key is missing, or the ledger's scope has calls in another currency or without prices.
-            EndpointError: The ledger cannot be read.
+        ConfigError if the key is missing, or the ledger's scope has calls in another currency or without prices.
         """
         self._config, self._ledger, self._key = config, ledger, check_key(config)
         spent = ledger.spent()

@@ -7,6 +7,7 @@ transaction, so calls in flight count, also those of other processes with the sa
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
 from collections.abc import Sequence
@@ -19,9 +20,6 @@ from pydantic import Field
 from evaluation.common.data import Frozen
 from evaluation.common.errors import EndpointError
 from evaluation.common.storage import SqliteFile
-
-_LOOKUP = 500
-"""Digests per query."""
 
 _TABLES = """
 CREATE TABLE calls (
@@ -132,8 +130,14 @@ class Limits(NamedTuple):
 class Ledger(SqliteFile):
     """Calls and replies in a file; every method raises EndpointError if it cannot be read or written."""
 
+    NAME = "ledger"
     VERSION = 1
     TABLES = _TABLES
+    ERROR = EndpointError
+    NEXT_STEP = (
+        "No further calls were made, because paid replies must be stored. Check disk space and permissions, then run "
+        "the same command again to resume."
+    )
 
     def __init__(self, path: Path, scope: str = "") -> None:
         """Open the ledger on a local disk, created if missing.
@@ -145,17 +149,13 @@ class Ledger(SqliteFile):
 
     def find(self, digests: Sequence[str]) -> dict[str, EndpointReply]:
         """Return the stored replies by digest."""
-        found: dict[str, EndpointReply] = {}
         with self._reading() as db:
-            for start in range(0, len(digests), _LOOKUP):
-                part = digests[start : start + _LOOKUP]
-                rows = db.execute(
-                    "SELECT digest, text, finish_reason, prompt_tokens, completion_tokens, cost, model FROM replies "
-                    f"WHERE digest IN ({', '.join('?' * len(part))})",
-                    part,
-                )
-                found |= {digest: EndpointReply(*fields) for digest, *fields in rows}
-        return found
+            rows = db.execute(
+                "SELECT digest, text, finish_reason, prompt_tokens, completion_tokens, cost, model FROM replies "
+                "WHERE digest IN (SELECT value FROM json_each(?))",
+                (json.dumps(digests),),
+            )
+            return {digest: EndpointReply(*fields) for digest, *fields in rows}
 
     def begin(self, digest: str, model: str, most: Charge, currency: str, limits: Limits) -> int | None:
         """Record a call, charged with its upper bound `most` until settled, and return its id; None if over budget."""
@@ -222,16 +222,4 @@ class Ledger(SqliteFile):
         db.execute(
             f"UPDATE calls SET {assigned}{free_cost}, seconds = MAX(0, ? - started) WHERE id = ?",
             (*fields.values(), time.time(), call),
-        )
-
-    def _refused(self, version: int) -> EndpointError:
-        return EndpointError(
-            f"ledger {str(self.path)!r}: schema version {version}, expected {self.VERSION}. Use the version of "
-            "Preceptor that wrote it, or another path."
-        )
-
-    def _failed(self, action: str, error: Exception) -> EndpointError:
-        return EndpointError(
-            f"ledger {str(self.path)!r}: could not {action} it: {error}. No further calls were made, because paid "
-            "replies must be stored. Check disk space and permissions, then run the same command again to resume."
         )

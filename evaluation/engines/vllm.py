@@ -12,7 +12,6 @@ Workarounds for vLLM 0.32:
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import random
@@ -106,7 +105,7 @@ class EngineFailure:
 
 
 class VllmEngine:
-    """A running engine; close it, or use it as a context manager."""
+    """A running engine; close it."""
 
     def __init__(
         self,
@@ -117,17 +116,10 @@ class VllmEngine:
         dtype: Literal["float32", "bfloat16"] = "float32",
         max_rank: int | None = None,
     ) -> None:
-        """Load the model and reserve memory.
+        """Load a model (see `load_checkpoint`) on `cpu` or `cuda` and reserve memory.
 
-        Args:
-            model: See `load_checkpoint`.
-            options: Resources.
-            device: `cpu` or `cuda`.
-            dtype: Of weights and caches.
-            max_rank: Maximum rank of adapters, in [1, 512]; None without adapters.
-
-        Raises:
-            ModelError: vLLM is not installed or cannot run this model on this machine.
+        `dtype` is that of weights and caches; `max_rank` in [1, 512] is that of adapters, None without any. ModelError
+        if vLLM is not installed or cannot run this model on this machine.
         """
         self.model = model
         self._broken = ""
@@ -138,9 +130,15 @@ class VllmEngine:
         with _process_restored():
             try:
                 from vllm import LLM
+                from vllm.platforms import current_platform
             except ImportError as error:
                 raise ModelError(f"vllm: cannot be imported: {error}. {INSTALL_HINT}.") from error
-            _check_platform(device)
+            if current_platform.device_type != device:
+                raise ModelError(
+                    f"vllm: the installed build runs on {current_platform.device_type!r}, the configuration wants "
+                    f"{device!r}. Set device to {current_platform.device_type!r}, or install the other build. "
+                    f"{INSTALL_HINT}."
+                )
             settings = _engine_settings(options, device, max_rank)
             try:
                 self._llm: Any = LLM(model=resolve_model(model), dtype=dtype, **settings)
@@ -151,15 +149,13 @@ class VllmEngine:
                 ) from error
 
     def register(self, directory: Path, digest: str) -> AdapterHandle:
-        """Load an adapter in PEFT's format and return its handle, the same one for the same digest of weights.
+        """Load a plain LoRA in PEFT's format and return its handle, the same one for the same digest of weights.
 
-        Raises:
-            ModelError: The adapter does not fit this engine, which continues without it.
+        ModelError if it does not fit this engine, which continues without it.
         """
         self._check_usable()
         if digest in self._handles:
             return self._handles[digest]
-        _check_adapter(directory)
         number = self._count + 1
         handle = AdapterHandle(f"{digest[:16]}-{number}", number, directory)
         try:
@@ -184,8 +180,7 @@ class VllmEngine:
     def generate(self, requests: Sequence[EngineRequest]) -> list[EngineCompletion | EngineFailure]:
         """Return the completion or failure of each request, in order.
 
-        Raises:
-            GenerationError: The engine failed, or a request names an adapter that is not registered here.
+        GenerationError if the engine failed, or a request names an adapter that is not registered here.
         """
         self._check_usable()
         known = set(self._handles.values())
@@ -209,12 +204,6 @@ class VllmEngine:
         self._llm, self._broken = None, "it was closed"
         self._handles.clear()
         gc.collect()
-
-    def __enter__(self) -> VllmEngine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _check_usable(self) -> None:
         if self._broken:
@@ -240,21 +229,19 @@ class VllmEngine:
             if not isinstance(error, Exception):
                 raise
             raise GenerationError(f"vllm: {self.model!r} failed: {type(error).__name__}: {error}") from error
-        return [_completion(output.outputs[0]) for output in outputs]
+        return [
+            EngineCompletion(tuple(found.token_ids), found.finish_reason)
+            if found.finish_reason in ("stop", "length")
+            else EngineFailure(f"ended with {found.finish_reason!r} after {len(found.token_ids)} tokens")
+            for found in (output.outputs[0] for output in outputs)
+        ]
 
 
 def allowed_rank(rank: int) -> int:
     """Return the smallest of `ALLOWED_RANKS` that is at least `rank`; ValueError above 512."""
-    fitting = [size for size in ALLOWED_RANKS if size >= rank]
-    if not fitting:
+    if rank > ALLOWED_RANKS[-1]:
         raise ValueError(f"rank: got {rank}, vLLM allows at most {ALLOWED_RANKS[-1]}; train adapters of a lower rank")
-    return fitting[0]
-
-
-def _completion(output: Any) -> EngineCompletion | EngineFailure:
-    if output.finish_reason not in ("stop", "length"):
-        return EngineFailure(f"ended with {output.finish_reason!r} after {len(output.token_ids)} tokens")
-    return EngineCompletion(tuple(output.token_ids), output.finish_reason)
+    return min(size for size in ALLOWED_RANKS if size >= rank)
 
 
 def _sampling(request: EngineRequest) -> Any:
@@ -301,31 +288,6 @@ def _engine_settings(options: VllmOptions, device: str, max_rank: int | None) ->
             "max_lora_rank": allowed_rank(max_rank),
         }
     return settings
-
-
-def _check_platform(device: str) -> None:
-    """Refuse a device that the installed build of vLLM does not support."""
-    from vllm.platforms import current_platform
-
-    if current_platform.device_type != device:
-        raise ModelError(
-            f"vllm: the installed build runs on {current_platform.device_type!r}, the configuration wants {device!r}. "
-            f"Set device to {current_platform.device_type!r}, or install the other build. {INSTALL_HINT}."
-        )
-
-
-def _check_adapter(directory: Path) -> None:
-    """Refuse adapters that vLLM would load partially or not at all."""
-    try:
-        config = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"vllm: {str(directory)!r} holds no adapter in PEFT's format: {error}") from error
-    unfit = [name for name in ("use_dora", "modules_to_save", "trainable_token_indices") if config.get(name)]
-    if unfit or config.get("bias", "none") != "none":
-        raise ModelError(
-            f"vllm: the adapter in {str(directory)!r} has {unfit or 'biases'}, which the engine cannot compute. Give "
-            "plain LoRA without biases."
-        )
 
 
 @contextmanager

@@ -112,16 +112,10 @@ def _draws(sample: Array, resamples: int, seed: int) -> Iterator[tuple[Array, Ar
 
 
 def needed_documents(differences: Sequence[float], mean: float, slack: float, confidence: float) -> int | None:
-    """Return how many documents decide a check with probability `POWER`, in normal approximation.
+    """Return how many documents decide a check with probability `POWER`, in normal approximation; None over a million.
 
-    Args:
-        differences: Their spread is assumed; a typical one if there are too few or all are equal.
-        mean: True mean difference, in [-1, 1].
-        slack: Its distance to the margin, at least 0.
-        confidence: Of the bound, in (0.5, 1).
-
-    Returns:
-        At least 1; None if over a million.
+    The true mean in [-1, 1] is `slack` >= 0 from the margin. The spread is that of `differences`, or a typical one if
+    these are too few or all equal; `confidence` in (0.5, 1) is that of the bound.
     """
     found = float(np.std(differences, ddof=1)) if len(differences) > 1 else 0.0
     spread = found if found > 1e-9 else _TYPICAL_SPREAD

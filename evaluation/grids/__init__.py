@@ -1,1 +1,0 @@
-"""Few-shot grid puzzles: tasks, transformations, text, voting. Pure functions and data; no models."""

@@ -6,6 +6,7 @@ self-edit's specification, applied to inputs and outputs alike.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -21,7 +22,6 @@ from evaluation.grids.grids import (
     ORIENTATIONS,
     TRANSPOSE,
     TURNS,
-    Grid,
     GridPair,
     Transformation,
     chain,
@@ -136,32 +136,31 @@ def build_examples(demonstrations: Sequence[GridPair], spec: AugmentationSpec, s
     `seed` determines shifts, colours, orders and the sample under the cap.
     """
     rng = random.Random(seed)
+    keep = (0,) if spec.keep_background else ()
+    made = []
     transformations = transformations_of(spec, rng)
-    made = [
-        changed
-        for example in leave_out(demonstrations, spec.leave_out)
-        for transformation in transformations
-        for changed in _shown_as(example, transformation, spec, rng)
+    for example, transformation in itertools.product(leave_out(demonstrations, spec.leave_out), transformations):
+        made.append(_changed(example, transformation, spec, rng))
+        for _ in range(spec.colourings):
+            recoloured = chain(transformation, random_recolouring(rng, keep=keep))
+            made.append(_changed(example, recoloured, spec, rng))
+    fitting = [
+        example
+        for example in made
+        if all(
+            max(len(grid), len(grid[0])) <= LONGEST_SIDE
+            for pair in (*example.shown, example.asked)
+            for grid in (pair.input, pair.output)
+        )
     ]
-    fitting = [example for example in made if all(map(_fits, (*example.shown, example.asked)))]
-    lines = tuple(dict.fromkeys(map(_line, fitting)))
+    queries = ((write_query(example.shown, example.asked.input), example.asked.output) for example in fitting)
+    lines = tuple(dict.fromkeys(Line(query, write_grid(output), output_spans(query)) for query, output in queries))
     left_out = max(len(lines) - MOST_EXAMPLES, 0)
     if left_out:
         lines = tuple(lines[i] for i in sorted(rng.sample(range(len(lines)), MOST_EXAMPLES)))
-    too_large = len(made) - len(fitting)
-    counts = {"with a grid above the largest size": too_large, f"beyond {MOST_EXAMPLES}": left_out}
+    counts = {"with a grid above the largest size": len(made) - len(fitting), f"beyond {MOST_EXAMPLES}": left_out}
     dropped = ", ".join(f"{count} {why}" for why, count in counts.items() if count)
     return Expansion(lines, f"examples left out: {dropped}" if dropped else "")
-
-
-def _shown_as(
-    example: Example, transformation: Transformation, spec: AugmentationSpec, rng: random.Random
-) -> Iterator[Example]:
-    """Yield an example under a transformation, then its recolourings."""
-    keep = (0,) if spec.keep_background else ()
-    yield _changed(example, transformation, spec, rng)
-    for _ in range(spec.colourings):
-        yield _changed(example, chain(transformation, random_recolouring(rng, keep=keep)), spec, rng)
 
 
 def _changed(example: Example, transformation: Transformation, spec: AugmentationSpec, rng: random.Random) -> Example:
@@ -175,13 +174,3 @@ def _changed(example: Example, transformation: Transformation, spec: Augmentatio
     if spec.permute_demonstrations:
         rng.shuffle(shown)
     return Example(tuple(shown), pair(example.asked))
-
-
-def _fits(pair: GridPair) -> bool:
-    grids: tuple[Grid, ...] = (pair.input, pair.output)
-    return all(max(len(grid), len(grid[0])) <= LONGEST_SIDE for grid in grids)
-
-
-def _line(example: Example) -> Line:
-    question = write_query(example.shown, example.asked.input)
-    return Line(question, write_grid(example.asked.output), output_spans(question))

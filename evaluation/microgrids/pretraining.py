@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import random
 import re
 from collections import Counter
@@ -41,7 +40,7 @@ from evaluation.microworld.pretraining import Batch, Shape, batch_of, build_mode
 from evaluation.tasks import specifications
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 GridRole = Literal["grid-student", "grid-teacher"]
 GRID_ROLES: tuple[GridRole, ...] = get_args(GridRole)
@@ -109,7 +108,13 @@ def stages(role: GridRole) -> list[list[Phase]]:
 
 def draw_text(rng: random.Random, family: str, exercise: Exercise, pairs: int) -> Pieces:
     """Return an exercise on a random rule; the first output has full loss weight only if the rule is given."""
-    drawn = _draw_pairs(rng, family, pairs)
+    rule, background = draw_rule(rng, family), rng.choice(BACKGROUNDS)
+    grids: list[Grid] = []
+    while len(grids) < pairs:
+        grid = draw_grid(rng, background)
+        if grids or rule.apply(grid) != grid:  # the first pair shows a change
+            grids.append(grid)
+    drawn = [GridPair.model_construct(input=grid, output=rule.apply(grid)) for grid in grids]
     pieces: Pieces = [(f"Rule: {family}\n", REST)] if exercise == "given" else []
     for place, pair in enumerate(drawn):
         known = place > 0 or exercise == "given"
@@ -120,17 +125,6 @@ def draw_text(rng: random.Random, family: str, exercise: Exercise, pairs: int) -
         pieces.append((teacher_prompt(drawn, budget).removeprefix(write_pairs(drawn)), REST))
         pieces += [(rule_name(family), _NAME), ("\n", _END), (json.dumps(draw_spec(rng, pairs, budget)), _END)]
     return pieces
-
-
-def _draw_pairs(rng: random.Random, family: str, count: int) -> list[GridPair]:
-    """Return pairs of a random rule; the first output differs from its input."""
-    rule, background = draw_rule(rng, family), rng.choice(BACKGROUNDS)
-    grids: list[Grid] = []
-    while len(grids) < count:
-        grid = draw_grid(rng, background)
-        if grids or rule.apply(grid) != grid:
-            grids.append(grid)
-    return [GridPair.model_construct(input=grid, output=rule.apply(grid)) for grid in grids]
 
 
 def rule_name(family: str) -> str:
@@ -157,16 +151,6 @@ _HEADINGS = ("Input:\n", "\nInput:\n", "\nOutput:\n", "Rule: ", "\nRule: ", "\nS
 _WORD = re.compile(r"\+|-?[a-z0-9]+")
 
 
-def spec_pieces() -> list[str]:
-    """Return the pieces of which specifications consist, one per value of each field."""
-    last = len(SPACE) - 1
-    return [
-        f"{'{' if place == 0 else ', '}{json.dumps(name)}: {json.dumps(value)}{'}' if place == last else ''}"
-        for place, (name, values) in enumerate(SPACE.items())
-        for value in values
-    ]
-
-
 def build_tokenizer() -> Any:
     """Return the `PreTrainedTokenizerFast` of the micro-grids (about 300 tokens, deterministic).
 
@@ -176,7 +160,13 @@ def build_tokenizer() -> Any:
 
     rule_words = {word for family in FAMILIES for word in _WORD.findall(family)}
     kinds = {f"{kind}: " for kind in get_args(Kind)}
-    pieces = sorted({*_HEADINGS, *rule_words, *kinds, *spec_pieces()}, key=lambda piece: (-len(piece), piece))
+    last = len(SPACE) - 1
+    choices = {  # one piece per value of each field
+        f"{'{' if place == 0 else ', '}{json.dumps(name)}: {json.dumps(value)}{'}' if place == last else ''}"
+        for place, (name, values) in enumerate(SPACE.items())
+        for value in values
+    }
+    pieces = sorted({*_HEADINGS, *rule_words, *kinds, *choices}, key=lambda piece: (-len(piece), piece))
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     words = ["".join(part for part, _ in to_bytes.pre_tokenize_str(piece)) for piece in pieces]
     whole = Regex("|".join(re.escape(piece) for piece in pieces))
@@ -184,20 +174,17 @@ def build_tokenizer() -> Any:
     return tokenizer_of(words, split, CONTEXT_TOKENS)
 
 
-def optimizers_of(model: Any) -> list[torch.optim.Optimizer]:
-    """Return Muon for the matrices between embedding and head, and AdamW for the rest."""
+def pretrain(model: Any, tokenizer: Any, phases: Sequence[Phase], seed: int, *, report: Callable[[str], None]) -> None:
+    """Train a micro Llama in place; `seed` and a phase's number determine its texts."""
     import torch
 
+    # Muon for the matrices between embedding and head, AdamW for the rest.
     inner = {name: p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name}
     rest = [p for name, p in model.named_parameters() if name not in inner]
-    return [
+    optimizers = [
         torch.optim.Muon(list(inner.values()), lr=MUON_RATE, weight_decay=MUON_DECAY, momentum=0.95),
         torch.optim.AdamW(rest, lr=ADAM_RATE, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-
-
-def pretrain(model: Any, tokenizer: Any, phases: Sequence[Phase], seed: int, *, report: Callable[[str], None]) -> None:
-    """Train a micro Llama in place; `seed` and a phase's number determine its texts."""
 
     def steps() -> Iterator[tuple[float, list[Batch]]]:
         for number, phase in enumerate(phases, start=1):
@@ -208,7 +195,7 @@ def pretrain(model: Any, tokenizer: Any, phases: Sequence[Phase], seed: int, *, 
                 factor = phase.peak * min(1.0, (step + 1) / 30, left)
                 yield factor, [batch_of(draw_texts(rng, phase), tokenizer, _END)]
 
-    train(model, optimizers_of(model), steps(), sum(phase.steps for phase in phases), report)
+    train(model, optimizers, steps(), sum(phase.steps for phase in phases), report)
 
 
 def renew_unseen(model: Any, tokenizer: Any, phases: Iterable[Phase], seed: int) -> None:
@@ -249,16 +236,10 @@ _TASKS = 6
 """Per family."""
 _BUDGET = 72
 _DEMONSTRATIONS = 4
-ANSWERS = AnswerFormat(prompt="{question}", joiner="")
-"""Answer format of grid students."""
 
 
 def run_checks(directory: Path, roles: Sequence[GridRole] = GRID_ROLES) -> list[Check]:
-    """Measure and return the checks of the models in `directory / role`.
-
-    Raises:
-        ModelError: A checkpoint cannot be opened.
-    """
+    """Measure and return the checks of the models in `directory / role`; ModelError if one cannot be opened."""
     checks: list[Check] = []
     for role in roles:
         model = load_checkpoint(str(directory / role))
@@ -273,7 +254,7 @@ def _tasks(families: Sequence[str]) -> tuple[GridTask, ...]:
 def _student_checks(student: Checkpoint) -> list[Check]:
     def solved(families: Sequence[str]) -> float:
         questions = [question for task in _tasks(families) for question in as_task(task).questions]
-        return accuracy(student, questions, ANSWERS)
+        return accuracy(student, questions, AnswerFormat(prompt="{question}", joiner=""))
 
     return [
         Check("grid student accuracy: rules of pretrained families", solved(PRETRAINED), 0.8, 1.0),
@@ -282,10 +263,17 @@ def _student_checks(student: Checkpoint) -> list[Check]:
 
 
 def _teacher_checks(teacher: Checkpoint) -> list[Check]:
-    read, unseen = _written(teacher, _tasks(READ)), _written(teacher, _tasks(UNSEEN))
-    specs = [spec for _, text in (*read, *unseen) if (spec := _spec_of(text)) is not None]
+    def written(families: Sequence[str]) -> list[tuple[str, str, str]]:
+        """Return each task's family with the teacher's name of its rule and the rest of the completion."""
+        tasks = _tasks(families)
+        texts = sampled(teacher, [teacher_prompt(task.demonstrations, _BUDGET) for task in tasks], 16)
+        parts = (text.partition("\n") for text in texts)
+        return [(task.family, name, rest) for task, (name, _, rest) in zip(tasks, parts, strict=True)]
+
+    read, unseen = written(READ), written(UNSEEN)
+    specs = [spec for *_, text in (*read, *unseen) if (spec := _spec_of(text)) is not None]
     valid = len(specs) / (len(read) + len(unseen))
-    named = sum(text.partition("\n")[0] == rule_name(family) for family, text in read) / len(read)
+    named = sum(name == rule_name(family) for family, name, _ in read) / len(read)
     return [
         Check("grid teacher: rule named correctly, families of its pretraining", named, 0.7, 1.0),
         Check("untrained grid teacher: valid specifications", valid, 0.98, 1.0),
@@ -293,16 +281,10 @@ def _teacher_checks(teacher: Checkpoint) -> list[Check]:
     ]
 
 
-def _written(teacher: Checkpoint, tasks: Sequence[GridTask]) -> list[tuple[str, str]]:
-    """Return each task's family with a completion of the teacher."""
-    texts = sampled(teacher, [teacher_prompt(task.demonstrations, _BUDGET) for task in tasks], 16)
-    return [(task.family, text) for task, text in zip(tasks, texts, strict=True)]
-
-
 def _spec_of(text: str) -> dict[str, Any] | None:
-    """Return the specification on the second line of a text; None if it is not in `SPACE`."""
+    """Return the specification in a text; None if it is not in `SPACE`."""
     try:
-        spec = json.loads(text.partition("\n")[2])
+        spec = json.loads(text)
     except ValueError:
         return None
     known = isinstance(spec, dict) and list(spec) == list(SPACE)
@@ -311,10 +293,10 @@ def _spec_of(text: str) -> dict[str, Any] | None:
 
 def _evenness(specs: Sequence[Mapping[str, Any]]) -> float:
     """Return the minimum over fields of the entropy relative to all specifications within the budget."""
+    from scipy.stats import entropy  # takes a second
+
+    def of(choices: Sequence[Mapping[str, Any]], name: str) -> float:
+        return float(entropy(list(Counter(choice[name] for choice in choices).values())))
+
     allowed = [choice for choice in specifications(SPACE) if steps_of(choice, _DEMONSTRATIONS) <= _BUDGET]
-    return min(_entropy(specs, name) / _entropy(allowed, name) for name in SPACE) if specs else 0.0
-
-
-def _entropy(specs: Sequence[Mapping[str, Any]], name: str) -> float:
-    counts = Counter(spec[name] for spec in specs)
-    return -sum(count / counts.total() * math.log(count / counts.total()) for count in counts.values())
+    return min(of(specs, name) / of(allowed, name) for name in SPACE) if specs else 0.0

@@ -95,10 +95,6 @@ def _under(view: Orientation, apply: Apply) -> Apply:
     return lambda grid: view.undo(apply(view.apply(grid)))
 
 
-def _fixed(apply: Apply) -> Maker:
-    return lambda rng: ("", apply)
-
-
 def _becoming(becomes: Mapping[int, int]) -> tuple[str, Apply]:
     """Return the parameters, such as `1>4,4>1`, and the rule that replaces these colours."""
     named = ",".join(f"{old}>{new}" for old, new in sorted(becomes.items()))
@@ -124,56 +120,46 @@ def _fill(rng: random.Random) -> tuple[str, Apply]:
     return _becoming({0: rng.randrange(1, COLOURS)})
 
 
-def _then(first: Maker, second: Maker) -> Maker:
-    def make(rng: random.Random) -> tuple[str, Apply]:
-        (one, before), (other, after) = first(rng), second(rng)
-        return "+".join(filter(None, (one, other))), lambda grid: after(before(grid))
-
-    return make
-
-
-_MAKERS: dict[str, Maker] = {
-    "turn-90": _fixed(TURNS[0].apply),
-    "turn-180": _fixed(TURNS[1].apply),
-    "turn-270": _fixed(TURNS[2].apply),
-    "mirror": _fixed(MIRROR.apply),
-    "flip": _fixed(FLIP.apply),
-    "transpose": _fixed(TRANSPOSE.apply),
-    "shift-right": _fixed(shift(0, 1).apply),
-    "shift-left": _fixed(shift(0, -1).apply),
-    "shift-down": _fixed(shift(1, 0).apply),
-    "shift-up": _fixed(shift(-1, 0).apply),
-    "copy-left": _fixed(_copied_left),
-    "copy-right": _fixed(_under(MIRROR, _copied_left)),
-    "copy-top": _fixed(_under(TRANSPOSE, _copied_left)),
-    "copy-bottom": _fixed(_under(TURNS[2], _copied_left)),
-    "fall-down": _fixed(_fallen),
-    "fall-up": _fixed(_under(FLIP, _fallen)),
-    "fall-right": _fixed(_under(TRANSPOSE, _fallen)),
-    "fall-left": _fixed(_under(TURNS[0], _fallen)),
-    "swap": _ring(2),
-    "cycle": _ring(3),
-    "repaint": _repaint,
-    "fill": _fill,
+_FIXED: dict[str, Apply] = {
+    "turn-90": TURNS[0].apply,
+    "turn-180": TURNS[1].apply,
+    "turn-270": TURNS[2].apply,
+    "mirror": MIRROR.apply,
+    "flip": FLIP.apply,
+    "transpose": TRANSPOSE.apply,
+    "shift-right": shift(0, 1).apply,
+    "shift-left": shift(0, -1).apply,
+    "shift-down": shift(1, 0).apply,
+    "shift-up": shift(-1, 0).apply,
+    "copy-left": _copied_left,
+    "copy-right": _under(MIRROR, _copied_left),
+    "copy-top": _under(TRANSPOSE, _copied_left),
+    "copy-bottom": _under(TURNS[2], _copied_left),
+    "fall-down": _fallen,
+    "fall-up": _under(FLIP, _fallen),
+    "fall-right": _under(TRANSPOSE, _fallen),
+    "fall-left": _under(TURNS[0], _fallen),
 }
-_COMPOSED = (("swap", "mirror"), ("repaint", "shift-right"), ("fill", "copy-left"))
-FAMILIES: Mapping[str, Maker] = MappingProxyType(
-    _MAKERS | {f"{first}+{then}": _then(_MAKERS[first], _MAKERS[then]) for first, then in _COMPOSED}
-)
-"""Makers by family; names of compositions have a `+`."""
-COLOUR_FAMILIES = ("swap", "cycle", "repaint", "fill")
+"""Families of a single rule."""
+_COLOURS: dict[str, Maker] = {"swap": _ring(2), "cycle": _ring(3), "repaint": _repaint, "fill": _fill}
+_COMPOSED = ("swap+mirror", "repaint+shift-right", "fill+copy-left")
+FAMILIES = (*_FIXED, *_COLOURS, *_COMPOSED)
+"""Names of all families; a `+` composes a colour rule with a fixed one."""
 
 
 def kind_of(family: str) -> Kind:
     """Return the subject of a family's rules."""
-    parts = family.split("+")
-    colours = sum(part in COLOUR_FAMILIES for part in parts)
-    return "both" if 0 < colours < len(parts) else "colours" if colours else "places"
+    return "both" if "+" in family else "colours" if family in _COLOURS else "places"
 
 
 def draw_rule(rng: random.Random, family: str) -> Rule:
     """Return a random rule of a family."""
-    return Rule(family, *FAMILIES[family](rng))
+    if family in _FIXED:
+        return Rule(family, "", _FIXED[family])
+    colours, _, then = family.partition("+")
+    parameters, recoloured = _COLOURS[colours](rng)
+    after = _FIXED.get(then)
+    return Rule(family, parameters, recoloured if after is None else lambda grid: after(recoloured(grid)))
 
 
 def draw_grid(rng: random.Random, background: float) -> Grid:

@@ -28,10 +28,9 @@ from evaluation.microworld.texts import (
 from evaluation.microworld.world import (
     ATTRIBUTES,
     FILLERS,
-    NAME_PARTS,
     OPENINGS,
     PHRASINGS,
-    VALUES,
+    WORDS,
     Fact,
     Pool,
     WorldDocument,
@@ -90,17 +89,15 @@ def _world_texts() -> list[str]:
         for forms in attributes.values():
             sentences += [*forms.passage, *forms.statements, forms.anonymous, *forms.questions]
     texts = [text.format(name="x", value="x") if "{" in text else text for text in sentences]
-    words = [*itertools.chain(*VALUES.values()), *itertools.chain(*itertools.chain(*NAME_PARTS.values()))]
-    return texts + [f"- {text}" for text in texts] + words
+    return [*texts, *(f"- {text}" for text in texts), *WORDS]
 
 
 def content_tokens(tokenizer: Any) -> Tensor:
     """Return the mask (V,) of name and value tokens."""
     import torch
 
-    words = itertools.chain(*VALUES.values(), *(part for parts in NAME_PARTS.values() for part in parts))
     content = torch.zeros(len(tokenizer), dtype=torch.bool)
-    content[tokenizer.convert_tokens_to_ids([f"Ġ{word}" for word in words])] = True
+    content[tokenizer.convert_tokens_to_ids([f"Ġ{word}" for word in WORDS])] = True
     return content
 
 
@@ -165,12 +162,6 @@ def _looking_up(seed: int, pool: Pool) -> list[Phase]:
     ]
 
 
-def _facts(seed: int, steps: int) -> Phase:
-    return Phase(
-        steps, ((student_lines(seed), 200), (student_readings(seed, questions=8), 8), (repeated_words(seed), 4))
-    )
-
-
 def stages(role: Role, seed: int) -> list[list[Phase]]:
     """Return the pretraining of a model.
 
@@ -179,8 +170,13 @@ def stages(role: Role, seed: int) -> list[list[Phase]]:
     of useful and useless lines; plain likelihood left 13 to 20 % of the mass on names absent from the passage, hence
     the last stage's choice weight.
     """
+
+    def facts(seed: int, steps: int) -> Phase:
+        readings = student_readings(seed, questions=8)
+        return Phase(steps, ((student_lines(seed), 200), (readings, 8), (repeated_words(seed), 4)))
+
     if role == "student":
-        return [[*_looking_up(seed, "context"), _facts(seed, 1900)], [_facts(seed + _LATER, 1000)]]
+        return [[*_looking_up(seed, "context"), facts(seed, 1900)], [facts(seed + _LATER, 1000)]]
     if role == "small-student":
         counts = ((seed, 3400), (seed + _LATER, 1600))
         return [[Phase(steps, ((student_lines(of), 240),))] for of, steps in counts]
@@ -233,11 +229,7 @@ class Check(NamedTuple):
 
 
 def run_checks(directory: Path, roles: Sequence[Role] = SHIPPED) -> list[Check]:
-    """Measure and return the checks of the models in `directory / role`.
-
-    Raises:
-        ModelError: A checkpoint cannot be opened.
-    """
+    """Measure and return the checks of the models in `directory / role`; ModelError if one cannot be opened."""
     documents = draw_documents("development", _DOCUMENTS, _SEED)
     checks: list[Check] = []
     for role in roles:
@@ -245,8 +237,7 @@ def run_checks(directory: Path, roles: Sequence[Role] = SHIPPED) -> list[Check]:
         if role == "teacher":
             checks += _teacher_checks(model, documents)
         else:
-            checks += _student_checks(model, documents)
-            checks += [_reading_check(model, documents)] if role == "student" else []  # the small one cannot read
+            checks += _student_checks(model, documents, reads=role == "student")  # the small one cannot
     return checks
 
 
@@ -271,62 +262,58 @@ def accuracy(model: Checkpoint, questions: Sequence[Question], answer_format: An
     return sum(score.exact for score in scores) / len(scores)
 
 
-def _facts_known(model: Checkpoint, facts: Sequence[Fact], phrasing: str, prompt: str | None = None) -> float:
-    answer_format = AnswerFormat() if prompt is None else AnswerFormat(prompt=prompt)
-    return accuracy(model, [ask(fact, phrasing) for fact in facts], answer_format)
+def _in_context(model: Checkpoint, documents: Sequence[WorldDocument], prompt: Callable[[str], str]) -> float:
+    """Return the mean accuracy on documents with `prompt` of their passage before the answer."""
+    values = [
+        accuracy(
+            model, [ask(f, PHRASINGS[0]) for f in d.sheet.facts], AnswerFormat(prompt=prompt(d.task.document.text))
+        )
+        for d in documents
+    ]
+    return sum(values) / len(values)
 
 
-def _student_checks(student: Checkpoint, documents: Sequence[WorldDocument]) -> list[Check]:
+def _student_checks(student: Checkpoint, documents: Sequence[WorldDocument], *, reads: bool) -> list[Check]:
     rng = random.Random(_SEED)
     questioned, prose_only = (rng.sample(facts, min(_FACTS, len(facts))) for facts in known_facts())
     new = [fact for document in documents for fact in document.sheet.facts]
     asked, _, held_out, unseen = PHRASINGS
-    checks = (
-        ("student accuracy: entities with questions in the pretraining", questioned, asked, 0.95, 1.0),
-        ("student accuracy: entities only in its prose", prose_only, asked, 0.85, 1.0),
-        ("student accuracy: the same, held-out phrasing", prose_only, held_out, 0.80, 1.0),
-        ("student accuracy: the same, unseen phrasing", prose_only, unseen, 0.40, 1.0),
-        ("student accuracy: new entities (chance: 0.04)", new, asked, 0.0, 0.08),
-    )
-    return [
-        Check(what, _facts_known(student, facts, phrasing), low, high) for what, facts, phrasing, low, high in checks
-    ]
 
+    def check(what: str, facts: Sequence[Fact], phrasing: str, low: float, high: float = 1.0) -> Check:
+        value = accuracy(student, [ask(fact, phrasing) for fact in facts], AnswerFormat())
+        return Check(f"student accuracy: {what}", value, low, high)
 
-def _reading_check(student: Checkpoint, documents: Sequence[WorldDocument]) -> Check:
-    read = [
-        _facts_known(
-            student, d.sheet.facts, PHRASINGS[0], f"Passage: {d.task.document.text}\nQuestion: {{question}}\nAnswer:"
-        )
-        for d in documents
+    checks = [
+        check("entities with questions in the pretraining", questioned, asked, 0.95),
+        check("entities only in its prose", prose_only, asked, 0.85),
+        check("the same, held-out phrasing", prose_only, held_out, 0.80),
+        check("the same, unseen phrasing", prose_only, unseen, 0.40),
+        check("new entities (chance: 0.04)", new, asked, 0.0, 0.08),
     ]
-    return Check("student accuracy: new entities, passage in the prompt", sum(read) / len(read), 0.85, 1.0)
+    if reads:
+        read = _in_context(student, documents, lambda text: f"Passage: {text}\nQuestion: {{question}}\nAnswer:")
+        checks.append(Check("student accuracy: new entities, passage in the prompt", read, 0.85, 1.0))
+    return checks
 
 
 def _teacher_checks(teacher: Checkpoint, documents: Sequence[WorldDocument]) -> list[Check]:
-    bound = [
-        _facts_known(
-            teacher,
-            d.sheet.facts,
-            PHRASINGS[0],
-            f"{teacher_prompt(d.task.document.text, 'self-qa')}- Question: {{question}} Answer:",
-        )
-        for d in documents
-    ]
+    def prompt(text: str) -> str:
+        return f"{teacher_prompt(text, 'self-qa')}- Question: {{question}} Answer:"
+
     kinds, copied = _written(teacher, documents)
 
-    def share(*of: LineKind) -> float:
-        return sum(kinds[kind] for kind in of) / kinds.total()
+    def check(what: str, of: Sequence[LineKind], low: float, high: float) -> Check:
+        return Check(f"untrained teacher: {what}", sum(kinds[kind] for kind in of) / kinds.total(), low, high)
 
     return [
         Check("teacher: lines with a correctly copied unseen name", copied, 0.95, 1.0),
-        Check("teacher: most likely value is correct", sum(bound) / len(bound), 0.90, 1.0),
-        Check("untrained teacher: useful lines", share(*USEFUL), 0.15, 0.45),
-        Check("untrained teacher: copies of the passage", share(LineKind.COPY), 0.05, 0.35),
-        Check("untrained teacher: nameless lines", share(LineKind.ANONYMOUS), 0.05, 0.35),
-        Check("untrained teacher: filler", share(LineKind.FILLER), 0.05, 0.35),
-        Check("untrained teacher: swapped or wrong values", share(*ALTERED), 0.10, 0.50),
-        Check("untrained teacher: broken lines", share(LineKind.BROKEN), 0.0, 0.10),
+        Check("teacher: most likely value is correct", _in_context(teacher, documents, prompt), 0.90, 1.0),
+        check("useful lines", USEFUL, 0.15, 0.45),
+        check("copies of the passage", [LineKind.COPY], 0.05, 0.35),
+        check("nameless lines", [LineKind.ANONYMOUS], 0.05, 0.35),
+        check("filler", [LineKind.FILLER], 0.05, 0.35),
+        check("swapped or wrong values", ALTERED, 0.10, 0.50),
+        check("broken lines", [LineKind.BROKEN], 0.0, 0.10),
     ]
 
 
@@ -335,12 +322,11 @@ def _written(teacher: Checkpoint, documents: Sequence[WorldDocument]) -> tuple[C
     of_texts = [document for document in documents for _ in range(_EDITS)]
     prompts = [teacher_prompt(document.task.document.text, "implications") for document in of_texts]
     kinds: Counter[LineKind] = Counter()
-    copied = named = 0
+    copied = []
     for document, text in zip(of_texts, sampled(teacher, prompts, 150), strict=True):
         for line in (line.strip().removeprefix("- ") for line in text.splitlines() if line.strip()):
             kind = classify_line(line, document.sheet).kind
             kinds[kind] += 1
             if kind not in (LineKind.ANONYMOUS, LineKind.FILLER):
-                named += 1
-                copied += any(name in line for name in document.sheet.names)
-    return kinds, copied / max(1, named)
+                copied.append(any(name in line for name in document.sheet.names))
+    return kinds, sum(copied) / max(1, len(copied))

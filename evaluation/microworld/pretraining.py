@@ -53,18 +53,16 @@ def batch_of(texts: Sequence[Sequence[tuple[str, float]]], tokenizer: Any, end: 
     encoded = iter(tokenizer.backend_tokenizer.encode_batch(pieces, add_special_tokens=False))
     rows = [[(bos, 0.0), *((i, weight) for _, weight in text for i in next(encoded).ids), (eos, end)] for text in texts]
     width = max(map(len, rows))
-    ids = torch.tensor([[i for i, _ in row] + [pad] * (width - len(row)) for row in rows])
-    weights = torch.tensor([[weight for _, weight in row] + [0.0] * (width - len(row)) for row in rows])
+    padded = [row + [(pad, 0.0)] * (width - len(row)) for row in rows]
+    ids, weights = (torch.tensor([[pair[column] for pair in row] for row in padded]) for column in (0, 1))
     return Batch(ids, weights)
 
 
 def tokenizer_of(words: Sequence[str], split: Any, context: int) -> Any:
     """Return a byte-level tokenizer with a fixed word list: `ignore_merges` (as in Llama 3), bytes for all other text.
 
-    Args:
-        words: In byte-level form, in the order of their ids.
-        split: The pre-tokenizer, which splits text into such words.
-        context: Maximum length in tokens.
+    The pre-tokenizer `split` splits text into `words`, which are in byte-level form and in the order of their ids;
+    `context` is the maximum length in tokens.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -142,14 +140,10 @@ def train(
     total: int,
     report: Callable[[str], None],
 ) -> None:
-    """Train a micro Llama in place.
+    """Train a micro Llama in float32 in place.
 
-    Args:
-        model: In float32.
-        optimizers: With their peak learning rates.
-        steps: Learning-rate factor and batches of each step; their gradients are summed.
-        total: Number of steps.
-        report: Receives a progress line every 100 steps.
+    `optimizers` have their peak learning rates; each of the `total` `steps` is a learning-rate factor with batches,
+    whose gradients are summed. `report` receives a progress line every 100 steps.
     """
     import torch
 
@@ -191,16 +185,9 @@ def build_model(
 ) -> Path:
     """Pretrain a model stage by stage on one thread, save it in `directory` and return that.
 
-    Stages finished by an earlier build with the same seed, recipe and code are loaded. A seed fixes texts and initial
-    weights; rounding may differ between processors.
-
-    Args:
-        directory: Named after the role; stages are stored in its sibling `stages`.
-        tokenizer: Of the model.
-        shape: Of the model.
-        seed: Of the initial weights.
-        stages: A description of each stage, hashed into its identity.
-        train_stage: Called with the model, the stage's number from 1, and a function that prints progress.
+    `stages` describe what each stage does; those that an earlier build with the same seed, recipe and code has finished
+    are loaded from the directory's sibling `stages`. `train_stage` gets the model, the stage's number from 1, and a
+    function that prints progress. A seed fixes texts and initial weights; rounding may differ between processors.
     """
     import torch
 

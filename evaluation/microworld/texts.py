@@ -7,7 +7,6 @@ anew for each text.
 
 from __future__ import annotations
 
-import itertools
 import random
 import re
 from collections.abc import Iterator
@@ -20,9 +19,9 @@ from evaluation.microworld.world import (
     ENTITIES_PER_DOCUMENT,
     ENTITY_KINDS,
     FILLERS,
-    NAME_PARTS,
     PHRASINGS,
     VALUES,
+    WORDS,
     EntityKind,
     Pool,
     Sheet,
@@ -186,9 +185,8 @@ def repeated_words(seed: int) -> Iterator[Text]:
     copy unseen names or bind values to them within five million tokens.
     """
     rng = random.Random(f"repeated-words:{seed}")
-    words = list(itertools.chain(*VALUES.values(), *(part for parts in NAME_PARTS.values() for part in parts)))
     while True:
-        listed = " ".join(rng.sample(words, rng.randint(4, 16)))
+        listed = " ".join(rng.sample(WORDS, rng.randint(4, 16)))
         yield Text(listed, f" {listed}")
 
 

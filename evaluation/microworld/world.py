@@ -42,6 +42,8 @@ NAME_PARTS: dict[EntityKind, tuple[list[str], list[str]]] = {
     kind: (first.split(), second.split()) for kind, (first, second) in _WORDS["names"].items()
 }
 """First and second words of names, by kind."""
+WORDS = (*itertools.chain(*VALUES.values()), *itertools.chain(*itertools.chain(*NAME_PARTS.values())))
+"""All values and parts of names."""
 ATTRIBUTES: dict[EntityKind, dict[str, Attribute]] = {
     kind: {
         name: Attribute(f["values"], tuple(f["passage"]), tuple(f["statements"]), f["anonymous"], tuple(f["questions"]))
@@ -197,11 +199,7 @@ def write_document(
 
 @lru_cache(maxsize=16)
 def draw_documents(pool: Pool, count: int, seed: int) -> tuple[WorldDocument, ...]:
-    """Return `count` documents about distinct entities of `pool`; the kinds alternate.
-
-    Raises:
-        InputError: The pool has too few names.
-    """
+    """Return `count` documents about distinct entities of `pool`, kinds in turn; InputError if names run out."""
     rng = random.Random(f"{WORLD_SEED}:{pool}:{seed}")
     left = {kind: rng.sample(name_pools()[kind, pool], len(name_pools()[kind, pool])) for kind in ENTITY_KINDS}
     documents = []
@@ -229,32 +227,25 @@ class MicroworldData(DataSplit):
     test_documents: int = Field(default=64, ge=1, le=150)
     """Test documents, in [1, 150]."""
 
-
-def _drawn(data: MicroworldData) -> tuple[tuple[WorldDocument, ...], ...]:
-    return (
-        draw_documents("train", data.train_documents, data.split_seed),
-        draw_documents("development", data.development_documents, data.split_seed),
-        draw_documents("test", data.test_documents, data.split_seed),
-    )
+    def draw(self) -> tuple[tuple[WorldDocument, ...], ...]:
+        """Return the training, development and test documents; the splits use disjoint pools of names."""
+        counts: dict[Pool, int] = {
+            "train": self.train_documents,
+            "development": self.development_documents,
+            "test": self.test_documents,
+        }
+        return tuple(draw_documents(pool, count, self.split_seed) for pool, count in counts.items())
 
 
 def microworld_split(data: MicroworldData) -> Split:
-    """Return the documents of a run; the splits use disjoint pools of names.
-
-    Raises:
-        InputError: A pool has too few names.
-    """
-    return Split(*(tuple(document.task for document in side) for side in _drawn(data)))
+    """Return the documents of a run."""
+    return Split(*(tuple(document.task for document in side) for side in data.draw()))
 
 
 def microworld_sheets(data: MicroworldData) -> dict[str, Sheet]:
     """Return the fact tables of the documents of `microworld_split`, by document id."""
-    return {document.task.id: document.sheet for side in _drawn(data) for document in side}
+    return {document.task.id: document.sheet for side in data.draw() for document in side}
 
-
-NightKind = Literal["durable", "volatile", "superseding", "poisoned"]
-"""`durable`: new entities. `volatile`: the same, dated. `superseding`: other values for the entities of an earlier
-document, whose id it names. `poisoned`: wrong values for known entities and those of earlier nights, unmarked."""
 
 _FIRST_DAY = date(2026, 1, 5)
 
@@ -263,27 +254,20 @@ class NightDocument(NamedTuple):
     """A document that arrives before a night."""
 
     task: KnowledgeTask
-    kind: NightKind
     effective: date | None = None
-    """Effective date; None for durable and poisoned documents."""
+    """Effective date; None for undated documents."""
     supersedes: tuple[str, ...] = ()
+    """Ids of replaced documents, about the same entities with other values."""
 
 
 def draw_nights(
     nights: int, documents: int, seed: int, *, volatile: int = 1, superseding: Sequence[int] = (), poisoned: int | None
 ) -> list[list[NightDocument]]:
-    """Return the documents that arrive before each night; nights are counted from 0.
+    """Return the `documents` that arrive before each night; nights are counted from 0.
 
-    Args:
-        nights: At least 1.
-        documents: Documents per night, at least `volatile` + 1.
-        seed: Of all choices.
-        volatile: Dated documents per night, the last ones.
-        superseding: Nights with one additional document that replaces a durable one of an earlier night.
-        poisoned: The night on which all documents are wrong; None for no such night.
-
-    Raises:
-        InputError: The world has too few names.
+    The last `volatile` ones of a night are dated. The nights `superseding` have one more document, which replaces an
+    undated one of an earlier night; on the night `poisoned`, if any, all have wrong values, for known entities and
+    those of earlier nights. InputError if the world has too few names.
     """
     rng = random.Random(f"micro-world:nights:{seed}")
     drawn = iter(draw_documents("test", nights * documents, seed))
@@ -293,15 +277,15 @@ def draw_nights(
         fresh = [next(drawn) for _ in range(documents)]
         day = _FIRST_DAY + timedelta(days=number)
         if number == poisoned:
-            found.append([NightDocument(made.task, "poisoned") for made in _wrong(rng, documents, durable, number)])
+            found.append([NightDocument(made.task) for made in _wrong(rng, documents, durable, number)])
             continue
         lasting = fresh[: documents - volatile]
-        tonight = [NightDocument(made.task, "durable") for made in lasting]
-        tonight += [NightDocument(made.task, "volatile", day) for made in fresh[documents - volatile :]]
+        tonight = [NightDocument(made.task) for made in lasting]
+        tonight += [NightDocument(made.task, day) for made in fresh[documents - volatile :]]
         if number in superseding and durable:
             old = durable.pop(rng.randrange(len(durable)))
             new = _rewritten(rng, old.sheet, f"night-{number}-new")
-            tonight.append(NightDocument(new.task, "superseding", day, (old.task.id,)))
+            tonight.append(NightDocument(new.task, day, (old.task.id,)))
         durable += lasting
         found.append(tonight)
     return found
@@ -309,10 +293,8 @@ def draw_nights(
 
 def _rewritten(rng: random.Random, sheet: Sheet, name: str) -> WorldDocument:
     """Return a document about the same entities and attributes with every value changed."""
-    facts = []
-    for fact in sheet.facts:
-        others = [value for value in VALUES[fact.words.values] if value != fact.value]
-        facts.append(fact._replace(value=rng.choice(others)))
+    others = ([value for value in VALUES[fact.words.values] if value != fact.value] for fact in sheet.facts)
+    facts = (fact._replace(value=rng.choice(values)) for fact, values in zip(sheet.facts, others, strict=True))
     new = Sheet(sheet.kind, tuple(facts))
     return write_document(rng, new, new.names, name, f"microworld nights, {name}")
 

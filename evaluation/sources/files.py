@@ -286,18 +286,25 @@ def _load_hugging_face(config: HuggingFaceData) -> tuple[KnowledgeTask, ...]:
 
 def _open(config: HuggingFaceData) -> Any:
     """Return the split as a `datasets.Dataset`."""
+    from datasets import DatasetDict, load_dataset, load_from_disk  # takes a second
+
     path = Path(config.path).expanduser()
-    # Only unambiguous local paths are checked; anything else may be a hub id.
-    local = config.path.startswith(("/", ".", "~")) or config.path.count("/") > 1 or _builder(path) is not None
-    if local and not path.exists():
+    builder = _BUILDERS.get((path.with_suffix("") if path.suffix in _COMPRESSIONS else path).suffix)
+    if path.is_file() and builder is None:
         raise InputError(
-            f"data set '{config.path}' does not exist (current directory: '{Path.cwd()}'). Correct data.path in the "
-            "config: a local file or directory, or a hub id such as 'rajpurkar/squad'."
+            f"data file '{config.path}': its name must end in one of {', '.join(_BUILDERS)} "
+            f"(then {', '.join(_COMPRESSIONS)} where compressed). Rename it, or convert it to one of these."
         )
     try:
-        return _open_any(config, path)
-    except InputError:
-        raise
+        if path.is_file():
+            return load_dataset(builder, data_files=str(path), split=config.split)
+        if not any((path / marker).is_file() for marker in ("state.json", "dataset_dict.json")):
+            return load_dataset(str(path) if path.is_dir() else config.path, config.name, split=config.split)
+        saved = load_from_disk(str(path))
+        splits = saved if isinstance(saved, DatasetDict) else {str(saved.split or config.split): saved}
+        if config.split not in splits:
+            raise ValueError(f"no split '{config.split}', only {', '.join(map(repr, splits))}")
+        return splits[config.split]
     except Exception as error:  # readers raise anything, even StopIteration for a blank file
         cause = f" ({error.__cause__})" if error.__cause__ else ""
         raise InputError(
@@ -305,34 +312,6 @@ def _open(config: HuggingFaceData) -> Any:
             f"{str(error) or type(error).__name__}{cause}. "
             "Check data.path, data.name and data.split; a data set from the hub needs the network on first use."
         ) from error
-
-
-def _builder(path: Path) -> str | None:
-    """Return the library's reader for a data file; None if the suffix is unknown."""
-    return _BUILDERS.get((path.with_suffix("") if path.suffix in _COMPRESSIONS else path).suffix)
-
-
-def _open_any(config: HuggingFaceData, path: Path) -> Any:
-    from datasets import DatasetDict, load_dataset, load_from_disk  # takes a second
-
-    if path.is_file():
-        builder = _builder(path)
-        if builder is None:
-            raise InputError(
-                f"data file '{config.path}': its name must end in one of {', '.join(_BUILDERS)} "
-                f"(then {', '.join(_COMPRESSIONS)} where compressed). Rename it, or convert it to one of these."
-            )
-        return load_dataset(builder, data_files=str(path), split=config.split)
-    if not any((path / marker).is_file() for marker in ("state.json", "dataset_dict.json")):
-        return load_dataset(str(path) if path.is_dir() else config.path, config.name, split=config.split)
-    saved = load_from_disk(str(path))
-    splits = saved if isinstance(saved, DatasetDict) else {str(saved.split or config.split): saved}
-    if config.split not in splits:
-        raise InputError(
-            f"data set '{config.path}' has no split '{config.split}', only {', '.join(map(repr, splits))}. "
-            "Correct data.split in the config."
-        )
-    return splits[config.split]
 
 
 def _take_flat(intake: Intake, raws: Iterator[dict[str, Any]], columns: Mapping[str, str]) -> None:

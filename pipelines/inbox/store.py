@@ -81,8 +81,14 @@ class InboxStore(SqliteFile):
     All methods raise `InboxError` for an unusable file, and `InputError` for unknown ids, before anything changes.
     """
 
+    NAME = "inbox"
     VERSION = 1
     TABLES = _TABLES
+    ERROR = InboxError
+    NEXT_STEP = (
+        "Check free disk space, and that the file is an inbox that you may write; then repeat the command: adding "
+        "twice is harmless."
+    )
 
     def add(self, documents: Iterable[InboxDocument]) -> Added:
         """Store the new ones of some documents in one transaction; they may supersede each other in any order."""
@@ -181,18 +187,6 @@ class InboxStore(SqliteFile):
         return InputError(
             f"inbox {str(self.path)!r}: got {', '.join(map(repr, ids))}, but there is no such document. "
             "`preceptor inbox list` shows the ids."
-        )
-
-    def _refused(self, version: int) -> InboxError:
-        return InboxError(
-            f"inbox {str(self.path)!r}: it has schema version {version}, this version of Preceptor reads up to "
-            f"{self.VERSION}. A newer version wrote it; use that one, or give another --work-dir."
-        )
-
-    def _failed(self, action: str, error: Exception) -> InboxError:
-        return InboxError(
-            f"inbox {str(self.path)!r}: could not {action} it: {error}. Check free disk space, and that the "
-            "file is an inbox that you may write; then repeat the command: adding twice is harmless."
         )
 
 

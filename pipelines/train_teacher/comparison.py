@@ -14,7 +14,6 @@ from evaluation.statistics import (
     kept_share,
     known_mean,
     mcnemar_test,
-    paired_tests,
 )
 from evaluation.tasks import KnowledgeTask, Split
 from pipelines.loop.loop import Loop
@@ -64,9 +63,6 @@ def compare_variants(variants: Sequence[VariantScores], intervals: Mapping[str, 
     pairs = pairs_of([variant.name for variant in variants])
     accuracies = {variant.name: variant.accuracy for variant in variants}
     found = compare(accuracies, pairs, **intervals)
-    shared = {name: {d: scores[d] for d in found.documents} for name, scores in accuracies.items() if scores}
-    tested = [pair for pair in pairs if shared.keys() >= set(pair)]
-    tests = paired_tests(shared, tested, seed=intervals["seed"])
     verdicts = {variant.name: variant.verdicts for variant in variants}
     return VariantComparison(
         documents=len(found.documents),
@@ -75,10 +71,9 @@ def compare_variants(variants: Sequence[VariantScores], intervals: Mapping[str, 
         confidence=intervals["confidence"],
         minimum_detectable={gain_name(name): value for name, value in found.minimum_detectable.items()},
         tests={
-            gain_name(f"{a}_minus_{b}"): tests[f"{a}_minus_{b}"].model_copy(
-                update={"mcnemar": _mcnemar(verdicts[a], verdicts[b])}
-            )
-            for a, b in tested
+            gain_name(name): found.tests[name].model_copy(update={"mcnemar": _mcnemar(verdicts[a], verdicts[b])})
+            for a, b in pairs
+            if (name := f"{a}_minus_{b}") in found.tests
         },
         forgetting={
             variant.name: bootstrap_mean(list(variant.forgetting.values()), bounds=(-1.0, 1.0), **intervals)

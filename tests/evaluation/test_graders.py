@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from sklearn.metrics import cohen_kappa_score, precision_score, recall_score
 
-from evaluation.common.errors import ConfigError
 from evaluation.graders import (
     ExactGrading,
     FreeTextGrading,
@@ -32,7 +31,8 @@ from evaluation.graders import (
     token_f1,
 )
 
-RULES = [build_grader(kind()) for kind in (ExactGrading, GoldTokenRecallGrading, TokenF1Grading)]
+UNUSED = Path("ledger")
+RULES = [build_grader(kind(), UNUSED) for kind in (ExactGrading, GoldTokenRecallGrading, TokenF1Grading)]
 words = st.sampled_from(["the", "a", "Rhine", "rivers", "river", "ran", "running", "1,914", "U.S.", "Zürich", "co-op"])
 phrases = st.lists(words, min_size=1, max_size=8).map(" ".join)
 texts = st.one_of(phrases, st.text(max_size=30))
@@ -85,9 +85,9 @@ def test_values_worked_by_hand(answer: str, text: str, f1: float, recall: float)
 @pytest.mark.parametrize(
     ("grader", "text"),
     [
-        (build_grader(ExactGrading()), "the Rhine!"),
-        (build_grader(GoldTokenRecallGrading(threshold=1.0)), "It is the Rhine."),
-        (build_grader(TokenF1Grading(threshold=0.5)), "It is Rhine"),  # 2 * 1 / (1 + 3)
+        (build_grader(ExactGrading(), UNUSED), "the Rhine!"),
+        (build_grader(GoldTokenRecallGrading(threshold=1.0), UNUSED), "It is the Rhine."),
+        (build_grader(TokenF1Grading(threshold=0.5), UNUSED), "It is Rhine"),  # 2 * 1 / (1 + 3)
     ],
 )
 def test_a_value_at_the_threshold_is_correct(grader: Grader, text: str) -> None:
@@ -139,12 +139,10 @@ def test_configurations_are_told_apart_by_type_and_build_their_graders(tmp_path:
     def read(section: dict[str, object]) -> FreeTextGrading:
         return TypeAdapter[FreeTextGrading](FreeTextGrading).validate_python(section)
 
-    assert build_grader(read({"type": "exact"})) == RuleGrader(exact_match, 1.0)
-    assert build_grader(read({"type": "token-f1", "threshold": 0.4})) == RuleGrader(token_f1, 0.4)
+    assert build_grader(read({"type": "exact"}), UNUSED) == RuleGrader(exact_match, 1.0)
+    assert build_grader(read({"type": "token-f1", "threshold": 0.4}), UNUSED) == RuleGrader(token_f1, 0.4)
     judge = read({"type": "judge", "endpoint": {"base_url": "http://127.0.0.1:1/v1", "model": "m"}, "repeats": 3})
     assert isinstance(judge, JudgeGrading)
-    with pytest.raises(ConfigError, match="judge without a ledger"):
-        build_grader(judge)
     assert build_grader(judge, tmp_path / "ledger.sqlite")
 
 
@@ -184,7 +182,7 @@ def recorded(shared_data: Callable[..., Path]) -> Verdicts:
 def test_agreement_with_gpt_4_1(
     recorded: Verdicts, grader: FreeTextGrading, agreement: float, kappa: float, precision: float, recall: float
 ) -> None:
-    grades = build_grader(grader).grade(list(recorded))
+    grades = build_grader(grader, UNUSED).grade(list(recorded))
     ours = [grade.correct for grade in grades]
     theirs = [2 * sum(verdicts) >= len(verdicts) for verdicts in recorded.values()]  # 34 answers have both verdicts
     measured = (

@@ -16,8 +16,8 @@ from evaluation.common.errors import InputError
 from evaluation.statistics import (
     PairedTest,
     adjusted,
+    compare,
     mcnemar_test,
-    paired_tests,
     required_documents,
     sign_flip_test,
 )
@@ -86,7 +86,7 @@ def test_sign_flip_test_agrees_with_the_interval_on_seal_results(shared_data: Ca
     # arXiv 2506.10943, recorded results of 200 passages: the interval of edits minus passage alone is [.013, .108],
     # that is 2.5 standard errors from 0, a normal p-value of .012.
     scored = {name: seal_scores(shared_data("seal", "graded", f"eval_{name}.json.gz")) for name in ("base", "naive")}
-    tests = paired_tests(scored, [("base", "naive")], seed=1)
+    tests = compare(scored, [("base", "naive")], seed=1).tests
     assert tests["base_minus_naive"].sign_flip == pytest.approx(0.012, abs=0.006)
     assert tests["base_minus_naive"].required_documents == pytest.approx(230, abs=10)
 
@@ -153,26 +153,20 @@ def test_adjusted_is_never_smaller_keeps_the_order_and_knows_names(family: dict[
     assert adjusted({name: family[name] for name in shuffled}) == pytest.approx(found)
 
 
-def test_paired_tests_use_the_documents_that_both_variants_of_a_pair_have() -> None:
+def test_tests_are_over_the_documents_that_every_scored_variant_has() -> None:
     base = {f"d{i}": 0.1 for i in range(6)}
     trained = {f"d{i}": 0.2 + i / 10 for i in range(1, 8)}
-    naive = {"d0": 0.2, "d9": 0.4}
-    tests = paired_tests(
-        {"base": base, "trained": trained, "naive": naive, "failed": {}},
-        [("trained", "base"), ("naive", "base"), ("trained", "naive"), ("base", "failed")],
-    )
-    gains = [trained[f"d{i}"] - 0.1 for i in range(1, 6)]
-    wanted = required_documents(gains)
-    assert set(tests) == {"trained_minus_base", "naive_minus_base"}
-    assert tests["trained_minus_base"] == PairedTest(sign_flip=2 / 32, adjusted=4 / 32, required_documents=wanted)
-    assert tests["naive_minus_base"] == PairedTest(sign_flip=1.0, adjusted=1.0, required_documents=None)
-    assert paired_tests({"base": base}, []) == {}
+    pairs = [("trained", "base"), ("base", "failed")]
+    tests = compare({"base": base, "trained": trained, "failed": {}}, pairs, resamples=100).tests
+    wanted = required_documents([trained[f"d{i}"] - 0.1 for i in range(1, 6)])
+    assert tests == {"trained_minus_base": PairedTest(sign_flip=2 / 32, adjusted=2 / 32, required_documents=wanted)}
 
 
-def test_paired_tests_of_equal_variants_need_no_number_of_documents() -> None:
+def test_tests_of_equal_variants_need_no_number_of_documents() -> None:
     same, shifted = {"a": 0.2, "b": 0.7, "c": 0.4}, {"a": 0.3, "b": 0.8, "c": 0.5}
     mirrored = {"a": 0.1, "b": 0.8, "c": 0.4}
-    tests = paired_tests({"x": same, "y": same, "z": shifted, "m": mirrored}, [("x", "y"), ("z", "x"), ("m", "x")])
+    variants, pairs = {"x": same, "y": same, "z": shifted, "m": mirrored}, [("x", "y"), ("z", "x"), ("m", "x")]
+    tests = compare(variants, pairs, resamples=100).tests
     assert tests["x_minus_y"] == PairedTest(sign_flip=1.0, adjusted=1.0, required_documents=None)
     assert tests["z_minus_x"] == PairedTest(sign_flip=0.25, adjusted=0.75, required_documents=None)
     assert tests["m_minus_x"] == PairedTest(sign_flip=1.0, adjusted=1.0, required_documents=None)

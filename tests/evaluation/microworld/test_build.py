@@ -33,7 +33,7 @@ from evaluation.microworld.build import (
 )
 from evaluation.microworld.pretraining import SPECIAL_TOKENS, Batch, Shape, new_model, sharpen, weighted_loss
 from evaluation.microworld.texts import Text, repeated_words, student_lines
-from evaluation.microworld.world import ATTRIBUTES, ENTITY_KINDS, FILLERS, NAME_PARTS, OPENINGS, VALUES
+from evaluation.microworld.world import ATTRIBUTES, ENTITY_KINDS, FILLERS, NAME_PARTS, OPENINGS, VALUES, WORDS
 
 MODELS = MICRO_MODELS["micro-student"].parent
 TINY = Shape(hidden=32, layers=1, intermediate=32)
@@ -62,15 +62,11 @@ def filled_sentences() -> list[str]:
     return sentences
 
 
-def words_of_the_world() -> list[str]:
-    return [*itertools.chain(*VALUES.values()), *itertools.chain(*itertools.chain(*NAME_PARTS.values()))]
-
-
 # Tokenizer
 
 
 def test_tokenizer_names_and_values_are_one_token_wherever_they_stand() -> None:
-    for word in [*words_of_the_world(), *VALUES]:
+    for word in [*WORDS, *VALUES]:
         (alone,) = ids_of(word)
         assert ids_of(f"{word} {word}") == [alone, alone]
         assert ids_of(f"- {word}.")[1:-1] == [alone]
@@ -133,7 +129,7 @@ def test_batches_weigh_what_is_learned_only() -> None:
 
 def test_content_tokens_are_names_and_values_alone() -> None:
     marked = {TOKENIZER.decode([i]).strip() for i in CONTENT.nonzero().flatten().tolist()}
-    assert marked == set(words_of_the_world())
+    assert marked == set(WORDS)
 
 
 def test_weighted_loss_is_the_weighted_mean_of_token_losses() -> None:

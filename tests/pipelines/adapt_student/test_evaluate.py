@@ -26,7 +26,7 @@ def test_wrong_documents_concern_known_questions_and_honest_ones_do_not() -> Non
     drawn = draw_nights(3, 4, 0, poisoned=2)
     known = {document.task.id: document.task.comparison_questions for document in drawn[0]} | {GENERAL: KNOWN}
     assert known_questions([document.task for document in drawn[1]], known) == ()
-    wrong = [document for document in drawn[2] if document.kind == "poisoned"]
+    wrong = drawn[2]
     found = known_questions([document.task for document in wrong], known)
     names = {name for document in wrong for name in document.task.document.entities}
     of_the_same = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -111,7 +112,7 @@ def engine() -> Iterator[VllmEngine]:
     # As in a process that has searched documents: the search library imports it where it is installed, which vLLM's
     # own start did not survive.
     importlib.import_module("numba")
-    with VllmEngine("micro-student", SMALL, max_rank=8) as running:
+    with closing(VllmEngine("micro-student", SMALL, max_rank=8)) as running:
         yield running
 
 
