@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from evaluation.common.checkpoints import digest_tensors
 from evaluation.common.data import digest_json
@@ -85,7 +85,13 @@ def load_adapter(directory: Path) -> Adapter:
     """
     from safetensors import safe_open
 
-    config = _read_config(directory)
+    config = json.loads(_existing(directory / CONFIG_FILE).read_text(encoding="utf-8"))
+    found = [name for name in _UNSUPPORTED if config.get(name)]
+    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or found:
+        raise ModelError(
+            f"adapter: {str(directory)!r} is {config.get('peft_type')!r} with bias {config.get('bias')!r} and {found}. "
+            "Allowed: plain LoRA of one rank, without biases. Train it again with a plain LoraConfig."
+        )
     with safe_open(_existing(directory / WEIGHTS_FILE), framework="pt") as file:
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -103,18 +109,6 @@ def _existing(file: Path) -> Path:
     if not file.is_file():
         raise ModelError(f"adapter: {str(file.parent)!r} has no {file.name}. Give a directory that PEFT wrote.")
     return file
-
-
-def _read_config(directory: Path) -> dict[str, Any]:
-    """Return PEFT's configuration, refusing what a bank cannot compute."""
-    config: dict[str, Any] = json.loads(_existing(directory / CONFIG_FILE).read_text(encoding="utf-8"))
-    found = [name for name in _UNSUPPORTED if config.get(name)]
-    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or found:
-        raise ModelError(
-            f"adapter: {str(directory)!r} is {config.get('peft_type')!r} with bias {config.get('bias')!r} and {found}. "
-            "Allowed: plain LoRA of one rank, without biases. Train it again with a plain LoraConfig."
-        )
-    return config
 
 
 def _pair_factors(tensors: Mapping[str, Tensor], directory: Path) -> dict[str, tuple[Tensor, Tensor]]:

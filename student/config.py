@@ -102,7 +102,7 @@ def select_layers(names: Sequence[str], target_modules: TargetModules, depth: tu
 
     For the choice see `UpdateRecipe`; a layer outside of any block is meant only where the whole depth is.
     """
-    blocks = {name: _block(name) for name in names}
+    blocks = {name: next((int(part) for part in name.split(".") if part.isdigit()), None) for name in names}
     count = 1 + max((block for block in blocks.values() if block is not None), default=0)
 
     def is_within(block: int | None) -> bool:
@@ -120,8 +120,3 @@ def unknown_names(names: Collection[str], target_modules: TargetModules) -> list
 
 def _fits_any(name: str, ends: Sequence[str]) -> bool:
     return any(name == end or name.endswith(f".{end}") for end in ends)
-
-
-def _block(name: str) -> int | None:
-    """Return the number of the block that a layer is in; None outside of any."""
-    return next((int(part) for part in name.split(".") if part.isdigit()), None)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from evaluation.common.errors import ScoringError
 from evaluation.exact_match import (
@@ -63,8 +64,7 @@ def score_in_context(
         contexts: K texts; may be empty.
         questions: Of each context, any number.
         answer_format: The wrapper that the student was trained with.
-        places: Most tokens of a forward pass, each question's context and padding included; bounds memory and changes
-            no score. Each pass scores at least one question.
+        places: Most tokens of a pass, contexts and padding included, unless one question has more; changes no score.
         template: Text before the question, with `{context}` once.
 
     Raises:
@@ -100,7 +100,6 @@ def score_in_context(
 def _scored(
     model: Any, tokenizer: Any, encoded: Mapping[int, list[EncodedAnswer]], places: int
 ) -> dict[int, SlotScores]:
-    """Return the scores by context."""
     ends, direct, shared = end_tokens_of(model, tokenizer), has_direct_head(model), _shares_contexts(model)
     found: dict[int, list[AnswerScore | None]] = {k: [] for k in encoded}
     for part in _passes(encoded, places):
@@ -156,12 +155,9 @@ def _logits(
         with torch.inference_mode():
             return label_logits(model, batch.input_ids, batch.positions, direct_head=direct_head), batch
     prefixes = [_common_prefix(rows) for rows in sets]
-    width = max(prefixes)
-    heads = torch.zeros(len(sets), width, dtype=torch.long)
-    seen = torch.zeros_like(heads)
-    for k, (rows, prefix) in enumerate(zip(sets, prefixes, strict=True)):
-        heads[k, width - prefix :] = torch.tensor(rows[0].tokens[:prefix])
-        seen[k, width - prefix :] = 1
+    shared_tokens = [torch.tensor(rows[0].tokens[:n], dtype=torch.long) for rows, n in zip(sets, prefixes, strict=True)]
+    heads = pad_sequence(shared_tokens, batch_first=True, padding_side="left")
+    seen = pad_sequence(list(map(torch.ones_like, shared_tokens)), batch_first=True, padding_side="left")
     owned = [(k, row) for k, rows in enumerate(sets) for row in rows]
     owners = torch.tensor([k for k, _ in owned])
     tails = [EncodedAnswer(row.tokens[prefixes[k] :], row.prompt_length - prefixes[k]) for k, row in owned]
@@ -174,7 +170,7 @@ def _logits(
         "position_ids": positions.to(device),
     }
     with torch.inference_mode():
-        if width:
+        if any(prefixes):
             read = model.base_model(
                 input_ids=heads.to(device),
                 attention_mask=seen.to(device),

@@ -77,7 +77,6 @@ class ExternalMemory:
             InputError: Two entries have the same id.
         """
         self.entries = tuple(sorted(entries, key=lambda entry: entry.id))
-        """All entries, by id."""
         for one, other in itertools.pairwise(self.entries):
             if one.id == other.id:
                 raise InputError(
@@ -112,7 +111,13 @@ class ExternalMemory:
             entry, passage = passages[place]
             if entry.id not in best or scores[place] > best[entry.id].score:
                 best[entry.id] = Hit(entry, float(scores[place]), passage)
-        return tuple(sorted(best.values(), key=_order)[:k])
+
+        def order(hit: Hit) -> tuple[float, int, str]:
+            effective = hit.entry.effective
+            # Scores are float32 inside: what rounding alone tells apart counts as equal.
+            return -round(hit.score, 4), -(effective.toordinal() if effective else 0), hit.entry.id
+
+        return tuple(sorted(best.values(), key=order)[:k])
 
     @cached_property
     def _index(self) -> tuple[Any, list[tuple[MemoryEntry, str]]]:
@@ -163,13 +168,6 @@ class ExternalMemory:
                 f"entries make {json.dumps(memory._head)}."
             )
         return memory
-
-
-def _order(hit: Hit) -> tuple[float, int, str]:
-    """Order hits by score, then by how recent they are, then by id."""
-    effective = hit.entry.effective
-    # Scores are float32 inside: what rounding alone tells apart counts as equal.
-    return (-round(hit.score, 4), -(effective.toordinal() if effective else 0), hit.entry.id)
 
 
 def terms_of(text: str) -> list[str]:

@@ -49,7 +49,6 @@ class SkippedLine(NamedTuple):
     """Place among the implications; -1 for the document's own passage."""
     reason: SkipReason
     detail: str
-    """What the line has, and what is allowed."""
 
 
 class TrainingData(NamedTuple):
@@ -113,7 +112,6 @@ class UpdateResult:
     losses: tuple[float, ...] = ()
     """Token mean of the loss in nats before each optimizer step."""
     steps: int = 0
-    """Optimizer steps done."""
     tokens: int = 0
     """Training tokens computed over all steps, without padding."""
     padded_tokens: int = 0

@@ -43,9 +43,7 @@ class EditFacts:
     """Measures of a self-edit against the passage and the questions; shares are in [0, 1], and 0 of an empty set."""
 
     tokens: int
-    """Length as written, at least 0."""
     lines: int
-    """Implications, at least 0."""
     coverage: float | None
     """Share of the distinct gold answers, "%" and the like excepted, that occur as whole words in one line."""
     leaked_questions: float

@@ -61,7 +61,6 @@ class RewardFailure(StrEnum):
     """The updated student could not be scored, or a score is missing or outside its range."""
     NON_FINITE = "non_finite"
     MISSING_REPLICATES = "missing_replicates"
-    """There was no update."""
 
 
 REFUSALS = frozenset({RewardFailure.PARSE_FAILED, RewardFailure.OVER_BUDGET, RewardFailure.LEAKED})

@@ -76,8 +76,8 @@ class LoraBank:
     """Context manager that trains and scores many adapters of one frozen causal language model at once.
 
     Inside the context the model's target layers are wrapped, its parameters frozen and its mode is evaluation, until
-    everything is put back as it was. A slot's result is that of the same adapter trained alone with PEFT and
-    torch.optim.AdamW up to rounding, whatever its neighbours are.
+    everything is put back as it was; outside, methods raise UpdateError. A slot's result is that of the same adapter
+    trained alone with PEFT and torch.optim.AdamW up to rounding, whatever its neighbours are.
     """
 
     def __init__(
@@ -139,13 +139,7 @@ class LoraBank:
         return self._inside
 
     def no_change(self, recipe: UpdateRecipe, seed: int) -> Adapter:
-        """Return the adapter that an update with this recipe and seed starts from, which changes nothing yet.
-
-        All layers of the bank have factors: it is the base as a version of the student.
-
-        Raises:
-            UpdateError: The bank is not open.
-        """
+        """Return the adapter that an update with this recipe and seed starts from, which changes nothing yet."""
         student, _ = self._opened()
         layout, layers = FlatLayout(student.shapes, recipe.rank), list(student.shapes)
         flat = initial_factors(layout, recipe.rank, seed, layers)
@@ -155,7 +149,7 @@ class LoraBank:
         """Return the result of each update, in order; one that fails does so alone, with a reason.
 
         Raises:
-            UpdateError: The bank is not open, or a request was made for other layers or another tokenizer.
+            UpdateError: A request was made for other layers or another tokenizer.
         """
         student, _ = self._opened()
         slots = [Slot(request, self._layers(request, student)) for request in requests]
@@ -198,9 +192,8 @@ class LoraBank:
         layout = FlatLayout(shapes, max(slot.request.recipe.rank for slot in slots))
         need = bytes_of_slot(layout, student.dtype) + max(slot.places for slot in slots) * self._limits.place_bytes
         if need > self._limits.memory_bytes and not student.checkpoints and student.checkpoint():
-            self._limits = plan_limits(
-                student, *self._budget
-            )  # A single slot needs more: fewer activations are kept from now on.
+            # A single slot needs more: fewer activations are kept from now on.
+            self._limits = plan_limits(student, *self._budget)
         start = peak_bytes(student.device, reset=True)
         usage = train_slots(student, layout, self._limits, slots)
         peak = peak_bytes(student.device)
@@ -225,7 +218,6 @@ class LoraBank:
         `answer_format` is the wrapper that the student was trained with.
 
         Raises:
-            UpdateError: The bank is not open.
             ScoringError: There are not as many lists of questions as adapters.
         """
         student, _ = self._opened()
@@ -256,7 +248,6 @@ class LoraBank:
         A slot whose adapter does not fit has a failure instead; `max_new_tokens` is at least 1.
 
         Raises:
-            UpdateError: The bank is not open.
             ScoringError: There are not as many lists of prompts as adapters.
         """
         student, _ = self._opened()

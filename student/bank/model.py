@@ -64,12 +64,9 @@ def _linear_layers(model: Any) -> Iterator[tuple[str, Any]]:
 
     inside: tuple[str, ...] = ()
     for name, module in model.named_modules():
-        if name.startswith(inside) and inside:
-            continue
-        if isinstance(module, BaseTunerLayer) and isinstance(module.get_base_layer(), nn.Linear):
+        layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        if isinstance(layer, nn.Linear) and not name.startswith(inside):
             inside = (*inside, f"{name}.")
-            yield name, module
-        elif isinstance(module, nn.Linear):
             yield name, module
 
 

@@ -69,7 +69,6 @@ class BankBatch(NamedTuple):
     input_ids: Tensor
     """(1, K * L) packed, or (K * N, T) one sequence a row; the places of a slot stand together."""
     extra: Mapping[str, Any]
-    """Further arguments of the model's forward pass."""
     positions: Tensor
     """(C,) places among all whose next token carries loss."""
     labels: Tensor
@@ -204,7 +203,11 @@ def packed_attention(
     if shared and q.device.type == "cpu":  # The fused kernel on CPUs takes no shared keys.
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
         shared = False
-    mask = _window_mask(q.shape[2], sliding_window, q.device)
+    mask, width = None, q.shape[2]
+    if sliding_window is not None and sliding_window < width:
+        at = torch.arange(width, device=q.device)
+        distance = at[:, None] - at
+        mask = (distance >= 0) & (distance < sliding_window)
     y = torch.nn.functional.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=shared
     )
@@ -226,15 +229,6 @@ def _apart(x: Tensor, packing: Packing | None) -> Tensor:
     )
     shaped: Tensor = rows.view(packing.rows, packing.width, *rows.shape[1:]).transpose(1, 2)
     return shaped
-
-
-def _window_mask(width: int, sliding_window: int | None, device: torch.device) -> Tensor | None:
-    """Return which of `width` places each place sees, (T, T), or None where it sees all before it."""
-    if sliding_window is None or sliding_window >= width:
-        return None
-    at = torch.arange(width, device=device)
-    distance = at[:, None] - at
-    return (distance >= 0) & (distance < sliding_window)
 
 
 @contextmanager

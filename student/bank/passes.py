@@ -141,12 +141,8 @@ def is_out_of_memory(error: Exception) -> bool:
 def split_into_passes(sizes: Sequence[int], most_places: int) -> list[list[int]]:
     """Return the slots of each pass, so that padding and the fixed cost of a pass together are smallest.
 
-    A pass pads its slots to the fullest. Sorted by size, the best passes are runs of neighbours; which runs is found by
-    dynamic programming over their ends.
-
-    Args:
-        sizes: Places of each of K slots in this step, at least one slot.
-        most_places: Of one pass, padding included; a slot alone may have more.
+    A pass pads its slots (of `sizes` places) to the fullest, up to `most_places` in all unless one slot has more.
+    Sorted by size, the best passes are runs of neighbours, found by dynamic programming over their ends.
     """
     order = sorted(range(len(sizes)), key=lambda i: -sizes[i])
     best: list[tuple[int, int]] = [(0, 0)]  # For the first n slots: cost, and where their last pass begins.
@@ -178,7 +174,6 @@ class GradientPasses:
         """Prepare passes of at most `most_places`, padding included, wherever a slot alone has no more."""
         self._student, self._layout, self._most_places = student, layout, most_places
         self.splits = 0
-        """Passes that ran out of memory and were split."""
 
     def run(self, flat: Tensor, scales: Sequence[float], lines: Sequence[Sequence[LabelledTokens]]) -> SlotGradients:
         """Return the gradients of K slots' losses on the lines of their step, with factors `flat` (K, P)."""
@@ -270,5 +265,4 @@ class GradientPasses:
 
 
 def _labels(lines: Sequence[LabelledTokens]) -> int:
-    """Return how many labels some lines have."""
     return sum(int((line.labels >= 0).sum()) for line in lines)

@@ -42,7 +42,6 @@ class Slot:
         """Prepare the update of `request`, which adapts `layers`, in the model's order."""
         self.request, self.layers = request, layers
         self.steps = request.recipe.total_steps(len(request.sequences))
-        """Optimizer steps in all."""
         lengths = sorted((len(sequence.tokens) - 1 for sequence in request.sequences), reverse=True)
         self.places = sum(lengths[: request.recipe.batch_size])
         """Most places of a step, were its longest sequences to come together."""
@@ -82,8 +81,7 @@ class Slot:
 
     @cached_property
     def _orders(self) -> list[list[int]]:
-        request = self.request
-        return sequence_order(len(request.sequences), request.seed, request.recipe.epochs)
+        return sequence_order(len(self.request.sequences), self.request.seed, self.request.recipe.epochs)
 
 
 def sequence_order(count: int, seed: int, epoch_count: int) -> list[list[int]]:
@@ -131,17 +129,14 @@ class SlotAdamW:
         rows = max(1, _BLOCK // gradients.shape[1]) if on_cpu else len(slots)
         for start in range(0, len(slots), rows):
             block = slice(start, min(start + rows, len(slots)))
-            gradients[block].mul_(scales[block])
-            self._step_block(block, gradients[block], [factor[block] for factor in factors])
-
-    def _step_block(self, block: slice, g: Tensor, factors: Sequence[Tensor]) -> None:
-        """Move the slots of a block, in the order of operations of torch.optim.AdamW."""
-        p, m, v = self._parameters[block], self._first[block], self._second[block]
-        minus_rate, new_first, keep_second, new_second, second_correction = factors
-        m.lerp_(g, new_first)
-        v.mul_(keep_second).add_(g.square_().mul_(new_second))
-        denominator = torch.sqrt(v, out=g).div_(second_correction).add_(EPSILON)
-        p.addcmul_(torch.div(m, denominator, out=g), minus_rate)
+            p, m, v, g = self._parameters[block], self._first[block], self._second[block], gradients[block]
+            minus_rate, new_first, keep_second, new_second, second_correction = (factor[block] for factor in factors)
+            # In the order of operations of torch.optim.AdamW.
+            g.mul_(scales[block])
+            m.lerp_(g, new_first)
+            v.mul_(keep_second).add_(g.square_().mul_(new_second))
+            denominator = torch.sqrt(v, out=g).div_(second_correction).add_(EPSILON)
+            p.addcmul_(torch.div(m, denominator, out=g), minus_rate)
 
 
 def _factors(slot: Slot) -> tuple[float, ...]:
@@ -186,7 +181,6 @@ class _Part:
         self._slots: list[Slot] = []
         self.passes = GradientPasses(student, layout, most_places)
         self.most = 0
-        """Slots at once."""
 
     def train(self, waiting: Sequence[Slot], stop: threading.Event) -> None:
         """Train slots as they come to their turn; end early when `stop` is set."""
@@ -207,7 +201,7 @@ class _Part:
                     slots.pop()
 
     def _step(self) -> set[int]:
-        """Move all slots by one step and return those that do not fit in memory."""
+        """Move all slots by one step and return the places of those that do not fit in memory."""
         slots, k = self._slots, len(self._slots)
         scales, lines = [slot.request.recipe.scale for slot in slots], [slot.lines() for slot in slots]
         found = self.passes.run(self._flat[:k], scales, lines)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
@@ -39,7 +39,6 @@ class CompletionReward:
     reward: float | None
     """None excludes it from training."""
     lines: LineGains | None = None
-    """Gains of its lines; None without credit by line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,6 @@ class CompletionGroup:
     """All completions sampled for one prompt, in sampling order."""
 
     id: str
-    """The document's id."""
     prompt: str
     completions: tuple[CompletionReward, ...]
     base_reward: float | None = None
@@ -60,7 +58,6 @@ class WeightedExample:
 
     prompt: str
     token_ids: tuple[int, ...]
-    """All sampled tokens, including the end token if there is one."""
     weight: float
     group_id: str
     token_weights: tuple[float, ...] = ()
@@ -74,7 +71,6 @@ class LeftOut(StrEnum):
     TOO_FEW_REWARDS = "too_few_rewards"
     """Only one completion has a reward, which leaves no baseline."""
     ZERO_SPREAD = "zero_spread"
-    """All rewards are equal."""
     NO_GAIN = "no_gain"
     """No reward exceeds that of the student without an update."""
     NO_BASE_REWARD = "no_base_reward"
@@ -152,7 +148,6 @@ class LearningReport(BaseModel, frozen=True):
     """Token-weighted means over optimizer steps, of the policy before each step; None without a step."""
 
     examples: int = 0
-    """Distinct training examples."""
     tokens: int = 0
     """Completion tokens over all epochs."""
     loss: float | None = None
@@ -204,31 +199,33 @@ def learn(policy: TeacherPolicy, examples: Sequence[WeightedExample], config: Al
 class _Row:
     """An example as the training step sees it."""
 
-    prompt_ids: list[int]
     example: WeightedExample
-    old_log_probs_T: Tensor | None = None
-    """Of its tokens before the round's first step; None when not used."""
-
-    @property
-    def length(self) -> int:
-        """Tokens of prompt and completion."""
-        return len(self.prompt_ids) + len(self.example.token_ids)
+    prompt_P: Tensor
+    tokens_T: Tensor
+    weights_T: Tensor
+    old_log_probs_T: Tensor
+    """Of its tokens before the round's first step; 0 when not used."""
 
 
 def _tokenized(policy: TeacherPolicy, examples: Sequence[WeightedExample]) -> list[_Row]:
-    """Return the validated examples with the tokens of their prompts."""
+    import torch
+
     context = getattr(policy.model.config, "max_position_embeddings", None) or math.inf
     prompts = {prompt: prompt_token_ids(policy.tokenizer, prompt) for prompt in {e.prompt for e in examples}}
-    rows = [_Row(prompts[example.prompt], example) for example in examples]
+    rows: list[_Row] = []
     mistakes: list[str] = []
-    for i, row in enumerate(rows):
-        example, where = row.example, f"example {i} of group {row.example.group_id!r}"
-        if not example.token_ids or not row.prompt_ids:
+    for i, example in enumerate(examples):
+        where, prompt, tokens = f"example {i} of group {example.group_id!r}", prompts[example.prompt], example.token_ids
+        if not tokens or not prompt:
             mistakes.append(f"{where}: the prompt or the completion has no token")
-        if row.length > context:
-            mistakes.append(f"{where}: got {row.length} tokens, the model's context is {context}")
+        if len(prompt) + len(tokens) > context:
+            mistakes.append(f"{where}: got {len(prompt) + len(tokens)} tokens, the model's context is {context}")
         if not math.isfinite(math.fsum((example.weight, *example.token_weights))):
             mistakes.append(f"{where}: got the weight {example.weight!r}, allowed is a finite number")
+        none_T = torch.zeros(len(tokens))
+        added_T = torch.tensor(example.token_weights) if example.token_weights else none_T
+        weights_T = torch.tensor(example.weight) + added_T
+        rows.append(_Row(example, torch.tensor(prompt), torch.tensor(tokens), weights_T, none_T))
     if mistakes:
         raise InputError("teacher learning: leave these examples out or correct them: " + "; ".join(mistakes))
     return rows
@@ -243,7 +240,7 @@ def _keep_log_probs(policy: TeacherPolicy, rows: Sequence[_Row], micro_batch_siz
         with torch.no_grad():
             current_NT = batch.of_tokens(batch.log_probs(policy)).cpu()
         for row, current_T in zip(part, current_NT, strict=True):
-            row.old_log_probs_T = current_T[: len(row.example.token_ids)].clone()
+            row.old_log_probs_T = current_T[: len(row.tokens_T)].float()
 
 
 def _step(
@@ -295,7 +292,7 @@ def _sums(policy: TeacherPolicy, batch: _Batch, config: Algorithm) -> Iterator[T
 
 def _by_length(rows: Sequence[_Row], size: int) -> Iterator[list[_Row]]:
     """Yield the rows, `size` at a time, sorted by length to minimize padding."""
-    order = sorted(rows, key=lambda row: row.length)
+    order = sorted(rows, key=lambda row: len(row.prompt_P) + len(row.tokens_T))
     for start in range(0, len(order), size):
         yield order[start : start + size]
 
@@ -317,30 +314,21 @@ class _Batch:
     def __init__(self, rows: Sequence[_Row], device: torch.device) -> None:
         import torch
 
-        prompt_width = max(len(row.prompt_ids) for row in rows)
-        width = max(len(row.example.token_ids) for row in rows)
-        ids_NL = torch.zeros(len(rows), prompt_width + width, dtype=torch.long)
-        attention_NL = torch.zeros_like(ids_NL)
-        old_log_probs_NT = torch.zeros(len(rows), width)
-        weights_NT = torch.tensor([[row.example.weight] for row in rows]).repeat(1, width)
-        for i, row in enumerate(rows):
-            example, length = row.example, len(row.example.token_ids)
-            first, last = prompt_width - len(row.prompt_ids), prompt_width + length
-            ids_NL[i, first:last] = torch.tensor([*row.prompt_ids, *example.token_ids])
-            attention_NL[i, first:last] = 1
-            if example.token_weights:
-                weights_NT[i, :length] += torch.tensor(example.token_weights)
-            if row.old_log_probs_T is not None:
-                old_log_probs_NT[i, :length] = row.old_log_probs_T
+        def padded(tensors: Iterable[Tensor], side: str = "right") -> Tensor:
+            return torch.nn.utils.rnn.pad_sequence(list(tensors), batch_first=True, padding_side=side).to(device)
+
+        self._tokens_NT = padded(row.tokens_T for row in rows)
+        self.mask_NT = padded(torch.ones_like(row.tokens_T, dtype=torch.bool) for row in rows)
+        self.weights_NT = padded(row.weights_T for row in rows)
+        self.old_log_probs_NT = padded(row.old_log_probs_T for row in rows)
+        prompts_NP = padded((row.prompt_P for row in rows), "left")
+        read_NP = padded((torch.ones_like(row.prompt_P) for row in rows), "left")
+        attention_NL = torch.cat([read_NP, self.mask_NT.long()], dim=1)
         self._inputs = {
-            "input_ids": ids_NL.to(device),
-            "attention_mask": attention_NL.to(device),
-            "position_ids": (attention_NL.cumsum(1) - 1).clamp_(min=0).to(device),
+            "input_ids": torch.cat([prompts_NP, self._tokens_NT], dim=1),
+            "attention_mask": attention_NL,
+            "position_ids": (attention_NL.cumsum(1) - 1).clamp_(min=0),
         }
-        self._tokens_NT = ids_NL[:, prompt_width:].to(device)
-        self.mask_NT = attention_NL[:, prompt_width:].bool().to(device)  # True for completion tokens
-        self.old_log_probs_NT = old_log_probs_NT.to(device)
-        self.weights_NT = weights_NT.to(device)
 
     def log_probs(self, policy: TeacherPolicy) -> Tensor:
         """Return the log-probabilities of the vocabulary at each completion token (N, T, V), float32 or wider."""

@@ -51,7 +51,8 @@ class GroupRelativeConfig(Algorithm):
         rows = [row for group in groups if group.id not in left_out for row in self._with_advantages(group)]
         scale = 1.0
         if self.normalize == "batch" and rows:
-            scale = math.sqrt(fmean(_mean_square(row) for row in rows)) or 1.0
+            squares = ([(row.weight + more) ** 2 for more in row.token_weights or (0.0,)] for row in rows)
+            scale = math.sqrt(fmean(map(fmean, squares))) or 1.0
         scaled = (
             replace(row, weight=row.weight / scale, token_weights=tuple(w / scale for w in row.token_weights))
             for row in rows
@@ -86,8 +87,3 @@ def _incomparable(group: CompletionGroup) -> LeftOut | None:
     if known < 2:
         return LeftOut.TOO_FEW_REWARDS if known else LeftOut.NO_REWARDS
     return None if has_spread(rewards) else LeftOut.ZERO_SPREAD
-
-
-def _mean_square(row: WeightedExample) -> float:
-    """Return the mean squared weight over tokens."""
-    return fmean((row.weight + more) ** 2 for more in row.token_weights) if row.token_weights else row.weight**2

@@ -1,4 +1,4 @@
-"""Classification of single lines of model output, without context (see `teacher.parsing.assembly`).
+"""Classification of single lines of model output, without context (see `teacher.parsing.parser`).
 
 Every regular expression is bounded or anchored, so that a line of any length is processed in linear time.
 """
@@ -73,7 +73,6 @@ class Stripped(NamedTuple):
     numbers: tuple[int, ...]
     """Of the markers, at most four."""
     marked: bool
-    """Whether there was a marker or a label such as "Version 2:"."""
 
 
 def strip_markers(text: str) -> Stripped:
@@ -110,7 +109,6 @@ class DropReason(StrEnum):
     UNANSWERED_QUESTION = "unanswered_question"
     UNPAIRED_ANSWER = "unpaired_answer"
     CHOICE = "choice"
-    """An option of a multiple-choice question."""
     CUT_LINE = "cut_line"
     """The last line, truncated by the token limit."""
     EXTRA_SPECIFICATION = "extra_specification"
@@ -145,9 +143,7 @@ class Line(NamedTuple):
     numbers: tuple[int, ...] = ()
     """Numbers in markers and label, outermost first."""
     marked: bool = False
-    """Is a list item."""
     gap: bool = False
-    """Follows a blank line."""
     indented: bool = False
     weak_heading: bool = False
     """Short, unmarked and unterminated: a title unless it continues the previous line."""
@@ -217,7 +213,8 @@ def classify(
     if (labelled := _labelled(line)) is not None:
         return labelled
     kind, bare = _statement_kind(line, text, prompt_lines)
-    weak = kind is Kind.STATEMENT and not line.marked and not is_terminated(bare) and _is_short(bare)
+    short = len(bare) < 40 and len(bare.split()) <= 4 and not bare.endswith((",", ";"))
+    weak = kind is Kind.STATEMENT and not line.marked and not is_terminated(bare) and short
     return line._replace(kind=kind, text=bare, weak_heading=weak)
 
 
@@ -294,7 +291,3 @@ def _is_heading(bare: str, written: str) -> bool:
     long_words = [word for word in words if len(word) > 3]
     capitals = sum(word[0].isupper() for word in long_words)
     return len(words) <= 5 or capitals >= 0.6 * len(long_words)
-
-
-def _is_short(text: str) -> bool:
-    return len(text) < 40 and len(text.split()) <= 4 and not text.endswith((",", ";"))

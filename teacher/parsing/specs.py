@@ -47,11 +47,9 @@ class RejectReason(StrEnum):
     DIGIT_LOOP = "digit_loop"
     """As above, and the text counts or repeats a number."""
     INVALID_JSON = "invalid_json"
-    """The start of a specification, but not JSON."""
     UNKNOWN_FIELD = "unknown_field"
     """A field outside both vocabularies."""
     INVALID_VALUE = "invalid_value"
-    """A value of the wrong type, or an unknown name."""
     OUT_OF_RANGE = "out_of_range"
     """A hyperparameter outside the range of `TrainingSpec`."""
 
@@ -204,14 +202,11 @@ def _entries(value: Any) -> list[tuple[str, str | None]]:
     entries: list[tuple[str, str | None]] = []
     for entry in value if isinstance(value, list) else [value]:
         pair = entry if isinstance(entry, dict) else {"text": entry}
-        text = pair.get("text", pair.get("question"))
-        answer = pair.get("answer")
+        text, answer = pair.get("text", pair.get("question")), pair.get("answer")
         known = set(pair) <= {"text", "answer"} or set(pair) <= {"question", "answer"}
         if not known or not isinstance(text, str) or not isinstance(answer, str | None) or not isinstance(value, list):
-            allowed = "a list of strings or of objects with text and answer"
-            raise _SpecificationError(
-                RejectReason.INVALID_VALUE, f"implications: got {_quoted(entry)}, allowed is {allowed}"
-            )
+            allowed = "allowed is a list of strings or of objects with text and answer"
+            raise _SpecificationError(RejectReason.INVALID_VALUE, f"implications: got {_quoted(entry)}, {allowed}")
         entries.append((text, answer))
     return entries
 

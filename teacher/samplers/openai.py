@@ -67,7 +67,18 @@ class OpenAISampler:
             EndpointError: A permanent refusal or an unusable ledger; replies received are stored.
         """
         distinct = self._config.distinct_samples(n)
-        requests = [self._request(prompt, seed, index) for prompt in prompts for index in range(distinct)]
+        requests = [
+            EndpointRequest(
+                prompt=prompt,
+                max_tokens=self._config.max_new_tokens,
+                temperature=self._config.temperature,
+                top_p=self._config.top_p,
+                seed=derive_seed(seed, prompt, index),
+                index=index,
+            )
+            for prompt in prompts
+            for index in range(distinct)
+        ]
         written = [_completion(outcome) for outcome in self._opened[1].complete(requests)]
         return [[written[p * distinct + index % distinct] for index in range(n)] for p in range(len(prompts))]
 
@@ -76,16 +87,6 @@ class OpenAISampler:
         if "_opened" in vars(self):
             self._opened[0].close()
             del self._opened
-
-    def _request(self, prompt: str, seed: int, index: int) -> EndpointRequest:
-        return EndpointRequest(
-            prompt=prompt,
-            max_tokens=self._config.max_new_tokens,
-            temperature=self._config.temperature,
-            top_p=self._config.top_p,
-            seed=derive_seed(seed, prompt, index),
-            index=index,
-        )
 
     @cached_property
     def _opened(self) -> tuple[Ledger, Endpoint]:

@@ -70,7 +70,6 @@ class FailedCompletion:
     reason: str
     """Typed by the engine, such as `timeout`."""
     detail: str
-    """Error message of the engine or the network."""
 
 
 class Sampler(Protocol):

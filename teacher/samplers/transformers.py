@@ -82,16 +82,14 @@ class TransformersSampler(LocalSampler[Completion]):
 
     def _sample_batch(self, prompt_ids: list[list[int]], keys: list[int]) -> list[Completion]:
         import torch
+        from torch.nn.utils.rnn import pad_sequence
         from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
         device = self._model.device
-        width = max(len(row) for row in prompt_ids)
-        ids_NT = torch.zeros(len(prompt_ids), width, dtype=torch.long)
-        mask_NT = torch.zeros_like(ids_NT)
-        for i, row in enumerate(prompt_ids):
-            ids_NT[i, width - len(row) :] = torch.tensor(row)
-            mask_NT[i, width - len(row) :] = 1
-        keys_N = torch.tensor(keys, device=device)
+        rows = [torch.tensor(row, device=device) for row in prompt_ids]
+        ids_NT = pad_sequence(rows, batch_first=True, padding_side="left")
+        mask_NT = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
+        keys_N, width = torch.tensor(keys, device=device), ids_NT.shape[1]
 
         def with_noise(input_ids: Tensor, scores: Tensor) -> Tensor:
             return scores.double() + gumbel_noise(keys_N, input_ids.shape[1] - width, scores.shape[1])
@@ -103,9 +101,7 @@ class TransformersSampler(LocalSampler[Completion]):
                 processors.append(TopPLogitsWarper(self._config.top_p))
             processors.append(with_noise)
         with torch.no_grad(), self._neutral_model():
-            output_NT = self._model.generate(
-                ids_NT.to(device), attention_mask=mask_NT.to(device), logits_processor=processors
-            )
+            output_NT = self._model.generate(ids_NT, attention_mask=mask_NT, logits_processor=processors)
         return [self._completion(row) for row in output_NT[:, width:].tolist()]
 
     @contextmanager

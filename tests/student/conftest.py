@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
 
-from tests.student.factories import MakeModel, byte_tokenizer, tiny_model
+from tests.student.factories import MakeModel, byte_tokenizer, tiny_model, torch_threads
 
 
 @pytest.fixture(scope="session")
@@ -25,8 +24,6 @@ def make_model() -> MakeModel:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """A bank whose slots all share their passes: with more threads, each trains slots of its own."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    """A bank whose slots all share their passes."""
+    with torch_threads(1):
+        yield

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -104,6 +105,17 @@ def mixed_jobs() -> list[UpdateRequest]:
         UpdateRequest(f"job-{k}", sequences(k, lengths[k], answers_only=k in (1, 3)), recipe, seed=10 + k)
         for k, recipe in enumerate(recipes)
     ]
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch use so many threads for a while: with more than one, each trains slots of its own."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def adapter_of(result: UpdateResult) -> Adapter:

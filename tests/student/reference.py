@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -78,12 +79,7 @@ def train_alone(model: Any, job: UpdateRequest, start: Factors) -> tuple[Factors
 
 
 def _pad(sequences: list[TrainingSequence]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    width = max(len(s.tokens) for s in sequences)
-    ids = torch.zeros(len(sequences), width, dtype=torch.long)
-    mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
-    for i, sequence in enumerate(sequences):
-        n = len(sequence.tokens)
-        ids[i, :n] = torch.tensor(sequence.tokens)
-        mask[i, :n] = 1
-        labels[i, :n] = ids[i, :n].masked_fill(~torch.tensor(sequence.loss_mask), -100)
-    return ids, mask, labels
+    pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
+    rows = [torch.tensor(sequence.tokens) for sequence in sequences]
+    labels = [row.masked_fill(~torch.tensor(s.loss_mask), -100) for row, s in zip(rows, sequences, strict=True)]
+    return pad(rows), pad(list(map(torch.ones_like, rows))), pad(labels, padding_value=-100)

@@ -77,12 +77,6 @@ def test_cuts_of_the_depth_share_the_blocks_out(blocks: int, one: float, other: 
     assert select_layers(_names(blocks), "all-linear", WHOLE_DEPTH) == _names(blocks)
 
 
-@given(st.integers(1, 40))
-def test_halves_hold_as_many_blocks(blocks: int) -> None:
-    lower, upper = (select_layers(_names(blocks), PARTS, depth) for depth in ((0.0, 0.5), (0.5, 1.0)))
-    assert len(lower) == len(upper) == len(PARTS) * ((blocks + 1) // 2)
-
-
 def test_names_and_ends_of_names() -> None:
     names = _names(2)
     assert select_layers(names, ("up_proj",), (0.5, 1.0)) == ["model.layers.1.mlp.up_proj"]

@@ -202,9 +202,3 @@ def test_weights_that_are_not_finite_give_failures(make_model: MakeModel, tokeni
     model.lm_head.weight.data[:] = float("nan")
     found = score_in_context(model, tokenizer, CONTEXTS, QUESTIONS, FORMAT)
     assert [isinstance(scores, ScoringFailure) for scores in found] == [bool(questions) for questions in QUESTIONS]
-
-
-def test_nothing_asked_gives_nothing() -> None:
-    model, tokenizer = load_checkpoint("micro-student")
-    assert score_in_context(model, tokenizer, ["A text."], [()], FORMAT) == [[]]
-    assert score_in_context(model, tokenizer, [], [], FORMAT) == []

@@ -114,7 +114,8 @@ def test_search_is_the_same_in_any_order_and_fewer_hits_are_the_first_of_more(
     entries: list[MemoryEntry], question: str, k: int, least: float, draw: object
 ) -> None:
     everything = ExternalMemory(entries).search(question, 100)
-    assert [hit.score for hit in everything] == pytest.approx(sorted((h.score for h in everything), reverse=True))
+    scores = [round(hit.score, 4) for hit in everything]  # what differs by less is equal, and goes by id
+    assert scores == sorted(scores, reverse=True)
     assert len({hit.entry.id for hit in everything}) == len(everything)
     shuffled = list(entries)
     draw.shuffle(shuffled)  # type: ignore[attr-defined]

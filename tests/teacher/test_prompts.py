@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import inspect
-import typing
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,16 +36,9 @@ def test_render_shows_title_above_passage_and_drops_an_empty_title(name: str) ->
     assert f"Passage:\n{DOCUMENT.text}\n\n" in untitled
 
 
-def test_render_takes_a_document_alone() -> None:
-    """A document has no questions, so a prompt cannot leak any; its only other input is the step budget."""
-    hints = typing.get_type_hints(PromptTemplate.render)
-    assert list(inspect.signature(PromptTemplate.render).parameters) == ["self", "document", "budget"]
-    assert hints["document"] is Document
-    assert not any("question" in name for name in Document.model_fields)
-
-
 @given(title=TEXTS, passage=TEXTS, name=st.sampled_from(sorted(PROMPTS)), other=TEXTS)
 def test_render_depends_on_title_and_passage_alone(title: str, passage: str, name: str, other: str) -> None:
+    """A document has no questions, so a prompt cannot leak any; its only other input is the step budget."""
     bare = Document(id="a", title=title, text=passage)
     task = KnowledgeTask(
         document=Document(id="b", title=title, text=passage, source=other, entities=(other,)),

@@ -65,11 +65,6 @@ def test_reward_is_a_number_only_from_sound_updates(
         assert reward_of(sound, config) == found  # failed updates do not contribute
 
 
-@pytest.mark.parametrize("failure", list(RewardFailure))
-def test_reward_of_a_failed_update_is_never_a_number(failure: RewardFailure) -> None:
-    assert reward_of([Scored(1.0, 1.0, failure=failure)], RewardConfig()) is failure
-
-
 def test_reward_averages_the_metric_less_forgetting() -> None:
     made = [
         Scored(accuracy=0.5, mean_probability=0.2, forgetting=0.1),

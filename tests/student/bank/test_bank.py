@@ -285,13 +285,3 @@ def test_canary_moved_base_fails_every_slot(make_model: MakeModel) -> None:
         results = bank.train([UpdateRequest(str(k), SEQUENCES, UpdateRecipe(epochs=1), k) for k in range(2)])
     assert [result.outcome for result in results] == [UpdateOutcome.CANARY_FAILED] * 2
     assert "base's own logits moved" in results[0].detail
-
-
-def test_canary_diverged_slot_is_non_finite_not_canary(make_model: MakeModel) -> None:
-    values = {**UpdateRecipe(epochs=1).model_dump(), "learning_rate": 1e38}
-    job = UpdateRequest("diverged", SEQUENCES, UpdateRecipe.model_construct(**values), 0)
-    (result,) = train(make_model(), [job])
-    assert result.losses
-    assert torch.isfinite(torch.tensor(result.losses)).all()
-    assert result.outcome in (UpdateOutcome.NON_FINITE, UpdateOutcome.CANARY_FAILED)
-    assert result.adapter is None

@@ -26,7 +26,15 @@ from student.bank.passes import (
 )
 from student.config import UpdateRecipe
 from student.updates import UpdateOutcome, UpdateRequest
-from tests.student.factories import MakeModel, assert_same_updates, mixed_jobs, run_alone, sequences, train
+from tests.student.factories import (
+    MakeModel,
+    assert_same_updates,
+    mixed_jobs,
+    run_alone,
+    sequences,
+    torch_threads,
+    train,
+)
 
 
 @given(sizes=st.lists(st.integers(1, 300), min_size=1, max_size=8), most=st.integers(1, 1500))
@@ -81,20 +89,15 @@ def test_pass_that_runs_out_of_memory_is_split_and_gives_the_same(make_model: Ma
 @pytest.mark.parametrize("threads", [2, 3])
 def test_passes_of_several_threads_give_the_same_and_are_split_alike(make_model: MakeModel, threads: int) -> None:
     jobs = mixed_jobs()
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
+    with torch_threads(1):
         expected = train(make_model(dtype=torch.float64), jobs)
-        torch.set_num_threads(threads)
-        model = make_model(dtype=torch.float64)
-        with LoraBank(model) as bank:
-            together = bank.train(jobs)
-            _limit_places(model, 18)
-            split = bank.train(jobs)
-            assert bank.usage.splits > 0
+    model = make_model(dtype=torch.float64)
+    with torch_threads(threads), LoraBank(model) as bank:
+        together = bank.train(jobs)
+        _limit_places(model, 18)
+        split = bank.train(jobs)
+        assert bank.usage.splits > 0
         assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
     assert_same_updates(expected, together, 1e-9)
     assert_same_updates(expected, split, 1e-9)
 

@@ -13,7 +13,15 @@ from student.bank.packing import LabelledTokens
 from student.bank.training import Slot, SlotAdamW, run_apart, sequence_order, threads_apart
 from student.config import MAX_GRADIENT_NORM, UpdateRecipe
 from student.updates import TrainingSequence, UpdateRequest
-from tests.student.factories import MakeModel, adapter_of, assert_same_updates, same_bits, sequences, train
+from tests.student.factories import (
+    MakeModel,
+    adapter_of,
+    assert_same_updates,
+    same_bits,
+    sequences,
+    torch_threads,
+    train,
+)
 
 
 def _slot(sequences: list[TrainingSequence], **recipe: int) -> Slot:
@@ -70,10 +78,8 @@ Seen = tuple[int, int]
 
 @pytest.fixture
 def three_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(3):
+        yield
 
 
 def seen_by(number: int, together: threading.Barrier | None = None) -> Callable[[threading.Event], Seen]:
@@ -248,12 +254,3 @@ def test_slot_adamw_late_slot_is_where_it_would_be_alone() -> None:
         _alone(start[3], gradients[2:, 1], RECIPES[1]),
     ]
     assert torch.allclose(flat, torch.stack(expected), rtol=0, atol=1e-12)
-
-
-def test_slot_adamw_unused_ranks_stay_zero() -> None:
-    flat = torch.tensor([[1.0, 0.0]])
-    optimizer = SlotAdamW(flat)
-    for step in range(3):
-        optimizer.step(torch.tensor([[0.5, 0.0]]), [_at(UpdateRecipe(), step, 3)])
-    assert flat[0, 0] < 1.0
-    assert flat[0, 1] == 0.0
