@@ -32,11 +32,11 @@ def judge(
     Args:
         sampling: The self-edits.
         reward: How scores become rewards.
-        updates: By `Edit.id`.
+        updates: By `Edit.id`, like `facts`, those `refused` by a filter, and for the proxy reward `in_context`.
         base: The student without an update on the same questions, by document id.
-        facts: Measures of the texts, by `Edit.id`.
-        refused: Self-edits that a filter refused, by `Edit.id`.
-        in_context: For the proxy reward, by `Edit.id`.
+        facts: Measures of the texts.
+        refused: Reasons.
+        in_context: Gold answers' probabilities.
     """
     floors = {name: _base_reward(scored, reward) for name, scored in (base or {}).items()}
     found = []
@@ -94,15 +94,10 @@ def groups_of(
     reward: RewardConfig,
     decode: Callable[[Sequence[int]], str] | None,
 ) -> list[CompletionGroup]:
-    """Return the candidates grouped by document, as the teacher's algorithms take them.
+    """Return a round's candidates grouped by document, as the teacher's algorithms take them.
 
-    Args:
-        candidates: Of a round.
-        prompts: What the teacher read, by document id.
-        tasks: By document id.
-        base: Scores of the student without an update on the same questions, by document id.
-        reward: How scores became rewards.
-        decode: The teacher's tokenizer, for the credit of single lines; None gives none.
+    `prompts` that the teacher read, `tasks` and the `base` scores of the student without an update are by document id.
+    `decode` is the teacher's tokenizer, for the credit of single lines; None gives none.
     """
 
     def gains(candidate: Candidate) -> LineGains | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from evaluation.statistics import known_mean
 from evaluation.tasks import KnowledgeTask, Split
@@ -129,14 +130,14 @@ class Training(NamedTuple):
 
     def _try(self, edits: Sequence[Edit], purpose: str, replicates: int = 1) -> _Tried:
         """Update students with self-edits, or with the proxy reward have the student read them in its context."""
-        parsed = [(edit.id, edit.document_id, edit.edit) for edit in edits if edit.edit is not None]
         if self.reward.metric != "proxy":
             updates = self.loop.update(self.loop.trials(edits, purpose, replicates), "rewards")
             return _Tried({"updates": by_edit(updates)}, sum(update.seconds for update in updates))
+        parsed = [edit for edit in edits if edit.edit is not None]
         if not parsed:
             return _Tried({}, 0.0)
-        found = self.loop.in_context([(document, edit) for _, document, edit in parsed])
-        names = [name for name, _, _ in parsed]
+        found = self.loop.in_context(parsed)
+        names = (edit.id for edit in parsed)
         return _Tried({"in_context": dict(zip(names, found.probabilities, strict=True))}, found.seconds)
 
     def _select(self, candidates: Sequence[Candidate], base: Mapping[str, ScoredUpdate]) -> Selection:
@@ -173,34 +174,28 @@ class CheckpointSelection:
 
     def __init__(self, config: DevelopmentConfig) -> None:
         """Start without a teacher."""
-        self._config = config
-        self._best = -float("inf")
-        self._stale = 0
+        self._patience, self._best, self._stale = config.patience, -math.inf, 0
         self.best_state: str | None = None
-        """The state with the highest mean reward; the last one checked while none had a reward."""
+        """The state with the highest mean reward; the first one checked while none had a reward."""
         self.next_state: str | None = None
         """The state that the next round starts from."""
         self.ended = False
 
     def check(self, state: str, mean: float | None) -> DevelopmentCheck | None:
-        """Return the decision on a teacher's state; None where no self-edit had a reward, which decides nothing.
+        """Return the decision on a teacher's state, by its mean reward on the development documents.
 
-        Args:
-            state: Of the teacher.
-            mean: Its mean reward on the development documents.
+        None where no self-edit had a reward, which decides nothing.
         """
         self.next_state = state
         if mean is None:
             self.best_state = self.best_state or state
             return None
-        if mean > self._best:
-            self._best, self.best_state, self._stale = mean, state, 0
-            return DevelopmentCheck(mean=mean, best=mean, decision="best")
+        decision: Literal["best", "continue", "back to the best", "stop"] = "continue"
         self._stale += 1
-        self.ended = self._stale >= self._config.patience
-        if self.ended:
-            return DevelopmentCheck(mean=mean, best=self._best, decision="stop")
-        if mean < self._best - _FALL:
-            self.next_state = self.best_state
-            return DevelopmentCheck(mean=mean, best=self._best, decision="back to the best")
-        return DevelopmentCheck(mean=mean, best=self._best, decision="continue")
+        if mean > self._best:
+            decision, self._best, self.best_state, self._stale = "best", mean, state, 0
+        elif self._stale >= self._patience:
+            decision, self.ended = "stop", True
+        elif mean < self._best - _FALL:
+            decision, self.next_state = "back to the best", self.best_state
+        return DevelopmentCheck(mean=mean, best=self._best, decision=decision)

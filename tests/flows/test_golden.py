@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.flows.settings import CONFIGS, command, run_command
+from tests.flows.settings import CONFIGS, run_command, train
 from tests.pipelines.adapt_student.factories import SMALL
 
 pytestmark = [pytest.mark.flow, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -108,9 +108,7 @@ def names(directory: Path) -> list[str]:
 
 def training_run(name: str, place: Path) -> dict[str, Any]:
     """Return the figures of one run, with the digests of its teachers and kept adapters."""
-    config, overrides = RUNS[name]
-    run(command(CONFIGS / f"{config}.yaml", place / "work", overrides, place / "result.json"), place / "home")
-    result = json.loads((place / "result.json").read_text(encoding="utf-8"))
+    result, _ = train(place, *RUNS[name])
     found = {figure: result[figure] for figure in FIGURES}
     return {**found, "teachers": names(place / "work" / "teachers"), "adapters": names(place / "work" / "adapters")}
 

@@ -75,7 +75,7 @@ def test_of_two_nights_at_once_one_runs_and_the_other_says_why_not(tmp_path: Pat
         assert not (tmp_path / "second.json").exists()
         assert first.wait() == 0, first.output
     finally:
-        first.clean_up()
+        first.kill()
     assert json.loads((tmp_path / "first.json").read_text())["outcome"] == "promoted"
     assert "night-0001: promoted (version 1, trained from the base student)" in first.output
 
@@ -121,7 +121,7 @@ def test_night_killed_at_ten_moments_is_finished_as_if_undisturbed(tmp_path: Pat
                 child.kill()
                 kills += 1
             finally:
-                child.clean_up()
+                child.kill()
             check_champion(work_dir)
         # Killed between the night's end and the command's, the next start finds nothing new.
         assert figures(work_dir / NIGHTS / "night-0001" / RESULT) == undisturbed
