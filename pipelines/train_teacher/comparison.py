@@ -106,7 +106,7 @@ def token_curve(comparing: Comparing, stage: Stage) -> tuple[CurvePoint, ...]:
     for step, budget in zip(stage.steps[1:], plan.tokens, strict=True):
         made = budgeted(sampled, budget, count)
         with loop.reporter.step(step, f"{stage.name} at {budget} tokens"):
-            scored = comparing.score_edits(variant.name, variant.label, made, test).accuracy
+            scored = comparing.score_edits(variant, made, test).accuracy
         if scored:
             tokens = known_mean(e.tokens for e in made if e.edit is not None) or 0.0
             interval = bootstrap_mean(list(scored.values()), **comparing.intervals)
@@ -125,12 +125,12 @@ def transfer(comparing: Comparing, stage: Stage) -> Transfer:
         other = Comparing(other_config, other_loop, comparing.split, comparing.states, comparing.diagnostics)
         base = next((v for v in config.listed if isinstance(v.source, configs.BaseStudent)), configs.STANDARD["base"])
         other.add(Stage(stage.name, stage.steps[:1], base))
-        there = {variant.name: variant for variant in comparing.scored}
+        there = {variant.name for variant in comparing.scored}
         for variant, step in zip(transferred_variants(config), stage.steps[1:], strict=True):
             if variant.name in there:
-                edits, label = comparing.edits_of(variant.name), there[variant.name].label
                 with loop.reporter.step(step, f"transfer of {variant.name}"):
-                    other.scored.append(other.score_edits(variant.name, label, edits, comparing.split.test))
+                    edits = comparing.edits_of(variant.name)
+                    other.scored.append(other.score_edits(variant, edits, comparing.split.test))
     found = compare_variants(other.scored, comparing.intervals)
     return Transfer(
         label=plan.label,
@@ -191,7 +191,7 @@ def find_oracle(comparing: Comparing, stage: Stage) -> SpecOracle | None:
     best = {name: choices[place] for name, scores in table.items() if (place := best_place(scores)) is not None}
     edits = [specification(name, 0, choice) for name, choice in best.items()]
     with loop.reporter.step(stage.steps[1], stage.name):
-        oracle = comparing.score_edits("spec_oracle", "best specification of each task", edits, tasks)
+        oracle = comparing.score_edits(Variant(name="spec_oracle", label="oracle", source=source), edits, tasks)
     return _beside(comparing, oracle, {name: json.dumps(choice) for name, choice in best.items()})
 
 

@@ -71,8 +71,7 @@ class Comparing:
         source, test = variant.source, self.split.test
         if isinstance(source, configs.BaseStudent):
             with self.loop.reporter.step(stage.steps[0], stage.name):
-                base = self.loop.base(test, "comparison")
-                return self._scores(variant.name, variant.label, base, test)
+                return self._scores(variant, self.loop.base(test, "comparison"), test)
         if isinstance(source, configs.BestPrompt):
             return self._best_prompt(variant, source, stage)
         if isinstance(source, configs.TeacherSource):
@@ -86,7 +85,7 @@ class Comparing:
         if edits is None:
             return None
         with self.loop.reporter.step(last_step, stage.name):
-            return self.score_edits(variant.name, variant.label, edits, test)
+            return self.score_edits(variant, edits, test)
 
     def _written(self, source: Any, stage: Stage) -> Iterable[Edit] | Sampling | None:
         """Return the self-edits of a variant that no local teacher samples as it is; None where there can be none."""
@@ -172,15 +171,15 @@ class Comparing:
             sampling = loop.sample(state, prompt, tasks, n=settings.drawn, seed=seed)
         with loop.reporter.step(steps[1], what):
             if settings.drafts == 1:
-                return self.score_edits(variant.name, variant.label, sampling, tasks, keep=keep)
+                return self.score_edits(variant, sampling, tasks, keep=keep)
             agreed, chosen = self_edits.agreement(sampling.edits), self_edits.most_written(sampling, settings.tried)
-            scores = self.score_edits(variant.name, variant.label, chosen, tasks, keep=keep)
+            scores = self.score_edits(variant, chosen, tasks, keep=keep)
         return scores if agreed is None else scores.model_copy(update={"notes": {**scores.notes, "agreement": agreed}})
 
     def score_edits(
-        self, name: str, label: str, edits: Iterable[Edit] | Sampling, tasks: Sequence[KnowledgeTask], *, keep: int = 0
+        self, variant: Variant, edits: Iterable[Edit] | Sampling, tasks: Sequence[KnowledgeTask], *, keep: int = 0
     ) -> VariantScores:
-        """Return the variant with the given self-edits, scored on the held-out questions of their tasks.
+        """Return the scores of a variant with the given self-edits on the held-out questions of their tasks.
 
         Of the first `keep` documents the adapter of the first self-edit is kept (`kept_adapters`).
         """
@@ -190,7 +189,7 @@ class Comparing:
         drawn = [candidate.edit for candidate in candidates]
         refused = Counter(c.reason.value for c in candidates if c.reason is not None and not c.replicates)
         too_long = {"prompt_too_long": len(sampling.too_long)} if sampling.too_long else {}
-        scores = self._scores(name, label, updates, tasks)
+        scores = self._scores(variant, updates, tasks)
         return scores.model_copy(
             update={
                 "candidates": tuple(candidates),
@@ -203,7 +202,7 @@ class Comparing:
         )
 
     def _scores(
-        self, name: str, label: str, updates: Sequence[ScoredUpdate], tasks: Sequence[KnowledgeTask]
+        self, variant: Variant, updates: Sequence[ScoredUpdate], tasks: Sequence[KnowledgeTask]
     ) -> VariantScores:
         """Return what the scores of some students show, whatever they were updated with."""
         scored = [update for update in updates if update.failure is None]
@@ -219,8 +218,8 @@ class Comparing:
             if question.phrasing
         ]
         return VariantScores(
-            name=name,
-            label=label,
+            name=variant.name,
+            label=variant.label,
             accuracy=_means((task.id for task in tasks), [(u.document_id, u.accuracy) for u in updates]),
             verdicts={u.document_id: u.verdicts for u in scored if u.index == 0},
             phrasings=_means(sorted({phrasing for phrasing, _ in answers}), answers),

@@ -56,7 +56,7 @@ def test_refused_self_edits_give_their_place_to_the_next_ones(tmp_path: Path, pr
         names[3]: [OVER, None, OVER],  # nothing is left to draw
     }
     edits = tuple(written(name, i, choice) for name, choices in drawn.items() for i, choice in enumerate(choices))
-    variant = mine.score_edits("trained_teacher", "trained", Sampling(edits=edits), tasks, keep=4)
+    variant = mine.score_edits(STANDARD["trained_teacher"], edits, tasks, keep=4)
     assert list(variant.accuracy) == names[:3]
     assert variant.failures == {"over_budget": 3, "parse_failed": 3}
     assert variant.notes["redrawn"] == 5
@@ -74,8 +74,7 @@ def test_refused_self_edits_give_their_place_to_the_next_ones(tmp_path: Path, pr
 def test_without_redraws_a_refused_one_stays_without_a_score(tmp_path: Path, prefect_server: None) -> None:
     mine = comparing(grid_config(tmp_path), tmp_path)
     task = mine.split.test[0]
-    sampling = Sampling(edits=(written(task.id, 0, OVER),))
-    variant = mine.score_edits("trained_teacher", "trained", sampling, [task])
+    variant = mine.score_edits(STANDARD["trained_teacher"], [written(task.id, 0, OVER)], [task])
     assert (variant.accuracy, variant.failures) == ({}, {"over_budget": 1})
     assert "redrawn" not in variant.notes
 
