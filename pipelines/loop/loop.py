@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -170,15 +170,18 @@ class Loop:
         """Return the directory of a student's adapter, whether or not it was kept."""
         return updates.adapter_dir(self.work_dir, digest)
 
-    def trials(self, edits: Iterable[Edit], purpose: str, replicates: int = 1) -> list[Trial]:
+    def trials(
+        self, edits: Iterable[Edit], purpose: str, replicates: int = 1, keep: Collection[str] = ()
+    ) -> list[Trial]:
         """Return the updates to make for the self-edits that could be parsed.
 
         All self-edits of a document share their seeds (common random numbers): only the edit differs between them.
-        Seeds differ between purposes, so that no comparison reuses a round's luck, and between replicates.
+        Seeds differ between purposes, so that no comparison reuses a round's luck, and between replicates. Self-edits
+        whose `Edit.id` is in `keep` keep their adapters.
         """
         parsed = [edit for edit in edits if edit.edit is not None]
         return [
-            Trial(e.document_id, e.index, e.edit, self.seed("update", purpose, e.document_id, replicate))
+            Trial(e.document_id, e.index, e.edit, self.seed("update", purpose, e.document_id, replicate), e.id in keep)
             for replicate in range(replicates)
             for e in parsed
         ]

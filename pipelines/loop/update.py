@@ -256,8 +256,8 @@ def grade_updates(
 def _by_domain(update: ScoredUpdate, task: KnowledgeTask, questions: QuestionSet) -> ScoredUpdate:
     if not update.answers:
         return update
-    found = domain_of(task).grade(questions_of(task, questions), update.answers)
-    return update.model_copy(update={"correct": tuple(found.correct), "cells": tuple(found.partial)})
+    correct = domain_of(task).grade(questions_of(task, questions), update.answers).correct
+    return update.model_copy(update={"correct": tuple(correct)})
 
 
 def _with_grades(update: ScoredUpdate, grades: Sequence[Graded]) -> ScoredUpdate:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from evaluation.common.errors import InputError
 from evaluation.microworld.texts import LineKind, classify_line, oracle_lines
 from evaluation.microworld.world import Sheet
-from evaluation.statistics import known_mean, known_means
+from evaluation.statistics import known_means
 from evaluation.tasks import KnowledgeTask
 from pipelines.loop.update import questions_of
 from pipelines.records import Edit, Sampling, by_document
@@ -187,23 +187,11 @@ def most_written(sampling: Sampling, count: int) -> Sampling:
     """
     kept: list[Edit] = []
     for drafts in by_document(sampling.edits).values():
-        ordered = [drafts[place] for place, _ in _votes(drafts).most_common()]  # ties: the first one written
-        ordered += [edit for edit in drafts if edit.edit is None]
+        votes = Counter(first_equal([edit.edit for edit in drafts]))  # by the place of the first equal draft
+        ordered = [drafts[place] for place, _ in votes.most_common()]  # ties: the first one written
+        ordered.sort(key=lambda edit: edit.edit is None)
         kept += [edit.model_copy(update={"index": place}) for place, edit in enumerate(ordered[:count])]
     return sampling.model_copy(update={"edits": tuple(kept)})
-
-
-def agreement(drafts: Sequence[Edit]) -> float | None:
-    """Return the mean share of a document's drafts that equal its most frequent one, in (0, 1]; None without drafts."""
-    return known_mean(
-        max(votes.values()) / len(mine) if (votes := _votes(mine)) else None for mine in by_document(drafts).values()
-    )
-
-
-def _votes(drafts: Sequence[Edit]) -> Counter[int]:
-    """Return how often each self-edit was written, by the place of its first draft."""
-    places = first_equal([edit.edit for edit in drafts])
-    return Counter(place for place in places if drafts[place].edit is not None)
 
 
 # Measures without training

@@ -6,7 +6,6 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -170,11 +169,8 @@ class Comparing:
             seed = loop.seed("sample", "comparison")
             sampling = loop.sample(state, prompt, tasks, n=settings.drawn, seed=seed)
         with loop.reporter.step(steps[1], what):
-            if settings.drafts == 1:
-                return self.score_edits(variant, sampling, tasks, keep=keep)
-            agreed, chosen = self_edits.agreement(sampling.edits), self_edits.most_written(sampling, settings.tried)
-            scores = self.score_edits(variant, chosen, tasks, keep=keep)
-        return scores if agreed is None else scores.model_copy(update={"notes": {**scores.notes, "agreement": agreed}})
+            chosen = sampling if settings.drafts == 1 else self_edits.most_written(sampling, settings.tried)
+            return self.score_edits(variant, chosen, tasks, keep=keep)
 
     def score_edits(
         self, variant: Variant, edits: Iterable[Edit] | Sampling, tasks: Sequence[KnowledgeTask], *, keep: int = 0
@@ -223,7 +219,6 @@ class Comparing:
             accuracy=_means((task.id for task in tasks), [(u.document_id, u.accuracy) for u in updates]),
             verdicts={u.document_id: u.verdicts for u in scored if u.index == 0},
             phrasings=_means(sorted({phrasing for phrasing, _ in answers}), answers),
-            cells=known_mean(known_mean(update.cells) for update in updates),
             failures=dict(failures),
         )
 
@@ -234,17 +229,14 @@ class Comparing:
         the variant consists of. The number of replacements is returned beside them.
         """
         count = self.config.comparison.edits
-        kept = set(list(dict.fromkeys(edit.document_id for edit in sampling.edits if edit.index == 0))[:keep])
+        kept = [edit.id for edit in sampling.edits if edit.index == 0][:keep]
         plain = self.config.teacher.reward.model_copy(update={"retention_weight": 0.0, "metric": "probability"})
         waiting = by_document(edit for edit in sampling.edits if edit.index >= count)
         todo = [edit for edit in sampling.edits if edit.index < count]
         found: dict[str, Candidate] = {}
         redrawn = 0
         while todo:
-            trials = [
-                replace(trial, keep=trial.index == 0 and trial.document_id in kept)
-                for trial in self.loop.trials(todo, "comparison")
-            ]
+            trials = self.loop.trials(todo, "comparison", keep=kept)
             updates = by_edit(self.loop.update(trials, "comparison"))
             judged, todo = judge(Sampling(edits=tuple(todo)), plain, updates=updates), []
             for candidate in judged:

@@ -65,7 +65,7 @@ def test_updates_are_scored_voted_on_and_refused_by_their_reasons(tmp_path: Path
     first, second = loop.update(trials, "comparison")
     assert first.failure is None
     assert first.steps == 15
-    assert len(first.correct) == len(first.cells) == len(first.answers) == len(task.held_out_questions) == 3
+    assert len(first.correct) == len(first.answers) == len(task.held_out_questions) == 3
     assert len(set(first.correct)) == 1, "views of one output share a verdict"
     assert all(0.0 <= p <= q <= 1.0 for p, q in zip(first.probability, first.token_probability, strict=True))
     assert second.failure is RewardFailure.OVER_BUDGET

@@ -18,7 +18,7 @@ from pipelines.plan import Stage
 from pipelines.records import Edit, Sampling
 from pipelines.train_teacher.comparison import by_group, find_oracle, pairs_of
 from pipelines.train_teacher.config import STANDARD, FixedSpecification, TrainTeacherConfig, Variant
-from pipelines.train_teacher.edits import Diagnostics, agreement, most_written
+from pipelines.train_teacher.edits import Diagnostics, most_written
 from pipelines.train_teacher.plan import plan_oracle, plan_variant
 from pipelines.train_teacher.variants import Comparing, Table, best_of, try_all
 from student.adapters import load_adapter
@@ -102,12 +102,6 @@ def test_the_most_written_come_first_and_each_once(documents: list[list[int | No
         assert all(edit.failure is not None for edit in mine[len(counted) :])
 
 
-def test_agreement_is_the_share_of_the_most_written() -> None:
-    assert agreement([*record([0, 0, 1, None]), *record([2], "e")]) == (0.5 + 1.0) / 2
-    assert agreement(record([None, None])) is None
-    assert agreement([]) is None
-
-
 def test_comparison_tries_what_a_teacher_writes_most_often(tmp_path: Path, prefect_server: None) -> None:
     mine = comparing(grid_config(tmp_path, "comparison.drafts=12", "comparison.redraws=1"), tmp_path)
     variant = mine.add(plan_variant(mine.config, STANDARD["untrained_teacher"]))
@@ -117,7 +111,6 @@ def test_comparison_tries_what_a_teacher_writes_most_often(tmp_path: Path, prefe
     tried = {(c.edit.document_id, c.edit.index): c.edit.text for c in variant.candidates}
     first = [edit for edit in wanted.edits if edit.index == 0 and (edit.document_id, 1) not in tried]
     assert all(tried[edit.document_id, 0] == edit.text for edit in first)
-    assert 0.0 < variant.notes["agreement"] <= 1.0
 
 
 def test_the_last_teacher_keeps_the_first_self_edits_of_its_first_documents(
