@@ -44,12 +44,15 @@ PATIENCE_SECONDS = 600.0
 """Longest wait for anything in a child process; far above what is needed, because machines can be busy."""
 
 
+def preceptor(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
+
+
 def command(config: Path, work_dir: Path, overrides: Sequence[str] = (), result: Path | None = None) -> list[str]:
     """Return the command line of one run."""
     told = [part for override in overrides for part in ("--set", override)]
     wanted = ["--json", str(result)] if result is not None else []
-    start = [sys.executable, "-m", "pipelines.cli", "train-teacher", str(config)]
-    return [*start, "--work-dir", str(work_dir), *told, *wanted]
+    return preceptor("train-teacher", config, "--work-dir", work_dir, *told, *wanted)
 
 
 def environment(home: Path) -> dict[str, str]:

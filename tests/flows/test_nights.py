@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,10 @@ from pipelines.adapt_student.state import student_version
 from pipelines.experiments.nights import as_delivered
 from pipelines.lineage.registry import CHAMPION, Registry
 from pipelines.settings import TrackingConfig
-from tests.flows.settings import CONFIGS, PATIENCE_SECONDS, Child, run_command
+from tests.flows.settings import CONFIGS, PATIENCE_SECONDS, Child, preceptor, run_command
 from tests.pipelines.adapt_student.factories import SMALL
 
 pytestmark = pytest.mark.flow
-
-
-def preceptor(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
 
 
 def night(work_dir: Path, result: Path) -> list[str]:
@@ -118,7 +113,6 @@ def test_night_killed_at_ten_moments_is_finished_as_if_undisturbed(tmp_path: Pat
                 if fresh:  # the machine may be less busy now
                     took = min(took, time.monotonic() - started)
             except subprocess.TimeoutExpired:  # still running: this is the moment
-                child.kill()
                 kills += 1
             finally:
                 child.kill()

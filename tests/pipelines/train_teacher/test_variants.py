@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from evaluation.common.errors import ConfigError
 from evaluation.domains import load_split
 from evaluation.tasks import specifications
-from pipelines.plan import Stage
 from pipelines.records import Edit, Sampling
 from pipelines.train_teacher.comparison import by_group, find_oracle, pairs_of
 from pipelines.train_teacher.config import STANDARD, FixedSpecification, TrainTeacherConfig, Variant
@@ -198,9 +197,3 @@ def test_variants_of_other_names_are_compared_with_the_trained_teacher() -> None
     pairs = pairs_of(["base", "trained_teacher", "my_prompt"])
     assert pairs == [("trained_teacher", "base"), ("trained_teacher", "my_prompt")]
     assert pairs_of(["my_prompt"]) == []
-
-
-def test_a_stage_names_its_variant() -> None:
-    stage = plan_variant(small_config(), STANDARD["raw_passage"])
-    assert isinstance(stage, Stage)
-    assert (stage.name, stage.subject) == ("variant raw_passage", STANDARD["raw_passage"])
