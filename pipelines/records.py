@@ -150,14 +150,6 @@ class ScoredUpdate(Record):
         return scores[metric] if metric in scores else tuple(map(float, self.exact))
 
 
-def by_edit(updates: Iterable[ScoredUpdate]) -> dict[str, tuple[ScoredUpdate, ...]]:
-    """Return updates by `Edit.id`, each self-edit's in the order given."""
-    found: dict[str, tuple[ScoredUpdate, ...]] = {}
-    for update in updates:
-        found[update.edit_id] = (*found.get(update.edit_id, ()), update)
-    return found
-
-
 def usage_of(updates: Iterable[ScoredUpdate]) -> BankUsage:
     """Return what training some students took."""
     return BankUsage.merged(
@@ -202,7 +194,7 @@ class Candidate(Record):
         return known_mean(self.proxy_probability)
 
 
-_Item = TypeVar("_Item", Edit, Candidate, ScoredUpdate)
+_Item = TypeVar("_Item", Edit, Candidate)
 
 
 def by_document(items: Iterable[_Item]) -> dict[str, list[_Item]]:

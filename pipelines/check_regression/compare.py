@@ -32,7 +32,7 @@ from pipelines.check_regression.suite import (
 from pipelines.check_regression.verdict import Compared, Unscored, find_verdict
 from pipelines.models import ModelRef, close_models, open_student, student_digest
 from pipelines.plan import Step
-from pipelines.records import Candidate, Record, ScoredUpdate, by_edit
+from pipelines.records import Candidate, Record, ScoredUpdate
 from teacher.rewards import RewardConfig, RewardFailure
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def score_variant(
             sampling = loop.sample(state, settings.teacher.prompt, content.tasks, n=steps[0].each, seed=seed)
         with reporter.step(steps[1], text):
             updates = loop.update(loop.trials(sampling.edits, "comparison"), "comparison")
-    candidates = judge(sampling, RewardConfig(metric="probability"), updates=by_edit(updates))
+    candidates = judge(sampling.edits, RewardConfig(metric="probability"), updates=updates)
     reasons = Counter(c.reason.value for c in candidates if c.reason is not None)
     reasons[RewardFailure.PROMPT_TOO_LONG.value] += steps[0].total - len(candidates)  # those that were not sampled
     edits = EditsRecord(

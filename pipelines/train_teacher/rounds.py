@@ -12,7 +12,7 @@ from evaluation.tasks import KnowledgeTask, Split
 from pipelines.loop.loop import Loop
 from pipelines.loop.reward import groups_of, judge
 from pipelines.plan import Stage
-from pipelines.records import Candidate, DevelopmentCheck, Edit, Round, Sampling, ScoredUpdate, by_edit
+from pipelines.records import Candidate, DevelopmentCheck, Edit, Round, ScoredUpdate
 from pipelines.train_teacher.config import DevelopmentConfig, TrainTeacherConfig
 from pipelines.train_teacher.edits import Diagnostics
 from teacher.algorithms.algorithm import Selection
@@ -89,11 +89,11 @@ class Training(NamedTuple):
             seed = loop.seed("sample", f"round {number}")
             sampling = loop.sample(state, config.teacher.prompt, tasks, n=config.teacher.samples, seed=seed)
         with loop.reporter.step(try_, stage.name):
-            tried = self._filter_and_try(sampling, number, history)
+            tried = self._filter_and_try(sampling.edits, number, history)
         with loop.reporter.step(score, stage.name):
             base = loop.base(tasks, "rewards")
         floors = {scored.document_id: scored for scored in base}
-        candidates = judge(sampling, self.reward, base=floors, **tried.scores)
+        candidates = judge(sampling.edits, self.reward, base=floors, **tried.scores)
         selection = self._select(candidates, floors)
         weights = {(example.group_id, example.token_ids): example.weight for example in selection.examples}
         with loop.reporter.step(learn, stage.name):
@@ -114,13 +114,13 @@ class Training(NamedTuple):
             notes=self.diagnostics.of(sampling.edits),
         )
 
-    def _filter_and_try(self, sampling: Sampling, number: int, history: Iterable[Round]) -> _Tried:
+    def _filter_and_try(self, edits: Sequence[Edit], number: int, history: Iterable[Round]) -> _Tried:
         """Filter a round's self-edits, and try those that pass."""
         config, settings = self.config, self.config.loop
-        facts = {e.id: self.diagnostics.facts(e, "rewards") for e in sampling.edits if e.edit is not None}
+        facts = {e.id: self.diagnostics.facts(e, "rewards") for e in edits if e.edit is not None}
         reasons = {name: refusal(known, config.teacher.filters) for name, known in facts.items()}
         refused = {name: reason for name, reason in reasons.items() if reason is not None}
-        passed = [edit for edit in sampling.edits if edit.id in facts and edit.id not in refused]
+        passed = [edit for edit in edits if edit.id in facts and edit.id not in refused]
         tried = self._try(passed, "round" if settings.remember else f"round {number}", settings.replicates)
         new = _distinct(passed)
         if settings.remember:
@@ -132,7 +132,7 @@ class Training(NamedTuple):
         """Update students with self-edits, or with the proxy reward have the student read them in its context."""
         if self.reward.metric != "proxy":
             updates = self.loop.update(self.loop.trials(edits, purpose, replicates), "rewards")
-            return _Tried({"updates": by_edit(updates)}, sum(update.seconds for update in updates))
+            return _Tried({"updates": updates}, sum(update.seconds for update in updates))
         parsed = [edit for edit in edits if edit.edit is not None]
         if not parsed:
             return _Tried({}, 0.0)
@@ -160,7 +160,7 @@ class Training(NamedTuple):
             seed = loop.seed("sample", "development")
             sampling = loop.sample(state, prompt, self.split.development, n=sample.each, seed=seed)
         with loop.reporter.step(try_, stage.name):
-            judged = judge(sampling, self.reward, **self._try(sampling.edits, "development").scores)
+            judged = judge(sampling.edits, self.reward, **self._try(sampling.edits, "development").scores)
         return known_mean(candidate.reward for candidate in judged)
 
 

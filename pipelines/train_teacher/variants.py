@@ -24,7 +24,6 @@ from pipelines.records import (
     SpecSearch,
     VariantScores,
     by_document,
-    by_edit,
     raw_passage,
 )
 from pipelines.train_teacher import config as configs
@@ -236,9 +235,8 @@ class Comparing:
         found: dict[str, Candidate] = {}
         redrawn = 0
         while todo:
-            trials = self.loop.trials(todo, "comparison", keep=kept)
-            updates = by_edit(self.loop.update(trials, "comparison"))
-            judged, todo = judge(Sampling(edits=tuple(todo)), plain, updates=updates), []
+            updates = self.loop.update(self.loop.trials(todo, "comparison", keep=kept), "comparison")
+            judged, todo = judge(todo, plain, updates=updates), []
             for candidate in judged:
                 others = waiting.get(candidate.document_id)
                 if candidate.reason in REFUSALS and others:
