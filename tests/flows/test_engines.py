@@ -22,8 +22,7 @@ SHORT = ("loop.rounds=0", "comparison.variants=[base, raw_passage, untrained_tea
 
 
 def endpoint(url: str, model: str = MODEL, **settings: Any) -> dict[str, Any]:
-    fast = {"retries": 3, "timeout": 60.0}
-    return {"base_url": url, "model": model, **fast, **settings}
+    return {"base_url": url, "model": model, "retries": 3, "timeout": 60.0, **settings}
 
 
 @needs_vllm

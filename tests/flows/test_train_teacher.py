@@ -21,18 +21,9 @@ PLAIN = {"base", "raw_passage", "fixed_kind", "untrained_teacher", "trained_teac
 CONTROLS = {"null_edit", "other_document", "swapped_values", "fixed_kind_equal_tokens", "oracle"}
 VARIANTS = PLAIN | CONTROLS
 GAINS = {
-    "trained_minus_untrained",
-    "trained_minus_fixed_kind",
-    "trained_minus_raw_passage",
-    "trained_minus_base",
-    "trained_minus_other_document",
-    "untrained_minus_raw_passage",
-    "untrained_minus_base",
-    "trained_minus_fixed_kind_equal_tokens",
-    "null_edit_minus_base",
-    "other_document_minus_base",
-    "swapped_values_minus_base",
-    "oracle_minus_trained",
+    *(f"trained_minus_{name}" for name in ("untrained", "fixed_kind", "fixed_kind_equal_tokens", "other_document")),
+    *(f"{name}_minus_base" for name in ("trained", "untrained", "null_edit", "other_document", "swapped_values")),
+    *("trained_minus_raw_passage", "untrained_minus_raw_passage", "oracle_minus_trained"),
 }
 
 

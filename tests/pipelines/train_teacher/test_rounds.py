@@ -123,12 +123,6 @@ def test_development_documents_choose_the_teacher(tmp_path: Path, prefect_server
     assert found.state == found.rounds[checks.index(best)].learning.policy
 
 
-def decisions(means: list[float | None], **settings: float) -> tuple[list[str | None], CheckpointSelection]:
-    selection = CheckpointSelection(DevelopmentConfig.model_validate(settings))
-    checks = [selection.check(f"p{i}", mean) for i, mean in enumerate(means)]
-    return [None if check is None else check.decision for check in checks], selection
-
-
 @pytest.mark.parametrize(
     ("means", "patience", "expected", "best", "following", "ended"),
     [
@@ -141,6 +135,7 @@ def decisions(means: list[float | None], **settings: float) -> tuple[list[str | 
 def test_checkpoint_selection(
     means: list[float | None], patience: int, expected: list[str | None], best: str, following: str, ended: bool
 ) -> None:
-    found, selection = decisions(means, patience=patience)
-    assert found == expected
+    selection = CheckpointSelection(DevelopmentConfig(patience=patience))
+    checks = [selection.check(f"p{i}", mean) for i, mean in enumerate(means)]
+    assert [None if check is None else check.decision for check in checks] == expected
     assert (selection.best_state, selection.next_state, selection.ended) == (best, following, ended)
