@@ -102,6 +102,12 @@ def known_mean(values: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
+def known_means(values: Mapping[str, Iterable[float | None]]) -> dict[str, float]:
+    """Return `known_mean` by name; names without a value that is not None are left out."""
+    means = {name: known_mean(mine) for name, mine in values.items()}
+    return {name: mean for name, mean in means.items() if mean is not None}
+
+
 def bootstrap_mean(
     values: Sequence[float],
     *,

@@ -52,16 +52,9 @@ def content_key(settings: Settings, kind: str, content: Any, code: str = "") -> 
         settings: Give device and number format, which change roundings.
         kind: First part of the key.
         content: JSON-serialisable; everything else that decides the result.
-        code: Digest of further code that makes it, outside of `RESULT_FOLDERS`.
+        code: Further code that makes it, outside of `RESULT_FOLDERS`.
     """
-    whole = {
-        "code": code_digest(),
-        "more code": code,
-        "dtype": settings.dtype,
-        "device": settings.device,
-        "content": content,
-    }
-    digest = digest_json(whole)
+    digest = digest_json([code_digest(), code, settings.dtype, settings.device, content])
     return f"{kind}/v{RECORDS_VERSION}/{digest[:2]}/{digest}"
 
 
@@ -112,8 +105,7 @@ class Execution:
 
     def __init__(self, settings: Settings, work_dir: Path, reporter: Reporter) -> None:
         """Store results in `work_dir`, and report each piece of work to `reporter`."""
-        self._settings = settings
-        self.reporter = reporter
+        self._settings, self._reporter = settings, reporter
         self.updates = UpdateStore(work_dir / "updates.sqlite")
 
     def run(
@@ -136,8 +128,8 @@ class Execution:
             complete: Whether a stored result still has the files that belong to it; if not it is computed again.
         """
         code = Path(inspect.getsourcefile(function) or "").read_text(encoding="utf-8")
-        key = content_key(self._settings, kind, content, digest_json(code))
-        self.reporter.begin(describe)
+        key = content_key(self._settings, kind, content, code)
+        self._reporter.begin(describe)
         stored: Any = _stored.with_options(name=kind)
         result: _Result = stored(key, function, quote(arguments))
         if not complete(result):

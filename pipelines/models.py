@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from evaluation.common.checkpoints import Checkpoint, load_checkpoint, model_digest
-from evaluation.common.data import digest_json
 from evaluation.graders import DomainGrading, Grader, build_grader
 from pipelines.settings import LoopSettings, Settings
 from teacher.config import TeacherConfig
@@ -25,14 +24,14 @@ LEDGER = "endpoints.sqlite"
 """File of the work directory with all replies of endpoints and what they cost."""
 
 _Open = TypeVar("_Open")
-_open: dict[tuple[str, ...], Any] = {}
+_open: dict[str, Any] = {}
 
 
-def _once(make: Callable[[], _Open], *key: str) -> _Open:
-    """Return what is open under a key, opened now if it is not."""
-    if key not in _open:
-        _open[key] = make()
-    return cast("_Open", _open[key])
+def _once(make: Callable[[], _Open], *key: object) -> _Open:
+    """Return what is open under a key of settings, opened now if it is not."""
+    if repr(key) not in _open:
+        _open[repr(key)] = make()
+    return cast("_Open", _open[repr(key)])
 
 
 def close_models() -> None:
@@ -72,25 +71,19 @@ class ModelRef(NamedTuple):
 
 def open_student(ref: ModelRef) -> Checkpoint:
     """Return the frozen student."""
-    return _once(ref.load, "student", *map(str, ref))
+    return _once(ref.load, "student", ref)
 
 
 def student_digest(ref: ModelRef) -> str:
     """Return the SHA-256 of the student's weights."""
-    return _once(lambda: model_digest(open_student(ref).model), "student digest", *map(str, ref))
+    return _once(lambda: model_digest(open_student(ref).model), "student digest", ref)
 
 
 class Teacher:
     """A trainable teacher at one of its saved states, with the engine that samples from it."""
 
     def __init__(self, ref: ModelRef, config: TeacherConfig, seed: int) -> None:
-        """Open the base.
-
-        Args:
-            ref: The base.
-            config: Its policy and its sampling.
-            seed: Of the untrained adapter.
-        """
+        """Open the base; `seed` makes the untrained adapter."""
         from teacher.policy import TeacherPolicy
 
         self.policy: TeacherPolicy = TeacherPolicy(ref.load(), config.policy, seed)
@@ -136,22 +129,28 @@ class Teacher:
             self._sampler = None
 
 
-def open_teacher(ref: ModelRef, config: TeacherConfig, seed: int) -> Teacher:
-    """Return a trainable teacher; see `Teacher`."""
-    opened = digest_json([config.policy.model_dump(mode="json"), config.sampling.model_dump(mode="json")])
-    return _once(lambda: Teacher(ref, config, seed), "teacher", *map(str, ref), opened, str(seed))
+class TeacherState(NamedTuple):
+    """A trainable teacher at a saved state, to be opened: plain data."""
+
+    ref: ModelRef
+    config: TeacherConfig
+    seed: int
+    """Of the untrained adapter."""
+    directory: Path | None
+    """Of the state; None is the untrained teacher."""
+
+    def open(self) -> Teacher:
+        """Return the teacher, at whatever state it was used last."""
+        ref, config, seed = self.ref, self.config, self.seed
+        return _once(lambda: Teacher(ref, config, seed), "teacher", ref, config.policy, config.sampling, seed)
 
 
 def open_endpoint(sampling: OpenAISampling, work_dir: Path, scope: str) -> OpenAISampler:
-    """Return a sampler behind an endpoint.
+    """Return a sampler behind an endpoint, with the ledger in the work directory.
 
-    Args:
-        sampling: The endpoint and how to sample.
-        work_dir: Of the ledger.
-        scope: Whose budget it is; budgets count by the run's name, so that a raised one continues from what was spent.
+    Budgets count by `scope`, which is of the run's name, so that a raised one continues from what was spent.
     """
-    key = digest_json(sampling.model_dump(mode="json"))
-    return _once(lambda: OpenAISampler(sampling, work_dir / LEDGER, scope=scope), "endpoint", key, str(work_dir), scope)
+    return _once(lambda: OpenAISampler(sampling, work_dir / LEDGER, scope=scope), "endpoint", sampling, work_dir, scope)
 
 
 def open_grader(settings: LoopSettings, work_dir: Path) -> Grader | None:
@@ -160,20 +159,17 @@ def open_grader(settings: LoopSettings, work_dir: Path) -> Grader | None:
     if grading is None or isinstance(grading.grader, DomainGrading):
         return None
     grader, scope = grading.grader, f"{settings.name}/judge"
-    key = digest_json(grader.model_dump(mode="json"))
-    return _once(lambda: build_grader(grader, work_dir / LEDGER, scope), "grader", key, str(work_dir), scope)
+    return _once(lambda: build_grader(grader, work_dir / LEDGER, scope), "grader", grader, work_dir, scope)
 
 
 def open_answer_engine(settings: LoopSettings) -> VllmEngine:
     """Return vLLM on the student, for its text."""
-    grading, student = settings.grading, settings.student
-    assert grading is not None
+    assert settings.grading is not None
+    options, student, rank = settings.grading.vllm, settings.student, settings.student.update.rank
 
     def make() -> VllmEngine:
         from evaluation.engines.vllm import VllmEngine
 
-        rank, device = student.update.rank, settings.device
-        return VllmEngine(student.model, grading.vllm, device=device, dtype=settings.dtype, max_rank=rank)
+        return VllmEngine(student.model, options, device=settings.device, dtype=settings.dtype, max_rank=rank)
 
-    key = digest_json(grading.model_dump(mode="json", exclude={"grader"}))
-    return _once(make, "answers", *map(str, ModelRef.of(student.model, settings)), key, str(student.update.rank))
+    return _once(make, "answers", ModelRef.of(student.model, settings), options, rank)

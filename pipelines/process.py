@@ -63,10 +63,8 @@ def prepare_process(work_dir: Path | None = None) -> None:
     """Set allocator and environment; call it before torch, prefect or mlflow are imported.
 
     What the user has set in the environment stays. Freed memory is kept by the process instead of going back to the
-    kernel at every tensor, which made small training loops several times faster.
-
-    Args:
-        work_dir: Where Prefect keeps its database and results; None leaves Prefect's own default.
+    kernel at every tensor, which made small training loops several times faster. Prefect keeps its database and results
+    in the work directory; None leaves Prefect's own default.
     """
     for name, value in {**_QUIET, **_PREFECT}.items():
         os.environ.setdefault(name, value)
@@ -124,11 +122,19 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+_HOST = "127.0.0.1"
+
+
 def free_port() -> int:
     """Return a port of the loopback address that nobody listens on."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((_HOST, 0))
         return int(probe.getsockname()[1])
+
+
+def _is_taken(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((_HOST, port)) == 0
 
 
 _RECORD = "prefect-server.json"
@@ -239,7 +245,6 @@ def hide_own_tracebacks() -> None:
         logging.getLogger(name).addFilter(_WithoutTraceback())
 
 
-_HOST = "127.0.0.1"
 _DASHBOARD_SECONDS = 180.0
 
 
@@ -256,12 +261,8 @@ def open_dashboards(work_dir: Path, *, mlflow_port: int, prefect_port: int) -> N
             f"ui: {str(work_dir)!r} holds no runs. Give the work directory of a run with --work-dir, or make one: "
             "preceptor train-teacher configs/demo.yaml"
         )
-    for port in (mlflow_port, prefect_port):
-        with socket.socket() as probe:
-            if probe.connect_ex((_HOST, port)) == 0:
-                raise ConfigError(
-                    f"ui: port {port} is taken on {_HOST}. Give others with --mlflow-port and --prefect-port."
-                )
+    for port in filter(_is_taken, (mlflow_port, prefect_port)):
+        raise ConfigError(f"ui: port {port} is taken on {_HOST}. Give others with --mlflow-port and --prefect-port.")
     mlflow = ["mlflow", "server", "--workers", "1", "--backend-store-uri", f"sqlite:///{store.resolve()}"]
     servers = {"MLflow": (mlflow, mlflow_port), "Prefect": (["prefect", "server", "start"], prefect_port)}
     with suppress(KeyboardInterrupt, asyncio.CancelledError):
@@ -289,12 +290,9 @@ async def _serve_dashboards(servers: Mapping[str, tuple[list[str], int]], log: P
 
 
 async def _wait_until_up(name: str, process: asyncio.subprocess.Process, port: int, log: Path) -> None:
-    """Return once a server accepts connections."""
     deadline = time.monotonic() + _DASHBOARD_SECONDS
     while time.monotonic() < deadline and process.returncode is None:
-        with suppress(OSError):
-            _, writer = await asyncio.open_connection(_HOST, port)
-            writer.close()
+        if _is_taken(port):
             return
         await asyncio.sleep(0.2)
     raise LineageError(f"ui: {name} did not start on port {port}; its log is {str(log)!r}.")

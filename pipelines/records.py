@@ -102,8 +102,6 @@ class ScoredUpdate(Record):
     """Per question: the student's text; empty where exact match needs none."""
     correct: tuple[bool | None, ...] = ()
     """Per question: the grader's verdict on that text, None where it gave none; empty where exact match decides."""
-    cells: tuple[float, ...] = ()
-    """Per question: the domain's partial credit, in [0, 1]; empty where it has none."""
     ungraded: dict[str, int] = Field(default_factory=dict)
     """Answers without a verdict, by reason."""
     empty: int = 0
@@ -152,14 +150,6 @@ class ScoredUpdate(Record):
         return scores[metric] if metric in scores else tuple(map(float, self.exact))
 
 
-def by_edit(updates: Iterable[ScoredUpdate]) -> dict[str, tuple[ScoredUpdate, ...]]:
-    """Return updates by `Edit.id`, each self-edit's in the order given."""
-    found: dict[str, tuple[ScoredUpdate, ...]] = {}
-    for update in updates:
-        found[update.edit_id] = (*found.get(update.edit_id, ()), update)
-    return found
-
-
 def usage_of(updates: Iterable[ScoredUpdate]) -> BankUsage:
     """Return what training some students took."""
     return BankUsage.merged(
@@ -204,7 +194,7 @@ class Candidate(Record):
         return known_mean(self.proxy_probability)
 
 
-_Item = TypeVar("_Item", Edit, Candidate, ScoredUpdate)
+_Item = TypeVar("_Item", Edit, Candidate)
 
 
 def by_document(items: Iterable[_Item]) -> dict[str, list[_Item]]:
@@ -275,8 +265,6 @@ class VariantScores(Record):
     """Mean accuracy by question phrasing, where questions have one."""
     forgetting: dict[str, float] = Field(default_factory=dict)
     """Mean share of retention probes lost by document id, in [-1, 1]; empty where none was asked."""
-    cells: float | None = None
-    """Mean of the domain's partial credit, such as the share of right cells, in [0, 1]; None where it has none."""
     failures: dict[str, int] = Field(default_factory=dict)
     """Updates without scores, by reason."""
     edit_tokens: float | None = None

@@ -20,7 +20,6 @@ from teacher.config import TeacherConfig
 QuestionSet = Literal["rewards", "comparison"]
 """Which questions of a task are asked: those of the rewards, or the held-out phrasings."""
 
-
 _Config = TypeVar("_Config", bound=BaseModel)
 
 
@@ -40,11 +39,6 @@ class StudentConfig(StudentModel):
     """Adapters trained at once at most, memory permitting, in [1, 1024]."""
     bank_memory_gb: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
     """Memory for slots and activations, the model left out, in GB (10^9 bytes); None is a share of what is free."""
-
-    @property
-    def bank_memory_bytes(self) -> int | None:
-        """`bank_memory_gb` in bytes."""
-        return None if self.bank_memory_gb is None else int(self.bank_memory_gb * 1e9)
 
 
 class GradingConfig(Frozen):
@@ -120,22 +114,15 @@ class AnyFlow(LoopSettings):
 
 
 def load(path: Path, kind: type[_Config], overrides: Sequence[str] = ()) -> _Config:
-    """Return the configuration in a YAML file, with overrides applied.
-
-    Args:
-        path: The file.
-        kind: Its schema.
-        overrides: Settings such as `loop.rounds=3`; the value is read as YAML.
+    """Return the configuration in a YAML file, with overrides such as `loop.rounds=3` applied, whose values are YAML.
 
     Raises:
         ConfigError: The file cannot be read or is refused; all mistakes are listed at once.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"config {str(path)!r} cannot be read: {error}. Give the path of a YAML file.") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config {str(path)!r} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"config {str(path)!r}: got {type(content).__name__}, allowed is a mapping of settings.")
     for override in overrides:
@@ -167,10 +154,10 @@ def _explain(path: Path, error: ValidationError) -> str:
     """Return one message that lists every mistake by its dotted key."""
     lines = []
     for mistake in error.errors(include_url=False):
-        place = ".".join(str(part) for part in mistake["loc"]) or "(whole file)"
-        got = f", got {mistake['input']!r}" if not isinstance(mistake["input"], Mapping) else ""
+        place = ".".join(map(str, mistake["loc"])) or "(whole file)"
+        got = "" if isinstance(mistake["input"], Mapping) else f", got {mistake['input']!r}"
         lines.append(f"  - {place}: {mistake['msg']}{got}")
-    count = f"{len(lines)} mistake" + ("s" if len(lines) > 1 else "")
+    count = f"{len(lines)} mistake{'s' if len(lines) > 1 else ''}"
     return f"config {str(path)!r} has {count}:\n" + "\n".join(lines) + "\nNothing was started."
 
 

@@ -19,7 +19,7 @@ from pipelines.loop.reward import judge
 from pipelines.loop.update import adapter_dir, bank_of
 from pipelines.models import ModelRef, open_student
 from pipelines.plan import Stage
-from pipelines.records import Candidate, Record, by_edit
+from pipelines.records import Candidate, Record
 from student.adapters import load_adapter, save_adapter
 from student.updates import UpdateOutcome, make_request
 from teacher.rewards import RewardFailure
@@ -116,7 +116,7 @@ def best_edits(night: Night, state: str | None, stage: Stage) -> list[Candidate]
         sampling = loop.sample(state, config.teacher.prompt, plan.to_weights, n=sample.each, seed=seed)
     with loop.reporter.step(update, stage.name):
         updates = loop.update(loop.trials(sampling.edits, plan.night), "rewards")
-    return judge(sampling, config.teacher.reward, updates=by_edit(updates))
+    return judge(sampling.edits, config.teacher.reward, updates=updates)
 
 
 def learned_edits(candidates: Sequence[Candidate], count: int) -> dict[str, tuple[SelfEdit, ...]]:

@@ -45,7 +45,7 @@ from pipelines.loop.loop import STATES, Loop
 from pipelines.loop.reward import judge
 from pipelines.models import ModelRef, close_models, open_student, student_digest
 from pipelines.plan import Step
-from pipelines.records import Candidate, ScoredUpdate, by_edit
+from pipelines.records import Candidate, ScoredUpdate
 from pipelines.reports.console import Reporter
 from student.adapters import load_adapter
 from student.bank.bank import LoraBank
@@ -139,7 +139,7 @@ def score_variant(
             sampling = loop.sample(state, settings.teacher.prompt, content.tasks, n=each, seed=seed)
         with reporter.step(update, text):
             updates = loop.update(loop.trials(sampling.edits, "comparison"), "comparison")
-    candidates = judge(sampling, RewardConfig(metric="probability"), updates=by_edit(updates))
+    candidates = judge(sampling.edits, RewardConfig(metric="probability"), updates=updates)
     reasons = Counter(c.reason.value for c in candidates if c.reason is not None)
     reasons[RewardFailure.PROMPT_TOO_LONG.value] += sample.total - len(candidates)  # those that were not sampled
     edits = EditsRecord(

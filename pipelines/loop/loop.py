@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -14,14 +14,13 @@ from evaluation.tasks import KnowledgeTask, Question
 from pipelines import models
 from pipelines.execution import Execution, content_key
 from pipelines.loop import update as updates
-from pipelines.loop.teacher import TeacherState, learn_from, sample_from, sample_teacher
+from pipelines.loop.teacher import learn_from, sample_from, sample_teacher
 from pipelines.loop.update import BankWork, Trial, questions_of
 from pipelines.records import Edit, InContext, Learning, Sampling, ScoredUpdate
 from pipelines.settings import LoopSettings, QuestionSet
 from teacher.algorithms.algorithm import WeightedExample
 from teacher.prompts import prompt_template
 from teacher.samplers.openai import OpenAISampler, OpenAISampling
-from teacher.self_edit import SelfEdit
 
 if TYPE_CHECKING:
     from pipelines.reports.console import Reporter
@@ -46,12 +45,8 @@ class Loop:
     ) -> None:
         """Open nothing but the stores; models are opened when they are first needed.
 
-        Args:
-            settings: Teacher, student and grading.
-            work_dir: Gets adapters, teacher states and the stores.
-            tasks: All documents that may be asked about, with unique ids.
-            probes: Retention probes: questions on what the student knew before any update.
-            reporter: Shows progress.
+        `tasks` are all documents that may be asked about, with unique ids, and `probes` questions on what the student
+        knew before any update. Adapters, teacher states and the stores are in `work_dir`.
         """
         self.settings, self.work_dir, self.reporter = settings, work_dir, reporter
         self.tasks = {task.id: task for task in tasks}
@@ -92,10 +87,10 @@ class Loop:
         """Return the directory of a saved state of the teacher."""
         return self.work_dir / STATES / state
 
-    def _teacher(self, state: str | None) -> TeacherState:
+    def _teacher(self, state: str | None) -> models.TeacherState:
         ref = models.ModelRef.of(self.settings.teacher.model, self.settings)
         directory = None if state is None else self.state_dir(state)
-        return TeacherState(ref, self.settings.teacher, self.seed("policy"), directory)
+        return models.TeacherState(ref, self.settings.teacher, self.seed("policy"), directory)
 
     @property
     def open_teacher(self) -> models.Teacher:
@@ -111,14 +106,9 @@ class Loop:
         return chosen.render(document, budget)
 
     def sample(self, state: str | None, prompt: str, tasks: Sequence[KnowledgeTask], *, n: int, seed: int) -> Sampling:
-        """Return `n` self-edits for each task from the teacher at a saved state.
+        """Return `n` self-edits for each task, by a prompt template, from the teacher at a saved state.
 
-        Args:
-            state: Name of the state's directory; None is the untrained teacher.
-            prompt: Name of the prompt template.
-            tasks: What to write about.
-            n: Samples of each.
-            seed: Of the sampling.
+        States are given by the names of their directories; None is the untrained teacher.
         """
         sampling = self.settings.teacher.sampling
         if isinstance(sampling, OpenAISampling):
@@ -180,20 +170,18 @@ class Loop:
         """Return the directory of a student's adapter, whether or not it was kept."""
         return updates.adapter_dir(self.work_dir, digest)
 
-    def trials(self, edits: Iterable[Edit], purpose: str, replicates: int = 1) -> list[Trial]:
+    def trials(
+        self, edits: Iterable[Edit], purpose: str, replicates: int = 1, keep: Collection[str] = ()
+    ) -> list[Trial]:
         """Return the updates to make for the self-edits that could be parsed.
 
         All self-edits of a document share their seeds (common random numbers): only the edit differs between them.
-        Seeds differ between purposes, so that no comparison reuses a round's luck.
-
-        Args:
-            edits: Those without a parsed self-edit are skipped.
-            purpose: Part of every seed.
-            replicates: Updates of each self-edit.
+        Seeds differ between purposes, so that no comparison reuses a round's luck, and between replicates. Self-edits
+        whose `Edit.id` is in `keep` keep their adapters.
         """
         parsed = [edit for edit in edits if edit.edit is not None]
         return [
-            Trial(e.document_id, e.index, e.edit, self.seed("update", purpose, e.document_id, replicate))
+            Trial(e.document_id, e.index, e.edit, self.seed("update", purpose, e.document_id, replicate), e.id in keep)
             for replicate in range(replicates)
             for e in parsed
         ]
@@ -201,11 +189,8 @@ class Loop:
     def update(self, trials: Sequence[Trial], questions: QuestionSet) -> tuple[ScoredUpdate, ...]:
         """Return the scores of some trials, in their order; each is trained once, whichever round or variant asks.
 
-        Trials with `keep` leave their adapters in the work directory.
-
-        Args:
-            trials: In any number; they are trained and stored in units of `UNIT_UPDATES`.
-            questions: Which questions to ask.
+        They are trained and stored in units of `UNIT_UPDATES`; those with `keep` leave their adapters in the work
+        directory.
         """
         probes, store = self._probes_for(questions), self.execution.updates
         keys = [self._update_key(trial, questions, probes) for trial in trials]
@@ -235,17 +220,13 @@ class Loop:
         """Return the scores of the student without an update, in the order of the tasks."""
         return self.update([Trial(task.id, 0, None, 0) for task in tasks], questions)
 
-    def in_context(self, edits: Sequence[tuple[str, SelfEdit]]) -> InContext:
-        """Return the probability of the gold answers with each self-edit in the student's context, and no update.
-
-        Args:
-            edits: Pairs of a document's id and a self-edit for it.
-        """
-        tasks = {name: self.tasks[name] for name, _ in edits}
+    def in_context(self, edits: Sequence[Edit]) -> InContext:
+        """Return the probability of the gold answers with each self-edit in the student's context, and no update."""
+        tasks = {edit.document_id: self.tasks[edit.document_id] for edit in edits}
         content = {
             "student": self.student_digest,
             "format": self.settings.student.answer_format.model_dump(mode="json"),
-            "edits": [[name, tasks[name].digest, edit.digest] for name, edit in edits],
+            "edits": [[e.document_id, tasks[e.document_id].digest, e.edit.digest] for e in edits if e.edit is not None],
         }
         describe = f"reading {len(edits)} self-edits in the student's context"
         return self.execution.run(
@@ -259,7 +240,7 @@ class Loop:
 
     def _update_key(self, trial: Trial, questions: QuestionSet, probes: Sequence[Question]) -> str:
         student, task = self.settings.student, self.tasks[trial.document_id]
-        asked = [[q.question, q.answer] for q in questions_of(task, questions)]
+        asked, grading = questions_of(task, questions), self.settings.grading_for(questions)
         content = {
             "student": self.student_digest,
             "recipe": student.update.model_dump(mode="json"),
@@ -267,11 +248,12 @@ class Loop:
             # Both may change the batches in which an update is computed, and with that how its sums are rounded.
             "slots": student.bank_slots,
             "memory": student.bank_memory_gb,
-            "task": [task.domain, task.document.digest, asked],
+            "task": [task.domain, task.document.digest, [[q.question, q.answer] for q in asked]],
             "edit": None if trial.edit is None else trial.edit.digest,
             "seed": trial.seed,
             "probes": [[probe.question, probe.answer] for probe in probes],
-            "answers": updates.answer_settings(self.settings, questions),
+            # The grader is no part: it reads the stored answers.
+            "answers": None if grading is None else grading.model_dump(mode="json", exclude={"grader"}),
         }
         return content_key(self.settings, "update", content)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 from evaluation.statistics import known_mean
 from evaluation.tasks import KnowledgeTask
-from pipelines.records import Candidate, Edit, Sampling, ScoredUpdate, by_document
+from pipelines.records import Candidate, Edit, ScoredUpdate, by_document
 from teacher.algorithms.algorithm import CompletionGroup, CompletionReward
 from teacher.filters import EditFacts
 from teacher.rewards import LineGains, RewardConfig, RewardFailure, line_gains, reward_of
@@ -18,30 +19,27 @@ Probabilities = tuple[float, ...] | None
 
 
 def judge(
-    sampling: Sampling,
+    edits: Iterable[Edit],
     reward: RewardConfig,
     *,
-    updates: Mapping[str, Sequence[ScoredUpdate]] | None = None,
+    updates: Iterable[ScoredUpdate] = (),
     base: Mapping[str, ScoredUpdate] | None = None,
     facts: Mapping[str, EditFacts] | None = None,
     refused: Mapping[str, RewardFailure] | None = None,
     in_context: Mapping[str, Probabilities] | None = None,
 ) -> list[Candidate]:
-    """Return every sampled self-edit with its updates and its reward, or the reason why it has none.
+    """Return every self-edit with its updates and its reward, or the reason why it has none.
 
-    Args:
-        sampling: The self-edits.
-        reward: How scores become rewards.
-        updates: By `Edit.id`.
-        base: The student without an update on the same questions, by document id.
-        facts: Measures of the texts, by `Edit.id`.
-        refused: Self-edits that a filter refused, by `Edit.id`.
-        in_context: For the proxy reward, by `Edit.id`.
+    By `Edit.id` are measures of the texts (`facts`), reasons of filters (`refused`) and, for the proxy reward, the gold
+    answers' probabilities (`in_context`); by document id `base`, the student without an update on the same questions.
     """
     floors = {name: _base_reward(scored, reward) for name, scored in (base or {}).items()}
+    replicates: dict[str, list[ScoredUpdate]] = defaultdict(list)
+    for update in updates:
+        replicates[update.edit_id].append(update)
     found = []
-    for edit in sampling.edits:
-        mine, probabilities = (updates or {}).get(edit.id, ()), (in_context or {}).get(edit.id)
+    for edit in edits:
+        mine, probabilities = replicates[edit.id], (in_context or {}).get(edit.id)
         outcome = _outcome(edit, mine, probabilities, (refused or {}).get(edit.id), reward)
         known = asdict(facts[edit.id]) if facts and edit.id in facts else {}
         found.append(
@@ -94,15 +92,10 @@ def groups_of(
     reward: RewardConfig,
     decode: Callable[[Sequence[int]], str] | None,
 ) -> list[CompletionGroup]:
-    """Return the candidates grouped by document, as the teacher's algorithms take them.
+    """Return a round's candidates grouped by document, as the teacher's algorithms take them.
 
-    Args:
-        candidates: Of a round.
-        prompts: What the teacher read, by document id.
-        tasks: By document id.
-        base: Scores of the student without an update on the same questions, by document id.
-        reward: How scores became rewards.
-        decode: The teacher's tokenizer, for the credit of single lines; None gives none.
+    `prompts` that the teacher read, `tasks` and the `base` scores of the student without an update are by document id.
+    `decode` is the teacher's tokenizer, for the credit of single lines; None gives none.
     """
 
     def gains(candidate: Candidate) -> LineGains | None:

@@ -5,34 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from evaluation.common.errors import UpdateError
 from evaluation.domains import domain_of
 from evaluation.tasks import KnowledgeTask
-from pipelines.models import ModelRef, Teacher, open_teacher
+from pipelines.models import TeacherState
 from pipelines.records import Edit, Learning, Sampling
 from teacher.algorithms.algorithm import WeightedExample, learn
-from teacher.config import TeacherConfig
 from teacher.parsing.parser import parse_self_edit
 from teacher.rewards import RewardFailure
 from teacher.samplers.sampler import Completion, FailedCompletion, Sampler, prompts_too_long
 from teacher.self_edit import SelfEdit
-
-
-class TeacherState(NamedTuple):
-    """A trainable teacher at a saved state: plain data."""
-
-    ref: ModelRef
-    config: TeacherConfig
-    seed: int
-    """Of the untrained adapter."""
-    directory: Path | None
-    """Of the state; None is the untrained teacher."""
-
-    def open(self) -> Teacher:
-        """Return the teacher, at whatever state it was used last."""
-        return open_teacher(self.ref, self.config, self.seed)
 
 
 def sample_teacher(
@@ -47,14 +30,9 @@ def sample_teacher(
 def sample_from(
     sampler: Sampler, prompts: Sequence[str], tasks: Sequence[KnowledgeTask], n: int, seed: int
 ) -> Sampling:
-    """Return `n` parsed self-edits for each task from any engine; what fails has its reason.
+    """Return `n` parsed self-edits for each task and its prompt from any engine; what fails has its reason.
 
-    Args:
-        sampler: The engine.
-        prompts: One for each task.
-        tasks: What the prompts are about; the questions are not read.
-        n: Samples of each document.
-        seed: Of the sampling.
+    The tasks' questions are not read.
     """
     started = time.perf_counter()
     refused = prompts_too_long(sampler, prompts)
@@ -99,13 +77,9 @@ def _parsed(task: KnowledgeTask, prompt: str, index: int, completion: Completion
 
 
 def learn_from(teacher: TeacherState, examples: Sequence[WeightedExample], seed: int, states: Path) -> Learning:
-    """Return the step of a teacher on a round's examples.
+    """Return the step of a teacher on a round's examples, which `seed` orders; without any it stays unchanged.
 
-    Args:
-        teacher: The state to start from.
-        examples: With their weights; none leaves the teacher unchanged.
-        seed: Of the order of the examples.
-        states: Directory that gets the new state, under its own digest.
+    The new state is saved in `states`, under its own digest.
 
     Raises:
         UpdateError: A step had a loss or gradient that is not finite.

@@ -17,7 +17,7 @@ from evaluation.exact_match import AnswerScore, end_tokens_of
 from evaluation.graders import DomainGrading, Grade, GradeItem, Grader
 from evaluation.tasks import KnowledgeTask, Question
 from pipelines.models import ModelRef, open_answer_engine, open_student, student_digest
-from pipelines.records import InContext, ScoredUpdate
+from pipelines.records import Edit, InContext, ScoredUpdate
 from pipelines.settings import LoopSettings, QuestionSet
 from student.adapters import Adapter, save_adapter
 from student.bank.bank import LoraBank
@@ -56,7 +56,7 @@ def bank_of(settings: LoopSettings, recipe: UpdateRecipe) -> AbstractContextMana
         recipe.target_modules,
         depth=recipe.depth,
         max_slots=student.bank_slots,
-        memory_bytes=student.bank_memory_bytes,
+        memory_bytes=None if student.bank_memory_gb is None else int(student.bank_memory_gb * 1e9),
         base_digest=student_digest(ref),
     )
 
@@ -111,7 +111,6 @@ def train_and_score(work: BankWork) -> tuple[ScoredUpdate, ...]:
 
 
 def _request(work: BankWork, trial: Trial, tokenizer: Any) -> UpdateRequest | None:
-    """Return the training of one trial; None for the student without an update."""
     if trial.edit is None:
         return None
     config, task = work.settings.student, work.tasks[trial.document_id]
@@ -139,12 +138,6 @@ def _known_probes(bank: LoraBank, work: BankWork, tokenizer: Any) -> tuple[bool,
     if isinstance(found, ScoringFailure):
         raise ScoringError(f"retention probes: the student without an update cannot be scored: {found.reason}")
     return tuple(score.exact for score in found)
-
-
-def answer_settings(settings: LoopSettings, which: QuestionSet) -> dict[str, Any] | None:
-    """Return what decides the students' texts, for content keys; None where none are written. The grader is no part."""
-    grading = settings.grading_for(which)
-    return None if grading is None else grading.model_dump(mode="json", exclude={"grader"})
 
 
 def _answers(
@@ -196,14 +189,9 @@ def _scored(
     written: list[str] | ScoringFailure | None,
     known: Sequence[bool],
 ) -> ScoredUpdate:
-    """Return the record of one trial.
+    """Return the record of one trial: training, scores of questions and then probes, and answers as text.
 
-    Args:
-        trial: The self-edit.
-        result: Of the training; None for the student without an update.
-        scores: By the forced pass: of the questions, then of the retention probes.
-        written: The answers as text; None where none were wanted.
-        known: Which of the probes the student answers without an update.
+    `known` are the probes that the student answers without an update.
     """
     fields: dict[str, Any] = {"document_id": trial.document_id, "index": trial.index, "seed": trial.seed}
     if result is not None:
@@ -243,15 +231,7 @@ def grade_updates(
     """Return the updates with the verdicts on the students' texts; unchanged where exact match decides.
 
     Rules are computed anew each time; a judge's replies come from the ledger where it was asked before, so that its
-    failures are asked again.
-
-    Args:
-        updates: With their `answers`.
-        tasks: Of their documents, by id.
-        questions: Those that were asked.
-        settings: Of the flow.
-        grader: Of the texts; None where the domain or exact match decides.
-        verdicts: Gets every verdict of `grader`, for an estimate of its noise.
+    failures are asked again. `verdicts` gets every verdict of `grader`, for an estimate of its noise.
 
     Raises:
         BudgetError: The judge's next call could exceed its budget.
@@ -276,8 +256,8 @@ def grade_updates(
 def _by_domain(update: ScoredUpdate, task: KnowledgeTask, questions: QuestionSet) -> ScoredUpdate:
     if not update.answers:
         return update
-    found = domain_of(task).grade(questions_of(task, questions), update.answers)
-    return update.model_copy(update={"correct": tuple(found.correct), "cells": tuple(found.partial)})
+    correct = domain_of(task).grade(questions_of(task, questions), update.answers).correct
+    return update.model_copy(update={"correct": tuple(correct)})
 
 
 def _with_grades(update: ScoredUpdate, grades: Sequence[Grade]) -> ScoredUpdate:
@@ -291,14 +271,12 @@ def _with_grades(update: ScoredUpdate, grades: Sequence[Grade]) -> ScoredUpdate:
     )
 
 
-def read_in_context(
-    settings: LoopSettings, edits: Sequence[tuple[str, SelfEdit]], tasks: Mapping[str, KnowledgeTask]
-) -> InContext:
-    """Return the probability of the gold answers with each self-edit in the student's context."""
+def read_in_context(settings: LoopSettings, edits: Sequence[Edit], tasks: Mapping[str, KnowledgeTask]) -> InContext:
+    """Return the probability of the gold answers with each parsed self-edit in the student's context."""
     started = time.perf_counter()
     student = open_student(ModelRef.of(settings.student.model, settings))
-    contexts = [" ".join(implication.line for implication in edit.implications) for _, edit in edits]
-    questions = [tasks[name].questions for name, _ in edits]
+    contexts = [" ".join(line.line for line in e.edit.implications) for e in edits if e.edit is not None]
+    questions = [tasks[e.document_id].questions for e in edits]
     found = score_in_context(student.model, student.tokenizer, contexts, questions, settings.student.answer_format)
     return InContext(
         probabilities=tuple(

@@ -13,7 +13,9 @@ from evaluation.statistics import (
     compare,
     kept_share,
     known_mean,
+    known_means,
     mcnemar_test,
+    paired_tests,
 )
 from evaluation.tasks import KnowledgeTask, Split
 from pipelines.loop.loop import Loop
@@ -25,21 +27,14 @@ from pipelines.train_teacher.edits import budgeted
 from pipelines.train_teacher.plan import transferred_variants
 from pipelines.train_teacher.variants import Comparing, best_place, specification, try_all
 
+_OF_THE_TRAINED = (
+    *(BASELINE_TEACHER, "fixed_kind", "fixed_kind_equal_tokens", "fixed_spec", "proxy_teacher", "external_generator"),
+    *("raw_passage", "base", "other_document"),
+)
 PAIRS = (
-    (TRAINED_TEACHER, BASELINE_TEACHER),
-    (TRAINED_TEACHER, "fixed_kind"),
-    (TRAINED_TEACHER, "fixed_kind_equal_tokens"),
-    (TRAINED_TEACHER, "fixed_spec"),
-    (TRAINED_TEACHER, "proxy_teacher"),
-    (TRAINED_TEACHER, "external_generator"),
-    (TRAINED_TEACHER, "raw_passage"),
-    (TRAINED_TEACHER, "base"),
-    (TRAINED_TEACHER, "other_document"),
-    (BASELINE_TEACHER, "raw_passage"),
-    (BASELINE_TEACHER, "base"),
-    ("null_edit", "base"),
-    ("other_document", "base"),
-    ("swapped_values", "base"),
+    *((TRAINED_TEACHER, name) for name in _OF_THE_TRAINED),
+    *((BASELINE_TEACHER, name) for name in ("raw_passage", "base")),
+    *((name, "base") for name in ("null_edit", "other_document", "swapped_values")),
     ("oracle", TRAINED_TEACHER),
 )
 """Differences that are reported, where both variants are there; variants of other names are compared with the trained
@@ -56,9 +51,7 @@ def pairs_of(names: Sequence[str]) -> list[tuple[str, str]]:
 def compare_variants(variants: Sequence[VariantScores], intervals: Mapping[str, Any]) -> VariantComparison:
     """Return the variants with their intervals and paired gains, over the documents that all of them could score.
 
-    Args:
-        variants: Scored on the same documents.
-        intervals: `confidence`, `resamples` and `seed` of all bootstrap intervals.
+    `intervals` are `confidence`, `resamples` and `seed` of all bootstrap intervals.
     """
     pairs = pairs_of([variant.name for variant in variants])
     accuracies = {variant.name: variant.accuracy for variant in variants}
@@ -117,7 +110,7 @@ def token_curve(comparing: Comparing, stage: Stage) -> tuple[CurvePoint, ...]:
     for step, budget in zip(stage.steps[1:], plan.tokens, strict=True):
         made = budgeted(sampled, budget, count)
         with loop.reporter.step(step, f"{stage.name} at {budget} tokens"):
-            scored = comparing.score_edits(variant.name, variant.label, made, test).accuracy
+            scored = comparing.score_edits(variant, made, test).accuracy
         if scored:
             tokens = known_mean(e.tokens for e in made if e.edit is not None) or 0.0
             interval = bootstrap_mean(list(scored.values()), **comparing.intervals)
@@ -136,12 +129,12 @@ def transfer(comparing: Comparing, stage: Stage) -> Transfer:
         other = Comparing(other_config, other_loop, comparing.split, comparing.states, comparing.diagnostics)
         base = next((v for v in config.listed if isinstance(v.source, configs.BaseStudent)), configs.STANDARD["base"])
         other.add(Stage(stage.name, stage.steps[:1], base))
-        there = {variant.name: variant for variant in comparing.scored}
+        there = {variant.name for variant in comparing.scored}
         for variant, step in zip(transferred_variants(config), stage.steps[1:], strict=True):
             if variant.name in there:
-                edits, label = comparing.edits_of(variant.name), there[variant.name].label
                 with loop.reporter.step(step, f"transfer of {variant.name}"):
-                    other.scored.append(other.score_edits(variant.name, label, edits, comparing.split.test))
+                    edits = comparing.edits_of(variant.name)
+                    other.scored.append(other.score_edits(variant, edits, comparing.split.test))
     found = compare_variants(other.scored, comparing.intervals)
     return Transfer(
         label=plan.label,
@@ -160,8 +153,8 @@ def _kept_gain(here: Sequence[VariantScores], there: Sequence[VariantScores], in
     if any(len(side) < 2 for side in sides):
         return None
     shared = sorted(set.intersection(*(set(scores) for side in sides for scores in side.values())))
-    gains = [[side[pair[0]][d] - side[pair[1]][d] for d in shared] for side in sides]
-    return kept_share(gains[0], gains[1], **intervals)
+    kept, whole = ([side[TRAINED_TEACHER][d] - side[BASELINE_TEACHER][d] for d in shared] for side in sides)
+    return kept_share(kept, whole, **intervals)
 
 
 def by_group(variants: Sequence[VariantScores], split: Split) -> dict[str, GroupAccuracy]:
@@ -176,16 +169,13 @@ def by_group(variants: Sequence[VariantScores], split: Split) -> dict[str, Group
             members.setdefault(task.group, []).append(task)
     found = {
         group: GroupAccuracy(
-            tasks=len(tasks), held_out=group not in learned, accuracy=_group_means(variants, [t.id for t in tasks])
+            tasks=len(tasks),
+            held_out=group not in learned,
+            accuracy=known_means({v.name: [v.accuracy.get(task.id) for task in tasks] for v in variants}),
         )
         for group, tasks in members.items()
     }
     return dict(sorted(found.items(), key=lambda item: item[1].held_out))
-
-
-def _group_means(variants: Sequence[VariantScores], names: Sequence[str]) -> dict[str, float]:
-    means = {v.name: known_mean(v.accuracy[name] for name in names if name in v.accuracy) for v in variants}
-    return {name: mean for name, mean in means.items() if mean is not None}
 
 
 def find_oracle(comparing: Comparing, stage: Stage) -> SpecOracle | None:
@@ -205,7 +195,7 @@ def find_oracle(comparing: Comparing, stage: Stage) -> SpecOracle | None:
     best = {name: choices[place] for name, scores in table.items() if (place := best_place(scores)) is not None}
     edits = [specification(name, 0, choice) for name, choice in best.items()]
     with loop.reporter.step(stage.steps[1], stage.name):
-        oracle = comparing.score_edits("spec_oracle", "best specification of each task", edits, tasks)
+        oracle = comparing.score_edits(Variant(name="spec_oracle", label="oracle", source=source), edits, tasks)
     return _beside(comparing, oracle, {name: json.dumps(choice) for name, choice in best.items()})
 
 

@@ -280,25 +280,24 @@ class TrainTeacherConfig(LoopSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainTeacherConfig:
-        rounds, learning = self.loop.rounds, self.teacher.learning
+        rounds, samples, learning = self.loop.rounds, self.teacher.samples, self.teacher.learning
         if isinstance(self.teacher.sampling, OpenAISampling) and rounds:
             raise ValueError(f"loop.rounds: a teacher behind an endpoint does not learn, got {rounds}, allowed is 0")
-        if rounds and self.teacher.samples < learning.min_samples:
+        if rounds and samples < learning.min_samples:
             raise ValueError(
-                f"teacher.samples: {learning.algorithm} compares the samples of a document, got "
-                f"{self.teacher.samples}, allowed is at least {learning.min_samples}"
+                f"teacher.samples: {learning.algorithm} compares the samples of a document, got {samples}, allowed is "
+                f"at least {learning.min_samples}"
             )
-        if self.sources(BestPrompt) and self.data.development_documents < 1:
+        if self.sources(BestPrompt) and not self.data.development_documents:
             raise ValueError(
-                "data.development_documents: the best prompt is chosen on development documents, got "
-                f"{self.data.development_documents}, allowed is at least 1 (or leave best_prompt out of "
-                "comparison.variants)"
+                "data.development_documents: the best prompt is chosen on development documents, got 0, allowed is at "
+                "least 1 (or leave best_prompt out of comparison.variants)"
             )
-        kinds = {control.kind for control in self.sources(Control)}
-        if "equal_tokens" in kinds and not self.sources(BestPrompt):
+        baselines = {control.kind for control in self.sources(Control)}
+        if "equal_tokens" in baselines and not self.sources(BestPrompt):
             raise ValueError("comparison.variants: equal_tokens needs a variant whose source is best_prompt; add one")
+        baselines |= {"specs" for _ in self.sources(FixedSpecification)}
+        baselines |= {"proxy_teacher" for source in self.sources(TeacherSource) if source.state == "proxy"}
         grader = None if self.grading is None else self.grading.grader.type
-        specs = {"specs"} if self.sources(FixedSpecification) else set()
-        proxy = {"proxy_teacher"} if any(s.state == "proxy" for s in self.sources(TeacherSource)) else set()
-        domain_of(self.data).check(self.data, grader, kinds | specs | proxy)
+        domain_of(self.data).check(self.data, grader, baselines)
         return self

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from evaluation.common.errors import InputError
 from evaluation.microworld.texts import LineKind, classify_line, oracle_lines
 from evaluation.microworld.world import Sheet
-from evaluation.statistics import known_mean
+from evaluation.statistics import known_means
 from evaluation.tasks import KnowledgeTask
 from pipelines.loop.update import questions_of
 from pipelines.records import Edit, Sampling, by_document
@@ -31,17 +31,12 @@ of three."""
 
 
 def null_edits(tasks: Sequence[KnowledgeTask]) -> tuple[Edit, ...]:
-    """Return a self-edit for each document that says nothing, with index 0."""
+    """Return a self-edit for each document that says nothing."""
     return tuple(_made(task.id, (Implication(text=NULL_LINE),)) for task in tasks)
 
 
 def oracle_edits(tasks: Sequence[KnowledgeTask], sheets: Mapping[str, Sheet]) -> tuple[Edit, ...]:
-    """Return a self-edit for each document that tells all of its facts, each as a question and as a statement.
-
-    Args:
-        tasks: The documents.
-        sheets: Their fact tables by document id, none missing.
-    """
+    """Return a self-edit for each document that tells all facts of its sheet, each as a question and as a statement."""
     return tuple(
         _made(task.id, tuple(Implication(text=text, answer=answer) for text, answer in oracle_lines(sheets[task.id])))
         for task in tasks
@@ -52,10 +47,6 @@ def other_documents_edits(edits: Sequence[Edit], tasks: Sequence[KnowledgeTask])
     """Return for each document the self-edits that were written about the one `ROTATION` places on.
 
     Indexes stay, and so does what was not parsed. Three documents are rotated by one place, so that none gets its own.
-
-    Args:
-        edits: Of all documents; those of documents that are not among the tasks are left out.
-        tasks: The documents, in the order in which they are rotated.
 
     Raises:
         InputError: There are fewer than two documents.
@@ -81,9 +72,8 @@ def answer_swaps(task: KnowledgeTask) -> dict[str, str]:
     the first spelling of the next answer. Empty where there is only one answer, which nothing can stand in for:
     `swapped_edits` leaves such a document out.
     """
-    asked = (*task.questions, *task.held_out_questions)
     spellings: dict[str, list[str]] = {}
-    for answer in dict.fromkeys(question.answer for question in asked):
+    for answer in dict.fromkeys(question.answer for question in (*task.questions, *task.held_out_questions)):
         spellings.setdefault(_normalised(answer), []).append(answer)
     firsts = [spelled[0] for spelled in spellings.values()]
     if len(firsts) < 2:
@@ -96,10 +86,10 @@ def swapped_edits(edits: Sequence[Edit], swaps: Mapping[str, Mapping[str, str]])
     """Return the self-edits with values replaced by others: whole words, as they are spelled, all at once.
 
     Where one value is part of another, the longer one is replaced. Lengths in tokens stay those of the self-edits as
-    the teacher wrote them.
+    the teacher wrote them. Documents without swaps are left out: unaltered their self-edits would be no control.
 
     Args:
-        edits: Those of documents without swaps are left out: unaltered they would be no control.
+        edits: Of any number of documents.
         swaps: By document id, what is replaced by what.
     """
     return tuple(_swapped(edit, swaps[edit.document_id]) for edit in edits if swaps.get(edit.document_id))
@@ -112,14 +102,14 @@ def _swapped(edit: Edit, swaps: Mapping[str, str]) -> Edit:
     def other(text: str) -> str:
         return pattern.sub(lambda match: swaps[match[0]], text)
 
-    changed = None
-    if edit.edit is not None:
+    changed = edit.edit
+    if changed is not None:
         lines = tuple(
             Implication(text=other(line.text), answer=None if line.answer is None else other(line.answer))
-            for line in edit.edit.implications
+            for line in changed.implications
         )
         # Not `model_copy`, which would keep the digest of the old content.
-        changed = SelfEdit(implications=lines, augmentations=edit.edit.augmentations, training=edit.edit.training)
+        changed = SelfEdit(implications=lines, augmentations=changed.augmentations, training=changed.training)
     update = {"text": other(edit.text), "edit": changed, "token_ids": (), "completion_tokens": edit.tokens}
     return edit.model_copy(update=update)
 
@@ -153,17 +143,13 @@ def at_budget(edits: Sequence[Edit], budget: int, count: Callable[[str], int]) -
     used = 0
     for edit in ordered:
         lines = edit.edit.implications if edit.edit is not None else ()
-        if not lines:
-            continue
-        kept = 0
-        for line in lines:
-            written = written_line(line)
-            tokens = count(written)
+        costs = [count(written_line(line)) for line in lines]
+        for line, tokens in zip(lines, costs, strict=True):
             if taken and used + tokens > budget:
                 return _made(document_id, tuple(taken.values()), used)
-            taken.setdefault(_normalised(written), line)
-            used, kept = used + tokens, kept + tokens
-        dropped = max(edit.tokens - kept, 0)
+            taken.setdefault(_normalised(written_line(line)), line)
+            used += tokens
+        dropped = max(edit.tokens - sum(costs), 0) if lines else 0
         if taken and used + dropped > budget:
             return _made(document_id, tuple(taken.values()), max(used, budget))
         used += dropped
@@ -173,12 +159,9 @@ def at_budget(edits: Sequence[Edit], budget: int, count: Callable[[str], int]) -
 
 
 def budgeted(edits: Sequence[Edit], budgets: Mapping[str, int] | int, count: Callable[[str], int]) -> tuple[Edit, ...]:
-    """Return one self-edit at its budget for each document, in the order in which documents first occur.
+    """Return one self-edit `at_budget` for each document, in the order in which documents first occur.
 
-    Args:
-        edits: Of any number of documents.
-        budgets: Tokens, at least 1: the same for all, or by document id.
-        count: As for `at_budget`.
+    Budgets are the same for all, or by document id.
     """
     grouped = by_document(edits)
     allowed = dict.fromkeys(grouped, budgets) if isinstance(budgets, int) else budgets
@@ -199,32 +182,16 @@ def _made(document_id: str, lines: tuple[Implication, ...], tokens: int = 0) -> 
 def most_written(sampling: Sampling, count: int) -> Sampling:
     """Return each document's self-edits by how often they were written, each once (self-consistency).
 
-    Drafts without a self-edit come last, in the order in which they were written, so that a document whose drafts all
-    fail keeps its reason.
-
-    Args:
-        sampling: All drafts.
-        count: Self-edits kept of each document, at least 1; fewer where fewer different ones were written.
+    At most `count` are kept. Drafts without a self-edit come last, in the order in which they were written, so that a
+    document whose drafts all fail keeps its reason.
     """
     kept: list[Edit] = []
     for drafts in by_document(sampling.edits).values():
-        ordered = [drafts[place] for place, _ in _votes(drafts).most_common()]  # ties: the first one written
-        ordered += [edit for edit in drafts if edit.edit is None]
+        votes = Counter(first_equal([edit.edit for edit in drafts]))  # by the place of the first equal draft
+        ordered = [drafts[place] for place, _ in votes.most_common()]  # ties: the first one written
+        ordered.sort(key=lambda edit: edit.edit is None)
         kept += [edit.model_copy(update={"index": place}) for place, edit in enumerate(ordered[:count])]
     return sampling.model_copy(update={"edits": tuple(kept)})
-
-
-def agreement(drafts: Sequence[Edit]) -> float | None:
-    """Return the mean share of a document's drafts that equal its most frequent one, in (0, 1]; None without drafts."""
-    return known_mean(
-        max(votes.values()) / len(mine) if (votes := _votes(mine)) else None for mine in by_document(drafts).values()
-    )
-
-
-def _votes(drafts: Sequence[Edit]) -> Counter[int]:
-    """Return how often each self-edit was written, by the place of its first draft."""
-    places = first_equal([edit.edit for edit in drafts])
-    return Counter(place for place in places if drafts[place].edit is not None)
 
 
 # Measures without training
@@ -256,19 +223,21 @@ class Diagnostics(NamedTuple):
         parsed = [edit for edit in edits if edit.edit is not None]
         texts = {name: [edit.text for edit in mine] for name, mine in by_document(parsed).items()}
         rewards, comparison = ([self.facts(edit, questions) for edit in parsed] for questions in _QUESTIONS)
-        means = {
+        notes = {
             "parsed": len(parsed) / len(edits),
             "lines": sum(facts.lines for facts in rewards) / len(edits),
             "tokens": sum(edit.tokens for edit in edits) / len(edits),
-            "distinct_1": mean_distinct(texts, 1),
-            "distinct_2": mean_distinct(texts, 2),
-            "leaked_rewards": known_mean(facts.leaked_questions for facts in rewards),
-            "overlap_rewards": known_mean(facts.ngram_overlap for facts in rewards),
-            "answers": known_mean(facts.coverage for facts in rewards),
-            "leaked_comparison": known_mean(facts.leaked_questions for facts in comparison),
-            "overlap_comparison": known_mean(facts.ngram_overlap for facts in comparison),
-        }
-        notes = {name: mean for name, mean in means.items() if mean is not None}
+        } | known_means(
+            {
+                "distinct_1": [mean_distinct(texts, 1)],
+                "distinct_2": [mean_distinct(texts, 2)],
+                "leaked_rewards": [facts.leaked_questions for facts in rewards],
+                "overlap_rewards": [facts.ngram_overlap for facts in rewards],
+                "answers": [facts.coverage for facts in rewards],
+                "leaked_comparison": [facts.leaked_questions for facts in comparison],
+                "overlap_comparison": [facts.ngram_overlap for facts in comparison],
+            }
+        )
         return notes | (_line_shares(self.sheets, parsed) if self.sheets is not None and parsed else {})
 
 

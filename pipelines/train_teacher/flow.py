@@ -40,12 +40,7 @@ def train_teacher(config_path: str, overrides: list[str] | None = None, work_dir
     """Train a teacher on a frozen student's rewards and compare it with the untrained one.
 
     Started again with the same configuration and code after a kill, it resumes in the same MLflow run and ends with the
-    same figures.
-
-    Args:
-        config_path: YAML file.
-        overrides: Settings such as `loop.rounds=3`.
-        work_dir: Directory for results, adapters, and the embedded stores.
+    same figures. Results, adapters and the embedded stores are in `work_dir`.
     """
     config, place = load(Path(config_path), TrainTeacherConfig, overrides or ()), Path(work_dir)
     split, plan, console = config.load_documents(), plan_run(config), Console()
@@ -69,7 +64,6 @@ def train_teacher(config_path: str, overrides: list[str] | None = None, work_dir
 
 
 def _open_lineage(config: TrainTeacherConfig, work_dir: Path, split: Split, flow_run: str) -> Lineage:
-    """Return the lineage of this configuration and code, with the documents logged."""
     key = content_key(config, "run", config.digest)
     lineage = Lineage.of_flow(config, work_dir, kind=FLOW_NAME, run_name=config.name, key=key, flow_run=flow_run)
     lineage.log_documents("train", split.train)
@@ -102,7 +96,9 @@ class _Run:
         for stage in self._stages("specification"):
             specs = specs and specs.model_copy(update={"oracle": find_oracle(comparing, stage)})
         comparison = compare_variants(comparing.scored, comparing.intervals)
-        self._log_variants(comparing, comparison)
+        for variant in comparing.scored:
+            adapters = comparing.kept_adapters(variant)
+            self._lineage.log_variant(variant, comparison.variants.get(variant.name), adapters)
         found = {"curve": curve, "transfer": transferred[0] if transferred else None, "specs": specs}
         result = self._result(course, comparing, comparison, time.perf_counter() - started, found)
         place = self._loop.work_dir / "plots" / self._config.name
@@ -128,13 +124,6 @@ class _Run:
 
         return Training(self._config, self._loop, self._split, reward, self._diagnostics).run(stages, on_round)
 
-    def _log_variants(self, comparing: Comparing, comparison: VariantComparison) -> None:
-        """Log every variant, those with kept adapters together with them."""
-        for variant in comparing.scored:
-            adapters = comparing.kept_adapters(variant)
-            kept = {name: directory for name, directory in adapters.items() if directory.is_dir()}
-            self._lineage.log_variant(variant, comparison.variants.get(variant.name), kept)
-
     def _result(
         self,
         course: Course,
@@ -151,7 +140,7 @@ class _Run:
         judged = isinstance(loop.grader, JudgeGrader)
         result = RunResult(
             **dict(comparison),
-            rounds=tuple(round_figures(record) for record in rounds),
+            rounds=tuple(_round_figures(record) for record in rounds),
             seconds={**stages, "compare": seconds},
             mlflow_run_id=self._lineage.run_id,
             config_digest=config.digest,
@@ -172,15 +161,7 @@ class _Run:
         return result.model_copy(update={"notes": run_notes(result, comparison, variants)})
 
 
-def round_figures(record: Round) -> dict[str, float | int | None]:
-    """Return a round's figures for scripts."""
-    found = {
-        "round": record.round,
-        "mean_reward": record.mean_reward,
-        "base_reward": record.base_reward,
-        "kl": record.learning.kl,
-        "entropy": record.learning.entropy,
-        "inner_runs": record.inner_runs,
-        **record.notes,
-    }
+def _round_figures(record: Round) -> dict[str, float | int | None]:
+    found = record.model_dump(include={"round", "mean_reward", "base_reward", "inner_runs"}) | record.notes
+    found |= {"kl": record.learning.kl, "entropy": record.learning.entropy}
     return found if record.development is None else found | {"development_reward": record.development.mean}

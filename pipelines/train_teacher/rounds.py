@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from evaluation.statistics import known_mean
 from evaluation.tasks import KnowledgeTask, Split
 from pipelines.loop.loop import Loop
 from pipelines.loop.reward import groups_of, judge
 from pipelines.plan import Stage
-from pipelines.records import Candidate, DevelopmentCheck, Edit, Round, Sampling, ScoredUpdate, by_edit
+from pipelines.records import Candidate, DevelopmentCheck, Edit, Round, ScoredUpdate
 from pipelines.train_teacher.config import DevelopmentConfig, TrainTeacherConfig
 from pipelines.train_teacher.edits import Diagnostics
 from teacher.algorithms.algorithm import Selection
@@ -88,11 +89,11 @@ class Training(NamedTuple):
             seed = loop.seed("sample", f"round {number}")
             sampling = loop.sample(state, config.teacher.prompt, tasks, n=config.teacher.samples, seed=seed)
         with loop.reporter.step(try_, stage.name):
-            tried = self._filter_and_try(sampling, number, history)
+            tried = self._filter_and_try(sampling.edits, number, history)
         with loop.reporter.step(score, stage.name):
             base = loop.base(tasks, "rewards")
         floors = {scored.document_id: scored for scored in base}
-        candidates = judge(sampling, self.reward, base=floors, **tried.scores)
+        candidates = judge(sampling.edits, self.reward, base=floors, **tried.scores)
         selection = self._select(candidates, floors)
         weights = {(example.group_id, example.token_ids): example.weight for example in selection.examples}
         with loop.reporter.step(learn, stage.name):
@@ -113,13 +114,13 @@ class Training(NamedTuple):
             notes=self.diagnostics.of(sampling.edits),
         )
 
-    def _filter_and_try(self, sampling: Sampling, number: int, history: Iterable[Round]) -> _Tried:
+    def _filter_and_try(self, edits: Sequence[Edit], number: int, history: Iterable[Round]) -> _Tried:
         """Filter a round's self-edits, and try those that pass."""
         config, settings = self.config, self.config.loop
-        facts = {e.id: self.diagnostics.facts(e, "rewards") for e in sampling.edits if e.edit is not None}
+        facts = {e.id: self.diagnostics.facts(e, "rewards") for e in edits if e.edit is not None}
         reasons = {name: refusal(known, config.teacher.filters) for name, known in facts.items()}
         refused = {name: reason for name, reason in reasons.items() if reason is not None}
-        passed = [edit for edit in sampling.edits if edit.id in facts and edit.id not in refused]
+        passed = [edit for edit in edits if edit.id in facts and edit.id not in refused]
         tried = self._try(passed, "round" if settings.remember else f"round {number}", settings.replicates)
         new = _distinct(passed)
         if settings.remember:
@@ -129,14 +130,14 @@ class Training(NamedTuple):
 
     def _try(self, edits: Sequence[Edit], purpose: str, replicates: int = 1) -> _Tried:
         """Update students with self-edits, or with the proxy reward have the student read them in its context."""
-        parsed = [(edit.id, edit.document_id, edit.edit) for edit in edits if edit.edit is not None]
         if self.reward.metric != "proxy":
             updates = self.loop.update(self.loop.trials(edits, purpose, replicates), "rewards")
-            return _Tried({"updates": by_edit(updates)}, sum(update.seconds for update in updates))
+            return _Tried({"updates": updates}, sum(update.seconds for update in updates))
+        parsed = [edit for edit in edits if edit.edit is not None]
         if not parsed:
             return _Tried({}, 0.0)
-        found = self.loop.in_context([(document, edit) for _, document, edit in parsed])
-        names = [name for name, _, _ in parsed]
+        found = self.loop.in_context(parsed)
+        names = (edit.id for edit in parsed)
         return _Tried({"in_context": dict(zip(names, found.probabilities, strict=True))}, found.seconds)
 
     def _select(self, candidates: Sequence[Candidate], base: Mapping[str, ScoredUpdate]) -> Selection:
@@ -159,7 +160,7 @@ class Training(NamedTuple):
             seed = loop.seed("sample", "development")
             sampling = loop.sample(state, prompt, self.split.development, n=sample.each, seed=seed)
         with loop.reporter.step(try_, stage.name):
-            judged = judge(sampling, self.reward, **self._try(sampling.edits, "development").scores)
+            judged = judge(sampling.edits, self.reward, **self._try(sampling.edits, "development").scores)
         return known_mean(candidate.reward for candidate in judged)
 
 
@@ -173,34 +174,28 @@ class CheckpointSelection:
 
     def __init__(self, config: DevelopmentConfig) -> None:
         """Start without a teacher."""
-        self._config = config
-        self._best = -float("inf")
-        self._stale = 0
+        self._patience, self._best, self._stale = config.patience, -math.inf, 0
         self.best_state: str | None = None
-        """The state with the highest mean reward; the last one checked while none had a reward."""
+        """The state with the highest mean reward; the first one checked while none had a reward."""
         self.next_state: str | None = None
         """The state that the next round starts from."""
         self.ended = False
 
     def check(self, state: str, mean: float | None) -> DevelopmentCheck | None:
-        """Return the decision on a teacher's state; None where no self-edit had a reward, which decides nothing.
+        """Return the decision on a teacher's state, by its mean reward on the development documents.
 
-        Args:
-            state: Of the teacher.
-            mean: Its mean reward on the development documents.
+        None where no self-edit had a reward, which decides nothing.
         """
         self.next_state = state
         if mean is None:
             self.best_state = self.best_state or state
             return None
-        if mean > self._best:
-            self._best, self.best_state, self._stale = mean, state, 0
-            return DevelopmentCheck(mean=mean, best=mean, decision="best")
+        decision: Literal["best", "continue", "back to the best", "stop"] = "continue"
         self._stale += 1
-        self.ended = self._stale >= self._config.patience
-        if self.ended:
-            return DevelopmentCheck(mean=mean, best=self._best, decision="stop")
-        if mean < self._best - _FALL:
-            self.next_state = self.best_state
-            return DevelopmentCheck(mean=mean, best=self._best, decision="back to the best")
-        return DevelopmentCheck(mean=mean, best=self._best, decision="continue")
+        if mean > self._best:
+            decision, self._best, self.best_state, self._stale = "best", mean, state, 0
+        elif self._stale >= self._patience:
+            decision, self.ended = "stop", True
+        elif mean < self._best - _FALL:
+            decision, self.next_state = "back to the best", self.best_state
+        return DevelopmentCheck(mean=mean, best=self._best, decision=decision)

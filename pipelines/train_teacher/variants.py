@@ -6,12 +6,11 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from evaluation.microworld.texts import sheet_swaps
-from evaluation.statistics import known_mean
+from evaluation.statistics import known_mean, known_means
 from evaluation.tasks import KnowledgeTask, Split
 from pipelines.loop.loop import Loop
 from pipelines.loop.reward import judge
@@ -25,7 +24,6 @@ from pipelines.records import (
     SpecSearch,
     VariantScores,
     by_document,
-    by_edit,
     raw_passage,
 )
 from pipelines.train_teacher import config as configs
@@ -55,13 +53,10 @@ class Comparing:
         self.best_prompt = ""
         """Of the untrained teacher, once it was chosen."""
         self.specs: SpecSearch | None = None
-        """The search for the best fixed specification, once it was self_edits."""
-        self.intervals: dict[str, Any] = {
-            "confidence": config.comparison.confidence,
-            "resamples": config.comparison.resamples,
-            "seed": loop.seed("bootstrap"),
-        }
+        """The search for the best fixed specification, once it was made."""
+        self.intervals: dict[str, Any] = config.comparison.model_dump(include={"confidence", "resamples"})
         """Settings of all bootstrap intervals."""
+        self.intervals["seed"] = loop.seed("bootstrap")
 
     def add(self, stage: Stage) -> VariantScores | None:
         """Score the variant of a stage; None where the data cannot have it."""
@@ -74,8 +69,7 @@ class Comparing:
         source, test = variant.source, self.split.test
         if isinstance(source, configs.BaseStudent):
             with self.loop.reporter.step(stage.steps[0], stage.name):
-                base = self.loop.base(test, "comparison")
-                return self._scores(variant.name, variant.label, base, test)
+                return self._scores(variant, self.loop.base(test, "comparison"), test)
         if isinstance(source, configs.BestPrompt):
             return self._best_prompt(variant, source, stage)
         if isinstance(source, configs.TeacherSource):
@@ -89,7 +83,7 @@ class Comparing:
         if edits is None:
             return None
         with self.loop.reporter.step(last_step, stage.name):
-            return self.score_edits(variant.name, variant.label, edits, test)
+            return self.score_edits(variant, edits, test)
 
     def _written(self, source: Any, stage: Stage) -> Iterable[Edit] | Sampling | None:
         """Return the self-edits of a variant that no local teacher samples as it is; None where there can be none."""
@@ -143,16 +137,15 @@ class Comparing:
 
     def _best_prompt(self, variant: Variant, source: configs.BestPrompt, stage: Stage) -> VariantScores | None:
         """Return the untrained teacher with the prompt that is best on the development documents."""
-        means: dict[str, float] = {}
+        tried: list[tuple[str, float | None]] = []
         for place, prompt in enumerate(source.prompts):
             steps = stage.steps[2 * place : 2 * place + 2]
-            tried = self._taught(variant, None, prompt, self.split.development, f"{stage.name}, {prompt}", steps)
-            mean = known_mean(tried.accuracy.values())
-            if mean is not None:
-                means[prompt] = mean
+            scores = self._taught(variant, None, prompt, self.split.development, f"{stage.name}, {prompt}", steps)
+            tried += [(prompt, accuracy) for accuracy in scores.accuracy.values()]
+        means = _means(source.prompts, tried)
         if not means:
             return None
-        self.best_prompt = max(means, key=lambda prompt: means[prompt])
+        self.best_prompt = max(means, key=means.__getitem__)
         named = variant.model_copy(update={"label": f"{variant.label} ({self.best_prompt.removeprefix('micro-')})"})
         chosen = self._taught(named, None, self.best_prompt, self.split.test, stage.name, stage.steps[-2:])
         notes = {f"development accuracy of {prompt}": mean for prompt, mean in means.items()}
@@ -175,23 +168,15 @@ class Comparing:
             seed = loop.seed("sample", "comparison")
             sampling = loop.sample(state, prompt, tasks, n=settings.drawn, seed=seed)
         with loop.reporter.step(steps[1], what):
-            if settings.drafts == 1:
-                return self.score_edits(variant.name, variant.label, sampling, tasks, keep=keep)
-            agreed, chosen = self_edits.agreement(sampling.edits), self_edits.most_written(sampling, settings.tried)
-            scores = self.score_edits(variant.name, variant.label, chosen, tasks, keep=keep)
-        return scores if agreed is None else scores.model_copy(update={"notes": {**scores.notes, "agreement": agreed}})
+            chosen = sampling if settings.drafts == 1 else self_edits.most_written(sampling, settings.tried)
+            return self.score_edits(variant, chosen, tasks, keep=keep)
 
     def score_edits(
-        self, name: str, label: str, edits: Iterable[Edit] | Sampling, tasks: Sequence[KnowledgeTask], *, keep: int = 0
+        self, variant: Variant, edits: Iterable[Edit] | Sampling, tasks: Sequence[KnowledgeTask], *, keep: int = 0
     ) -> VariantScores:
-        """Return the variant with the given self-edits.
+        """Return the scores of a variant with the given self-edits on the held-out questions of their tasks.
 
-        Args:
-            name: Of the variant.
-            label: For people.
-            edits: The self-edits.
-            tasks: What they are about; their held-out questions are asked.
-            keep: Documents, from the first on, of which the adapter of the first self-edit is kept (`kept_adapters`).
+        Of the first `keep` documents the adapter of the first self-edit is kept (`kept_adapters`).
         """
         sampling = edits if isinstance(edits, Sampling) else Sampling(edits=tuple(edits))
         candidates, redrawn = self._update(sampling, keep)
@@ -199,11 +184,11 @@ class Comparing:
         drawn = [candidate.edit for candidate in candidates]
         refused = Counter(c.reason.value for c in candidates if c.reason is not None and not c.replicates)
         too_long = {"prompt_too_long": len(sampling.too_long)} if sampling.too_long else {}
-        scores = self._scores(name, label, updates, tasks)
+        scores = self._scores(variant, updates, tasks)
         return scores.model_copy(
             update={
                 "candidates": tuple(candidates),
-                "forgetting": _means(tasks, ((u.document_id, u.forgetting) for u in updates)),
+                "forgetting": _means((task.id for task in tasks), [(u.document_id, u.forgetting) for u in updates]),
                 "failures": {**scores.failures, **refused, **too_long},
                 "edit_tokens": known_mean(edit.tokens for edit in drawn if edit.tokens),
                 "training_tokens": known_mean(update.tokens for update in updates if update.failure is None),
@@ -212,26 +197,27 @@ class Comparing:
         )
 
     def _scores(
-        self, name: str, label: str, updates: Sequence[ScoredUpdate], tasks: Sequence[KnowledgeTask]
+        self, variant: Variant, updates: Sequence[ScoredUpdate], tasks: Sequence[KnowledgeTask]
     ) -> VariantScores:
         """Return what the scores of some students show, whatever they were updated with."""
         scored = [update for update in updates if update.failure is None]
         failures = Counter(update.failure.value for update in updates if update.failure is not None)
-        phrasings: dict[str, list[float]] = defaultdict(list)
         for update in updates:
             failures.update({f"answers {reason}": count for reason, count in update.ungraded.items()})
-        for update in scored:
-            questions = questions_of(self.loop.tasks[update.document_id], "comparison")
-            for question, right in zip(questions, update.verdicts, strict=True):
-                if question.phrasing and right is not None:
-                    phrasings[question.phrasing].append(float(right))
+        answers = [
+            (question.phrasing, right)
+            for update in scored
+            for question, right in zip(
+                questions_of(self.loop.tasks[update.document_id], "comparison"), update.verdicts, strict=True
+            )
+            if question.phrasing
+        ]
         return VariantScores(
-            name=name,
-            label=label,
-            accuracy=_means(tasks, ((u.document_id, u.accuracy) for u in updates)),
+            name=variant.name,
+            label=variant.label,
+            accuracy=_means((task.id for task in tasks), [(u.document_id, u.accuracy) for u in updates]),
             verdicts={u.document_id: u.verdicts for u in scored if u.index == 0},
-            phrasings={phrasing: sum(hits) / len(hits) for phrasing, hits in sorted(phrasings.items())},
-            cells=known_mean(known_mean(update.cells) for update in updates),
+            phrasings=_means(sorted({phrasing for phrasing, _ in answers}), answers),
             failures=dict(failures),
         )
 
@@ -242,21 +228,17 @@ class Comparing:
         the variant consists of. The number of replacements is returned beside them.
         """
         count = self.config.comparison.edits
-        kept = set(list(dict.fromkeys(edit.document_id for edit in sampling.edits if edit.index == 0))[:keep])
+        kept = [edit.id for edit in sampling.edits if edit.index == 0][:keep]
         plain = self.config.teacher.reward.model_copy(update={"retention_weight": 0.0, "metric": "probability"})
         waiting = by_document(edit for edit in sampling.edits if edit.index >= count)
         todo = [edit for edit in sampling.edits if edit.index < count]
         found: dict[str, Candidate] = {}
         redrawn = 0
         while todo:
-            trials = [
-                replace(trial, keep=trial.index == 0 and trial.document_id in kept)
-                for trial in self.loop.trials(todo, "comparison")
-            ]
-            updates = by_edit(self.loop.update(trials, "comparison"))
-            judged, todo = judge(Sampling(edits=tuple(todo)), plain, updates=updates), []
+            updates = self.loop.update(self.loop.trials(todo, "comparison", keep=kept), "comparison")
+            judged, todo = judge(todo, plain, updates=updates), []
             for candidate in judged:
-                others = waiting.get(candidate.edit.document_id)
+                others = waiting.get(candidate.document_id)
                 if candidate.reason in REFUSALS and others:
                     spare = others.pop(0)
                     todo.append(spare.model_copy(update={"index": candidate.edit.index}))
@@ -264,13 +246,14 @@ class Comparing:
                 found[candidate.edit.id] = candidate
             redrawn += len(todo)
         places = {name: place for place, name in enumerate(dict.fromkeys(edit.document_id for edit in sampling.edits))}
-        return sorted(found.values(), key=lambda c: (places[c.edit.document_id], c.edit.index)), redrawn
+        return sorted(found.values(), key=lambda c: (places[c.document_id], c.edit.index)), redrawn
 
     def kept_adapters(self, variant: VariantScores) -> dict[str, Path]:
         """Return the directories of the adapters that were kept of a variant's first documents, by document id."""
         chosen = [c for c in variant.candidates if c.edit.index == 0][: self.config.comparison.keep_adapters]
-        digests = {c.edit.document_id: u.adapter_digest for c in chosen for u in c.replicates}
-        return {name: self.loop.adapter_dir(digest) for name, digest in digests.items() if digest is not None}
+        digests = {c.document_id: u.adapter_digest for c in chosen for u in c.replicates}
+        places = {name: self.loop.adapter_dir(digest) for name, digest in digests.items() if digest is not None}
+        return {name: place for name, place in places.items() if place.is_dir()}
 
 
 def _at(candidate: Candidate, index: int) -> Candidate:
@@ -280,13 +263,12 @@ def _at(candidate: Candidate, index: int) -> Candidate:
     return candidate.model_copy(update={"edit": edit, "replicates": updates})
 
 
-def _means(tasks: Sequence[KnowledgeTask], values: Iterable[tuple[str, float | None]]) -> dict[str, float]:
-    """Return the mean of the known values by document, in the order of the tasks."""
+def _means(names: Iterable[str], values: Iterable[tuple[str, float | None]]) -> dict[str, float]:
+    """Return the mean of the known values by name, such as a document's id, in the order of the names."""
     found: dict[str, list[float | None]] = defaultdict(list)
-    for document, value in values:
-        found[document].append(value)
-    means = {task.id: known_mean(found[task.id]) for task in tasks}
-    return {name: mean for name, mean in means.items() if mean is not None}
+    for name, value in values:
+        found[name].append(value)
+    return known_means({name: found[name] for name in names})
 
 
 # Specifications: every one of a space, tried on some tasks
@@ -306,11 +288,7 @@ def specification(task_id: str, place: int, choice: Mapping[str, Any]) -> Edit:
 def try_all(loop: Loop, tasks: Sequence[KnowledgeTask], choices: Sequence[Mapping[str, Any]], purpose: str) -> Table:
     """Return the student's score on the rewarded tests of each task after each specification.
 
-    Args:
-        loop: Updates the student.
-        tasks: To try them on.
-        choices: What is tried.
-        purpose: Part of the seeds.
+    The purpose is part of the seeds.
     """
     edits = [specification(task.id, place, choice) for task in tasks for place, choice in enumerate(choices)]
     updates = loop.update(loop.trials(edits, purpose), "rewards")

@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,12 +44,15 @@ PATIENCE_SECONDS = 600.0
 """Longest wait for anything in a child process; far above what is needed, because machines can be busy."""
 
 
+def preceptor(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
+
+
 def command(config: Path, work_dir: Path, overrides: Sequence[str] = (), result: Path | None = None) -> list[str]:
     """Return the command line of one run."""
     told = [part for override in overrides for part in ("--set", override)]
     wanted = ["--json", str(result)] if result is not None else []
-    start = [sys.executable, "-m", "pipelines.cli", "train-teacher", str(config)]
-    return [*start, "--work-dir", str(work_dir), *told, *wanted]
+    return preceptor("train-teacher", config, "--work-dir", work_dir, *told, *wanted)
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -95,25 +98,15 @@ class Child:
             time.sleep(0.002)
 
     def kill(self) -> None:
-        """Kill the command as a power cut would, with Prefect's server."""
-        self._signal_group()
+        """Kill the command as a power cut would, with Prefect's server; afterwards no process is left behind."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(timeout=30)
 
     def kill_alone(self) -> None:
         """Kill the command as the kernel does when memory runs out: Prefect's server is left behind."""
         self.process.kill()
         self.process.wait(timeout=30)
-
-    def clean_up(self) -> None:
-        """Leave no process behind, whatever happened."""
-        self._signal_group()
-        self.process.wait(timeout=30)
-
-    def _signal_group(self) -> None:
-        try:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return
 
 
 def run_command(arguments: Sequence[str], home: Path) -> tuple[int, str]:
@@ -122,7 +115,17 @@ def run_command(arguments: Sequence[str], home: Path) -> tuple[int, str]:
     try:
         return child.wait(), child.output
     finally:
-        child.clean_up()
+        child.kill()
+
+
+def train(place: Path, config: str, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
+    """Run a shipped configuration to its end in a directory, and return its result and output."""
+    path = place / "result.json"
+    arguments = command(CONFIGS / f"{config}.yaml", place / "work", overrides, path)
+    code, output = run_command(arguments, place / "home")
+    assert code == 0, output[-4000:]
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return result, output
 
 
 def records(work_dir: Path) -> dict[str, str]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.faults import MODEL, FaultyServer
-from tests.flows.settings import CONFIGS, TINY, Child, command, run_command
+from tests.flows.settings import CONFIGS, TINY, Child, command, run_command, train
 from tests.vllm_parts import needs_vllm
 from tests.vllm_server import MICRO_TEACHER
 
@@ -23,22 +22,22 @@ SHORT = ("loop.rounds=0", "comparison.variants=[base, raw_passage, untrained_tea
 
 
 def endpoint(url: str, model: str = MODEL, **settings: Any) -> dict[str, Any]:
-    fast = {"retries": 3, "timeout": 60.0}
-    return {"base_url": url, "model": model, **fast, **settings}
+    return {"base_url": url, "model": model, "retries": 3, "timeout": 60.0, **settings}
 
 
 @needs_vllm
-def test_training_with_vllm_runs_to_the_end_and_leaves_no_process(
-    tmp_path: Path, finished_run: Any, until: Callable[[Callable[[], bool]], None]
-) -> None:
+def test_training_with_vllm_runs_to_the_end_and_leaves_no_process(tmp_path: Path, finished_run: Any) -> None:
     child = Child(
         command(CONFIGS / "demo.yaml", tmp_path / "work", (*TINY, VLLM), tmp_path / "r.json"), tmp_path / "home"
     )
     try:
         assert child.wait() == 0, child.output[-4000:]
-        until(lambda: not group_lives(child.process.pid))
+        deadline = time.monotonic() + 60.0
+        while group_lives(child.process.pid):
+            assert time.monotonic() < deadline, "a process is left"
+            time.sleep(0.05)
     finally:
-        child.clean_up()
+        child.kill()
     result = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     embedded = json.loads(finished_run.result.read_text(encoding="utf-8"))
     assert set(result) == set(embedded)
@@ -47,17 +46,6 @@ def test_training_with_vllm_runs_to_the_end_and_leaves_no_process(
     # What no sampler decides is the same to the last digit.
     for same in ("base", "raw_passage"):
         assert result["document_accuracy"][same] == embedded["document_accuracy"][same]
-
-
-@pytest.fixture
-def until() -> Callable[[Callable[[], bool]], None]:
-    def wait(reached: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 60.0
-        while not reached():
-            assert time.monotonic() < deadline, "not reached in time"
-            time.sleep(0.05)
-
-    return wait
 
 
 def group_lives(leader: int) -> bool:
@@ -80,12 +68,7 @@ def test_external_generator_behind_vllms_server_loses_nothing_to_faults(
         source = {"type": "endpoint", "sampling": sampling, "prompt": "micro-implications"}
         external = json.dumps({"name": "external_generator", "label": "external generator", "source": source})
         variants = f"comparison.variants=[base, raw_passage, {external}, untrained_teacher]"
-        settings = (*TINY, *SHORT, variants)
-        code, output = run_command(
-            command(CONFIGS / "demo.yaml", tmp_path / "work", settings, tmp_path / "r.json"), tmp_path / "home"
-        )
-    assert code == 0, output[-4000:]
-    result = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+        result, _ = train(tmp_path, "demo", (*TINY, *SHORT, variants))
     assert set(result["variants"]) == {"base", "raw_passage", "untrained_teacher", "external_generator"}
     assert result["spent"]["external"]["calls"] == 4 + 6
     assert result["spent"]["external"]["failures"] == 6

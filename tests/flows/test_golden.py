@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import platform
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.flows.settings import CONFIGS, command, run_command
+from tests.flows.settings import CONFIGS, preceptor, run_command, train
 from tests.pipelines.adapt_student.factories import SMALL
 
 pytestmark = [pytest.mark.flow, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -108,23 +107,21 @@ def names(directory: Path) -> list[str]:
 
 def training_run(name: str, place: Path) -> dict[str, Any]:
     """Return the figures of one run, with the digests of its teachers and kept adapters."""
-    config, overrides = RUNS[name]
-    run(command(CONFIGS / f"{config}.yaml", place / "work", overrides, place / "result.json"), place / "home")
-    result = json.loads((place / "result.json").read_text(encoding="utf-8"))
+    result, _ = train(place, *RUNS[name])
     found = {figure: result[figure] for figure in FIGURES}
     return {**found, "teachers": names(place / "work" / "teachers"), "adapters": names(place / "work" / "adapters")}
 
 
 def two_nights(place: Path) -> list[dict[str, Any]]:
     """Return the figures of two nights in a row."""
-    cli, work = [sys.executable, "-m", "pipelines.cli"], place / "work"
+    work = place / "work"
     overrides = [part for override in SMALL for part in ("--set", override)]
     found = []
     for number in (1, 2):
         result = place / f"night{number}.json"
-        run([*cli, "inbox", "add", str(GOLDEN / f"night{number}.jsonl"), "--work-dir", str(work)], place / "home")
-        night = [*cli, "adapt-student", str(CONFIGS / "nights-demo.yaml"), "--work-dir", str(work)]
-        run([*night, "--json", str(result), *overrides], place / "home")
+        run(preceptor("inbox", "add", GOLDEN / f"night{number}.jsonl", "--work-dir", work), place / "home")
+        night = preceptor("adapt-student", CONFIGS / "nights-demo.yaml", "--work-dir", work, "--json", result)
+        run([*night, *overrides], place / "home")
         found.append(night_figures(json.loads(result.read_text(encoding="utf-8"))))
     return found
 

@@ -6,11 +6,10 @@ import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.flows.settings import CONFIGS, command, run_command
+from tests.flows.settings import train
 
 pytestmark = pytest.mark.flow
 
@@ -31,23 +30,11 @@ SMALL = (
 )
 
 
-def run(place: Path, *overrides: str) -> tuple[dict[str, Any], str]:
-    result = place / "result.json"
-    arguments = command(CONFIGS / "grids-demo.yaml", place / "work", (*SMALL, *overrides), result)
-    code, output = run_command(arguments, place / "home")
-    assert code == 0, output[-4000:]
-    whole: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
-    return whole, output
-
-
 def test_micro_grids_are_learned_on_and_compared(tmp_path: Path) -> None:
     sides = "data={type: microgrids, train_documents: 4, development_documents: 1, test_documents: 3, "
     variants = f"[base, raw_passage, {FIXED}, untrained_teacher, trained_teacher, other_document]"
-    result, output = run(
-        tmp_path,
-        sides + "rewarded_tests: 2, compared_tests: 2, views: [as-it-is, mirror]}",
-        f"comparison.variants={variants}",
-    )
+    data = sides + "rewarded_tests: 2, compared_tests: 2, views: [as-it-is, mirror]}"
+    result, output = train(tmp_path, "grids-demo", (*SMALL, data, f"comparison.variants={variants}"))
     kinds = {"base", "raw_passage", "fixed_spec", "untrained_teacher", "trained_teacher", "other_document"}
     assert set(result["variants"]) == kinds
     assert {"trained_minus_fixed_spec", "trained_minus_untrained", "other_document_minus_base"} <= set(result["gains"])
@@ -73,13 +60,8 @@ def test_three_real_tasks_of_arc_run_end_to_end(tmp_path: Path, shared_data: Cal
     for path, content in zip(paths, (challenges, solutions), strict=True):
         path.write_text(json.dumps({name: content[name] for name in chosen}), encoding="utf-8")
     data = f"data={{type: arc, path: {paths[0]}, solutions_path: {paths[1]}, development_documents: 0, "
-    result, _ = run(
-        tmp_path,
-        data + "test_documents: 2}",
-        "loop={rounds: 1, documents: 1}",
-        "grading.max_new_tokens=128",
-        "comparison.edits=3",
-    )
+    more = "loop={rounds: 1, documents: 1}", "grading.max_new_tokens=128", "comparison.edits=3"
+    result, _ = train(tmp_path, "grids-demo", (*SMALL, data + "test_documents: 2}", *more))
     # What a teacher of micro-grids writes about other grids is not always a specification: such a task has no score.
     assert result["documents"] >= 1
     assert set(result["document_accuracy"]["base"]) <= set(chosen)

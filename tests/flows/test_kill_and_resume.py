@@ -78,7 +78,7 @@ def killed_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KilledRun]:
         yield KilledRun(work_dir, result, last.output, seen)
     finally:
         for child in children:
-            child.clean_up()
+            child.kill()
 
 
 def test_killed_run_ends_with_the_figures_of_an_undisturbed_one(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,10 @@ from pipelines.adapt_student.state import student_version
 from pipelines.experiments.nights import as_delivered
 from pipelines.lineage.registry import CHAMPION, Registry
 from pipelines.settings import TrackingConfig
-from tests.flows.settings import CONFIGS, PATIENCE_SECONDS, Child, run_command
+from tests.flows.settings import CONFIGS, PATIENCE_SECONDS, Child, preceptor, run_command
 from tests.pipelines.adapt_student.factories import SMALL
 
 pytestmark = pytest.mark.flow
-
-
-def preceptor(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
 
 
 def night(work_dir: Path, result: Path) -> list[str]:
@@ -75,7 +70,7 @@ def test_of_two_nights_at_once_one_runs_and_the_other_says_why_not(tmp_path: Pat
         assert not (tmp_path / "second.json").exists()
         assert first.wait() == 0, first.output
     finally:
-        first.clean_up()
+        first.kill()
     assert json.loads((tmp_path / "first.json").read_text())["outcome"] == "promoted"
     assert "night-0001: promoted (version 1, trained from the base student)" in first.output
 
@@ -118,10 +113,9 @@ def test_night_killed_at_ten_moments_is_finished_as_if_undisturbed(tmp_path: Pat
                 if fresh:  # the machine may be less busy now
                     took = min(took, time.monotonic() - started)
             except subprocess.TimeoutExpired:  # still running: this is the moment
-                child.kill()
                 kills += 1
             finally:
-                child.clean_up()
+                child.kill()
             check_champion(work_dir)
         # Killed between the night's end and the command's, the next start finds nothing new.
         assert figures(work_dir / NIGHTS / "night-0001" / RESULT) == undisturbed

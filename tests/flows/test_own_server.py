@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -13,17 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.process import free_port
 from tests.flows.settings import PATIENCE_SECONDS, ROOT, environment
 
 pytestmark = [pytest.mark.flow, pytest.mark.slow, pytest.mark.timeout(1200)]
 PREFECT = str(Path(sys.executable).with_name("prefect"))
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port: int = listening.getsockname()[1]
-        return port
 
 
 class OwnServer:

@@ -204,16 +204,11 @@ def grid_config(place: Path, *overrides: str) -> TrainTeacherConfig:
     return load(CONFIGS / "grids-demo.yaml", TrainTeacherConfig, [*settings, *overrides])
 
 
-def quiet_reporter() -> Reporter:
-    """Return a reporter whose output nobody reads."""
-    return Reporter(Console(file=io.StringIO()), 10)
-
-
 def make_loop(config: TrainTeacherConfig, place: Path) -> Loop:
     """Return the loop of a configuration on its own documents; models stay open for other tests."""
     probes = retention_probes(config.data, config.comparison.retention_probes, config.seed_of("retention"))
     tasks = [task for side in load_split(config.data) for task in side]
-    return Loop(config, place, tasks, probes, quiet_reporter())
+    return Loop(config, place, tasks, probes, Reporter(Console(file=io.StringIO()), 10))
 
 
 def save_tiny_model(place: Path, *, silent: bool = False) -> Path:

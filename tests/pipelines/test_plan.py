@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pipelines.loop.loop import Loop
 from pipelines.plan import StepKind, steps_of, totals
-from pipelines.records import Learning, Sampling, ScoredUpdate
 from pipelines.train_teacher.flow import train_teacher
 from pipelines.train_teacher.plan import plan_run
 from tests.pipelines.factories import CONFIGS, SMALL, small_config
@@ -24,41 +26,23 @@ SETTINGS = (VARIANTS, "loop={rounds: 1, documents: 2, development: {every: 1, ed
 @pytest.fixture
 def done(monkeypatch: pytest.MonkeyPatch) -> Counter[StepKind]:
     """What a run really did, counted where it is done."""
-    from pipelines.loop.loop import Loop
-
     found: Counter[StepKind] = Counter()
-    sample, update, base, learn, read = Loop.sample, Loop.update, Loop.base, Loop.learn, Loop.in_context
 
-    def counted_sample(self: Loop, *args: object, **more: object) -> Sampling:
-        made = sample(self, *args, **more)  # type: ignore[arg-type]
-        found["sample"] += len(made.edits)
-        return made
+    def count(kind: StepKind, name: str, size: Callable[[Any, Any], int]) -> None:
+        original = getattr(Loop, name)
 
-    def counted_update(self: Loop, trials: list[object], questions: str) -> tuple[ScoredUpdate, ...]:
-        made = update(self, trials, questions)  # type: ignore[arg-type]
-        found["update"] += sum(update.adapter_digest is not None for update in made)
-        return made
+        def counted(self: Loop, *arguments: Any, **more: Any) -> Any:
+            made = original(self, *arguments, **more)
+            found[kind] += size(made, arguments)
+            return made
 
-    def counted_base(self: Loop, tasks: list[object], questions: str) -> tuple[ScoredUpdate, ...]:
-        found["score"] += len(tasks)
-        return base(self, tasks, questions)  # type: ignore[arg-type]
-
-    def counted_learn(self: Loop, state: str | None, examples: list[object], *, seed: int) -> Learning:
-        found["learn"] += len(examples)
-        return learn(self, state, examples, seed=seed)  # type: ignore[arg-type]
-
-    def counted_read(self: Loop, edits: list[object]) -> object:
-        found["read"] += len(edits)
-        return read(self, edits)  # type: ignore[arg-type]
-
-    for name, counted in (
-        ("sample", counted_sample),
-        ("update", counted_update),
-        ("base", counted_base),
-        ("learn", counted_learn),
-        ("in_context", counted_read),
-    ):
         monkeypatch.setattr(Loop, name, counted)
+
+    count("sample", "sample", lambda made, _: len(made.edits))
+    count("update", "update", lambda made, _: sum(update.adapter_digest is not None for update in made))
+    count("score", "base", lambda _, arguments: len(arguments[0]))
+    count("learn", "learn", lambda _, arguments: len(arguments[1]))
+    count("read", "in_context", lambda _, arguments: len(arguments[0]))
     return found
 
 

@@ -18,12 +18,6 @@ DEMO = CONFIGS / "demo.yaml"
 FILES = sorted(path for path in CONFIGS.glob("*.yaml") if not path.stem.endswith("-plan"))
 
 
-def kind_of(path: Path) -> tuple[type[Any], str]:
-    if path.stem.startswith("night"):
-        return NightConfig, "adapt-student"
-    return TrainTeacherConfig, "train-teacher"
-
-
 def demo(*overrides: str, path: Path = DEMO) -> TrainTeacherConfig:
     return load(path, TrainTeacherConfig, overrides)
 
@@ -36,11 +30,11 @@ def refusal(*overrides: str, path: Path = DEMO) -> str:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_shipped_config_is_valid_names_its_command_and_reads_back(path: Path, tmp_path: Path) -> None:
-    kind, command = kind_of(path)
+    kind: Any = NightConfig if path.stem.startswith("night") else TrainTeacherConfig
     config: Settings = load(path, kind)
     assert config.name == path.stem
     header = path.read_text(encoding="utf-8").partition("\nname:")[0]
-    assert f"{command} configs/{path.name}" in header
+    assert f"{'adapt-student' if kind is NightConfig else 'train-teacher'} configs/{path.name}" in header
     again = tmp_path / "config.yaml"
     again.write_text(to_yaml(config), encoding="utf-8")
     read: Settings = load(again, kind)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from evaluation.common.errors import InputError
+from evaluation.grids.domain import as_task
 from evaluation.grids.grids import read_grid
 from pipelines.loop.loop import Loop
+from pipelines.loop.teacher import sample_from
 from pipelines.loop.update import Trial
 from pipelines.train_teacher.config import TrainTeacherConfig
 from teacher.rewards import RewardFailure
-from teacher.self_edit import AugmentationSpec, SelfEdit, TrainingSpec
+from teacher.samplers.sampler import Completion
+from teacher.self_edit import AugmentationSpec, Implication, SelfEdit, TrainingSpec
+from tests.evaluation.grids.factories import mirror_task
 from tests.pipelines.factories import make_loop, save_tiny_model, small_config
 
 TASKS = 6
@@ -60,7 +65,7 @@ def test_updates_are_scored_voted_on_and_refused_by_their_reasons(tmp_path: Path
     first, second = loop.update(trials, "comparison")
     assert first.failure is None
     assert first.steps == 15
-    assert len(first.correct) == len(first.cells) == len(first.answers) == len(task.held_out_questions) == 3
+    assert len(first.correct) == len(first.answers) == len(task.held_out_questions) == 3
     assert len(set(first.correct)) == 1, "views of one output share a verdict"
     assert all(0.0 <= p <= q <= 1.0 for p, q in zip(first.probability, first.token_probability, strict=True))
     assert second.failure is RewardFailure.OVER_BUDGET
@@ -99,3 +104,28 @@ def test_tasks_without_solutions_are_refused_before_anything_else(tmp_path: Path
     (tmp_path / "tasks.json").write_text(json.dumps(challenges), encoding="utf-8")
     with pytest.raises(InputError, match="6 of 6 tasks"):
         settings.load_documents()
+
+
+class Writer:
+    """Writes the same text for every prompt."""
+
+    max_prompt_tokens = None
+
+    def close(self) -> None:
+        pass
+
+    def count_tokens(self, prompt: str) -> int:
+        return 0
+
+    def sample(self, prompts: Sequence[str], *, n: int, seed: int) -> list[list[Completion]]:
+        text = 'The rule turns rows.\n{"orientations": "flip"}'
+        return [[Completion(text, (), "stop")] * n for _ in prompts]
+
+
+def test_lines_beside_a_specification_are_dropped_where_it_stands_alone() -> None:
+    task = as_task(mirror_task(((1, 2),)))
+    knowledge = task.model_copy(update={"domain": "knowledge"})
+    alone, both = (sample_from(Writer(), [""], [one], 1, 0).edits[0].edit for one in (task, knowledge))
+    assert alone == SelfEdit(augmentations=AugmentationSpec(orientations="flip"))
+    assert both is not None
+    assert both.implications == (Implication(text="The rule turns rows."),)

@@ -13,7 +13,7 @@ from pipelines import models
 from pipelines.loop.loop import Loop
 from pipelines.loop.reward import judge
 from pipelines.loop.update import Trial
-from pipelines.records import Sampling, by_edit, raw_passage, usage_of
+from pipelines.records import raw_passage, usage_of
 from student.adapters import load_adapter
 from teacher.algorithms.algorithm import WeightedExample
 from teacher.rewards import RewardFailure
@@ -140,7 +140,7 @@ def test_passage_that_does_not_fit_the_student_has_a_reason_and_no_score(opened:
     assert failed.detail.startswith("sequence_too_long")
     assert (failed.accuracy, failed.mean_probability, failed.exact) == (None, None, ())
     assert scored.failure is None
-    (candidate,) = judge(Sampling(edits=(long,)), loop.settings.teacher.reward, updates=by_edit(updates))
+    (candidate,) = judge([long], loop.settings.teacher.reward, updates=updates)
     assert (candidate.reward, candidate.reason) == (None, RewardFailure.UPDATE_FAILED)
     assert loop.update(trials, "comparison") == updates, "a failure is not tried again"
 

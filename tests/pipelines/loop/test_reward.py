@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipelines.loop.reward import groups_of, judge
-from pipelines.records import Candidate, Sampling, ScoredUpdate, by_edit
+from pipelines.records import Candidate, ScoredUpdate
 from teacher.rewards import RewardConfig, RewardFailure
 from tests.pipelines.factories import make_edit, make_replicate, make_task
 
@@ -13,9 +13,9 @@ from tests.pipelines.factories import make_edit, make_replicate, make_task
 def test_judgement_gives_a_reward_or_a_reason_and_never_both() -> None:
     edits = (make_edit("a", 0), make_edit("a", 1, text="?", edit=None), make_edit("a", 2), make_edit("b", 0))
     failed = ScoredUpdate(document_id="a", index=2, seed=1, failure=RewardFailure.NON_FINITE, detail="loss")
-    updates = by_edit([make_replicate("b", 0, probability=(0.5, 0.5)), failed, make_replicate("a", 0)])
+    updates = [make_replicate("b", 0, probability=(0.5, 0.5)), failed, make_replicate("a", 0)]
     base = {"a": make_replicate("a", 0, adapter_digest=None, probability=(0.1, 0.3))}
-    judged = judge(Sampling(edits=edits), RewardConfig(metric="probability"), updates=updates, base=base)
+    judged = judge(edits, RewardConfig(metric="probability"), updates=updates, base=base)
     assert [(c.edit.id, c.reward, c.reason) for c in judged] == [
         ("a#0", 0.5, None),
         ("a#1", None, RewardFailure.PARSE_FAILED),
@@ -29,7 +29,7 @@ def test_judgement_gives_a_reward_or_a_reason_and_never_both() -> None:
 def test_refused_self_edits_and_those_without_a_proxy_score_have_their_reason() -> None:
     edits = (make_edit("a", 0), make_edit("a", 1), make_edit("a", 2))
     found = judge(
-        Sampling(edits=edits),
+        edits,
         RewardConfig(metric="proxy"),
         refused={"a#0": RewardFailure.LEAKED},
         in_context={"a#0": (0.9,), "a#1": (0.25, 0.75), "a#2": None},

@@ -71,10 +71,9 @@ def kinds_of(edit: Edit, sheet: Sheet) -> list[LineKind]:
 
 
 def task_with(answers: Sequence[str], held_out: Sequence[str] = ()) -> KnowledgeTask:
-    def asked(texts: Sequence[str]) -> tuple[Question, ...]:
-        return tuple(Question(question=f"What is part {i}?", answer=text) for i, text in enumerate(texts))
-
-    return make_task().model_copy(update={"questions": asked(answers), "held_out_questions": asked(held_out)})
+    asked = [Question(question=f"What is part {i}?", answer=text) for i, text in enumerate([*answers, *held_out])]
+    here, later = tuple(asked[: len(answers)]), tuple(asked[len(answers) :])
+    return make_task().model_copy(update={"questions": here, "held_out_questions": later})
 
 
 # Controls of one's own making

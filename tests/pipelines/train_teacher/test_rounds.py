@@ -8,7 +8,7 @@ import pytest
 
 from evaluation.common.errors import ConfigError
 from evaluation.domains import load_split
-from pipelines.records import Candidate, Edit, Sampling, raw_passage
+from pipelines.records import Candidate, raw_passage
 from pipelines.train_teacher.config import DevelopmentConfig, TrainTeacherConfig
 from pipelines.train_teacher.edits import Diagnostics
 from pipelines.train_teacher.plan import plan_rounds
@@ -31,10 +31,6 @@ def course(training: Training) -> Course:
 def first_document(config: TrainTeacherConfig) -> tuple[str, str]:
     task = round_documents(config, load_split(config.data).train, 0)[0]
     return task.id, task.document.text
-
-
-def sampling(*edits: Edit) -> Sampling:
-    return Sampling(edits=edits)
 
 
 def test_rounds_take_every_document_once_before_any_comes_again() -> None:
@@ -69,18 +65,18 @@ def test_equal_self_edits_of_a_document_share_one_update(tmp_path: Path, prefect
     mine = training(tmp_path)
     name, text = first_document(mine.config)
     edit = raw_passage(name, text)
-    tried = mine._filter_and_try(sampling(edit, edit.model_copy(update={"index": 1})), 0, ())
+    tried = mine._filter_and_try([edit, edit.model_copy(update={"index": 1})], 0, ())
     assert tried.inner_runs == 1
-    one, other = tried.scores["updates"][f"{name}#0"][0], tried.scores["updates"][f"{name}#1"][0]
+    one, other = tried.scores["updates"]
     assert one.model_copy(update={"index": 1}) == other
 
 
 def test_filters_refuse_before_any_update(tmp_path: Path, prefect_server: None) -> None:
     mine = training(tmp_path, "teacher.filters={max_tokens: 1}")
     name, _ = first_document(mine.config)
-    tried = mine._filter_and_try(sampling(make_edit(name, text="It is good to know such things.")), 0, ())
+    tried = mine._filter_and_try([make_edit(name, text="It is good to know such things.")], 0, ())
     assert tried.scores["refused"] == {f"{name}#0": RewardFailure.OVER_BUDGET}
-    assert (tried.inner_runs, tried.scores["updates"]) == (0, {})
+    assert (tried.inner_runs, tried.scores["updates"]) == (0, ())
 
 
 def test_the_proxy_rewards_without_any_update_of_a_student(tmp_path: Path, prefect_server: None) -> None:
@@ -95,16 +91,13 @@ def test_remembered_self_edits_are_not_updated_again(tmp_path: Path, prefect_ser
     mine = training(tmp_path, "loop.remember=true")
     name, text = first_document(mine.config)
     known, new = raw_passage(name, text), raw_passage(name, "It is good to know such things.")
-    first = mine._filter_and_try(sampling(known), 0, ())
-    candidate = Candidate(edit=known, replicates=tuple(first.scores["updates"][known.id]), reward=0.5)
-    second = mine._filter_and_try(
-        sampling(new, known.model_copy(update={"index": 1})), 1, [make_round(candidates=(candidate,))]
-    )
+    first = mine._filter_and_try([known], 0, ())
+    history = [make_round(candidates=(Candidate(edit=known, replicates=first.scores["updates"], reward=0.5),))]
+    second = mine._filter_and_try([new, known.model_copy(update={"index": 1})], 1, history)
     assert (first.inner_runs, second.inner_runs) == (1, 1)
-    assert second.scores["updates"][f"{name}#1"][0] == candidate.replicates[0].model_copy(update={"index": 1})
-    assert second.scores["updates"][f"{name}#0"][0].seed == candidate.replicates[0].seed, (
-        "whatever the round, all start alike"
-    )
+    (before,), (other, again) = first.scores["updates"], second.scores["updates"]
+    assert again == before.model_copy(update={"index": 1})
+    assert other.seed == before.seed, "whatever the round, all start alike"
 
 
 def test_round_without_any_self_edit_leaves_the_teacher_as_it_was_and_gives_no_number(
@@ -130,12 +123,6 @@ def test_development_documents_choose_the_teacher(tmp_path: Path, prefect_server
     assert found.state == found.rounds[checks.index(best)].learning.policy
 
 
-def decisions(means: list[float | None], **settings: float) -> tuple[list[str | None], CheckpointSelection]:
-    selection = CheckpointSelection(DevelopmentConfig.model_validate(settings))
-    checks = [selection.check(f"p{i}", mean) for i, mean in enumerate(means)]
-    return [None if check is None else check.decision for check in checks], selection
-
-
 @pytest.mark.parametrize(
     ("means", "patience", "expected", "best", "following", "ended"),
     [
@@ -148,6 +135,7 @@ def decisions(means: list[float | None], **settings: float) -> tuple[list[str | 
 def test_checkpoint_selection(
     means: list[float | None], patience: int, expected: list[str | None], best: str, following: str, ended: bool
 ) -> None:
-    found, selection = decisions(means, patience=patience)
-    assert found == expected
+    selection = CheckpointSelection(DevelopmentConfig(patience=patience))
+    checks = [selection.check(f"p{i}", mean) for i, mean in enumerate(means)]
+    assert [None if check is None else check.decision for check in checks] == expected
     assert (selection.best_state, selection.next_state, selection.ended) == (best, following, ended)

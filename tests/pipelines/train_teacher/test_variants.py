@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 from evaluation.common.errors import ConfigError
 from evaluation.domains import load_split
 from evaluation.tasks import specifications
-from pipelines.plan import Stage
 from pipelines.records import Edit, Sampling
 from pipelines.train_teacher.comparison import by_group, find_oracle, pairs_of
 from pipelines.train_teacher.config import STANDARD, FixedSpecification, TrainTeacherConfig, Variant
-from pipelines.train_teacher.edits import Diagnostics, agreement, most_written
+from pipelines.train_teacher.edits import Diagnostics, most_written
 from pipelines.train_teacher.plan import plan_oracle, plan_variant
 from pipelines.train_teacher.variants import Comparing, Table, best_of, try_all
 from student.adapters import load_adapter
@@ -56,7 +55,7 @@ def test_refused_self_edits_give_their_place_to_the_next_ones(tmp_path: Path, pr
         names[3]: [OVER, None, OVER],  # nothing is left to draw
     }
     edits = tuple(written(name, i, choice) for name, choices in drawn.items() for i, choice in enumerate(choices))
-    variant = mine.score_edits("trained_teacher", "trained", Sampling(edits=edits), tasks, keep=4)
+    variant = mine.score_edits(STANDARD["trained_teacher"], edits, tasks, keep=4)
     assert list(variant.accuracy) == names[:3]
     assert variant.failures == {"over_budget": 3, "parse_failed": 3}
     assert variant.notes["redrawn"] == 5
@@ -74,8 +73,7 @@ def test_refused_self_edits_give_their_place_to_the_next_ones(tmp_path: Path, pr
 def test_without_redraws_a_refused_one_stays_without_a_score(tmp_path: Path, prefect_server: None) -> None:
     mine = comparing(grid_config(tmp_path), tmp_path)
     task = mine.split.test[0]
-    sampling = Sampling(edits=(written(task.id, 0, OVER),))
-    variant = mine.score_edits("trained_teacher", "trained", sampling, [task])
+    variant = mine.score_edits(STANDARD["trained_teacher"], [written(task.id, 0, OVER)], [task])
     assert (variant.accuracy, variant.failures) == ({}, {"over_budget": 1})
     assert "redrawn" not in variant.notes
 
@@ -103,12 +101,6 @@ def test_the_most_written_come_first_and_each_once(documents: list[list[int | No
         assert all(edit.failure is not None for edit in mine[len(counted) :])
 
 
-def test_agreement_is_the_share_of_the_most_written() -> None:
-    assert agreement([*record([0, 0, 1, None]), *record([2], "e")]) == (0.5 + 1.0) / 2
-    assert agreement(record([None, None])) is None
-    assert agreement([]) is None
-
-
 def test_comparison_tries_what_a_teacher_writes_most_often(tmp_path: Path, prefect_server: None) -> None:
     mine = comparing(grid_config(tmp_path, "comparison.drafts=12", "comparison.redraws=1"), tmp_path)
     variant = mine.add(plan_variant(mine.config, STANDARD["untrained_teacher"]))
@@ -118,7 +110,6 @@ def test_comparison_tries_what_a_teacher_writes_most_often(tmp_path: Path, prefe
     tried = {(c.edit.document_id, c.edit.index): c.edit.text for c in variant.candidates}
     first = [edit for edit in wanted.edits if edit.index == 0 and (edit.document_id, 1) not in tried]
     assert all(tried[edit.document_id, 0] == edit.text for edit in first)
-    assert 0.0 < variant.notes["agreement"] <= 1.0
 
 
 def test_the_last_teacher_keeps_the_first_self_edits_of_its_first_documents(
@@ -206,9 +197,3 @@ def test_variants_of_other_names_are_compared_with_the_trained_teacher() -> None
     pairs = pairs_of(["base", "trained_teacher", "my_prompt"])
     assert pairs == [("trained_teacher", "base"), ("trained_teacher", "my_prompt")]
     assert pairs_of(["my_prompt"]) == []
-
-
-def test_a_stage_names_its_variant() -> None:
-    stage = plan_variant(small_config(), STANDARD["raw_passage"])
-    assert isinstance(stage, Stage)
-    assert (stage.name, stage.subject) == ("variant raw_passage", STANDARD["raw_passage"])
