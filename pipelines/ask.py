@@ -124,11 +124,7 @@ class Answerer:
         *,
         version: int | None = None,
     ) -> None:
-        """Combine a base with an adapter, by default none, and a memory, by default an empty one.
-
-        Raises:
-            ModelError: The adapter was trained on another base.
-        """
+        """Combine a base with an adapter and a memory, by default empty; raises ModelError for one of another base."""
         self.adapter, self.memory = adapter, ExternalMemory() if memory is None else memory
         self.options, self.version = options or AskOptions(), version
         self._student, self._digest = student, model_digest(student.model)
@@ -193,11 +189,8 @@ class Answerer:
         """Return the answers in the order of the questions.
 
         `memory` and `both` use the best passages that share a word with the question, whatever their score; `auto` uses
-        those that reach `least_score`.
-
-        Raises:
-            ScoringError: A question is too long for the student.
-            ModelError: The adapter does not fit the base.
+        those that reach `least_score`. Raises ScoringError for a question that is too long for the student, and
+        ModelError for an adapter that does not fit the base.
         """
         prompts = [self.prompt_for(question, by) for question in questions]
         texts: dict[int, str] = {}

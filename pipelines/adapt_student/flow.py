@@ -127,11 +127,16 @@ def write_missing_questions(config: NightConfig, work_dir: Path, console: Consol
         return 0
     with Reporter(console, len(steps_of(plan))) as reporter, Loop(config, work_dir, (), (), reporter) as loop:
         settings, seed = config.questions, loop.seed("questions")
+        if isinstance(config.teacher.sampling, OpenAISampling):
+            sampler: Sampler = loop.endpoint(config.teacher.sampling, "teacher")
+        else:
+            loop.open_teacher.at(None)
+            sampler = loop.open_teacher.sampler
         tokenizer = loop.open_teacher.policy.tokenizer if config.teacher.chat else None
         student, form = open_student(loop.student_ref), config.student.answer_format
         ((name, (sample, read), _),) = plan
         with reporter.step(sample, name), reporter.step(read, name):
-            written = write_questions(unasked, _writer(loop), student, form, settings, seed, tokenizer)
+            written = write_questions(unasked, sampler, student, form, settings, seed, tokenizer)
         kept = [(document, found) for document, found in zip(unasked, written, strict=True) if found]
         with InboxStore(work_dir / INBOX_FILE) as inbox:
             for document, found in kept:
@@ -139,15 +144,6 @@ def write_missing_questions(config: NightConfig, work_dir: Path, console: Consol
         questions = counted(sum(len(found) for _, found in kept), "question")
         reporter.say(f"{questions} written for {len(kept)} of {counted(len(unasked), 'document')}")
     return len(kept)
-
-
-def _writer(loop: Loop) -> Sampler:
-    """Return the sampler of the untrained teacher."""
-    sampling = loop.settings.teacher.sampling
-    if isinstance(sampling, OpenAISampling):
-        return loop.endpoint(sampling, "teacher")
-    loop.open_teacher.at(None)
-    return loop.open_teacher.sampler
 
 
 def _adapt(night: Night, lineage: Lineage, stages: Mapping[str, Stage]) -> NightResult:
@@ -238,7 +234,11 @@ def conclude(
             PARENT_TAG: NO_PARENT if plan.parent is None else str(plan.parent),
         }
         lineage.registry.promote("student", version, record=record, report=report)
-    quarantined = _to_quarantine(result, measured)
+    quarantined: tuple[str, ...] = ()
+    if result.outcome == "rejected":
+        quarantined = tuple(document.id for document in result.new)
+    elif any(check.name == TOUCHED for check in result.trouble):
+        quarantined = suspects(measured)
     if quarantined:
         with InboxStore(work_dir / INBOX_FILE) as inbox:
             worst = [check for check in result.trouble if check.verdict == "fail"] or result.trouble
@@ -251,10 +251,3 @@ def conclude(
     lineage.log_night(result, report, page)
     write_atomically(directory / RESULT, result.model_dump_json(indent=2))
     return result
-
-
-def _to_quarantine(result: NightResult, measured: Measured) -> tuple[str, ...]:
-    """Return the ids of documents that wait for a person: all of a rejected night; of a contradiction, the suspects."""
-    if result.outcome == "rejected":
-        return tuple(document.id for document in result.new)
-    return suspects(measured) if any(check.name == TOUCHED for check in result.trouble) else ()

@@ -31,7 +31,6 @@ def check_regression(
     junit: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML to this file.")] = None,
     json_file: JsonFile = None,
     markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the page for reviewers here.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the bounds [the suite's].")] = None,
     pin: Annotated[
         bool, typer.Option("--pin", help="Write the digests of the suite's contents into it; compare nothing.")
     ] = False,
@@ -61,7 +60,7 @@ def check_regression(
         from pipelines.check_regression.flow import regression_markdown
 
         hide_own_tracebacks()
-        report = flow(str(suite), candidate, baseline, str(work_dir), seed, reports)
+        report = flow(str(suite), candidate, baseline, str(work_dir), reports)
         sys.stdout.write(regression_markdown(report))
     except (ConfigError, InputError):
         raise

@@ -59,7 +59,6 @@ class InboxDocument(Frozen):
     whole: Annotated[Label, _at_most(100)] = ""
     """Digest of the document that was split; empty if it was not."""
     effective: datetime.date | None = None
-    """Effective date; None if unknown."""
     supersedes: tuple[_Name, ...] = ()
     """Ids, sender's ids or sources of the documents that it replaces."""
     questions: tuple[Question, ...] = ()
@@ -88,9 +87,8 @@ class InboxDocument(Frozen):
                 f"inbox document {self.id!r} ({self.source}) has no questions, so learning cannot be measured. Set "
                 "`questions` in the night's configuration to generate some, or add the document with questions."
             )
-        return KnowledgeTask(
-            document=self.document, questions=self.questions, held_out_questions=self.held_out_questions
-        )
+        asked = {"questions": self.questions, "held_out_questions": self.held_out_questions}
+        return KnowledgeTask(document=self.document, **asked)
 
 
 def _date(value: Any) -> Any:
@@ -127,10 +125,7 @@ def read_transcript(messages: Any) -> Extract:
     """Return a chat transcript in the OpenAI format with one paragraph per turn; the title is the first user message.
 
     System prompts, which are the operator's instructions, are left out. Tool calls are abbreviated, tool results
-    complete; attachments appear as their type.
-
-    Raises:
-        UnreadableError: Not in the chat format; the message has the JSON path.
+    complete; attachments appear as their type. Raises UnreadableError, with the JSON path, for any other format.
     """
     if not isinstance(messages, list) or not messages:
         raise UnreadableError("messages must be a list with at least one message")

@@ -11,7 +11,7 @@ import itertools
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -40,14 +40,16 @@ MAX_BYTES = 50 * 2**20
 DEFAULT_CHARACTERS, MIN_CHARACTERS = 4_000, 200
 """Length limit of a document: the default, about 1,000 tokens of English, and the smallest."""
 _MAX_LISTED = 50
-_PATH_SEPARATOR, _PARAGRAPH_SEPARATOR = " > ", "\n\n"
+_PATH_SEPARATOR = " > "
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_BOUNDARIES: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"\n+"), "\n"),
-    (re.compile(r"(?<=[.!?。！？])[\"'”’)\]]*\s+|(?<=[。！？])"), " "),
-    (re.compile(r"\s+"), " "),
+_BOUNDARIES = (
+    re.compile(r"\n+"),
+    re.compile(r"(?<=[.!?。！？])[\"'”’)\]]*\s+|(?<=[。！？])"),
+    re.compile(r"\s+"),
 )
-"""Of lines, sentences and words, with what joins the pieces again."""
+"""Of lines, sentences and words."""
+_SEPARATORS = ("\n\n", "\n", " ", " ")
+"""What joins paragraphs, lines, sentences and words."""
 
 
 class IntakeSettings(Frozen):
@@ -67,25 +69,11 @@ class IntakeSettings(Frozen):
     """Length limit of a document, in characters, in [200, 100000]; longer ones are split."""
 
 
-class Skipped(NamedTuple):
-    """A file or line that was not usable."""
-
-    place: str
-    reason: str
-
-
 def read_documents(path: Path, settings: IntakeSettings, stdin: BinaryIO | None = None) -> Intake:
-    """Return the documents in a file, a directory tree or standard input.
+    """Return the documents in a file, a directory tree or, for the path `-`, standard input.
 
-    Directories are read in sorted order, without hidden files and Office lock files.
-
-    Args:
-        path: A file, a directory or, if `stdin` is given, `-`.
-        settings: How to read.
-        stdin: Read for `-`.
-
-    Raises:
-        InputError: Nothing was usable; the message lists what was skipped.
+    Directories are read in sorted order, without hidden files and Office lock files. Raises InputError if nothing was
+    usable; the message lists what was skipped.
     """
     found = Intake(settings)
     if str(path) == "-" and stdin is not None:
@@ -103,10 +91,10 @@ def read_documents(path: Path, settings: IntakeSettings, stdin: BinaryIO | None 
     return found
 
 
-def listing(skipped: Sequence[Skipped]) -> list[str]:
+def listing(skipped: Mapping[str, str]) -> list[str]:
     """Return a line for each of at most 50 skipped files, then a count of the rest."""
-    lines = [f"{each.place}: {each.reason}" for each in skipped[:_MAX_LISTED]]
-    return [*lines, *([f"and {len(skipped) - _MAX_LISTED} more"] if len(skipped) > _MAX_LISTED else [])]
+    lines = [f"{place}: {reason}" for place, reason in skipped.items()]
+    return [*lines[:_MAX_LISTED], *([f"and {len(lines) - _MAX_LISTED} more"] if len(lines) > _MAX_LISTED else [])]
 
 
 def _files(directory: Path) -> Iterator[Path]:
@@ -129,7 +117,8 @@ class Intake:
         self._settings = settings
         self.documents: list[InboxDocument] = []
         """In the order of the files and their content."""
-        self.skipped: list[Skipped] = []
+        self.skipped: dict[str, str] = {}
+        """By file or line that was not usable: the reason."""
         self.notes: list[str] = []
         """Warnings about accepted files."""
         self.files = 0
@@ -144,7 +133,7 @@ class Intake:
             content = _read(path.expanduser())
         except UnreadableError as error:
             self.files += 1
-            self.skipped.append(Skipped(str(path), str(error)))
+            self.skipped[str(path)] = str(error)
         else:
             self.add_content(content, str(path), format_, source)
 
@@ -162,8 +151,8 @@ class Intake:
             extract = READERS[format_](content)
             self._add(extract, extract.fields, Path(place).stem, source)
             self.notes += [f"{place}: {note}" for note in extract.notes]
-        except UnreadableError as error:
-            self.skipped.append(Skipped(place, str(error)))
+        except (UnreadableError, JsonSyntaxError) as error:
+            self.skipped[place] = str(error)
 
     def _add_rows(self, content: bytes, place: str, source: str, *, lines: bool) -> None:
         """Add JSON Lines; or a JSON document: a row, a list of rows, or a bare list of messages."""
@@ -172,16 +161,16 @@ class Intake:
             numbered = enumerate(content.split(b"\n"), start=1)
             rows = [(f"{place}: line {i}", line) for i, line in numbered if line.strip()]
         else:
-            raw = _parsed(content)
+            raw = parse_json(content)
             if isinstance(raw, list) and not (raw and all(isinstance(item, dict) and "role" in item for item in raw)):
                 rows = [(f"{place}: [{i}]", item) for i, item in enumerate(raw)]
             else:
                 rows = [(place, {"messages": raw} if isinstance(raw, list) else raw)]
         for at, raw in rows:
             try:
-                self._add_row(_parsed(raw) if lines else raw, source)
-            except UnreadableError as error:
-                self.skipped.append(Skipped(at, str(error)))
+                self._add_row(parse_json(raw) if lines else raw, source)
+            except (UnreadableError, JsonSyntaxError) as error:
+                self.skipped[at] = str(error)
 
     def _add_row(self, raw: Any, source: str) -> None:
         if isinstance(raw, dict) and "messages" in raw:  # its other keys belong to the agent
@@ -194,15 +183,12 @@ class Intake:
     def _add(
         self, extract: Extract, fields: Mapping[str, Any], fallback_title: str, source: str, text: str = ""
     ) -> None:
-        """Add a document, split if it is too long; the settings fill the fields that it does not set.
-
-        Raises:
-            UnreadableError: A field is invalid, or there is no text.
-        """
+        """Add a document, split if it is too long; the settings fill the fields that it does not set."""
         if not extract.blocks:
             raise UnreadableError("holds no text")
         row, settings = row_of({**fields, "text": text or _joined(extract.blocks)}), self._settings
-        own_title = extract.title or _first_heading(extract.blocks) or fallback_title
+        headings = sorted((block for block in extract.blocks if block.level), key=lambda block: block.level)
+        own_title = extract.title or (one_line(headings[0].text) if headings else fallback_title)
         title = row.title or truncated(own_title, MAX_TITLE_CHARACTERS)
         shared = {
             "source": row.source or source,
@@ -231,18 +217,6 @@ class Intake:
             raise UnreadableError(mistakes(error, InboxDocument)) from error
 
 
-def _first_heading(blocks: Sequence[Block]) -> str:
-    """Return the first heading of the highest level; empty if there is none."""
-    return one_line(min((block for block in blocks if block.level), key=lambda it: it.level, default=Block("")).text)
-
-
-def _parsed(content: bytes) -> Any:
-    try:
-        return parse_json(content)
-    except JsonSyntaxError as error:
-        raise UnreadableError(str(error)) from error
-
-
 def _read(path: Path) -> bytes:
     """Return the content of a regular file that is small enough."""
     try:
@@ -261,7 +235,7 @@ def _too_large(size: str) -> str:
 
 
 def _joined(blocks: Sequence[Block]) -> str:
-    return _PARAGRAPH_SEPARATOR.join(block.text for block in blocks)
+    return _SEPARATORS[0].join(block.text for block in blocks)
 
 
 class Section(NamedTuple):
@@ -294,7 +268,7 @@ def split_sections(blocks: Sequence[Block], limit: int) -> list[Section]:
     return [
         Section(tuple(heading for _, heading in piece.path), text)
         for piece in _with_lone_headings(_at_headings(_Piece((), tuple(blocks)), 1, limit), limit)
-        for text in _packed([block.text for block in piece.blocks], _PARAGRAPH_SEPARATOR, limit, _split_paragraph)
+        for text in _packed([block.text for block in piece.blocks], limit)
     ]
 
 
@@ -324,13 +298,11 @@ def _with_lone_headings(pieces: Iterator[_Piece], limit: int) -> list[_Piece]:
     return merged
 
 
-def _packed(
-    texts: Sequence[str], separator: str, limit: int, split: Callable[[str, int], Iterator[str]]
-) -> Iterator[str]:
-    """Yield the texts, greedily joined up to `limit` characters; longer ones are split."""
-    held = ""
+def _packed(texts: Sequence[str], limit: int, depth: int = 0) -> Iterator[str]:
+    """Yield paragraphs (or lines, sentences, words), greedily joined up to `limit` characters; longer ones are cut."""
+    held, separator = "", _SEPARATORS[depth]
     for text in texts:
-        for piece in [text] if len(text) <= limit else split(text, limit):
+        for piece in [text] if len(text) <= limit else _cut(text, limit, depth):
             if held and len(held) + len(separator) + len(piece) > limit:
                 yield held
                 held = ""
@@ -339,16 +311,15 @@ def _packed(
         yield held
 
 
-def _split_paragraph(text: str, limit: int, depth: int = 0) -> Iterator[str]:
-    """Yield a paragraph split at lines, else sentences, else words, else anywhere."""
+def _cut(text: str, limit: int, depth: int) -> Iterator[str]:
+    """Yield a paragraph cut at lines, else sentences, else words, else anywhere."""
     if depth == len(_BOUNDARIES):
         yield from (text[start : start + limit] for start in range(0, len(text), limit))
         return
-    pattern, separator = _BOUNDARIES[depth]
     # Closing quotes that a match holds stay with the sentence before it.
-    ends = [0, *(match.end() for match in pattern.finditer(text)), len(text)]
+    ends = [0, *(match.end() for match in _BOUNDARIES[depth].finditer(text)), len(text)]
     pieces = [piece for start, end in itertools.pairwise(ends) if (piece := text[start:end].strip())]
-    yield from _packed(pieces, separator, limit, lambda piece, size: _split_paragraph(piece, size, depth + 1))
+    yield from _packed(pieces, limit, depth + 1)
 
 
 def assign_questions(questions: Sequence[Question], texts: Sequence[str]) -> list[tuple[Question, ...]]:

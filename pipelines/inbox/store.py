@@ -238,9 +238,9 @@ def newest(arrivals: Sequence[Arrival], claims: Sequence[Claim]) -> dict[str, st
                 replaced_by[old.id] = claim
 
     ends = {old: claim.document for old, claim in replaced_by.items()}
-    for old in ends:
-        while ends[old] in ends:
-            ends[old] = ends[ends[old]]
+    for name in ends:
+        while ends[name] in ends:
+            ends[name] = ends[ends[name]]
     return ends
 
 

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from evaluation.common.errors import InputError
 from evaluation.tasks import Question
-from pipelines.inbox.documents import MAX_TEXT_CHARACTERS, InboxDocument
+from pipelines.inbox.documents import MAX_TEXT_CHARACTERS
 from teacher.prompts import PROMPTS
 from tests.pipelines.inbox.files import document
 
@@ -19,13 +19,6 @@ def test_id_depends_on_title_text_and_source_alone() -> None:
     assert document(title="Birds", questions=[ASKED], route="memory", effective="2026-01-02", name="x").id == base.id
     others = (document(title="Birds!"), document("Other.", title="Birds"), document(source="b", title="Birds"))
     assert len({base.id, *(other.id for other in others)}) == 4
-
-
-def test_document_survives_json() -> None:
-    whole = document(
-        title="Birds", questions=[ASKED], supersedes=["old.md"], effective="2026-01-02", route="weights", whole="w"
-    )
-    assert InboxDocument.model_validate_json(whole.model_dump_json()) == whole
 
 
 @pytest.mark.parametrize(

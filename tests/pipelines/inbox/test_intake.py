@@ -20,7 +20,6 @@ from pipelines.inbox.intake import (
     Intake,
     IntakeSettings,
     Section,
-    Skipped,
     assign_questions,
     read_documents,
     split_sections,
@@ -67,13 +66,8 @@ def test_directory_is_read_in_order_and_bad_files_are_skipped(folder: Path) -> N
         ("docs/sub/g.jsonl", ""),
         ("docs/sub/h.json", "Hello?"),
     ]
-    assert [skipped.place for skipped in found.skipped] == [
-        "docs/d.png",
-        "docs/e.txt",
-        "docs/sub/g.jsonl: line 3",
-        "docs/sub/g.jsonl: line 4",
-    ]
-    reasons = [skipped.reason for skipped in found.skipped]
+    places, reasons = list(found.skipped), list(found.skipped.values())
+    assert places == ["docs/d.png", "docs/e.txt", "docs/sub/g.jsonl: line 3", "docs/sub/g.jsonl: line 4"]
     assert "no supported format (jsonl, json, " in reasons[0]
     assert reasons[1] == "is empty"
     assert reasons[2].startswith("colour is an unknown key (allowed: id, title,")
@@ -148,8 +142,9 @@ def test_row_has_all_fields_and_settings_fill_the_others() -> None:
 def test_bad_row_is_skipped_with_line_and_reason(row: str, reason: str) -> None:
     found = piped(f'{{"text": "Good."}}\n{row}')
     assert [each.text for each in found.documents] == ["Good."]
-    assert [skipped.place for skipped in found.skipped] == ["standard input: line 2"]
-    assert reason in found.skipped[0].reason
+    ((place, why),) = found.skipped.items()
+    assert place == "standard input: line 2"
+    assert reason in why
 
 
 def test_nothing_usable_is_an_error_that_lists_all(tmp_path: Path) -> None:
@@ -170,7 +165,7 @@ def test_file_that_is_too_large_is_skipped_unread(tmp_path: Path, monkeypatch: p
     found = taken(tmp_path)
     assert [each.text for each in found.documents] == ["Small."]
     reason = "has 1099511627776 bytes, allowed are 52428800; split it into smaller files"
-    assert found.skipped == [Skipped(str(tmp_path / "a.txt"), reason)]
+    assert found.skipped == {str(tmp_path / "a.txt"): reason}
     monkeypatch.setattr("pipelines.inbox.intake.MAX_BYTES", 5)
     with pytest.raises(InputError, match="has more than 5 bytes"):
         piped('{"text": "a"}')
@@ -193,7 +188,7 @@ def test_front_matter_overrides_settings(tmp_path: Path) -> None:
     found = taken(tmp_path, route="weights")
     only = found.documents[0]
     assert (only.effective, only.route, only.source) == (datetime.date(2026, 11, 1), "memory", "wiki/a")
-    assert found.skipped[0].reason == "route Input should be 'weights' or 'memory'"
+    assert list(found.skipped.values()) == ["route Input should be 'weights' or 'memory'"]
 
 
 def test_long_document_is_split_and_each_part_has_its_questions() -> None:
