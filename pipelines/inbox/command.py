@@ -11,7 +11,7 @@ import typer
 
 from evaluation.common.errors import InputError
 from pipelines.inbox.documents import MAX_TEXT_CHARACTERS, Route
-from pipelines.inbox.intake import DEFAULT_CHARACTERS, MIN_CHARACTERS, IntakeSettings, listing, read_documents
+from pipelines.inbox.intake import DEFAULT_CHARACTERS, MIN_CHARACTERS, Intake, listing
 from pipelines.inbox.readers import Format
 from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.process import WorkDir
@@ -45,15 +45,9 @@ def add(
     """
     from pipelines.reports.format import counted
 
-    settings = IntakeSettings(
-        source=source or None,
-        effective=None if effective is None else effective.date(),
-        supersedes=tuple(supersedes or ()),
-        route=route,
-        format=format_,
-        most_characters=most_characters,
-    )
-    intake = read_documents(path, settings, typer.get_binary_stream("stdin"))
+    day = None if effective is None else effective.date()
+    intake = Intake(source or None, day, tuple(supersedes or ()), route, format_, most_characters)
+    intake.read(path, typer.get_binary_stream("stdin"))
     with InboxStore(work_dir / INBOX_FILE) as store:
         added, unknown = store.add(intake.documents), store.unknown_targets()
     known = f" Already in the inbox: {len(added.known)}." if added.known else ""

@@ -12,19 +12,19 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Self
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
-from evaluation.common.data import Frozen, digest_json
+from evaluation.common.data import digest_json
 from evaluation.common.errors import InputError
 from evaluation.graders import normalize_answer
 from evaluation.sources.files import JsonSyntaxError, parse_json
 from evaluation.sources.rows import as_questions, mistakes
 from evaluation.tasks import Question
 from pipelines.inbox.documents import (
-    MAX_TEXT_CHARACTERS,
     MAX_TITLE_CHARACTERS,
     InboxDocument,
     InboxRow,
@@ -52,80 +52,52 @@ _SEPARATORS = ("\n\n", "\n", " ", " ")
 """What joins paragraphs, lines, sentences and words."""
 
 
-class IntakeSettings(Frozen):
-    """How files are read, and defaults for fields that documents do not set."""
+@dataclass
+class Intake:
+    """Reads files into documents and collects what was skipped; the settings apply to all of them."""
 
-    source: str | None = Field(default=None, min_length=1)
+    source: str | None = None
     """Source of the documents; for a directory each file's path in it is appended. None: the path, relative to the
     current directory if the file is below it, so that a file has one source however its path is written."""
     effective: datetime.date | None = None
-    """Effective date; None leaves it unknown."""
     supersedes: tuple[str, ...] = ()
-    """Ids, sender's ids or sources of the documents that they replace."""
     route: Route | None = None
+    """For documents that do not set these themselves; see `InboxDocument`."""
     format: Format | None = None
     """Format of every file; None: by file name extension, JSON Lines for standard input."""
-    most_characters: int = Field(default=DEFAULT_CHARACTERS, ge=MIN_CHARACTERS, le=MAX_TEXT_CHARACTERS)
+    most_characters: int = DEFAULT_CHARACTERS
     """Length limit of a document, in characters, in [200, 100000]; longer ones are split."""
+    documents: list[InboxDocument] = field(default_factory=list, init=False)
+    """In the order of the files and their content."""
+    skipped: dict[str, str] = field(default_factory=dict, init=False)
+    """By file or line that was not usable: the reason."""
+    notes: list[str] = field(default_factory=list, init=False)
+    """Warnings about accepted files."""
+    files: int = field(default=0, init=False)
 
+    def read(self, path: Path, stdin: BinaryIO | None = None) -> Self:
+        """Add the documents in a file, a directory tree or, for the path `-`, standard input.
 
-def read_documents(path: Path, settings: IntakeSettings, stdin: BinaryIO | None = None) -> Intake:
-    """Return the documents in a file, a directory tree or, for the path `-`, standard input.
-
-    Directories are read in sorted order, without hidden files and Office lock files. Raises InputError if nothing was
-    usable; the message lists what was skipped.
-    """
-    found = Intake(settings)
-    if str(path) == "-" and stdin is not None:
-        source = settings.source or "standard input"
-        found.add_content(stdin.read(MAX_BYTES + 1), "standard input", settings.format or "jsonl", source)
-    elif path.is_dir():
-        for file in _files(path):
-            inside = file.relative_to(path).as_posix()
-            found.add_file(file, _source(file) if settings.source is None else f"{settings.source}/{inside}")
-    else:
-        found.add_file(path, settings.source or _source(path))
-    if not found.documents:
-        listed = "\n".join(f"  {line}" for line in listing(found.skipped)) or "  the directory has no files"
-        raise InputError(f"inbox: nothing in '{path}' is usable:\n{listed}\nCorrect this and run again.")
-    return found
-
-
-def listing(skipped: Mapping[str, str]) -> list[str]:
-    """Return a line for each of at most 50 skipped files, then a count of the rest."""
-    lines = [f"{place}: {reason}" for place, reason in skipped.items()]
-    return [*lines[:_MAX_LISTED], *([f"and {len(lines) - _MAX_LISTED} more"] if len(lines) > _MAX_LISTED else [])]
-
-
-def _files(directory: Path) -> Iterator[Path]:
-    """Yield the files of a directory tree in sorted order; links to directories are not followed."""
-    for root, directories, names in os.walk(directory):
-        directories[:] = sorted(name for name in directories if not name.startswith("."))
-        yield from (Path(root, name) for name in sorted(names) if not name.startswith((".", "~$")))
-
-
-def _source(file: Path) -> str:
-    absolute = Path(os.path.abspath(file.expanduser()))  # symbolic links stay: the user's name is the source
-    return (absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute).as_posix()
-
-
-class Intake:
-    """Collects the documents of some files, and what was skipped."""
-
-    def __init__(self, settings: IntakeSettings) -> None:
-        """Start without any; the settings say how to read."""
-        self._settings = settings
-        self.documents: list[InboxDocument] = []
-        """In the order of the files and their content."""
-        self.skipped: dict[str, str] = {}
-        """By file or line that was not usable: the reason."""
-        self.notes: list[str] = []
-        """Warnings about accepted files."""
-        self.files = 0
+        Directories are read in sorted order, without hidden files and Office lock files. Raises InputError if nothing
+        was usable; the message lists what was skipped.
+        """
+        if str(path) == "-" and stdin is not None:
+            source = self.source or "standard input"
+            self.add_content(stdin.read(MAX_BYTES + 1), "standard input", self.format or "jsonl", source)
+        elif path.is_dir():
+            for file in _files(path):
+                inside = file.relative_to(path).as_posix()
+                self.add_file(file, _source(file) if self.source is None else f"{self.source}/{inside}")
+        else:
+            self.add_file(path, self.source or _source(path))
+        if not self.documents:
+            listed = "\n".join(f"  {line}" for line in listing(self.skipped)) or "  the directory has no files"
+            raise InputError(f"inbox: nothing in '{path}' is usable:\n{listed}\nCorrect this and run again.")
+        return self
 
     def add_file(self, path: Path, source: str) -> None:
         """Add the documents of a file, or skip it."""
-        format_ = self._settings.format or SUFFIXES.get(path.suffix.lower())
+        format_ = self.format or SUFFIXES.get(path.suffix.lower())
         try:
             if format_ is None:
                 known = ", ".join(dict.fromkeys(SUFFIXES.values()))
@@ -183,25 +155,25 @@ class Intake:
     def _add(
         self, extract: Extract, fields: Mapping[str, Any], fallback_title: str, source: str, text: str = ""
     ) -> None:
-        """Add a document, split if it is too long; the settings fill the fields that it does not set."""
+        """Add a document, split if it is too long; the defaults fill the fields that it does not set."""
         if not extract.blocks:
             raise UnreadableError("holds no text")
-        row, settings = row_of({**fields, "text": text or _joined(extract.blocks)}), self._settings
+        row = row_of({**fields, "text": text or _joined(extract.blocks)})
         headings = sorted((block for block in extract.blocks if block.level), key=lambda block: block.level)
         own_title = extract.title or (one_line(headings[0].text) if headings else fallback_title)
         title = row.title or truncated(own_title, MAX_TITLE_CHARACTERS)
         shared = {
             "source": row.source or source,
             "name": row.id or "",
-            "effective": row.effective or settings.effective,
-            "supersedes": tuple(row.supersedes or settings.supersedes),
-            "route": row.route or settings.route,
+            "effective": row.effective or self.effective,
+            "supersedes": tuple(row.supersedes or self.supersedes),
+            "route": row.route or self.route,
             "entities": tuple(row.entities or ()),
         }
         questions, held_out = as_questions(row.questions or ()), as_questions(row.held_out_questions or ())
         parts = [(title, row.text, questions, held_out)]
-        if len(row.text) > settings.most_characters:
-            sections = split_sections(extract.blocks, settings.most_characters)
+        if len(row.text) > self.most_characters:
+            sections = split_sections(extract.blocks, self.most_characters)
             texts = [each.text for each in sections]
             titles = [each.title(one_line(title), MAX_TITLE_CHARACTERS) for each in sections]
             shares = assign_questions(questions, texts), assign_questions(held_out, texts)
@@ -215,6 +187,24 @@ class Intake:
             ]
         except ValidationError as error:
             raise UnreadableError(mistakes(error, InboxDocument)) from error
+
+
+def listing(skipped: Mapping[str, str]) -> list[str]:
+    """Return a line for each of at most 50 skipped files, then a count of the rest."""
+    lines = [f"{place}: {reason}" for place, reason in skipped.items()]
+    return [*lines[:_MAX_LISTED], *([f"and {len(lines) - _MAX_LISTED} more"] if len(lines) > _MAX_LISTED else [])]
+
+
+def _files(directory: Path) -> Iterator[Path]:
+    """Yield the files of a directory tree in sorted order; links to directories are not followed."""
+    for root, directories, names in os.walk(directory):
+        directories[:] = sorted(name for name in directories if not name.startswith("."))
+        yield from (Path(root, name) for name in sorted(names) if not name.startswith((".", "~$")))
+
+
+def _source(file: Path) -> str:
+    absolute = Path(os.path.abspath(file.expanduser()))  # symbolic links stay: the user's name is the source
+    return (absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute).as_posix()
 
 
 def _read(path: Path) -> bytes:

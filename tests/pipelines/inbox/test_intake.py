@@ -18,10 +18,8 @@ from evaluation.tasks import Question
 from pipelines.inbox.intake import (
     MIN_CHARACTERS,
     Intake,
-    IntakeSettings,
     Section,
     assign_questions,
-    read_documents,
     split_sections,
 )
 from pipelines.inbox.readers.text import Block, blocks_of
@@ -29,11 +27,11 @@ from tests.pipelines.inbox.files import pdf, word_file
 
 
 def taken(path: Path, **settings: Any) -> Intake:
-    return read_documents(path, IntakeSettings(**settings))
+    return Intake(**settings).read(path)
 
 
 def piped(content: str, **settings: Any) -> Intake:
-    return read_documents(Path("-"), IntakeSettings(**settings), io.BytesIO(content.encode()))
+    return Intake(**settings).read(Path("-"), io.BytesIO(content.encode()))
 
 
 @pytest.fixture
