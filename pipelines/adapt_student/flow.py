@@ -245,9 +245,9 @@ def conclude(
             reason = " ".join(f"{check.name}: {check.sentence}" for check in worst)
             inbox.quarantine(quarantined, reason, plan.night)
     directory = work_dir / NIGHTS / plan.night
-    result = result.model_copy(update={"version": version, "quarantined": quarantined})
-    page = write_atomically(directory / PAGE, page_of(result))
-    result = result.model_copy(update={"page": str(page)})
+    page = directory / PAGE
+    result = result.model_copy(update={"version": version, "quarantined": quarantined, "page": str(page)})
+    write_atomically(page, page_of(result))
     lineage.log_night(result, report, page)
     write_atomically(directory / RESULT, result.model_dump_json(indent=2))
     return result
