@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from prefect import flow
+from prefect.events import emit_event
 from rich.console import Console
 
 from evaluation.common.errors import LineageError
@@ -66,22 +67,15 @@ def adapt_student(config_path: str, overrides: list[str] | None = None, work_dir
         work_dir: Directory of the inbox, the nights and the embedded stores.
     """
     config, place = load(Path(config_path), NightConfig, overrides or ()), Path(work_dir)
+    prefix = config.tracking.registry_prefix
     with embedded_flow(place, FLOW_NAME) as flow_run:
         result = run_night(config, place, flow_run, Console())
-        _announce(result, config.tracking.registry_prefix)
+        payload = {"night": result.night, "version": result.version, "page": result.page, "run": result.mlflow_run_id}
+        resource = {"prefect.resource.id": f"preceptor.student.{prefix}", "prefect.resource.name": f"{prefix}-student"}
+        # Automations of a Prefect server can act on it.
+        emit_event(f"preceptor.night.{result.outcome.replace(' ', '-')}", resource=resource, payload=payload)
         close_plan(place)  # last, so that a killed night comes back to whatever is missing
     return result
-
-
-def _announce(result: NightResult, prefix: str) -> None:
-    """Emit `preceptor.night.<outcome>`, which automations of a Prefect server can act on."""
-    from prefect.events import emit_event
-
-    emit_event(
-        event=f"preceptor.night.{result.outcome.replace(' ', '-')}",
-        resource={"prefect.resource.id": f"preceptor.student.{prefix}", "prefect.resource.name": f"{prefix}-student"},
-        payload={"night": result.night, "version": result.version, "page": result.page, "run": result.mlflow_run_id},
-    )
 
 
 def run_night(config: NightConfig, work_dir: Path, flow_run: str, console: Console) -> NightResult:

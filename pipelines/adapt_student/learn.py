@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -83,14 +82,9 @@ def learn(night: Night, state: str | None, stages: Mapping[str, Stage]) -> Learn
     replay = replayed(parent.state.after((), plan.superseded), config.replay.documents, loop.seed("replay", plan.night))
     update, directory = None, parent.directory
     if edits:
-        count, seed = config.replay.general, loop.seed("retention")
-        general = rehearsal_questions(config.general, count, seed, probes=len(loop.probes))
         (step,) = stages[UPDATE].steps
         with loop.reporter.step(step, UPDATE):
-            known = [*itertools.chain(*edits.values()), *(edit for held in replay for edit in held.edits)]
-            rehearsed = [Implication(text=question.question, answer=question.answer) for question in general]
-            lines = (*(line for edit in known for line in edit.implications), *rehearsed)
-            update = update_night(night, SelfEdit(implications=lines))
+            update = update_night(night, [*edits.values(), *(held.edits for held in replay)])
         if update.adapter_digest is not None:
             directory = loop.adapter_dir(update.adapter_digest)
     if directory is None:  # a first night without an update
@@ -145,9 +139,14 @@ def replayed(state: StudentState, most: int, seed: int) -> tuple[HeldDocument, .
     return tuple(held for place, held in enumerate(known) if place in chosen)
 
 
-def update_night(night: Night, lines: SelfEdit) -> NightUpdate:
-    """Return the night's update of the champion; the adapter is in the work directory."""
+def update_night(night: Night, edits: Sequence[Sequence[SelfEdit]]) -> NightUpdate:
+    """Return the night's update of the champion, from self-edits by document and general knowledge."""
     config, loop, parent = night.config, night.loop, night.parent
+    retention, probes = loop.seed("retention"), len(loop.probes)
+    general = rehearsal_questions(config.general, config.replay.general, retention, probes=probes)
+    known = [line for mine in edits for edit in mine for line in edit.implications]
+    rehearsed = [Implication(text=question.question, answer=question.answer) for question in general]
+    lines = SelfEdit(implications=(*known, *rehearsed))
     seed, document = loop.seed("night", night.plan.night), night.plan.documents[0].task.document
     content = {
         "student": loop.student_digest,

@@ -23,14 +23,12 @@ _SUBJECT = (
 
 def check_regression(
     suite: Annotated[Path, typer.Argument(help="YAML file, such as configs/suites/micro-world.yaml.")],
-    candidate: Annotated[str | None, typer.Option("--candidate", help=f"What to test: {_SUBJECT}")] = None,
-    baseline: Annotated[
-        str | None, typer.Option("--baseline", help="What to compare it with, of the same kind.")
-    ] = None,
+    candidate: Annotated[str | None, typer.Option(help=f"What to test: {_SUBJECT}")] = None,
+    baseline: Annotated[str | None, typer.Option(help="What to compare it with, of the same kind.")] = None,
     work_dir: WorkDir = Path(".preceptor"),
-    junit: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML to this file.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML to this file.")] = None,
     json_file: JsonFile = None,
-    markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the page for reviewers here.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the page for reviewers here.")] = None,
     pin: Annotated[
         bool, typer.Option("--pin", help="Write the digests of the suite's contents into it; compare nothing.")
     ] = False,

@@ -50,13 +50,14 @@ def add(
     intake.read(path, typer.get_binary_stream("stdin"))
     with InboxStore(work_dir / INBOX_FILE) as store:
         added, unknown = store.add(intake.documents), store.unknown_targets()
-    known = f" Already in the inbox: {len(added.known)}." if added.known else ""
-    typer.echo(f"Added {counted(len(added.new), 'document')} from {counted(intake.files, 'file')}.{known}")
+    new = sum(added.values())
+    known = f" Already in the inbox: {len(added) - new}." if len(added) > new else ""
+    typer.echo(f"Added {counted(new, 'document')} from {counted(intake.files, 'file')}.{known}")
     for note in intake.notes:
         typer.echo(f"Warning: {note}.")
     if intake.skipped:
         typer.echo("\n  ".join([f"Skipped {len(intake.skipped)}:", *listing(intake.skipped)]))
-    for name in (*added.new, *added.known):
+    for name in added:
         for target in unknown.get(name, ()):
             typer.echo(f"Warning: {name} supersedes {target!r}, which is not in the inbox.")
     _next("list", work_dir)
