@@ -17,7 +17,6 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, ValidationError
 
 from evaluation.common.data import Frozen, digest_json
-from evaluation.common.errors import InputError
 from evaluation.sources.rows import Content, DocumentRow, Label, QuestionRow, mistakes
 from evaluation.tasks import Document, KnowledgeTask, Question
 from pipelines.inbox.readers.text import Block, Extract, UnreadableError, blocks_of, one_line, truncated, valid_unicode
@@ -81,12 +80,7 @@ class InboxDocument(Frozen):
         return Document(id=self.id, text=self.text, title=self.title, source=self.source, entities=self.entities)
 
     def as_task(self) -> KnowledgeTask:
-        """Return the document with its questions; raises InputError if it has none."""
-        if not self.questions:
-            raise InputError(
-                f"inbox document {self.id!r} ({self.source}) has no questions, so learning cannot be measured. Set "
-                "`questions` in the night's configuration to generate some, or add the document with questions."
-            )
+        """Return the document with its questions, of which it has at least one."""
         asked = {"questions": self.questions, "held_out_questions": self.held_out_questions}
         return KnowledgeTask(document=self.document, **asked)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import zipfile
 from collections.abc import Iterator
@@ -147,14 +148,10 @@ def _blocks(container: Any) -> Iterator[Block]:
 def _rows(table: Any) -> Iterator[str]:
     """Yield a table's rows, cells separated by ` | `; a merged cell appears once."""
     for row in table.rows:
-        cells = []
-        before = None
-        for cell in row.cells:
-            if cell._tc is not before:
-                cells.append(one_line(" ".join(block.text for block in _blocks(cell))))
-            before = cell._tc
-        if any(cells):
-            yield " | ".join(cells)
+        distinct = (next(cells) for _, cells in itertools.groupby(row.cells, key=lambda cell: cell._tc))
+        texts = [one_line(" ".join(block.text for block in _blocks(cell))) for cell in distinct]
+        if any(texts):
+            yield " | ".join(texts)
 
 
 def _level(style: str) -> int:

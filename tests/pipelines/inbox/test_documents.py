@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from evaluation.common.errors import InputError
 from evaluation.tasks import Question
 from pipelines.inbox.documents import MAX_TEXT_CHARACTERS
 from teacher.prompts import PROMPTS
@@ -45,10 +44,7 @@ def test_task_keeps_questions_for_rewards_and_for_comparisons_apart() -> None:
     assert task.questions == (ASKED,)
     assert task.comparison_questions == (other,)
     assert (task.document.title, task.document.source) == ("Birds", "notes")
-
-
-def test_document_without_questions_makes_no_task() -> None:
-    with pytest.raises(InputError, match="has no questions"):
+    with pytest.raises(ValidationError, match="questions"):
         document().as_task()
 
 
