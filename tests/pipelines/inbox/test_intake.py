@@ -42,7 +42,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (made / "sub" / ".git").mkdir(parents=True)
     (made / "a.md").write_text("# Refunds\n\nTen days.")
     (made / "b.pdf").write_bytes(pdf([["Text of a page."], []]))
-    word_file(made / "c.docx")
+    (made / "c.docx").write_bytes(word_file())
     (made / "d.png").write_bytes(b"\x89PNG")
     (made / "e.txt").write_text("  \n")
     (made / "sub" / "f.html").write_text("<title>Page</title><p>Text.")
@@ -103,19 +103,11 @@ def test_row_has_all_fields_and_settings_fill_the_others() -> None:
     }
     settings = {"source": "s", "effective": datetime.date(2000, 1, 1), "supersedes": ("x", "y"), "route": "weights"}
     full, bare = piped(json.dumps(row) + '\n{"text": "B."}', **settings).documents
-    assert full.model_dump() == {
-        "title": "Refunds",
-        "text": "Ten days.\nNever more.",
-        "source": "crm",
-        "name": "kb-1",
-        "whole": "",
-        "effective": datetime.date(2026, 1, 31),
-        "supersedes": ("kb-0",),
-        "route": "memory",
-        "entities": ("Refund",),
-        "questions": ({"question": "How many days?", "answer": "Ten", "phrasing": ""},),
-        "held_out_questions": ({"question": "In how many days?", "answer": "Ten", "phrasing": ""},),
-    }
+    changed = {"text": "Ten days.\nNever more.", "effective": datetime.date(2026, 1, 31), "supersedes": ("kb-0",)}
+    changed |= {"name": row.pop("id"), "whole": "", "entities": ("Refund",)}
+    changed["questions"] = ({"question": "How many days?", "answer": "Ten", "phrasing": ""},)
+    changed["held_out_questions"] = ({"question": "In how many days?", "answer": "Ten", "phrasing": ""},)
+    assert full.model_dump() == row | changed
     assert (bare.source, bare.effective, bare.supersedes) == ("s", datetime.date(2000, 1, 1), ("x", "y"))
     assert bare.route == "weights"
 
