@@ -56,9 +56,8 @@ class AskOptions(MemoryConfig):
     batch_size: int = Field(default=64, ge=1, le=4096)
     """Questions per pass, in [1, 4096]; affects only speed and memory."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where the student runs."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number format of the base."""
+    """Where the student runs, and the number format of the base."""
 
     @classmethod
     def of(cls, settings: LoopSettings, memory: MemoryConfig) -> AskOptions:
@@ -124,11 +123,7 @@ class Answerer:
         *,
         version: int | None = None,
     ) -> None:
-        """Combine a base with an adapter, by default none, and a memory, by default an empty one.
-
-        Raises:
-            ModelError: The adapter was trained on another base.
-        """
+        """Combine a base with an adapter and a memory, by default empty; raises ModelError for one of another base."""
         self.adapter, self.memory = adapter, ExternalMemory() if memory is None else memory
         self.options, self.version = options or AskOptions(), version
         self._student, self._digest = student, model_digest(student.model)
@@ -193,11 +188,8 @@ class Answerer:
         """Return the answers in the order of the questions.
 
         `memory` and `both` use the best passages that share a word with the question, whatever their score; `auto` uses
-        those that reach `least_score`.
-
-        Raises:
-            ScoringError: A question is too long for the student.
-            ModelError: The adapter does not fit the base.
+        those that reach `least_score`. Raises ScoringError for a question that is too long for the student, and
+        ModelError for an adapter that does not fit the base.
         """
         prompts = [self.prompt_for(question, by) for question in questions]
         texts: dict[int, str] = {}
@@ -264,15 +256,11 @@ class Answerer:
 
 def ask(
     question: Annotated[str, typer.Argument(help="A plain question.")],
-    by: Annotated[By, typer.Option("--by", help="auto: the memory if a passage matches, else the weights.")] = "auto",
-    version: Annotated[str, typer.Option("--version", help="Number or alias of the student's version.")] = "champion",
-    config: Annotated[
-        Path | None, typer.Option("--config", help="YAML file of any flow, for its student and its store.")
-    ] = None,
+    by: Annotated[By, typer.Option(help="auto: the memory if a passage matches, else the weights.")] = "auto",
+    version: Annotated[str, typer.Option(help="Number or alias of the student's version.")] = "champion",
+    config: Annotated[Path | None, typer.Option(help="YAML file of any flow, for its student and its store.")] = None,
     work_dir: WorkDir = Path(".preceptor"),
-    student: Annotated[
-        str | None, typer.Option("--student", help="Directory, hub id or micro-student [the version's own base].")
-    ] = None,
+    student: Annotated[str | None, typer.Option(help="Directory, hub id or micro-student [the version's own].")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the answer and its sources as one JSON object.")] = False,
 ) -> None:
     """Ask a registered student, and show whether its weights, its memory or both answered."""
@@ -299,8 +287,8 @@ def ask(
         return
     given = {"--by": "weights" if answer.sources else "memory", "--work-dir": work_dir, "--config": config}
     given |= {"--version": version if version != "champion" else None, "--student": student}
-    options_again = [part for option, value in given.items() if value is not None for part in (option, str(value))]
-    again = ["preceptor", "ask", question, *options_again]
+    given_again = [part for option, value in given.items() if value is not None for part in (option, str(value))]
+    again = ["preceptor", "ask", question, *given_again]
     sys.stdout.write(f"{answer.text or '(no answer)'}\n{_origin(answer)}\nTo compare: {shlex.join(again)}\n")
 
 

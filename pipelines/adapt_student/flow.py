@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from prefect import flow
+from prefect.events import emit_event
 from rich.console import Console
 
 from evaluation.common.errors import LineageError
@@ -66,22 +67,15 @@ def adapt_student(config_path: str, overrides: list[str] | None = None, work_dir
         work_dir: Directory of the inbox, the nights and the embedded stores.
     """
     config, place = load(Path(config_path), NightConfig, overrides or ()), Path(work_dir)
+    prefix = config.tracking.registry_prefix
     with embedded_flow(place, FLOW_NAME) as flow_run:
         result = run_night(config, place, flow_run, Console())
-        _announce(result, config.tracking.registry_prefix)
+        payload = {"night": result.night, "version": result.version, "page": result.page, "run": result.mlflow_run_id}
+        resource = {"prefect.resource.id": f"preceptor.student.{prefix}", "prefect.resource.name": f"{prefix}-student"}
+        # Automations of a Prefect server can act on it.
+        emit_event(f"preceptor.night.{result.outcome.replace(' ', '-')}", resource=resource, payload=payload)
         close_plan(place)  # last, so that a killed night comes back to whatever is missing
     return result
-
-
-def _announce(result: NightResult, prefix: str) -> None:
-    """Emit `preceptor.night.<outcome>`, which automations of a Prefect server can act on."""
-    from prefect.events import emit_event
-
-    emit_event(
-        event=f"preceptor.night.{result.outcome.replace(' ', '-')}",
-        resource={"prefect.resource.id": f"preceptor.student.{prefix}", "prefect.resource.name": f"{prefix}-student"},
-        payload={"night": result.night, "version": result.version, "page": result.page, "run": result.mlflow_run_id},
-    )
 
 
 def run_night(config: NightConfig, work_dir: Path, flow_run: str, console: Console) -> NightResult:
@@ -127,11 +121,16 @@ def write_missing_questions(config: NightConfig, work_dir: Path, console: Consol
         return 0
     with Reporter(console, len(steps_of(plan))) as reporter, Loop(config, work_dir, (), (), reporter) as loop:
         settings, seed = config.questions, loop.seed("questions")
+        if isinstance(config.teacher.sampling, OpenAISampling):
+            sampler: Sampler = loop.endpoint(config.teacher.sampling, "teacher")
+        else:
+            loop.open_teacher.at(None)
+            sampler = loop.open_teacher.sampler
         tokenizer = loop.open_teacher.policy.tokenizer if config.teacher.chat else None
         student, form = open_student(loop.student_ref), config.student.answer_format
         ((name, (sample, read), _),) = plan
         with reporter.step(sample, name), reporter.step(read, name):
-            written = write_questions(unasked, _writer(loop), student, form, settings, seed, tokenizer)
+            written = write_questions(unasked, sampler, student, form, settings, seed, tokenizer)
         kept = [(document, found) for document, found in zip(unasked, written, strict=True) if found]
         with InboxStore(work_dir / INBOX_FILE) as inbox:
             for document, found in kept:
@@ -139,15 +138,6 @@ def write_missing_questions(config: NightConfig, work_dir: Path, console: Consol
         questions = counted(sum(len(found) for _, found in kept), "question")
         reporter.say(f"{questions} written for {len(kept)} of {counted(len(unasked), 'document')}")
     return len(kept)
-
-
-def _writer(loop: Loop) -> Sampler:
-    """Return the sampler of the untrained teacher."""
-    sampling = loop.settings.teacher.sampling
-    if isinstance(sampling, OpenAISampling):
-        return loop.endpoint(sampling, "teacher")
-    loop.open_teacher.at(None)
-    return loop.open_teacher.sampler
 
 
 def _adapt(night: Night, lineage: Lineage, stages: Mapping[str, Stage]) -> NightResult:
@@ -238,23 +228,20 @@ def conclude(
             PARENT_TAG: NO_PARENT if plan.parent is None else str(plan.parent),
         }
         lineage.registry.promote("student", version, record=record, report=report)
-    quarantined = _to_quarantine(result, measured)
+    quarantined: tuple[str, ...] = ()
+    if result.outcome == "rejected":
+        quarantined = tuple(document.id for document in result.new)
+    elif any(check.name == TOUCHED for check in result.trouble):
+        quarantined = suspects(measured)
     if quarantined:
         with InboxStore(work_dir / INBOX_FILE) as inbox:
             worst = [check for check in result.trouble if check.verdict == "fail"] or result.trouble
             reason = " ".join(f"{check.name}: {check.sentence}" for check in worst)
             inbox.quarantine(quarantined, reason, plan.night)
     directory = work_dir / NIGHTS / plan.night
-    result = result.model_copy(update={"version": version, "quarantined": quarantined})
-    page = write_atomically(directory / PAGE, page_of(result))
-    result = result.model_copy(update={"page": str(page)})
+    page = directory / PAGE
+    result = result.model_copy(update={"version": version, "quarantined": quarantined, "page": str(page)})
+    write_atomically(page, page_of(result))
     lineage.log_night(result, report, page)
     write_atomically(directory / RESULT, result.model_dump_json(indent=2))
     return result
-
-
-def _to_quarantine(result: NightResult, measured: Measured) -> tuple[str, ...]:
-    """Return the ids of documents that wait for a person: all of a rejected night; of a contradiction, the suspects."""
-    if result.outcome == "rejected":
-        return tuple(document.id for document in result.new)
-    return suspects(measured) if any(check.name == TOUCHED for check in result.trouble) else ()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from evaluation.retention import rehearsal_questions
-from evaluation.tasks import Document, KnowledgeTask, Question
+from evaluation.tasks import Document
 from pipelines.adapt_student.config import NightConfig
 from pipelines.adapt_student.plan import SELF_EDITS, UPDATE, NightPlan
 from pipelines.adapt_student.state import HeldDocument, StudentState, StudentVersion
@@ -82,11 +82,9 @@ def learn(night: Night, state: str | None, stages: Mapping[str, Stage]) -> Learn
     replay = replayed(parent.state.after((), plan.superseded), config.replay.documents, loop.seed("replay", plan.night))
     update, directory = None, parent.directory
     if edits:
-        rehearsed, seed = config.replay.general, loop.seed("retention")
-        general = rehearsal_questions(config.general, rehearsed, seed, probes=len(loop.probes))
         (step,) = stages[UPDATE].steps
         with loop.reporter.step(step, UPDATE):
-            update = update_night(night, training_lines(edits, replay, general))
+            update = update_night(night, [*edits.values(), *(held.edits for held in replay)])
         if update.adapter_digest is not None:
             directory = loop.adapter_dir(update.adapter_digest)
     if directory is None:  # a first night without an update
@@ -94,9 +92,11 @@ def learn(night: Night, state: str | None, stages: Mapping[str, Stage]) -> Learn
             unchanged = bank.no_change(config.update, loop.seed("night", "unchanged"))
         directory = save_adapter(unchanged, loop.adapter_dir(unchanged.digest), config.student.model)
     failed = update.detail if update is not None and update.adapter_digest is None else ""
-    missing = {
-        task.id: failed or _reason(candidates, task) for task in plan.to_weights if failed or task.id not in edits
-    }
+    missing: dict[str, str] = {}
+    for task in plan.to_weights:
+        if failed or task.id not in edits:
+            reasons = {c.reason.value for c in candidates if c.edit.document_id == task.id and c.reason is not None}
+            missing[task.id] = failed or ", ".join(sorted(reasons)) or RewardFailure.GENERATION_FAILED.value
     new = [
         planned.model_copy(update={"night": plan.night, "edits": edits.get(planned.task.id, ())})
         for planned in plan.documents
@@ -139,18 +139,14 @@ def replayed(state: StudentState, most: int, seed: int) -> tuple[HeldDocument, .
     return tuple(held for place, held in enumerate(known) if place in chosen)
 
 
-def training_lines(
-    new: Mapping[str, Sequence[SelfEdit]], replay: Sequence[HeldDocument], general: Sequence[Question]
-) -> SelfEdit:
-    """Return everything that a night's update trains on as one self-edit."""
-    edits = [edit for mine in new.values() for edit in mine] + [edit for held in replay for edit in held.edits]
-    rehearsed = [Implication(text=question.question, answer=question.answer) for question in general]
-    return SelfEdit(implications=(*(line for edit in edits for line in edit.implications), *rehearsed))
-
-
-def update_night(night: Night, lines: SelfEdit) -> NightUpdate:
-    """Return the night's update of the champion; the adapter is in the work directory."""
+def update_night(night: Night, edits: Sequence[Sequence[SelfEdit]]) -> NightUpdate:
+    """Return the night's update of the champion, from self-edits by document and general knowledge."""
     config, loop, parent = night.config, night.loop, night.parent
+    retention, probes = loop.seed("retention"), len(loop.probes)
+    general = rehearsal_questions(config.general, config.replay.general, retention, probes=probes)
+    known = [line for mine in edits for edit in mine for line in edit.implications]
+    rehearsed = [Implication(text=question.question, answer=question.answer) for question in general]
+    lines = SelfEdit(implications=(*known, *rehearsed))
     seed, document = loop.seed("night", night.plan.night), night.plan.documents[0].task.document
     content = {
         "student": loop.student_digest,
@@ -161,16 +157,12 @@ def update_night(night: Night, lines: SelfEdit) -> NightUpdate:
         "lines": lines.digest,
         "seed": seed,
     }
+    arguments = (config, parent.directory, lines, document, seed, loop.work_dir)
     return loop.execution.run(
         "night-update",
         content,
         update_student,
-        config,
-        parent.directory,
-        lines,
-        document,
-        seed,
-        loop.work_dir,
+        *arguments,
         describe=f"training the student on {len(lines.implications)} lines",
         complete=lambda update: update.adapter_digest is None or loop.adapter_dir(update.adapter_digest).is_dir(),
     )
@@ -207,8 +199,3 @@ def update_student(
         last_loss=losses[-1] if losses else None,
         seconds=time.perf_counter() - started,
     )
-
-
-def _reason(candidates: Sequence[Candidate], task: KnowledgeTask) -> str:
-    reasons = sorted({c.reason.value for c in candidates if c.edit.document_id == task.id and c.reason is not None})
-    return ", ".join(reasons) or RewardFailure.GENERATION_FAILED.value

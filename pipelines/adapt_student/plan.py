@@ -231,9 +231,8 @@ class DryRun(NamedTuple):
     interrupted: bool
     """The plan is of an interrupted night, which is finished first."""
     unasked: int
-    """Documents for which questions are generated first."""
     quarantined: int
-    """Documents that a person has to release first."""
+    """Documents for which questions are generated first, and those that a person has to release first."""
     stages: Plan
     """Empty if there is nothing new."""
 
@@ -263,8 +262,7 @@ def _held(registry: Registry | None, version: int | None, work_dir: Path) -> Stu
     """Return the state of a version; it is downloaded into a scratch directory unless it is in the work directory."""
     if registry is None or version is None:
         return StudentState()
-    directory = student_directory(work_dir, version)
-    if directory.is_dir():
+    if (directory := student_directory(work_dir, version)).is_dir():
         return read_state(directory)
     with tempfile.TemporaryDirectory() as scratch:
         return read_state(registry.fetch("student", version, Path(scratch, "student")))

@@ -23,15 +23,12 @@ _SUBJECT = (
 
 def check_regression(
     suite: Annotated[Path, typer.Argument(help="YAML file, such as configs/suites/micro-world.yaml.")],
-    candidate: Annotated[str | None, typer.Option("--candidate", help=f"What to test: {_SUBJECT}")] = None,
-    baseline: Annotated[
-        str | None, typer.Option("--baseline", help="What to compare it with, of the same kind.")
-    ] = None,
+    candidate: Annotated[str | None, typer.Option(help=f"What to test: {_SUBJECT}")] = None,
+    baseline: Annotated[str | None, typer.Option(help="What to compare it with, of the same kind.")] = None,
     work_dir: WorkDir = Path(".preceptor"),
-    junit: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML to this file.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML to this file.")] = None,
     json_file: JsonFile = None,
-    markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the page for reviewers here.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the bounds [the suite's].")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the page for reviewers here.")] = None,
     pin: Annotated[
         bool, typer.Option("--pin", help="Write the digests of the suite's contents into it; compare nothing.")
     ] = False,
@@ -61,7 +58,7 @@ def check_regression(
         from pipelines.check_regression.flow import regression_markdown
 
         hide_own_tracebacks()
-        report = flow(str(suite), candidate, baseline, str(work_dir), seed, reports)
+        report = flow(str(suite), candidate, baseline, str(work_dir), reports)
         sys.stdout.write(regression_markdown(report))
     except (ConfigError, InputError):
         raise

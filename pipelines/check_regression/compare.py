@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
 
 from rich.console import Console
 
 from evaluation.common.checkpoints import model_digest
 from evaluation.common.errors import ScoringError
-from evaluation.gate.checks import PairedScore
 from evaluation.statistics import known_mean
 from pipelines.check_regression.suite import (
     Pins,
@@ -33,14 +31,7 @@ from pipelines.check_regression.suite import (
     settings_of,
     variant_digest,
 )
-from pipelines.check_regression.verdict import (
-    Compared,
-    EditsRecord,
-    RegressionReport,
-    SubjectRecord,
-    Unscored,
-    find_verdict,
-)
+from pipelines.check_regression.verdict import EditsRecord, RegressionReport, Scores, SubjectRecord, find_verdict
 from pipelines.loop.loop import STATES, Loop
 from pipelines.loop.reward import judge
 from pipelines.models import ModelRef, close_models, open_student, student_digest
@@ -53,38 +44,6 @@ from student.bank.scoring import ScoringFailure
 from teacher.policy import PolicyRecord
 from teacher.rewards import RewardConfig, RewardFailure
 from teacher.samplers.openai import OpenAISampling
-
-
-class Scores(NamedTuple):
-    """Scores of a student, or of a variant whose documents each have adapters of their own."""
-
-    documents: dict[str, tuple[float, ...]]
-    """Document id -> for each question, the share of updates after which it is answered correctly, in [0, 1]; of a
-    student 0 or 1. Documents without any score are missing."""
-    probability: dict[str, float]
-    """Document id -> mean probability of the gold answers, in [0, 1]."""
-    probes: dict[str, float]
-    """Of a student, probe -> 1 or 0; of a variant, document id -> share of the probes answered after its updates."""
-    empty: int
-    answered: int
-    """Empty answers, and all of them, a student's to probes included."""
-    adapter_digest: str | None = None
-    """SHA-256 of the student's adapter, or of the teacher's policy; None for a base."""
-    edits: EditsRecord | None = None
-    """None for a student."""
-
-    def record(self, subject: Subject, documents: Sequence[str], probes: Sequence[str]) -> SubjectRecord:
-        """Return the means over some documents and over some keys of `probes`."""
-        right = {name: known_mean(shares) for name, shares in self.documents.items()}
-        return SubjectRecord(
-            subject=subject.text,
-            adapter_digest=self.adapter_digest,
-            version=subject.version if isinstance(subject.version, int) else None,
-            accuracy=known_mean(right[name] for name in documents),
-            probability=known_mean(self.probability[name] for name in documents),
-            probes=known_mean(self.probes[name] for name in probes),
-            edits=self.edits,
-        )
 
 
 def _score_students(suite: RegressionSuite, content: SuiteContent, subjects: Sequence[Subject]) -> list[Scores]:
@@ -189,33 +148,6 @@ def variant_scores(candidates: Sequence[Candidate], edits: EditsRecord, adapter_
     )
 
 
-def paired(content: SuiteContent, candidate: Scores, baseline: Scores) -> Compared:
-    """Return the scores of two subjects side by side.
-
-    A variant's unit is the document, for the probes too: they are the same few after every update, and what varies is
-    what was written and learned. A document without a score on one side has no pair.
-    """
-    names = [task.id for task in content.tasks]
-    shared = [name for name in names if name in candidate.documents and name in baseline.documents]
-    documents = [
-        PairedScore(document=name, candidate=mine, reference=theirs)
-        for name in shared
-        for mine, theirs in zip(candidate.documents[name], baseline.documents[name], strict=True)
-    ]
-    probes = [
-        PairedScore(document=name, candidate=mine, reference=baseline.probes[name])
-        for name, mine in candidate.probes.items()
-        if name in baseline.probes
-    ]
-    unscored = None
-    if candidate.edits is not None and baseline.edits is not None:
-        left_out = tuple(name for name in names if name not in shared)
-        edits = candidate.edits.missing, baseline.edits.missing
-        unscored = Unscored(edits, candidate.edits.written, left_out, len(names))
-    collapsed, answered = (candidate.empty, baseline.empty), (candidate.answered, baseline.answered)
-    return Compared(tuple(documents), tuple(probes), collapsed, answered, unscored)
-
-
 def current_pins(suite: RegressionSuite, content: SuiteContent) -> Pins:
     """Return the pins of a suite as it is now, its teacher's base opened too."""
     teacher, adaptation = None, suite.adaptation
@@ -224,19 +156,16 @@ def current_pins(suite: RegressionSuite, content: SuiteContent) -> Pins:
     return pins_of(suite, content, student_digest(ModelRef.of(suite.student, suite)), teacher)
 
 
-def compare_subjects(
-    suite: RegressionSuite, candidate: str, baseline: str, work_dir: Path, seed: int | None = None
-) -> RegressionReport:
+def compare_subjects(suite: RegressionSuite, candidate: str, baseline: str, work_dir: Path) -> RegressionReport:
     """Return the report on two subjects (`parse_subject`); nothing is written to files or logged yet.
 
-    `seed` is that of the bounds, by default the suite's; the work on variants is stored in `work_dir`.
+    The work on variants is stored in `work_dir`.
 
     Raises:
         ConfigError: A subject is invalid, the two are not comparable, or the suite is not pinned.
         InputError: The data were refused, or are not what was pinned.
     """
     started = time.perf_counter()
-    limits = suite.limits if seed is None else suite.limits.model_copy(update={"seed": seed})
     subjects = resolve(suite, candidate, baseline, work_dir)
     content = load_content(suite)
     try:
@@ -250,21 +179,32 @@ def compare_subjects(
                 mine, theirs = _score_students(suite, content, both)
     finally:
         close_models()
-    compared = paired(content, mine, theirs)
-    found = find_verdict(compared, suite.groups, limits)
-    documents = list(dict.fromkeys(score.document for score in compared.documents))
-    probes = [name for name in mine.probes if name in theirs.probes]
+    names = [task.id for task in content.tasks]
+    found = find_verdict(names, mine, theirs, suite.groups, suite.limits)
     return RegressionReport(
         suite=suite.name,
         suite_digest=suite.digest,
         outcome=found.outcome,
-        candidate=mine.record(both[0], documents, probes),
-        baseline=theirs.record(both[1], documents, probes),
+        candidate=_record(both[0], mine, found.compared, theirs.probes),
+        baseline=_record(both[1], theirs, found.compared, mine.probes),
         checks=found.checks,
-        limits=limits,
+        limits=suite.limits,
         minimum_detectable=found.minimum_detectable,
-        documents=len(content.tasks),
-        left_out=() if compared.unscored is None else compared.unscored.left_out,
-        questions=len(compared.documents),
+        documents=len(names),
+        left_out=tuple(name for name in names if name not in found.compared),
+        questions=sum(len(mine.documents[name]) for name in found.compared),
         seconds=time.perf_counter() - started,
+    )
+
+
+def _record(subject: Subject, scores: Scores, documents: Sequence[str], probes: Collection[str]) -> SubjectRecord:
+    """Return the means over the documents, and over the probes that the other subject was asked too."""
+    return SubjectRecord(
+        subject=subject.text,
+        adapter_digest=scores.adapter_digest,
+        version=subject.version if isinstance(subject.version, int) else None,
+        accuracy=known_mean(known_mean(scores.documents[name]) for name in documents),
+        probability=known_mean(scores.probability[name] for name in documents),
+        probes=known_mean(share for name, share in scores.probes.items() if name in probes),
+        edits=scores.edits,
     )

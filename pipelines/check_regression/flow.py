@@ -33,7 +33,6 @@ def check_regression(
     candidate: str,
     baseline: str,
     work_dir: str = ".preceptor",
-    seed: int | None = None,
     reports: Mapping[str, str] | None = None,
 ) -> RegressionReport:
     """Compare a candidate with a baseline on a pinned suite, write the reports and log them.
@@ -43,12 +42,11 @@ def check_regression(
         candidate: See `pipelines.check_regression.suite.parse_subject`.
         baseline: The same.
         work_dir: Directory with the embedded stores.
-        seed: Of the bounds; None is the suite's.
         reports: `junit`, `json` and `markdown` -> file to write.
     """
     place, suite = Path(work_dir), load(Path(suite_path), RegressionSuite)
     with embedded_flow(place, FLOW_NAME) as flow_run:
-        report = compare_subjects(suite, candidate, baseline, place, seed)
+        report = compare_subjects(suite, candidate, baseline, place)
         write_reports(report, reports or {})  # before MLflow is asked: its failure must not lose a verdict
         report = report.model_copy(update={"mlflow_run_id": _log(suite, report, place, flow_run)})
         write_reports(report, reports or {})
@@ -102,7 +100,15 @@ def regression_markdown(report: RegressionReport) -> str:
     reasons = [check for check in report.checks if check.verdict != "pass"]
     lines += [f"- {escaped(check.name)}: {escaped(check.sentence)}" for check in reasons]
     lines += [""] if reasons else []
-    lines += [_subjects_table(report), "", *check_table(report.checks), "", _footnote(report)]
+    lines += [_subjects_table(report), "", *check_table(report.checks), ""]
+    left_out = f", {len(report.left_out)} left out" if report.left_out else ""
+    seen = report.minimum_detectable
+    least = "" if seen is None else f" Smallest loss detectable with {POWER:.0%} power: {points(seen)}."
+    lines.append(
+        f"{report.documents} documents{left_out}, {report.questions} questions. Changes are candidate minus baseline "
+        f"in points, with one-sided {report.limits.confidence:.0%} bounds over documents; `needed` documents would "
+        f"decide with {POWER:.0%} power.{least}"
+    )
     return "\n".join(lines) + "\n"
 
 
@@ -120,17 +126,6 @@ def _subjects_table(report: RegressionReport) -> str:
             cells += [str(subject.edits.written), f"{subject.edits.missing} ({reasons})" if reasons else "0"]
         rows.append(cells)
     return format.markdown_table(heads, rows)
-
-
-def _footnote(report: RegressionReport) -> str:
-    limits, seen = report.limits, report.minimum_detectable
-    left_out = f", {len(report.left_out)} left out" if report.left_out else ""
-    least = "" if seen is None else f" Smallest loss detectable with {POWER:.0%} power: {points(seen)}."
-    return (
-        f"{report.documents} documents{left_out}, {report.questions} questions. Changes are candidate minus baseline "
-        f"in points, with one-sided {limits.confidence:.0%} bounds over documents; `needed` documents would decide "
-        f"with {POWER:.0%} power.{least}"
-    )
 
 
 def junit_xml(report: RegressionReport) -> str:

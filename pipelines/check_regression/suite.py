@@ -186,11 +186,10 @@ def check_pins(suite: RegressionSuite, found: Pins) -> None:
         told.append("the retention probes are changed")
     if found.adaptation != pinned.adaptation:
         told.append("the section 'adaptation' is changed")
-    if found.student != pinned.student:
-        told.append(f"the student {suite.student!r} has the digest {found.student[:12]}, not {pinned.student[:12]}")
-    if found.teacher is not None and found.teacher != pinned.teacher:
-        was = "none" if pinned.teacher is None else pinned.teacher[:12]
-        told.append(f"the teacher has the digest {found.teacher[:12]}, not {was}")
+    opened = {f"student {suite.student!r}": (found.student, pinned.student), "teacher": (found.teacher, pinned.teacher)}
+    for what, (got, was) in opened.items():
+        if got is not None and got != was:
+            told.append(f"the {what} has the digest {got[:12]}, not {(was or 'none')[:12]}")
     if told:
         raise InputError(
             f"suite {suite.name!r} is not what was pinned: {'; '.join(told)}. Restore them; or, if the change is "

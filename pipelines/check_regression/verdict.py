@@ -63,40 +63,6 @@ class VerdictConfig(StatisticsConfig):
         return self
 
 
-class Unscored(NamedTuple):
-    """What is missing among the scores of two variants."""
-
-    edits: tuple[int, int]
-    written: int
-    """Self-edits of the candidate and of the baseline without a score, and how many each was to write, at least 1."""
-    left_out: tuple[str, ...]
-    documents: int
-    """Ids of documents without any score on one side, and how many the suite has, at least 1."""
-
-
-class Compared(NamedTuple):
-    """Paired scores; the pairs of numbers are the candidate's and the baseline's."""
-
-    documents: tuple[PairedScore, ...]
-    """One per question, under the id of its document."""
-    probes: tuple[PairedScore, ...]
-    """Of students one per probe; of variants one per document, over all probes, under its id; empty without probes."""
-    collapsed: tuple[int, int]
-    """Empty ones of the answers."""
-    answered: tuple[int, int]
-    unscored: Unscored | None = None
-    """None for students, which have all scores."""
-
-
-class VerdictFound(NamedTuple):
-    """The verdict with its checks."""
-
-    outcome: Outcome
-    checks: tuple[GateCheck, ...]
-    minimum_detectable: float | None
-    """Smallest loss over all documents that this suite detects with the configured power; None if unknown."""
-
-
 class EditsRecord(Record):
     """The self-edits of a variant."""
 
@@ -132,6 +98,25 @@ class SubjectRecord(Record):
     """None for students."""
 
 
+class Scores(NamedTuple):
+    """Scores of a student, or of a variant whose documents each have adapters of their own."""
+
+    documents: dict[str, tuple[float, ...]]
+    """Document id -> for each question, the share of updates after which it is answered correctly, in [0, 1]; of a
+    student 0 or 1. Documents without any score are missing."""
+    probability: dict[str, float]
+    """Document id -> mean probability of the gold answers, in [0, 1]."""
+    probes: dict[str, float]
+    """Of a student, probe -> 1 or 0; of a variant, document id -> share of the probes answered after its updates."""
+    empty: int
+    answered: int
+    """Empty answers, and all of them, a student's to probes included."""
+    adapter_digest: str | None = None
+    """SHA-256 of the student's adapter, or of the teacher's policy; None for a base."""
+    edits: EditsRecord | None = None
+    """None for a student."""
+
+
 class RegressionReport(Record):
     """The result of `check-regression`."""
 
@@ -165,28 +150,53 @@ class RegressionReport(Record):
         return {name: subject for name, subject in both.items() if subject is not None}
 
 
-def find_verdict(compared: Compared, groups: Mapping[str, Sequence[str]], limits: VerdictConfig) -> VerdictFound:
-    """Return whether the candidate regressed; of `groups` (name -> document ids) only a significant loss counts."""
-    main = [check_loss(DOCUMENTS, compared.documents, limits.tolerance, limits.detectable, limits)]
-    if compared.probes:
-        main.append(check_loss(PROBES, compared.probes, limits.probe_tolerance, limits.probe_detectable, limits))
-    allowed = limits.most_collapsed
-    if compared.answered[1]:
-        allowed = max(allowed, compared.collapsed[1] / compared.answered[1])
-    main.append(check_collapse(compared.collapsed[0], compared.answered[0], allowed))
-    if compared.unscored is not None:
-        main.append(check_unscored(compared.unscored))
+class VerdictFound(NamedTuple):
+    """The verdict with its checks."""
+
+    outcome: Outcome
+    checks: tuple[GateCheck, ...]
+    minimum_detectable: float | None
+    """Smallest loss over all documents that this suite detects with the configured power; None if unknown."""
+    compared: tuple[str, ...]
+    """Ids of the documents that both subjects have scores for; the others have no pair."""
+
+
+def find_verdict(
+    names: Sequence[str], mine: Scores, theirs: Scores, groups: Mapping[str, Sequence[str]], limits: VerdictConfig
+) -> VerdictFound:
+    """Return whether the candidate's scores on the documents of a suite are worse than the baseline's.
+
+    Of `groups` (name -> document ids) only a significant loss counts. A variant's unit is the document, for the probes
+    too: they are the same few after every update, and what varies is what was written and learned.
+    """
+    compared = tuple(name for name in names if name in mine.documents and name in theirs.documents)
+    documents = [
+        PairedScore(document=name, candidate=ours, reference=other)
+        for name in compared
+        for ours, other in zip(mine.documents[name], theirs.documents[name], strict=True)
+    ]
+    probes = [
+        PairedScore(document=name, candidate=share, reference=theirs.probes[name])
+        for name, share in mine.probes.items()
+        if name in theirs.probes
+    ]
+    main = [check_loss(DOCUMENTS, documents, limits.tolerance, limits.detectable, limits)]
+    if probes:
+        main.append(check_loss(PROBES, probes, limits.probe_tolerance, limits.probe_detectable, limits))
+    allowed = max(limits.most_collapsed, theirs.empty / theirs.answered if theirs.answered else 0.0)
+    main.append(check_collapse(mine.empty, mine.answered, allowed))
+    if mine.edits is not None and theirs.edits is not None:
+        main.append(check_unscored(mine.edits, theirs.edits, len(names) - len(compared), len(names)))
     parts = {
-        f"group {name}": [score for score in compared.documents if score.document in set(ids)]
-        for name, ids in groups.items()
+        f"group {name}": [score for score in documents if score.document in set(ids)] for name, ids in groups.items()
     }
     grouped = check_groups(parts, limits.group_tolerance, limits)
     verdicts = {check.verdict for check in main}
     failed = "fail" in verdicts | {check.verdict for check in grouped}
     outcome: Outcome = "regressed" if failed else "undecided" if "undecided" in verdicts else "passed"
-    differences = differences_of(compared.documents)
+    differences = differences_of(documents)
     detectable = minimum_detectable_difference(differences, confidence=2.0 * limits.confidence - 1.0)
-    return VerdictFound(outcome, (*main, *grouped), detectable)
+    return VerdictFound(outcome, (*main, *grouped), detectable, compared)
 
 
 def check_loss(
@@ -214,20 +224,18 @@ def check_loss(
     return measured_check(name, verdict, sentence, found, -tolerance, differences, settings, slack=slack)
 
 
-def check_unscored(unscored: Unscored) -> GateCheck:
+def check_unscored(mine: EditsRecord, theirs: EditsRecord, left_out: int, documents: int) -> GateCheck:
     """Return `pass` if at most `MOST_UNSCORED` of self-edits and documents is without a score, else `undecided`.
 
     Where many have none, the remaining scores cover other documents, and other self-edits, than the suite's.
     """
-    mine, theirs = unscored.edits
-    share = max(mine / unscored.written, len(unscored.left_out) / unscored.documents)
+    share = max(mine.missing / mine.written, left_out / documents)
     return GateCheck(
         name="self-edits without a score",
         verdict="pass" if share <= MOST_UNSCORED else "undecided",
-        sentence=f"{mine} of the candidate's {unscored.written} and {theirs} of the baseline's; "
-        f"{len(unscored.left_out)} of {unscored.documents} documents have none on one side and are left out. "
-        f"{MOST_UNSCORED:.1%} are allowed.",
+        sentence=f"{mine.missing} of the candidate's {mine.written} and {theirs.missing} of the baseline's; {left_out} "
+        f"of {documents} documents have none on one side and are left out. {MOST_UNSCORED:.1%} are allowed.",
         estimate=share,
         limit=MOST_UNSCORED,
-        documents=unscored.written,
+        documents=mine.written,
     )

@@ -11,7 +11,7 @@ import typer
 
 from evaluation.common.errors import InputError
 from pipelines.inbox.documents import MAX_TEXT_CHARACTERS, Route
-from pipelines.inbox.intake import DEFAULT_CHARACTERS, MIN_CHARACTERS, IntakeSettings, listing, read_documents
+from pipelines.inbox.intake import DEFAULT_CHARACTERS, MIN_CHARACTERS, Intake, listing
 from pipelines.inbox.readers import Format
 from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.process import WorkDir
@@ -45,24 +45,19 @@ def add(
     """
     from pipelines.reports.format import counted
 
-    settings = IntakeSettings(
-        source=source or None,
-        effective=None if effective is None else effective.date(),
-        supersedes=tuple(supersedes or ()),
-        route=route,
-        format=format_,
-        most_characters=most_characters,
-    )
-    intake = read_documents(path, settings, typer.get_binary_stream("stdin"))
+    day = None if effective is None else effective.date()
+    intake = Intake(source or None, day, tuple(supersedes or ()), route, format_, most_characters)
+    intake.read(path, typer.get_binary_stream("stdin"))
     with InboxStore(work_dir / INBOX_FILE) as store:
         added, unknown = store.add(intake.documents), store.unknown_targets()
-    known = f" Already in the inbox: {len(added.known)}." if added.known else ""
-    typer.echo(f"Added {counted(len(added.new), 'document')} from {counted(intake.files, 'file')}.{known}")
+    new = sum(added.values())
+    known = f" Already in the inbox: {len(added) - new}." if len(added) > new else ""
+    typer.echo(f"Added {counted(new, 'document')} from {counted(intake.files, 'file')}.{known}")
     for note in intake.notes:
         typer.echo(f"Warning: {note}.")
     if intake.skipped:
         typer.echo("\n  ".join([f"Skipped {len(intake.skipped)}:", *listing(intake.skipped)]))
-    for name in (*added.new, *added.known):
+    for name in added:
         for target in unknown.get(name, ()):
             typer.echo(f"Warning: {name} supersedes {target!r}, which is not in the inbox.")
     _next("list", work_dir)

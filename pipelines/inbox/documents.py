@@ -17,7 +17,6 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, ValidationError
 
 from evaluation.common.data import Frozen, digest_json
-from evaluation.common.errors import InputError
 from evaluation.sources.rows import Content, DocumentRow, Label, QuestionRow, mistakes
 from evaluation.tasks import Document, KnowledgeTask, Question
 from pipelines.inbox.readers.text import Block, Extract, UnreadableError, blocks_of, one_line, truncated, valid_unicode
@@ -59,7 +58,6 @@ class InboxDocument(Frozen):
     whole: Annotated[Label, _at_most(100)] = ""
     """Digest of the document that was split; empty if it was not."""
     effective: datetime.date | None = None
-    """Effective date; None if unknown."""
     supersedes: tuple[_Name, ...] = ()
     """Ids, sender's ids or sources of the documents that it replaces."""
     questions: tuple[Question, ...] = ()
@@ -82,15 +80,9 @@ class InboxDocument(Frozen):
         return Document(id=self.id, text=self.text, title=self.title, source=self.source, entities=self.entities)
 
     def as_task(self) -> KnowledgeTask:
-        """Return the document with its questions; raises InputError if it has none."""
-        if not self.questions:
-            raise InputError(
-                f"inbox document {self.id!r} ({self.source}) has no questions, so learning cannot be measured. Set "
-                "`questions` in the night's configuration to generate some, or add the document with questions."
-            )
-        return KnowledgeTask(
-            document=self.document, questions=self.questions, held_out_questions=self.held_out_questions
-        )
+        """Return the document with its questions, of which it has at least one."""
+        asked = {"questions": self.questions, "held_out_questions": self.held_out_questions}
+        return KnowledgeTask(document=self.document, **asked)
 
 
 def _date(value: Any) -> Any:
@@ -127,10 +119,7 @@ def read_transcript(messages: Any) -> Extract:
     """Return a chat transcript in the OpenAI format with one paragraph per turn; the title is the first user message.
 
     System prompts, which are the operator's instructions, are left out. Tool calls are abbreviated, tool results
-    complete; attachments appear as their type.
-
-    Raises:
-        UnreadableError: Not in the chat format; the message has the JSON path.
+    complete; attachments appear as their type. Raises UnreadableError, with the JSON path, for any other format.
     """
     if not isinstance(messages, list) or not messages:
         raise UnreadableError("messages must be a list with at least one message")

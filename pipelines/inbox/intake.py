@@ -11,20 +11,20 @@ import itertools
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Self
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
-from evaluation.common.data import Frozen, digest_json
+from evaluation.common.data import digest_json
 from evaluation.common.errors import InputError
 from evaluation.graders import normalize_answer
 from evaluation.sources.files import JsonSyntaxError, parse_json
 from evaluation.sources.rows import as_questions, mistakes
 from evaluation.tasks import Question
 from pipelines.inbox.documents import (
-    MAX_TEXT_CHARACTERS,
     MAX_TITLE_CHARACTERS,
     InboxDocument,
     InboxRow,
@@ -40,103 +40,64 @@ MAX_BYTES = 50 * 2**20
 DEFAULT_CHARACTERS, MIN_CHARACTERS = 4_000, 200
 """Length limit of a document: the default, about 1,000 tokens of English, and the smallest."""
 _MAX_LISTED = 50
-_PATH_SEPARATOR, _PARAGRAPH_SEPARATOR = " > ", "\n\n"
+_PATH_SEPARATOR = " > "
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_BOUNDARIES: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"\n+"), "\n"),
-    (re.compile(r"(?<=[.!?。！？])[\"'”’)\]]*\s+|(?<=[。！？])"), " "),
-    (re.compile(r"\s+"), " "),
+_BOUNDARIES = (
+    re.compile(r"\n+"),
+    re.compile(r"(?<=[.!?。！？])[\"'”’)\]]*\s+|(?<=[。！？])"),
+    re.compile(r"\s+"),
 )
-"""Of lines, sentences and words, with what joins the pieces again."""
+"""Of lines, sentences and words."""
+_SEPARATORS = ("\n\n", "\n", " ", " ")
+"""What joins paragraphs, lines, sentences and words."""
 
 
-class IntakeSettings(Frozen):
-    """How files are read, and defaults for fields that documents do not set."""
+@dataclass
+class Intake:
+    """Reads files into documents and collects what was skipped; the settings apply to all of them."""
 
-    source: str | None = Field(default=None, min_length=1)
+    source: str | None = None
     """Source of the documents; for a directory each file's path in it is appended. None: the path, relative to the
     current directory if the file is below it, so that a file has one source however its path is written."""
     effective: datetime.date | None = None
-    """Effective date; None leaves it unknown."""
     supersedes: tuple[str, ...] = ()
-    """Ids, sender's ids or sources of the documents that they replace."""
     route: Route | None = None
+    """For documents that do not set these themselves; see `InboxDocument`."""
     format: Format | None = None
     """Format of every file; None: by file name extension, JSON Lines for standard input."""
-    most_characters: int = Field(default=DEFAULT_CHARACTERS, ge=MIN_CHARACTERS, le=MAX_TEXT_CHARACTERS)
+    most_characters: int = DEFAULT_CHARACTERS
     """Length limit of a document, in characters, in [200, 100000]; longer ones are split."""
+    documents: list[InboxDocument] = field(default_factory=list, init=False)
+    """In the order of the files and their content."""
+    skipped: dict[str, str] = field(default_factory=dict, init=False)
+    """By file or line that was not usable: the reason."""
+    notes: list[str] = field(default_factory=list, init=False)
+    """Warnings about accepted files."""
+    files: int = field(default=0, init=False)
 
+    def read(self, path: Path, stdin: BinaryIO | None = None) -> Self:
+        """Add the documents in a file, a directory tree or, for the path `-`, standard input.
 
-class Skipped(NamedTuple):
-    """A file or line that was not usable."""
-
-    place: str
-    reason: str
-
-
-def read_documents(path: Path, settings: IntakeSettings, stdin: BinaryIO | None = None) -> Intake:
-    """Return the documents in a file, a directory tree or standard input.
-
-    Directories are read in sorted order, without hidden files and Office lock files.
-
-    Args:
-        path: A file, a directory or, if `stdin` is given, `-`.
-        settings: How to read.
-        stdin: Read for `-`.
-
-    Raises:
-        InputError: Nothing was usable; the message lists what was skipped.
-    """
-    found = Intake(settings)
-    if str(path) == "-" and stdin is not None:
-        source = settings.source or "standard input"
-        found.add_content(stdin.read(MAX_BYTES + 1), "standard input", settings.format or "jsonl", source)
-    elif path.is_dir():
-        for file in _files(path):
-            inside = file.relative_to(path).as_posix()
-            found.add_file(file, _source(file) if settings.source is None else f"{settings.source}/{inside}")
-    else:
-        found.add_file(path, settings.source or _source(path))
-    if not found.documents:
-        listed = "\n".join(f"  {line}" for line in listing(found.skipped)) or "  the directory has no files"
-        raise InputError(f"inbox: nothing in '{path}' is usable:\n{listed}\nCorrect this and run again.")
-    return found
-
-
-def listing(skipped: Sequence[Skipped]) -> list[str]:
-    """Return a line for each of at most 50 skipped files, then a count of the rest."""
-    lines = [f"{each.place}: {each.reason}" for each in skipped[:_MAX_LISTED]]
-    return [*lines, *([f"and {len(skipped) - _MAX_LISTED} more"] if len(skipped) > _MAX_LISTED else [])]
-
-
-def _files(directory: Path) -> Iterator[Path]:
-    """Yield the files of a directory tree in sorted order; links to directories are not followed."""
-    for root, directories, names in os.walk(directory):
-        directories[:] = sorted(name for name in directories if not name.startswith("."))
-        yield from (Path(root, name) for name in sorted(names) if not name.startswith((".", "~$")))
-
-
-def _source(file: Path) -> str:
-    absolute = Path(os.path.abspath(file.expanduser()))  # symbolic links stay: the user's name is the source
-    return (absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute).as_posix()
-
-
-class Intake:
-    """Collects the documents of some files, and what was skipped."""
-
-    def __init__(self, settings: IntakeSettings) -> None:
-        """Start without any; the settings say how to read."""
-        self._settings = settings
-        self.documents: list[InboxDocument] = []
-        """In the order of the files and their content."""
-        self.skipped: list[Skipped] = []
-        self.notes: list[str] = []
-        """Warnings about accepted files."""
-        self.files = 0
+        Directories are read in sorted order, without hidden files and Office lock files. Raises InputError if nothing
+        was usable; the message lists what was skipped.
+        """
+        if str(path) == "-" and stdin is not None:
+            source = self.source or "standard input"
+            self.add_content(stdin.read(MAX_BYTES + 1), "standard input", self.format or "jsonl", source)
+        elif path.is_dir():
+            for file in _files(path):
+                inside = file.relative_to(path).as_posix()
+                self.add_file(file, _source(file) if self.source is None else f"{self.source}/{inside}")
+        else:
+            self.add_file(path, self.source or _source(path))
+        if not self.documents:
+            listed = "\n".join(f"  {line}" for line in listing(self.skipped)) or "  the directory has no files"
+            raise InputError(f"inbox: nothing in '{path}' is usable:\n{listed}\nCorrect this and run again.")
+        return self
 
     def add_file(self, path: Path, source: str) -> None:
         """Add the documents of a file, or skip it."""
-        format_ = self._settings.format or SUFFIXES.get(path.suffix.lower())
+        format_ = self.format or SUFFIXES.get(path.suffix.lower())
         try:
             if format_ is None:
                 known = ", ".join(dict.fromkeys(SUFFIXES.values()))
@@ -144,7 +105,7 @@ class Intake:
             content = _read(path.expanduser())
         except UnreadableError as error:
             self.files += 1
-            self.skipped.append(Skipped(str(path), str(error)))
+            self.skipped[str(path)] = str(error)
         else:
             self.add_content(content, str(path), format_, source)
 
@@ -162,8 +123,8 @@ class Intake:
             extract = READERS[format_](content)
             self._add(extract, extract.fields, Path(place).stem, source)
             self.notes += [f"{place}: {note}" for note in extract.notes]
-        except UnreadableError as error:
-            self.skipped.append(Skipped(place, str(error)))
+        except (UnreadableError, JsonSyntaxError) as error:
+            self.skipped[place] = str(error)
 
     def _add_rows(self, content: bytes, place: str, source: str, *, lines: bool) -> None:
         """Add JSON Lines; or a JSON document: a row, a list of rows, or a bare list of messages."""
@@ -172,16 +133,16 @@ class Intake:
             numbered = enumerate(content.split(b"\n"), start=1)
             rows = [(f"{place}: line {i}", line) for i, line in numbered if line.strip()]
         else:
-            raw = _parsed(content)
+            raw = parse_json(content)
             if isinstance(raw, list) and not (raw and all(isinstance(item, dict) and "role" in item for item in raw)):
                 rows = [(f"{place}: [{i}]", item) for i, item in enumerate(raw)]
             else:
                 rows = [(place, {"messages": raw} if isinstance(raw, list) else raw)]
         for at, raw in rows:
             try:
-                self._add_row(_parsed(raw) if lines else raw, source)
-            except UnreadableError as error:
-                self.skipped.append(Skipped(at, str(error)))
+                self._add_row(parse_json(raw) if lines else raw, source)
+            except (UnreadableError, JsonSyntaxError) as error:
+                self.skipped[at] = str(error)
 
     def _add_row(self, raw: Any, source: str) -> None:
         if isinstance(raw, dict) and "messages" in raw:  # its other keys belong to the agent
@@ -194,28 +155,25 @@ class Intake:
     def _add(
         self, extract: Extract, fields: Mapping[str, Any], fallback_title: str, source: str, text: str = ""
     ) -> None:
-        """Add a document, split if it is too long; the settings fill the fields that it does not set.
-
-        Raises:
-            UnreadableError: A field is invalid, or there is no text.
-        """
+        """Add a document, split if it is too long; the defaults fill the fields that it does not set."""
         if not extract.blocks:
             raise UnreadableError("holds no text")
-        row, settings = row_of({**fields, "text": text or _joined(extract.blocks)}), self._settings
-        own_title = extract.title or _first_heading(extract.blocks) or fallback_title
+        row = row_of({**fields, "text": text or _joined(extract.blocks)})
+        headings = sorted((block for block in extract.blocks if block.level), key=lambda block: block.level)
+        own_title = extract.title or (one_line(headings[0].text) if headings else fallback_title)
         title = row.title or truncated(own_title, MAX_TITLE_CHARACTERS)
         shared = {
             "source": row.source or source,
             "name": row.id or "",
-            "effective": row.effective or settings.effective,
-            "supersedes": tuple(row.supersedes or settings.supersedes),
-            "route": row.route or settings.route,
+            "effective": row.effective or self.effective,
+            "supersedes": tuple(row.supersedes or self.supersedes),
+            "route": row.route or self.route,
             "entities": tuple(row.entities or ()),
         }
         questions, held_out = as_questions(row.questions or ()), as_questions(row.held_out_questions or ())
         parts = [(title, row.text, questions, held_out)]
-        if len(row.text) > settings.most_characters:
-            sections = split_sections(extract.blocks, settings.most_characters)
+        if len(row.text) > self.most_characters:
+            sections = split_sections(extract.blocks, self.most_characters)
             texts = [each.text for each in sections]
             titles = [each.title(one_line(title), MAX_TITLE_CHARACTERS) for each in sections]
             shares = assign_questions(questions, texts), assign_questions(held_out, texts)
@@ -231,16 +189,22 @@ class Intake:
             raise UnreadableError(mistakes(error)) from error
 
 
-def _first_heading(blocks: Sequence[Block]) -> str:
-    """Return the first heading of the highest level; empty if there is none."""
-    return one_line(min((block for block in blocks if block.level), key=lambda it: it.level, default=Block("")).text)
+def listing(skipped: Mapping[str, str]) -> list[str]:
+    """Return a line for each of at most 50 skipped files, then a count of the rest."""
+    lines = [f"{place}: {reason}" for place, reason in skipped.items()]
+    return [*lines[:_MAX_LISTED], *([f"and {len(lines) - _MAX_LISTED} more"] if len(lines) > _MAX_LISTED else [])]
 
 
-def _parsed(content: bytes) -> Any:
-    try:
-        return parse_json(content)
-    except JsonSyntaxError as error:
-        raise UnreadableError(str(error)) from error
+def _files(directory: Path) -> Iterator[Path]:
+    """Yield the files of a directory tree in sorted order; links to directories are not followed."""
+    for root, directories, names in os.walk(directory):
+        directories[:] = sorted(name for name in directories if not name.startswith("."))
+        yield from (Path(root, name) for name in sorted(names) if not name.startswith((".", "~$")))
+
+
+def _source(file: Path) -> str:
+    absolute = Path(os.path.abspath(file.expanduser()))  # symbolic links stay: the user's name is the source
+    return (absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute).as_posix()
 
 
 def _read(path: Path) -> bytes:
@@ -261,7 +225,7 @@ def _too_large(size: str) -> str:
 
 
 def _joined(blocks: Sequence[Block]) -> str:
-    return _PARAGRAPH_SEPARATOR.join(block.text for block in blocks)
+    return _SEPARATORS[0].join(block.text for block in blocks)
 
 
 class Section(NamedTuple):
@@ -294,7 +258,7 @@ def split_sections(blocks: Sequence[Block], limit: int) -> list[Section]:
     return [
         Section(tuple(heading for _, heading in piece.path), text)
         for piece in _with_lone_headings(_at_headings(_Piece((), tuple(blocks)), 1, limit), limit)
-        for text in _packed([block.text for block in piece.blocks], _PARAGRAPH_SEPARATOR, limit, _split_paragraph)
+        for text in _packed([block.text for block in piece.blocks], limit)
     ]
 
 
@@ -324,13 +288,11 @@ def _with_lone_headings(pieces: Iterator[_Piece], limit: int) -> list[_Piece]:
     return merged
 
 
-def _packed(
-    texts: Sequence[str], separator: str, limit: int, split: Callable[[str, int], Iterator[str]]
-) -> Iterator[str]:
-    """Yield the texts, greedily joined up to `limit` characters; longer ones are split."""
-    held = ""
+def _packed(texts: Sequence[str], limit: int, depth: int = 0) -> Iterator[str]:
+    """Yield paragraphs (or lines, sentences, words), greedily joined up to `limit` characters; longer ones are cut."""
+    held, separator = "", _SEPARATORS[depth]
     for text in texts:
-        for piece in [text] if len(text) <= limit else split(text, limit):
+        for piece in [text] if len(text) <= limit else _cut(text, limit, depth):
             if held and len(held) + len(separator) + len(piece) > limit:
                 yield held
                 held = ""
@@ -339,16 +301,15 @@ def _packed(
         yield held
 
 
-def _split_paragraph(text: str, limit: int, depth: int = 0) -> Iterator[str]:
-    """Yield a paragraph split at lines, else sentences, else words, else anywhere."""
+def _cut(text: str, limit: int, depth: int) -> Iterator[str]:
+    """Yield a paragraph cut at lines, else sentences, else words, else anywhere."""
     if depth == len(_BOUNDARIES):
         yield from (text[start : start + limit] for start in range(0, len(text), limit))
         return
-    pattern, separator = _BOUNDARIES[depth]
     # Closing quotes that a match holds stay with the sentence before it.
-    ends = [0, *(match.end() for match in pattern.finditer(text)), len(text)]
+    ends = [0, *(match.end() for match in _BOUNDARIES[depth].finditer(text)), len(text)]
     pieces = [piece for start, end in itertools.pairwise(ends) if (piece := text[start:end].strip())]
-    yield from _packed(pieces, separator, limit, lambda piece, size: _split_paragraph(piece, size, depth + 1))
+    yield from _packed(pieces, limit, depth + 1)
 
 
 def assign_questions(questions: Sequence[Question], texts: Sequence[str]) -> list[tuple[Question, ...]]:

@@ -46,14 +46,6 @@ class InboxError(PreceptorError, RuntimeError):
     """The inbox's store could not be opened, read or written."""
 
 
-class Added(NamedTuple):
-    """Ids of the given documents, in the order given."""
-
-    new: tuple[str, ...]
-    known: tuple[str, ...]
-    """Already in the inbox, and unchanged."""
-
-
 class Arrival(NamedTuple):
     """A document (see `InboxDocument`) in the sequence of documents and claims."""
 
@@ -90,22 +82,25 @@ class InboxStore(SqliteFile):
         "twice is harmless."
     )
 
-    def add(self, documents: Iterable[InboxDocument]) -> Added:
-        """Store the new ones of some documents in one transaction; they may supersede each other in any order."""
+    def add(self, documents: Iterable[InboxDocument]) -> dict[str, bool]:
+        """Store documents in one transaction; they may supersede each other in any order.
+
+        Returns:
+            By id: whether the document is new; one that was in the inbox is unchanged.
+        """
         given = list(documents)
-        new: list[str] = []
+        found: dict[str, bool] = {}
         with self._transaction() as db:
             position = int(db.execute(_LAST_PLACE).fetchone()[0])
             for document in given:
                 row = (document.id, position + 1, _now(), document.model_dump_json())
-                if db.execute(_ADD_DOCUMENT, row).rowcount:
-                    new.append(document.id)
-                    position += 1
+                added = db.execute(_ADD_DOCUMENT, row).rowcount
+                found[document.id] = found.get(document.id, False) or bool(added)
+                position += added
             claimed = [(doc.id, doc.whole or doc.id, target) for doc in given for target in doc.supersedes]
             for claim in claimed:
                 position += db.execute(_ADD_CLAIM, (*claim, position + 1)).rowcount
-        fresh, ids = set(new), dict.fromkeys(document.id for document in given)
-        return Added(tuple(new), tuple(name for name in ids if name not in fresh))
+        return found
 
     def documents(self) -> tuple[InboxDocument, ...]:
         """Return all documents in order of arrival, including superseded and quarantined ones."""
@@ -232,9 +227,9 @@ def newest(arrivals: Sequence[Arrival], claims: Sequence[Claim]) -> dict[str, st
                 replaced_by[old.id] = claim
 
     ends = {old: claim.document for old, claim in replaced_by.items()}
-    for old in ends:
-        while ends[old] in ends:
-            ends[old] = ends[ends[old]]
+    for name in ends:
+        while ends[name] in ends:
+            ends[name] = ends[ends[name]]
     return ends
 
 

@@ -15,7 +15,6 @@ from evaluation.statistics import (
     known_mean,
     known_means,
     mcnemar_test,
-    paired_tests,
 )
 from evaluation.tasks import KnowledgeTask, Split
 from pipelines.loop.loop import Loop

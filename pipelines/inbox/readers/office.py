@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import zipfile
 from collections.abc import Iterator
@@ -22,11 +23,7 @@ _OLD_OFFICE = b"\xd0\xcf\x11\xe0"
 
 
 def read_pdf(content: bytes) -> Extract:
-    """Return the text of a PDF, also of an encrypted one with an empty user password.
-
-    Raises:
-        UnreadableError: It needs a password, has no text (a scan), or is damaged.
-    """
+    """Return the text of a PDF, also of an encrypted one with an empty user password; scans have none."""
     import logging
 
     from pypdf import PdfReader
@@ -48,8 +45,8 @@ def read_pdf(content: bytes) -> Extract:
         raise UnreadableError(f"is not a readable PDF: {cause}") from error
     empty = [str(number) for number, text in enumerate(texts, start=1) if not text.strip()]
     if len(empty) == len(texts):
-        count = "page" if len(texts) == 1 else "pages"
-        raise UnreadableError(f"has {len(texts)} {count} and no text: it is a scan; give it a text layer (OCR) first")
+        count = f"{len(texts)} page{'s' * (len(texts) != 1)}"
+        raise UnreadableError(f"has {count} and no text: it is a scan; give it a text layer (OCR) first")
     headings = _headings(reader)
     blocks = [block for i, text in enumerate(texts) for block in _page(text, headings.get(i, {}))]
     listed = ", ".join(empty[:_MAX_LISTED_PAGES]) + (" and more" if len(empty) > _MAX_LISTED_PAGES else "")
@@ -95,11 +92,7 @@ def _page(text: str, headings: dict[str, int]) -> Iterator[Block]:
 
 
 def read_word(content: bytes) -> Extract:
-    """Return the body text of a DOCX file, without headers, footers, comments and tracked deletions.
-
-    Raises:
-        UnreadableError: It is encrypted, a legacy .doc, too large when unpacked, or damaged.
-    """
+    """Return the body text of a DOCX file, without headers, footers, comments and tracked deletions."""
     from docx import Document
 
     if content.startswith(_OLD_OFFICE):
@@ -155,14 +148,10 @@ def _blocks(container: Any) -> Iterator[Block]:
 def _rows(table: Any) -> Iterator[str]:
     """Yield a table's rows, cells separated by ` | `; a merged cell appears once."""
     for row in table.rows:
-        cells = []
-        before = None
-        for cell in row.cells:
-            if cell._tc is not before:
-                cells.append(one_line(" ".join(block.text for block in _blocks(cell))))
-            before = cell._tc
-        if any(cells):
-            yield " | ".join(cells)
+        distinct = (next(cells) for _, cells in itertools.groupby(row.cells, key=lambda cell: cell._tc))
+        texts = [one_line(" ".join(block.text for block in _blocks(cell))) for cell in distinct]
+        if any(texts):
+            yield " | ".join(texts)
 
 
 def _level(style: str) -> int:

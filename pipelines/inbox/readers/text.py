@@ -58,11 +58,11 @@ class Reader(NamedTuple):
     suffixes: tuple[str, ...]
     """File name extensions in lower case."""
     read: Callable[[bytes], Extract]
-    """Raises UnreadableError for a file that it rejects."""
+    """Raises UnreadableError for a file that it rejects, such as a damaged one."""
 
 
 def read_plain(content: bytes) -> Extract:
-    """Return the paragraphs of a text file; raises UnreadableError for an unsupported encoding."""
+    """Return the paragraphs of a text file."""
     return Extract(paragraphs(decoded(content)))
 
 
@@ -106,11 +106,7 @@ def decoded(content: bytes) -> str:
 
 
 def read_html(content: bytes) -> Extract:
-    """Return the visible text of a page without navigation; the encoding is declared or detected.
-
-    Raises:
-        UnreadableError: It is nested too deeply.
-    """
+    """Return the visible text of a page without navigation; the encoding is declared or detected."""
     from bs4 import BeautifulSoup
 
     soup = BeautifulSoup(content, "html.parser")
@@ -209,11 +205,7 @@ def _words(element: Any) -> str:
 
 
 def read_markdown(content: bytes) -> Extract:
-    """Return the text of a Markdown file (CommonMark with tables) and its front matter.
-
-    Raises:
-        UnreadableError: It is not UTF-8, or its front matter is not YAML.
-    """
+    """Return the text of a Markdown file (CommonMark with tables) and its front matter."""
     from bs4 import BeautifulSoup
     from markdown_it import MarkdownIt
 

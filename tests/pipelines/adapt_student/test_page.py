@@ -63,9 +63,6 @@ def a_night(outcome: str = "rejected", title: str = "A <script>alert(1)</script>
         gate=decide(evidence, GateConfig()),
         seconds={"learn": 30.0, "score": 12.0},
         teacher="version 3 of the teacher",
-        mlflow_run_id="abc",
-        config_digest="c" * 64,
-        code_digest="d" * 64,
     )  # fmt: skip
 
 

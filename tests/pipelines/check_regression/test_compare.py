@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from evaluation.common.checkpoints import load_checkpoint
 from evaluation.common.errors import InputError, ModelError, ScoringError
-from evaluation.gate.checks import PairedScore
-from pipelines.check_regression.compare import Scores, compare_subjects, paired, variant_scores
-from pipelines.check_regression.suite import RegressionSuite, SuiteContent
-from pipelines.check_regression.verdict import EditsRecord, RegressionReport, Unscored
+from pipelines.check_regression.compare import compare_subjects, variant_scores
+from pipelines.check_regression.suite import RegressionSuite
+from pipelines.check_regression.verdict import EditsRecord, RegressionReport
 from pipelines.lineage.registry import Registry
 from pipelines.lineage.run import Lineage
 from pipelines.settings import TrackingConfig, load
@@ -30,26 +28,12 @@ from tests.pipelines.factories import (
     make_candidate,
     make_failed_update,
     make_replicate,
-    make_task,
     make_unparsable,
     save_tiny_model,
 )
 from tests.pipelines.lineage.test_registry import Open
 
-CONTENT = SuiteContent((make_task("a"), make_task("b")), ())
 EDITS = EditsRecord(digest="a" * 64, written=4, unscored={})
-
-
-def scores(documents: dict[str, tuple[float, ...]], **changes: Any) -> Scores:
-    fields: dict[str, Any] = {
-        "documents": documents,
-        "probability": dict.fromkeys(documents, 0.5),
-        "probes": dict.fromkeys(documents, 0.75),
-        "empty": 0,
-        "answered": sum(map(len, documents.values())),
-        "edits": EDITS,
-    }
-    return Scores(**(fields | changes))
 
 
 def test_scores_of_a_variant_are_means_over_the_updates_of_a_document() -> None:
@@ -66,20 +50,6 @@ def test_scores_of_a_variant_are_means_over_the_updates_of_a_document() -> None:
     assert found.probability == {"a": pytest.approx(0.375)}
     assert found.probes == {"a": 0.5}
     assert (found.answered, found.empty) == (4, 1)
-
-
-def test_a_document_without_a_score_on_one_side_is_left_out() -> None:
-    mine = scores({"a": (0.5, 1.0)}, probes={"a": 0.25}, edits=EDITS.model_copy(update={"unscored": {"x": 2}}))
-    theirs = scores({"a": (0.0, 1.0), "b": (1.0, 1.0)}, empty=1)
-    found = paired(CONTENT, mine, theirs)
-    assert found.documents == (
-        PairedScore(document="a", candidate=0.5, reference=0.0),
-        PairedScore(document="a", candidate=1.0, reference=1.0),
-    )
-    assert found.probes == (PairedScore(document="a", candidate=0.25, reference=0.75),)
-    assert found.unscored == Unscored(edits=(2, 0), written=4, left_out=("b",), documents=2)
-    assert (found.collapsed, found.answered) == ((0, 1), (2, 4))
-    assert paired(CONTENT, scores({"a": (1.0,)}, edits=None), scores({"a": (1.0,)}, edits=None)).unscored is None
 
 
 def verdicts(report: RegressionReport) -> dict[str, str]:

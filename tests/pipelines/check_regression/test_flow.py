@@ -11,7 +11,6 @@ from pipelines.check_regression.verdict import (
     EditsRecord,
     RegressionReport,
     SubjectRecord,
-    Unscored,
     VerdictConfig,
     check_unscored,
 )
@@ -74,15 +73,14 @@ def test_the_page_starts_with_the_verdict_and_keeps_its_tables_whole() -> None:
 def test_variants_are_reported_with_their_self_edits_and_the_documents_left_out() -> None:
     edits = EditsRecord(digest="c" * 64, written=40, unscored={"parse_failed": 4, "update_failed": 2})
     variant = SUBJECT.model_copy(update={"subject": "version:teacher/2", "accuracy": None, "edits": edits})
-    unscored = Unscored((6, 0), 40, ("x", "y"), 20)
-    baseline = variant.model_copy(update={"edits": edits.model_copy(update={"unscored": {}})})
+    fine = edits.model_copy(update={"unscored": {}})
     found = report(
         outcome="undecided",
         candidate=variant,
-        baseline=baseline,
-        checks=(check_unscored(unscored),),
+        baseline=variant.model_copy(update={"edits": fine}),
+        checks=(check_unscored(edits, fine, 2, 20),),
         documents=20,
-        left_out=unscored.left_out,
+        left_out=("x", "y"),
     )
     page = regression_markdown(found)
     assert "| candidate `version:teacher/2` |  | 25.0% | 75.0% | 40 | 6 (parse_failed 4, update_failed 2) |" in page

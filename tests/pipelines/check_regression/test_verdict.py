@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,10 +10,10 @@ from hypothesis import strategies as st
 
 from evaluation.gate.checks import GateCheck
 from pipelines.check_regression.verdict import (
-    Compared,
+    EditsRecord,
     Outcome,
     RegressionReport,
-    Unscored,
+    Scores,
     VerdictConfig,
     VerdictFound,
     check_loss,
@@ -24,16 +25,32 @@ from tests.pipelines.check_regression.factories import changed
 LIMITS = VerdictConfig(resamples=1000)
 
 
+def edits(missing: int, written: int = 80) -> EditsRecord:
+    return EditsRecord(digest="a" * 64, written=written, unscored={"parse_failed": missing} if missing else {})
+
+
 def verdict(
     differences: Sequence[float],
     *,
     probes: Sequence[float] = (),
     collapsed: tuple[int, int] = (0, 0),
     groups: dict[str, tuple[str, ...]] | None = None,
-    unscored: Unscored | None = None,
+    missing: tuple[int, int] | None = None,
+    left_out: Sequence[str] = (),
 ) -> VerdictFound:
-    compared = Compared(changed(differences), changed(probes), collapsed, (100, 100), unscored)
-    return find_verdict(compared, groups or {}, LIMITS)
+    """Return the verdict on students, or on variants of which so many self-edits are missing."""
+    mine, theirs = (
+        Scores(
+            documents={score.document: (getattr(score, side),) for score in changed(differences)},
+            probability={},
+            probes={score.document: getattr(score, side) for score in changed(probes)},
+            empty=collapsed[i],
+            answered=100,
+            edits=None if missing is None else edits(missing[i]),
+        )
+        for i, side in enumerate(("candidate", "reference"))
+    )
+    return find_verdict([*mine.documents, *left_out], mine, theirs, groups or {}, LIMITS)
 
 
 def named(found: VerdictFound, name: str) -> GateCheck:
@@ -99,13 +116,26 @@ def test_probes_and_empty_answers_count_too() -> None:
 
 
 def test_too_many_self_edits_without_a_score_are_undecided_but_a_significant_loss_stays_one() -> None:
-    few, many = Unscored((8, 40), 80, (), 40), Unscored((9, 0), 80, (), 40)
-    left_out = Unscored((0, 40), 80, tuple("abcde"), 40)
-    assert [check_unscored(case).verdict for case in (few, many, left_out)] == ["pass", "undecided", "undecided"]
-    assert verdict([0.0] * 80, unscored=few).outcome == "passed"
-    assert verdict([0.3] * 80, unscored=many).outcome == "undecided"
-    assert verdict([-0.3] * 80, unscored=many).outcome == "regressed"
-    assert verdict([], unscored=Unscored((80, 0), 80, tuple("abcd"), 4)).outcome == "undecided"
+    cases = (edits(8), edits(40), 0), (edits(9), edits(0), 0), (edits(0), edits(40), 5)
+    assert [check_unscored(*case, 40).verdict for case in cases] == ["pass", "undecided", "undecided"]
+    assert verdict([0.0] * 80, missing=(8, 40)).outcome == "passed"
+    assert verdict([0.3] * 80, missing=(9, 0)).outcome == "undecided"
+    assert verdict([-0.3] * 80, missing=(9, 0)).outcome == "regressed"
+    assert verdict([], missing=(80, 0), left_out="abcd").outcome == "undecided"
+
+
+def test_a_document_without_a_score_on_one_side_is_left_out() -> None:
+    fields: dict[str, Any] = {"probability": {}, "answered": 2, "edits": edits(2, 4)}
+    mine = Scores(documents={"a": (0.5, 1.0)}, probes={"a": 0.25}, empty=0, **fields)
+    theirs = Scores(documents={"a": (0.0, 1.0), "b": (1.0, 1.0)}, probes={"a": 0.75, "b": 0.5}, empty=1, **fields)
+    found = find_verdict(["a", "b"], mine, theirs, {}, LIMITS)
+    assert found.compared == ("a",)
+    documents, probes, collapse, unscored = found.checks
+    assert (documents.estimate, documents.documents) == (0.25, 1)
+    assert (probes.estimate, probes.documents) == (-0.5, 1)
+    assert (collapse.estimate, collapse.limit, collapse.documents) == (0.0, 0.5, 2)
+    assert unscored.estimate == 0.5
+    assert unscored.sentence.startswith("2 of the candidate's 4 and 2 of the baseline's; 1 of 2 documents")
 
 
 @settings(deadline=None, max_examples=60)

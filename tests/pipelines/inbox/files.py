@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from pipelines.inbox.documents import InboxDocument
 
@@ -60,8 +59,8 @@ def changed_pdf(
     return written.getvalue()
 
 
-def word_file(path: Path) -> Path:
-    """Write a DOCX file with a title, headings, a list, and a table between two paragraphs."""
+def word_file() -> bytes:
+    """Return a DOCX file with a title, headings, a list, and a table between two paragraphs."""
     from docx import Document
 
     made = Document()
@@ -76,5 +75,6 @@ def word_file(path: Path) -> Path:
     table.rows[1].cells[1].merge(table.rows[1].cells[2]).text = "ten"
     made.add_heading("Exceptions", 2)
     made.add_paragraph("Gift cards are not refunded.")
-    made.save(str(path))
-    return path
+    written = io.BytesIO()
+    made.save(written)
+    return written.getvalue()

@@ -17,11 +17,8 @@ from evaluation.tasks import Question
 from pipelines.inbox.intake import (
     MIN_CHARACTERS,
     Intake,
-    IntakeSettings,
     Section,
-    Skipped,
     assign_questions,
-    read_documents,
     split_sections,
 )
 from pipelines.inbox.readers.text import Block, blocks_of
@@ -29,11 +26,11 @@ from tests.pipelines.inbox.files import pdf, word_file
 
 
 def taken(path: Path, **settings: Any) -> Intake:
-    return read_documents(path, IntakeSettings(**settings))
+    return Intake(**settings).read(path)
 
 
 def piped(content: str, **settings: Any) -> Intake:
-    return read_documents(Path("-"), IntakeSettings(**settings), io.BytesIO(content.encode()))
+    return Intake(**settings).read(Path("-"), io.BytesIO(content.encode()))
 
 
 @pytest.fixture
@@ -44,7 +41,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (made / "sub" / ".git").mkdir(parents=True)
     (made / "a.md").write_text("# Refunds\n\nTen days.")
     (made / "b.pdf").write_bytes(pdf([["Text of a page."], []]))
-    word_file(made / "c.docx")
+    (made / "c.docx").write_bytes(word_file())
     (made / "d.png").write_bytes(b"\x89PNG")
     (made / "e.txt").write_text("  \n")
     (made / "sub" / "f.html").write_text("<title>Page</title><p>Text.")
@@ -66,13 +63,8 @@ def test_directory_is_read_in_order_and_bad_files_are_skipped(folder: Path) -> N
         ("docs/sub/g.jsonl", ""),
         ("docs/sub/h.json", "Hello?"),
     ]
-    assert [skipped.place for skipped in found.skipped] == [
-        "docs/d.png",
-        "docs/e.txt",
-        "docs/sub/g.jsonl: line 3",
-        "docs/sub/g.jsonl: line 4",
-    ]
-    reasons = [skipped.reason for skipped in found.skipped]
+    places, reasons = list(found.skipped), list(found.skipped.values())
+    assert places == ["docs/d.png", "docs/e.txt", "docs/sub/g.jsonl: line 3", "docs/sub/g.jsonl: line 4"]
     assert "no supported format (jsonl, json, " in reasons[0]
     assert reasons[1] == "is empty"
     assert reasons[2].startswith("colour: Extra inputs are not permitted")
@@ -110,19 +102,11 @@ def test_row_has_all_fields_and_settings_fill_the_others() -> None:
     }
     settings = {"source": "s", "effective": datetime.date(2000, 1, 1), "supersedes": ("x", "y"), "route": "weights"}
     full, bare = piped(json.dumps(row) + '\n{"text": "B."}', **settings).documents
-    assert full.model_dump() == {
-        "title": "Refunds",
-        "text": "Ten days.\nNever more.",
-        "source": "crm",
-        "name": "kb-1",
-        "whole": "",
-        "effective": datetime.date(2026, 1, 31),
-        "supersedes": ("kb-0",),
-        "route": "memory",
-        "entities": ("Refund",),
-        "questions": ({"question": "How many days?", "answer": "Ten", "phrasing": ""},),
-        "held_out_questions": ({"question": "In how many days?", "answer": "Ten", "phrasing": ""},),
-    }
+    changed = {"text": "Ten days.\nNever more.", "effective": datetime.date(2026, 1, 31), "supersedes": ("kb-0",)}
+    changed |= {"name": row.pop("id"), "whole": "", "entities": ("Refund",)}
+    changed["questions"] = ({"question": "How many days?", "answer": "Ten", "phrasing": ""},)
+    changed["held_out_questions"] = ({"question": "In how many days?", "answer": "Ten", "phrasing": ""},)
+    assert full.model_dump() == row | changed
     assert (bare.source, bare.effective, bare.supersedes) == ("s", datetime.date(2000, 1, 1), ("x", "y"))
     assert bare.route == "weights"
 
@@ -147,8 +131,9 @@ def test_row_has_all_fields_and_settings_fill_the_others() -> None:
 def test_bad_row_is_skipped_with_line_and_reason(row: str, reason: str) -> None:
     found = piped(f'{{"text": "Good."}}\n{row}')
     assert [each.text for each in found.documents] == ["Good."]
-    assert [skipped.place for skipped in found.skipped] == ["standard input: line 2"]
-    assert reason in found.skipped[0].reason
+    ((place, why),) = found.skipped.items()
+    assert place == "standard input: line 2"
+    assert reason in why
 
 
 def test_nothing_usable_is_an_error_that_lists_all(tmp_path: Path) -> None:
@@ -169,7 +154,7 @@ def test_file_that_is_too_large_is_skipped_unread(tmp_path: Path, monkeypatch: p
     found = taken(tmp_path)
     assert [each.text for each in found.documents] == ["Small."]
     reason = "has 1099511627776 bytes, allowed are 52428800; split it into smaller files"
-    assert found.skipped == [Skipped(str(tmp_path / "a.txt"), reason)]
+    assert found.skipped == {str(tmp_path / "a.txt"): reason}
     monkeypatch.setattr("pipelines.inbox.intake.MAX_BYTES", 5)
     with pytest.raises(InputError, match="has more than 5 bytes"):
         piped('{"text": "a"}')
@@ -192,7 +177,7 @@ def test_front_matter_overrides_settings(tmp_path: Path) -> None:
     found = taken(tmp_path, route="weights")
     only = found.documents[0]
     assert (only.effective, only.route, only.source) == (datetime.date(2026, 11, 1), "memory", "wiki/a")
-    assert found.skipped[0].reason == "route: Input should be 'weights' or 'memory'"
+    assert list(found.skipped.values()) == ["route: Input should be 'weights' or 'memory'"]
 
 
 def test_long_document_is_split_and_each_part_has_its_questions() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from evaluation.common.errors import InputError
 from evaluation.tasks import Question
 from pipelines.inbox.documents import InboxDocument
-from pipelines.inbox.store import Added, Arrival, Claim, InboxError, InboxStore, newest, unknown_targets
+from pipelines.inbox.store import Arrival, Claim, InboxError, InboxStore, newest, unknown_targets
 from tests.pipelines.inbox.files import document
 
 ASKED = Question(question="Who nests there?", answer="cranes")
@@ -26,8 +26,8 @@ def store(tmp_path: Path) -> Iterator[InboxStore]:
 
 def test_documents_come_back_in_order_and_twice_is_once(store: InboxStore, tmp_path: Path) -> None:
     first, second, third = (document(f"Text {i}.", title="T", questions=[ASKED]) for i in range(3))
-    assert store.add([second, first, second]) == Added((second.id, first.id), ())
-    assert store.add([first, third]) == Added((third.id,), (first.id,))
+    assert store.add([second, first, second]) == {second.id: True, first.id: True}
+    assert store.add([first, third]) == {first.id: False, third.id: True}
     with InboxStore(tmp_path / "inbox.db") as again:
         assert again.documents() == (second, first, third)
         assert again.find(first.id) == first
@@ -141,7 +141,7 @@ def test_unchanged_section_of_a_new_version_stays_valid(store: InboxStore) -> No
     second = parts("w2", "Fees are 3.", "Days are 9.", supersedes="book")
     third = parts("w3", "Fees are 2.", "Days are 8.", supersedes="book")
     store.add(first)
-    assert store.add(second) == Added((second[0].id,), (second[1].id,))
+    assert store.add(second) == {second[0].id: True, second[1].id: False}
     assert store.superseded() == {first[0].id: second[0].id}
     store.add(second)
     store.add(first)
