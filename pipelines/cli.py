@@ -103,9 +103,9 @@ def promote(
     work_dir: WorkDir = Path(".preceptor"),
 ) -> None:
     """Make a registered version the champion; promoting the previous one is a rollback."""
-    found = _registry(config, work_dir).promote(role, version)
-    before = "there was none before" if found.previous is None else f"the previous one is version {found.previous}"
-    sys.stdout.write(f"Version {found.champion} of the {role} is the champion; {before}.\n")
+    previous = _registry(config, work_dir).promote(role, version)
+    before = "there was none before" if previous is None else f"the previous one is version {previous}"
+    sys.stdout.write(f"Version {version} of the {role} is the champion; {before}.\n")
     if role == "student":
         sys.stdout.write(f"To serve it: preceptor serve --work-dir {shlex.quote(str(work_dir))}\n")
 

@@ -33,8 +33,7 @@ from pipelines.adapt_student.state import StudentState, StudentVersion, version_
 from pipelines.execution import code_digest, content_key
 from pipelines.inbox.questions import write_questions
 from pipelines.inbox.store import INBOX_FILE, InboxStore
-from pipelines.lineage.promotions import DATA_TAG, DECISION_TAG, NO_PARENT, PARENT_TAG
-from pipelines.lineage.registry import MEMORY_TAG, Registry
+from pipelines.lineage.registry import DATA_TAG, DECISION_TAG, MEMORY_TAG, NO_PARENT, PARENT_TAG, Registry
 from pipelines.lineage.run import Lineage
 from pipelines.loop.loop import Loop
 from pipelines.models import open_student
@@ -155,7 +154,7 @@ def _open_lineage(config: NightConfig, work_dir: Path, plan: NightPlan, flow_run
     """Return the lineage of this night, with its documents logged."""
     key = content_key(config, "night", [config.digest, plan.model_dump(mode="json")])
     run_name = f"{config.name} {plan.night}"
-    lineage = Lineage.of_flow(config, work_dir, kind=FLOW_NAME, run_name=run_name, key=key, flow_run=flow_run)
+    lineage = Lineage(config, work_dir, kind=FLOW_NAME, run_name=run_name, key=key, flow_run=flow_run)
     lineage.log_documents("train", [planned.task for planned in plan.documents])
     return lineage
 
@@ -249,7 +248,7 @@ def conclude(
             digest=student.adapter.digest,
             tags=tags,
             metrics={} if accuracy is None else {"eval/new_accuracy": accuracy},
-        ).version
+        )
     report = f"{plan.night}: promoted without a gate.\n" if result.gate is None else report_markdown(result.gate)
     if result.outcome == "promoted":
         record = {

@@ -191,10 +191,10 @@ def test_teachers_are_opened_from_a_directory_and_from_the_registry(
     assert own["candidate"].accuracy != own["baseline"].accuracy  # the adapter writes, at another rank than the suite's
     lineage: Lineage = open_run()
     version = lineage.register("teacher", place / "teacher", digest=policy.digest, tags={}, metrics={})
-    Registry.open(TrackingConfig(), work_dir).promote("teacher", version.version)
+    Registry.open(TrackingConfig(), work_dir).promote("teacher", version)
     suite = load_suite(place / "suite.yaml")
     found = compare_subjects(suite, "version:teacher@champion", f"teacher:{place}/teacher", work_dir).subjects
-    assert (found["candidate"].version, found["baseline"].version) == (version.version, None)
+    assert (found["candidate"].version, found["baseline"].version) == (version, None)
     assert found["candidate"].edits == found["baseline"].edits
     assert found["candidate"].accuracy == own["candidate"].accuracy
 

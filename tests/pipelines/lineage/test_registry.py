@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from evaluation.common.errors import ConfigError, LineageError
 from pipelines.cli import app
-from pipelines.lineage.registry import Promotion, Registry
+from pipelines.lineage.registry import Registry
 from pipelines.lineage.run import Lineage
 from pipelines.settings import AnyFlow, TrackingConfig, load
 from student.adapters import load_adapter
@@ -60,12 +60,19 @@ def test_registered_teacher_opens_with_peft_and_has_the_same_logits(open_run: Op
 def test_register_student_ties_metrics_to_the_model_once(open_run: Open, policy_dir: Path) -> None:
     lineage = open_run()
     for _ in range(2):
-        version = lineage.register(
-            "student", policy_dir, digest="e" * 64, tags={"preceptor.gate": "passed"}, metrics={"eval/accuracy": 0.5}
+        assert (
+            lineage.register(
+                "student",
+                policy_dir,
+                digest="e" * 64,
+                tags={"preceptor.gate": "passed"},
+                metrics={"eval/accuracy": 0.5},
+            )
+            == 1
         )
     (found,) = registered_versions(lineage, "student")
     assert found.tags["preceptor.gate"] == "passed"
-    model = lineage.store.client.get_logged_model(version.model_id)
+    model = lineage.store.client.get_logged_model(found.tags["preceptor.model_id"])
     assert [(m.key, m.value) for m in model.metrics] == [("eval/accuracy", 0.5)]
     assert str(model.status) == "READY"
     assert lineage.registry.aliases("student") == {"candidate": 1}
@@ -90,10 +97,10 @@ def test_promote_moves_previous_then_champion_and_rolls_back(open_run: Open, pol
         lineage.log_round(make_round(number), policy_dir)
     registry = Registry.open(TRACKING, work_dir)
     assert registry.aliases("student") == {}
-    assert registry.promote("teacher", 1) == Promotion(champion=1, previous=None)
-    assert registry.promote("teacher", 2) == Promotion(champion=2, previous=1)
-    assert registry.promote("teacher", 2) == Promotion(champion=2, previous=1)
-    assert registry.promote("teacher", 1) == Promotion(champion=1, previous=2)
+    assert registry.promote("teacher", 1) is None
+    assert registry.promote("teacher", 2) == 1
+    assert registry.promote("teacher", 2) == 1
+    assert registry.promote("teacher", 1) == 2
     assert registry.aliases("teacher") == {"candidate": 3, "champion": 1, "previous": 2}
     with pytest.raises(LineageError, match="promote version 9 of 'preceptor-teacher'"):
         registry.promote("teacher", 9)

@@ -82,7 +82,7 @@ class Setting:
 
     def add(self, adapter: Adapter) -> int:
         place = save_adapter(adapter, self.files.parent / "made" / adapter.digest[:12])
-        return self.lineage.register("student", place, digest=adapter.digest, tags={}, metrics={}).version
+        return self.lineage.register("student", place, digest=adapter.digest, tags={}, metrics={})
 
     async def promote(self, version: int) -> dict[str, Any]:
         self.registry.promote("student", version)
