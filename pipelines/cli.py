@@ -9,25 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from evaluation.common.errors import ConfigError, InputError, PreceptorError
 from pipelines.adapt_student.command import adapt_student
 from pipelines.ask import ask
 from pipelines.check_regression.command import check_regression
 from pipelines.doctor import doctor
-from pipelines.experiments.micro_models import AnyRole
+from pipelines.experiments.micro_models import build_micro
 from pipelines.inbox.command import app as inbox_app
-from pipelines.process import JsonFile, WorkDir, prepare_process
+from pipelines.process import JsonFile, WorkDir, plain_errors, prepare_process
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from pipelines.lineage.registry import Registry
     from pipelines.train_teacher.config import TrainTeacherConfig
-
-EXIT_FAILED = 1
-"""A run started and failed."""
-EXIT_MISUSE = 2
-"""Configuration, documents or arguments were refused; nothing was started."""
 
 app = typer.Typer(
     name="preceptor",
@@ -216,27 +210,6 @@ def serve(
     run_server(options, launch, tracking, work_dir)
 
 
-@app.command("build-micro")
-def build_micro(
-    out: Annotated[Path, typer.Option("--out", help="Directory that gets a directory for each model.")] = Path(
-        "build/micro"
-    ),
-    seed: Annotated[int, typer.Option(min=0, help="Of initial weights and texts.")] = 0,
-    check_only: Annotated[bool, typer.Option("--check-only", help="Check the models in --out; build nothing.")] = False,
-    shipped: Annotated[bool, typer.Option("--shipped", help="Check the models that ship with the package.")] = False,
-    role: Annotated[
-        AnyRole | None, typer.Option("--role", help="This model alone; without it the two of the knowledge domain.")
-    ] = None,
-) -> None:
-    """Rebuild micro models from a seed and print the checks that they must pass."""
-    prepare_process()
-    from rich.console import Console
-
-    from pipelines.experiments.micro_models import build_and_check
-
-    build_and_check(Console(), out, seed, role, check_only=check_only, shipped=shipped)
-
-
 config_app = typer.Typer(help="The configuration files.", no_args_is_help=True, rich_markup_mode=None)
 
 
@@ -276,6 +249,7 @@ def ui(
     open_dashboards(work_dir, mlflow_port=mlflow_port, prefect_port=prefect_port)
 
 
+app.command("build-micro")(build_micro)
 app.command("doctor")(doctor)
 app.command("check-regression")(check_regression)
 app.command("adapt-student")(adapt_student)
@@ -284,16 +258,10 @@ app.add_typer(inbox_app, name="inbox")
 app.add_typer(config_app, name="config")
 
 
+@plain_errors()
 def main() -> None:
-    """Run the command line; the project's own errors become one message and an exit code."""
-    try:
-        app()
-    except (ConfigError, InputError) as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(EXIT_MISUSE)
-    except PreceptorError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(EXIT_FAILED)
+    """Run the command line."""
+    app()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from evaluation.common.data import derive_seed
 from evaluation.common.errors import ConfigError, UpdateError
-from pipelines.check_regression.suite import RegressionSuite, SuiteContent, load_content, load_suite
+from pipelines.check_regression.suite import RegressionSuite, SuiteContent, check_pins, load_content, load_suite
+from pipelines.process import plain_errors, prepare_process
 
 if TYPE_CHECKING:
     from student.adapters import Adapter
@@ -72,6 +73,7 @@ def train_student(suite: RegressionSuite, content: SuiteContent, seed: int, left
     return result.adapter
 
 
+@plain_errors()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train an example student and save its adapter."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.experiments.example_student", description=__doc__)
@@ -82,11 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if not 0.0 <= given.left_out < 1.0:
         parser.error(f"--left-out: got {given.left_out}, allowed is a share in [0, 1)")
-    from pipelines.process import prepare_process
-
     prepare_process()
     from pipelines.check_regression.compare import current_pins
-    from pipelines.check_regression.suite import check_pins
     from student.adapters import save_adapter
 
     suite = load_suite(given.suite)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evaluation.common.storage import replacing
+from evaluation.statistics import Interval
 from pipelines.records import Round
 from pipelines.reports.format import counted
 from pipelines.results import CurvePoint, VariantComparison, VariantScores
@@ -110,12 +111,16 @@ def _draw_variant(axes: Axes, place: int, variant: VariantScores, comparison: Va
     if interval is None:
         axes.text(1.03, place, "no scores", transform=axes.get_yaxis_transform(), va="center", color=GREY, fontsize=9)
         return
+    draw_interval(axes, place, interval)
+
+
+def draw_interval(axes: Axes, place: float, interval: Interval) -> None:
+    """Draw an interval of shares as a horizontal line in percent, its mean as a dot and in figures at the right."""
     mean, low, high = (100 * end for end in (interval.mean, interval.low, interval.high))
     axes.plot([low, high], [place, place], color=BLUE, linewidth=3.2, solid_capstyle="butt", zorder=3)
     axes.plot(mean, place, "o", color=BLUE, markersize=8.5, markeredgecolor="white", markeredgewidth=1.2, zorder=4)
-    axes.text(
-        1.03, place, f"{mean:.1f}", transform=axes.get_yaxis_transform(), va="center", fontweight="bold", color=BLUE
-    )
+    right = axes.get_yaxis_transform()
+    axes.text(1.03, place, f"{mean:.1f}", transform=right, va="center", fontweight="bold", color=BLUE)
 
 
 def _line(axes: Axes, x: Sequence[int], y: Sequence[float], color: str, label: str | None = None) -> None:

@@ -39,10 +39,9 @@ def test_bank_and_sequential_loop_do_the_same_work(model: str) -> None:
 
 
 def test_sequential_loop_leaves_the_base_unchanged(model: str) -> None:
-    base, requests = bench_bank._open(model, 2)
+    base, requests = bench_bank.open_work(model, 2)
     before = {name: weight.clone() for name, weight in base.state_dict().items()}
-    with bench_bank._first_of(bench_bank._BANKS)(base, base_digest="") as bank:
-        starts = [bank.no_change(request.recipe, request.seed) for request in requests]
+    starts = bench_bank.first_weights(base, requests)
     assert len(bench_bank.train_sequentially(base, requests, starts)) == 2
     after = base.state_dict()
     assert set(after) == set(before)
