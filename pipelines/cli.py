@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from evaluation.common.storage import write_atomically
 from pipelines.adapt_student.command import adapt_student
 from pipelines.ask import ask
 from pipelines.check_regression.command import check_regression
@@ -71,12 +72,10 @@ def train_teacher(
     hide_own_tracebacks()
     result = flow(str(config), list(set_ or ()), str(work_dir))
     if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        write_atomically(json_file, result.model_dump_json(indent=2) + "\n")
 
 
 def _print_dry_run(settings: TrainTeacherConfig) -> None:
-    """Print the resolved configuration and the estimate."""
     from rich.console import Console
 
     from pipelines.reports.costs import cost_table, estimate
@@ -84,9 +83,8 @@ def _print_dry_run(settings: TrainTeacherConfig) -> None:
     from pipelines.train_teacher.plan import plan_run
 
     sys.stdout.write(to_yaml(settings))
-    Console().print(
-        cost_table(estimate(plan_run(settings), settings, settings.data, settings.external_sampling), settings)
-    )
+    cost = estimate(plan_run(settings), settings, settings.data, settings.external_sampling)
+    Console().print(cost_table(cost, settings))
 
 
 @app.command("promote")
@@ -182,14 +180,11 @@ def serve(
     ] = None,
     role: RoleOption = "student",
     poll: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds between two looks at the registry.")] = 5.0,
-    max_rank: Annotated[
-        int | None, typer.Option(min=1, max=512, help="Largest LoRA rank of champions to come [the champion's].")
-    ] = None,
     with_base: Annotated[bool, typer.Option("--with-base", help="Also serve the base, under its own name.")] = False,
-    tolerance: Annotated[
-        float | None, typer.Option(min=0, help="Largest difference of log-probabilities in the proof, in nats.")
+    vllm: Annotated[
+        list[str] | None,
+        typer.Argument(help="Arguments of vLLM, after `--`, such as --max-lora-rank for higher ranks to come."),
     ] = None,
-    vllm: Annotated[list[str] | None, typer.Argument(help="Further arguments of vLLM, after `--`.")] = None,
 ) -> None:
     """Serve the registry's champion as the model `champion` behind vLLM's OpenAI server, until Ctrl-C.
 
@@ -201,7 +196,7 @@ def serve(
     from pipelines.settings import AnyFlow, TrackingConfig, load
 
     options = ServeOptions(role, host, port, api_key_env, poll, with_base)
-    launch = Launch(student or "", max_rank or 0, tolerance=tolerance, arguments=tuple(vllm or ()))
+    launch = Launch(student or "", arguments=tuple(vllm or ()))
     tracking = TrackingConfig()
     if config is not None:
         flow = load(config, AnyFlow)

@@ -17,7 +17,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -128,24 +127,16 @@ def open_sides(place: str, adapters: int) -> tuple[Side, Side, float]:
     return partial(_timed, bank), partial(_timed, loop), apart
 
 
-def open_child(tree: Path, place: str, adapters: int, stack: ExitStack) -> tuple[Side, str]:
-    """Return a checkout's bank in a child process, after a warm-up, and the digests of its adapters."""
+def time_worker(tree: Path, place: str, adapters: int, digests: set[str]) -> float:
+    """Return the seconds of a checkout's bank in its own process, after a warm-up; add its adapters' digests."""
     command = [sys.executable, "-P", __file__, "--worker", "--model", place, "--adapters", str(adapters)]
     environment = {**os.environ, "PYTHONPATH": str(tree)}
-    child = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    stack.enter_context(child)  # closes stdin, which ends the child, and waits
-
-    def next_answer() -> Any:
-        line = child.stdout.readline() if child.stdout else ""
-        if not line:
-            raise RuntimeError(f"bench_bank: the bank of {tree} failed; its error is above. Is it a checkout?")
-        return json.loads(line)
-
-    def side() -> float:
-        print("run", file=child.stdin, flush=True)
-        return float(next_answer())
-
-    return side, str(next_answer())
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise RuntimeError(f"bench_bank: the bank of {tree} failed; its error is above. Is it a checkout?")
+    seconds, digest = json.loads(done.stdout)
+    digests.add(digest)
+    return float(seconds)
 
 
 def measure(names: tuple[str, str], sides: tuple[Side, Side], pairs: int) -> tuple[list[float], list[float]]:
@@ -179,39 +170,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if chosen.pairs < 2:
         parser.error("--pairs must be at least 2")
     if chosen.worker:
-        _serve(chosen.model, chosen.adapters)
+        # An editable installation would import this tree's modules.
+        sys.meta_path[:] = [e for e in sys.meta_path if not getattr(e, "__module__", "").startswith("__editable__")]
+        work = partial(train_in_bank, *open_work(chosen.model, chosen.adapters))
+        digest = " ".join(adapter.digest for adapter in work())
+        print(json.dumps([_timed(work), digest]))
         return
     from evaluation.common.checkpoints import resolve_model
     from pipelines.reports.format import markdown_table
 
-    place = resolve_model(chosen.model)
-    with ExitStack() as stack:
-        if chosen.against is None:
-            *sides, apart = open_sides(place, chosen.adapters)
-            names, note = ("bank", "sequential PEFT loop"), f"Relative distance of their weight changes: {apart:.1e}."
-        else:
-            ours, digest = open_child(ROOT, place, chosen.adapters, stack)
-            theirs, other = open_child(chosen.against.resolve(), place, chosen.adapters, stack)
-            sides, names = [ours, theirs], ("this tree", str(chosen.against))
-            note = f"Their adapters are {'bit-equal' if digest == other else 'not equal'}."
+    place, adapters, digests = resolve_model(chosen.model), chosen.adapters, set[str]()
+    if chosen.against is None:
+        *sides, apart = open_sides(place, adapters)
+        names, note = ("bank", "sequential PEFT loop"), f"Relative distance of their weight changes: {apart:.1e}."
         seconds = measure(names, (sides[0], sides[1]), chosen.pairs)
+    else:
+        ours, theirs = (partial(time_worker, t, place, adapters, digests) for t in (ROOT, chosen.against.resolve()))
+        names = "this tree", str(chosen.against)
+        seconds = measure(names, (ours, theirs), chosen.pairs)
+        note = f"Their adapters are {'bit-equal' if len(digests) == 1 else 'not equal'}."
     rows = []
     for name, taken in zip(names, seconds, strict=True):
-        each = [one / chosen.adapters for one in taken]
+        each = [one / adapters for one in taken]
         rows.append([name, f"{statistics.median(each):.3g} [{min(each):.3g}, {max(each):.3g}]"])
     print(markdown_table(["side", "seconds per adapter, median [lowest, highest]"], rows))
     ratio, low, high = speed_ratio(*seconds)
     print(f"\nspeedup of {names[0]} over {names[1]}: {ratio:.2f} [{low:.2f}, {high:.2f}]. {note}")
-
-
-def _serve(place: str, adapters: int) -> None:
-    """Print the adapters' digests, then the seconds of a run for each line of stdin."""
-    # An editable installation would import this tree's modules.
-    sys.meta_path[:] = [one for one in sys.meta_path if not getattr(one, "__module__", "").startswith("__editable__")]
-    work = partial(train_in_bank, *open_work(place, adapters))
-    print(json.dumps(" ".join(adapter.digest for adapter in work())), flush=True)
-    for _ in sys.stdin:
-        print(json.dumps(_timed(work)), flush=True)
 
 
 def open_work(place: str, adapters: int) -> tuple[Any, list[Any]]:

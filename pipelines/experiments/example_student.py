@@ -11,7 +11,7 @@ import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evaluation.common.data import derive_seed
 from evaluation.common.errors import ConfigError, UpdateError
@@ -21,6 +21,10 @@ from pipelines.process import plain_errors, prepare_process
 if TYPE_CHECKING:
     from student.adapters import Adapter
     from teacher.self_edit import SelfEdit
+
+# The upper half's MLPs take half the time of all layers.
+LAYERS: dict[str, Any] = {"target_modules": ("gate_proj", "up_proj", "down_proj"), "depth": (0.5, 1.0)}
+RECIPE = {"rank": 16, "alpha": 32.0, "learning_rate": 5e-3, "epochs": 12, "batch_size": 16, "max_steps": 10_000}
 
 
 def lines_for(suite: RegressionSuite, content: SuiteContent, seed: int, left_out: float = 0.0) -> SelfEdit:
@@ -52,17 +56,7 @@ def train_student(suite: RegressionSuite, content: SuiteContent, seed: int, left
     from student.config import UpdateRecipe
     from student.updates import make_request
 
-    # The upper half's MLPs take half the time of all layers.
-    recipe = UpdateRecipe(
-        rank=16,
-        alpha=32.0,
-        learning_rate=5e-3,
-        epochs=12,
-        batch_size=16,
-        max_steps=10_000,
-        target_modules=("gate_proj", "up_proj", "down_proj"),
-        depth=(0.5, 1.0),
-    )
+    recipe = UpdateRecipe.model_validate(RECIPE | LAYERS)
     student, edit = open_student(suite_student(suite)), lines_for(suite, content, seed, left_out)
     document, form = content.tasks[0].document, suite.answer_format
     request = make_request(f"seed {seed}", edit, document, student.tokenizer, recipe, form, seed)

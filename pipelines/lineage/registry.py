@@ -47,7 +47,7 @@ REPORT_FILE = "gate-report.md"
 LONGEST_DESCRIPTION = 5000
 """Characters that MLflow's databases take for a version's description."""
 _CUT = f"\n\n… (cut; the whole report is in `{REPORT_FILE}` among the version's files)"
-_CONFIG_FILE, _POLICY_FILE = "adapter_config.json", "policy.json"
+_POLICY_FILE = "policy.json"
 
 
 class VersionRecord(NamedTuple):
@@ -161,11 +161,8 @@ class Registry:
         Raises:
             LineageError: The directory holds no adapter, or the registry refused it.
         """
-        if not (directory / _CONFIG_FILE).is_file():
-            raise LineageError(
-                f"registry: {str(directory)!r} has no {_CONFIG_FILE}, so it is no adapter of the {role}. Give a "
-                "directory that PEFT, save_adapter or TeacherPolicy.save wrote."
-            )
+        if not (directory / "adapter_config.json").is_file():
+            raise LineageError(f"registry: {str(directory)!r} has no adapter_config.json, so it is no adapter.")
         marks = {ADAPTER_TAG: digest, RUN_TAG: parent_run_id or run_id}
         name, client = self.name(role), self._store.client
         with lineage_errors(f"register adapter {digest[:12]!r} as {name!r}", self._store.uri, self._saved):
@@ -188,14 +185,14 @@ class Registry:
 
         Args:
             role: Whose version it is.
-            version: Number of the version.
+            version: Its number.
             record: Tags to write, such as `DECISION_TAG` and `DATA_TAG`. With `PARENT_TAG`, the number of the champion
                 that the version was compared with (`none` for none), the promotion is refused if another is in use now.
             report: The gate's, in Markdown; becomes the version's description (cut at MLflow's limit) and the file
                 `REPORT_FILE` among its files.
 
         Raises:
-            LineageError: No such version, another champion than in the record, or an unreadable report.
+            LineageError: No such version, or another champion than in the record.
         """
         name, client = self.name(role), self._store.client
         with lineage_errors(f"promote version {version} of {name!r}", self._store.uri), self._store.lock:
@@ -233,10 +230,6 @@ class Registry:
 
         A second rollback goes one version further back, see `parent_of`; `previous` then stands where the
         next one would lead, or nowhere. The same call completes a rollback that was killed. To go forward, promote.
-
-        Args:
-            role: Whose champion it is.
-            reason: Not blank.
 
         Raises:
             ConfigError: The reason is blank.
@@ -323,11 +316,6 @@ class Registry:
     def fetch(self, role: Role, version: int | str, place: Path) -> Path:
         """Return `place` with the files of a version, downloaded unless it exists: whole or absent, even when killed.
 
-        Args:
-            role: Whose version it is.
-            version: Its number, or an alias such as `champion`.
-            place: Directory of this one version.
-
         Raises:
             ConfigError: There is no such alias.
             LineageError: There is no such version, or its files cannot be read or are not those that were registered.
@@ -411,10 +399,8 @@ def _check_files(directory: Path, tags: Mapping[str, str], what: str) -> None:
         if (directory / MEMORY_FILE).is_file():
             found[MEMORY_TAG] = ExternalMemory.load(directory / MEMORY_FILE).digest
     except Exception as error:  # parsers of damaged files raise whatever they like
-        raise LineageError(
-            f"registry: the files of {what} are damaged: {type(error).__name__}: {error}. Restore them, or use another "
-            "version."
-        ) from error
+        problem = f"the files of {what} are damaged: {type(error).__name__}: {error}"
+        raise LineageError(f"registry: {problem}. Restore them, or use another version.") from error
     for tag, digest in found.items():
         if digest != tags.get(tag, digest):
             part = "adapter" if tag == ADAPTER_TAG else "memory"

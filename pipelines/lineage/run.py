@@ -126,7 +126,7 @@ class Lineage:
                 return
             metrics = tables.round_metrics(record)
             self._log_metrics(child.run_id, metrics, child.end, record.round)
-            self._log_candidates(child.run_id, f"round={record.round:03d}", record.candidates, {})
+            self._log_candidates(child.run_id, f"round={record.round:03d}", record.candidates)
             version = self.registry.register(
                 "teacher",
                 policy_dir,
@@ -153,18 +153,16 @@ class Lineage:
             if child.finished:
                 return
             self._log_metrics(child.run_id, tables.variant_metrics(record, interval), child.end, 0)
-            more = {"eval/documents.json": tables.variant_table(record)}
-            self._log_candidates(child.run_id, f"variant={record.name}", record.candidates, more)
+            self._log_candidates(child.run_id, f"variant={record.name}", record.candidates)
             for document_id, directory in adapters.items():
                 self.store.client.log_artifacts(child.run_id, str(directory), f"adapters/{_file_name(document_id)}")
             self._close(child)
 
     def log_comparison(self, comparison: VariantComparison, result: RunResult, figures: Sequence[Path]) -> None:
-        """Log the comparison to the parent run: `result.json`, tables, metrics, and image files under `plots/`."""
+        """Log the comparison to the parent run: `result.json`, metrics, and image files under `plots/`."""
         client = self.store.client
         with self._saving("comparison"):
             client.log_dict(self.run_id, result.model_dump(mode="json"), "result.json")
-            self._log_tables(self.run_id, tables.comparison_tables(comparison))
             for figure in figures:
                 client.log_artifact(self.run_id, str(figure), "plots")
             self._log_metrics(self.run_id, tables.comparison_metrics(comparison), self._started, 0)
@@ -176,7 +174,7 @@ class Lineage:
             client.log_dict(self.run_id, result.model_dump(mode="json"), "result.json")
             client.log_text(self.run_id, report, "gate-report.md")
             client.log_artifact(self.run_id, str(page))
-            self._log_candidates(self.run_id, f"night={result.night}", result.candidates, {})
+            self._log_candidates(self.run_id, f"night={result.night}", result.candidates)
             self._log_metrics(self.run_id, tables.night_metrics(result), self._started, 0)
             client.set_tag(self.run_id, "preceptor.outcome", result.outcome)
             client.set_tag(self.run_id, NOTE, report)  # cut by MLflow at 8000 characters
@@ -225,24 +223,17 @@ class Lineage:
         points = [Metric(name, value, at, step) for name, value in metrics.items()]
         self.store.client.log_batch(run_id, metrics=points)
 
-    def _log_candidates(
-        self, run_id: str, name: str, candidates: Sequence[Candidate], more: Mapping[str, tables.Table]
-    ) -> None:
-        """Log all candidates as `candidates/<name>.parquet`, and the best, with more tables, for the run's page."""
-        if candidates:
-            with tempfile.TemporaryDirectory() as scratch:
-                path = Path(scratch) / f"{name}.parquet"
-                tables.write_candidates(candidates, self._digests, path)
-                self.store.client.log_artifact(run_id, str(path), "candidates")
-            more = {"candidates/top.json": tables.best_candidates(candidates), **more}
-        self._log_tables(run_id, more)
-
-    def _log_tables(self, run_id: str, shown: Mapping[str, tables.Table]) -> None:
-        """Log all tables of a run. `MlflowClient.log_table` would append to an existing file."""
-        for path, table in shown.items():
-            self.store.client.log_dict(run_id, table, path)
-        listed = [{"path": path, "type": "table"} for path in shown]
-        self.store.client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps(listed))
+    def _log_candidates(self, run_id: str, name: str, candidates: Sequence[Candidate]) -> None:
+        """Log all candidates as `candidates/<name>.parquet`, and the best of them for the run's page."""
+        if not candidates:
+            return
+        client, top = self.store.client, "candidates/top.json"
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / f"{name}.parquet"
+            tables.write_candidates(candidates, self._digests, path)
+            client.log_artifact(run_id, str(path), "candidates")
+        client.log_dict(run_id, tables.best_candidates(candidates), top)  # `log_table` would append when repeated
+        client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps([{"path": top, "type": "table"}]))
 
 
 def _file_name(document_id: str) -> str:

@@ -38,9 +38,15 @@ class Store(NamedTuple):
     """Held around each look-up that decides what is created or moved."""
 
 
-def tracking_uri(tracking: TrackingConfig, work_dir: Path) -> str:
-    """Return the URI that `mlflow ui --backend-store-uri` takes: the configured one, or a file in `work_dir`."""
-    return tracking.uri or f"sqlite:///{work_dir.resolve() / 'mlflow.db'}"
+def _located(tracking: TrackingConfig, work_dir: Path) -> tuple[str, Path | None]:
+    """Return the store's URI and, where it is an SQLite file (the default), that file."""
+    uri = tracking.uri or f"sqlite:///{work_dir.resolve() / 'mlflow.db'}"
+    if not uri.startswith("sqlite"):
+        return uri, None
+    from sqlalchemy.engine import make_url
+
+    name = make_url(uri).database
+    return uri, Path(name).resolve() if name and name != ":memory:" else None
 
 
 def require_store(tracking: TrackingConfig, work_dir: Path) -> None:
@@ -58,7 +64,7 @@ def require_store(tracking: TrackingConfig, work_dir: Path) -> None:
 
 def has_store(tracking: TrackingConfig, work_dir: Path) -> bool:
     """Return whether there is a store to open; of one that is no SQLite file, that is taken for granted."""
-    database = sqlite_file(tracking_uri(tracking, work_dir))
+    _, database = _located(tracking, work_dir)
     return database is None or database.is_file()
 
 
@@ -74,38 +80,19 @@ def open_store(tracking: TrackingConfig, work_dir: Path) -> Store:
     from filelock import FileLock
     from mlflow import MlflowClient
 
-    uri = tracking_uri(tracking, work_dir)
+    uri, database = _located(tracking, work_dir)
+    place = database or work_dir.resolve() / "mlflow"
+    lock = FileLock(place.with_name(f"{place.name}.lock"), timeout=_LOCK_SECONDS)
     with lineage_errors("open the tracking store", uri):
-        database = sqlite_file(uri)
-        home = database.parent if database else work_dir.resolve()
-        lock = FileLock(home / f"{database.name if database else 'mlflow'}.lock", timeout=_LOCK_SECONDS)
         if database is not None and not database.exists():
-            home.mkdir(parents=True, exist_ok=True)
-            with lock:
+            database.parent.mkdir(parents=True, exist_ok=True)
+            # Tables are created whole or not at all, since a killed migration cannot be repeated.
+            with lock, tempfile.TemporaryDirectory(prefix=f".{database.name}-", dir=database.parent) as scratch:
                 if not database.exists():
-                    _create(database)
+                    MlflowClient(f"sqlite:///{scratch}/fresh.db").search_experiments(max_results=1)
+                    os.replace(f"{scratch}/fresh.db", database)
         remote = uri.startswith(("http://", "https://", "databricks"))
-        return Store(MlflowClient(uri), uri, None if remote else (home / "artifacts").as_uri(), lock)
-
-
-def _create(database: Path) -> None:
-    """Create MLflow's tables in a new SQLite file, whole or not at all: a killed migration cannot be repeated."""
-    from mlflow import MlflowClient
-
-    with tempfile.TemporaryDirectory(prefix=f".{database.name}-", dir=database.parent) as scratch:
-        fresh = Path(scratch, database.name)
-        MlflowClient(f"sqlite:///{fresh}").search_experiments(max_results=1)
-        os.replace(fresh, database)
-
-
-def sqlite_file(uri: str) -> Path | None:
-    """Return the absolute path of an SQLite URI's file; None for other stores and for databases in memory."""
-    if not uri.startswith("sqlite"):
-        return None
-    from sqlalchemy.engine import make_url
-
-    name = make_url(uri).database
-    return Path(name).resolve() if name and name != ":memory:" else None
+        return Store(MlflowClient(uri), uri, None if remote else place.with_name("artifacts").as_uri(), lock)
 
 
 def experiment(store: Store, name: str) -> str:

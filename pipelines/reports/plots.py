@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evaluation.common.storage import replacing
-from evaluation.statistics import Interval
+from evaluation.statistics import Interval, known_mean
 from pipelines.records import Round
 from pipelines.reports.format import counted
 from pipelines.results import CurvePoint, VariantComparison, VariantScores
@@ -38,8 +38,8 @@ def plot_rewards(rounds: Sequence[Round], path: Path) -> None:
     figure = new_figure(7.2, 5.6, "Reward of the teacher's self-edits by round", _extent(rounds))
     rewards, scored, divergence = figure.subplots(3, 1, sharex=True, height_ratios=(3.2, 1, 1))
     _draw_rewards(rewards, rounds, numbers)
-    counts = [[c.reward is not None for c in record.candidates] for record in rounds]
-    _line(scored, numbers, [100 * sum(found) / len(found) if found else _MISSING for found in counts], GREEN)
+    rewarded = [known_mean(c.reward is not None for c in record.candidates) for record in rounds]
+    _line(scored, numbers, [_MISSING if share is None else 100 * share for share in rewarded], GREEN)
     scored.set(ylabel="scored (%)", ylim=(-4, 108), yticks=(0, 50, 100))
     _line(divergence, numbers, [_or_missing(record.learning.kl) for record in rounds], INK)
     divergence.set(ylabel="KL (nats\nper token)", xlabel="round")
@@ -71,7 +71,7 @@ def plot_accuracy(comparison: VariantComparison, variants: Sequence[VariantScore
     axes.set(xlim=(-0.02 * right, 1.02 * right), ylim=(len(variants) - 0.45, -0.55), yticks=places)
     axes.set_xlabel("questions answered exactly (%)")
     axes.text(1.03, 1.0, "mean", transform=axes.transAxes, va="bottom", color=BLUE, fontsize=9)
-    axes.set_yticklabels([_two_lines(variant.label) for variant in variants])
+    axes.set_yticklabels([variant.label.replace(" (", "\n(") for variant in variants])  # a break saves width
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color="#E4E4E4", linewidth=0.8)
     axes.spines["left"].set_visible(False)
@@ -80,26 +80,20 @@ def plot_accuracy(comparison: VariantComparison, variants: Sequence[VariantScore
 
 def _draw_rewards(axes: Axes, rounds: Sequence[Round], numbers: Sequence[int]) -> None:
     """Draw the mean, the spread between candidates and the student's reward without an update."""
-    values = [[c.reward for c in record.candidates if c.reward is not None] for record in rounds]
-    low, high = ([_quantile(rewards, share) for rewards in values] for share in (0.1, 0.9))
+    values = [[c.reward for c in record.candidates if c.reward is not None] or [_MISSING] for record in rounds]
+    low, high = ([float(np.quantile(rewards, share)) for rewards in values] for share in (0.1, 0.9))
+    label = "middle 80 % of self-edits"
     if len(rounds) == 1:
-        axes.vlines(numbers, low, high, color=BLUE, alpha=0.25, linewidth=10, label="middle 80 % of self-edits")
+        axes.vlines(numbers, low, high, color=BLUE, alpha=0.25, linewidth=10, label=label)
     else:
-        axes.fill_between(numbers, low, high, color=BLUE, alpha=0.18, linewidth=0, label="middle 80 % of self-edits")
+        axes.fill_between(numbers, low, high, color=BLUE, alpha=0.18, linewidth=0, label=label)
     _line(axes, numbers, [_or_missing(record.mean_reward) for record in rounds], BLUE, "their mean")
     base = [_or_missing(record.base_reward) for record in rounds]
     axes.plot(numbers, base, "--s", color=ORANGE, linewidth=1.6, markersize=4, label="student without an update")
     axes.set_ylabel("reward")
     if rounds:
-        axes.legend(
-            loc="lower left",
-            bbox_to_anchor=(0, 1),
-            ncols=3,
-            frameon=False,
-            fontsize=9,
-            borderaxespad=0.2,
-            columnspacing=1.4,
-        )
+        layout = {"ncols": 3, "frameon": False, "fontsize": 9, "borderaxespad": 0.2, "columnspacing": 1.4}
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), **layout)
 
 
 def _draw_variant(axes: Axes, place: int, variant: VariantScores, comparison: VariantComparison) -> None:
@@ -176,15 +170,6 @@ def _or_missing(value: float | None) -> float:
     return _MISSING if value is None else value
 
 
-def _quantile(values: Sequence[float], share: float) -> float:
-    return float(np.quantile(values, share)) if values else _MISSING
-
-
-def _two_lines(label: str) -> str:
-    """Return a label with a break before its bracket, which saves width."""
-    return label.replace(" (", "\n(")
-
-
 def draw_figures(
     place: Path,
     rounds: Sequence[Round],
@@ -194,16 +179,13 @@ def draw_figures(
 ) -> list[Path]:
     """Write the figures of a run into a directory and return their paths."""
     place.mkdir(parents=True, exist_ok=True)
-    found = []
+    plot_accuracy(comparison, variants, place / "accuracy.png")
     if rounds:
-        found.append(place / "rewards.png")
-        plot_rewards(rounds, found[-1])
-    found.append(place / "accuracy.png")
-    plot_accuracy(comparison, variants, found[-1])
+        plot_rewards(rounds, place / "rewards.png")
     if curve:
-        found.append(place / "tokens.png")
-        plot_tokens(curve, found[-1])
-    return found
+        plot_tokens(curve, place / "tokens.png")
+    wanted = {"rewards.png": rounds, "accuracy.png": True, "tokens.png": curve}
+    return [place / name for name, drawn in wanted.items() if drawn]
 
 
 def plot_tokens(curve: Mapping[str, Sequence[CurvePoint]], path: Path) -> None:
@@ -212,13 +194,9 @@ def plot_tokens(curve: Mapping[str, Sequence[CurvePoint]], path: Path) -> None:
     axes = figure.subplots()
     marks = itertools.cycle((("o", GREY), ("s", ORANGE), ("^", BLUE), ("D", GREEN)))
     for (name, points), (mark, colour) in zip(curve.items(), marks, strict=False):
-        means = [100 * point.accuracy.mean for point in points]
-        ends = [
-            [100 * (point.accuracy.mean - point.accuracy.low) for point in points],
-            [100 * (point.accuracy.high - point.accuracy.mean) for point in points],
-        ]
-        tokens = [point.tokens for point in points]
-        axes.errorbar(tokens, means, yerr=ends, marker=mark, color=colour, capsize=3, label=name.replace("_", " "))
+        low, mean, high = 100 * np.transpose([(p.accuracy.low, p.accuracy.mean, p.accuracy.high) for p in points])
+        tokens, ends = [point.tokens for point in points], [mean - low, high - mean]
+        axes.errorbar(tokens, mean, yerr=ends, marker=mark, color=colour, capsize=3, label=name.replace("_", " "))
     axes.set(xlabel="tokens of a self-edit, mean", ylabel="accuracy (%)")
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
