@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from pipelines.lineage.registry import Registry
-    from pipelines.train_teacher.config import TrainTeacherConfig
 
 app = typer.Typer(
     name="preceptor",
@@ -54,12 +53,19 @@ def train_teacher(
 
     The same command goes on where a killed run was, in the same MLflow run.
     """
-    from pipelines.settings import load
+    from pipelines.settings import load, to_yaml
     from pipelines.train_teacher.config import TrainTeacherConfig
 
     settings = load(config, TrainTeacherConfig, set_ or ())
     if dry_run:
-        _print_dry_run(settings)
+        from rich.console import Console
+
+        from pipelines.reports.costs import cost_table, estimate
+        from pipelines.train_teacher.plan import plan_run
+
+        sys.stdout.write(to_yaml(settings))
+        cost = estimate(plan_run(settings), settings, settings.data, settings.external_sampling)
+        Console().print(cost_table(cost, settings))
         return
     from pipelines.process import exclusive, hide_own_tracebacks
 
@@ -73,18 +79,6 @@ def train_teacher(
     result = flow(str(config), list(set_ or ()), str(work_dir))
     if json_file is not None:
         write_atomically(json_file, result.model_dump_json(indent=2) + "\n")
-
-
-def _print_dry_run(settings: TrainTeacherConfig) -> None:
-    from rich.console import Console
-
-    from pipelines.reports.costs import cost_table, estimate
-    from pipelines.settings import to_yaml
-    from pipelines.train_teacher.plan import plan_run
-
-    sys.stdout.write(to_yaml(settings))
-    cost = estimate(plan_run(settings), settings, settings.data, settings.external_sampling)
-    Console().print(cost_table(cost, settings))
 
 
 @app.command("promote")
@@ -142,9 +136,8 @@ def versions(role: RoleOption = "student", config: FlowFile = None, work_dir: Wo
     if not history:
         sys.stdout.write(f"No version of the {role} is registered in {str(work_dir)!r}.\n")
         return
-    table = Table(title=f"Versions of the {role} (times in UTC)")
-    for heading in ("version", "aliases", "gate", "replaced", "created", "rolled back because"):
-        table.add_column(heading)
+    heads = ("version", "aliases", "gate", "replaced", "created", "rolled back because")
+    table = Table(*heads, title=f"Versions of the {role} (times in UTC)")
     for record in history:
         replaced = "" if record.parent is None else str(record.parent)
         created, aliases = f"{record.created:%Y-%m-%d %H:%M}", ", ".join(record.aliases)
@@ -192,17 +185,15 @@ def serve(
     restart; a version that fails stays out, and /health says why.
     """
     from pipelines.serve.server import ServeOptions, run_server
-    from pipelines.serve.vllm import Launch
     from pipelines.settings import AnyFlow, TrackingConfig, load
 
-    options = ServeOptions(role, host, port, api_key_env, poll, with_base)
-    launch = Launch(student or "", arguments=tuple(vllm or ()))
+    options = ServeOptions(role, host, port, api_key_env, poll, with_base, student, arguments=tuple(vllm or ()))
     tracking = TrackingConfig()
     if config is not None:
         flow = load(config, AnyFlow)
         base = student or (flow.student if role == "student" else flow.teacher).model
-        tracking, launch = flow.tracking, launch._replace(base=base, device=flow.device, dtype=flow.dtype)
-    run_server(options, launch, tracking, work_dir)
+        tracking, options = flow.tracking, options._replace(base=base, device=flow.device, dtype=flow.dtype)
+    run_server(options, tracking, work_dir)
 
 
 config_app = typer.Typer(help="The configuration files.", no_args_is_help=True, rich_markup_mode=None)

@@ -242,10 +242,11 @@ def conclude(
     state = student.state.model_copy(update={"scores": {**student.state.scores, plan.night: accuracy or 0.0}})
     tags = {NIGHT_TAG: plan.night, MEMORY_TAG: state.memory.digest, "preceptor.student": night.loop.student_digest}
     with tempfile.TemporaryDirectory(dir=work_dir) as scratch:
-        version = lineage.register(
+        version = lineage.registry.register(
             "student",
             version_directory(student.directory, state, Path(scratch)),
             digest=student.adapter.digest,
+            run_id=lineage.run_id,
             tags=tags,
             metrics={} if accuracy is None else {"eval/new_accuracy": accuracy},
         )

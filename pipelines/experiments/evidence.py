@@ -139,7 +139,7 @@ def kept(results: Results) -> Interval | None:
     return kept_share_over_seeds([(there, here) for there, here in groups], np.random.default_rng(0))
 
 
-def _plain(value: float | None, digits: int) -> str:
+def _plain(value: float | None, digits: int = 0) -> str:
     return UNKNOWN if value is None else f"{value:,.{digits}f}"
 
 
@@ -151,9 +151,9 @@ def variants_table(evidence: Evidence) -> str:
     """Return accuracies by variant and seed, and mean self-edit lengths in tokens."""
     seeds, rows = evidence.seeds, []
     for name, label in evidence.labels(result.variants for result in seeds.values()).items():
-        cells = [percent_interval(result.variants.get(name)) for result in seeds.values()]
+        found = [*(result.variants.get(name) for result in seeds.values()), accuracy(seeds, name)]
         tokens = known_mean(result.edit_tokens.get(name) for result in seeds.values())
-        rows.append([label, *cells, percent_interval(accuracy(seeds, name)), _plain(tokens, 0)])
+        rows.append([label, *map(percent_interval, found), _plain(tokens)])
     return markdown_table(["accuracy, %", *(f"seed {seed}" for seed in seeds), "all seeds", "tokens"], rows)
 
 
@@ -173,12 +173,12 @@ def budgets_table(evidence: Evidence) -> str:
     """Return accuracies at equal token budgets, and the trained teacher's gains; empty without a curve."""
     results, rows = evidence.seeds, []
     labels = evidence.labels(result.curve for result in results.values())
-    for budget in sorted({point.budget for r in results.values() for curve in r.curve.values() for point in curve}):
-        found = [{n: p for n, curve in r.curve.items() for p in curve if p.budget == budget} for r in results.values()]
-        scores = [{name: point.document_accuracy for name, point in points.items()} for points in found]
+    curves = [[(name, point) for name, curve in r.curve.items() for point in curve] for r in results.values()]
+    for budget in sorted({point.budget for curve in curves for _, point in curve}):
+        scores = [{n: point.document_accuracy for n, point in curve if point.budget == budget} for curve in curves]
         cells = [percent_interval(pooled([by.get(name, {}).values() for by in scores], low=0.0)) for name in labels]
         rivals = [pooled([paired(by, TRAINED, name) for by in scores]) for name in labels if name != TRAINED]
-        rows.append([str(budget), *cells, *(points_interval(rival) for rival in rivals)])
+        rows.append([str(budget), *cells, *map(points_interval, rivals)])
     heads = [*labels.values(), *(f"trained − {label}" for name, label in labels.items() if name != TRAINED)]
     return markdown_table(["tokens allowed", *heads], rows) if rows else ""
 
@@ -199,12 +199,11 @@ def retention_table(evidence: Evidence) -> str:
     """Return forgetting on the retention probes by variant, and its difference between the teachers."""
     results, rows = evidence.seeds, []
     for name, label in evidence.labels(result.forgetting for result in results.values()).items():
-        cells = [points_interval(result.forgetting.get(name)) for result in results.values()]
         lost = pooled([result.document_forgetting.get(name, {}).values() for result in results.values()])
-        rows.append([label, *cells, points_interval(lost)])
+        rows.append([label, *map(points_interval, [*(r.forgetting.get(name) for r in results.values()), lost])])
     groups = [paired(result.document_forgetting, TRAINED, UNTRAINED) for result in results.values()]
-    alone = [points_interval(pooled([group], low=-2.0)) for group in groups]
-    rows.append(["trained − untrained", *alone, points_interval(pooled(groups, low=-2.0))])
+    found = [pooled(some, low=-2.0) for some in (*([group] for group in groups), groups)]
+    rows.append(["trained − untrained", *map(points_interval, found)])
     heads = ["forgetting, points", *(f"seed {seed}" for seed in results), "all seeds"]
     return markdown_table(heads, rows) if rows[1:] else ""
 
@@ -216,9 +215,9 @@ def transfer_table(evidence: Evidence) -> str:
     rows = []
     for name, label in evidence.labels(there).items():
         pair = accuracy(both, name), pooled([scores.get(name, {}).values() for scores in there], low=0.0)
-        rows.append([label, *(percent_interval(found) for found in pair)])
+        rows.append([label, *map(percent_interval, pair)])
     gains = pooled(differences(both)), pooled([paired(scores, TRAINED, UNTRAINED) for scores in there])
-    rows.append(["trained − untrained, points", *(points_interval(gain) for gain in gains)])
+    rows.append(["trained − untrained, points", *map(points_interval, gains)])
     rows.append(["share of this gain kept, %", UNKNOWN, percent_interval(kept(both))])
     return markdown_table(["accuracy, %", "student of the rewards", "another student"], rows) if both else ""
 
@@ -245,7 +244,7 @@ def arms_table(evidence: Evidence, heading: str) -> str:
         cells += [points_interval(lost), points_interval(less)]
         cells += [p_value(tests[name]) if name in tests else UNKNOWN, _reading(less)]
         minutes = known_mean(sum(run.seconds.values()) / 60 for run in runs)
-        rows.append([name, *cells, _plain(known_mean(run.inner_runs for run in runs), 0), _plain(minutes, 1)])
+        rows.append([name, *cells, _plain(known_mean(run.inner_runs for run in runs)), _plain(minutes, 1)])
     heads = ["", "trained, %", "trained − untrained, points", "forgetting of trained, points"]
     heads += [f"minus *{REFERENCE}*, points", "p, adjusted", "reading", "updates", "minutes"]
     return markdown_table(heads, rows)
@@ -267,13 +266,11 @@ def plot_intervals(rows: Mapping[str, tuple[Interval, Sequence[float]]], title: 
 def draw(evidence: Evidence, place: Path) -> dict[str, str]:
     """Save the plots in a directory; return their Markdown by name."""
     place.mkdir(parents=True, exist_ok=True)
-    seeds, drawn = evidence.seeds, {"variants": "Accuracy by variant"}
-    variants = {}
+    seeds, drawn, variants, intervals = evidence.seeds, {"variants": "Accuracy by variant"}, {}, {}
     for name, label in evidence.labels(result.variants for result in seeds.values()).items():
         if (found := accuracy(seeds, name)) is not None:
             variants[label] = found, [r.variants[name].mean for r in seeds.values() if name in r.variants]
     plot_intervals(variants, drawn["variants"], "questions answered exactly (%)", place / "variants.png")
-    intervals = {}
     for heading in evidence.arms:
         for name, groups in arm_differences(evidence, heading).items():
             if (found := pooled(groups)) is not None:

@@ -51,9 +51,7 @@ def build_micro(
             console.print(f"saved {directory}", highlight=False)
     places = own if shipped else [out, out]
     checks = [*check_world(places[0], world), *check_grids(places[1], grids)]
-    table = plain_table("Checks of the micro models")
-    for heading in ("check", "measured", "allowed", ""):
-        table.add_column(heading)
+    table = plain_table("Checks of the micro models", heads=("check", "measured", "allowed", ""))
     for check in checks:
         allowed = f"{check.low:.2f} to {check.high:.2f}"
         table.add_row(check.what, f"{check.value:.3f}", allowed, "ok" if check.passed else "FAILED")

@@ -12,14 +12,14 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from evaluation.common.data import digest_files
 from evaluation.common.errors import ConfigError, LineageError
-from pipelines.lineage.store import Store, has_store, lineage_errors, open_store, tag_filter
+from pipelines.lineage.store import Store, lineage_errors, open_store, tag_filter
 from pipelines.settings import TrackingConfig
 
 Role = Literal["teacher", "student"]
@@ -47,7 +47,6 @@ REPORT_FILE = "gate-report.md"
 LONGEST_DESCRIPTION = 5000
 """Characters that MLflow's databases take for a version's description."""
 _CUT = f"\n\n… (cut; the whole report is in `{REPORT_FILE}` among the version's files)"
-_POLICY_FILE = "policy.json"
 
 
 class VersionRecord(NamedTuple):
@@ -116,21 +115,14 @@ def parent_of(history: Mapping[int, VersionRecord], version: int, previous: int 
 class Registry:
     """Versions and aliases of the teacher and the student. Every method raises `LineageError` when the store fails."""
 
-    def __init__(self, store: Store, prefix: str, saved: Sequence[str] = ()) -> None:
-        """Use an open store; models are called `<prefix>-<role>`, and errors list what is `saved` already."""
-        self._store = store
-        self._prefix = prefix
-        self._saved = saved
+    def __init__(self, store: Store, prefix: str) -> None:
+        """Use an open store; models are called `<prefix>-<role>`."""
+        self._store, self._prefix = store, prefix
 
     @classmethod
     def open(cls, tracking: TrackingConfig, work_dir: Path) -> Registry:
         """Return the registry of a work directory, created if absent."""
         return cls(open_store(tracking, work_dir), tracking.registry_prefix)
-
-    @classmethod
-    def existing(cls, tracking: TrackingConfig, work_dir: Path) -> Registry | None:
-        """Return the registry, or None when there is none yet; creates nothing."""
-        return cls.open(tracking, work_dir) if has_store(tracking, work_dir) else None
 
     def name(self, role: Role) -> str:
         """Return the name of the registered model."""
@@ -165,14 +157,11 @@ class Registry:
             raise LineageError(f"registry: {str(directory)!r} has no adapter_config.json, so it is no adapter.")
         marks = {ADAPTER_TAG: digest, RUN_TAG: parent_run_id or run_id}
         name, client = self.name(role), self._store.client
-        with lineage_errors(f"register adapter {digest[:12]!r} as {name!r}", self._store.uri, self._saved):
+        with lineage_errors(f"register adapter {digest[:12]!r} as {name!r}", self._store.uri):
             found = client.search_model_versions(f"name = '{name}' and {tag_filter(marks)}", max_results=1)
-            if not found:
-                model = self._logged_model(role, directory, marks, run_id, metrics or {})
-                found = [self._create(name, model, {**tags, **marks}, run_id)]
-            version: str = found[0].version
-            client.set_registered_model_alias(name, CANDIDATE, version)
-        return int(version)
+            version = found[0] if found else self._create(role, directory, marks, tags, run_id, metrics or {})
+            client.set_registered_model_alias(name, CANDIDATE, version.version)
+        return int(version.version)
 
     def promote(
         self, role: Role, version: int, *, record: Mapping[str, str] | None = None, report: str | None = None
@@ -347,15 +336,22 @@ class Registry:
             report = report[: LONGEST_DESCRIPTION - len(_CUT)] + _CUT
         self._store.client.update_model_version(name, str(version), description=report)
 
-    def _logged_model(
-        self, role: Role, directory: Path, marks: Mapping[str, str], run_id: str, metrics: Mapping[str, float]
+    def _create(
+        self,
+        role: Role,
+        directory: Path,
+        marks: Mapping[str, str],
+        tags: Mapping[str, str],
+        run_id: str,
+        metrics: Mapping[str, float],
     ) -> Any:
-        """Return a finished LoggedModel with the files; one that a killed run left unfinished is finished."""
+        """Return a new version with the files; a LoggedModel that a killed run left unfinished is finished."""
         from mlflow.entities import LoggedModelOutput, Metric
+        from mlflow.exceptions import MlflowException
 
-        client = self._store.client
+        client, name = self._store.client, self.name(role)
         run = client.get_run(run_id)
-        experiment = run.info.experiment_id
+        experiment, outputs = run.info.experiment_id, run.outputs.model_outputs if run.outputs else []
         found = client.search_logged_models([experiment], filter_string=tag_filter(marks), max_results=1)
         new: dict[str, Any] = {"tags": dict(marks), "params": {"adapter_sha256": marks[ADAPTER_TAG]}}
         model = found[0] if found else client.create_logged_model(experiment, role, run_id, **new)
@@ -363,22 +359,16 @@ class Registry:
         at = model.creation_timestamp  # the same when this is repeated, so that no point is logged twice
         if metrics:
             client.log_batch(run_id, metrics=[Metric(k, v, at, 0, model_id=model.model_id) for k, v in metrics.items()])
-        if model.model_id not in {output.model_id for output in (run.outputs.model_outputs if run.outputs else [])}:
+        if model.model_id not in {output.model_id for output in outputs}:
             client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
-        return client.finalize_logged_model(model.model_id, "READY")
-
-    def _create(self, name: str, model: Any, tags: Mapping[str, str], run_id: str) -> Any:
-        """Create a version of a LoggedModel, and the registered model with the first."""
-        from mlflow.exceptions import MlflowException
-
-        client = self._store.client
+        client.finalize_logged_model(model.model_id, "READY")
         try:
             client.create_registered_model(name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         # The files' own place as source: a `models:/` source is looked up in MLflow's global store instead of this one.
-        tags = {**tags, _MODEL: model.model_id}
+        tags = {**tags, **marks, _MODEL: model.model_id}
         return client.create_model_version(name, model.artifact_location, run_id, tags, model_id=model.model_id)
 
 
@@ -414,9 +404,10 @@ def _adapter_digest(directory: Path) -> str:
     """Return the digest that a teacher was saved with, its files checked, or that of a student's adapter."""
     from student.adapters import load_adapter
 
-    if not (directory / _POLICY_FILE).is_file():
+    policy = directory / "policy.json"
+    if not policy.is_file():
         return load_adapter(directory).digest
-    record: dict[str, Any] = json.loads((directory / _POLICY_FILE).read_text(encoding="utf-8"))
+    record: dict[str, Any] = json.loads(policy.read_text(encoding="utf-8"))
     if digest_files(directory, ("adapter_model.safetensors", "optimizer.pt")) != record["files"]:
         raise ValueError(f"the digest of the files is not the recorded {record['files'][:12]!r}")
     return str(record["digest"])

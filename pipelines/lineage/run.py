@@ -11,15 +11,15 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from evaluation.common.data import digest_json
 from evaluation.statistics import Interval
 from evaluation.tasks import KnowledgeTask
 from pipelines.lineage import tables
-from pipelines.lineage.registry import Registry, Role
+from pipelines.lineage.registry import Registry
 from pipelines.lineage.store import (
     experiment,
     flatten_params,
@@ -41,15 +41,6 @@ _DIGEST_LENGTH, _LONGEST_TAG = 36, 5000
 """Longest data set digest, and tag, that MLflow takes."""
 NOTE = "mlflow.note.content"
 """Tag: Markdown that MLflow shows on the run's page."""
-
-
-class _Child(NamedTuple):
-    """The run of a unit."""
-
-    run_id: str
-    end: int
-    """In ms since 1970; the same each time the unit is logged."""
-    finished: bool
 
 
 class Lineage:
@@ -88,8 +79,7 @@ class Lineage:
             client.log_text(self.run_id, to_yaml(settings), "config.yaml")
         self._started: int = run.info.start_time
         self._digests: dict[str, str] = {}
-        self._saved: list[str] = [f"run {self.run_id!r}"]
-        self.registry = Registry(store, settings.tracking.registry_prefix, self._saved)
+        self.registry = Registry(store, settings.tracking.registry_prefix)
 
     def log_documents(self, name: Literal["train", "development", "test"], tasks: Sequence[KnowledgeTask]) -> None:
         """Log documents as a data set with a digest and as `documents/<name>.parquet`; without documents, nothing.
@@ -102,7 +92,7 @@ class Lineage:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         client, path = self.store.client, f"documents/{name}.parquet"
-        with self._saving(path), tempfile.TemporaryDirectory() as scratch:
+        with self._errors(path), tempfile.TemporaryDirectory() as scratch:
             tables.write_documents(tasks, Path(scratch) / path)
             client.log_artifact(self.run_id, str(Path(scratch) / path), "documents")
             uri = f"{client.get_run(self.run_id).info.artifact_uri}/{path}"
@@ -118,50 +108,43 @@ class Lineage:
 
     def log_round(self, record: Round, policy_dir: Path) -> None:
         """Log a round as a child run, and register its teacher, in PEFT's format, as the `candidate`."""
-        unit = f"round-{record.round:03d}"
-        with self._saving(unit):
-            tags = {"preceptor.round": str(record.round)}
-            child = self._child(unit, "round", unit, sum(record.seconds.values()), tags)
-            if child.finished:
+        unit, tags = f"round-{record.round:03d}", {"preceptor.round": str(record.round)}
+        with self._unit(unit, "round", unit, sum(record.seconds.values()), tags) as child:
+            if child is None:
                 return
-            metrics = tables.round_metrics(record)
-            self._log_metrics(child.run_id, metrics, child.end, record.round)
-            self._log_candidates(child.run_id, f"round={record.round:03d}", record.candidates)
+            (run_id, end), metrics = child, tables.round_metrics(record)
+            self._log_metrics(run_id, metrics, end, record.round)
+            self._log_candidates(run_id, f"round={record.round:03d}", record.candidates)
             version = self.registry.register(
                 "teacher",
                 policy_dir,
                 digest=record.learning.policy_digest,
-                run_id=child.run_id,
+                run_id=run_id,
                 parent_run_id=self.run_id,
                 tags={**tags, "preceptor.policy": record.learning.policy},
             )
-            self.store.client.set_tag(child.run_id, "preceptor.teacher_version", str(version))
-            self._log_metrics(self.run_id, metrics, child.end, record.round)
-            self._close(child)
+            self.store.client.set_tag(run_id, "preceptor.teacher_version", str(version))
+            self._log_metrics(self.run_id, metrics, end, record.round)
 
     def log_variant(self, record: VariantScores, interval: Interval | None, adapters: Mapping[str, Path]) -> None:
-        """Log a variant as a child run.
+        """Log a variant as a child run, with student adapters to keep, in PEFT's format, by document id.
 
-        Args:
-            record: Of the variant.
-            interval: Its accuracy over the documents that all variants share; None when they share none.
-            adapters: Student adapters to keep, in PEFT's format, by document id; they go to `adapters/<document id>`.
+        `interval` is its accuracy over the documents that all variants share; None when they share none.
         """
-        unit = f"variant-{record.name}"
-        with self._saving(unit):
-            child = self._child(unit, "variant", record.label, 0.0, {"preceptor.variant": record.name})
-            if child.finished:
+        tags = {"preceptor.variant": record.name}
+        with self._unit(f"variant-{record.name}", "variant", record.label, 0.0, tags) as child:
+            if child is None:
                 return
-            self._log_metrics(child.run_id, tables.variant_metrics(record, interval), child.end, 0)
-            self._log_candidates(child.run_id, f"variant={record.name}", record.candidates)
+            run_id, end = child
+            self._log_metrics(run_id, tables.variant_metrics(record, interval), end, 0)
+            self._log_candidates(run_id, f"variant={record.name}", record.candidates)
             for document_id, directory in adapters.items():
-                self.store.client.log_artifacts(child.run_id, str(directory), f"adapters/{_file_name(document_id)}")
-            self._close(child)
+                self.store.client.log_artifacts(run_id, str(directory), f"adapters/{_file_name(document_id)}")
 
     def log_comparison(self, comparison: VariantComparison, result: RunResult, figures: Sequence[Path]) -> None:
         """Log the comparison to the parent run: `result.json`, metrics, and image files under `plots/`."""
         client = self.store.client
-        with self._saving("comparison"):
+        with self._errors("comparison"):
             client.log_dict(self.run_id, result.model_dump(mode="json"), "result.json")
             for figure in figures:
                 client.log_artifact(self.run_id, str(figure), "plots")
@@ -170,7 +153,7 @@ class Lineage:
     def log_night(self, result: NightResult, report: str, page: Path) -> None:
         """Log a night to the parent run: metrics, self-edits, `result.json`, the gate's Markdown report, the page."""
         client = self.store.client
-        with self._saving("night"):
+        with self._errors("night"):
             client.log_dict(self.run_id, result.model_dump(mode="json"), "result.json")
             client.log_text(self.run_id, report, "gate-report.md")
             client.log_artifact(self.run_id, str(page))
@@ -179,42 +162,37 @@ class Lineage:
             client.set_tag(self.run_id, "preceptor.outcome", result.outcome)
             client.set_tag(self.run_id, NOTE, report)  # cut by MLflow at 8000 characters
 
-    def register(
-        self, role: Role, directory: Path, *, digest: str, tags: Mapping[str, str], metrics: Mapping[str, float]
-    ) -> int:
-        """Register an adapter that the parent run made, such as a student; see `Registry.register`."""
-        with self._saving(f"{role} {digest[:12]}"):
-            return self.registry.register(
-                role, directory, digest=digest, run_id=self.run_id, tags=tags, metrics=metrics
-            )
-
     def finish(self, status: Literal["FINISHED", "FAILED"]) -> None:
         """End the parent run; incomplete units are marked as failed."""
         client = self.store.client
-        with self._saving("end"):
+        with self._errors("end"):
             begun = f"tags.`{_PARENT}` = '{self.run_id}' and attributes.status = 'RUNNING'"
             for child in client.search_runs([self.experiment_id], begun):
                 client.set_terminated(child.info.run_id, status="FAILED")
             client.set_terminated(self.run_id, status=status)
 
+    def _errors(self, part: str) -> AbstractContextManager[None]:
+        return lineage_errors(f"log {part!r} of run {self.run_id!r}", self.store.uri)
+
     @contextmanager
-    def _saving(self, part: str) -> Iterator[None]:
-        """Record `part` as saved at the end; a LineageError before lists what was saved."""
-        with lineage_errors(f"log {part!r} of run {self.run_id!r}", self.store.uri, self._saved):
-            yield
-        self._saved.append(part)
+    def _unit(
+        self, unit: str, kind: str, name: str, seconds: float, tags: Mapping[str, str]
+    ) -> Iterator[tuple[str, int] | None]:
+        """Yield id and end (ms since 1970) of the run of a unit that took `seconds`; None if it is finished.
 
-    def _child(self, unit: str, kind: str, name: str, seconds: float, tags: Mapping[str, str]) -> _Child:
-        """Return the run of a unit that took `seconds` and has just ended, created if absent."""
-        client, took = self.store.client, round(1000 * seconds)
-        mark = {_PARENT: self.run_id, _UNIT: unit}
-        found = client.search_runs([self.experiment_id], tag_filter(mark), max_results=1)
-        begun, tags = int(1000 * time.time()) - took, {**mark, "preceptor.kind": kind, **tags}
-        run = found[0] if found else client.create_run(self.experiment_id, begun, tags, run_name=name)
-        return _Child(run.info.run_id, run.info.start_time + took, run.info.status == "FINISHED")
-
-    def _close(self, child: _Child) -> None:
-        self.store.client.set_terminated(child.run_id, status="FINISHED", end_time=child.end)
+        The run is created if absent, with an end that is now, and the same each time the unit is logged.
+        """
+        client, took, mark = self.store.client, round(1000 * seconds), {_PARENT: self.run_id, _UNIT: unit}
+        with self._errors(unit):
+            found = client.search_runs([self.experiment_id], tag_filter(mark), max_results=1)
+            if found and found[0].info.status == "FINISHED":
+                yield None
+                return
+            begun, tags = int(1000 * time.time()) - took, {**mark, "preceptor.kind": kind, **tags}
+            run = found[0] if found else client.create_run(self.experiment_id, begun, tags, run_name=name)
+            end = run.info.start_time + took
+            yield run.info.run_id, end
+            client.set_terminated(run.info.run_id, status="FINISHED", end_time=end)
 
     def _log_metrics(self, run_id: str, metrics: Mapping[str, float], at: int, step: int) -> None:
         """Log metrics with a given time: repeating them adds no points."""

@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -109,10 +109,10 @@ def experiment(store: Store, name: str) -> str:
 
 
 @contextmanager
-def lineage_errors(action: str, uri: str, saved: Sequence[str] = ()) -> Iterator[None]:
+def lineage_errors(action: str, uri: str) -> Iterator[None]:
     """Turn whatever MLflow, its database or its files raise into `LineageError`; no password in `uri` is shown.
 
-    `action` follows "could not"; `saved` lists the parts of the run that the store already holds.
+    `action` follows "could not".
     """
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -122,12 +122,9 @@ def lineage_errors(action: str, uri: str, saved: Sequence[str] = ()) -> Iterator
     except (MlflowException, SQLAlchemyError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         shown = re.sub(r"//[^@/]*@", "//***@", uri)
-        listed = ", ".join(saved) or "nothing of this run"
-        if len(saved) > 6:
-            listed = f"{', '.join(saved[:2])} … {', '.join(saved[-2:])} ({len(saved)} in all)"
         raise LineageError(
-            f"lineage: could not {action} in the store {shown!r}: {reason}. Saved already: {listed}. "
-            "Check that the store can be reached and has room, then repeat the command: it resumes from there."
+            f"lineage: could not {action} in the store {shown!r}: {reason}. What was logged before is kept. Check that "
+            "the store can be reached and has room, then repeat the command: it resumes from there."
         ) from error
 
 

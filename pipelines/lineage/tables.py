@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,13 +25,6 @@ _LEARNING = ("examples", "tokens", "loss", "kl", "entropy", "clip_fraction", "gr
 _NIGHT = ("new_before", "new_after", "probes_base", "probes_before", "probes_after")
 
 Metrics = dict[str, float]
-
-
-class Table(TypedDict):
-    """What `MlflowClient.load_table` reads and the run's page shows."""
-
-    columns: list[str]
-    data: list[list[Any]]
 
 
 _CANDIDATE_COLUMNS: dict[str, tuple[str, Callable[[Candidate], Any]]] = {
@@ -114,25 +107,15 @@ def _storable(value: Any) -> Any:
     return [_storable(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def best_candidates(candidates: Iterable[Candidate]) -> Table:
-    """Return the candidates with the highest rewards, best first, at most `TOP_CANDIDATES`."""
-    scored = [(c.reward, c) for c in candidates if c.reward is not None]
-    scored.sort(key=lambda pair: (-pair[0], pair[1].edit.document_id, pair[1].edit.index))
-    columns = ["document_id", "index", "reward", "base_reward", "accuracy", "probability", "weight", "text"]
-    data = [
-        [
-            c.edit.document_id,
-            c.edit.index,
-            reward,
-            c.base_reward,
-            known_mean(r.accuracy for r in c.replicates),
-            known_mean(r.mean_probability for r in c.replicates),
-            c.weight,
-            _storable(c.edit.text),
-        ]
-        for reward, c in scored[:TOP_CANDIDATES]
-    ]
-    return Table(columns=columns, data=data)
+def best_candidates(candidates: Iterable[Candidate]) -> dict[str, list[Any]]:
+    """Return the `TOP_CANDIDATES` highest rewards, best first, as MLflow's tables: `columns` and `data`."""
+    scored = [(-c.reward, c.edit.document_id, c.edit.index, c) for c in candidates if c.reward is not None]
+    best = [c for *_, c in sorted(scored, key=lambda row: row[:3])[:TOP_CANDIDATES]]
+    columns = {name: _CANDIDATE_COLUMNS[name][1] for name in ("document_id", "index", "reward", "base_reward")}
+    columns["accuracy"] = lambda c: known_mean(r.accuracy for r in c.replicates)
+    columns["probability"] = lambda c: known_mean(r.mean_probability for r in c.replicates)
+    columns |= {name: _CANDIDATE_COLUMNS[name][1] for name in ("weight", "text")}
+    return {"columns": list(columns), "data": [[_storable(of(c)) for of in columns.values()] for c in best]}
 
 
 def round_metrics(record: Round) -> Metrics:

@@ -220,41 +220,32 @@ def closing(
 ) -> str:
     """Return what follows the table: summary, caveats, artifacts and next steps, in at most twelve lines.
 
-    Args:
-        result: With its `notes`; those that do not fit are counted.
-        work_dir: As given on the command line.
-        config_path: As given on the command line.
-        overrides: As given on the command line.
-        figures: Directory of the plots.
+    Paths and overrides are those of the command line; `figures` is the directory of the plots. Notes of the result that
+    do not fit are counted.
     """
     config, work = shlex.quote(str(config_path)), shlex.quote(str(work_dir))
     settings = "".join(f" --set {shlex.quote(override)}" for override in (*overrides, f"seed={result.seed + 1}"))
-    artifacts = [f"MLflow run {result.mlflow_run_id}"] + ([] if figures is None else [f"plots in {figures}"])
     last = [
-        *_labelled("Artifacts", [" " * _LABEL + place for place in artifacts]),
+        f"Artifacts   MLflow run {result.mlflow_run_id}",
+        *([] if figures is None else [f"            plots in {figures}"]),
         "Next steps  all figures, then the same with another seed:",
         f"  preceptor ui --work-dir {work}",
         f"  preceptor train-teacher {config} --work-dir {work}{settings}",
     ]
-    summary = _labelled("Summary", _fitted(list(_summary(result)), 5, ""))
-    caveats = _labelled("Caveats", _fitted(result.notes, _LINES - len(last) - len(summary), "- "))
-    return "\n".join([*summary, *caveats, *last])
+    summary = _section("Summary", list(_summary(result)), 5)
+    return "\n".join([*summary, *_section("Caveats", result.notes, _LINES - len(last) - len(summary), "- "), *last])
 
 
-def _labelled(label: str, lines: Sequence[str]) -> list[str]:
-    """Return indented lines with a label in front of the first."""
-    return [label.ljust(_LABEL) + lines[0][_LABEL:], *lines[1:]] if lines else []
-
-
-def _fitted(items: Sequence[str], most: int, bullet: str) -> list[str]:
-    """Return items in wrapped lines, `most` at most; the last line counts those that do not fit."""
+def _section(label: str, items: Sequence[str], most: int, bullet: str = "") -> list[str]:
+    """Return items in wrapped lines behind a label, `most` at most; the last line counts those that do not fit."""
     lines: list[str] = []
     for i, item in enumerate(items):
         mine = wrapped(item, " " * _LABEL + bullet, " " * (_LABEL + len(bullet)))
         if len(lines) + len(mine) > most - (i + 1 < len(items)):
-            return [*lines, f"{' ' * _LABEL}{bullet}{len(items) - i} more in result.json of the MLflow run"]
+            lines.append(f"{' ' * _LABEL}{bullet}{len(items) - i} more in result.json of the MLflow run")
+            break
         lines += mine
-    return lines
+    return [label.ljust(_LABEL) + lines[0][_LABEL:], *lines[1:]] if lines else []
 
 
 def _summary(result: RunResult) -> Iterator[str]:

@@ -63,11 +63,7 @@ def model_size(
 ) -> ModelSize | None:
     """Return the size of a checkpoint from the headers of its safetensors files; None without such files.
 
-    Args:
-        name: Directory, hub id, or the name of a shipped model.
-        rank: LoRA rank R; a layer's adapter has R * (D_in + D_out) parameters.
-        targets: See `UpdateRecipe.target_modules`.
-        depth: See `UpdateRecipe.depth`.
+    A layer's adapter of rank R has R * (D_in + D_out) parameters; for `targets` and `depth` see `UpdateRecipe`.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -118,18 +114,9 @@ class CostEstimate(NamedTuple):
     teacher: ModelSize | None
     """None where it is not known without a download."""
     student: ModelSize | None
-    samples: int
-    """Self-edits of the teacher."""
-    updates: int
-    """Adapters trained."""
-    update_steps: int
-    """Optimizer steps of all updates."""
-    update_tokens: int
-    """Training tokens of all updates, over all epochs, without padding."""
-    teacher_steps: int
-    """Optimizer steps of the teacher."""
-    learning_tokens: int
-    """Completion tokens that the teacher learns from, over all epochs."""
+    counts: dict[str, int]
+    """By quantity, over all epochs: self-edits, updates, optimizer steps, training tokens without padding, and tokens
+    that the teacher learns from."""
     endpoints: tuple[EndpointCost, ...]
     flops: dict[str, float] | None
     """Useful FLOPs by stage; None where a model's size is not known."""
@@ -198,6 +185,7 @@ def estimate(
     totals = {kind: sum(step.total for step in found) for kind, found in kinds.items()}
     samples = sum(step.total for step in kinds["sample"] if step.writer == "teacher")
     recipe, learning = settings.student.update, settings.teacher.learning
+    minibatches = sum(math.ceil(step.total / learning.minibatch_size) for step in kinds["learn"])
     written, flops = settings.teacher.sampling.max_new_tokens, None
     teacher = model_size(settings.teacher.model, settings.teacher.policy.rank, "all-linear")
     student = model_size(settings.student.model, recipe.rank, recipe.target_modules, recipe.depth)
@@ -217,12 +205,14 @@ def estimate(
     return CostEstimate(
         teacher=teacher,
         student=student,
-        samples=samples,
-        updates=totals["update"],
-        update_steps=update_steps,
-        update_tokens=update_tokens,
-        teacher_steps=sum(learning.epochs * math.ceil(s.total / learning.minibatch_size) for s in kinds["learn"]),
-        learning_tokens=totals["learn"] * written * learning.epochs,
+        counts={
+            "Self-edits sampled": samples,
+            "Student updates": totals["update"],
+            "Student optimizer steps": update_steps,
+            "Student training tokens": update_tokens,
+            "Teacher optimizer steps": learning.epochs * minibatches,
+            "Teacher learning tokens": totals["learn"] * written * learning.epochs,
+        },
         endpoints=tuple(_endpoints(kinds, settings, external)),
         flops=flops,
     )
@@ -258,12 +248,7 @@ def cost_table(cost: CostEstimate, settings: LoopSettings) -> Table:
     rows = {
         "Teacher": f"{settings.teacher.model}, {_parameters(cost.teacher)}",
         "Student": f"{settings.student.model}, {_parameters(cost.student)}",
-        "Self-edits sampled": f"{cost.samples:,}",
-        "Student updates": f"{cost.updates:,}",
-        "Student optimizer steps": f"{cost.update_steps:,}",
-        "Student training tokens": f"{cost.update_tokens:,}",
-        "Teacher optimizer steps": f"{cost.teacher_steps:,}",
-        "Teacher learning tokens": f"{cost.learning_tokens:,}",
+        **{quantity: f"{count:,}" for quantity, count in cost.counts.items()},
         **{f"Endpoint: {each.role}": each.text for each in cost.endpoints},
     }
     total = 0.0 if cost.flops is None else sum(cost.flops.values())

@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import httpx
 import typer
@@ -56,9 +56,8 @@ _RETRY_POLLS = 12
 """After a failure the registry is polled so much more rarely."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServeOptions:
-    """Whose champion is served, where, and to whom."""
+class ServeOptions(NamedTuple):
+    """Whose champion is served, where, to whom and on what."""
 
     role: Role = "student"
     host: str = LOOPBACK
@@ -70,6 +69,12 @@ class ServeOptions:
     """Time between two looks at the registry."""
     with_base: bool = False
     """Also answer as the base, under its own name."""
+    base: str | None = None
+    """None for the one that the champion's run recorded."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    arguments: tuple[str, ...] = ()
+    """Appended to vLLM's command line."""
 
 
 def read_api_key(host: str, variable: str | None) -> str | None:
@@ -97,7 +102,7 @@ def read_api_key(host: str, variable: str | None) -> str | None:
     return key
 
 
-def run_server(options: ServeOptions, launch: Launch, tracking: TrackingConfig, work_dir: Path) -> None:
+def run_server(options: ServeOptions, tracking: TrackingConfig, work_dir: Path) -> None:
     """Serve the champion of a registry until a signal comes.
 
     Raises:
@@ -119,7 +124,7 @@ def run_server(options: ServeOptions, launch: Launch, tracking: TrackingConfig, 
             "with --port or --host."
         ) from error
     with listener, tempfile.TemporaryDirectory(prefix="serving-", dir=work_dir) as files:
-        server = Server(options, launch, Registry.open(tracking, work_dir), key, Path(files).resolve())
+        server = Server(options, Registry.open(tracking, work_dir), key, Path(files).resolve())
         port, host = listener.getsockname()[1], f"[{options.host}]" if ":" in options.host else options.host
         log = work_dir / f"vllm-{port}.log"
         log.unlink(missing_ok=True)
@@ -151,19 +156,18 @@ class Server:
 
     vllm: VllmServer
 
-    def __init__(
-        self, options: ServeOptions, launch: Launch, registry: Registry, key: str | None, directory: Path
-    ) -> None:
+    def __init__(self, options: ServeOptions, registry: Registry, key: str | None, directory: Path) -> None:
         """Fetch the first champion into `directory`; `key` is the clients'."""
         self._options, self._registry, self._key, self._directory = options, registry, key, directory
         self._wanted: int | None = (number := registry.number(options.role, CHAMPION))
-        self.base = launch.base or registry.recorded_model(options.role, number) or ""
+        self.base = options.base or registry.recorded_model(options.role, number) or ""
         if not self.base:
             raise ConfigError(f"serve: the run of version {number} recorded no base. Name it with --student.")
         self._loads, self._retiring = 0, set[asyncio.Task[None]]()
         self.first = self._fetch(number)
         modules = tuple(sorted({name.rpartition(".")[2] for name in self.first.adapter.factors}))
-        self._launch = launch._replace(base=self.base, rank=self.first.adapter.rank, modules=modules)
+        rank = self.first.adapter.rank
+        self._launch = Launch(self.base, rank, modules, options.device, options.dtype, options.arguments)
         self.current: Version | None = None
         """Gets new requests; replaced in one step."""
         self.base_name: str | None = None  # vLLM's name of the adapter that stands for the base

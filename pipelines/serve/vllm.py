@@ -51,12 +51,11 @@ _PROBE_TOKENS = 16
 class Launch(NamedTuple):
     """What a server is started for."""
 
-    base: str = ""
-    """As `load_checkpoint` takes it; empty for the one that the champion's run recorded."""
-    rank: int = 0
-    """Largest rank of an adapter, in [1, 512]: the first champion's, unless `arguments` have `--max-lora-rank`. On a
-    CPU every request costs this rank."""
-    modules: tuple[str, ...] = ()
+    base: str
+    """As `load_checkpoint` takes it."""
+    rank: int
+    """Largest rank of an adapter, in [1, 512], unless `arguments` have another. On a CPU every request costs it."""
+    modules: tuple[str, ...]
     """Ends of the names of the layers that adapters may have, such as `q_proj`. Without them vLLM wraps the output head
     as well, and a request for a prompt's log-probabilities kills it on a CPU (seen with 0.32)."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -98,13 +97,7 @@ class VllmServer:
     @classmethod
     @asynccontextmanager
     async def start(cls, launch: Launch, log: Path, hidden: str | None = None) -> AsyncIterator[VllmServer]:
-        """Start a server that is gone afterwards.
-
-        Args:
-            launch: What it is started for.
-            log: For its output.
-            hidden: Environment variable that it does not get.
-        """
+        """Start a server that is gone afterwards, its output in `log`, without the environment variable `hidden`."""
         port, key = free_port(), secrets.token_hex(32)
         environment = {**_ENVIRONMENT, **(_CPU_ENVIRONMENT if launch.device == "cpu" else {}), **os.environ}
         environment.pop(hidden or "", None)
@@ -207,13 +200,9 @@ class Proof(NamedTuple):
 
 
 def compare(probes: Sequence[Probe], written: Sequence[Written], tolerance: float, *, zero: bool = False) -> Proof:
-    """Return whether vLLM answers as the registered adapter does.
+    """Return whether vLLM answers as the registered adapter does, with log-probabilities within a tolerance in nats.
 
-    Args:
-        probes: With the reference answers.
-        written: vLLM's answers, in order.
-        tolerance: Largest difference of a token's log-probability, in nats.
-        zero: The adapter's product is zero in every layer, so nothing can tell it from the base.
+    The product of a `zero` adapter is zero in every layer, so nothing can tell it from the base.
     """
     pairs = [_difference(probe, answer, tolerance) for probe, answer in zip(probes, written, strict=True)]
     worst, count = max(difference for difference, _ in pairs), len(pairs)

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from pipelines.cli import app
 from pipelines.lineage.run import Lineage
 from pipelines.process import prepare_process
 from pipelines.settings import Settings, StudentModel
@@ -60,6 +62,18 @@ def work_dir(tmp_path: Path, empty_store: Path) -> Path:
 @pytest.fixture
 def open_run(work_dir: Path) -> Callable[..., Lineage]:
     return partial(open_lineage, work_dir)
+
+
+@pytest.fixture
+def preceptor(work_dir: Path) -> Callable[..., str]:
+    """Run a command on the work directory and return what it prints."""
+
+    def run(*arguments: str) -> str:
+        done = CliRunner().invoke(app, [*arguments, "--work-dir", str(work_dir)], env={"COLUMNS": "140"})
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    return run
 
 
 @pytest.fixture

@@ -206,7 +206,7 @@ def register(lineage: Lineage, adapter: Adapter, memory: ExternalMemory, place: 
     directory = save_adapter(adapter, place)
     memory.save(directory / MEMORY_FILE)
     tags = {MEMORY_TAG: memory.digest}
-    return lineage.register("student", directory, digest=adapter.digest, tags=tags, metrics={})
+    return lineage.registry.register("student", directory, digest=adapter.digest, tags=tags, run_id=lineage.run_id)
 
 
 def test_rollback_restores_every_answer_memory_included(

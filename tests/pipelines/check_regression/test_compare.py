@@ -190,7 +190,9 @@ def test_teachers_are_opened_from_a_directory_and_from_the_registry(
     assert (own["candidate"].adapter_digest, own["baseline"].adapter_digest) == (policy.digest, None)
     assert own["candidate"].accuracy != own["baseline"].accuracy  # the adapter writes, at another rank than the suite's
     lineage: Lineage = open_run()
-    version = lineage.register("teacher", place / "teacher", digest=policy.digest, tags={}, metrics={})
+    version = lineage.registry.register(
+        "teacher", place / "teacher", digest=policy.digest, tags={}, run_id=lineage.run_id
+    )
     Registry.open(TrackingConfig(), work_dir).promote("teacher", version)
     suite = load_suite(place / "suite.yaml")
     found = compare_subjects(suite, "version:teacher@champion", f"teacher:{place}/teacher", work_dir).subjects

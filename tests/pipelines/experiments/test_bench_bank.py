@@ -33,12 +33,9 @@ def test_measure_alternates_the_order_of_the_sides() -> None:
     assert seconds == ([1.0, 4.0, 5.0], [2.0, 3.0, 6.0])
 
 
-def test_bank_and_sequential_loop_do_the_same_work(model: str) -> None:
+def test_bank_and_sequential_loop_do_the_same_work_and_leave_the_base_unchanged(model: str) -> None:
     *_, apart = bench_bank.open_sides(model, 2)
     assert 0 < apart < 1e-4
-
-
-def test_sequential_loop_leaves_the_base_unchanged(model: str) -> None:
     base, requests = bench_bank.open_work(model, 2)
     before = {name: weight.clone() for name, weight in base.state_dict().items()}
     starts = bench_bank.first_weights(base, requests)

@@ -51,7 +51,7 @@ def registry(open_run: Open, work_dir: Path, tmp_path: Path) -> Registry:
     for number in range(4):
         adapter = make_adapter(number)
         place = save_adapter(adapter, tmp_path / f"teacher-{number}")
-        lineage.register("teacher", place, digest=adapter.digest, tags={}, metrics={})
+        lineage.registry.register("teacher", place, digest=adapter.digest, tags={}, run_id=lineage.run_id)
     return Registry.open(TRACKING, work_dir)
 
 
@@ -164,24 +164,22 @@ def test_rollback_without_champion_or_reason_is_refused(registry: Registry) -> N
     assert registry.history("student") == []
 
 
-def test_rollback_and_versions_commands(registry: Registry, work_dir: Path) -> None:
-    def call(*arguments: str) -> str:
-        told = CliRunner().invoke(app, [*arguments, "--work-dir", str(work_dir)], env={"COLUMNS": "140"})
-        assert told.exit_code == 0, told.output
-        return told.output
-
-    assert "No version of the student" in call("versions")
+def test_rollback_and_versions_commands(registry: Registry, preceptor: Callable[..., str], work_dir: Path) -> None:
+    assert "No version of the student" in preceptor("versions")
     registry.promote("teacher", 1)
     registry.promote("teacher", 2, record=RECORD)
-    told = call("rollback", "--role", "teacher", "--because", "It forgot.")
-    assert "Version 1 of the teacher is the champion again; version 2 was rolled back because: It forgot." in told
-    shown = call("versions", "--role", "teacher")
+    said = preceptor("rollback", "--role", "teacher", "--because", "It forgot.")
+    assert "Version 1 of the teacher is the champion again; version 2 was rolled back because: It forgot." in said
+    shown = preceptor("versions", "--role", "teacher")
     rows = {line.split("│")[1].strip(): line for line in shown.splitlines() if line.startswith("│")}
     assert "champion" in rows["1"]
     assert all(word in rows["2"] for word in ("promote", "It forgot."))
     assert CliRunner().invoke(app, ["rollback", "--work-dir", str(work_dir)]).exit_code == 2
-    nowhere = CliRunner().invoke(app, ["rollback", "--because", "x", "--work-dir", str(work_dir / "nowhere")])
-    assert isinstance(nowhere.exception, ConfigError)
+    for arguments in (["rollback", "--because", "x"], ["promote", "teacher", "1"]):
+        nowhere = CliRunner().invoke(app, [*arguments, "--work-dir", str(work_dir / "nowhere")])
+        assert isinstance(nowhere.exception, ConfigError)
+        assert "holds no runs" in str(nowhere.exception)
+    assert not (work_dir / "nowhere").exists()
 
 
 # Where it leads, whatever happened before
