@@ -9,24 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from evaluation.common.errors import ConfigError, InputError, PreceptorError
+from evaluation.common.storage import write_atomically
 from pipelines.ask import ask
 from pipelines.check_regression.command import check_regression
 from pipelines.doctor import doctor
-from pipelines.experiments.micro_models import AnyRole
+from pipelines.experiments.micro_models import build_micro
 from pipelines.inbox.command import app as inbox_app
-from pipelines.process import JsonFile, WorkDir, prepare_process
+from pipelines.process import JsonFile, WorkDir, plain_errors, prepare_process
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from pipelines.lineage.registry import Registry
-    from pipelines.train_teacher.config import TrainTeacherConfig
-
-EXIT_FAILED = 1
-"""A run started and failed."""
-EXIT_MISUSE = 2
-"""Configuration, documents or arguments were refused; nothing was started."""
 
 app = typer.Typer(
     name="preceptor",
@@ -58,12 +52,19 @@ def train_teacher(
 
     The same command goes on where a killed run was, in the same MLflow run.
     """
-    from pipelines.settings import load
+    from pipelines.settings import load, to_yaml
     from pipelines.train_teacher.config import TrainTeacherConfig
 
     settings = load(config, TrainTeacherConfig, set_ or ())
     if dry_run:
-        _print_dry_run(settings)
+        from rich.console import Console
+
+        from pipelines.reports.costs import cost_table, estimate
+        from pipelines.train_teacher.plan import plan_run
+
+        sys.stdout.write(to_yaml(settings))
+        cost = estimate(plan_run(settings), settings, settings.data, settings.external_sampling)
+        Console().print(cost_table(cost, settings))
         return
     from pipelines.process import exclusive, hide_own_tracebacks
 
@@ -117,22 +118,7 @@ def adapt_student(
 
 def _write_json(file: Path | None, result: BaseModel) -> None:
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
-
-
-def _print_dry_run(settings: TrainTeacherConfig) -> None:
-    """Print the resolved configuration and the estimate."""
-    from rich.console import Console
-
-    from pipelines.reports.costs import cost_table, estimate
-    from pipelines.settings import to_yaml
-    from pipelines.train_teacher.plan import plan_run
-
-    sys.stdout.write(to_yaml(settings))
-    Console().print(
-        cost_table(estimate(plan_run(settings), settings, settings.data, settings.external_sampling), settings)
-    )
+        write_atomically(file, result.model_dump_json(indent=2) + "\n")
 
 
 @app.command("promote")
@@ -143,9 +129,9 @@ def promote(
     work_dir: WorkDir = Path(".preceptor"),
 ) -> None:
     """Make a registered version the champion; promoting the previous one is a rollback."""
-    found = _registry(config, work_dir).promote(role, version)
-    before = "there was none before" if found.previous is None else f"the previous one is version {found.previous}"
-    sys.stdout.write(f"Version {found.champion} of the {role} is the champion; {before}.\n")
+    previous = _registry(config, work_dir).promote(role, version)
+    before = "there was none before" if previous is None else f"the previous one is version {previous}"
+    sys.stdout.write(f"Version {version} of the {role} is the champion; {before}.\n")
     if role == "student":
         sys.stdout.write(f"To serve it: preceptor serve --work-dir {shlex.quote(str(work_dir))}\n")
 
@@ -190,9 +176,8 @@ def versions(role: RoleOption = "student", config: FlowFile = None, work_dir: Wo
     if not history:
         sys.stdout.write(f"No version of the {role} is registered in {str(work_dir)!r}.\n")
         return
-    table = Table(title=f"Versions of the {role} (times in UTC)")
-    for heading in ("version", "aliases", "gate", "replaced", "created", "rolled back because"):
-        table.add_column(heading)
+    heads = ("version", "aliases", "gate", "replaced", "created", "rolled back because")
+    table = Table(*heads, title=f"Versions of the {role} (times in UTC)")
     for record in history:
         replaced = "" if record.parent is None else str(record.parent)
         created, aliases = f"{record.created:%Y-%m-%d %H:%M}", ", ".join(record.aliases)
@@ -228,14 +213,11 @@ def serve(
     ] = None,
     role: RoleOption = "student",
     poll: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds between two looks at the registry.")] = 5.0,
-    max_rank: Annotated[
-        int | None, typer.Option(min=1, max=512, help="Largest LoRA rank of champions to come [the champion's].")
-    ] = None,
     with_base: Annotated[bool, typer.Option("--with-base", help="Also serve the base, under its own name.")] = False,
-    tolerance: Annotated[
-        float | None, typer.Option(min=0, help="Largest difference of log-probabilities in the proof, in nats.")
+    vllm: Annotated[
+        list[str] | None,
+        typer.Argument(help="Arguments of vLLM, after `--`, such as --max-lora-rank for higher ranks to come."),
     ] = None,
-    vllm: Annotated[list[str] | None, typer.Argument(help="Further arguments of vLLM, after `--`.")] = None,
 ) -> None:
     """Serve the registry's champion as the model `champion` behind vLLM's OpenAI server, until Ctrl-C.
 
@@ -243,38 +225,15 @@ def serve(
     restart; a version that fails stays out, and /health says why.
     """
     from pipelines.serve.server import ServeOptions, run_server
-    from pipelines.serve.vllm import Launch
     from pipelines.settings import AnyFlow, TrackingConfig, load
 
-    options = ServeOptions(role, host, port, api_key_env, poll, with_base)
-    launch = Launch(student or "", max_rank or 0, tolerance=tolerance, arguments=tuple(vllm or ()))
+    options = ServeOptions(role, host, port, api_key_env, poll, with_base, student, arguments=tuple(vllm or ()))
     tracking = TrackingConfig()
     if config is not None:
         flow = load(config, AnyFlow)
         base = student or (flow.student if role == "student" else flow.teacher).model
-        tracking, launch = flow.tracking, launch._replace(base=base, device=flow.device, dtype=flow.dtype)
-    run_server(options, launch, tracking, work_dir)
-
-
-@app.command("build-micro")
-def build_micro(
-    out: Annotated[Path, typer.Option("--out", help="Directory that gets a directory for each model.")] = Path(
-        "build/micro"
-    ),
-    seed: Annotated[int, typer.Option(min=0, help="Of initial weights and texts.")] = 0,
-    check_only: Annotated[bool, typer.Option("--check-only", help="Check the models in --out; build nothing.")] = False,
-    shipped: Annotated[bool, typer.Option("--shipped", help="Check the models that ship with the package.")] = False,
-    role: Annotated[
-        AnyRole | None, typer.Option("--role", help="This model alone; without it the two of the knowledge domain.")
-    ] = None,
-) -> None:
-    """Rebuild micro models from a seed and print the checks that they must pass."""
-    prepare_process()
-    from rich.console import Console
-
-    from pipelines.experiments.micro_models import build_and_check
-
-    build_and_check(Console(), out, seed, role, check_only=check_only, shipped=shipped)
+        tracking, options = flow.tracking, options._replace(base=base, device=flow.device, dtype=flow.dtype)
+    run_server(options, tracking, work_dir)
 
 
 config_app = typer.Typer(help="The configuration files.", no_args_is_help=True, rich_markup_mode=None)
@@ -316,6 +275,7 @@ def ui(
     open_dashboards(work_dir, mlflow_port=mlflow_port, prefect_port=prefect_port)
 
 
+app.command("build-micro")(build_micro)
 app.command("doctor")(doctor)
 app.command("check-regression")(check_regression)
 app.command("ask")(ask)
@@ -323,16 +283,10 @@ app.add_typer(inbox_app, name="inbox")
 app.add_typer(config_app, name="config")
 
 
+@plain_errors()
 def main() -> None:
-    """Run the command line; the project's own errors become one message and an exit code."""
-    try:
-        app()
-    except (ConfigError, InputError) as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(EXIT_MISUSE)
-    except PreceptorError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(EXIT_FAILED)
+    """Run the command line."""
+    app()
 
 
 if __name__ == "__main__":

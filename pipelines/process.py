@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 from filelock import FileLock, Timeout
 
-from evaluation.common.errors import ConfigError, LineageError, PreceptorError
+from evaluation.common.errors import ConfigError, InputError, LineageError, PreceptorError
 
 WorkDir = Annotated[Path, typer.Option("--work-dir", help="Directory for records, adapters and the embedded stores.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result for scripts to this file.")]
@@ -87,6 +87,16 @@ def prepare_process(work_dir: Path | None = None) -> None:
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _STOP_SECONDS = 10.0
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """End the process with a message for the project's own errors; exit code 2: misuse, nothing was started; else 1."""
+    try:
+        yield
+    except PreceptorError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(2 if isinstance(error, ConfigError | InputError) else 1)
 
 
 @asynccontextmanager

@@ -10,8 +10,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -31,26 +31,22 @@ _ENVIRONMENT = {
 }
 
 
-@contextmanager
-def start_vllm_server(
-    model_dir: Path, *, served_name: str, extra_args: Sequence[str] = (), env: Mapping[str, str] | None = None
-) -> Iterator[str]:
-    """Yield the base URL of a running server; it is gone afterwards, even when the tests are killed.
+@pytest.fixture(scope="session")
+def vllm_micro_teacher() -> Iterator[str]:
+    """Base URL of a server that holds the shipped micro teacher under the name `MICRO_TEACHER`.
 
-    Args:
-        model_dir: A Hugging Face checkpoint.
-        served_name: How requests name the model.
-        extra_args: Further arguments of the server.
-        env: Further environment variables.
-
-    Raises:
-        AssertionError: The server did not start; the message holds the end of its log.
+    It is gone afterwards, even when the tests are killed.
     """
+    from evaluation.common.checkpoints import resolve_model
+
     port = free_port()
     # The module, since `vllm serve` looks for a distribution called vllm, and the CPU build has another name.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_dir)]
-    command += ["--served-model-name", served_name, "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
-    command += ["--enforce-eager", "--max-num-seqs", "16", "--generation-config", "vllm", *extra_args]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", resolve_model(MICRO_TEACHER)]
+    command += ["--served-model-name", MICRO_TEACHER, "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
+    command += ["--enforce-eager", "--max-num-seqs", "16", "--generation-config", "vllm"]
+    # Without this a weak model fills its completion with blanks. (The `guidance` backend of vLLM 0.32 rejected this
+    # model's own tokens, and the server answered 500.)
+    command += ["--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}']
     with tempfile.TemporaryDirectory(prefix="vllm-") as directory:
         log_path = Path(directory) / "log"
         with log_path.open("wb") as log:
@@ -58,7 +54,7 @@ def start_vllm_server(
                 command,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **_ENVIRONMENT, **(env or {})},
+                env={**os.environ, **_ENVIRONMENT},
                 start_new_session=True,
                 preexec_fn=end_with_parent,  # so that a kill of the tests ends the server as well
             )
@@ -72,19 +68,6 @@ def start_vllm_server(
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait(60)
-
-
-@pytest.fixture(scope="session")
-def vllm_micro_teacher() -> Iterator[str]:
-    """Base URL of a server that holds the shipped micro teacher under the name `MICRO_TEACHER`."""
-    from evaluation.common.checkpoints import resolve_model
-
-    # Without this a weak model fills its completion with blanks. (The `guidance` backend of vLLM 0.32 rejected this
-    # model's own tokens, and the server answered 500.)
-    arguments = ["--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}']
-    model = Path(resolve_model("micro-teacher"))
-    with start_vllm_server(model, served_name=MICRO_TEACHER, extra_args=arguments) as base_url:
-        yield base_url
 
 
 def _await_health(process: subprocess.Popen[bytes], url: str, log_path: Path) -> None:

@@ -33,8 +33,7 @@ from pipelines.adapt_student.state import StudentVersion, student_label, version
 from pipelines.execution import code_digest, content_key
 from pipelines.inbox.questions import write_questions
 from pipelines.inbox.store import INBOX_FILE, InboxStore
-from pipelines.lineage.promotions import DATA_TAG, DECISION_TAG, NO_PARENT, PARENT_TAG
-from pipelines.lineage.registry import MEMORY_TAG, Registry
+from pipelines.lineage.registry import DATA_TAG, DECISION_TAG, MEMORY_TAG, NO_PARENT, PARENT_TAG, Registry
 from pipelines.lineage.run import Lineage
 from pipelines.loop.loop import Loop
 from pipelines.models import open_student
@@ -97,7 +96,7 @@ def run_night(config: NightConfig, work_dir: Path, flow_run: str, console: Conso
         reporter.say(f"{plan.night}: {new} of {student_label(parent.number)}")
         key = content_key(config, "night", [config.digest, plan.model_dump(mode="json")])
         run_name = f"{config.name} {plan.night}"
-        lineage = Lineage.of_flow(config, work_dir, kind=FLOW_NAME, run_name=run_name, key=key, flow_run=flow_run)
+        lineage = Lineage(config, work_dir, kind=FLOW_NAME, run_name=run_name, key=key, flow_run=flow_run)
         lineage.log_documents("train", [planned.task for planned in plan.documents])
         try:
             result = _adapt(Night(config, loop, plan, parent), lineage, {stage.name: stage for stage in stages})
@@ -213,13 +212,14 @@ def conclude(
     state = student.state.model_copy(update={"scores": {**student.state.scores, plan.night: accuracy or 0.0}})
     tags = {NIGHT_TAG: plan.night, MEMORY_TAG: state.memory.digest, "preceptor.student": night.loop.student_digest}
     with tempfile.TemporaryDirectory(dir=work_dir) as scratch:
-        version = lineage.register(
+        version = lineage.registry.register(
             "student",
             version_directory(student.directory, state, Path(scratch)),
             digest=student.adapter.digest,
+            run_id=lineage.run_id,
             tags=tags,
             metrics={} if accuracy is None else {"eval/new_accuracy": accuracy},
-        ).version
+        )
     report = f"{plan.night}: promoted without a gate.\n" if result.gate is None else report_markdown(result.gate)
     if result.outcome == "promoted":
         record = {

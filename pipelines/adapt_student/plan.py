@@ -32,6 +32,7 @@ from pipelines.adapt_student.state import (
 from pipelines.inbox.documents import InboxDocument, Route
 from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.lineage.registry import CHAMPION, Registry
+from pipelines.lineage.store import has_store
 from pipelines.plan import Plan, Stage, Step, UpdateSize
 from pipelines.process import prepare_process
 from pipelines.records import Record
@@ -240,7 +241,7 @@ class DryRun(NamedTuple):
 def dry_run(config: NightConfig, work_dir: Path) -> DryRun:
     """Return what the next night in a work directory, which need not exist, would do; changes nothing."""
     prepare_process()
-    registry = Registry.existing(config.tracking, work_dir)
+    registry = Registry.open(config.tracking, work_dir) if has_store(config.tracking, work_dir) else None
     parent = None if registry is None else registry.aliases("student").get(CHAMPION)
     state, inbox = _held(registry, parent, work_dir), read_inbox(work_dir)
     unasked = {document.id for document in inbox.unasked} if config.questions is not None else set()

@@ -24,8 +24,7 @@ from student.memory import MEMORY_FILE, ExternalMemory, MemoryEntry
 from teacher.self_edit import SelfEdit
 
 if TYPE_CHECKING:
-    from pipelines.lineage.promotions import Rollback
-    from pipelines.lineage.registry import Registry
+    from pipelines.lineage.registry import Registry, Rollback
     from student.adapters import Adapter
 
 STATE_FILE = "night.json"

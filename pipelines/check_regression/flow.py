@@ -17,8 +17,7 @@ from evaluation.statistics import POWER
 from pipelines.check_regression.compare import compare_subjects
 from pipelines.check_regression.suite import RegressionSuite
 from pipelines.check_regression.verdict import Outcome, RegressionReport
-from pipelines.execution import code_digest
-from pipelines.lineage.run import log_finished
+from pipelines.lineage.run import NOTE, log_finished
 from pipelines.lineage.store import run_tags
 from pipelines.process import embedded_flow
 from pipelines.reports import format
@@ -56,14 +55,8 @@ def check_regression(
 def _log(suite: RegressionSuite, report: RegressionReport, work_dir: Path, flow_run: str) -> str:
     """Log a report as a run of its own, and return the run's id."""
     page = regression_markdown(report)
-    tags = run_tags(
-        kind=FLOW_NAME,
-        seed=report.limits.seed,
-        config_digest=suite.digest,
-        code_digest=code_digest(),
-        flow_run_id=flow_run,
-        note=page,
-    ) | {"preceptor.outcome": report.outcome}
+    tags = run_tags(suite, FLOW_NAME, flow_run)
+    tags |= {"preceptor.seed": str(report.limits.seed), "preceptor.outcome": report.outcome, NOTE: page}
     metrics = {f"change/{check.name}": check.estimate for check in report.checks}
     for name, subject in report.subjects.items():
         adapter = subject.adapter_digest or "base"

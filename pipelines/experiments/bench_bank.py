@@ -17,9 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +25,6 @@ ROOT = Path(__file__).resolve().parents[2]
 LINES, LENGTHS = 6, (8, 16)
 """Training sequences per adapter, and the range of their lengths in tokens."""
 RECIPE = {"rank": 8, "alpha": 16.0, "learning_rate": 5e-3, "epochs": 16, "batch_size": 16}
-# In checkouts of different age, the newest first.
-_BANKS = ("student.bank.bank:LoraBank", "student.lora_bank:LoraBank")
-_REQUESTS = ("student.updates:UpdateRequest", "student.updates:UpdateJob")
-_SEQUENCES = ("student.updates:TrainingSequence", "student.sequences:TrainingSequence")
 
 Side = Callable[[], float]
 """Trains all adapters once and returns the seconds."""
@@ -39,20 +33,22 @@ Side = Callable[[], float]
 def make_requests(adapters: int, vocabulary: int) -> list[Any]:
     """Return updates of all linear layers on random tokens with loss on each."""
     from student.config import UpdateRecipe
+    from student.updates import TrainingSequence, UpdateRequest
 
-    request, sequence = _first_of(_REQUESTS), _first_of(_SEQUENCES)
     generator, recipe = random.Random(0), UpdateRecipe.model_validate(RECIPE)
     made = []
     for number in range(adapters):
         lines = [[generator.randrange(vocabulary) for _ in range(generator.randint(*LENGTHS))] for _ in range(LINES)]
-        sequences = tuple(sequence(tuple(line), (True,) * len(line)) for line in lines)
-        made.append(request(f"random#{number}", sequences, recipe, number))
+        sequences = tuple(TrainingSequence(tuple(line), (True,) * len(line)) for line in lines)
+        made.append(UpdateRequest(f"random#{number}", sequences, recipe, number))
     return made
 
 
 def train_in_bank(model: Any, requests: Sequence[Any]) -> list[Any]:
     """Return the adapters of a bank that is opened and closed; raises RuntimeError if an update failed."""
-    with _first_of(_BANKS)(model, base_digest="") as bank:
+    from student.bank.bank import LoraBank
+
+    with LoraBank(model, base_digest="") as bank:
         results = bank.train(requests)
     if failed := [result for result in results if result.adapter is None]:
         raise RuntimeError(f"bench_bank: update {failed[0].key!r} failed, {failed[0].outcome}: {failed[0].detail}.")
@@ -66,20 +62,26 @@ def train_sequentially(model: Any, requests: Sequence[Any], starts: Sequence[Any
     """
     from peft import LoraConfig, get_peft_model
 
-    wrapped: Any = None
+    recipe = requests[0].recipe
+    config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(starts[0].factors))
+    wrapped: Any = get_peft_model(model, config, adapter_name="update-0").eval()
     trained = []
     for number, (request, start) in enumerate(zip(requests, starts, strict=False)):
-        name, recipe = f"update-{number}", request.recipe
-        config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(start.factors))
-        if wrapped is None:
-            wrapped = get_peft_model(model, config, adapter_name=name).eval()
-        else:
-            wrapped.add_adapter(name, config)
-            wrapped.set_adapter(name)
+        if number:
+            wrapped.add_adapter(f"update-{number}", config)
+            wrapped.set_adapter(f"update-{number}")
             wrapped.delete_adapter(f"update-{number - 1}")
-        trained.append(_train_adapter(wrapped, name, request, start))
+        trained.append(_train_adapter(wrapped, f"update-{number}", request, start))
     wrapped.unload()
     return trained
+
+
+def first_weights(model: Any, requests: Sequence[Any]) -> list[Any]:
+    """Return the adapters that the bank starts from."""
+    from student.bank.bank import LoraBank
+
+    with LoraBank(model, base_digest="") as bank:
+        return [bank.no_change(request.recipe, request.seed) for request in requests]
 
 
 def _train_adapter(wrapped: Any, name: str, request: Any, start: Any) -> dict[str, tuple[Any, Any]]:
@@ -115,34 +117,25 @@ def open_sides(place: str, adapters: int) -> tuple[Side, Side, float]:
     """Return bank and sequential loop after a warm-up, and the relative distance of their first weight changes B A."""
     import torch
 
-    model, requests = _open(place, adapters)
-    with _first_of(_BANKS)(model, base_digest="") as bank:
-        starts = [bank.no_change(request.recipe, request.seed) for request in requests]
+    model, requests = open_work(place, adapters)
+    starts = first_weights(model, requests)
     ends = train_in_bank(model, requests)[0].factors, train_sequentially(model, requests[:1], starts)[0]
     changes = [torch.cat([(b @ a).flatten() for _, (a, b) in sorted(factors.items())]) for factors in ends]
     apart = float((changes[0] - changes[1]).norm() / changes[1].norm())
-    works = partial(train_in_bank, model, requests), partial(train_sequentially, model, requests, starts)
-    return partial(_timed, works[0]), partial(_timed, works[1]), apart
+    bank, loop = partial(train_in_bank, model, requests), partial(train_sequentially, model, requests, starts)
+    return partial(_timed, bank), partial(_timed, loop), apart
 
 
-def open_child(tree: Path, place: str, adapters: int, stack: ExitStack) -> tuple[Side, str]:
-    """Return a checkout's bank in a child process, after a warm-up, and the digests of its adapters."""
+def time_worker(tree: Path, place: str, adapters: int, digests: set[str]) -> float:
+    """Return the seconds of a checkout's bank in its own process, after a warm-up; add its adapters' digests."""
     command = [sys.executable, "-P", __file__, "--worker", "--model", place, "--adapters", str(adapters)]
     environment = {**os.environ, "PYTHONPATH": str(tree)}
-    child = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    stack.enter_context(child)  # closes stdin, which ends the child, and waits
-
-    def next_answer() -> Any:
-        line = child.stdout.readline() if child.stdout else ""
-        if not line:
-            raise RuntimeError(f"bench_bank: the bank of {tree} failed; its error is above. Is it a checkout?")
-        return json.loads(line)
-
-    def side() -> float:
-        print("run", file=child.stdin, flush=True)
-        return float(next_answer())
-
-    return side, str(next_answer())
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise RuntimeError(f"bench_bank: the bank of {tree} failed; its error is above. Is it a checkout?")
+    seconds, digest = json.loads(done.stdout)
+    digests.add(digest)
+    return float(seconds)
 
 
 def measure(names: tuple[str, str], sides: tuple[Side, Side], pairs: int) -> tuple[list[float], list[float]]:
@@ -173,47 +166,42 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--adapters", type=int, default=64, help="trained in each run [64]")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
-    if chosen.pairs < 2 or chosen.adapters < 1:
-        parser.error("--pairs must be at least 2 and --adapters at least 1")
+    if chosen.pairs < 2:
+        parser.error("--pairs must be at least 2")
     if chosen.worker:
-        _serve(chosen.model, chosen.adapters)
+        # An editable installation would import this tree's modules.
+        sys.meta_path[:] = [e for e in sys.meta_path if not getattr(e, "__module__", "").startswith("__editable__")]
+        work = partial(train_in_bank, *open_work(chosen.model, chosen.adapters))
+        digest = " ".join(adapter.digest for adapter in work())
+        print(json.dumps([_timed(work), digest]))
         return
     from evaluation.common.checkpoints import resolve_model
     from pipelines.reports.format import markdown_table
 
-    place = resolve_model(chosen.model)
-    with ExitStack() as stack:
-        if chosen.against is None:
-            *sides, apart = open_sides(place, chosen.adapters)
-            names, note = ("bank", "sequential PEFT loop"), f"Relative distance of their weight changes: {apart:.1e}."
-        else:
-            ours, digest = open_child(ROOT, place, chosen.adapters, stack)
-            theirs, other = open_child(chosen.against.resolve(), place, chosen.adapters, stack)
-            sides, names = [ours, theirs], ("this tree", str(chosen.against))
-            note = f"Their adapters are {'bit-equal' if digest == other else 'not equal'}."
+    place, adapters, digests = resolve_model(chosen.model), chosen.adapters, set[str]()
+    if chosen.against is None:
+        *sides, apart = open_sides(place, adapters)
+        names, note = ("bank", "sequential PEFT loop"), f"Relative distance of their weight changes: {apart:.1e}."
         seconds = measure(names, (sides[0], sides[1]), chosen.pairs)
+    else:
+        ours, theirs = (partial(time_worker, t, place, adapters, digests) for t in (ROOT, chosen.against.resolve()))
+        names = "this tree", str(chosen.against)
+        seconds = measure(names, (ours, theirs), chosen.pairs)
+        note = f"Their adapters are {'bit-equal' if len(digests) == 1 else 'not equal'}."
     rows = []
     for name, taken in zip(names, seconds, strict=True):
-        each = [one / chosen.adapters for one in taken]
+        each = [one / adapters for one in taken]
         rows.append([name, f"{statistics.median(each):.3g} [{min(each):.3g}, {max(each):.3g}]"])
     print(markdown_table(["side", "seconds per adapter, median [lowest, highest]"], rows))
     ratio, low, high = speed_ratio(*seconds)
     print(f"\nspeedup of {names[0]} over {names[1]}: {ratio:.2f} [{low:.2f}, {high:.2f}]. {note}")
 
 
-def _serve(place: str, adapters: int) -> None:
-    """Print the adapters' digests, then the seconds of a run for each line of stdin."""
-    # An editable installation would import this tree's modules.
-    sys.meta_path[:] = [one for one in sys.meta_path if not getattr(one, "__module__", "").startswith("__editable__")]
-    work = partial(train_in_bank, *_open(place, adapters))
-    print(json.dumps(" ".join(adapter.digest for adapter in work())), flush=True)
-    for _ in sys.stdin:
-        print(json.dumps(_timed(work)), flush=True)
-
-
-def _open(place: str, adapters: int) -> tuple[Any, list[Any]]:
+def open_work(place: str, adapters: int) -> tuple[Any, list[Any]]:
     """Return the frozen base and the updates."""
-    import_module("pipelines.process").prepare_process()
+    from pipelines.process import prepare_process
+
+    prepare_process()
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(place, dtype="float32").eval().requires_grad_(False)
@@ -225,14 +213,6 @@ def _timed(work: Callable[[], object]) -> float:
     begun = time.perf_counter()
     work()
     return time.perf_counter() - begun
-
-
-def _first_of(places: Sequence[str]) -> Any:
-    """Return the first `module:name` that this checkout has."""
-    for module, _, name in (place.partition(":") for place in places):
-        with suppress(ModuleNotFoundError, AttributeError):
-            return getattr(import_module(module), name)
-    raise RuntimeError(f"bench_bank: found none of {', '.join(places)}. Add its location in this checkout.")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evaluation.common.errors import ConfigError, InputError, PreceptorError
+from evaluation.common.errors import ConfigError
 from evaluation.common.storage import write_atomically
 from evaluation.statistics import (
     Interval,
@@ -30,9 +30,10 @@ from evaluation.statistics import (
     sign_flip_test,
 )
 from pipelines.experiments.grid import REFERENCE, SEEDS, GridPlan, PlannedRun, planned_runs, read_result, run_all
+from pipelines.process import plain_errors
 from pipelines.records import RunResult
 from pipelines.reports.format import UNKNOWN, markdown_table, p_value, percent, percent_interval, points_interval
-from pipelines.reports.plots import BLUE, GREY, INK, new_figure, save_figure
+from pipelines.reports.plots import GREY, INK, draw_interval, new_figure, save_figure
 from pipelines.settings import load
 from pipelines.train_teacher.config import TrainTeacherConfig
 
@@ -64,18 +65,15 @@ class Evidence(NamedTuple):
     """Of the first seed."""
     seeds: Results
     """At least one."""
+    reference: Results
+    """Runs with the common settings of the arms alone."""
     arms: dict[str, dict[str, dict[int, RunResult]]]
-    """By heading, name and seed; the reference under `REFERENCE` twice."""
+    """By heading, name and seed; none without the reference."""
     missing: Sequence[str]
     """Runs without a result."""
     days: tuple[str, str]
     """Of the first and the last result."""
     command: str
-
-    @property
-    def headings(self) -> list[str]:
-        """Of the tables of arms, which need the reference."""
-        return [heading for heading in self.arms if heading != REFERENCE] if REFERENCE in self.arms else []
 
     def labels(self, found: Iterable[Iterable[str]]) -> dict[str, str]:
         """Return variants -> labels, in the order of the configuration."""
@@ -146,7 +144,7 @@ def kept(results: Results) -> Interval | None:
     return kept_share_over_seeds([(there, here) for there, here in groups], np.random.default_rng(0))
 
 
-def _plain(value: float | None, digits: int) -> str:
+def _plain(value: float | None, digits: int = 0) -> str:
     return UNKNOWN if value is None else f"{value:,.{digits}f}"
 
 
@@ -158,9 +156,9 @@ def variants_table(evidence: Evidence) -> str:
     """Return accuracies by variant and seed, and mean self-edit lengths in tokens."""
     seeds, rows = evidence.seeds, []
     for name, label in evidence.labels(result.variants for result in seeds.values()).items():
-        cells = [percent_interval(result.variants.get(name)) for result in seeds.values()]
+        found = [*(result.variants.get(name) for result in seeds.values()), accuracy(seeds, name)]
         tokens = known_mean(result.edit_tokens.get(name) for result in seeds.values())
-        rows.append([label, *cells, percent_interval(accuracy(seeds, name)), _plain(tokens, 0)])
+        rows.append([label, *map(percent_interval, found), _plain(tokens)])
     return markdown_table(["accuracy, %", *(f"seed {seed}" for seed in seeds), "all seeds", "tokens"], rows)
 
 
@@ -180,12 +178,12 @@ def budgets_table(evidence: Evidence) -> str:
     """Return accuracies at equal token budgets, and the trained teacher's gains; empty without a curve."""
     results, rows = evidence.seeds, []
     labels = evidence.labels(result.curve for result in results.values())
-    for budget in sorted({point.budget for r in results.values() for curve in r.curve.values() for point in curve}):
-        found = [{n: p for n, curve in r.curve.items() for p in curve if p.budget == budget} for r in results.values()]
-        scores = [{name: point.document_accuracy for name, point in points.items()} for points in found]
+    curves = [[(name, point) for name, curve in r.curve.items() for point in curve] for r in results.values()]
+    for budget in sorted({point.budget for curve in curves for _, point in curve}):
+        scores = [{n: point.document_accuracy for n, point in curve if point.budget == budget} for curve in curves]
         cells = [percent_interval(pooled([by.get(name, {}).values() for by in scores], low=0.0)) for name in labels]
         rivals = [pooled([paired(by, TRAINED, name) for by in scores]) for name in labels if name != TRAINED]
-        rows.append([str(budget), *cells, *(points_interval(rival) for rival in rivals)])
+        rows.append([str(budget), *cells, *map(points_interval, rivals)])
     heads = [*labels.values(), *(f"trained − {label}" for name, label in labels.items() if name != TRAINED)]
     return markdown_table(["tokens allowed", *heads], rows) if rows else ""
 
@@ -206,12 +204,11 @@ def retention_table(evidence: Evidence) -> str:
     """Return forgetting on the retention probes by variant, and its difference between the teachers."""
     results, rows = evidence.seeds, []
     for name, label in evidence.labels(result.forgetting for result in results.values()).items():
-        cells = [points_interval(result.forgetting.get(name)) for result in results.values()]
         lost = pooled([result.document_forgetting.get(name, {}).values() for result in results.values()])
-        rows.append([label, *cells, points_interval(lost)])
+        rows.append([label, *map(points_interval, [*(r.forgetting.get(name) for r in results.values()), lost])])
     groups = [paired(result.document_forgetting, TRAINED, UNTRAINED) for result in results.values()]
-    alone = [points_interval(pooled([group], low=-2.0)) for group in groups]
-    rows.append(["trained − untrained", *alone, points_interval(pooled(groups, low=-2.0))])
+    found = [pooled(some, low=-2.0) for some in (*([group] for group in groups), groups)]
+    rows.append(["trained − untrained", *map(points_interval, found)])
     heads = ["forgetting, points", *(f"seed {seed}" for seed in results), "all seeds"]
     return markdown_table(heads, rows) if rows[1:] else ""
 
@@ -223,39 +220,36 @@ def transfer_table(evidence: Evidence) -> str:
     rows = []
     for name, label in evidence.labels(there).items():
         pair = accuracy(both, name), pooled([scores.get(name, {}).values() for scores in there], low=0.0)
-        rows.append([label, *(percent_interval(found) for found in pair)])
+        rows.append([label, *map(percent_interval, pair)])
     gains = pooled(differences(both)), pooled([paired(scores, TRAINED, UNTRAINED) for scores in there])
-    rows.append(["trained − untrained, points", *(points_interval(gain) for gain in gains)])
+    rows.append(["trained − untrained, points", *map(points_interval, gains)])
     rows.append(["share of this gain kept, %", UNKNOWN, percent_interval(kept(both))])
     return markdown_table(["accuracy, %", "student of the rewards", "another student"], rows) if both else ""
 
 
 def arm_differences(evidence: Evidence, heading: str) -> dict[str, list[list[float]]]:
     """Return the trained teacher's accuracy minus the reference's, by arm, seed and document."""
-    reference = evidence.arms[REFERENCE][REFERENCE]
     found = {}
     for name, arm in evidence.arms[heading].items():
-        pairs = [(arm[s].document_accuracy, reference[s].document_accuracy) for s in sorted(set(arm) & set(reference))]
-        found[name] = [paired({"arm": a[TRAINED], "reference": b[TRAINED]}, "arm", "reference") for a, b in pairs]
+        runs = [(arm[seed], evidence.reference[seed]) for seed in sorted(set(arm) & set(evidence.reference))]
+        scores = [{"arm": a.document_accuracy[TRAINED], "reference": b.document_accuracy[TRAINED]} for a, b in runs]
+        found[name] = [paired(each, "arm", "reference") for each in scores]
     return {name: groups for name, groups in found.items() if groups and all(groups)}
 
 
 def arms_table(evidence: Evidence, heading: str) -> str:
     """Return the arms of a heading and their reference; p-values are Holm-corrected within the table."""
     groups = arm_differences(evidence, heading)
-    pooled_groups = {name: list(itertools.chain.from_iterable(by_seed)) for name, by_seed in groups.items()}
-    tests = adjusted({name: sign_flip_test(values) for name, values in pooled_groups.items()})
+    tests = adjusted({name: sign_flip_test([*itertools.chain(*by_seed)]) for name, by_seed in groups.items()})
     rows = []
-    for name, results in {**evidence.arms[REFERENCE], **evidence.arms[heading]}.items():
+    for name, results in {REFERENCE: evidence.reference, **evidence.arms[heading]}.items():
         runs, less = list(results.values()), pooled(groups.get(name, []))
         lost = pooled([run.document_forgetting.get(TRAINED, {}).values() for run in runs])
-        cells = [
-            percent_interval(accuracy(results, TRAINED)),
-            *map(points_interval, (pooled(differences(results)), lost, less)),
-        ]
+        cells = [percent_interval(accuracy(results, TRAINED)), points_interval(pooled(differences(results)))]
+        cells += [points_interval(lost), points_interval(less)]
         cells += [p_value(tests[name]) if name in tests else UNKNOWN, _reading(less)]
         minutes = known_mean(sum(run.seconds.values()) / 60 for run in runs)
-        rows.append([name, *cells, _plain(known_mean(run.inner_runs for run in runs), 0), _plain(minutes, 1)])
+        rows.append([name, *cells, _plain(known_mean(run.inner_runs for run in runs)), _plain(minutes, 1)])
     heads = ["", "trained, %", "trained − untrained, points", "forgetting of trained, points"]
     heads += [f"minus *{REFERENCE}*, points", "p, adjusted", "reading", "updates", "minutes"]
     return markdown_table(heads, rows)
@@ -266,11 +260,8 @@ def plot_intervals(rows: Mapping[str, tuple[Interval, Sequence[float]]], title: 
     figure = new_figure(8.2, 1.5 + 0.42 * len(rows), title, "mean with 95 % interval; dots: single seeds")
     axes = figure.subplots()
     for place, (found, dots) in enumerate(rows.values()):
-        mean, low, high = (100 * end for end in (found.mean, found.low, found.high))
         axes.scatter([100 * dot for dot in dots], [place + 0.3] * len(dots), s=14, color=GREY, linewidths=0)
-        axes.plot([low, high], [place, place], color=BLUE, linewidth=3.0, solid_capstyle="butt")
-        axes.plot(mean, place, "o", color=BLUE, markersize=7.5, markeredgecolor="white")
-        axes.text(1.02, place, f"{mean:.1f}", transform=axes.get_yaxis_transform(), va="center", fontweight="bold")
+        draw_interval(axes, place, found)
     axes.axvline(0.0, color=INK, linewidth=1)
     axes.set(ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)), yticklabels=list(rows), xlabel=axis)
     axes.grid(axis="x", color="#E4E4E4", linewidth=0.8)
@@ -280,14 +271,12 @@ def plot_intervals(rows: Mapping[str, tuple[Interval, Sequence[float]]], title: 
 def draw(evidence: Evidence, place: Path) -> dict[str, str]:
     """Save the plots in a directory; return their Markdown by name."""
     place.mkdir(parents=True, exist_ok=True)
-    seeds, drawn = evidence.seeds, {"variants": "Accuracy by variant"}
-    variants = {}
+    seeds, drawn, variants, intervals = evidence.seeds, {"variants": "Accuracy by variant"}, {}, {}
     for name, label in evidence.labels(result.variants for result in seeds.values()).items():
         if (found := accuracy(seeds, name)) is not None:
             variants[label] = found, [r.variants[name].mean for r in seeds.values() if name in r.variants]
     plot_intervals(variants, drawn["variants"], "questions answered exactly (%)", place / "variants.png")
-    intervals = {}
-    for heading in evidence.headings:
+    for heading in evidence.arms:
         for name, groups in arm_differences(evidence, heading).items():
             if (found := pooled(groups)) is not None:
                 intervals[name] = found, [float(np.mean(group)) for group in groups]
@@ -326,7 +315,7 @@ def write_document(evidence: Evidence, out: Path) -> Path:
         "Another student": transfer_table(evidence),
         "What each setting is worth": pictures.get("arms", ""),
     }
-    sections |= {heading: arms_table(evidence, heading) for heading in evidence.headings}
+    sections |= {heading: arms_table(evidence, heading) for heading in evidence.arms}
     parts = ["# Evidence", _runs(evidence), *(f"## {title}\n\n{text}" for title, text in sections.items() if text)]
     return write_atomically(path, "\n\n".join(parts) + "\n")
 
@@ -362,17 +351,20 @@ def gather(runs: Sequence[PlannedRun], config: Path, command: str) -> Evidence:
     arms: dict[str, dict[str, dict[int, RunResult]]] = {}
     for run, result in found:
         arms.setdefault(run.group, {}).setdefault(run.name, {})[run.seed] = result
+    seeds, reference = arms.pop(SEEDS)[""], arms.pop(REFERENCE, {}).get(REFERENCE, {})
     days = [f"{datetime.fromtimestamp(run.result.stat().st_mtime, UTC):%Y-%m-%d}" for run, _ in found]
     return Evidence(
         config=load(config, TrainTeacherConfig, first.overrides),
-        seeds=arms.pop(SEEDS)[""],
-        arms=arms,
+        seeds=seeds,
+        reference=reference,
+        arms=arms if reference else {},
         missing=[run.label for run in runs if not any(run is one for one, _ in found)],
         days=(min(days), max(days)),
         command=command,
     )
 
 
+@plain_errors()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a plan and write the document."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.experiments.evidence", description=__doc__)
@@ -385,17 +377,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     places = ["--work-dir", str(given.work_dir), "--out", str(given.out)]
     command = shlex.join(["python", "-m", "pipelines.experiments.evidence", str(given.plan), *places])
-    try:
-        plan = load(given.plan, GridPlan)
-        config = given.plan.parent / plan.config
-        runs = planned_runs(plan, config, given.work_dir)
-        wanted = [run for run in runs if given.only is None or (given.only == "seeds") == (run.group == SEEDS)]
-        if given.only != "document":
-            run_all(plan, config, wanted, given.work_dir, command, lambda line: print(line, flush=True))
-        print(f"saved {write_document(gather(runs, config, command), given.out)}")
-    except PreceptorError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2 if isinstance(error, (ConfigError, InputError)) else 1)
+    plan = load(given.plan, GridPlan)
+    config = given.plan.parent / plan.config
+    runs = planned_runs(plan, config, given.work_dir)
+    wanted = [run for run in runs if given.only is None or (given.only == "seeds") == (run.group == SEEDS)]
+    if given.only != "document":
+        run_all(plan, config, wanted, given.work_dir, command, lambda line: print(line, flush=True))
+    print(f"saved {write_document(gather(runs, config, command), given.out)}")
 
 
 if __name__ == "__main__":

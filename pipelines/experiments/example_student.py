@@ -11,16 +11,21 @@ import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evaluation.common.data import derive_seed
 from evaluation.common.errors import ConfigError, UpdateError
-from pipelines.check_regression.suite import RegressionSuite, SuiteContent, load_content
+from pipelines.check_regression.suite import RegressionSuite, SuiteContent, check_pins, load_content
+from pipelines.process import plain_errors, prepare_process
 from pipelines.settings import load
 
 if TYPE_CHECKING:
     from student.adapters import Adapter
     from teacher.self_edit import SelfEdit
+
+# The upper half's MLPs take half the time of all layers.
+LAYERS: dict[str, Any] = {"target_modules": ("gate_proj", "up_proj", "down_proj"), "depth": (0.5, 1.0)}
+RECIPE = {"rank": 16, "alpha": 32.0, "learning_rate": 5e-3, "epochs": 12, "batch_size": 16, "max_steps": 10_000}
 
 
 def lines_for(suite: RegressionSuite, content: SuiteContent, seed: int, left_out: float = 0.0) -> SelfEdit:
@@ -51,17 +56,7 @@ def train_student(suite: RegressionSuite, content: SuiteContent, seed: int, left
     from student.config import UpdateRecipe
     from student.updates import make_request
 
-    # The upper half's MLPs take half the time of all layers.
-    recipe = UpdateRecipe(
-        rank=16,
-        alpha=32.0,
-        learning_rate=5e-3,
-        epochs=12,
-        batch_size=16,
-        max_steps=10_000,
-        target_modules=("gate_proj", "up_proj", "down_proj"),
-        depth=(0.5, 1.0),
-    )
+    recipe = UpdateRecipe.model_validate(RECIPE | LAYERS)
     ref = ModelRef.of(suite.student, suite)
     student, edit = open_student(ref), lines_for(suite, content, seed, left_out)
     document, form = content.tasks[0].document, suite.answer_format
@@ -73,6 +68,7 @@ def train_student(suite: RegressionSuite, content: SuiteContent, seed: int, left
     return result.adapter
 
 
+@plain_errors()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train an example student and save its adapter."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.experiments.example_student", description=__doc__)
@@ -83,11 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if not 0.0 <= given.left_out < 1.0:
         parser.error(f"--left-out: got {given.left_out}, allowed is a share in [0, 1)")
-    from pipelines.process import prepare_process
-
     prepare_process()
     from pipelines.check_regression.compare import current_pins
-    from pipelines.check_regression.suite import check_pins
     from student.adapters import save_adapter
 
     suite = load(given.suite, RegressionSuite)

@@ -6,12 +6,11 @@ worker, so that a killed one resumes there.
 
 from __future__ import annotations
 
+import asyncio
 import os
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -20,6 +19,7 @@ from pydantic import Field, ValidationError
 from evaluation.common.data import Frozen
 from evaluation.common.errors import ConfigError, PreceptorError
 from pipelines.execution import code_digest
+from pipelines.process import child
 from pipelines.records import RunResult
 from pipelines.reports.format import points_interval
 from pipelines.settings import load
@@ -89,8 +89,16 @@ class GridError(PreceptorError, RuntimeError):
 
 def planned_runs(plan: GridPlan, config: Path, work_dir: Path) -> list[PlannedRun]:
     """Return all runs of a plan: seeds, reference, arms; raises ConfigError for an invalid configuration."""
+    common = () if plan.transfer_seed is None else (f"comparison.transfer.model={work_dir / _STUDENT}",)
+    wanted = [(SEEDS, "", seed, common) for seed in plan.seeds]
+    if plan.arms is not None:
+        common = (*common, *plan.arms.common)
+        arms = [(group, name, more) for group, arms in plan.arms.groups.items() for name, more in arms.items()]
+        for seed in plan.arms.seeds:
+            wanted += [(REFERENCE, REFERENCE, seed, common)]
+            wanted += [(group, name, seed, (*common, *more)) for group, name, more in arms]
     runs = []
-    for group, name, seed, settings in _wanted(plan, work_dir):
+    for group, name, seed, settings in wanted:
         # Each seed draws its own documents, so that a gain does not depend on one draw.
         overrides = (f"seed={seed}", f"data.split_seed={seed}", *settings)
         try:
@@ -99,18 +107,6 @@ def planned_runs(plan: GridPlan, config: Path, work_dir: Path) -> list[PlannedRu
             raise ConfigError(f"{name or 'all variants'}, seed {seed}: {error}") from error
         runs.append(PlannedRun(group, name, seed, overrides, digest, work_dir / "results" / f"{digest[:16]}.json"))
     return runs
-
-
-def _wanted(plan: GridPlan, work_dir: Path) -> Iterator[tuple[str, str, int, tuple[str, ...]]]:
-    """Yield group, name, seed and overrides of each run."""
-    other = () if plan.transfer_seed is None else (f"comparison.transfer.model={work_dir / _STUDENT}",)
-    yield from ((SEEDS, "", seed, other) for seed in plan.seeds)
-    if plan.arms is not None:
-        common = (*other, *plan.arms.common)
-        for seed in plan.arms.seeds:
-            yield REFERENCE, REFERENCE, seed, common
-            for group, arms in plan.arms.groups.items():
-                yield from ((group, name, seed, (*common, *settings)) for name, settings in arms.items())
 
 
 def read_result(run: PlannedRun, code: str | None = None) -> RunResult | None:
@@ -132,65 +128,44 @@ def run_all(
     Raises:
         GridError: A process failed; the others are terminated.
     """
-    code, processes = code_digest(), _Processes(max((os.cpu_count() or 1) // plan.lanes, 1), resume, say)
-    distinct: dict[str, PlannedRun] = {}
+    code, distinct = code_digest(), dict[str, PlannedRun]()
     for run in runs:
         distinct.setdefault(run.digest, run)
     pending = [(i % plan.lanes, run) for i, run in enumerate(distinct.values()) if read_result(run, code) is None]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // plan.lanes, 1))}
 
-    def run_lane(lane: int) -> None:
+    async def preceptor(label: str, words: Sequence[str], log: Path) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.unlink(missing_ok=True)
+        say(f"{label}: started; to follow: tail -f {log}")
+        begun = time.monotonic()
+        async with child([sys.executable, "-m", "pipelines.cli", *words], environment, log) as process:
+            status = await process.wait()
+        if status:
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_QUOTED_LINES:]
+            message = [
+                f"{label}: failed with exit code {status}. Last lines of {log}:",
+                *(f"  {line}" for line in lines),
+            ]
+            raise GridError("\n".join([*message, f"Finished units are kept. To resume: {resume}"]))
+        say(f"{label}: done in {(time.monotonic() - begun) / 60:.1f} minutes")
+
+    async def run_lane(lane: int) -> None:
         for run in (run for its_lane, run in pending if its_lane == lane):
             settings = [word for override in run.overrides for word in ("--set", override)]
             places = ["--work-dir", str(work_dir / f"lane-{lane}"), "--json", str(run.result)]
             log = run.result.with_suffix(".log")
-            processes.run(run.label, ["train-teacher", str(config), *settings, *places], log)
+            await preceptor(run.label, ["train-teacher", str(config), *settings, *places], log)
             if (result := read_result(run)) is None:
                 raise GridError(f"{run.label}: no result in {str(run.result)!r}; see {log}. To resume: {resume}")
             if gain := result.gains.get("trained_minus_untrained"):
                 say(f"{run.label}: trained minus untrained {points_interval(gain)}")
 
-    with processes:
+    async def run_lanes() -> None:
         student, seed = work_dir / _STUDENT, plan.transfer_seed
         if pending and seed is not None and not (student / "tokenizer_config.json").is_file():
             words = ["build-micro", "--role", student.name, "--seed", str(seed), "--out", str(student.parent)]
-            processes.run(f"pretraining of the {student.name}", words, student.parent / "build.log")
-        with ThreadPoolExecutor(plan.lanes) as pool, processes:
-            for lane in as_completed([pool.submit(run_lane, lane) for lane in range(plan.lanes)]):
-                lane.result()
+            await preceptor(f"pretraining of the {student.name}", words, student.parent / "build.log")
+        await asyncio.gather(*map(run_lane, range(plan.lanes)))
 
-
-class _Processes:
-    """Runs `preceptor` commands in child processes."""
-
-    def __init__(self, threads: int, resume: str, say: Callable[[str], None]) -> None:
-        self._threads, self._resume, self._say = threads, resume, say
-        self._running: list[subprocess.Popen[bytes]] = []
-        self._stopped = False
-
-    def run(self, label: str, words: Sequence[str], log: Path) -> None:
-        """Run a command; raises GridError if it failed or was terminated."""
-        log.parent.mkdir(parents=True, exist_ok=True)
-        self._say(f"{label}: started; to follow: tail -f {log}")
-        begun, environment = time.monotonic(), {**os.environ, "OMP_NUM_THREADS": str(self._threads)}
-        # A file, because servers that outlive a killed process would keep a pipe open.
-        with log.open("wb") as messages:
-            command = [sys.executable, "-m", "pipelines.cli", *words]
-            process = subprocess.Popen(command, stdout=messages, stderr=subprocess.STDOUT, env=environment)
-        self._running.append(process)
-        if self._stopped:
-            process.terminate()
-        if code := process.wait():
-            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_QUOTED_LINES:]
-            quoted = "\n".join(f"  {line}" for line in lines)
-            message = f"{label}: failed with exit code {code}. Last lines of {log}:\n{quoted}"
-            raise GridError(f"{message}\nFinished units are kept. To resume: {self._resume}")
-        self._say(f"{label}: done in {(time.monotonic() - begun) / 60:.1f} minutes")
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        """Terminate the running processes."""
-        self._stopped = True
-        for process in self._running:
-            process.terminate()
+    asyncio.run(run_lanes())  # cancels the other lanes when one fails, which terminates their processes

@@ -6,17 +6,15 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evaluation.common.errors import PreceptorError
 from evaluation.microworld.world import NightDocument, draw_nights
 from evaluation.statistics import known_mean
 from pipelines.inbox.documents import InboxDocument
 from pipelines.inbox.store import INBOX_FILE, InboxStore
-from pipelines.process import prepare_process
+from pipelines.process import plain_errors, prepare_process
 from pipelines.reports.format import markdown_table, percent
 from pipelines.settings import load
 
@@ -100,11 +98,13 @@ def arm_row(name: str, results: Sequence[NightResult]) -> list[str]:
     before, after = known_mean(then[night] for night in now), known_mean(now.values())
     kept = after / before if before and after is not None else None
     probes = last.probes_after if last.outcome == "promoted" else last.probes_before
-    counts = [str(sum(r.outcome == outcome for r in results)) for outcome in ("promoted", "held", "rejected")]
-    fate = "-" if wrong is None else results[wrong].outcome
+    outcomes = [result.outcome for result in results]
+    counts = [str(outcomes.count(outcome)) for outcome in ("promoted", "held", "rejected")]
+    fate = "-" if wrong is None else outcomes[wrong]
     return [name, *counts, fate, *map(percent, (before, after, kept, last.probes_base, probes))]
 
 
+@plain_errors()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the arms and print their table."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.experiments.nights", description=__doc__)
@@ -117,14 +117,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     prepare_process(given.work_dir)
     from pipelines.adapt_student.config import NightConfig
 
-    rows = []
-    try:
-        seed = load(given.config, NightConfig, given.set).seed
-        for name in given.arm or ARMS:
-            place = given.work_dir / name.replace(" ", "-")
-            rows.append(arm_row(name, run_arm(given.config, (*given.set, *ARMS[name]), given.nights, place, seed)))
-    except PreceptorError as error:
-        sys.exit(str(error))
+    seed, rows = load(given.config, NightConfig, given.set).seed, []
+    for name in given.arm or ARMS:
+        place = given.work_dir / name.replace(" ", "-")
+        rows.append(arm_row(name, run_arm(given.config, (*given.set, *ARMS[name]), given.nights, place, seed)))
     heads = ["arm", "promoted", "held", "rejected", "poisoned night", "after own night, %", "after last night, %"]
     heads += ["kept, %", "probes of the base, %", "probes, %"]
     print(markdown_table(heads, rows))

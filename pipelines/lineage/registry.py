@@ -12,15 +12,14 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from evaluation.common.data import digest_files
 from evaluation.common.errors import ConfigError, LineageError
-from pipelines.lineage import promotions
-from pipelines.lineage.promotions import PARENT_TAG, PROMOTED_TAG, Rollback, VersionRecord
-from pipelines.lineage.store import Store, lineage_errors, open_existing, open_store
+from pipelines.lineage.store import Store, lineage_errors, open_store, tag_filter
 from pipelines.settings import TrackingConfig
 
 Role = Literal["teacher", "student"]
@@ -32,44 +31,98 @@ ADAPTER_TAG, RUN_TAG = "preceptor.adapter_sha", "preceptor.run_id"
 """Tags of a version: digest of the adapter, and the run it comes from."""
 MEMORY_TAG = "preceptor.memory_digest"
 """Tag of a student's version: `ExternalMemory.digest` of the memory among its files."""
+DECISION_TAG, DATA_TAG, PARENT_TAG = "preceptor.gate_decision", "preceptor.data_digest", "preceptor.parent_version"
+"""Tags of a promoted version: the gate's decision, SHA-256 of the data it learned and was judged on, and the champion
+that it first replaced."""
+NO_PARENT = "none"
+"""Value of `PARENT_TAG` when there was no champion before."""
+PROMOTED_TAG = "preceptor.promoted_at"
+"""Tag: when the version last became the champion; written last, so it marks a complete promotion."""
+ROLLED_BACK_TAG, REASON_TAG = "preceptor.rolled_back_at", "preceptor.rolled_back_because"
+"""Tags: when and why the version was taken out of use."""
 _MODEL = "preceptor.model_id"
-_CONFIG_FILE, _POLICY_FILE = "adapter_config.json", "policy.json"
+
+REPORT_FILE = "gate-report.md"
+"""The gate's report, whole, among the files of a version."""
+LONGEST_DESCRIPTION = 5000
+"""Characters that MLflow's databases take for a version's description."""
+_CUT = f"\n\n… (cut; the whole report is in `{REPORT_FILE}` among the version's files)"
 
 
-class RegisteredVersion(NamedTuple):
-    """A version of a registered model, and the LoggedModel that holds its files."""
+class VersionRecord(NamedTuple):
+    """A registered version with its history."""
 
     version: int
-    model_id: str
+    aliases: tuple[str, ...]
+    """In alphabetical order."""
+    created: datetime
+    decision: str | None
+    """The gate's; None when none is recorded."""
+    parent: int | None
+    """The champion that it first replaced; None when there was none, or when it is not known (`parent_known`)."""
+    parent_known: bool
+    rolled_back: str | None
+    """When it was taken out of use, ISO 8601; None when it was not, or was promoted again since."""
+    reason: str | None
+    """Why it was taken out of use."""
 
 
-class Promotion(NamedTuple):
-    """Where the aliases stand after a promotion."""
+class Rollback(NamedTuple):
+    """Where the champion's alias went."""
 
-    champion: int
-    previous: int | None
-    """None when there was no champion before."""
+    from_version: int
+    to_version: int
+
+
+def version_record(version: int, aliases: Iterable[str], created_ms: int, tags: Mapping[str, str]) -> VersionRecord:
+    """Return the record of a version from all of its tags; `created_ms` is in milliseconds since 1970."""
+    parent, rolled_back = tags.get(PARENT_TAG), tags.get(ROLLED_BACK_TAG)
+    if rolled_back is not None and tags.get(PROMOTED_TAG, "") > rolled_back:  # ISO 8601 sorts as text
+        rolled_back = None
+    return VersionRecord(
+        version=version,
+        aliases=tuple(sorted(aliases)),
+        created=datetime.fromtimestamp(created_ms / 1000, UTC),
+        decision=tags.get(DECISION_TAG),
+        parent=int(parent) if parent is not None and parent.isdecimal() else None,
+        parent_known=parent is not None,
+        rolled_back=rolled_back,
+        reason=tags.get(REASON_TAG) if rolled_back else None,
+    )
+
+
+def parent_of(history: Mapping[int, VersionRecord], version: int, previous: int | None) -> int | None:
+    """Return the version that a rollback of `version` leads to; None when there is none.
+
+    Parents are followed and those that were rolled back are skipped, so repeated rollbacks only ever go further back.
+
+    Args:
+        history: All versions by number.
+        version: The one to leave.
+        previous: The version with the alias `previous`, used where no parent was recorded.
+    """
+    seen: set[int] = set()
+    here: int | None = version
+    while here is not None and here in history and here not in seen:
+        record = history[here]
+        if here != version and record.rolled_back is None:
+            return here
+        seen.add(here)
+        here = record.parent if record.parent_known else previous
+    return None
 
 
 class Registry:
     """Versions and aliases of the teacher and the student. Every method raises `LineageError` when the store fails."""
 
-    def __init__(self, store: Store, prefix: str, saved: Sequence[str] = ()) -> None:
-        """Use an open store; models are called `<prefix>-<role>`, and errors list what is `saved` already."""
-        self._store = store
-        self._prefix = prefix
-        self._saved = saved
+    def __init__(self, store: Store, prefix: str) -> None:
+        """Use an open store; models are called `<prefix>-<role>`."""
+        self._store, self._prefix = store, prefix
 
     @classmethod
     def open(cls, tracking: TrackingConfig, work_dir: Path) -> Registry:
         """Return the registry of a work directory, created if absent."""
         return cls(open_store(tracking, work_dir), tracking.registry_prefix)
-
-    @classmethod
-    def existing(cls, tracking: TrackingConfig, work_dir: Path) -> Registry | None:
-        """Return the registry for reading, or None when there is none yet; creates nothing."""
-        store = open_existing(tracking, work_dir)
-        return None if store is None else cls(store, tracking.registry_prefix)
 
     def name(self, role: Role) -> str:
         """Return the name of the registered model."""
@@ -85,7 +138,7 @@ class Registry:
         parent_run_id: str | None = None,
         tags: Mapping[str, str],
         metrics: Mapping[str, float] | None = None,
-    ) -> RegisteredVersion:
+    ) -> int:
         """Return the version that holds an adapter, created unless this run registered it before; now the `candidate`.
 
         Args:
@@ -100,27 +153,20 @@ class Registry:
         Raises:
             LineageError: The directory holds no adapter, or the registry refused it.
         """
-        if not (directory / _CONFIG_FILE).is_file():
-            raise LineageError(
-                f"registry: {str(directory)!r} has no {_CONFIG_FILE}, so it is no adapter of the {role}. Give a "
-                "directory that PEFT, save_adapter or TeacherPolicy.save wrote."
-            )
+        if not (directory / "adapter_config.json").is_file():
+            raise LineageError(f"registry: {str(directory)!r} has no adapter_config.json, so it is no adapter.")
         marks = {ADAPTER_TAG: digest, RUN_TAG: parent_run_id or run_id}
         name, client = self.name(role), self._store.client
-        with lineage_errors(f"register adapter {digest[:12]!r} as {name!r}", self._store.uri, self._saved):
-            found = client.search_model_versions(f"name = '{name}' and {_filter(marks)}", max_results=1)
-            if found:
-                version = RegisteredVersion(int(found[0].version), found[0].tags.get(_MODEL, ""))
-            else:
-                model = self._logged_model(role, directory, marks, run_id, metrics or {})
-                version = self._create(name, model, {**tags, **marks}, run_id)
-            client.set_registered_model_alias(name, CANDIDATE, str(version.version))
-        return version
+        with lineage_errors(f"register adapter {digest[:12]!r} as {name!r}", self._store.uri):
+            found = client.search_model_versions(f"name = '{name}' and {tag_filter(marks)}", max_results=1)
+            version = found[0] if found else self._create(role, directory, marks, tags, run_id, metrics or {})
+            client.set_registered_model_alias(name, CANDIDATE, version.version)
+        return int(version.version)
 
     def promote(
-        self, role: Role, version: int, *, record: Mapping[str, str] | None = None, report: Path | str | None = None
-    ) -> Promotion:
-        """Make a version the champion, and the champion so far the previous one.
+        self, role: Role, version: int, *, record: Mapping[str, str] | None = None, report: str | None = None
+    ) -> int | None:
+        """Make a version the champion, and return the previous one: the champion so far, None when there was none.
 
         Tags and report are written first and the alias moves last: a promotion that is killed leaves the old champion,
         and the same call completes it. Promoting the champion again changes nothing. The first promotion of a version
@@ -128,14 +174,14 @@ class Registry:
 
         Args:
             role: Whose version it is.
-            version: Number of the version.
+            version: Its number.
             record: Tags to write, such as `DECISION_TAG` and `DATA_TAG`. With `PARENT_TAG`, the number of the champion
                 that the version was compared with (`none` for none), the promotion is refused if another is in use now.
-            report: The gate's, in Markdown, as text or as a file; becomes the version's description (cut at MLflow's
-                limit) and the file `REPORT_FILE` among its files.
+            report: The gate's, in Markdown; becomes the version's description (cut at MLflow's limit) and the file
+                `REPORT_FILE` among its files.
 
         Raises:
-            LineageError: No such version, another champion than in the record, or an unreadable report.
+            LineageError: No such version, or another champion than in the record.
         """
         name, client = self.name(role), self._store.client
         with lineage_errors(f"promote version {version} of {name!r}", self._store.uri), self._store.lock:
@@ -145,32 +191,34 @@ class Registry:
             champion = aliases.get(CHAMPION)
             if champion == version:
                 if PROMOTED_TAG not in tags:
-                    client.set_model_version_tag(name, str(version), PROMOTED_TAG, promotions.now())
-                return Promotion(version, aliases.get(PREVIOUS))
+                    client.set_model_version_tag(name, str(version), PROMOTED_TAG, _now())
+                return aliases.get(PREVIOUS)
             written = dict(record or {})
-            in_use = promotions.NO_PARENT if champion is None else str(champion)
-            promotions.refuse_other_champion(name, version, written.pop(PARENT_TAG, in_use), in_use)
+            in_use = NO_PARENT if champion is None else str(champion)
+            compared = written.pop(PARENT_TAG, in_use)
+            if compared != in_use:
+                raise LineageError(
+                    f"registry: version {version} of {name!r} was compared with the champion {compared}, and {in_use} "
+                    "is in use now. Nothing was changed. Compare it with the champion in use, or promote it without a "
+                    f"gate: preceptor promote {role} {version}"
+                )
             if PROMOTED_TAG not in tags:
                 written[PARENT_TAG] = in_use
             for tag, value in written.items():
                 client.set_model_version_tag(name, str(version), tag, value)
             if report is not None:
-                self._write_report(name, version, report, tags.get(_MODEL))
+                self._write_report(name, version, report, tags[_MODEL])
             if champion is not None:
                 client.set_registered_model_alias(name, PREVIOUS, str(champion))
             client.set_registered_model_alias(name, CHAMPION, str(version))
-            client.set_model_version_tag(name, str(version), PROMOTED_TAG, promotions.now())
-        return Promotion(version, champion)
+            client.set_model_version_tag(name, str(version), PROMOTED_TAG, _now())
+        return champion
 
     def rollback(self, role: Role, reason: str) -> Rollback:
         """Make the champion's parent the champion, and record on the version that is left when and why.
 
-        A second rollback goes one version further back, see `promotions.parent_of`; `previous` then stands where the
+        A second rollback goes one version further back, see `parent_of`; `previous` then stands where the
         next one would lead, or nowhere. The same call completes a rollback that was killed. To go forward, promote.
-
-        Args:
-            role: Whose champion it is.
-            reason: Not blank.
 
         Raises:
             ConfigError: The reason is blank.
@@ -183,13 +231,16 @@ class Registry:
             aliases = self.aliases(role)
             champion = aliases.get(CHAMPION)
             history = {record.version: record for record in self.history(role)}
-            target = None if champion is None else promotions.parent_of(history, champion, aliases.get(PREVIOUS))
+            target = None if champion is None else parent_of(history, champion, aliases.get(PREVIOUS))
             if champion is None or target is None:
-                raise promotions.nothing_before(name, role, champion)
-            marks = {promotions.ROLLED_BACK_TAG: promotions.now(), promotions.REASON_TAG: reason.strip()}
-            for tag, value in marks.items():
-                client.set_model_version_tag(name, str(champion), tag, value)
-            before = promotions.parent_of(history, target, None)
+                lacks = "no champion" if champion is None else f"no champion before version {champion}"
+                raise LineageError(
+                    f"registry: {name!r} has {lacks}, so there is nothing to roll back to. List the versions with "
+                    f"`preceptor versions --role {role}`, then put one in use with `preceptor promote {role} NUMBER`."
+                )
+            client.set_model_version_tag(name, str(champion), ROLLED_BACK_TAG, _now())
+            client.set_model_version_tag(name, str(champion), REASON_TAG, reason.strip())
+            before = parent_of(history, target, None)
             if before is not None:
                 client.set_registered_model_alias(name, PREVIOUS, str(before))
             elif PREVIOUS in aliases:
@@ -199,21 +250,12 @@ class Registry:
 
     def history(self, role: Role) -> list[VersionRecord]:
         """Return all versions, newest first; none for a model that was never registered."""
-        name = self.name(role)
-        standing: dict[int, list[str]] = {}
-        for alias, version in self.aliases(role).items():
-            standing.setdefault(version, []).append(alias)
-        found: list[Any] = []
-        token: str | None = ""
+        name, aliases, records = self.name(role), self.aliases(role), []
         with lineage_errors(f"list the versions of {name!r}", self._store.uri):
-            while token is not None:
-                page = self._store.client.search_model_versions(f"name = '{name}'", page_token=token or None)
-                found += page
-                token = page.token or None
-        records = [
-            promotions.version_record(int(v.version), standing.get(int(v.version), ()), v.creation_timestamp, v.tags)
-            for v in found
-        ]
+            for found in self._store.client.search_model_versions(f"name = '{name}'"):  # 10,000 at most
+                number = int(found.version)
+                own = [alias for alias, version in aliases.items() if version == number]
+                records.append(version_record(number, own, found.creation_timestamp, found.tags))
         return sorted(records, key=lambda record: -record.version)
 
     def tags(self, role: Role, version: int) -> dict[str, str]:
@@ -251,26 +293,17 @@ class Registry:
         Raises:
             ConfigError: There is no such version.
         """
-        name = self.name(role)
-        if isinstance(version, str):
-            found, missing = self.aliases(role).get(version), f"no version of {name!r} has the alias {version!r}"
-        else:
-            known = {record.version for record in self.history(role)}
-            found, missing = version if version in known else None, f"{name!r} has no version {version}"
-        if found is None:
+        known: dict[Any, int] = {record.version: record.version for record in self.history(role)} | self.aliases(role)
+        if version not in known:
+            what = f"version {version}" if isinstance(version, int) else f"version with the alias {version!r}"
             raise ConfigError(
-                f"registry: {missing}. List the versions with `preceptor versions --role {role}`; give one the alias "
-                f"`champion` with `preceptor promote {role} NUMBER`."
+                f"registry: {self.name(role)!r} has no {what}. List the versions with `preceptor versions "
+                f"--role {role}`; give one the alias `champion` with `preceptor promote {role} NUMBER`."
             )
-        return found
+        return known[version]
 
     def fetch(self, role: Role, version: int | str, place: Path) -> Path:
         """Return `place` with the files of a version, downloaded unless it exists: whole or absent, even when killed.
-
-        Args:
-            role: Whose version it is.
-            version: Its number, or an alias such as `champion`.
-            place: Directory of this one version.
 
         Raises:
             ConfigError: There is no such alias.
@@ -293,68 +326,54 @@ class Registry:
             os.replace(files, place)
         return place
 
-    def _write_report(self, name: str, version: int, report: Path | str, model_id: str | None) -> None:
+    def _write_report(self, name: str, version: int, report: str, model_id: str) -> None:
         """Attach the gate's report to a version; the same again changes nothing."""
-        text = report.read_text(encoding="utf-8") if isinstance(report, Path) else report
-        if model_id:
-            with tempfile.TemporaryDirectory() as scratch:
-                file = Path(scratch) / promotions.REPORT_FILE
-                file.write_text(text, encoding="utf-8")
-                self._store.client.log_model_artifact(model_id, str(file))
-        self._store.client.update_model_version(name, str(version), description=promotions.described(text))
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch, REPORT_FILE)
+            file.write_text(report, encoding="utf-8")
+            self._store.client.log_model_artifact(model_id, str(file))
+        if len(report) > LONGEST_DESCRIPTION:
+            report = report[: LONGEST_DESCRIPTION - len(_CUT)] + _CUT
+        self._store.client.update_model_version(name, str(version), description=report)
 
-    def _logged_model(
-        self, role: Role, directory: Path, marks: Mapping[str, str], run_id: str, metrics: Mapping[str, float]
+    def _create(
+        self,
+        role: Role,
+        directory: Path,
+        marks: Mapping[str, str],
+        tags: Mapping[str, str],
+        run_id: str,
+        metrics: Mapping[str, float],
     ) -> Any:
-        """Return a finished LoggedModel with the files; one that a killed run left unfinished is finished."""
+        """Return a new version with the files; a LoggedModel that a killed run left unfinished is finished."""
         from mlflow.entities import LoggedModelOutput, Metric
+        from mlflow.exceptions import MlflowException
 
-        client, experiments = self._store.client, [self._store.experiment_id]
-        found = client.search_logged_models(experiments, filter_string=_filter(marks), max_results=1)
-        model = (
-            found[0]
-            if found
-            else client.create_logged_model(
-                experiments[0],
-                name=role,
-                source_run_id=run_id,
-                tags=dict(marks),
-                params={"adapter_sha256": marks[ADAPTER_TAG]},
-            )
-        )
+        client, name = self._store.client, self.name(role)
+        run = client.get_run(run_id)
+        experiment, outputs = run.info.experiment_id, run.outputs.model_outputs if run.outputs else []
+        found = client.search_logged_models([experiment], filter_string=tag_filter(marks), max_results=1)
+        new: dict[str, Any] = {"tags": dict(marks), "params": {"adapter_sha256": marks[ADAPTER_TAG]}}
+        model = found[0] if found else client.create_logged_model(experiment, role, run_id, **new)
         client.log_model_artifacts(model.model_id, str(directory))
         at = model.creation_timestamp  # the same when this is repeated, so that no point is logged twice
         if metrics:
             client.log_batch(run_id, metrics=[Metric(k, v, at, 0, model_id=model.model_id) for k, v in metrics.items()])
-        outputs = client.get_run(run_id).outputs
-        if model.model_id not in {output.model_id for output in (outputs.model_outputs if outputs else [])}:
+        if model.model_id not in {output.model_id for output in outputs}:
             client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
-        return client.finalize_logged_model(model.model_id, "READY")
-
-    def _create(self, name: str, model: Any, tags: Mapping[str, str], run_id: str) -> RegisteredVersion:
-        """Create a version of a LoggedModel, and the registered model with the first."""
-        from mlflow.exceptions import MlflowException
-
-        client = self._store.client
+        client.finalize_logged_model(model.model_id, "READY")
         try:
             client.create_registered_model(name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         # The files' own place as source: a `models:/` source is looked up in MLflow's global store instead of this one.
-        version = client.create_model_version(
-            name,
-            model.artifact_location,
-            run_id=run_id,
-            tags={**tags, _MODEL: model.model_id},
-            model_id=model.model_id,
-        )
-        return RegisteredVersion(int(version.version), model.model_id)
+        tags = {**tags, **marks, _MODEL: model.model_id}
+        return client.create_model_version(name, model.artifact_location, run_id, tags, model_id=model.model_id)
 
 
-def _filter(tags: Mapping[str, str]) -> str:
-    """Return a search filter for all of the tags."""
-    return " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def _check_files(directory: Path, tags: Mapping[str, str], what: str) -> None:
@@ -370,10 +389,8 @@ def _check_files(directory: Path, tags: Mapping[str, str], what: str) -> None:
         if (directory / MEMORY_FILE).is_file():
             found[MEMORY_TAG] = ExternalMemory.load(directory / MEMORY_FILE).digest
     except Exception as error:  # parsers of damaged files raise whatever they like
-        raise LineageError(
-            f"registry: the files of {what} are damaged: {type(error).__name__}: {error}. Restore them, or use another "
-            "version."
-        ) from error
+        problem = f"the files of {what} are damaged: {type(error).__name__}: {error}"
+        raise LineageError(f"registry: {problem}. Restore them, or use another version.") from error
     for tag, digest in found.items():
         if digest != tags.get(tag, digest):
             part = "adapter" if tag == ADAPTER_TAG else "memory"
@@ -387,9 +404,10 @@ def _adapter_digest(directory: Path) -> str:
     """Return the digest that a teacher was saved with, its files checked, or that of a student's adapter."""
     from student.adapters import load_adapter
 
-    if not (directory / _POLICY_FILE).is_file():
+    policy = directory / "policy.json"
+    if not policy.is_file():
         return load_adapter(directory).digest
-    record: dict[str, Any] = json.loads((directory / _POLICY_FILE).read_text(encoding="utf-8"))
+    record: dict[str, Any] = json.loads(policy.read_text(encoding="utf-8"))
     if digest_files(directory, ("adapter_model.safetensors", "optimizer.pt")) != record["files"]:
         raise ValueError(f"the digest of the files is not the recorded {record['files'][:12]!r}")
     return str(record["digest"])

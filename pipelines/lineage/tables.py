@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from evaluation.statistics import Interval, known_mean
 from evaluation.tasks import KnowledgeTask
@@ -18,15 +20,10 @@ if TYPE_CHECKING:
 
 TOP_CANDIDATES = 100
 """Rows of the table of best candidates."""
+_LEARNING = ("examples", "tokens", "loss", "kl", "entropy", "clip_fraction", "gradient_norm")
+_NIGHT = ("new_before", "new_after", "probes_base", "probes_before", "probes_after")
 
 Metrics = dict[str, float]
-
-
-class Table(TypedDict):
-    """What `MlflowClient.load_table` reads and the run's page shows."""
-
-    columns: list[str]
-    data: list[list[Any]]
 
 
 _CANDIDATE_COLUMNS: dict[str, tuple[str, Callable[[Candidate], Any]]] = {
@@ -109,25 +106,15 @@ def _storable(value: Any) -> Any:
     return [_storable(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def best_candidates(candidates: Iterable[Candidate]) -> Table:
-    """Return the candidates with the highest rewards, best first, at most `TOP_CANDIDATES`."""
-    scored = [(c.reward, c) for c in candidates if c.reward is not None]
-    scored.sort(key=lambda pair: (-pair[0], pair[1].edit.document_id, pair[1].edit.index))
-    columns = ["document_id", "index", "reward", "base_reward", "accuracy", "probability", "weight", "text"]
-    data = [
-        [
-            c.edit.document_id,
-            c.edit.index,
-            reward,
-            c.base_reward,
-            known_mean(r.accuracy for r in c.replicates),
-            known_mean(r.mean_probability for r in c.replicates),
-            c.weight,
-            _storable(c.edit.text),
-        ]
-        for reward, c in scored[:TOP_CANDIDATES]
-    ]
-    return Table(columns=columns, data=data)
+def best_candidates(candidates: Iterable[Candidate]) -> dict[str, list[Any]]:
+    """Return the `TOP_CANDIDATES` highest rewards, best first, as MLflow's tables: `columns` and `data`."""
+    scored = [(-c.reward, c.edit.document_id, c.edit.index, c) for c in candidates if c.reward is not None]
+    best = [c for *_, c in sorted(scored, key=lambda row: row[:3])[:TOP_CANDIDATES]]
+    columns = {name: _CANDIDATE_COLUMNS[name][1] for name in ("document_id", "index", "reward", "base_reward")}
+    columns["accuracy"] = lambda c: known_mean(r.accuracy for r in c.replicates)
+    columns["probability"] = lambda c: known_mean(r.mean_probability for r in c.replicates)
+    columns |= {name: _CANDIDATE_COLUMNS[name][1] for name in ("weight", "text")}
+    return {"columns": list(columns), "data": [[_storable(of(c)) for of in columns.values()] for c in best]}
 
 
 def round_metrics(record: Round) -> Metrics:
@@ -135,10 +122,11 @@ def round_metrics(record: Round) -> Metrics:
 
     `candidate/positive_fraction` is the share of the candidates with a reward above the student's without an update.
     """
-    candidates, learning = record.candidates, record.learning
+    candidates, development = record.candidates, record.development
     usage = usage_of(update for candidate in candidates for update in candidate.replicates)
     scored = [(c.reward, c.base_reward) for c in candidates if c.reward is not None]
     gains = [reward - base for reward, base in scored if base is not None]
+    rewards = [reward for reward, _ in scored]
     failures = Counter(c.reason.value for c in candidates if c.reason)
     figures: dict[str, float | None] = {
         "candidate/count": len(candidates),
@@ -148,35 +136,21 @@ def round_metrics(record: Round) -> Metrics:
         "candidate/reward_mean": record.mean_reward,
         "candidate/base_reward": record.base_reward,
         "candidate/positive_fraction": known_mean(gain > 0.0 for gain in gains),
-        **_quantiles([reward for reward, _ in scored]),
         **{f"failure/{reason}": count for reason, count in failures.items()},
-        "teacher/examples": learning.examples,
-        "teacher/tokens": learning.tokens,
-        "teacher/loss": learning.loss,
-        "teacher/kl": learning.kl,
-        "teacher/entropy": learning.entropy,
-        "teacher/clip_fraction": learning.clip_fraction,
-        "teacher/gradient_norm": learning.gradient_norm,
+        **{f"teacher/{name}": getattr(record.learning, name) for name in _LEARNING},
         "candidate/inner_runs": record.inner_runs,
-        "development/reward": None if record.development is None else record.development.mean,
-        "development/best": None if record.development is None else record.development.best,
+        "development/reward": None if development is None else development.mean,
+        "development/best": None if development is None else development.best,
         "bank/slots": usage.slots,
         "bank/padding_share": usage.padding_share,
         "memory/bank_peak_bytes": usage.peak_bytes,
         **{f"time/{metric_part(stage)}_s": seconds for stage, seconds in record.seconds.items()},
         **{f"notes/{metric_part(name)}": value for name, value in record.notes.items()},
     }
+    if rewards:
+        levels = {"p10": 0.1, "p50": 0.5, "p90": 0.9, "max": 1.0}
+        figures |= {f"candidate/reward_{name}": float(np.quantile(rewards, level)) for name, level in levels.items()}
     return _known(figures)
-
-
-def _quantiles(rewards: Sequence[float]) -> dict[str, float | None]:
-    """Return p10, p50, p90 (interpolated linearly) and the largest reward."""
-    if not rewards:
-        return {}
-    import numpy as np
-
-    levels = {"p10": 0.1, "p50": 0.5, "p90": 0.9, "max": 1.0}
-    return {f"candidate/reward_{name}": float(np.quantile(rewards, level)) for name, level in levels.items()}
 
 
 def variant_metrics(record: VariantScores, interval: Interval | None) -> Metrics:
@@ -196,11 +170,6 @@ def variant_metrics(record: VariantScores, interval: Interval | None) -> Metrics
     )
 
 
-def variant_table(record: VariantScores) -> Table:
-    """Return a variant's mean accuracy by document."""
-    return Table(columns=["document_id", "accuracy"], data=[list(row) for row in sorted(record.accuracy.items())])
-
-
 def comparison_metrics(comparison: VariantComparison) -> Metrics:
     """Return the figures of a comparison under the names of its variants and gains."""
     figures: dict[str, float | None] = {"eval/documents": comparison.documents}
@@ -212,17 +181,6 @@ def comparison_metrics(comparison: VariantComparison) -> Metrics:
         if name in comparison.tests:
             figures[f"gain/{metric_part(name)}_p_adjusted"] = comparison.tests[name].adjusted
     return _known(figures)
-
-
-def comparison_tables(comparison: VariantComparison) -> dict[str, Table]:
-    """Return the tables of a comparison by artifact path: its variants, and its gains."""
-    variants = [[name, i.mean, i.low, i.high] for name, i in comparison.variants.items()]
-    gains = [[n, i.mean, i.low, i.high, comparison.minimum_detectable.get(n)] for n, i in comparison.gains.items()]
-    ends = ["ci_low", "ci_high"]
-    return {
-        "comparison/variants.json": Table(columns=["variant", "accuracy", *ends], data=variants),
-        "comparison/gains.json": Table(columns=["gain", "mean", *ends, "minimum_detectable"], data=gains),
-    }
 
 
 def _interval(name: str, interval: Interval | None) -> dict[str, float | None]:
@@ -243,14 +201,7 @@ def metric_part(name: str) -> str:
 def night_metrics(result: NightResult) -> Metrics:
     """Return the figures of a night: shares of what is known before and after it, in [0, 1]."""
     groups = [group for group in result.groups if group.before is not None and group.after is not None]
-    figures = {
-        "night/new_before": result.new_before,
-        "night/new_after": result.new_after,
-        "night/earlier_before": known_mean([group.before for group in groups]),
-        "night/earlier_after": known_mean([group.after for group in groups]),
-        "night/probes_base": result.probes_base,
-        "night/probes_before": result.probes_before,
-        "night/probes_after": result.probes_after,
-        "night/new_documents": len(result.new),
-    }
-    return _known(figures)
+    figures = {f"night/{name}": getattr(result, name) for name in _NIGHT}
+    figures["night/earlier_before"] = known_mean([group.before for group in groups])
+    figures["night/earlier_after"] = known_mean([group.after for group in groups])
+    return _known(figures | {"night/new_documents": len(result.new)})

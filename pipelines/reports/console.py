@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 NEAR_ZERO = 0.02
 """Accuracy in [0, 1] below which a variant has learned next to nothing."""
 
-Reading = Literal["significant", "within noise"]
-
 _LINES = 12
 """Lines printed below the table at most."""
 _LABEL = 12
@@ -59,15 +57,10 @@ class Reporter:
         self._count = 0
         self._what = ""
         self._started = self._spoke = time.monotonic()
+        columns = (SpinnerColumn(), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
+        description = TextColumn("{task.description}")
         self._progress = Progress(
-            SpinnerColumn(),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.description}"),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
+            *columns, description, console=console, transient=True, disable=not console.is_terminal
         )
         self._bar = self._progress.add_task("starting", total=total)
 
@@ -87,17 +80,13 @@ class Reporter:
 
     @contextmanager
     def step(self, step: Step, what: str) -> Iterator[None]:
-        """Carry out a step of a plan: it is named while it lasts, and counted at its end.
-
-        Args:
-            step: Of the plan.
-            what: It belongs to, such as a round or a variant.
-        """
+        """Name a step of a plan while it is carried out, and count it at its end; `what` is its round or variant."""
         self._what = f"{what}: "
         self.begin(step.kind)
         yield
         self._what = ""
-        self.done()
+        self._count += 1
+        self._progress.update(self._bar, completed=min(self._count, self._total))
 
     def begin(self, doing: str) -> None:
         """Name the work that starts now."""
@@ -105,11 +94,6 @@ class Reporter:
         self._progress.update(self._bar, description=doing)
         if not self.console.is_terminal and time.monotonic() - self._spoke > self._QUIET_SECONDS:
             self.say(f"{doing} (step {self._count + 1} of {self._total})")
-
-    def done(self) -> None:
-        """Count a step."""
-        self._count += 1
-        self._progress.update(self._bar, completed=min(self._count, self._total))
 
 
 def round_line(record: Round) -> str:
@@ -131,7 +115,7 @@ def round_line(record: Round) -> str:
     return f"round {record.round}: " + ", ".join(parts)
 
 
-def reading(gain: Interval, test: PairedTest | None, confidence: float) -> Reading:
+def reading(gain: Interval, test: PairedTest | None, confidence: float) -> Literal["significant", "within noise"]:
     """Return whether a difference is significant: its interval excludes 0, and so does the corrected test."""
     excludes = gain.low > 0.0 or gain.high < 0.0
     return "significant" if excludes and (test is None or test.adjusted <= 1.0 - confidence) else "within noise"
@@ -184,11 +168,10 @@ def run_table(comparison: VariantComparison, variants: Sequence[VariantScores]) 
 
 def run_notes(result: RunResult, comparison: VariantComparison, variants: Sequence[VariantScores]) -> tuple[str, ...]:
     """Return the caveats of a run, for `RunResult.notes`; those already in it are not read."""
-    return (*_result_notes(result, comparison), *_variant_notes(result, variants), *_judge_notes(result))
+    return tuple(_caveats(result, comparison, variants))
 
 
-def _result_notes(result: RunResult, comparison: VariantComparison) -> Iterator[str]:
-    """Yield caveats on rounds, score levels, differences and the number of documents."""
+def _caveats(result: RunResult, comparison: VariantComparison, variants: Sequence[VariantScores]) -> Iterator[str]:
     empty = sum(figures.get("mean_reward") is None for figures in result.rounds)
     if empty:
         yield f"No self-edit had a reward in {empty} of {counted(len(result.rounds), 'round')}."
@@ -210,10 +193,6 @@ def _result_notes(result: RunResult, comparison: VariantComparison) -> Iterator[
     if result.variants and result.documents < SMALL_SAMPLE:
         few = counted(result.documents, "test document")
         yield f"Only {few}: intervals from fewer than {SMALL_SAMPLE} are too narrow."
-
-
-def _variant_notes(result: RunResult, variants: Sequence[VariantScores]) -> Iterator[str]:
-    """Yield caveats on updates that failed and on documents that are not compared."""
     failed = {
         variant.label: ", ".join(f"{count} {reason}" for reason, count in sorted(variant.failures.items()) if count)
         for variant in variants
@@ -225,20 +204,14 @@ def _variant_notes(result: RunResult, variants: Sequence[VariantScores]) -> Iter
     left_out = len({document for variant in variants for document in variant.accuracy}) - result.documents
     if left_out > 0:
         yield f"Left out of the comparison: {counted(left_out, 'document')} on which a variant has no score."
-
-
-def _judge_notes(result: RunResult) -> Iterator[str]:
-    """Yield how noisy the judge was."""
-    judge = result.judge
-    if judge is None:
-        return
-    missing = f"{judge.unclear:,} unclear and {judge.failed:,} failed, which count as no verdict"
-    yield f"The judge gave {counted(judge.verdicts, 'verdict')}, {missing}."
-    if judge.flips is None:
-        yield "The judge's consistency was not measured: set grading.grader.repeats above 1."
-    else:
-        reversed_ = f"Asked again, the judge reverses its verdict in {percent_interval(judge.flips)} % of cases"
-        yield f"{reversed_} ({counted(judge.repeated, 'answer')} judged repeatedly)."
+    if judge := result.judge:
+        missing = f"{judge.unclear:,} unclear and {judge.failed:,} failed, which count as no verdict"
+        yield f"The judge gave {counted(judge.verdicts, 'verdict')}, {missing}."
+        if judge.flips is None:
+            yield "The judge's consistency was not measured: set grading.grader.repeats above 1."
+        else:
+            flips = f"Asked again, the judge reverses its verdict in {percent_interval(judge.flips)} % of cases"
+            yield f"{flips} ({counted(judge.repeated, 'answer')} judged repeatedly)."
 
 
 def closing(
@@ -246,41 +219,32 @@ def closing(
 ) -> str:
     """Return what follows the table: summary, caveats, artifacts and next steps, in at most twelve lines.
 
-    Args:
-        result: With its `notes`; those that do not fit are counted.
-        work_dir: As given on the command line.
-        config_path: As given on the command line.
-        overrides: As given on the command line.
-        figures: Directory of the plots.
+    Paths and overrides are those of the command line; `figures` is the directory of the plots. Notes of the result that
+    do not fit are counted.
     """
     config, work = shlex.quote(str(config_path)), shlex.quote(str(work_dir))
     settings = "".join(f" --set {shlex.quote(override)}" for override in (*overrides, f"seed={result.seed + 1}"))
-    artifacts = [f"MLflow run {result.mlflow_run_id}"] + ([] if figures is None else [f"plots in {figures}"])
     last = [
-        *_labelled("Artifacts", [" " * _LABEL + place for place in artifacts]),
+        f"Artifacts   MLflow run {result.mlflow_run_id}",
+        *([] if figures is None else [f"            plots in {figures}"]),
         "Next steps  all figures, then the same with another seed:",
         f"  preceptor ui --work-dir {work}",
         f"  preceptor train-teacher {config} --work-dir {work}{settings}",
     ]
-    summary = _labelled("Summary", _fitted(list(_summary(result)), 5, ""))
-    caveats = _labelled("Caveats", _fitted(result.notes, _LINES - len(last) - len(summary), "- "))
-    return "\n".join([*summary, *caveats, *last])
+    summary = _section("Summary", list(_summary(result)), 5)
+    return "\n".join([*summary, *_section("Caveats", result.notes, _LINES - len(last) - len(summary), "- "), *last])
 
 
-def _labelled(label: str, lines: Sequence[str]) -> list[str]:
-    """Return indented lines with a label in front of the first."""
-    return [label.ljust(_LABEL) + lines[0][_LABEL:], *lines[1:]] if lines else []
-
-
-def _fitted(items: Sequence[str], most: int, bullet: str) -> list[str]:
-    """Return items in wrapped lines, `most` at most; the last line counts those that do not fit."""
+def _section(label: str, items: Sequence[str], most: int, bullet: str = "") -> list[str]:
+    """Return items in wrapped lines behind a label, `most` at most; the last line counts those that do not fit."""
     lines: list[str] = []
     for i, item in enumerate(items):
         mine = wrapped(item, " " * _LABEL + bullet, " " * (_LABEL + len(bullet)))
         if len(lines) + len(mine) > most - (i + 1 < len(items)):
-            return [*lines, f"{' ' * _LABEL}{bullet}{len(items) - i} more in result.json of the MLflow run"]
+            lines.append(f"{' ' * _LABEL}{bullet}{len(items) - i} more in result.json of the MLflow run")
+            break
         lines += mine
-    return lines
+    return [label.ljust(_LABEL) + lines[0][_LABEL:], *lines[1:]] if lines else []
 
 
 def _summary(result: RunResult) -> Iterator[str]:
@@ -288,31 +252,22 @@ def _summary(result: RunResult) -> Iterator[str]:
     rewards = [reward for figures in result.rounds if (reward := figures.get("mean_reward")) is not None]
     course = f", mean training reward {rewards[0]:.3f} -> {rewards[-1]:.3f}" if len(rewards) > 1 else ""
     yield f"{counted(len(result.rounds), 'round')}{course}."
-    yield from _on_specifications(result)
+    if specs := result.specs:
+        best = specs.scores[specs.fixed]
+        score = "no score" if best is None else f"{percent(best)} %"
+        yield f"Best fixed specification on {counted(specs.tasks, 'training task')}: {specs.fixed}, {score}."
+        if oracle := specs.oracle:
+            text = f"Best specification of each of {counted(oracle.tasks, 'test task')}"
+            text += f": {percent_interval(oracle.oracle)} %"
+            if oracle.regret is not None:
+                text += f"; trained teacher: {points(-oracle.regret.mean)} points"
+            if oracle.share is not None:
+                text += f", {percent_interval(oracle.share)} % of it"
+            yield f"{text}."
     for role, spent in result.spent.items():
         price = "" if spent.cost is None else f", {spent.cost:,.4f} {spent.currency}"
         failed = f" ({spent.failures:,} without a reply)" if spent.failures else ""
         yield f"Endpoint {role}: {counted(spent.calls, 'call')}{failed}, {spent.tokens:,} tokens{price}."
-
-
-def _on_specifications(result: RunResult) -> Iterator[str]:
-    """Yield which specification is best on all tasks, and how close the trained teacher is to the best of each."""
-    found = result.specs
-    if found is None:
-        return
-    score = found.scores[found.fixed]
-    told = "no score" if score is None else f"{percent(score)} %"
-    yield f"Best fixed specification on {counted(found.tasks, 'training task')}: {found.fixed}, {told}."
-    oracle = found.oracle
-    if oracle is not None:
-        text = (
-            f"Best specification of each of {counted(oracle.tasks, 'test task')}: {percent_interval(oracle.oracle)} %"
-        )
-        if oracle.regret is not None:
-            text += f"; trained teacher: {points(-oracle.regret.mean)} points"
-        if oracle.share is not None:
-            text += f", {percent_interval(oracle.share)} % of it"
-        yield text + "."
 
 
 def print_run(

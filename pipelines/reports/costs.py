@@ -63,11 +63,7 @@ def model_size(
 ) -> ModelSize | None:
     """Return the size of a checkpoint from the headers of its safetensors files; None without such files.
 
-    Args:
-        name: Directory, hub id, or the name of a shipped model.
-        rank: LoRA rank R; a layer's adapter has R * (D_in + D_out) parameters.
-        targets: See `UpdateRecipe.target_modules`.
-        depth: See `UpdateRecipe.depth`.
+    A layer's adapter of rank R has R * (D_in + D_out) parameters; for `targets` and `depth` see `UpdateRecipe`.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -101,11 +97,6 @@ class EndpointCost(NamedTuple):
     cost: float | None
     """In the endpoint's currency; None without prices."""
 
-    @classmethod
-    def of(cls, role: str, endpoint: EndpointConfig, calls: int, read: int, written: int) -> EndpointCost:
-        """Return the cost of calls that read and write so many tokens each, at most."""
-        return cls(role, endpoint, calls, calls * (read + written), endpoint.cost(calls * read, calls * written))
-
     @property
     def text(self) -> str:
         """Model, calls, tokens, price and budget."""
@@ -123,18 +114,9 @@ class CostEstimate(NamedTuple):
     teacher: ModelSize | None
     """None where it is not known without a download."""
     student: ModelSize | None
-    samples: int
-    """Self-edits of the teacher."""
-    updates: int
-    """Adapters trained."""
-    update_steps: int
-    """Optimizer steps of all updates."""
-    update_tokens: int
-    """Training tokens of all updates, over all epochs, without padding."""
-    teacher_steps: int
-    """Optimizer steps of the teacher."""
-    learning_tokens: int
-    """Completion tokens that the teacher learns from, over all epochs."""
+    counts: dict[str, int]
+    """By quantity, over all epochs: self-edits, updates, optimizer steps, training tokens without padding, and tokens
+    that the teacher learns from."""
     endpoints: tuple[EndpointCost, ...]
     flops: dict[str, float] | None
     """Useful FLOPs by stage; None where a model's size is not known."""
@@ -145,49 +127,29 @@ class CostEstimate(NamedTuple):
         return None if self.flops is None else sum(self.flops.values()) / CPU_FLOPS_PER_SECOND / 60
 
 
-class UpdateCost(NamedTuple):
-    """Steps and training tokens of some updates, at most."""
-
-    steps: int
-    tokens: int
-
-
-def update_cost(recipe: UpdateRecipe, *, lines: int, tokens: int, passage: int = 0) -> UpdateCost:
-    """Return the cost of one update, at most.
-
-    A line's list mark and line break in the completion make room for the tokens that open and close it in training.
-
-    Args:
-        recipe: Of the update.
-        lines: Training sequences.
-        tokens: Of all of them together.
-        passage: Of the document's own text, which is one more sequence where the recipe includes it.
-    """
-    passes = min(recipe.epochs, recipe.max_steps)
-    steps = recipe.total_steps(lines + recipe.include_passage)
-    return UpdateCost(steps, passes * (tokens + passage * recipe.include_passage))
-
-
-def _step_cost(step: Step, subject: Any, settings: LoopSettings, data: DataSplit | None) -> UpdateCost:
-    """Return the cost of all updates of a step."""
+def _step_cost(step: Step, subject: Any, settings: LoopSettings, data: DataSplit | None) -> tuple[int, int]:
+    """Return optimizer steps and training tokens of a step's updates, at most."""
     recipe, written = settings.student.update, settings.teacher.sampling.max_new_tokens
     passage = min(PASSAGE_TOKENS, recipe.max_sequence_tokens)
     if isinstance(subject, UpdateSize):
-        one = update_cost(subject.recipe, lines=subject.lines, tokens=subject.tokens, passage=passage)
+        recipe, lines, tokens = subject
     elif step.trains_on == "passage":
-        bare = recipe.model_copy(update={"include_passage": False})
-        one = update_cost(bare, lines=1, tokens=passage)
+        recipe, lines, tokens = recipe.model_copy(update={"include_passage": False}), 1, passage
     elif step.trains_on == "line":
-        one = update_cost(recipe, lines=1, tokens=QUESTION_TOKENS, passage=passage)
+        lines, tokens = 1, QUESTION_TOKENS
     elif data is None or not domain_of(data).shows_document:
-        one = update_cost(recipe, lines=max(1, written // 2), tokens=written, passage=passage)
-    elif step.trains_on == "specification" and step.each > 1:
-        steps = step.documents * _steps_of_all(getattr(subject, "source", subject).choices, recipe, data)
-        return UpdateCost(steps, steps * recipe.batch_size * passage)
+        # A line's mark and break in the completion make room for the tokens that open and close it in training.
+        lines, tokens = max(1, written // 2), written
     else:  # each line of an expanded specification is as long as the document
-        steps = min(recipe.step_budget or recipe.max_steps, recipe.max_steps)
-        one = UpdateCost(steps, steps * recipe.batch_size * passage)
-    return UpdateCost(step.total * one.steps, step.total * one.tokens)
+        steps = step.total * min(recipe.step_budget or recipe.max_steps, recipe.max_steps)
+        if step.trains_on == "specification" and step.each > 1:
+            steps = step.documents * _steps_of_all(getattr(subject, "source", subject).choices, recipe, data)
+        return steps, steps * recipe.batch_size * passage
+    sequences, passes = lines + recipe.include_passage, min(recipe.epochs, recipe.max_steps)
+    return (
+        step.total * recipe.total_steps(sequences),
+        step.total * passes * (tokens + passage * recipe.include_passage),
+    )
 
 
 def _steps_of_all(choices: Sequence[Mapping[str, Any]], recipe: UpdateRecipe, data: DataSplit) -> int:
@@ -212,19 +174,21 @@ def estimate(
         data: Of the run, whose domain decides the length of lines; None is documents with questions.
         external: How the steps of an external writer are sampled.
     """
-    steps = [(step, stage.subject) for stage in plan for step in stage.steps]
-    kinds = {kind: [s for s, _ in steps if s.kind == kind] for kind in ("sample", "update", "score", "read", "learn")}
+    kinds: dict[str, list[Step]] = {"sample": [], "update": [], "score": [], "read": [], "learn": []}
+    update_steps = update_tokens = 0
+    for stage in plan:
+        for step in stage.steps:
+            kinds[step.kind].append(step)
+            if step.kind == "update":
+                steps, tokens = _step_cost(step, stage.subject, settings, data)
+                update_steps, update_tokens = update_steps + steps, update_tokens + tokens
     totals = {kind: sum(step.total for step in found) for kind, found in kinds.items()}
-    costs = [_step_cost(s, subject, settings, data) for s, subject in steps if s.kind == "update"]
     samples = sum(step.total for step in kinds["sample"] if step.writer == "teacher")
-    recipe, learning, written = (
-        settings.student.update,
-        settings.teacher.learning,
-        settings.teacher.sampling.max_new_tokens,
-    )
+    recipe, learning = settings.student.update, settings.teacher.learning
+    minibatches = sum(math.ceil(step.total / learning.minibatch_size) for step in kinds["learn"])
+    written, flops = settings.teacher.sampling.max_new_tokens, None
     teacher = model_size(settings.teacher.model, settings.teacher.policy.rank, "all-linear")
     student = model_size(settings.student.model, recipe.rank, recipe.target_modules, recipe.depth)
-    update_tokens, flops = sum(cost.tokens for cost in costs), None
     if teacher is not None and student is not None:
         whole = data is not None and domain_of(data).shows_document
         asked = QUESTIONS * (PASSAGE_TOKENS if whole else QUESTION_TOKENS)
@@ -241,12 +205,14 @@ def estimate(
     return CostEstimate(
         teacher=teacher,
         student=student,
-        samples=samples,
-        updates=totals["update"],
-        update_steps=sum(cost.steps for cost in costs),
-        update_tokens=update_tokens,
-        teacher_steps=sum(learning.epochs * math.ceil(s.total / learning.minibatch_size) for s in kinds["learn"]),
-        learning_tokens=totals["learn"] * written * learning.epochs,
+        counts={
+            "Self-edits sampled": samples,
+            "Student updates": totals["update"],
+            "Student optimizer steps": update_steps,
+            "Student training tokens": update_tokens,
+            "Teacher optimizer steps": learning.epochs * minibatches,
+            "Teacher learning tokens": totals["learn"] * written * learning.epochs,
+        },
         endpoints=tuple(_endpoints(kinds, settings, external)),
         flops=flops,
     )
@@ -256,18 +222,21 @@ def _endpoints(
     kinds: Mapping[str, Sequence[Step]], settings: LoopSettings, external: OpenAISampling | None
 ) -> Iterator[EndpointCost]:
     """Yield the calls of each endpoint."""
-    writers = {"teacher": settings.teacher.sampling, "external": external}
-    for role, sampling in writers.items():
+
+    def cost(role: str, endpoint: EndpointConfig, calls: int, read: int, written: int) -> EndpointCost:
+        price = endpoint.cost(calls * read, calls * written)
+        return EndpointCost(role, endpoint, calls, calls * (read + written), price)
+
+    for role, sampling in (("teacher", settings.teacher.sampling), ("external", external)):
         if isinstance(sampling, OpenAISampling):
             calls = sum(step.total for step in kinds["sample"] if step.writer == role)
-            read = PASSAGE_TOKENS + _PROMPT_TOKENS
-            yield EndpointCost.of(role, sampling.endpoint, calls, read, sampling.max_new_tokens)
+            yield cost(role, sampling.endpoint, calls, PASSAGE_TOKENS + _PROMPT_TOKENS, sampling.max_new_tokens)
     grading = settings.grading
     if grading is not None and isinstance(grading.grader, JudgeGrading):
         graded = [s for s in (*kinds["update"], *kinds["score"]) if settings.grading_for(s.questions) is not None]
         calls = sum(step.total for step in graded) * QUESTIONS * grading.grader.repeats
         seen = _JUDGE_TOKENS + QUESTION_TOKENS + grading.max_new_tokens
-        yield EndpointCost.of("judge", grading.grader.endpoint, calls, seen, grading.grader.max_tokens)
+        yield cost("judge", grading.grader.endpoint, calls, seen, grading.grader.max_tokens)
 
 
 def cost_table(cost: CostEstimate, settings: LoopSettings) -> Table:
@@ -279,12 +248,7 @@ def cost_table(cost: CostEstimate, settings: LoopSettings) -> Table:
     rows = {
         "Teacher": f"{settings.teacher.model}, {_parameters(cost.teacher)}",
         "Student": f"{settings.student.model}, {_parameters(cost.student)}",
-        "Self-edits sampled": f"{cost.samples:,}",
-        "Student updates": f"{cost.updates:,}",
-        "Student optimizer steps": f"{cost.update_steps:,}",
-        "Student training tokens": f"{cost.update_tokens:,}",
-        "Teacher optimizer steps": f"{cost.teacher_steps:,}",
-        "Teacher learning tokens": f"{cost.learning_tokens:,}",
+        **{quantity: f"{count:,}" for quantity, count in cost.counts.items()},
         **{f"Endpoint: {each.role}": each.text for each in cost.endpoints},
     }
     total = 0.0 if cost.flops is None else sum(cost.flops.values())
@@ -309,5 +273,5 @@ def cost_table(cost: CostEstimate, settings: LoopSettings) -> Table:
 def _parameters(size: ModelSize | None) -> str:
     if size is None:
         return "size unknown"
-    number = size.parameters
-    return f"{number / 1e9:.2f} billion parameters" if number >= 1e9 else f"{number / 1e6:.2f} million parameters"
+    millions = size.parameters / 1e6
+    return f"{millions / 1e3:.2f} billion parameters" if millions >= 1e3 else f"{millions:.2f} million parameters"

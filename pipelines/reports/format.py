@@ -65,12 +65,13 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
 
 
-def plain_table(title: str, caption: str = "") -> Table:
-    """Return an empty table without vertical lines, which cost columns."""
+def plain_table(title: str, caption: str = "", heads: Sequence[str] = ()) -> Table:
+    """Return an empty table without vertical lines, which cost columns; further columns can be added to `heads`."""
     from rich import box
     from rich.table import Table
 
     return Table(
+        *heads,
         title=title,
         caption=caption,
         title_justify="left",
@@ -88,13 +89,7 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def wrapped(text: str, first: str = "  ", rest: str = "  ") -> list[str]:
-    """Return `text` in lines of at most `WIDTH` columns, longer only where one word is longer.
-
-    Args:
-        text: To wrap.
-        first: Start of the first line.
-        rest: Start of the others.
-    """
+    """Return `text` in lines that begin with `first` and `rest`, wrapped to `WIDTH` columns; no word is broken."""
     return textwrap.wrap(
         text, WIDTH, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
     )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evaluation.common.storage import replacing
+from evaluation.statistics import Interval, known_mean
 from pipelines.records import CurvePoint, Round, VariantComparison, VariantScores
 from pipelines.reports.format import counted
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#8A8A8A", "#222222"
 
 _DPI = 150
-_MISSING = float("nan")
 
 
 def plot_rewards(rounds: Sequence[Round], path: Path) -> None:
@@ -36,10 +36,10 @@ def plot_rewards(rounds: Sequence[Round], path: Path) -> None:
     figure = new_figure(7.2, 5.6, "Reward of the teacher's self-edits by round", _extent(rounds))
     rewards, scored, divergence = figure.subplots(3, 1, sharex=True, height_ratios=(3.2, 1, 1))
     _draw_rewards(rewards, rounds, numbers)
-    counts = [[c.reward is not None for c in record.candidates] for record in rounds]
-    _line(scored, numbers, [100 * sum(found) / len(found) if found else _MISSING for found in counts], GREEN)
+    rewarded = [known_mean(c.reward is not None for c in record.candidates) for record in rounds]
+    _line(scored, numbers, [None if share is None else 100 * share for share in rewarded], GREEN)
     scored.set(ylabel="scored (%)", ylim=(-4, 108), yticks=(0, 50, 100))
-    _line(divergence, numbers, [_or_missing(record.learning.kl) for record in rounds], INK)
+    _line(divergence, numbers, [record.learning.kl for record in rounds], INK)
     divergence.set(ylabel="KL (nats\nper token)", xlabel="round")
     divergence.set_ylim(bottom=-0.06 * divergence.get_ylim()[1])
     divergence.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -62,14 +62,21 @@ def plot_accuracy(comparison: VariantComparison, variants: Sequence[VariantScore
     axes = figure.subplots()
     places = range(len(variants))
     for place, variant in zip(places, variants, strict=True):
-        _draw_variant(axes, place, variant, comparison)
+        scores = sorted(100 * score for score in variant.accuracy.values())
+        strip = [place + shift for shift in _spread(scores)]
+        axes.scatter(scores, strip, s=14, color=GREY, alpha=0.42, linewidths=0, zorder=2, clip_on=False)
+        if variant.name in comparison.variants:
+            draw_interval(axes, place, comparison.variants[variant.name])
+        else:
+            right = axes.get_yaxis_transform()
+            axes.text(1.03, place, "no scores", transform=right, va="center", color=GREY, fontsize=9)
     seen = [score for variant in variants for score in variant.accuracy.values()]
     seen += [interval.high for interval in comparison.variants.values()]
-    right = 10 * math.ceil(10 * max(seen, default=1.0)) or 10
-    axes.set(xlim=(-0.02 * right, 1.02 * right), ylim=(len(variants) - 0.45, -0.55), yticks=places)
+    end = 10 * math.ceil(10 * max(seen, default=1.0)) or 10
+    axes.set(xlim=(-0.02 * end, 1.02 * end), ylim=(len(variants) - 0.45, -0.55), yticks=places)
     axes.set_xlabel("questions answered exactly (%)")
     axes.text(1.03, 1.0, "mean", transform=axes.transAxes, va="bottom", color=BLUE, fontsize=9)
-    axes.set_yticklabels([_two_lines(variant.label) for variant in variants])
+    axes.set_yticklabels([variant.label.replace(" (", "\n(") for variant in variants])  # a break saves width
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color="#E4E4E4", linewidth=0.8)
     axes.spines["left"].set_visible(False)
@@ -78,47 +85,34 @@ def plot_accuracy(comparison: VariantComparison, variants: Sequence[VariantScore
 
 def _draw_rewards(axes: Axes, rounds: Sequence[Round], numbers: Sequence[int]) -> None:
     """Draw the mean, the spread between candidates and the student's reward without an update."""
-    values = [[c.reward for c in record.candidates if c.reward is not None] for record in rounds]
-    low, high = ([_quantile(rewards, share) for rewards in values] for share in (0.1, 0.9))
+    values = [[c.reward for c in record.candidates if c.reward is not None] or [math.nan] for record in rounds]
+    low, high = ([float(np.quantile(rewards, share)) for rewards in values] for share in (0.1, 0.9))
+    label = "middle 80 % of self-edits"
     if len(rounds) == 1:
-        axes.vlines(numbers, low, high, color=BLUE, alpha=0.25, linewidth=10, label="middle 80 % of self-edits")
+        axes.vlines(numbers, low, high, color=BLUE, alpha=0.25, linewidth=10, label=label)
     else:
-        axes.fill_between(numbers, low, high, color=BLUE, alpha=0.18, linewidth=0, label="middle 80 % of self-edits")
-    _line(axes, numbers, [_or_missing(record.mean_reward) for record in rounds], BLUE, "their mean")
-    base = [_or_missing(record.base_reward) for record in rounds]
+        axes.fill_between(numbers, low, high, color=BLUE, alpha=0.18, linewidth=0, label=label)
+    _line(axes, numbers, [record.mean_reward for record in rounds], BLUE, "their mean")
+    base = np.array([record.base_reward for record in rounds], dtype=float)
     axes.plot(numbers, base, "--s", color=ORANGE, linewidth=1.6, markersize=4, label="student without an update")
     axes.set_ylabel("reward")
     if rounds:
-        axes.legend(
-            loc="lower left",
-            bbox_to_anchor=(0, 1),
-            ncols=3,
-            frameon=False,
-            fontsize=9,
-            borderaxespad=0.2,
-            columnspacing=1.4,
-        )
+        layout = {"ncols": 3, "frameon": False, "fontsize": 9, "borderaxespad": 0.2, "columnspacing": 1.4}
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), **layout)
 
 
-def _draw_variant(axes: Axes, place: int, variant: VariantScores, comparison: VariantComparison) -> None:
-    """Draw one row: the documents' strip, the interval, and the mean in figures above it."""
-    scores = sorted(100 * score for score in variant.accuracy.values())
-    strip = [place + shift for shift in _spread(scores)]
-    axes.scatter(scores, strip, s=14, color=GREY, alpha=0.42, linewidths=0, zorder=2, clip_on=False)
-    interval = comparison.variants.get(variant.name)
-    if interval is None:
-        axes.text(1.03, place, "no scores", transform=axes.get_yaxis_transform(), va="center", color=GREY, fontsize=9)
-        return
+def draw_interval(axes: Axes, place: float, interval: Interval) -> None:
+    """Draw an interval of shares as a horizontal line in percent, its mean as a dot and in figures at the right."""
     mean, low, high = (100 * end for end in (interval.mean, interval.low, interval.high))
     axes.plot([low, high], [place, place], color=BLUE, linewidth=3.2, solid_capstyle="butt", zorder=3)
     axes.plot(mean, place, "o", color=BLUE, markersize=8.5, markeredgecolor="white", markeredgewidth=1.2, zorder=4)
-    axes.text(
-        1.03, place, f"{mean:.1f}", transform=axes.get_yaxis_transform(), va="center", fontweight="bold", color=BLUE
-    )
+    right = axes.get_yaxis_transform()
+    axes.text(1.03, place, f"{mean:.1f}", transform=right, va="center", fontweight="bold", color=BLUE)
 
 
-def _line(axes: Axes, x: Sequence[int], y: Sequence[float], color: str, label: str | None = None) -> None:
-    axes.plot(x, y, "-o", color=color, linewidth=2, markersize=4.5, label=label)
+def _line(axes: Axes, x: Sequence[int], y: Sequence[float | None], color: str, label: str | None = None) -> None:
+    """Draw a line with a gap where a value is not known."""
+    axes.plot(x, np.array(y, dtype=float), "-o", color=color, linewidth=2, markersize=4.5, label=label)
     axes.grid(axis="y", color="#E4E4E4", linewidth=0.8)
 
 
@@ -166,19 +160,6 @@ def _spread(scores: Sequence[float], reach: float = 0.28, step: float = 0.06) ->
     return places
 
 
-def _or_missing(value: float | None) -> float:
-    return _MISSING if value is None else value
-
-
-def _quantile(values: Sequence[float], share: float) -> float:
-    return float(np.quantile(values, share)) if values else _MISSING
-
-
-def _two_lines(label: str) -> str:
-    """Return a label with a break before its bracket, which saves width."""
-    return label.replace(" (", "\n(")
-
-
 def draw_figures(
     place: Path,
     rounds: Sequence[Round],
@@ -188,16 +169,13 @@ def draw_figures(
 ) -> list[Path]:
     """Write the figures of a run into a directory and return their paths."""
     place.mkdir(parents=True, exist_ok=True)
-    found = []
+    plot_accuracy(comparison, variants, place / "accuracy.png")
     if rounds:
-        found.append(place / "rewards.png")
-        plot_rewards(rounds, found[-1])
-    found.append(place / "accuracy.png")
-    plot_accuracy(comparison, variants, found[-1])
+        plot_rewards(rounds, place / "rewards.png")
     if curve:
-        found.append(place / "tokens.png")
-        plot_tokens(curve, found[-1])
-    return found
+        plot_tokens(curve, place / "tokens.png")
+    wanted = {"rewards.png": rounds, "accuracy.png": True, "tokens.png": curve}
+    return [place / name for name, drawn in wanted.items() if drawn]
 
 
 def plot_tokens(curve: Mapping[str, Sequence[CurvePoint]], path: Path) -> None:
@@ -206,13 +184,9 @@ def plot_tokens(curve: Mapping[str, Sequence[CurvePoint]], path: Path) -> None:
     axes = figure.subplots()
     marks = itertools.cycle((("o", GREY), ("s", ORANGE), ("^", BLUE), ("D", GREEN)))
     for (name, points), (mark, colour) in zip(curve.items(), marks, strict=False):
-        means = [100 * point.accuracy.mean for point in points]
-        ends = [
-            [100 * (point.accuracy.mean - point.accuracy.low) for point in points],
-            [100 * (point.accuracy.high - point.accuracy.mean) for point in points],
-        ]
-        tokens = [point.tokens for point in points]
-        axes.errorbar(tokens, means, yerr=ends, marker=mark, color=colour, capsize=3, label=name.replace("_", " "))
+        low, mean, high = 100 * np.transpose([(p.accuracy.low, p.accuracy.mean, p.accuracy.high) for p in points])
+        tokens, ends = [point.tokens for point in points], [mean - low, high - mean]
+        axes.errorbar(tokens, mean, yerr=ends, marker=mark, color=colour, capsize=3, label=name.replace("_", " "))
     axes.set(xlabel="tokens of a self-edit, mean", ylabel="accuracy (%)")
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)

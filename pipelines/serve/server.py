@@ -15,15 +15,15 @@ import secrets
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import httpx
+import typer
 import uvicorn
 from starlette.applications import Starlette
 from starlette.authentication import AuthenticationBackend, AuthenticationError
@@ -56,9 +56,8 @@ _RETRY_POLLS = 12
 """After a failure the registry is polled so much more rarely."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServeOptions:
-    """Whose champion is served, where, and to whom."""
+class ServeOptions(NamedTuple):
+    """Whose champion is served, where, to whom and on what."""
 
     role: Role = "student"
     host: str = LOOPBACK
@@ -70,14 +69,12 @@ class ServeOptions:
     """Time between two looks at the registry."""
     with_base: bool = False
     """Also answer as the base, under its own name."""
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether an address is reachable from this machine only."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    base: str | None = None
+    """None for the one that the champion's run recorded."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    arguments: tuple[str, ...] = ()
+    """Appended to vLLM's command line."""
 
 
 def read_api_key(host: str, variable: str | None) -> str | None:
@@ -87,8 +84,9 @@ def read_api_key(host: str, variable: str | None) -> str | None:
         ConfigError: There is no key where there must be one, or it does not fit into a header.
     """
     if variable is None:
-        if is_loopback(host):
-            return None
+        with suppress(ValueError):  # a name
+            if host == "localhost" or ipaddress.ip_address(host).is_loopback:
+                return None
         raise ConfigError(
             f"serve: --host {host!r} is reachable from other machines, which needs a key. Put one into an environment "
             "variable and give its name with --api-key-env, or stay on 127.0.0.1."
@@ -104,10 +102,8 @@ def read_api_key(host: str, variable: str | None) -> str | None:
     return key
 
 
-def run_server(options: ServeOptions, launch: Launch, tracking: TrackingConfig, work_dir: Path) -> None:
+def run_server(options: ServeOptions, tracking: TrackingConfig, work_dir: Path) -> None:
     """Serve the champion of a registry until a signal comes.
-
-    `launch` is vLLM's: an empty base stands for the one that the champion's run recorded, rank 0 for the champion's.
 
     Raises:
         ConfigError: Key, address, store, champion or base is missing or refused; nothing was started.
@@ -128,15 +124,17 @@ def run_server(options: ServeOptions, launch: Launch, tracking: TrackingConfig, 
             "with --port or --host."
         ) from error
     with listener, tempfile.TemporaryDirectory(prefix="serving-", dir=work_dir) as files:
-        server = Server(options, launch, Registry.open(tracking, work_dir), key, Path(files).resolve())
+        server = Server(options, Registry.open(tracking, work_dir), key, Path(files).resolve())
         port, host = listener.getsockname()[1], f"[{options.host}]" if ":" in options.host else options.host
         log = work_dir / f"vllm-{port}.log"
         log.unlink(missing_ok=True)
-        _say(f"starting vLLM for the model champion at http://{host}:{port}/v1 (state: http://{host}:{port}/health)")
+        typer.echo(
+            f"starting vLLM for the model champion at http://{host}:{port}/v1 (state: http://{host}:{port}/health)"
+        )
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)  # uvicorn handles both, and raises them again after its orderly end
         asyncio.run(server.run(listener, log))
-    _say("stopped")
+    typer.echo("stopped")
 
 
 @dataclass(eq=False)
@@ -158,19 +156,18 @@ class Server:
 
     vllm: VllmServer
 
-    def __init__(
-        self, options: ServeOptions, launch: Launch, registry: Registry, key: str | None, directory: Path
-    ) -> None:
-        """Fetch the first champion into `directory`; `key` is the clients', and see `run_server`."""
+    def __init__(self, options: ServeOptions, registry: Registry, key: str | None, directory: Path) -> None:
+        """Fetch the first champion into `directory`; `key` is the clients'."""
         self._options, self._registry, self._key, self._directory = options, registry, key, directory
         self._wanted: int | None = (number := registry.number(options.role, CHAMPION))
-        self.base = launch.base or registry.recorded_model(options.role, number) or ""
+        self.base = options.base or registry.recorded_model(options.role, number) or ""
         if not self.base:
             raise ConfigError(f"serve: the run of version {number} recorded no base. Name it with --student.")
         self._loads, self._retiring = 0, set[asyncio.Task[None]]()
         self.first = self._fetch(number)
         modules = tuple(sorted({name.rpartition(".")[2] for name in self.first.adapter.factors}))
-        self._launch = launch._replace(base=self.base, rank=launch.rank or self.first.adapter.rank, modules=modules)
+        rank = self.first.adapter.rank
+        self._launch = Launch(self.base, rank, modules, options.device, options.dtype, options.arguments)
         self.current: Version | None = None
         """Gets new requests; replaced in one step."""
         self.base_name: str | None = None  # vLLM's name of the adapter that stands for the base
@@ -233,7 +230,7 @@ class Server:
         except PreceptorError as failure:
             error = str(failure)
         if error and error != self.error:
-            _say(f"{error} Version {self.current and self.current.number} keeps answering.")
+            typer.echo(f"{error} Version {self.current and self.current.number} keeps answering.")
         self.error = error
 
     def _fetch(self, number: int) -> Version:
@@ -263,7 +260,7 @@ class Server:
             await self._forget(version)
             raise
         old, self.current, version.since = self.current, version, _now()
-        _say(f"version {version.number} answers now")
+        typer.echo(f"version {version.number} answers now")
         if old is not None:
             task = asyncio.create_task(self._retire(old))
             self._retiring.add(task)  # the event loop itself keeps only weak references
@@ -394,8 +391,3 @@ def _refusal(_conn: HTTPConnection, error: Exception) -> Response:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()

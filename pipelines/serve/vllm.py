@@ -51,20 +51,23 @@ _PROBE_TOKENS = 16
 class Launch(NamedTuple):
     """What a server is started for."""
 
-    base: str = ""
+    base: str
     """As `load_checkpoint` takes it."""
-    rank: int = 0
-    """Largest rank of an adapter, in [1, 512]. On a CPU every request costs this rank."""
-    modules: tuple[str, ...] = ()
+    rank: int
+    """Largest rank of an adapter, in [1, 512], unless `arguments` have another. On a CPU every request costs it."""
+    modules: tuple[str, ...]
     """Ends of the names of the layers that adapters may have, such as `q_proj`. Without them vLLM wraps the output head
     as well, and a request for a prompt's log-probabilities kills it on a CPU (seen with 0.32)."""
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"
-    tolerance: float | None = None
-    """Largest difference of a token's log-probability between vLLM and PEFT, in nats; None is 0.001 in float32 on a CPU
-    (measured: 1.5e-5) and 0.25 otherwise (bfloat16 on a CPU: 0.19)."""
     arguments: tuple[str, ...] = ()
     """Appended to the command line."""
+
+    @property
+    def tolerance(self) -> float:
+        """Largest difference of a token's log-probability between vLLM and PEFT, in nats."""
+        # Measured on a CPU: 1.5e-5 in float32, 0.19 in bfloat16.
+        return 1e-3 if (self.device, self.dtype) == ("cpu", "float32") else 0.25
 
 
 def vllm_command(launch: Launch, port: int) -> list[str]:
@@ -94,13 +97,7 @@ class VllmServer:
     @classmethod
     @asynccontextmanager
     async def start(cls, launch: Launch, log: Path, hidden: str | None = None) -> AsyncIterator[VllmServer]:
-        """Start a server that is gone afterwards.
-
-        Args:
-            launch: What it is started for.
-            log: For its output.
-            hidden: Environment variable that it does not get.
-        """
+        """Start a server that is gone afterwards, its output in `log`, without the environment variable `hidden`."""
         port, key = free_port(), secrets.token_hex(32)
         environment = {**_ENVIRONMENT, **(_CPU_ENVIRONMENT if launch.device == "cpu" else {}), **os.environ}
         environment.pop(hidden or "", None)
@@ -152,16 +149,14 @@ class VllmServer:
         launch = self._launch
         try:
             async with asyncio.timeout(_REFERENCE_SECONDS):
-                asked = launch.base, files, launch.dtype
-                probes = await to_process.run_sync(reference, *asked, cancellable=True)
+                probes = await to_process.run_sync(reference, launch.base, files, launch.dtype, cancellable=True)
         except (TimeoutError, BrokenWorkerProcess) as error:
             raise ServeError(f"serve: no reference answers for {name!r}: {error!r}") from error
         body = {"model": name, "prompt": [probe.prompt for probe in probes], "max_tokens": _PROBE_TOKENS}
         body |= {"temperature": 0.0, "ignore_eos": True, "logprobs": 5}
         reply = await self._call("/v1/completions", **body, return_token_ids=True, return_tokens_as_token_ids=True)
-        tolerance = launch.tolerance or (1e-3 if (launch.device, launch.dtype) == ("cpu", "float32") else 0.25)
         zero = not any(a.any() and b.any() for a, b in adapter.factors.values())
-        return compare(probes, _written(reply.json()), tolerance, zero=zero)
+        return compare(probes, _written(reply.json()), launch.tolerance, zero=zero)
 
     async def _call(self, path: str, **body: Any) -> httpx.Response:
         try:
@@ -205,13 +200,9 @@ class Proof(NamedTuple):
 
 
 def compare(probes: Sequence[Probe], written: Sequence[Written], tolerance: float, *, zero: bool = False) -> Proof:
-    """Return whether vLLM answers as the registered adapter does.
+    """Return whether vLLM answers as the registered adapter does, with log-probabilities within a tolerance in nats.
 
-    Args:
-        probes: With the reference answers.
-        written: vLLM's answers, in order.
-        tolerance: Largest difference of a token's log-probability, in nats.
-        zero: The adapter's product is zero in every layer, so nothing can tell it from the base.
+    The product of a `zero` adapter is zero in every layer, so nothing can tell it from the base.
     """
     pairs = [_difference(probe, answer, tolerance) for probe, answer in zip(probes, written, strict=True)]
     worst, count = max(difference for difference, _ in pairs), len(pairs)
@@ -259,10 +250,17 @@ def reference(base: str, adapter: Path, dtype: str = "float32") -> list[Probe]:
     import torch
     from peft import PeftModel
 
-    from evaluation.common.checkpoints import load_checkpoint
+    from evaluation.common.checkpoints import load_checkpoint, model_digest
     from evaluation.exact_match import prompt_ids
+    from student.adapters import load_adapter
 
-    _check_base(base, adapter)
+    wanted = load_adapter(adapter).base_digest  # of the base in the dtype of the training
+    dtypes = (torch.float32, torch.bfloat16)
+    if wanted and wanted not in (model_digest(load_checkpoint(base, dtype=each).model) for each in dtypes):
+        raise ServeError(
+            f"serve: the adapter was trained on the base {wanted[:12]!r}, which {base!r} is not. Serve it with its own "
+            "base (--student)."
+        )
     model, tokenizer = load_checkpoint(base)
     for weight in model.parameters():
         weight.data = weight.data.to(getattr(torch, dtype)).float()
@@ -281,23 +279,6 @@ def reference(base: str, adapter: Path, dtype: str = "float32") -> list[Probe]:
             with model.disable_adapter():
                 probes.append(Probe(prompt, tokens, logprobs, _logprobs(model, prompt, tokens)))
     return probes
-
-
-def _check_base(base: str, adapter: Path) -> None:
-    """Refuse an adapter of another base; an adapter records its base's digest in the dtype of the training."""
-    import torch
-
-    from evaluation.common.checkpoints import load_checkpoint, model_digest
-    from student.adapters import load_adapter
-
-    wanted = load_adapter(adapter).base_digest
-    dtypes = (torch.float32, torch.bfloat16) if wanted else ()
-    found = (model_digest(load_checkpoint(base, dtype=dtype).model) for dtype in dtypes)
-    if wanted and wanted not in found:
-        raise ServeError(
-            f"serve: the adapter was trained on the base {wanted[:12]!r}, which {base!r} is not. Serve it with its own "
-            "base (--student)."
-        )
 
 
 def _logprobs(model: Any, prompt: list[int], tokens: list[int]) -> list[float]:

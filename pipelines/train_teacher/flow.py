@@ -65,7 +65,7 @@ def train_teacher(config_path: str, overrides: list[str] | None = None, work_dir
 
 def _open_lineage(config: TrainTeacherConfig, work_dir: Path, split: Split, flow_run: str) -> Lineage:
     key = content_key(config, "run", config.digest)
-    lineage = Lineage.of_flow(config, work_dir, kind=FLOW_NAME, run_name=config.name, key=key, flow_run=flow_run)
+    lineage = Lineage(config, work_dir, kind=FLOW_NAME, run_name=config.name, key=key, flow_run=flow_run)
     lineage.log_documents("train", split.train)
     lineage.log_documents("development", split.development)
     lineage.log_documents("test", split.test)

@@ -90,20 +90,14 @@ def test_bad_config_is_refused_with_all_mistakes_and_code_2(tmp_path: Path) -> N
         assert place in output
 
 
-def test_config_that_is_not_there_is_refused_with_code_2(tmp_path: Path) -> None:
+def test_files_that_are_not_there_or_have_bad_rows_are_refused_with_code_2(tmp_path: Path) -> None:
     assert "nothing.yaml" in refused(tmp_path, config=tmp_path / "nothing.yaml")
-
-
-def test_documents_with_bad_rows_are_refused_with_code_2(tmp_path: Path) -> None:
+    assert "nothing.jsonl" in refused(tmp_path, f"data={{type: jsonl, path: '{tmp_path / 'nothing.jsonl'}'}}")
     path = tmp_path / "documents.jsonl"
     path.write_text('{"id": "a", "text": ""}\nnot JSON\n', encoding="utf-8")
     output = refused(tmp_path, f"data={{type: jsonl, path: '{path}'}}")
     assert "line 1" in output
     assert "line 2" in output
-
-
-def test_documents_that_are_not_there_are_refused_with_code_2(tmp_path: Path) -> None:
-    assert "nothing.jsonl" in refused(tmp_path, f"data={{type: jsonl, path: '{tmp_path / 'nothing.jsonl'}'}}")
 
 
 def test_too_few_documents_are_refused_with_code_2(tmp_path: Path) -> None:

@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from pipelines.cli import app
 from pipelines.lineage.run import Lineage
-from pipelines.lineage.store import run_tags
 from pipelines.process import prepare_process
-from pipelines.settings import TrackingConfig
+from pipelines.settings import Settings, StudentModel
 from student.adapters import save_adapter
 from tests.pipelines.factories import make_adapter
 
-PARAMS: dict[str, str | int | float] = {"loop.rounds": 2, "teacher.model": "micro-teacher"}
+
+class RunSettings(Settings):
+    """Of a run without a flow."""
+
+    name: str = "night"
+    seed: int = 3
+    loop: dict[str, int] = {"rounds": 2}  # noqa: RUF012 (pydantic copies it)
+    student: StudentModel | None = None
+
+
+def open_lineage(work_dir: Path, key: str = "abc", **changes: Any) -> Lineage:
+    settings = RunSettings.model_validate(changes)
+    return Lineage(settings, work_dir, kind="train-teacher", run_name="night", key=key, flow_run="a-flow-run")
 
 
 def registered_versions(lineage: Lineage, role: str = "teacher") -> list[Any]:
@@ -47,12 +61,19 @@ def work_dir(tmp_path: Path, empty_store: Path) -> Path:
 
 @pytest.fixture
 def open_run(work_dir: Path) -> Callable[..., Lineage]:
-    def opened(key: str = "train-teacher/v1/abc", **changes: Any) -> Lineage:
-        tags = run_tags(kind="train-teacher", seed=3, config_digest="c0ffee", code_digest="c0de", note="# Night")
-        fields: dict[str, Any] = {"run_name": "night", "config_yaml": "seed: 3\n", "params": PARAMS, "tags": tags}
-        return Lineage.open(TrackingConfig(), work_dir, run_key=key, **(fields | changes))
+    return partial(open_lineage, work_dir)
 
-    return opened
+
+@pytest.fixture
+def preceptor(work_dir: Path) -> Callable[..., str]:
+    """Run a command on the work directory and return what it prints."""
+
+    def run(*arguments: str) -> str:
+        done = CliRunner().invoke(app, [*arguments, "--work-dir", str(work_dir)], env={"COLUMNS": "140"})
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    return run
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from teacher.self_edit import Implication, SelfEdit
 
 LEARNED, *KEPT = draw_documents("train", 9, 3)
 TRACKING = TrackingConfig()
-PARAMS = {"loop.rounds": 2, "student.model": "micro-student"}
+STUDENT = {"model": "micro-student"}
 OPTIONS = AskOptions(max_new_tokens=8)
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 Open = Callable[..., Lineage]
@@ -205,7 +205,7 @@ def register(lineage: Lineage, adapter: Adapter, memory: ExternalMemory, place: 
     directory = save_adapter(adapter, place)
     memory.save(directory / MEMORY_FILE)
     tags = {MEMORY_TAG: memory.digest}
-    return lineage.register("student", directory, digest=adapter.digest, tags=tags, metrics={}).version
+    return lineage.registry.register("student", directory, digest=adapter.digest, tags=tags, run_id=lineage.run_id)
 
 
 def test_rollback_restores_every_answer_memory_included(
@@ -219,7 +219,7 @@ def test_rollback_restores_every_answer_memory_included(
     left = [entry for entry in MEMORY.entries if entry.id != KEPT[0].task.id]
     fresh = ExternalMemory([*left, *(entry_of(d) for d in draw_documents("test", 2, 0))])
     for night, (made, memory) in enumerate(((adapter, MEMORY), (halved, fresh))):
-        registry.promote("student", register(open_run(f"night/{night}", params=PARAMS), made, memory, tmp_path / "a"))
+        registry.promote("student", register(open_run(f"night/{night}", student=STUDENT), made, memory, tmp_path / "a"))
 
     asked = [q.question for q in questions_of([LEARNED, *KEPT[:3]])]
     second = Answerer.from_registry(TRACKING, work_dir, options=OPTIONS)
@@ -253,7 +253,7 @@ def test_files_that_are_not_what_was_registered_are_refused(
 
 
 def test_ask_command_says_what_answered(open_run: Open, work_dir: Path, tmp_path: Path, trained: Trained) -> None:
-    register(open_run(params=PARAMS), trained.adapter, MEMORY, tmp_path / "a")
+    register(open_run(student=STUDENT), trained.adapter, MEMORY, tmp_path / "a")
 
     def ask(question: str, *more: str) -> Any:
         return CliRunner().invoke(app, ["ask", question, "--work-dir", str(work_dir), *more])

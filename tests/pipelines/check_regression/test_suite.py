@@ -203,14 +203,15 @@ def test_a_student_and_a_variant_do_not_compare(variant: str, student: str, tmp_
 def test_versions_are_found_by_number_and_by_alias(open_run: Open, work_dir: Path, tmp_path: Path) -> None:
     lineage: Lineage = open_run()
     digest = made_adapter(0.0).digest
-    version = lineage.register("student", saved_adapter(tmp_path / "a", 0.0), digest=digest, tags={}, metrics={})
-    Registry.open(TrackingConfig(), work_dir).promote("student", version.version)
-    for text in (f"version:student/{version.version}", "version:student@champion"):
+    files = saved_adapter(tmp_path / "a", 0.0)
+    version = lineage.registry.register("student", files, digest=digest, tags={}, run_id=lineage.run_id)
+    Registry.open(TrackingConfig(), work_dir).promote("student", version)
+    for text in (f"version:student/{version}", "version:student@champion"):
         found = download(parse_subject(text), TrackingConfig(), work_dir, tmp_path / "scratch")
-        assert found.version == version.version
+        assert found.version == version
         assert found.directory is not None
         assert (found.directory / "adapter_model.safetensors").is_file()
-    with pytest.raises(ConfigError, match="has the alias 'previous'"):
+    with pytest.raises(ConfigError, match="no version with the alias 'previous'"):
         download(parse_subject("version:student@previous"), TrackingConfig(), work_dir, tmp_path)
     with pytest.raises((LineageError, ConfigError)):
         download(parse_subject("version:student/99"), TrackingConfig(), work_dir, tmp_path)

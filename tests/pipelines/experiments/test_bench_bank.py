@@ -33,16 +33,12 @@ def test_measure_alternates_the_order_of_the_sides() -> None:
     assert seconds == ([1.0, 4.0, 5.0], [2.0, 3.0, 6.0])
 
 
-def test_bank_and_sequential_loop_do_the_same_work(model: str) -> None:
+def test_bank_and_sequential_loop_do_the_same_work_and_leave_the_base_unchanged(model: str) -> None:
     *_, apart = bench_bank.open_sides(model, 2)
     assert 0 < apart < 1e-4
-
-
-def test_sequential_loop_leaves_the_base_unchanged(model: str) -> None:
-    base, requests = bench_bank._open(model, 2)
+    base, requests = bench_bank.open_work(model, 2)
     before = {name: weight.clone() for name, weight in base.state_dict().items()}
-    with bench_bank._first_of(bench_bank._BANKS)(base, base_digest="") as bank:
-        starts = [bank.no_change(request.recipe, request.seed) for request in requests]
+    starts = bench_bank.first_weights(base, requests)
     assert len(bench_bank.train_sequentially(base, requests, starts)) == 2
     after = base.state_dict()
     assert set(after) == set(before)

@@ -9,11 +9,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from typer.testing import CliRunner
 
 from evaluation.common.errors import ConfigError, LineageError
-from pipelines.cli import app
-from pipelines.lineage.registry import Promotion, Registry
+from pipelines.lineage.registry import Registry
 from pipelines.lineage.run import Lineage
 from pipelines.settings import AnyFlow, TrackingConfig, load
 from student.adapters import load_adapter
@@ -60,28 +58,23 @@ def test_registered_teacher_opens_with_peft_and_has_the_same_logits(open_run: Op
 def test_register_student_ties_metrics_to_the_model_once(open_run: Open, policy_dir: Path) -> None:
     lineage = open_run()
     for _ in range(2):
-        version = lineage.register(
-            "student", policy_dir, digest="e" * 64, tags={"preceptor.gate": "passed"}, metrics={"eval/accuracy": 0.5}
+        assert (
+            lineage.registry.register(
+                "student",
+                policy_dir,
+                digest="e" * 64,
+                run_id=lineage.run_id,
+                tags={"preceptor.gate": "passed"},
+                metrics={"eval/accuracy": 0.5},
+            )
+            == 1
         )
     (found,) = registered_versions(lineage, "student")
     assert found.tags["preceptor.gate"] == "passed"
-    model = lineage.store.client.get_logged_model(version.model_id)
+    model = lineage.store.client.get_logged_model(found.tags["preceptor.model_id"])
     assert [(m.key, m.value) for m in model.metrics] == [("eval/accuracy", 0.5)]
     assert str(model.status) == "READY"
     assert lineage.registry.aliases("student") == {"candidate": 1}
-
-
-def test_promote_command_says_where_the_aliases_stand(open_run: Open, policy_dir: Path, work_dir: Path) -> None:
-    open_run().log_round(make_round(0), policy_dir)
-    told = CliRunner().invoke(app, ["promote", "teacher", "1", "--work-dir", str(work_dir)])
-    assert told.exit_code == 0, told.output
-    assert "Version 1 of the teacher is the champion; there was none before." in told.output
-    assert Registry.open(TRACKING, work_dir).aliases("teacher")["champion"] == 1
-    nowhere = work_dir / "nowhere"
-    refused = CliRunner().invoke(app, ["promote", "teacher", "1", "--work-dir", str(nowhere)])
-    assert isinstance(refused.exception, ConfigError)
-    assert "holds no runs" in str(refused.exception)
-    assert not (nowhere / "mlflow.db").exists()
 
 
 def test_promote_moves_previous_then_champion_and_rolls_back(open_run: Open, policy_dir: Path, work_dir: Path) -> None:
@@ -90,10 +83,10 @@ def test_promote_moves_previous_then_champion_and_rolls_back(open_run: Open, pol
         lineage.log_round(make_round(number), policy_dir)
     registry = Registry.open(TRACKING, work_dir)
     assert registry.aliases("student") == {}
-    assert registry.promote("teacher", 1) == Promotion(champion=1, previous=None)
-    assert registry.promote("teacher", 2) == Promotion(champion=2, previous=1)
-    assert registry.promote("teacher", 2) == Promotion(champion=2, previous=1)
-    assert registry.promote("teacher", 1) == Promotion(champion=1, previous=2)
+    assert registry.promote("teacher", 1) is None
+    assert registry.promote("teacher", 2) == 1
+    assert registry.promote("teacher", 2) == 1
+    assert registry.promote("teacher", 1) == 2
     assert registry.aliases("teacher") == {"candidate": 3, "champion": 1, "previous": 2}
     with pytest.raises(LineageError, match="promote version 9 of 'preceptor-teacher'"):
         registry.promote("teacher", 9)
@@ -120,22 +113,20 @@ def test_commands_on_the_store_read_the_file_of_any_flow(path: Path, tmp_path: P
     assert (flow.tracking.registry_prefix, flow.student.model) == ("ours", content["student"]["model"])
 
 
-def test_registry_commands_take_a_flows_file(open_run: Open, policy_dir: Path, work_dir: Path, tmp_path: Path) -> None:
+def test_registry_commands_take_a_flows_file(
+    open_run: Open, policy_dir: Path, preceptor: Callable[..., str], tmp_path: Path
+) -> None:
     config = tmp_path / "night.yaml"
     config.write_text((CONFIGS / "nights-demo.yaml").read_text() + "tracking: {registry_prefix: ours}\n")
-    lineage = open_run()
+    lineage, file = open_run(), ("--config", str(config))
     registry = Registry(lineage.store, "ours")
     for digit in "ab":
         registry.register("teacher", policy_dir, digest=digit * 64, run_id=lineage.run_id, tags={})
-
-    def call(*arguments: str) -> str:
-        result = CliRunner().invoke(app, [*arguments, "--config", str(config), "--work-dir", str(work_dir)])
-        assert result.exit_code == 0, result.output
-        return result.output
-
-    assert "Version 1 of the teacher is the champion" in call("promote", "teacher", "1")
-    assert "the previous one is version 1" in call("promote", "teacher", "2")
-    assert "Version 1 of the teacher is the champion again" in call("rollback", "--role", "teacher", "--because", "x")
-    assert "champion" in call("versions", "--role", "teacher")
+    said = preceptor("promote", "teacher", "1", *file)
+    assert "Version 1 of the teacher is the champion; there was none before." in said
+    assert "the previous one is version 1" in preceptor("promote", "teacher", "2", *file)
+    back = preceptor("rollback", "--role", "teacher", "--because", "x", *file)
+    assert "Version 1 of the teacher is the champion again" in back
+    assert "champion" in preceptor("versions", "--role", "teacher", *file)
     assert registry.aliases("teacher")["champion"] == 1
     assert lineage.registry.aliases("teacher") == {}

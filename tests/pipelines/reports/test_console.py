@@ -94,13 +94,10 @@ def test_a_difference_is_significant_by_its_interval_and_its_corrected_test(
     assert reading(gain, test, 0.95) == expected
 
 
-def test_round_line_fits_a_line() -> None:
+def test_round_line_fits_a_line_and_says_what_is_missing() -> None:
     candidates = (make_candidate(index=0), make_candidate(index=1, reward=0.25), *[make_unparsable()] * 2)
     line = round_line(make_round(12, candidates, base_reward=0.0825))
     assert line == "round 12: reward 0.375, base 0.083, 2/4 scored, 2 parse_failed, KL 0.125, 3.5 s"
-
-
-def test_round_line_without_rewards_says_so() -> None:
     line = round_line(make_round(1, (make_unparsable(),) * 3, learning=make_learning(examples=0, kl=None)))
     assert "no reward" in line
     assert "0/3 scored, 3 parse_failed" in line
@@ -135,15 +132,12 @@ def test_notes_name_every_caveat_once() -> None:
         assert sum(fact in note for note in notes) == 1, fact
 
 
-def test_notes_on_variants_near_zero() -> None:
+def test_notes_on_variants_near_zero_and_none_on_a_clear_result() -> None:
     low = Interval(mean=0.012, low=0.0, high=0.03)
     near = run_notes(result(variants={"base": low, "trained_teacher": low}, gains={}), COMPARISON, ())
     assert any("under 2 %" in note for note in near)
     apart = run_notes(result(variants={"base": low, "trained_teacher": SHOWN}, gains={}), COMPARISON, ())
     assert not any("under 2 %" in note for note in apart)
-
-
-def test_a_clear_result_has_no_caveats() -> None:
     clear = result(gains={"a_minus_b": SHOWN}, rounds=({"mean_reward": 0.1},))
     variant = make_variant("a", accuracy={f"t{i}": 0.5 for i in range(48)}, failures={})
     assert run_notes(clear, COMPARISON, (variant,)) == ()

@@ -21,6 +21,8 @@ from pipelines.train_teacher.config import TrainTeacherConfig
 from teacher.rewards import RewardConfig
 from teacher.samplers.openai import OpenAISampling
 
+UPDATES, STEPS, TOKENS = "Student updates", "Student optimizer steps", "Student training tokens"
+LEARNED = "Teacher learning tokens"
 SECTIONS: dict[str, Any] = {
     "name": "small",
     "data": {"type": "jsonl", "path": "x.jsonl", "development_documents": 7, "test_documents": 11},
@@ -64,22 +66,26 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_estimate_sums_the_steps_of_a_plan() -> None:
     cost = cost_of(settings())
-    assert (cost.samples, cost.updates, cost.teacher_steps) == (20, 40 + 11 + 22, 1)  # 20 fit a minibatch of 32
-    assert cost.learning_tokens == 20 * 100
     # An edit: 3 epochs over at most 100 tokens, which are at most 50 lines: 7 steps an epoch. A passage: one line.
-    assert cost.update_tokens == 62 * 300 + 11 * 3 * PASSAGE_TOKENS
-    assert cost.update_steps == 62 * 21 + 11 * 3
+    assert cost.counts == {
+        "Self-edits sampled": 20,
+        UPDATES: 40 + 11 + 22,
+        STEPS: 62 * 21 + 11 * 3,
+        TOKENS: 62 * 300 + 11 * 3 * PASSAGE_TOKENS,
+        "Teacher optimizer steps": 1,  # 20 fit a minibatch of 32
+        LEARNED: 20 * 100,
+    }
     assert (cost.teacher, cost.student, cost.flops, cost.minutes, cost.endpoints) == (None, None, None, None, ())
-    assert cost_of(settings(), ()).updates == 0
+    assert set(cost_of(settings(), ()).counts.values()) == {0}
 
 
 def test_estimate_respects_the_recipe() -> None:
     with_passage = cost_of(settings(student={"update": {"epochs": 3, "batch_size": 8, "include_passage": True}}))
-    assert with_passage.update_tokens - cost_of(settings()).update_tokens == 62 * 3 * PASSAGE_TOKENS
+    assert with_passage.counts[TOKENS] - cost_of(settings()).counts[TOKENS] == 62 * 3 * PASSAGE_TOKENS
     capped = cost_of(settings(student={"update": {"epochs": 30, "max_steps": 4}}))
-    assert capped.update_steps == 4 * capped.updates
+    assert capped.counts[STEPS] == 4 * capped.counts[UPDATES]
     rest_em = settings(teacher={"learning": {"algorithm": "rest_em", "keep": 2, "epochs": 3}})
-    assert cost_of(rest_em).learning_tokens == 20 * 100 * 3
+    assert cost_of(rest_em).counts[LEARNED] == 20 * 100 * 3
 
 
 def test_estimate_tries_every_specification_of_a_space_within_the_budget() -> None:
@@ -92,10 +98,10 @@ def test_estimate_tries_every_specification_of_a_space_within_the_budget() -> No
     variant = config.comparison.variants[1]
     tried = Step("update", 3, len(variant.source.choices), trains_on="specification")  # type: ignore[union-attr]
     cost = cost_of(config, (Stage("variant spec", (tried,), variant),))
-    assert 0 < cost.update_steps <= 16 * cost.updates
-    assert cost.update_tokens == cost.update_steps * 8 * PASSAGE_TOKENS
+    assert 0 < cost.counts[STEPS] <= 16 * cost.counts[UPDATES]
+    assert cost.counts[TOKENS] == cost.counts[STEPS] * 8 * PASSAGE_TOKENS
     one = cost_of(config, (Stage("variant spec", (Step("update", 11, trains_on="specification"),), variant),))
-    assert one.update_steps == 11 * 16
+    assert one.counts[STEPS] == 11 * 16
 
 
 def test_estimate_of_endpoints_counts_calls_tokens_and_money() -> None:
@@ -127,7 +133,7 @@ def test_estimate_of_local_models_gives_flops_and_minutes(checkpoint: Path) -> N
     assert cost.flops is not None
     assert size is not None
     # 4 P for each training token through frozen weights, 6 for each parameter of the adapter (arXiv 2001.08361).
-    assert cost.flops["updates"] == cost.update_tokens * (4 * size.parameters + 6 * size.adapter)
+    assert cost.flops["updates"] == cost.counts[TOKENS] * (4 * size.parameters + 6 * size.adapter)
     assert all(part > 0 for part in cost.flops.values())
     assert cost.minutes == pytest.approx(sum(cost.flops.values()) / CPU_FLOPS_PER_SECOND / 60)
 
@@ -160,7 +166,7 @@ def test_cost_table_shows_every_figure_at_80_columns(checkpoint: Path) -> None:
     text = out.getvalue()
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 80
-    for figure in (cost.samples, cost.updates, cost.update_steps, cost.update_tokens):
+    for figure in cost.counts.values():
         assert f"{figure:,}" in text
     assert "size unknown" in text  # the student's
     assert "unknown" in text.split("GFLOP/s")[1]

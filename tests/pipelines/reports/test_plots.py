@@ -29,7 +29,8 @@ def test_plot_rewards_draws_rounds_with_and_without_rewards(tmp_path: Path) -> N
     assert ink(tmp_path / "3.png") > ink(tmp_path / "0.png") + 0.005
 
 
-def test_plot_accuracy_draws_every_variant_the_same_each_time(tmp_path: Path) -> None:
+def test_plot_accuracy_draws_every_variant_the_same_each_time_without_pyplot(tmp_path: Path) -> None:
+    loaded = "matplotlib.pyplot" in sys.modules
     first, second, fewer = (tmp_path / f"{name}.png" for name in "abc")
     plot_accuracy(make_comparison(), VARIANTS, first)
     plot_accuracy(make_comparison(), VARIANTS, second)
@@ -37,10 +38,6 @@ def test_plot_accuracy_draws_every_variant_the_same_each_time(tmp_path: Path) ->
     assert first.read_bytes().startswith(b"\x89PNG")
     assert first.read_bytes() == second.read_bytes()
     assert first.read_bytes() != fewer.read_bytes()
-
-
-def test_plots_leave_pyplot_alone(tmp_path: Path) -> None:
-    loaded = "matplotlib.pyplot" in sys.modules
     plot_accuracy(make_comparison(), (), tmp_path / "none.png")
     assert ("matplotlib.pyplot" in sys.modules) == loaded
 
