@@ -13,6 +13,15 @@ from evaluation.sources.files import json_lines
 from evaluation.sources.rows import QuestionRow, Refusals, as_questions
 from evaluation.tasks import DataSplit, Question
 
+GENERAL_KNOWLEDGE = Path(__file__).with_name("general_knowledge.jsonl")
+"""Questions on general knowledge, language and arithmetic, for students that no probes are given for."""
+
+
+def general_questions(count: int | None = None) -> tuple[Question, ...]:
+    """Return the shipped general questions, or `count` of them spread evenly over all subjects."""
+    questions = _read(GENERAL_KNOWLEDGE)
+    return tuple(questions if count is None else questions[:: max(1, len(questions) // count)][:count])
+
 
 def retention_probes(data: DataSplit, count: int, seed: int) -> tuple[Question, ...]:
     """Return at most `count` probes; a smaller count is a prefix of a larger one, and 0 opens no file.

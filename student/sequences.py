@@ -112,14 +112,24 @@ def _statement(text: str, tokenizer: Any) -> _Tokens:
 def _answered(line: Line, answer: str, tokenizer: Any, recipe: UpdateRecipe, answer_format: AnswerFormat) -> _Tokens:
     """Return the tokens of a question with its answer and the end token, with loss where the recipe wants it."""
     encoded = encode_answer(tokenizer, line.text, answer, answer_format)
-    eos, prompt = tokenizer.eos_token_id, encoded.prompt_length
-    tokens = (*encoded.tokens, *([] if eos is None else [eos]))
+    prompt, opening = encoded.prompt_length, len(answer_format.opening)
+    tokens = (*encoded.tokens, *_ending(tokenizer, answer_format))
+    rendered = answer_format.render(line.text)
     mask: tuple[bool, ...] = (recipe.loss_on == "all",) * prompt
     if recipe.loss_on == "outputs":
-        before = answer_format.prompt.index("{question}")
+        before = opening + answer_format.prompt.index("{question}")
         spans = [(before + first, before + end) for first, end in line.outputs]
-        mask = _within(answer_format.render(line.text), spans, tokenizer, prompt)
+        mask = _within(rendered, spans, tokenizer, prompt)
+    elif recipe.loss_on == "all" and opening:
+        mask = _within(rendered, [(opening, len(rendered))], tokenizer, prompt)
     return tokens, mask + (True,) * (len(tokens) - prompt)
+
+
+def _ending(tokenizer: Any, answer_format: AnswerFormat) -> list[int]:
+    """Return the tokens that end an answer."""
+    if answer_format.ending is not None:
+        return list(tokenizer(answer_format.ending, add_special_tokens=False)["input_ids"])
+    return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
 
 def _within(prompt: str, spans: Sequence[tuple[int, int]], tokenizer: Any, length: int) -> tuple[bool, ...]:

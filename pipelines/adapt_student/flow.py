@@ -37,7 +37,7 @@ from pipelines.lineage.promotions import DATA_TAG, DECISION_TAG, NO_PARENT, PARE
 from pipelines.lineage.registry import MEMORY_TAG, Registry
 from pipelines.lineage.run import Lineage
 from pipelines.loop.loop import Loop
-from pipelines.models import open_student
+from pipelines.models import open_student, with_answer_format
 from pipelines.plan import Stage, steps_of
 from pipelines.process import embedded_flow
 from pipelines.reports.console import Reporter
@@ -92,6 +92,7 @@ def run_night(config: NightConfig, work_dir: Path, flow_run: str, console: Conso
     plan, parent = open_plan(config, work_dir, registry, console.print)
     if plan is None:
         return NightResult(night="", outcome="nothing new", parent=parent.number)
+    config = with_answer_format(config)
     stages = plan_night(config, plan, parent.state)
     held = (document.task for document in parent.state.documents)
     tasks = {task.id: task for task in (*(planned.task for planned in plan.documents), *held)}
@@ -129,7 +130,7 @@ def write_missing_questions(config: NightConfig, work_dir: Path, console: Consol
     with Reporter(console, len(steps_of(plan))) as reporter, Loop(config, work_dir, (), (), reporter) as loop:
         settings, seed = config.questions, loop.seed("questions")
         tokenizer = loop.open_teacher.policy.tokenizer if config.teacher.chat else None
-        student, form = open_student(loop.student_ref), config.student.answer_format
+        student, form = open_student(loop.student_ref), loop.settings.student.answer_format
         ((name, (sample, read), _),) = plan
         with reporter.step(sample, name), reporter.step(read, name):
             written = write_questions(unasked, _writer(loop), student, form, settings, seed, tokenizer)
@@ -245,7 +246,7 @@ def conclude(
     with tempfile.TemporaryDirectory(dir=work_dir) as scratch:
         version = lineage.register(
             "student",
-            version_directory(student.directory, state, Path(scratch)),
+            version_directory(student.directory, state, night.config.student.answer_format, Path(scratch)),
             digest=student.adapter.digest,
             tags=tags,
             metrics={} if accuracy is None else {"eval/new_accuracy": accuracy},

@@ -30,7 +30,7 @@ from pipelines.check_regression.suite import (
     pins_of,
 )
 from pipelines.check_regression.verdict import Compared, Unscored, find_verdict
-from pipelines.models import ModelRef, close_models, open_student, student_digest
+from pipelines.models import ModelRef, answer_format, close_models, open_student, student_digest
 from pipelines.plan import Step
 from pipelines.records import Candidate, Record, ScoredUpdate, by_edit
 from teacher.rewards import RewardConfig, RewardFailure
@@ -91,7 +91,8 @@ def _score_students(
     asked = [*(question for task in content.tasks for question in task.comparison_questions), *content.probes]
     student = open_student(suite_student(suite))
     with LoraBank(student.model, base_digest=student_digest(suite_student(suite))) as bank:
-        found = bank.score(adapters, [asked] * len(adapters), student.tokenizer, suite.answer_format)
+        form = answer_format(suite, suite_student(suite))
+        found = bank.score(adapters, [asked] * len(adapters), student.tokenizer, form)
     scores = []
     for subject, adapter, slot in zip(subjects, adapters, found, strict=True):
         if isinstance(slot, ScoringFailure):

@@ -136,7 +136,12 @@ def settings_of(suite: RegressionSuite, subject: Subject) -> LoopSettings:
         )
     if subject.config is None:
         teacher = adaptation.teacher
-        student = StudentConfig(model=suite.student, update=adaptation.update, answer_format=suite.answer_format)
+        student = StudentConfig(
+            model=suite.student,
+            update=adaptation.update,
+            format=suite.format,
+            answer_format=suite.answer_format,
+        )
     else:
         teacher, student = _configured(suite, subject)
     if subject.kind in ("adapter", "version") and isinstance(teacher.sampling, OpenAISampling):
@@ -162,6 +167,7 @@ def _configured(suite: RegressionSuite, subject: Subject) -> tuple[TeacherConfig
     run = load(subject.config, TrainTeacherConfig)
     for name, got, allowed in (
         ("model", run.student.model, suite.student),
+        ("format", run.student.format, suite.format),
         ("answer_format", run.student.answer_format, suite.answer_format),
     ):
         if got != allowed:

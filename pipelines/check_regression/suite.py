@@ -16,11 +16,10 @@ from evaluation.common.data import Frozen, digest_json
 from evaluation.common.errors import ConfigError, InputError
 from evaluation.common.storage import write_atomically
 from evaluation.domains import DataConfig, load_split
-from evaluation.exact_match import AnswerFormat
 from evaluation.retention import retention_probes
 from evaluation.tasks import KnowledgeTask, Question
 from pipelines.check_regression.verdict import VerdictConfig
-from pipelines.settings import Settings, TrackingConfig, load
+from pipelines.settings import Asking, Settings, TrackingConfig, load
 from student.config import UpdateRecipe
 from teacher.config import TeacherConfig
 
@@ -65,12 +64,11 @@ class Pins(Frozen):
     """By document id: its text, and the questions asked about it with their answers."""
 
 
-class RegressionSuite(Settings):
+class RegressionSuite(Settings, Asking):
     """The YAML file of a suite; sampling and updates of candidate and baseline have the same seeds."""
 
     student: str = Field(min_length=1)
     """Base of the students: directory, hub id, or `micro-student`."""
-    answer_format: AnswerFormat = AnswerFormat()
     data: DataConfig
     side: Literal["train", "development", "test"] = "test"
     """Side of the data whose documents are asked about."""

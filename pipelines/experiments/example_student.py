@@ -46,7 +46,7 @@ def lines_for(suite: RegressionSuite, content: SuiteContent, seed: int, left_out
 def train_student(suite: RegressionSuite, content: SuiteContent, seed: int, left_out: float) -> Adapter:
     """Return the adapter of one update; raises UpdateError if it failed."""
     from pipelines.check_regression.compare import suite_student
-    from pipelines.models import open_student, student_digest
+    from pipelines.models import answer_format, open_student, student_digest
     from student.bank.bank import LoraBank
     from student.config import UpdateRecipe
     from student.updates import make_request
@@ -63,7 +63,7 @@ def train_student(suite: RegressionSuite, content: SuiteContent, seed: int, left
         depth=(0.5, 1.0),
     )
     student, edit = open_student(suite_student(suite)), lines_for(suite, content, seed, left_out)
-    document, form = content.tasks[0].document, suite.answer_format
+    document, form = content.tasks[0].document, answer_format(suite, suite_student(suite))
     request = make_request(f"seed {seed}", edit, document, student.tokenizer, recipe, form, seed)
     with LoraBank(student.model, base_digest=student_digest(suite_student(suite))) as bank:
         (result,) = bank.train([request])

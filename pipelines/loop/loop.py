@@ -61,7 +61,7 @@ class Loop:
             probes: Retention probes: questions on what the student knew before any update.
             reporter: Shows progress.
         """
-        self.settings, self.work_dir, self.reporter = settings, work_dir, reporter
+        self.settings, self.work_dir, self.reporter = models.with_answer_format(settings), work_dir, reporter
         self.tasks = {task.id: task for task in tasks}
         self.probes = tuple(probes)
         self.execution = Execution(settings, work_dir, reporter)
