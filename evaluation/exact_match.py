@@ -27,6 +27,10 @@ class AnswerFormat(Frozen):
     """Text before the answer; `{question}` occurs once."""
     joiner: str = Field(default=" ", max_length=8)
     """Text between prompt and answer, tokenized with the answer, at most 8 characters."""
+    opening: str = ""
+    """Text before the prompt, such as worked examples; a passage goes between the two. It carries no loss."""
+    ending: str | None = None
+    """Text that ends an answer in training; None is the tokenizer's end token."""
 
     @field_validator("prompt")
     @classmethod
@@ -37,7 +41,11 @@ class AnswerFormat(Frozen):
 
     def render(self, question: str) -> str:
         """Return the prompt for a question, without the answer."""
-        return self.prompt.replace("{question}", question)
+        return self.opening + self.prompt.replace("{question}", question)
+
+    def behind(self, passage: str) -> AnswerFormat:
+        """Return the format of questions that stand behind a passage."""
+        return self.model_copy(update={"opening": self.opening + passage})
 
 
 class EncodedAnswer(NamedTuple):
@@ -77,8 +85,9 @@ class LabelBatch(NamedTuple):
 
 
 def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
-    """Return a prompt's tokens, with BOS if the tokenizer has one."""
-    bos = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+    """Return a prompt's tokens, with BOS if the tokenizer has one and no chat template has written it."""
+    has_none = tokenizer.bos_token_id is None or prompt.startswith(tokenizer.bos_token)
+    bos = [] if has_none else [int(tokenizer.bos_token_id)]
     return [*bos, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
 
 

@@ -4,11 +4,30 @@ from __future__ import annotations
 
 import itertools
 import random
+from pathlib import Path
 
 from evaluation.microworld.world import ENTITY_KINDS, PHRASINGS, MicroworldData, ask, known_facts
 from evaluation.sources.files import json_lines, read_data_file
 from evaluation.sources.rows import FileSplit, QuestionRow, Refusals, as_questions
 from evaluation.tasks import DataSplit, Question
+
+GENERAL_KNOWLEDGE = Path(__file__).with_name("general_knowledge.jsonl")
+"""Questions on general knowledge, language and arithmetic, for students that no probes are given for."""
+
+
+def general_questions(count: int | None = None) -> tuple[Question, ...]:
+    """Return the shipped general questions, or `count` of them spread evenly over all subjects."""
+    questions = _questions_in(GENERAL_KNOWLEDGE, str(GENERAL_KNOWLEDGE))
+    return tuple(questions if count is None else questions[:: max(1, len(questions) // count)][:count])
+
+
+def _questions_in(path: Path, setting: str) -> list[Question]:
+    refusals = Refusals(str(path))
+    rows = [
+        refusals.parse(place, raw, QuestionRow) for place, raw in json_lines(read_data_file(path, setting), refusals)
+    ]
+    refusals.check()
+    return list(as_questions(row for row in rows if row is not None))
 
 
 def retention_probes(data: DataSplit, count: int, seed: int) -> tuple[Question, ...]:
@@ -21,11 +40,7 @@ def retention_probes(data: DataSplit, count: int, seed: int) -> tuple[Question, 
         return _known_to_the_micro_student(count, seed)
     if not count or not isinstance(data, FileSplit) or data.retention_path is None:
         return ()
-    refusals = Refusals(str(data.retention_path))
-    lines = json_lines(read_data_file(data.retention_path, "data.retention_path"), refusals)
-    rows = [refusals.parse(place, raw, QuestionRow) for place, raw in lines]
-    refusals.check()
-    questions = list(as_questions(row for row in rows if row is not None))
+    questions = _questions_in(data.retention_path, "data.retention_path")
     random.Random(seed).shuffle(questions)
     return tuple(questions[:count])
 

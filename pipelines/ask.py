@@ -21,6 +21,8 @@ from evaluation.common.checkpoints import Checkpoint, load_checkpoint, model_dig
 from evaluation.common.data import Frozen
 from evaluation.common.errors import ConfigError, ModelError, ScoringError
 from evaluation.exact_match import AnswerFormat, first_line, prompt_ids
+from evaluation.formats import FORMAT_QUESTIONS, best_format, try_formats
+from evaluation.retention import general_questions
 from pipelines.process import WorkDir, prepare_process
 from student.memory import MEMORY_FILE, ExternalMemory, Hit
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from pipelines.settings import LoopSettings, TrackingConfig
     from student.adapters import Adapter
 
+FORMAT_FILE = "answer_format.json"
+"""Beside an adapter: the `AnswerFormat` that its student was trained in."""
 By = Literal["auto", "weights", "memory", "both"]
 """Requested source: `auto` uses the memory if a passage matches the question, else the weights. It reads passages with
 the base alone: an adapter trained on eight micro-world documents read them 2 to 3 points worse."""
@@ -49,8 +53,9 @@ class MemoryConfig(Frozen):
 class AskOptions(MemoryConfig):
     """How questions are answered."""
 
-    answer_format: AnswerFormat = AnswerFormat()
-    """Prompt format that the student was trained with."""
+    answer_format: AnswerFormat | None = None
+    """Form that the student was trained in; None is the one among its files, else the one that its base answers best
+    in."""
     max_new_tokens: int = Field(default=32, ge=1, le=4096)
     """Longest answer in tokens, in [1, 4096]; the first line that is not blank is the answer."""
     batch_size: int = Field(default=64, ge=1, le=4096)
@@ -62,8 +67,9 @@ class AskOptions(MemoryConfig):
     @classmethod
     def of(cls, settings: LoopSettings, memory: MemoryConfig) -> AskOptions:
         """Return how the student of a flow is asked."""
-        form = settings.student.answer_format
-        return cls(answer_format=form, device=settings.device, dtype=settings.dtype, **memory.model_dump())
+        return cls(
+            answer_format=settings.student.written, device=settings.device, dtype=settings.dtype, **memory.model_dump()
+        )
 
 
 class Source(Frozen):
@@ -127,6 +133,8 @@ class Answerer:
         self.adapter, self.memory = adapter, ExternalMemory() if memory is None else memory
         self.options, self.version = options or AskOptions(), version
         self._student, self._digest = student, model_digest(student.model)
+        self.answer_format = self.options.answer_format or _answered_best(student)
+        """How questions are put."""
         if adapter is not None and adapter.base_digest not in ("", self._digest):
             raise ModelError(
                 f"ask: the adapter was trained on the base {adapter.base_digest[:12]!r}, but the student is "
@@ -176,6 +184,9 @@ class Answerer:
         from student.adapters import load_adapter
 
         options, file = options or AskOptions(), directory / MEMORY_FILE
+        if options.answer_format is None and (form := directory / FORMAT_FILE).is_file():
+            stored = AnswerFormat.model_validate_json(form.read_bytes())
+            options = options.model_copy(update={"answer_format": stored})
         memory = ExternalMemory.load(file) if file.exists() else None
         student = load_checkpoint(model, device=options.device, dtype=getattr(torch, options.dtype))
         return cls(student, load_adapter(directory), memory, options, version=version)
@@ -221,12 +232,12 @@ class Answerer:
         if by == "auto":
             by = "memory" if hits else "weights"
         adapted = self.adapter is not None and by != "memory"
-        plain = options.answer_format.render(question)
         most = getattr(self._student.model.config.get_text_config(), "max_position_embeddings", None)
         for count in range(len(hits), -1, -1):
             # All passages as one, which the shipped student reads best.
             passages = " ".join(hit.passage for hit in hits[:count])
-            text = (TEMPLATE.replace("{context}", passages) if count else "") + plain
+            behind = self.answer_format.behind(TEMPLATE.replace("{context}", passages) if count else "")
+            text = behind.render(question)
             if most is None or len(prompt_ids(self._student.tokenizer, text)) + options.max_new_tokens <= most:
                 return Prompt(text, adapted, hits[:count])
         raise ScoringError(
@@ -252,6 +263,12 @@ class Answerer:
                     raise ModelError(f"ask: {written.reason}. Name the base that the adapter was trained on.")
                 texts.update(zip(part, written, strict=True))
         return texts
+
+
+def _answered_best(student: Checkpoint) -> AnswerFormat:
+    """Return the form in which the base answers most general questions."""
+    tried = try_formats(student, AnswerFormat(), general_questions(FORMAT_QUESTIONS))
+    return tried[best_format(tried)].answer_format
 
 
 def ask(

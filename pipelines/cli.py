@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from evaluation.common.storage import write_atomically
+from pipelines.adapt_student.init import init
 from pipelines.ask import ask
 from pipelines.check_regression.command import check_regression
 from pipelines.doctor import doctor
@@ -279,6 +280,7 @@ app.command("build-micro")(build_micro)
 app.command("doctor")(doctor)
 app.command("check-regression")(check_regression)
 app.command("ask")(ask)
+app.command("init")(init)
 app.add_typer(inbox_app, name="inbox")
 app.add_typer(config_app, name="config")
 

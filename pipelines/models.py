@@ -10,8 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from evaluation.common.checkpoints import Checkpoint, load_checkpoint, model_digest
+from evaluation.exact_match import AnswerFormat
+from evaluation.formats import (
+    FORMAT_QUESTIONS,
+    FormatName,
+    Tried,
+    best_format,
+    chat_format,
+    few_shot_format,
+    try_formats,
+)
 from evaluation.graders import DomainGrading, Grader, build_grader
-from pipelines.settings import LoopSettings, Settings
+from evaluation.retention import general_questions
+from pipelines.settings import Asking, LoopSettings, Settings
 from teacher.config import TeacherConfig
 from teacher.samplers.openai import OpenAISampler, OpenAISampling
 from teacher.samplers.sampler import LocalSampling, Sampler
@@ -24,6 +35,7 @@ LEDGER = "endpoints.sqlite"
 """File of the work directory with all replies of endpoints and what they cost."""
 
 _Open = TypeVar("_Open")
+_Loop = TypeVar("_Loop", bound=LoopSettings)
 _open: dict[str, Any] = {}
 
 
@@ -77,6 +89,36 @@ def open_student(ref: ModelRef) -> Checkpoint:
 def student_digest(ref: ModelRef) -> str:
     """Return the SHA-256 of the student's weights."""
     return _once(lambda: model_digest(open_student(ref).model), "student digest", ref)
+
+
+def answer_format(asking: Asking, ref: ModelRef) -> AnswerFormat:
+    """Return the form in which a student is trained and asked; `auto` is decided by asking its base.
+
+    Raises:
+        ModelError: The student cannot be opened, or has no chat template and needs one.
+    """
+    if asking.written is not None:
+        return asking.written
+    if asking.format == "few-shot":
+        return few_shot_format(asking.answer_format)
+    if asking.format == "chat":
+        return chat_format(open_student(ref).tokenizer)
+    tried = tried_formats(ref)
+    return tried[best_format(tried)].answer_format
+
+
+def tried_formats(ref: ModelRef) -> dict[FormatName, Tried]:
+    """Return how the base answers general questions in each form."""
+    questions = general_questions(FORMAT_QUESTIONS)
+    return _once(lambda: try_formats(open_student(ref), AnswerFormat(), questions), "formats", ref)
+
+
+def with_answer_format(settings: _Loop) -> _Loop:
+    """Return settings in which the form of the student's questions is resolved; the same once it is."""
+    student = settings.student
+    form = answer_format(student, ModelRef.of(student.model, settings))
+    resolved = student.model_copy(update={"format": "plain", "answer_format": form})
+    return settings.model_copy(update={"student": resolved})
 
 
 class Teacher:

@@ -13,6 +13,7 @@ from evaluation.common.data import Frozen, derive_seed, digest_json
 from evaluation.common.errors import ConfigError
 from evaluation.engines.vllm import VllmOptions
 from evaluation.exact_match import AnswerFormat
+from evaluation.formats import FormatName
 from evaluation.graders import GraderConfig
 from student.config import UpdateRecipe
 from teacher.config import TeacherConfig
@@ -30,11 +31,27 @@ class StudentModel(Frozen):
     """Directory, hub id, or `micro-student` for the one that ships with the package."""
 
 
-class StudentConfig(StudentModel):
+class Asking(Frozen):
+    """The form in which a student is trained and asked."""
+
+    format: FormatName = "auto"
+    """How questions are put: `plain`, `few-shot` (behind worked examples), `chat` (the tokenizer's chat template), or
+    `auto`: that one of them in which the base answers most of 24 general questions; `plain` where `answer_format` is
+    set."""
+    answer_format: AnswerFormat = AnswerFormat()
+    """The wording, for `plain` and `few-shot`."""
+
+    @property
+    def written(self) -> AnswerFormat | None:
+        """The form where the configuration alone says it; None where the tokenizer or the base does."""
+        own = self.format == "auto" and self.answer_format != AnswerFormat()
+        return self.answer_format if own or self.format == "plain" else None
+
+
+class StudentConfig(StudentModel, Asking):
     """The student: a frozen base, and the recipe by which self-edits update LoRA adapters on it."""
 
     update: UpdateRecipe = UpdateRecipe()
-    answer_format: AnswerFormat = AnswerFormat()
     bank_slots: int = Field(default=32, ge=1, le=1024)
     """Adapters trained at once at most, memory permitting, in [1, 1024]."""
     bank_memory_gb: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)

@@ -34,15 +34,6 @@ TEMPLATE = "Passage: {context}\n"
 """What stands before each question; the micro-student was pretrained to answer from it."""
 
 
-class _InContext(AnswerFormat):
-    """An answer format with a context in front, whatever characters the context holds."""
-
-    opening: str
-
-    def render(self, question: str) -> str:
-        return self.opening + super().render(question)
-
-
 def score_in_context(
     model: Any,
     tokenizer: Any,
@@ -76,7 +67,7 @@ def score_in_context(
     encoded: dict[int, list[EncodedAnswer]] = {}
     most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for k, (context, mine) in enumerate(zip(contexts, questions, strict=True)):
-        opened = _InContext(**answer_format.model_dump(), opening=template.replace("{context}", context))
+        opened = answer_format.behind(template.replace("{context}", context))
         try:
             rows = encode_questions(tokenizer, mine, opened)
         except ScoringError as error:

@@ -186,6 +186,8 @@ def build_sequences(
     numbered = [*enumerate(lines), *([(-1, Line(document.text))] if recipe.include_passage else [])]
     title = f"{document.title}\n" if recipe.title_prefix and document.title else ""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    ending = answer_format.ending
+    turn = None if ending is None else tokenizer(ending, add_special_tokens=False)["input_ids"]
     for index, line in numbered:
         try:
             if line.answer is None:
@@ -193,7 +195,7 @@ def build_sequences(
                 prompt_loss: tuple[bool, ...] = ()
             else:
                 encoded = encode_answer(tokenizer, line.text, line.answer, answer_format)
-                tokens = (*encoded.tokens, *end)
+                tokens = (*encoded.tokens, *(end if turn is None else turn))
                 prompt_loss = _prompt_loss(line, tokenizer, recipe, answer_format, encoded.prompt_length)
         except ScoringError as error:
             skipped.append(SkippedLine(index, SkipReason.NO_BOUNDARY, str(error)))
@@ -214,10 +216,13 @@ def _prompt_loss(
     line: Line, tokenizer: Any, recipe: UpdateRecipe, answer_format: AnswerFormat, length: int
 ) -> tuple[bool, ...]:
     """Return which of the `length` tokens before an answer carry loss."""
-    if recipe.loss_on != "outputs":
+    prompt, opening = answer_format.render(line.text), len(answer_format.opening)
+    if recipe.loss_on == "answer" or (recipe.loss_on == "all" and not opening):
         return (recipe.loss_on == "all",) * length
-    shift = answer_format.prompt.index("{question}")
-    prompt = answer_format.render(line.text)
+    shift = opening + answer_format.prompt.index("{question}")
+    spans = [(shift + first, shift + end) for first, end in line.outputs]
+    if recipe.loss_on == "all":
+        spans = [(opening, len(prompt))]
     places = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    inside = (any(shift + first <= start < shift + end for first, end in line.outputs) for start, _ in places)
+    inside = (any(first <= start < end for first, end in spans) for start, _ in places)
     return (*(False,) * (length - len(places)), *inside)

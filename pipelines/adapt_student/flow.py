@@ -36,7 +36,7 @@ from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.lineage.registry import DATA_TAG, DECISION_TAG, MEMORY_TAG, NO_PARENT, PARENT_TAG, Registry
 from pipelines.lineage.run import Lineage
 from pipelines.loop.loop import Loop
-from pipelines.models import open_student
+from pipelines.models import open_student, with_answer_format
 from pipelines.plan import Stage, steps_of
 from pipelines.process import embedded_flow
 from pipelines.reports.console import Reporter
@@ -84,6 +84,7 @@ def run_night(config: NightConfig, work_dir: Path, flow_run: str, console: Conso
     plan, parent = open_plan(config, work_dir, registry, console.print)
     if plan is None:
         return NightResult(night="", outcome="nothing new", parent=parent.number)
+    config = with_answer_format(config)
     stages = plan_night(config, plan, parent.state)
     held = (document.task for document in parent.state.documents)
     tasks = {task.id: task for task in (*(planned.task for planned in plan.documents), *held)}
@@ -126,7 +127,7 @@ def write_missing_questions(config: NightConfig, work_dir: Path, console: Consol
             loop.open_teacher.at(None)
             sampler = loop.open_teacher.sampler
         tokenizer = loop.open_teacher.policy.tokenizer if config.teacher.chat else None
-        student, form = open_student(loop.student_ref), config.student.answer_format
+        student, form = open_student(loop.student_ref), loop.settings.student.answer_format
         ((name, (sample, read), _),) = plan
         with reporter.step(sample, name), reporter.step(read, name):
             written = write_questions(unasked, sampler, student, form, settings, seed, tokenizer)
@@ -214,7 +215,7 @@ def conclude(
     with tempfile.TemporaryDirectory(dir=work_dir) as scratch:
         version = lineage.registry.register(
             "student",
-            version_directory(student.directory, state, Path(scratch)),
+            version_directory(student.directory, state, night.config.student.answer_format, Path(scratch)),
             digest=student.adapter.digest,
             run_id=lineage.run_id,
             tags=tags,

@@ -34,7 +34,7 @@ from pipelines.check_regression.suite import (
 from pipelines.check_regression.verdict import EditsRecord, RegressionReport, Scores, SubjectRecord, find_verdict
 from pipelines.loop.loop import STATES, Loop
 from pipelines.loop.reward import judge
-from pipelines.models import ModelRef, close_models, open_student, student_digest
+from pipelines.models import ModelRef, answer_format, close_models, open_student, student_digest
 from pipelines.plan import Step
 from pipelines.records import Candidate, ScoredUpdate
 from pipelines.reports.console import Reporter
@@ -50,9 +50,9 @@ def _score_students(suite: RegressionSuite, content: SuiteContent, subjects: Seq
     adapters = [None if each.directory is None else load_adapter(each.directory) for each in subjects]
     asked = [*(question for task in content.tasks for question in task.comparison_questions), *content.probes]
     ref = ModelRef.of(suite.student, suite)
-    student = open_student(ref)
+    student, form = open_student(ref), answer_format(suite, ref)
     with LoraBank(student.model, base_digest=student_digest(ref)) as bank:
-        found = bank.score(adapters, [asked] * len(adapters), student.tokenizer, suite.answer_format)
+        found = bank.score(adapters, [asked] * len(adapters), student.tokenizer, form)
     scores = []
     for subject, adapter, slot in zip(subjects, adapters, found, strict=True):
         if isinstance(slot, ScoringFailure):

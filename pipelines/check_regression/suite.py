@@ -21,11 +21,10 @@ from evaluation.common.data import Frozen, digest_json
 from evaluation.common.errors import ConfigError, InputError
 from evaluation.common.storage import write_atomically
 from evaluation.domains import DataConfig, load_split
-from evaluation.exact_match import AnswerFormat
 from evaluation.retention import retention_probes
 from evaluation.tasks import KnowledgeTask, Question
 from pipelines.check_regression.verdict import VerdictConfig
-from pipelines.settings import LoopSettings, Settings, StudentConfig, TrackingConfig, load
+from pipelines.settings import Asking, LoopSettings, Settings, StudentConfig, TrackingConfig, load
 from pipelines.train_teacher.config import TrainTeacherConfig
 from student.config import UpdateRecipe
 from teacher.config import TeacherConfig
@@ -84,12 +83,11 @@ class Pins(Frozen):
     """By document id: its text, and the questions asked about it with their answers."""
 
 
-class RegressionSuite(Settings):
+class RegressionSuite(Settings, Asking):
     """The YAML file of a suite; sampling and updates of candidate and baseline have the same seeds."""
 
     student: str = Field(min_length=1)
     """Base of the students: directory, hub id, or `micro-student`."""
-    answer_format: AnswerFormat = AnswerFormat()
     data: DataConfig
     side: Literal["train", "development", "test"] = "test"
     """Side of the data whose documents are asked about."""
@@ -298,10 +296,12 @@ def settings_of(suite: RegressionSuite, subject: Subject) -> LoopSettings:
             "(docs/regression.md) and pin the suite again."
         )
     teacher = adaptation.teacher
-    student = StudentConfig(model=suite.student, update=adaptation.update, answer_format=suite.answer_format)
+    student = StudentConfig(
+        model=suite.student, update=adaptation.update, format=suite.format, answer_format=suite.answer_format
+    )
     if subject.config is not None:
         run = load(subject.config, TrainTeacherConfig)
-        for name in ("model", "answer_format"):
+        for name in ("model", "format", "answer_format"):
             got, allowed = getattr(run.student, name), getattr(student, name)
             if got != allowed:
                 raise ConfigError(

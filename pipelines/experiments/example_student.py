@@ -51,7 +51,7 @@ def lines_for(suite: RegressionSuite, content: SuiteContent, seed: int, left_out
 
 def train_student(suite: RegressionSuite, content: SuiteContent, seed: int, left_out: float) -> Adapter:
     """Return the adapter of one update; raises UpdateError if it failed."""
-    from pipelines.models import ModelRef, open_student, student_digest
+    from pipelines.models import ModelRef, answer_format, open_student, student_digest
     from student.bank.bank import LoraBank
     from student.config import UpdateRecipe
     from student.updates import make_request
@@ -59,7 +59,7 @@ def train_student(suite: RegressionSuite, content: SuiteContent, seed: int, left
     recipe = UpdateRecipe.model_validate(RECIPE | LAYERS)
     ref = ModelRef.of(suite.student, suite)
     student, edit = open_student(ref), lines_for(suite, content, seed, left_out)
-    document, form = content.tasks[0].document, suite.answer_format
+    document, form = content.tasks[0].document, answer_format(suite, ref)
     request = make_request(f"seed {seed}", edit, document, student.tokenizer, recipe, form, seed)
     with LoraBank(student.model, base_digest=student_digest(ref)) as bank:
         (result,) = bank.train([request])

@@ -48,7 +48,7 @@ class Loop:
         `tasks` are all documents that may be asked about, with unique ids, and `probes` questions on what the student
         knew before any update. Adapters, teacher states and the stores are in `work_dir`.
         """
-        self.settings, self.work_dir, self.reporter = settings, work_dir, reporter
+        self.settings, self.work_dir, self.reporter = models.with_answer_format(settings), work_dir, reporter
         self.tasks = {task.id: task for task in tasks}
         self.probes = tuple(probes)
         self.execution = Execution(settings, work_dir, reporter)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from evaluation.common.checkpoints import Checkpoint, load_checkpoint
 from evaluation.common.errors import ConfigError, InputError, LineageError, ModelError, ScoringError
-from evaluation.exact_match import first_line
+from evaluation.exact_match import AnswerFormat, first_line
 from evaluation.microworld.texts import oracle_lines
 from evaluation.microworld.world import WorldDocument, draw_documents
 from evaluation.tasks import Question, lines_of
@@ -72,7 +72,7 @@ def trained() -> Trained:
     student = load_checkpoint("micro-student")
     recipe = UpdateRecipe(epochs=12, learning_rate=5e-3)
     edit = SelfEdit(implications=tuple(Implication(text=t, answer=a) for t, a in oracle_lines(LEARNED.sheet)))
-    data = build_sequences(lines_of(edit), LEARNED.task.document, student.tokenizer, recipe, OPTIONS.answer_format)
+    data = build_sequences(lines_of(edit), LEARNED.task.document, student.tokenizer, recipe, AnswerFormat())
     with LoraBank(student.model) as bank:
         (result,) = bank.train([UpdateRequest("learned", data.sequences, recipe, seed=0)])
     assert result.adapter is not None, result.detail

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.common.errors import LineageError
+from evaluation.exact_match import AnswerFormat
 from pipelines.adapt_student.config import NightConfig
 from pipelines.adapt_student.plan import DryRun, dry_run, open_plan
 from pipelines.adapt_student.state import StudentState, student_version, version_directory
@@ -47,7 +48,7 @@ def shown(work_dir: Path, config: NightConfig) -> DryRun:
 
 def promoted(lineage: Lineage, whole: StudentState, scratch: Path) -> int:
     """Register a student with a state as a night does, promote it, and return its version."""
-    files = version_directory(save_adapter(make_adapter(0.5), scratch / "adapter"), whole, scratch)
+    files = version_directory(save_adapter(make_adapter(0.5), scratch / "adapter"), whole, AnswerFormat(), scratch)
     digest = make_adapter(0.5).digest
     version = lineage.registry.register("student", files, digest=digest, tags={}, run_id=lineage.run_id)
     lineage.registry.promote("student", version)

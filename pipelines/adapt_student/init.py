@@ -1,0 +1,105 @@
+"""`preceptor init`: a commented configuration of nights for a model and a folder, checked before it is written."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from evaluation.common.checkpoints import MICRO_MODELS, resolve_model
+from evaluation.common.errors import ConfigError
+from pipelines.process import WorkDir
+
+TEMPLATE = "night.yaml.j2"
+"""Beside this module."""
+_SMALL, _LARGE = 3e8, 3e9
+"""Parameters below which a model gets a high learning rate, and from which a low one."""
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder or file with the documents to learn.")],
+    model: Annotated[str, typer.Option("--model", help="The student: directory, hub id or micro-student.")],
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", help="What writes the self-edits [the same model].")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("night.yaml"),
+    work_dir: WorkDir = Path(".preceptor"),
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+) -> None:
+    """Write a commented night for a model and a folder, check it, and print the commands that come next."""
+    from evaluation.common.storage import write_atomically
+    from pipelines.adapt_student.config import NightConfig
+    from pipelines.doctor import configuration_findings
+    from pipelines.settings import load
+
+    if out.exists() and not force:
+        raise ConfigError(f"init: {str(out)!r} exists. Give another --out, or --force to replace it.")
+    readable, refused = _files(folder)
+    text = night_yaml(model, teacher)
+    draft = out.with_name(f".{out.name}.draft")
+    write_atomically(draft, text)
+    try:
+        findings = list(configuration_findings(load(draft, NightConfig)))
+    finally:
+        draft.unlink(missing_ok=True)
+    write_atomically(out, text)
+    for finding in findings:
+        typer.echo(f"{'ok' if finding.ok else 'PROBLEM':8}{finding.name}: {finding.text}")
+    typer.echo(f"{'ok':8}documents: {readable} in {folder}" + (f", {refused} refused" if refused else ""))
+    place = shlex.quote(str(work_dir))
+    typer.echo(f"\nWrote {out}. Next:")
+    typer.echo(f"  preceptor inbox add {shlex.quote(str(folder))} --work-dir {place}")
+    typer.echo(f"  preceptor adapt-student {shlex.quote(str(out))} --work-dir {place} --dry-run")
+    typer.echo(f"  preceptor adapt-student {shlex.quote(str(out))} --work-dir {place}")
+    typer.echo(f"  preceptor ask 'QUESTION' --work-dir {place}")
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+def _files(folder: Path) -> tuple[int, int]:
+    """Return how many documents a folder holds and how many of its files are refused; InputError if there are none."""
+    from pipelines.inbox.intake import Intake
+
+    intake = Intake().read(folder)
+    return len(intake.documents), len(intake.skipped)
+
+
+def night_yaml(model: str, teacher: str | None = None) -> str:
+    """Return the configuration of nights for a student; the micro-student's teacher is the micro-teacher.
+
+    Learning rates fall with the model's size; where it is not known, they are those of a model of a billion parameters.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    from pipelines.reports.costs import model_size
+
+    micro = resolve_model(model) in map(str, MICRO_MODELS.values())
+    size = model_size(model, 1, "all-linear")
+    parameters = size.parameters if size is not None else 1e9
+    rates = ("5.0e-3", "3.0e-3") if micro else ("2.0e-3", "1.0e-3") if parameters < _SMALL else ("1.0e-3", "5.0e-4")
+    cuda = _has_cuda()
+    values: dict[str, Any] = {
+        "name": re.sub(r"[^A-Za-z0-9_.-]", "-", Path(model).name)[:48] + "-nights",
+        "student": model,
+        "teacher": teacher or ("micro-teacher" if micro else model),
+        "micro": micro,
+        "chat": "false",
+        "device": "cuda" if cuda and not micro else "cpu",
+        "dtype": "bfloat16" if cuda and not micro else "float32",
+        "rank": 8 if micro else 16,
+        "epochs": 16 if micro else 8,
+        "slots": 32 if micro else 8 if parameters < _LARGE else 2,
+        "rate": rates[0],
+        "night_rate": rates[1],
+    }
+    source = Path(__file__).with_name(TEMPLATE).read_text(encoding="utf-8")
+    return Environment(undefined=StrictUndefined, trim_blocks=True, autoescape=False).from_string(source).render(values)
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
