@@ -344,21 +344,22 @@ def _runs(evidence: Evidence) -> str:
 
 def gather(runs: Sequence[PlannedRun], config: Path, command: str) -> Evidence:
     """Return the results so far, of any code version; raises ConfigError if no seed has one."""
-    found = [(run, result) for run in runs if (result := read_result(run)) is not None]
-    first = next((run for run, _ in found if run.group == SEEDS), None)
-    if first is None:
+    found = {run: result for run in runs if (result := read_result(run)) is not None}
+    seeds = [run for run in found if run.group == SEEDS]
+    if not seeds:
         raise ConfigError(f"no seed of the plan has a result. Run: {command}")
     arms: dict[str, dict[str, dict[int, RunResult]]] = {}
-    for run, result in found:
-        arms.setdefault(run.group, {}).setdefault(run.name, {})[run.seed] = result
-    seeds, reference = arms.pop(SEEDS)[""], arms.pop(REFERENCE, {}).get(REFERENCE, {})
-    days = [f"{datetime.fromtimestamp(run.result.stat().st_mtime, UTC):%Y-%m-%d}" for run, _ in found]
+    for run, result in found.items():
+        if run.group != SEEDS:
+            arms.setdefault(run.group, {}).setdefault(run.name, {})[run.seed] = result
+    reference = arms.pop(REFERENCE, {}).get(REFERENCE, {})
+    days = [f"{datetime.fromtimestamp(run.result.stat().st_mtime, UTC):%Y-%m-%d}" for run in found]
     return Evidence(
-        config=load(config, TrainTeacherConfig, first.overrides),
-        seeds=seeds,
+        config=load(config, TrainTeacherConfig, seeds[0].overrides),
+        seeds={run.seed: found[run] for run in seeds},
         reference=reference,
         arms=arms if reference else {},
-        missing=[run.label for run in runs if not any(run is one for one, _ in found)],
+        missing=[run.label for run in runs if run not in found],
         days=(min(days), max(days)),
         command=command,
     )

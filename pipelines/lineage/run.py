@@ -66,7 +66,8 @@ class Lineage:
         with lineage_errors(f"start the run {run_name!r}", store.uri):
             with store.lock:
                 self.experiment_id = experiment(store, settings.tracking.experiment)
-                found = client.search_runs([self.experiment_id], tag_filter(mark), max_results=1)
+                oldest = {"order_by": ["attributes.start_time"], "max_results": 1}
+                found = client.search_runs([self.experiment_id], tag_filter(mark), **oldest)
                 run = found[0] if found else client.create_run(self.experiment_id, tags=mark, run_name=run_name)
             self.run_id: str = run.info.run_id
             """Of the parent run."""

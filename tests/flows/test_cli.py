@@ -39,7 +39,7 @@ def test_help_takes_under_two_seconds_of_cpu_time(tmp_path: Path) -> None:
 def test_dry_run_takes_little_cpu_time_and_starts_nothing(config: Path, tmp_path: Path) -> None:
     work_dir, night = tmp_path / "work", config.stem.startswith("night")
     flow = "adapt-student" if night else "train-teacher"
-    seconds, output = cpu_seconds(preceptor(flow, config, "--dry-run", "--work-dir", work_dir), tmp_path)
+    seconds, output = cpu_seconds(preceptor(flow, str(config), "--dry-run", "--work-dir", str(work_dir)), tmp_path)
     told = "Starts from", "New documents", f"preceptor inbox add FILE --work-dir {work_dir}"
     for row in (f"name: {config.stem}", *(told if night else ("Student updates",))):
         assert row in output

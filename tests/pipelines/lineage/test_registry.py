@@ -13,12 +13,11 @@ import yaml
 from evaluation.common.errors import ConfigError, LineageError
 from pipelines.lineage.registry import Registry
 from pipelines.lineage.run import Lineage
-from pipelines.settings import AnyFlow, TrackingConfig, load
+from pipelines.settings import AnyFlow, load
 from student.adapters import load_adapter
 from tests.pipelines.conftest import registered_versions
 from tests.pipelines.factories import CONFIGS, make_learning, make_round
 
-TRACKING = TrackingConfig()
 Open = Callable[..., Lineage]
 
 
@@ -75,22 +74,6 @@ def test_register_student_ties_metrics_to_the_model_once(open_run: Open, policy_
     assert [(m.key, m.value) for m in model.metrics] == [("eval/accuracy", 0.5)]
     assert str(model.status) == "READY"
     assert lineage.registry.aliases("student") == {"candidate": 1}
-
-
-def test_promote_moves_previous_then_champion_and_rolls_back(open_run: Open, policy_dir: Path, work_dir: Path) -> None:
-    lineage = open_run()
-    for number in range(3):
-        lineage.log_round(make_round(number), policy_dir)
-    registry = Registry.open(TRACKING, work_dir)
-    assert registry.aliases("student") == {}
-    assert registry.promote("teacher", 1) is None
-    assert registry.promote("teacher", 2) == 1
-    assert registry.promote("teacher", 2) == 1
-    assert registry.promote("teacher", 1) == 2
-    assert registry.aliases("teacher") == {"candidate": 3, "champion": 1, "previous": 2}
-    with pytest.raises(LineageError, match="promote version 9 of 'preceptor-teacher'"):
-        registry.promote("teacher", 9)
-    assert registry.aliases("teacher")["champion"] == 1
 
 
 def test_unknown_version_is_refused_with_the_next_step(open_run: Open, tmp_path: Path) -> None:

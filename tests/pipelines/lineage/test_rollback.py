@@ -105,8 +105,10 @@ def test_promotion_against_another_champion_than_the_gates_is_refused(registry: 
 
 
 def test_two_rollbacks_go_two_versions_back_and_never_forth(registry: Registry) -> None:
-    for number in (1, 2, 3):
-        registry.promote("teacher", number)
+    assert [registry.promote("teacher", number) for number in (1, 2, 2, 3)] == [None, 1, 1, 2]
+    assert registry.aliases("teacher") == {"candidate": 4, "champion": 3, "previous": 2}
+    with pytest.raises(LineageError, match="promote version 9 of 'preceptor-teacher'"):
+        registry.promote("teacher", 9)
     before = registry.tags("teacher", 2)
     assert registry.rollback("teacher", " It forgot the towns.\n") == Rollback(3, 2)
     assert aliases(registry) == {"champion": 2, "previous": 1}

@@ -31,11 +31,8 @@ def test_every_field_of_every_section_is_on_the_page() -> None:
         assert re.findall(r"^\| `(\w+)`", text, re.MULTILINE) == [n for n in model.model_fields if n not in TAGS]
 
 
-def test_there_are_few_settings() -> None:
+def test_there_are_few_settings_and_each_says_what_it_means_and_every_number_its_range() -> None:
     assert len(settings(schemas())) <= 160
-
-
-def test_every_setting_says_what_it_means_and_every_number_its_range() -> None:
     lacking = [
         ".".join(place)
         for place, (field, meaning) in settings(schemas()).items()
