@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from evaluation.common.storage import write_atomically
-from pipelines.adapt_student.init import init
 from pipelines.ask import ask
 from pipelines.check_regression.command import check_regression
 from pipelines.doctor import doctor
 from pipelines.experiments.micro_models import build_micro
 from pipelines.inbox.command import app as inbox_app
+from pipelines.init import init
 from pipelines.process import JsonFile, WorkDir, plain_errors, prepare_process
 
 if TYPE_CHECKING:

@@ -42,6 +42,10 @@ _ENVIRONMENT = {
 _CPU_KV_CACHE_GB = 1.0
 
 
+MAX_ADAPTERS = 16
+"""Adapters in memory at a time, each at full rank; others are swapped."""
+
+
 class VllmOptions(Frozen):
     """Resources of the engine; they do not affect samples, except for rounding."""
 
@@ -53,8 +57,6 @@ class VllmOptions(Frozen):
     """Share of GPU memory for the engine, in (0, 1]; student and teacher training need the rest."""
     max_model_tokens: int | None = Field(default=None, ge=16, le=1_048_576)
     """Maximum sequence length in tokens, prompt included, in [16, 1048576]; None is the model's limit."""
-    max_adapters: int = Field(default=16, ge=1, le=1024)
-    """Adapters in memory at a time, in [1, 1024], each at full rank; others are swapped."""
 
 
 class AdapterHandle(NamedTuple):
@@ -283,8 +285,8 @@ def _engine_settings(options: VllmOptions, device: str, max_rank: int | None) ->
     if max_rank is not None:
         settings |= {
             "enable_lora": True,
-            "max_loras": options.max_adapters,
-            "max_cpu_loras": 2 * options.max_adapters,
+            "max_loras": MAX_ADAPTERS,
+            "max_cpu_loras": 2 * MAX_ADAPTERS,
             "max_lora_rank": allowed_rank(max_rank),
         }
     return settings

@@ -24,6 +24,8 @@ from teacher.samplers.sampler import Completion, FailedCompletion, Sampler, prom
 
 _MOST_ANSWER_WORDS = 12
 """Longest answer: exact match is too strict for whole sentences."""
+_MOST_QUESTIONS = 12
+"""Most questions kept of a document, in the order written; every second one is held out."""
 _BATCH = 64
 """Documents whose questions are scored together; bounds memory."""
 _SEVERAL_QUESTIONS = re.compile(r"\b(?:question|answer)\b[^:?]{0,4}:|\?.*\?", re.IGNORECASE | re.DOTALL)
@@ -36,8 +38,6 @@ class WriterSettings(PromptedConfig):
     """Prompt template that asks for questions with answers; `self-qa` for all but the micro teacher."""
     samples: int = Field(default=4, ge=1, le=64)
     """Completions per document, in [1, 64]; each holds several questions."""
-    most_questions: int = Field(default=12, ge=1, le=1000)
-    """Most questions kept per document, in [1, 1000], in the order written; every second one is held out."""
 
 
 def writer_prompts(documents: Sequence[InboxDocument], settings: WriterSettings, tokenizer: Any = None) -> list[str]:
@@ -80,7 +80,7 @@ def write_questions(
     for start in range(0, len(documents), _BATCH):
         batch = slice(start, start + _BATCH)
         written += _learnable(documents[batch], candidates[batch], student, answer_format)
-    return [questions[: settings.most_questions] for questions in written]
+    return [questions[:_MOST_QUESTIONS] for questions in written]
 
 
 def _candidates(

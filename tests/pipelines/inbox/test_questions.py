@@ -20,7 +20,7 @@ from teacher.samplers.transformers import TransformersSampler, TransformersSampl
 
 WORLD = draw_documents("train", 3, 11)
 write_questions = partial(questions.write_questions, seed=5)
-SETTINGS = WriterSettings(samples=2, most_questions=100)
+SETTINGS = WriterSettings(samples=2)
 
 
 def inbox(drawn: WorldDocument) -> InboxDocument:
@@ -141,15 +141,6 @@ def test_facts_that_the_student_knows_are_not_asked(student: Checkpoint) -> None
     known = InboxDocument(text=fact.words.passage[0].format(name=fact.name, value=fact.value), source="known")
     recorded = Recorded(pair(asked.question, asked.answer))
     assert write_questions([known], recorded, student, AnswerFormat(), WriterSettings()) == [[]]
-
-
-def test_no_more_questions_are_kept_than_configured(student: Checkpoint) -> None:
-    asked = [ask(fact, PHRASINGS[0]) for fact in WORLD[0].sheet.facts]
-    completions = Recorded("\n".join(pair(q.question, q.answer) for q in asked))
-    (every,) = write_questions(DOCUMENTS[:1], completions, student, AnswerFormat(), WriterSettings())
-    settings = WriterSettings(most_questions=4)
-    assert len(every) > 4
-    assert write_questions(DOCUMENTS[:1], completions, student, AnswerFormat(), settings) == [every[:4]]
 
 
 def test_document_too_long_for_the_writer_or_the_student_gets_no_questions(student: Checkpoint) -> None:

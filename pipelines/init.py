@@ -13,8 +13,7 @@ from evaluation.common.checkpoints import MICRO_MODELS, resolve_model
 from evaluation.common.errors import ConfigError
 from pipelines.process import WorkDir
 
-TEMPLATE = "night.yaml.j2"
-"""Beside this module."""
+TEMPLATE = Path(__file__).parent / "adapt_student" / "night.yaml.j2"
 _SMALL, _LARGE = 3e8, 3e9
 """Parameters below which a model gets a high learning rate, and from which a low one."""
 
@@ -95,7 +94,7 @@ def night_yaml(model: str, teacher: str | None = None) -> str:
         "rate": rates[0],
         "night_rate": rates[1],
     }
-    source = Path(__file__).with_name(TEMPLATE).read_text(encoding="utf-8")
+    source = TEMPLATE.read_text(encoding="utf-8")
     return Environment(undefined=StrictUndefined, trim_blocks=True, autoescape=False).from_string(source).render(values)
 
 
