@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.microworld.world import draw_documents
 from pipelines.adapt_student.config import NightConfig
 from pipelines.settings import load, to_yaml
 from pipelines.train_teacher.config import TrainTeacherConfig
 from tests.flows.settings import CONFIGS, ROOT, TINY, environment
 from tests.flows.test_nights import document_rows
 from tests.pipelines.adapt_student.factories import SMALL
+from tests.pipelines.inbox.files import ordinary_files
 
 pytestmark = [pytest.mark.flow, pytest.mark.slow, pytest.mark.timeout(1200)]
 PAGES = ROOT / "docs" / "walkthroughs"
@@ -54,6 +56,20 @@ def test_enterprises_day(tmp_path: Path) -> None:
     assert "night-0001: promoted" in printed
     assert "champion" in printed
     assert (tmp_path / "work" / "nights" / "night-0001" / "morning.html").is_file()
+
+
+def test_a_night_on_files_of_ones_own(tmp_path: Path) -> None:
+    """Every file is learned, in memory, or refused with a reason; a moved work directory answers the same."""
+    drawn = [(each.task.document.title, each.task.document.text) for each in draw_documents("test", 5, 6)]
+    ordinary_files(tmp_path / "papers", drawn)
+    printed = run_all("own-documents.md", tmp_path)
+    page = (tmp_path / "elsewhere" / "work" / "nights" / "night-0001" / "morning.html").read_text(encoding="utf-8")
+    for name in ("register.pdf", "directory.docx", "note.md", "page.html", "chat.json"):
+        assert name in page
+    assert "night-0001: promoted" in printed
+    first, second = [line for line in printed.splitlines() if line == "Fernby"]
+    assert first == second
+    assert not (tmp_path / "work").exists()
 
 
 def test_data_scientists_afternoon(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Mapping, Sequence
 
 from pipelines.inbox.documents import InboxDocument
@@ -78,3 +79,27 @@ def word_file() -> bytes:
     written = io.BytesIO()
     made.save(written)
     return written.getvalue()
+
+
+def ordinary_files(folder: Path, documents: Sequence[tuple[str, str]]) -> None:
+    """Write five documents (title, text) as what lies about in an office: PDF, DOCX, Markdown, web page, transcript."""
+    from docx import Document
+
+    folder.mkdir(parents=True)
+    (title, text), word, note, page, talk = documents
+    lines = [" ".join(words) for words in batched(text.split(), 12)]
+    (folder / "register.pdf").write_bytes(changed_pdf(pdf([lines]), title=title))
+    made = Document()
+    made.add_heading(word[0], 0)
+    made.add_paragraph(word[1])
+    made.save(str(folder / "directory.docx"))
+    (folder / "note.md").write_text(f"# {note[0]}\n\n{note[1]}\n", encoding="utf-8")
+    html = f"<html><head><title>{page[0]}</title></head><body><nav>Home</nav><p>{page[1]}</p></body></html>"
+    (folder / "page.html").write_text(html, encoding="utf-8")
+    turns = [{"role": "user", "content": f"Tell me about {talk[0]}."}, {"role": "assistant", "content": talk[1]}]
+    (folder / "chat.json").write_text(json.dumps({"messages": turns}), encoding="utf-8")
+
+
+def batched(words: Sequence[str], size: int) -> list[Sequence[str]]:
+    """Return parts of `size` words."""
+    return [words[start : start + size] for start in range(0, len(words), size)]
