@@ -1,8 +1,8 @@
 """Golden results: three small runs and two nights end with the figures that were recorded when they were first made.
 
-The figures are rewards, accuracies, gate decisions, and digests of teachers and adapters, exact to the last bit. Only the
-kind of machine that they were recorded on can repeat them. A change that moves figures on purpose records them anew:
-`python -m tests.flows.test_golden`.
+The figures are rewards, accuracies, gate decisions, and digests of teachers and adapters, exact to the last bit. Only
+the kind of machine that they were recorded on can repeat them. A change that moves figures on purpose records them
+anew: `python -m tests.flows.test_golden`.
 """
 
 from __future__ import annotations
