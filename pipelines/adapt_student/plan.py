@@ -115,7 +115,7 @@ def read_inbox(work_dir: Path) -> InboxContent:
         return InboxContent((), frozenset(), {})
     with InboxStore(work_dir / INBOX_FILE) as inbox:
         quarantined, removed = frozenset(inbox.quarantined()), frozenset(inbox.removed())
-        return InboxContent(inbox.documents(), quarantined, inbox.superseded(), removed)
+        return InboxContent(inbox.documents(), quarantined, inbox.superseded(), removed=removed)
 
 
 def new_plan(

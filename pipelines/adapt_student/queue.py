@@ -83,20 +83,19 @@ def statuses(store: InboxStore, work_dir: Path, state: StudentState) -> dict[str
             return Status("quarantined", f"in {night}: {reason}")
         if mine is not None and mine.superseded_by:
             return Status("superseded", f"by {mine.superseded_by}")
+        note = f"; {notes[name]}" if name in notes else ""
+        if mine is not None and mine.place == "memory":
+            return Status("memory", f"since {mine.night}, promoted{note}")
         if mine is not None:
-            learned = Status("learned", f"in {mine.night}, promoted")
-            return Status("memory", f"since {mine.night}, promoted") if mine.place == "memory" else learned
+            return Status("learned", f"in {mine.night}, promoted{note}")
         if name in tried:
             failed = tried[name].get("not_learned")
             outcome = "rolled back after" if last["outcome"] == "promoted" else f"{last['outcome']} in"
             outcome = f"not learned in {last['night']}: {failed}" if failed else f"{outcome} {last['night']}"
-            return Status("waiting", f"{outcome}; the next night tries again")
-        if name in notes:
-            return Status("waiting", notes[name])
-        if not document.questions:
-            return Status("waiting", "has no questions; the next night writes some")
+            return Status("waiting", f"{outcome}; the next night tries again{note}")
         requested = f", to {document.route} as its sender requested" if document.route else ""
-        return Status("waiting", f"for the next night{requested}")
+        missing = "" if document.questions else "; has no questions yet"
+        return Status("waiting", f"for the next night{note or missing or requested}")
 
     found = {document.id: status(document) for document in store.documents()}
     for name, record in removed.items():
@@ -137,8 +136,9 @@ def list_documents(
     if len(latest) < len(rows):
         typer.echo(f"… and {len(rows) - len(latest):,} more before these; --limit 0 lists all")
     for row in latest:
-        facts = (row["title"][:_MAX_TITLE], row["source"], row["effective"], counted(row["questions"], "question"))
-        first = f"{row['id']}  {' · '.join(filter(None, facts))}"
+        questions = "" if row["status"] == "removed" else counted(row["questions"], "question")
+        facts = filter(None, (row["title"][:_MAX_TITLE], row["source"], row["effective"], questions))
+        first = f"{row['id']}  {' · '.join(facts)}"
         for line in (first, f"{'':{len(row['id'])}}  {row['status']}: {row['reason']}"):
             console.print(Text(printable(line)), no_wrap=True, overflow="ellipsis")
     quarantined = [row["id"] for row in rows if row["status"] == "quarantined"]

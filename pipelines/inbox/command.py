@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -61,27 +61,13 @@ def add(
             found = counted(len(intake.documents) - documents, "document")
             typer.echo(f"{printable(str(path))}: {found}, {len(intake.skipped) - skipped} skipped")
     intake.check(verbose=verbose)
-    with InboxStore(work_dir / INBOX_FILE) as store:
-        before = store.superseded()
-        added = store.add(intake.documents, intake.contents, keep_both=keep_both)
-        after, gone = store.superseded(), store.removed()
-        _show_added(intake, store, added, verbose)
-        changed = {
-            file: [name for name in ids if name in after and name not in {*before, *gone}]
-            for file, ids in store.former(intake.contents)
-        }
     size = most_characters if most_characters != DEFAULT_CHARACTERS else None
     given = {"--source": source, "--format": format_, "--most-characters": size}
-    options = [str(part) for option, value in given.items() if value for part in (option, value)]
-    by_path: dict[str, list[str]] = {}
-    for file, ids in changed.items():
-        by_path.setdefault(os.path.relpath(root / file.partition("\n")[0]), []).extend(ids)
-    for name, ids in by_path.items():
-        if ids:
-            typer.echo(f"{printable(name)} has changed: its present content supersedes {named(ids)}.")
-            next_step(shlex.join(["add", name, "--keep-both", *options]), work_dir, "  To keep both")
-    if restored := [name for name in before if name not in after]:
-        typer.echo(f"In force again: {named(restored)}.")
+    again = [str(part) for option, value in given.items() if value for part in (option, value)]
+    with InboxStore(work_dir / INBOX_FILE) as store:
+        before = store.superseded()
+        _show_added(intake, store, store.add(intake.documents, intake.contents, keep_both=keep_both), verbose)
+        _show_changes(intake, store, before, again, work_dir)
     next_step("list", work_dir)
 
 
@@ -100,6 +86,21 @@ def _show_added(intake: Intake, store: InboxStore, added: Mapping[str, bool], ve
     for name in added:
         for target in unknown.get(name, ()):
             typer.echo(f"Warning: {name} supersedes '{printable(target)}', which is not in the inbox.")
+
+
+def _show_changes(
+    intake: Intake, store: InboxStore, before: Mapping[str, str], again: Sequence[str], work_dir: Path
+) -> None:
+    """Print what is superseded because its file has changed, and how to keep it; `again` has options of the command."""
+    after = store.superseded()
+    newly = after.keys() - before.keys() - store.removed().keys()
+    gone = {name: file for file, name in store.former(intake.contents) if name in newly}
+    if gone:
+        files = list(dict.fromkeys(os.path.relpath(intake.root / file.partition("\n")[0]) for file in gone.values()))
+        typer.echo(f"Changed: {printable(named(files))}. The present content supersedes {named([*gone])}.")
+        next_step(shlex.join(["add", *files, "--keep-both", *again]), work_dir, "To keep both")
+    if restored := [name for name in before if name not in after]:
+        typer.echo(f"In force again: {named(restored)}.")
 
 
 @app.command("release")

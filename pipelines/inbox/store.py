@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import datetime
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -181,11 +181,10 @@ class InboxStore(SqliteFile):
             return self._document(text)
         raise self._no_document([document])
 
-    def former(self, files: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
-        """Yield files with the ids of the documents that they do not hold any more."""
-        for file in files:
-            rows = self._rows("SELECT document FROM files WHERE file = ? AND NOT state ORDER BY place", file)
-            yield file, [name for (name,) in rows]
+    def former(self, files: Iterable[str]) -> list[tuple[str, str]]:
+        """Return files with the ids of the documents that they do not hold any more."""
+        query = "SELECT file, document FROM files WHERE file = ? AND NOT state ORDER BY place"
+        return [(file, name) for each in files for file, name in self._rows(query, each)]
 
     def remove(self, ids: Sequence[str], reason: str, who: str) -> None:
         """Erase documents from the file, all but their records, by which they stay removed when they are added again.
@@ -215,14 +214,14 @@ class InboxStore(SqliteFile):
         return {name: Removal(*record) for name, *record in rows}
 
     def note(self, reasons: Mapping[str, str]) -> None:
-        """Keep why documents wait, by id; the latest reason replaces an earlier one."""
+        """Record why documents wait, or what else a night found out about them, by id; the latest note is kept."""
         with self._transaction() as db:
             self._check_known(db, list(reasons))
             rows = [(document, reason, _now()) for document, reason in reasons.items()]
             db.executemany("REPLACE INTO notes VALUES (?, ?, ?)", rows)
 
     def notes(self) -> dict[str, str]:
-        """Return why documents wait, by id."""
+        """Return the notes by id of the document."""
         return dict(self._rows("SELECT document, reason FROM notes ORDER BY since, document"))
 
     def superseded(self) -> dict[str, str]:
@@ -261,7 +260,6 @@ class InboxStore(SqliteFile):
             text = db.execute("SELECT content FROM documents WHERE id = ?", (document,)).fetchone()[0]
             changed = self._document(text).model_copy(update=asked)
             db.execute("UPDATE documents SET content = ? WHERE id = ?", (changed.model_dump_json(), document))
-            db.execute("DELETE FROM notes WHERE document = ?", (document,))
 
     def _order(self) -> tuple[list[Arrival], list[Claim], list[Content]]:
         """Return a consistent snapshot of documents, claims and the content of files, in order."""

@@ -52,7 +52,13 @@ def inbox(open_run: Open, work_dir: Path, tmp_path: Path) -> tuple[Path, dict[st
     promoted(lineage, state(*champion), tmp_path)
     for night, outcome, parent, names in (("night-0001", "promoted", 7, []), ("night-0002", "held", 1, [held_back.id])):
         (work_dir / NIGHTS / night).mkdir(parents=True)
-        result = {"night": night, "outcome": outcome, "parent": parent, "new": [{"id": name} for name in names]}
+        result = {
+            "night": night,
+            "outcome": outcome,
+            "version": 1,
+            "parent": parent,
+            "new": [{"id": name} for name in names],
+        }
         (work_dir / NIGHTS / night / RESULT).write_text(json.dumps(result))
     return work_dir, by_title, lineage
 

@@ -120,7 +120,7 @@ def test_changed_file_is_one_document_until_both_are_kept(tmp_path: Path, monkey
     listed = json.loads(printed("list", "--json", "--status", "superseded"))
     assert [(each["id"], each["reason"]) for each in listed] == [(old.id, f"by {new.id}")]
     monkeypatch.chdir(tmp_path / "sub")
-    assert "has changed" not in printed("add", ".", "--work-dir", "../.preceptor")
+    assert "Changed" not in printed("add", ".", "--work-dir", "../.preceptor")
     monkeypatch.chdir(tmp_path)
     (undo,) = (line.partition("preceptor inbox ")[2] for line in changed.splitlines() if "keep both" in line)
     assert f"In force again: {old.id}." in printed(*shlex.split(undo))
