@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from evaluation.common.storage import write_atomically
+from pipelines.adapt_student.queue import list_documents, remove, show
 from pipelines.ask import ask
 from pipelines.check_regression.command import check_regression
 from pipelines.doctor import doctor
@@ -281,6 +282,9 @@ app.command("doctor")(doctor)
 app.command("check-regression")(check_regression)
 app.command("ask")(ask)
 app.command("init")(init)
+inbox_app.command("list")(list_documents)
+inbox_app.command("show")(show)
+inbox_app.command("remove")(remove)
 app.add_typer(inbox_app, name="inbox")
 app.add_typer(config_app, name="config")
 

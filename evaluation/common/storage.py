@@ -64,6 +64,8 @@ class SqliteFile:
     """Schema version, at least 1, stored in the file."""
     TABLES: ClassVar[str]
     """SQL that creates the tables in an empty file."""
+    MIGRATIONS: ClassVar[tuple[str, ...]] = ()
+    """SQL that takes a file from each earlier schema version, from 1, to the next one."""
     ERROR: ClassVar[type[PreceptorError]]
     """Raised for an unusable file or an unknown schema version."""
     NEXT_STEP: ClassVar[str]
@@ -85,8 +87,9 @@ class SqliteFile:
                 if known:
                     self._db.execute("PRAGMA journal_mode = WAL")
                     self._db.execute("PRAGMA synchronous = FULL")  # survives a power cut
-                if version == 0:
-                    self._db.executescript(f"BEGIN;{self.TABLES}PRAGMA user_version = {self.VERSION};COMMIT;")
+                if known and version < self.VERSION:
+                    steps = (self.TABLES,) if version == 0 else self.MIGRATIONS[version - 1 :]
+                    self._db.executescript(f"BEGIN;{''.join(steps)}PRAGMA user_version = {self.VERSION};COMMIT;")
         if not known:
             self.close()
             raise self.ERROR(

@@ -22,6 +22,7 @@ from pipelines.adapt_student.learn import Night, champion_teacher, learn
 from pipelines.adapt_student.page import PAGE, GroupScore, NewDocument, NightResult, Outcome, page_of
 from pipelines.adapt_student.plan import (
     NIGHTS,
+    RESULT,
     SCORES,
     close_plan,
     open_plan,
@@ -46,8 +47,6 @@ from teacher.samplers.openai import OpenAISampling
 from teacher.samplers.sampler import Sampler
 
 FLOW_NAME = "adapt-student"
-RESULT = "result.json"
-"""File in a night's directory, written last."""
 NIGHT_TAG = "preceptor.night"
 """Tag of a version: the night that made it."""
 _OUTCOMES: dict[str, Outcome] = {"promote": "promoted", "hold": "held", "reject": "rejected"}

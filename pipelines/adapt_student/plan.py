@@ -42,6 +42,8 @@ from pipelines.settings import to_yaml
 
 NIGHTS = "nights"
 """Directory in the work directory: a directory for each night, and the plan of the one that is running."""
+RESULT = "result.json"
+"""File in a night's directory, written last."""
 _CURRENT = "current.json"
 _PLACEHOLDER = Question(question="(not written yet)", answer="(not written yet)")
 """For questions that the night will generate; routes do not depend on them."""
@@ -79,6 +81,8 @@ class NightPlan(Record):
     """Replaced document id (held, or of this night) -> id of its replacement."""
     without_questions: tuple[str, ...] = ()
     """Ids of new documents that wait: without questions nothing could tell whether they were learned."""
+    removed: tuple[str, ...] = ()
+    """Ids of documents that the student holds and the inbox does not any more: the night's version is without them."""
 
     @property
     def to_weights(self) -> tuple[KnowledgeTask, ...]:
@@ -95,6 +99,8 @@ class InboxContent(NamedTuple):
     """Ids of documents that a person has to release first."""
     superseded: dict[str, str]
     """Replaced document id -> id of its replacement."""
+    removed: frozenset[str] = frozenset()
+    """Ids of removed documents."""
 
     @property
     def unasked(self) -> tuple[InboxDocument, ...]:
@@ -108,7 +114,8 @@ def read_inbox(work_dir: Path) -> InboxContent:
     if not (work_dir / INBOX_FILE).is_file():
         return InboxContent((), frozenset(), {})
     with InboxStore(work_dir / INBOX_FILE) as inbox:
-        return InboxContent(inbox.documents(), frozenset(inbox.quarantined()), inbox.superseded())
+        quarantined, removed = frozenset(inbox.quarantined()), frozenset(inbox.removed())
+        return InboxContent(inbox.documents(), quarantined, inbox.superseded(), removed=removed)
 
 
 def new_plan(
@@ -143,6 +150,7 @@ def new_plan(
         documents=tuple(chosen),
         superseded={old: new for old, new in inbox.superseded.items() if old in holding and new in holding},
         without_questions=tuple(waiting),
+        removed=tuple(sorted(state.ids & inbox.removed)),
     )
 
 
@@ -154,19 +162,19 @@ def open_plan(
     The plan is on disk before this returns; it is None if there is nothing new. `say` receives messages.
     """
     champion = student_version(registry, registry.aliases("student").get(CHAMPION), work_dir)
-    left = read_plan(work_dir)
+    left, inbox = read_plan(work_dir), read_inbox(work_dir)
     if left is not None:
-        if _resumes(left, config, champion.number, champion.state):
+        if _resumes(left, config, champion.number, champion.state, inbox):
             say(f"finishing {left.night}, which was interrupted")
-            return left, student_version(registry, left.parent, work_dir)
-        say(f"{left.night} was interrupted and is dropped: the champion or the configuration has changed")
-    plan = new_plan(config, work_dir, read_inbox(work_dir), champion.number, champion.state)
+            return left, student_version(registry, left.parent, work_dir).without(left.removed)
+        say(f"{left.night} was interrupted and is dropped: champion, configuration or its documents have changed")
+    plan = new_plan(config, work_dir, inbox, champion.number, champion.state)
     if not plan.documents:
         close_plan(work_dir)
         return None, champion
     write_atomically(work_dir / NIGHTS / plan.night / "plan.json", plan.model_dump_json())
     write_atomically(work_dir / NIGHTS / _CURRENT, plan.model_dump_json())
-    return plan, champion
+    return plan, champion.without(plan.removed)
 
 
 def close_plan(work_dir: Path) -> None:
@@ -182,8 +190,15 @@ def read_plan(work_dir: Path) -> NightPlan | None:
         return None
 
 
-def _resumes(left: NightPlan, config: NightConfig, champion: int | None, state: StudentState) -> bool:
-    """Return whether an interrupted night is finished first: the champion is its parent, or the version it made."""
+def _resumes(
+    left: NightPlan, config: NightConfig, champion: int | None, state: StudentState, inbox: InboxContent
+) -> bool:
+    """Return whether an interrupted night is finished first: the champion is its parent, or the version it made.
+
+    Not if one of its documents was removed since.
+    """
+    if any(planned.task.id in inbox.removed for planned in left.documents):
+        return False
     return (champion == left.parent or left.night in state.groups()) and left.config_digest == config.digest
 
 
@@ -246,7 +261,7 @@ def dry_run(config: NightConfig, work_dir: Path) -> DryRun:
     state, inbox = _held(registry, parent, work_dir), read_inbox(work_dir)
     unasked = {document.id for document in inbox.unasked} if config.questions is not None else set()
     plan = read_plan(work_dir)
-    interrupted = plan is not None and _resumes(plan, config, parent, state)
+    interrupted = plan is not None and _resumes(plan, config, parent, state, inbox)
     if plan is None or not interrupted:
         asked = tuple(
             document.model_copy(update={"questions": (_PLACEHOLDER,)}) if document.id in unasked else document
@@ -255,7 +270,7 @@ def dry_run(config: NightConfig, work_dir: Path) -> DryRun:
         plan = new_plan(config, work_dir, inbox._replace(documents=asked), parent, state)
     elif plan.parent != parent:
         state = _held(registry, plan.parent, work_dir)
-    stages = plan_questions(config, len(unasked)) + plan_night(config, plan, state)
+    stages = plan_questions(config, len(unasked)) + plan_night(config, plan, state.without(plan.removed))
     return DryRun(plan, interrupted, len(unasked), len(inbox.quarantined), stages)
 
 

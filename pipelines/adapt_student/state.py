@@ -7,7 +7,7 @@ learned can disagree with the champion.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -112,6 +112,10 @@ class StudentState(Record):
         marked = [held.model_copy(update={"superseded_by": by}) for held, by in zip(documents, replaced, strict=True)]
         return self.model_copy(update={"documents": tuple(marked)})
 
+    def without(self, removed: Collection[str]) -> StudentState:
+        """Return the state without some documents: neither in memory nor rehearsed nor asked about any more."""
+        return self.model_copy(update={"documents": tuple(d for d in self.documents if d.task.id not in removed)})
+
 
 def read_state(directory: Path) -> StudentState:
     """Return the state in a version's directory; an empty one if no night made the version; raises LineageError."""
@@ -137,6 +141,10 @@ class StudentVersion(NamedTuple):
     adapter: Adapter | None
     """None is the base student."""
     state: StudentState
+
+    def without(self, removed: Collection[str]) -> StudentVersion:
+        """Return the student whose state is without some documents; what its weights learned of them stays."""
+        return self._replace(state=self.state.without(removed))
 
 
 BASE_STUDENT = StudentVersion(None, None, None, StudentState())

@@ -53,9 +53,9 @@ def run_arm(config: Path, overrides: Sequence[str], nights: int, work_dir: Path,
 
     Two documents supersede earlier ones; on one night just after half of them all documents are wrong.
     """
-    from pipelines.adapt_student.flow import RESULT, adapt_student
+    from pipelines.adapt_student.flow import adapt_student
     from pipelines.adapt_student.page import NightResult
-    from pipelines.adapt_student.plan import NIGHTS
+    from pipelines.adapt_student.plan import NIGHTS, RESULT
 
     drawn = draw_nights(nights, DOCUMENTS, seed, superseding=(nights // 2 - 1, nights - 2), poisoned=poisoned(nights))
     results = []

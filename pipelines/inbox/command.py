@@ -1,8 +1,10 @@
-"""`preceptor inbox`: add, list, show and release documents."""
+"""`preceptor inbox add` and `release`; `pipelines.adapt_student.queue` has the commands that know what nights did."""
 
 from __future__ import annotations
 
+import os
 import shlex
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -11,22 +13,24 @@ import typer
 
 from evaluation.common.errors import InputError
 from pipelines.inbox.documents import MAX_TEXT_CHARACTERS, Route
-from pipelines.inbox.intake import DEFAULT_CHARACTERS, MIN_CHARACTERS, Intake, listing
+from pipelines.inbox.intake import DEFAULT_CHARACTERS, MIN_CHARACTERS, Intake, listing, named
 from pipelines.inbox.readers import Format
 from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.process import WorkDir
+from pipelines.reports.format import counted, printable
 
 app = typer.Typer(
     help="Documents that arrive during the day and are learned at night.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-_VALID = "valid"
+_MAX_PATHS = 20
+"""Paths whose results are shown one by one."""
 
 
 @app.command("add")
 def add(
-    path: Annotated[Path, typer.Argument(metavar="FILE|DIR|-", help="What to read; - is standard input.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="FILE|DIR|-...", help="What to read; - is standard input.")],
     work_dir: WorkDir = Path(".preceptor"),
     source: Annotated[str | None, typer.Option(help="Source of the documents [the files' paths].")] = None,
     effective: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Effective date.")] = None,
@@ -38,81 +42,65 @@ def add(
     most_characters: Annotated[
         int, typer.Option(min=MIN_CHARACTERS, max=MAX_TEXT_CHARACTERS, help="Split longer documents.")
     ] = DEFAULT_CHARACTERS,
+    keep_both: Annotated[
+        bool, typer.Option("--keep-both", help="Changed files: keep the former version in force too.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="List every refused file and row.")] = False,
 ) -> None:
     """Add documents: JSON Lines, JSON, Markdown, HTML, text, PDF, DOCX, or agent transcripts (OpenAI chat format).
 
-    Adding a document twice changes nothing. A bad file or line is skipped with a reason, and the rest is added.
+    Adding a document twice changes nothing; a changed file supersedes its former version. A bad file or line is skipped
+    with a reason, and the rest is added.
     """
-    from pipelines.reports.format import counted
-
-    day = None if effective is None else effective.date()
-    intake = Intake(source or None, day, tuple(supersedes or ()), route, format_, most_characters)
-    intake.read(path, typer.get_binary_stream("stdin"))
+    day, root = None if effective is None else effective.date(), work_dir.resolve().parent
+    intake = Intake(source or None, day, tuple(supersedes or ()), route, format_, most_characters, root)
+    for path in paths:
+        documents, skipped = len(intake.documents), len(intake.skipped)
+        intake.read(path, typer.get_binary_stream("stdin"))
+        if 1 < len(paths) <= _MAX_PATHS or verbose:
+            found = counted(len(intake.documents) - documents, "document")
+            typer.echo(f"{printable(str(path))}: {found}, {len(intake.skipped) - skipped} skipped")
+    intake.check(verbose=verbose)
+    size = most_characters if most_characters != DEFAULT_CHARACTERS else None
+    given = {"--source": source, "--format": format_, "--most-characters": size}
+    again = [str(part) for option, value in given.items() if value for part in (option, value)]
     with InboxStore(work_dir / INBOX_FILE) as store:
-        added, unknown = store.add(intake.documents), store.unknown_targets()
-    new = sum(added.values())
-    known = f" Already in the inbox: {len(added) - new}." if len(added) > new else ""
-    typer.echo(f"Added {counted(new, 'document')} from {counted(intake.files, 'file')}.{known}")
+        before = store.superseded()
+        _show_added(intake, store, store.add(intake.documents, intake.contents, keep_both=keep_both), verbose)
+        _show_changes(intake, store, before, again, work_dir)
+    next_step("list", work_dir)
+
+
+def _show_added(intake: Intake, store: InboxStore, added: Mapping[str, bool], verbose: bool) -> None:
+    """Print what was added, what was not and why, and warnings."""
+    new, removed, unknown = sum(added.values()), [*store.removed().keys() & added], store.unknown_targets()
+    known = len(added) - new - len(removed)
+    in_inbox = f" Already in the inbox: {known}." if known else ""
+    typer.echo(f"Added {counted(new, 'document')} from {counted(intake.files, 'file')}.{in_inbox}")
     for note in intake.notes:
-        typer.echo(f"Warning: {note}.")
+        typer.echo(f"Warning: {printable(note)}.")
     if intake.skipped:
-        typer.echo("\n  ".join([f"Skipped {len(intake.skipped)}:", *listing(intake.skipped)]))
+        typer.echo("\n  ".join([f"Skipped {len(intake.skipped)}:", *listing(intake.skipped, verbose)]))
+    if removed:
+        typer.echo(f"Removed earlier, and added only under another --source: {named(removed)}.")
     for name in added:
         for target in unknown.get(name, ()):
-            typer.echo(f"Warning: {name} supersedes {target!r}, which is not in the inbox.")
-    _next("list", work_dir)
+            typer.echo(f"Warning: {name} supersedes '{printable(target)}', which is not in the inbox.")
 
 
-@app.command("list")
-def list_documents(work_dir: WorkDir = Path(".preceptor")) -> None:
-    """List the documents of the inbox in order of arrival."""
-    from rich.console import Console
-    from rich.text import Text
-
-    from pipelines.reports.format import counted, plain_table
-
-    with _opened(work_dir) as store:
-        documents, statuses = store.documents(), _statuses(store)
-    table = plain_table(
-        title=f"Inbox of {work_dir}: {counted(len(documents), 'document')}",
-        caption="Questions: for rewards + held out. If there are none, the night can generate some.",
-    )
-    for head in ("Id", "Title", "Source", "Effective", "Questions", "Status"):
-        folds = head in ("Title", "Source", "Status")
-        table.add_column(head, overflow="fold", no_wrap=not folds, min_width=16 if head == "Status" else None)
-    for each in documents:
-        count = f"{len(each.questions)}+{len(each.held_out_questions)}".removesuffix("+0")
-        cells = (each.id, each.title, each.source, str(each.effective or ""), count, statuses.get(each.id, _VALID))
-        table.add_row(*map(Text, cells))
-    Console().print(table)
-    quarantined = [name for name, status in statuses.items() if status.startswith("quarantined")]
-    following = f"show {documents[-1].id}" if documents else "add FILE"
-    _next(f"release {quarantined[0]}" if quarantined else following, work_dir)
-
-
-@app.command("show")
-def show(
-    document: Annotated[str, typer.Argument(metavar="ID", help="As shown by `list`.")],
-    work_dir: WorkDir = Path(".preceptor"),
+def _show_changes(
+    intake: Intake, store: InboxStore, before: Mapping[str, str], again: Sequence[str], work_dir: Path
 ) -> None:
-    """Show a document with its questions."""
-    with _opened(work_dir) as store:
-        found, status = store.find(document), _statuses(store).get(document, _VALID)
-    lines = {
-        "Id": found.id,
-        "Title": found.title,
-        "Source": found.source,
-        "Sender's id": found.name,
-        "Effective": str(found.effective or ""),
-        "Supersedes": ", ".join(found.supersedes),
-        "Route": found.route or "",
-        "Status": status,
-    }
-    typer.echo("".join(f"{name + ':':<12} {value}\n" for name, value in lines.items() if value))
-    typer.echo(found.text)
-    for heading, questions in (("Questions", found.questions), ("Held-out questions", found.held_out_questions)):
-        if questions:
-            typer.echo(f"\n{heading}:\n" + "\n".join(f"- {q.question} {q.answer}" for q in questions))
+    """Print what is superseded because its file has changed, and how to keep it; `again` has options of the command."""
+    after = store.superseded()
+    newly = after.keys() - before.keys() - store.removed().keys()
+    gone = {name: file for file, name in store.former(intake.contents) if name in newly}
+    if gone:
+        files = list(dict.fromkeys(os.path.relpath(intake.root / file.partition("\n")[0]) for file in gone.values()))
+        typer.echo(f"Changed: {printable(named(files))}. The present content supersedes {named([*gone])}.")
+        next_step(shlex.join(["add", *files, "--keep-both", *again]), work_dir, "To keep both")
+    if restored := [name for name in before if name not in after]:
+        typer.echo(f"In force again: {named(restored)}.")
 
 
 @app.command("release")
@@ -121,14 +109,14 @@ def release(
     work_dir: WorkDir = Path(".preceptor"),
 ) -> None:
     """Return quarantined documents to the queue for the next night."""
-    with _opened(work_dir) as store:
+    with open_inbox(work_dir) as store:
         released = store.release(documents)
     for name in dict.fromkeys(documents):
         typer.echo(f"{name}: {'back in the queue' if name in released else 'was not quarantined'}.")
-    _next("list", work_dir)
+    next_step("list", work_dir)
 
 
-def _opened(work_dir: Path) -> InboxStore:
+def open_inbox(work_dir: Path) -> InboxStore:
     """Return the store of a work directory; InputError if there is none."""
     if not (work_dir / INBOX_FILE).is_file():
         raise InputError(
@@ -137,11 +125,6 @@ def _opened(work_dir: Path) -> InboxStore:
     return InboxStore(work_dir / INBOX_FILE)
 
 
-def _statuses(store: InboxStore) -> dict[str, str]:
-    """Return ids -> why documents are not learned; superseded takes precedence over quarantined."""
-    found = {name: f"quarantined: {reason} ({night})" for name, (reason, night) in store.quarantined().items()}
-    return found | {old: f"superseded by {new}" for old, new in store.superseded().items()}
-
-
-def _next(arguments: str, work_dir: Path) -> None:
-    typer.echo(f"Next: preceptor inbox {arguments} --work-dir {shlex.quote(str(work_dir))}")
+def next_step(arguments: str, work_dir: Path, label: str = "Next") -> None:
+    """Print a further command of the inbox."""
+    typer.echo(f"{label}: preceptor inbox {arguments} --work-dir {shlex.quote(str(work_dir))}")

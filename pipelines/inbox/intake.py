@@ -34,12 +34,14 @@ from pipelines.inbox.documents import (
 )
 from pipelines.inbox.readers import READERS, SUFFIXES, Format
 from pipelines.inbox.readers.text import Block, Extract, UnreadableError, one_line, paragraphs, truncated
+from pipelines.reports.format import printable
 
 MAX_BYTES = 50 * 2**20
 """Of a file (50 MiB)."""
 DEFAULT_CHARACTERS, MIN_CHARACTERS = 4_000, 200
 """Length limit of a document: the default, about 1,000 tokens of English, and the smallest."""
-_MAX_LISTED = 50
+_MAX_LISTED, _MAX_NAMED = 50, 3
+"""Reasons, and places of each, that are listed."""
 _PATH_SEPARATOR = " > "
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _BOUNDARIES = (
@@ -57,8 +59,8 @@ class Intake:
     """Reads files into documents and collects what was skipped; the settings apply to all of them."""
 
     source: str | None = None
-    """Source of the documents; for a directory each file's path in it is appended. None: the path, relative to the
-    current directory if the file is below it, so that a file has one source however its path is written."""
+    """Source of the documents; for a directory each file's path in it is appended. None: the path, relative to `root`
+    if the file is below it, so that a file has one source however its path is written."""
     effective: datetime.date | None = None
     supersedes: tuple[str, ...] = ()
     route: Route | None = None
@@ -67,6 +69,8 @@ class Intake:
     """Format of every file; None: by file name extension, JSON Lines for standard input."""
     most_characters: int = DEFAULT_CHARACTERS
     """Length limit of a document, in characters, in [200, 100000]; longer ones are split."""
+    root: Path = field(default_factory=Path.cwd)
+    """Directory, without symbolic links, to which sources are relative."""
     documents: list[InboxDocument] = field(default_factory=list, init=False)
     """In the order of the files and their content."""
     skipped: dict[str, str] = field(default_factory=dict, init=False)
@@ -74,32 +78,40 @@ class Intake:
     notes: list[str] = field(default_factory=list, init=False)
     """Warnings about accepted files."""
     files: int = field(default=0, init=False)
+    contents: dict[str, list[str]] = field(default_factory=dict, init=False)
+    """By file (its path below `root`, or absolute), or row of a file with an id or a title (a digest on another line):
+    the ids of the documents that it holds now."""
 
     def read(self, path: Path, stdin: BinaryIO | None = None) -> Self:
         """Add the documents in a file, a directory tree or, for the path `-`, standard input.
 
-        Directories are read in sorted order, without hidden files and Office lock files. Raises InputError if nothing
-        was usable; the message lists what was skipped.
+        Directories are read in sorted order, without hidden files and Office lock files.
         """
         if str(path) == "-" and stdin is not None:
             source = self.source or "standard input"
             self.add_content(stdin.read(MAX_BYTES + 1), "standard input", self.format or "jsonl", source)
-        elif path.is_dir():
-            for file in _files(path):
-                inside = file.relative_to(path).as_posix()
-                self.add_file(file, _source(file) if self.source is None else f"{self.source}/{inside}")
+        elif os.path.isdir(path):
+            files = list(_files(path))
+            for file in files:
+                self.add_file(file, self.source and f"{self.source}/{file.relative_to(path).as_posix()}")
+            if not files:
+                self.skipped[str(path)] = "the directory has no files"
         else:
-            self.add_file(path, self.source or _source(path))
-        if not self.documents:
-            listed = "\n".join(f"  {line}" for line in listing(self.skipped)) or "  the directory has no files"
-            raise InputError(f"inbox: nothing in '{path}' is usable:\n{listed}\nCorrect this and run again.")
+            self.add_file(path, self.source)
         return self
 
-    def add_file(self, path: Path, source: str) -> None:
+    def check(self, *, verbose: bool = False) -> Self:
+        """Raise InputError if nothing was usable; the message lists what was skipped, all of it if `verbose`."""
+        if not self.documents:
+            listed = "\n  ".join(["inbox: nothing is usable:", *listing(self.skipped, verbose)])
+            raise InputError(f"{listed}\nCorrect this and run again.")
+        return self
+
+    def add_file(self, path: Path, source: str | None = None) -> None:
         """Add the documents of a file, or skip it."""
         format_ = self.format or SUFFIXES.get(path.suffix.lower())
         try:
-            if format_ is None:
+            if format_ is None and os.path.exists(path.expanduser()):
                 known = ", ".join(dict.fromkeys(SUFFIXES.values()))
                 raise UnreadableError(f"has no supported format ({known}); convert it, or set --format")
             content = _read(path.expanduser())
@@ -107,10 +119,17 @@ class Intake:
             self.files += 1
             self.skipped[str(path)] = str(error)
         else:
-            self.add_content(content, str(path), format_, source)
+            file = self._relative(path)
+            self.add_content(content, str(path), format_ or "", source or file, file)
 
-    def add_content(self, content: bytes, place: str, format_: Format, source: str) -> None:
-        """Add the documents of a file's content, or skip it."""
+    def _relative(self, file: Path) -> str:
+        """Return a file's path below `root`, else its absolute one; a link to a file keeps its name."""
+        whole = Path(os.path.abspath(file.expanduser()))
+        absolute = whole.parent.resolve() / whole.name
+        return (absolute.relative_to(self.root) if absolute.is_relative_to(self.root) else absolute).as_posix()
+
+    def add_content(self, content: bytes, place: str, format_: Format, source: str, file: str = "") -> None:
+        """Add the documents of the content of `file` (empty: of no file), or skip it."""
         self.files += 1
         try:
             if len(content) > MAX_BYTES:
@@ -118,15 +137,20 @@ class Intake:
             if not content.strip():
                 raise UnreadableError("is empty")
             if format_ in ("jsonl", "json"):
-                self._add_rows(content.removeprefix(_BYTE_ORDER_MARK), place, source, lines=format_ == "jsonl")
+                self._add_rows(content.removeprefix(_BYTE_ORDER_MARK), place, source, file, lines=format_ == "jsonl")
                 return
             extract = READERS[format_](content)
-            self._add(extract, extract.fields, Path(place).stem, source)
+            self._hold(file, self._add(extract, extract.fields, Path(place).stem, source))
             self.notes += [f"{place}: {note}" for note in extract.notes]
         except (UnreadableError, JsonSyntaxError) as error:
             self.skipped[place] = str(error)
 
-    def _add_rows(self, content: bytes, place: str, source: str, *, lines: bool) -> None:
+    def _hold(self, key: str, ids: list[str]) -> None:
+        """Record what a file, or a row of it, holds; an empty key is of no file."""
+        if key:
+            self.contents.setdefault(key, []).extend(ids)
+
+    def _add_rows(self, content: bytes, place: str, source: str, file: str, *, lines: bool) -> None:
         """Add JSON Lines; or a JSON document: a row, a list of rows, or a bare list of messages."""
         rows: list[tuple[str, Any]]
         if lines:
@@ -140,22 +164,25 @@ class Intake:
                 rows = [(place, {"messages": raw} if isinstance(raw, list) else raw)]
         for at, raw in rows:
             try:
-                self._add_row(parse_json(raw) if lines else raw, source)
+                row = parse_json(raw) if lines else raw
+                ids = self._add_row(row, source)
+                label = row.get("id") or row.get("title")
+                row_key = f"{file}\n{digest_json(label)[:12]}" if file and label else ""
+                self._hold(file if at == place else row_key, ids)
             except (UnreadableError, JsonSyntaxError) as error:
                 self.skipped[at] = str(error)
 
-    def _add_row(self, raw: Any, source: str) -> None:
+    def _add_row(self, raw: Any, source: str) -> list[str]:
         if isinstance(raw, dict) and "messages" in raw:  # its other keys belong to the agent
             fields = {key: value for key, value in raw.items() if key in InboxRow.model_fields}
-            self._add(read_transcript(raw["messages"]), fields, "", source)
-        else:
-            text = row_of(raw).text
-            self._add(Extract(paragraphs(text)), raw, "", source, text)
+            return self._add(read_transcript(raw["messages"]), fields, "", source)
+        text = row_of(raw).text
+        return self._add(Extract(paragraphs(text)), raw, "", source, text)
 
     def _add(
         self, extract: Extract, fields: Mapping[str, Any], fallback_title: str, source: str, text: str = ""
-    ) -> None:
-        """Add a document, split if it is too long; the defaults fill the fields that it does not set."""
+    ) -> list[str]:
+        """Add a document, split if it is too long, and return the ids; defaults fill the fields that it leaves out."""
         if not extract.blocks:
             raise UnreadableError("holds no text")
         row = row_of({**fields, "text": text or _joined(extract.blocks)})
@@ -181,18 +208,34 @@ class Intake:
             if len(parts) > 1:
                 shared["whole"] = digest_json({"title": title, "text": row.text, "source": shared["source"]})
         try:
-            self.documents += [
+            made = [
                 InboxDocument(title=title, text=text, questions=asked, held_out_questions=kept, **shared)
                 for title, text, asked, kept in parts
             ]
         except ValidationError as error:
             raise UnreadableError(mistakes(error)) from error
+        self.documents += made
+        return [document.id for document in made]
 
 
-def listing(skipped: Mapping[str, str]) -> list[str]:
-    """Return a line for each of at most 50 skipped files, then a count of the rest."""
-    lines = [f"{place}: {reason}" for place, reason in skipped.items()]
-    return [*lines[:_MAX_LISTED], *([f"and {len(lines) - _MAX_LISTED} more"] if len(lines) > _MAX_LISTED else [])]
+def listing(skipped: Mapping[str, str], verbose: bool = False) -> list[str]:
+    """Return a line for each skipped file or row; unless `verbose`, equal reasons share one, by file name extension."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for place, reason in skipped.items():
+        suffix = Path(place.partition(": ")[0]).suffix
+        groups.setdefault((reason, place if verbose else suffix), []).append(printable(place))
+    lines = []
+    for (reason, suffix), places in groups.items():
+        count = f"{len(places)} {suffix or 'without suffix'}: " if len(places) > 1 else ""
+        lines.append(f"{count}{named(places)}: {printable(reason)}")
+    most = len(lines) if verbose else _MAX_LISTED
+    return [*lines[:most], *([f"and {len(lines) - most} more reasons; --verbose lists all"] if lines[most:] else [])]
+
+
+def named(names: Sequence[str]) -> str:
+    """Return up to three names and a count of the others."""
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return ", ".join(names[:_MAX_NAMED]) + more
 
 
 def _files(directory: Path) -> Iterator[Path]:
@@ -200,11 +243,6 @@ def _files(directory: Path) -> Iterator[Path]:
     for root, directories, names in os.walk(directory):
         directories[:] = sorted(name for name in directories if not name.startswith("."))
         yield from (Path(root, name) for name in sorted(names) if not name.startswith((".", "~$")))
-
-
-def _source(file: Path) -> str:
-    absolute = Path(os.path.abspath(file.expanduser()))  # symbolic links stay: the user's name is the source
-    return (absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute).as_posix()
 
 
 def _read(path: Path) -> bytes:

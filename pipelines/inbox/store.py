@@ -3,14 +3,14 @@
 Adding is idempotent by content. Claims to supersede something are stored separately, also those of known documents: an
 unchanged section of a handbook's new version is known, and yet part of the version that supersedes the old one.
 Documents and claims share one sequence, in which the claims of a delivery follow all its documents, so that documents
-cannot supersede each other.
+cannot supersede each other. Beside claims, what a file no longer holds is superseded by what it holds now.
 """
 
 from __future__ import annotations
 
 import datetime
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -22,7 +22,18 @@ from pipelines.inbox.documents import InboxDocument
 
 INBOX_FILE = "inbox.db"
 """In a work directory."""
-_TABLES = """
+_TABLES_2 = """
+CREATE TABLE files (
+    file TEXT NOT NULL, document TEXT NOT NULL REFERENCES documents (id), state INTEGER NOT NULL,
+    place INTEGER NOT NULL, PRIMARY KEY (file, document)
+);
+CREATE TABLE notes (document TEXT PRIMARY KEY REFERENCES documents (id), reason TEXT NOT NULL, since TEXT NOT NULL);
+CREATE TABLE removed (
+    document TEXT PRIMARY KEY REFERENCES documents (id), source TEXT NOT NULL, reason TEXT NOT NULL, who TEXT NOT NULL,
+    since TEXT NOT NULL
+);
+"""
+_TABLES = f"""
 CREATE TABLE documents (
     id TEXT PRIMARY KEY, place INTEGER NOT NULL UNIQUE, arrived TEXT NOT NULL, content TEXT NOT NULL
 );
@@ -33,12 +44,18 @@ CREATE TABLE claims (
 CREATE TABLE aside (
     document TEXT PRIMARY KEY REFERENCES documents (id), reason TEXT NOT NULL, night TEXT NOT NULL, since TEXT NOT NULL
 );
+{_TABLES_2}"""
+_MIGRATION_2 = f"""{_TABLES_2}
+INSERT INTO files SELECT json_extract(content, '$.source'), id, 1, place FROM documents
+    WHERE json_extract(content, '$.source') NOT LIKE '%.%json%';
 """
+"""Sources were paths, but for those of rows, which do not replace each other by their file."""
 # Not OR IGNORE, which would also hide violations of other constraints.
 _ADD_DOCUMENT = "INSERT INTO documents VALUES (?, ?, ?, ?) ON CONFLICT (id) DO NOTHING"
 _ADD_CLAIM = "INSERT INTO claims VALUES (?, ?, ?, ?) ON CONFLICT (document, whole, target) DO NOTHING"
 _LAST_PLACE = (
-    "SELECT MAX(COALESCE((SELECT MAX(place) FROM documents), 0), COALESCE((SELECT MAX(place) FROM claims), 0))"
+    "SELECT MAX(place) FROM (SELECT 0 AS place UNION SELECT place FROM documents UNION SELECT place FROM claims "
+    "UNION SELECT place FROM files)"
 )
 
 
@@ -67,6 +84,27 @@ class Claim(NamedTuple):
     position: int
 
 
+class Content(NamedTuple):
+    """A document that a file holds or held."""
+
+    file: str
+    document: str
+    state: int
+    """0: no longer in the file; 1: in it; 2: no longer in it, and kept in force all the same."""
+    position: int
+    """Of the delivery that made it so; 0 for the file's first one."""
+
+
+class Removal(NamedTuple):
+    """The record of a removed document, whose text is erased."""
+
+    source: str
+    reason: str
+    who: str
+    since: str
+    """ISO 8601, UTC."""
+
+
 class InboxStore(SqliteFile):
     """Documents of an inbox; safe for concurrent threads and processes.
 
@@ -74,19 +112,31 @@ class InboxStore(SqliteFile):
     """
 
     NAME = "inbox"
-    VERSION = 1
+    VERSION = 2
     TABLES = _TABLES
+    MIGRATIONS = (_MIGRATION_2,)
     ERROR = InboxError
     NEXT_STEP = (
         "Check free disk space, and that the file is an inbox that you may write; then repeat the command: adding "
         "twice is harmless."
     )
 
-    def add(self, documents: Iterable[InboxDocument]) -> dict[str, bool]:
+    def add(
+        self,
+        documents: Iterable[InboxDocument],
+        files: Mapping[str, Collection[str]] | None = None,
+        *,
+        keep_both: bool = False,
+    ) -> dict[str, bool]:
         """Store documents in one transaction; they may supersede each other in any order.
 
+        Args:
+            documents: To add.
+            files: By file, the ids of the documents that it holds now; those that it held before are superseded.
+            keep_both: These stay in force; for an unchanged file those of its last change come into force again.
+
         Returns:
-            By id: whether the document is new; one that was in the inbox is unchanged.
+            By id: whether the document is new; one that was in the inbox, or was removed from it, is unchanged.
         """
         given = list(documents)
         found: dict[str, bool] = {}
@@ -97,20 +147,82 @@ class InboxStore(SqliteFile):
                 added = db.execute(_ADD_DOCUMENT, row).rowcount
                 found[document.id] = found.get(document.id, False) or bool(added)
                 position += added
+            position += 1
+            for file, ids in (files or {}).items():
+                self._replace(db, file, ids, position, keep_both)
             claimed = [(doc.id, doc.whole or doc.id, target) for doc in given for target in doc.supersedes]
             for claim in claimed:
                 position += db.execute(_ADD_CLAIM, (*claim, position + 1)).rowcount
         return found
 
+    @staticmethod
+    def _replace(db: sqlite3.Connection, file: str, ids: Collection[str], position: int, keep_both: bool) -> None:
+        """Record what a file holds now."""
+        rows = db.execute("SELECT document, state, place FROM files WHERE file = ?", (file,)).fetchall()
+        before = {document for document, state, _ in rows if state == 1}
+        gone = before.difference(ids)
+        if keep_both and before == set(ids):
+            last = max((place for _, state, place in rows if not state), default=0)
+            gone = {document for document, state, place in rows if not state and place == last}
+        changed = [(2 if keep_both else 0, position, file, name) for name in gone]
+        db.executemany("UPDATE files SET state = ?, place = ? WHERE file = ? AND document = ?", changed)
+        since = position if rows else 0  # what a file's first delivery finds in the inbox did not arrive again
+        come = [(file, name, since) for name in ids if name not in before]
+        db.executemany("REPLACE INTO files VALUES (?, ?, 1, ?)", come)
+
     def documents(self) -> tuple[InboxDocument, ...]:
         """Return all documents in order of arrival, including superseded and quarantined ones."""
-        return tuple(self._document(text) for (text,) in self._rows("SELECT content FROM documents ORDER BY place"))
+        rows = self._rows("SELECT content FROM documents WHERE content != '' ORDER BY place")
+        return tuple(self._document(text) for (text,) in rows)
 
     def find(self, document: str) -> InboxDocument:
         """Return the document with an id."""
-        for (text,) in self._rows("SELECT content FROM documents WHERE id = ?", document):
+        for (text,) in self._rows("SELECT content FROM documents WHERE id = ? AND content != ''", document):
             return self._document(text)
         raise self._no_document([document])
+
+    def former(self, files: Iterable[str]) -> list[tuple[str, str]]:
+        """Return files with the ids of the documents that they do not hold any more."""
+        query = "SELECT file, document FROM files WHERE file = ? AND NOT state ORDER BY place"
+        return [(file, name) for each in files for file, name in self._rows(query, each)]
+
+    def remove(self, ids: Sequence[str], reason: str, who: str) -> None:
+        """Erase documents from the file, all but their records, by which they stay removed when they are added again.
+
+        Removing twice completes an erasure that another process prevented; the first record stays.
+        """
+        with self._transaction() as db:
+            db.execute("PRAGMA secure_delete = ON")
+            self._check_known(db, ids, removed=True)
+            for name in ids:
+                (content,) = db.execute("SELECT content FROM documents WHERE id = ?", (name,)).fetchone()
+                if content:
+                    record = (name, self._document(content).source, reason, who, _now())
+                    db.execute("INSERT INTO removed VALUES (?, ?, ?, ?, ?)", record)
+                db.execute("UPDATE documents SET content = '' WHERE id = ?", (name,))
+                for table in ("aside", "notes"):
+                    db.execute(f"DELETE FROM {table} WHERE document = ?", (name,))
+        with self._errors("erase text from"), self._lock:
+            self._db.execute("VACUUM")
+            # The log beside the file holds what was written, until it is taken over and emptied.
+            if self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                raise sqlite3.OperationalError("another process reads it")
+
+    def removed(self) -> dict[str, Removal]:
+        """Return the records of removed documents by id, in the order of removal."""
+        rows = self._rows("SELECT document, source, reason, who, since FROM removed ORDER BY since, document")
+        return {name: Removal(*record) for name, *record in rows}
+
+    def note(self, reasons: Mapping[str, str]) -> None:
+        """Record why documents wait, or what else a night found out about them, by id; the latest note is kept."""
+        with self._transaction() as db:
+            self._check_known(db, list(reasons))
+            rows = [(document, reason, _now()) for document, reason in reasons.items()]
+            db.executemany("REPLACE INTO notes VALUES (?, ?, ?)", rows)
+
+    def notes(self) -> dict[str, str]:
+        """Return the notes by id of the document."""
+        return dict(self._rows("SELECT document, reason FROM notes ORDER BY since, document"))
 
     def superseded(self) -> dict[str, str]:
         """Return superseded ids -> ids of the newest replacements; see `newest`."""
@@ -118,7 +230,8 @@ class InboxStore(SqliteFile):
 
     def unknown_targets(self) -> dict[str, tuple[str, ...]]:
         """Return ids -> targets that match no other document: misspelled, or never delivered."""
-        return unknown_targets(*self._order())
+        arrivals, claims, _ = self._order()
+        return unknown_targets(arrivals, claims)
 
     def quarantine(self, ids: Sequence[str], reason: str, night: str) -> None:
         """Exclude documents from learning until a person releases them; the latest reason is kept."""
@@ -148,17 +261,22 @@ class InboxStore(SqliteFile):
             changed = self._document(text).model_copy(update=asked)
             db.execute("UPDATE documents SET content = ? WHERE id = ?", (changed.model_dump_json(), document))
 
-    def _order(self) -> tuple[list[Arrival], list[Claim]]:
-        """Return a consistent snapshot of documents and claims, in order."""
+    def _order(self) -> tuple[list[Arrival], list[Claim], list[Content]]:
+        """Return a consistent snapshot of documents, claims and the content of files, in order."""
         with self._reading() as db:
             db.execute("BEGIN")
             try:
-                arrivals = db.execute("SELECT place, content FROM documents ORDER BY place").fetchall()
+                rows = db.execute("SELECT place, id, content FROM documents ORDER BY place").fetchall()
                 claims = db.execute("SELECT document, whole, target, place FROM claims ORDER BY place").fetchall()
+                held = db.execute("SELECT file, document, state, place FROM files ORDER BY place, rowid").fetchall()
             finally:
                 db.execute("COMMIT")
-        documents = [(position, self._document(text)) for position, text in arrivals]
-        return [Arrival(d.id, d.title, d.name, d.source, at) for at, d in documents], [Claim(*c) for c in claims]
+        documents = [(at, name, self._document(text) if text else None) for at, name, text in rows]
+        arrivals = [  # of removed documents only the id is left
+            Arrival(name, d.title, d.name, d.source, at) if d else Arrival(name, "", "", "", at)
+            for at, name, d in documents
+        ]
+        return arrivals, [Claim(*row) for row in claims], [Content(*row) for row in held]
 
     def _rows(self, query: str, *values: str) -> list[tuple[Any, ...]]:
         with self._reading() as db:
@@ -173,9 +291,9 @@ class InboxStore(SqliteFile):
                 "restore it from a backup."
             ) from error
 
-    def _check_known(self, db: sqlite3.Connection, ids: Sequence[str]) -> None:
-        query = "SELECT 1 FROM documents WHERE id = ?"
-        if missing := [name for name in ids if db.execute(query, (name,)).fetchone() is None]:
+    def _check_known(self, db: sqlite3.Connection, ids: Sequence[str], *, removed: bool = False) -> None:
+        query = "SELECT 1 FROM documents WHERE id = ? AND (content != '' OR ?)"
+        if missing := [name for name in ids if db.execute(query, (name, removed)).fetchone() is None]:
             raise self._no_document(missing)
 
     def _no_document(self, ids: Sequence[str]) -> InputError:
@@ -207,17 +325,20 @@ def _resolved(arrivals: Sequence[Arrival], claims: Sequence[Claim]) -> list[tupl
     return [(claim, meant(claim)) for claim in claims]
 
 
-def newest(arrivals: Sequence[Arrival], claims: Sequence[Claim]) -> dict[str, str]:
+def newest(arrivals: Sequence[Arrival], claims: Sequence[Claim], contents: Sequence[Content] = ()) -> dict[str, str]:
     """Return superseded ids -> ids of the newest replacements.
 
-    A claim (in order of position) supersedes what arrived before it, and a document arrives again with its last claim:
-    a section that a later version restores is valid again. So replacements are always later, and chains end. Of several
-    replacements in one whole, the one with the same title is named.
+    A claim (in order of position) supersedes what arrived before it, and a document arrives again with its last claim,
+    or when a file holds it again: a section that a later version restores is valid again. So replacements are always
+    later, and chains end. Of several replacements in one whole, the one with the same title is named. What no file
+    holds any more is superseded by what its file holds now, unless that was superseded by it.
     """
     titles = {arrival.id: arrival.title for arrival in arrivals}
     arrived = {arrival.id: arrival.position for arrival in arrivals}
-    for claim in claims:
-        arrived[claim.document] = max(arrived[claim.document], claim.position)
+    again = [(claim.document, claim.position) for claim in claims]
+    again += [(content.document, content.position) for content in contents if content.state]
+    for name, position in again:
+        arrived[name] = max(arrived[name], position)
     replaced_by: dict[str, Claim] = {}
     for claim, meant in _resolved(arrivals, claims):
         for old in meant:
@@ -227,10 +348,31 @@ def newest(arrivals: Sequence[Arrival], claims: Sequence[Claim]) -> dict[str, st
                 replaced_by[old.id] = claim
 
     ends = {old: claim.document for old, claim in replaced_by.items()}
-    for name in ends:
-        while ends[name] in ends:
-            ends[name] = ends[ends[name]]
-    return ends
+    for gone, held in _replaced_in_files(titles, contents).items():
+        if _end(ends, held) != gone:
+            ends.setdefault(gone, held)
+    return {name: _end(ends, name) for name in ends}
+
+
+def _end(ends: Mapping[str, str], name: str) -> str:
+    """Return the end of the chain of replacements from a document."""
+    while name in ends:
+        name = ends[name]
+    return name
+
+
+def _replaced_in_files(titles: Mapping[str, str], contents: Sequence[Content]) -> dict[str, str]:
+    """Return the documents that no file holds any more -> a document, of the same title if any, that its file holds."""
+    present = {content.document for content in contents if content.state}
+    now: dict[str, dict[str, str]] = {}
+    for content in contents:
+        if content.state == 1:
+            now.setdefault(content.file, {}).setdefault(titles[content.document], content.document)
+    found = {}
+    for content in contents:
+        if content.document not in present and (held := now.get(content.file)):
+            found[content.document] = held.get(titles[content.document], next(iter(held.values())))
+    return found
 
 
 def unknown_targets(arrivals: Sequence[Arrival], claims: Sequence[Claim]) -> dict[str, tuple[str, ...]]:

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from evaluation.microworld.world import draw_nights
-from pipelines.adapt_student.flow import RESULT
-from pipelines.adapt_student.plan import NIGHTS
+from pipelines.adapt_student.plan import NIGHTS, RESULT
 from pipelines.adapt_student.state import student_version
 from pipelines.experiments.nights import as_delivered
 from pipelines.lineage.registry import CHAMPION, Registry

@@ -107,7 +107,7 @@ def test_doctor_exits_with_1_where_a_configuration_cannot_run_here(
         ("pipelines.doctor", ("torch", "transformers", "mlflow", "prefect", "vllm")),
         ("pipelines.reports.costs", ("torch", "transformers", "scipy")),
         (
-            "pipelines.inbox.command, pipelines.inbox.intake",
+            "pipelines.inbox.command, pipelines.inbox.intake, pipelines.adapt_student.queue",
             ("torch", "transformers", "mlflow", "prefect", "bs4", "docx", "pypdf", "markdown_it", "scipy"),
         ),
     ],

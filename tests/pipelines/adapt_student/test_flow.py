@@ -11,9 +11,9 @@ from rich.console import Console
 
 from evaluation.microworld.world import NightDocument, draw_nights
 from pipelines.adapt_student.config import NightConfig
-from pipelines.adapt_student.flow import NIGHT_TAG, RESULT, adapt_student, write_missing_questions
+from pipelines.adapt_student.flow import NIGHT_TAG, adapt_student, write_missing_questions
 from pipelines.adapt_student.page import NightResult
-from pipelines.adapt_student.plan import NIGHTS, DryRun, dry_run, read_inbox
+from pipelines.adapt_student.plan import NIGHTS, RESULT, DryRun, dry_run, read_inbox
 from pipelines.adapt_student.state import quarantine_reverted, student_version
 from pipelines.ask import Answerer
 from pipelines.experiments.nights import as_delivered

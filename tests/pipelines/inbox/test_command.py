@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -60,11 +61,11 @@ def test_day_at_the_inbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         store.quarantine([new.id], "forgot too much", "night-7")
 
     lines = printed("list").splitlines()
-    (of_old,) = (line for line in lines if line.lstrip().startswith(old.id))
-    (of_new,) = (line for line in lines if line.lstrip().startswith(new.id) and "chat" in line)
-    assert "2026-11-01" in of_old
-    assert f"superseded by {new.id}" in of_old
-    assert "quarantined: forgot too much (night-7)" in of_new
+    (of_old,) = (i for i, line in enumerate(lines) if line.startswith(old.id))
+    (of_new,) = (i for i, line in enumerate(lines) if line.startswith(new.id) and "chat" in line)
+    assert "2026-11-01" in lines[of_old]
+    assert "waiting" in lines[of_old + 1]  # a quarantined document replaces nothing
+    assert "quarantined: in night-7: forgot too much" in lines[of_new + 1]
     assert lines[-1] == f"Next: preceptor inbox release {new.id} --work-dir .preceptor"
 
     shown = printed("show", new.id)
@@ -76,6 +77,73 @@ def test_day_at_the_inbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert f"{new.id}: back in the queue.\n{old.id}: was not quarantined.\n" in released
     with InboxStore(tmp_path / ".preceptor" / "inbox.db") as store:
         assert store.quarantined() == {}
+
+
+def test_each_path_has_its_result_and_equal_refusals_share_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes").mkdir()
+    for name in ("a.png", "b.png", "c.png", "d.png", "README", "x.gz"):
+        (tmp_path / "notes" / name).write_bytes(b"1")
+    (tmp_path / "notes" / "e\x1b[31m.md").write_text("# \x1b]0;title\x07\n\nText\x1b[2J.")
+    added = printed("add", "notes", "gone", "no/where/", "notes/README", "notes")
+    assert "notes: 1 document, 6 skipped" in added
+    assert "gone: 0 documents, 1 skipped" in added
+    assert "\n  4 .png: notes/a.png, notes/b.png, notes/c.png and 1 more: has no supported format" in added
+    assert "\n  2 without suffix: gone, no/where: cannot be read: No such file" in added
+    assert added.count("has no supported format") == 3
+    assert printed("add", "notes", "--verbose").count("has no supported format") == 6
+    (row,) = json.loads(printed("list", "--json", "--source", "notes/*"))
+    shown = added + printed("list") + printed("show", row["id"])
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+    assert "\\x1b[2J" in shown
+    assert failed("add", "gone", "notes/README", monkeypatch=monkeypatch, cwd=tmp_path) == 2
+    assert "gone: cannot be read" in capsys.readouterr().err
+
+
+def test_changed_file_is_one_document_until_both_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link").symlink_to("sub")
+    file = tmp_path / "sub" / "vac ation.md"
+    file.write_text("27 days.")
+    printed("add", "sub")
+    file.write_text("30 days.")
+    changed = printed("add", str(file), "link", "--work-dir", ".preceptor")
+    assert "Added 1 document from 2 files." in changed
+    with InboxStore(tmp_path / ".preceptor" / "inbox.db") as store:
+        old, new = store.documents()
+        assert (old.source, new.source) == ("sub/vac ation.md", "sub/vac ation.md")
+        assert store.superseded() == {old.id: new.id}
+    listed = json.loads(printed("list", "--json", "--status", "superseded"))
+    assert [(each["id"], each["reason"]) for each in listed] == [(old.id, f"by {new.id}")]
+    monkeypatch.chdir(tmp_path / "sub")
+    assert "Changed" not in printed("add", ".", "--work-dir", "../.preceptor")
+    monkeypatch.chdir(tmp_path)
+    (undo,) = (line.partition("preceptor inbox ")[2] for line in changed.splitlines() if "keep both" in line)
+    assert f"In force again: {old.id}." in printed(*shlex.split(undo))
+    file.write_text("31 days.")
+    assert f"supersedes {new.id}." in printed("add", "sub")
+    assert len(json.loads(printed("list", "--json", "--status", "waiting"))) == 2
+    assert len(printed("list", "--limit", "1").splitlines()) == 1 + 1 + 2 + 1
+
+
+def test_rows_of_a_file_replace_each_other_by_id_or_title(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"id": "k", "text": "One."}, {"title": "T", "text": "Two."}, {"text": "Three."}]
+
+    def delivered(*given: dict[str, str]) -> list[str]:
+        (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, given)))
+        printed("add", "a.jsonl")
+        with InboxStore(tmp_path / ".preceptor" / "inbox.db") as store:
+            superseded = store.superseded()
+            return [each.text for each in store.documents() if each.id not in superseded]
+
+    assert delivered(*rows) == ["One.", "Two.", "Three."]
+    assert delivered(rows[0] | {"text": "1."}, {"text": "Four."}) == ["Two.", "Three.", "1.", "Four."]
+    assert delivered(rows[0], rows[1] | {"text": "2."}) == ["One.", "Three.", "Four.", "2."]
 
 
 def failed(*arguments: str, monkeypatch: pytest.MonkeyPatch, cwd: Path) -> int:
@@ -92,10 +160,13 @@ def failed(*arguments: str, monkeypatch: pytest.MonkeyPatch, cwd: Path) -> int:
     ("arguments", "message"),
     [
         (("add", "absent.md"), "cannot be read: No such file"),
+        (("add", "gone", "no/where/"), "cannot be read: No such file"),
         (("add", "a.txt", "--effective", "soon"), "Invalid value for '--effective'"),
         (("add", "a.txt", "--most-characters", "10"), "Invalid value for '--most-characters'"),
         (("list",), "there is none in '.preceptor'"),
         (("show", "doc-1"), "there is none in '.preceptor'"),
+        (("remove", "doc-1", "--because", "x"), "there is none in '.preceptor'"),
+        (("remove", "doc-1", "--because", " "), "is blank"),
     ],
 )
 def test_misuse_ends_with_2_and_makes_no_store(

@@ -26,11 +26,11 @@ from tests.pipelines.inbox.files import pdf, word_file
 
 
 def taken(path: Path, **settings: Any) -> Intake:
-    return Intake(**settings).read(path)
+    return Intake(**settings).read(path).check()
 
 
 def piped(content: str, **settings: Any) -> Intake:
-    return Intake(**settings).read(Path("-"), io.BytesIO(content.encode()))
+    return Intake(**settings).read(Path("-"), io.BytesIO(content.encode())).check()
 
 
 @pytest.fixture
@@ -79,7 +79,10 @@ def test_source_is_the_same_however_a_path_is_written(folder: Path) -> None:
     os.chdir(folder)
     assert taken(Path("a.md")).documents[0].source == "a.md"
     os.chdir(folder / "sub")
+    (folder / "link").symlink_to("sub")
     assert taken(folder / "a.md").documents[0].source == (folder / "a.md").as_posix()
+    assert taken(Path("../a.md"), root=folder.parent).documents[0].source == "docs/a.md"
+    assert taken(folder / "link" / "f.html", root=folder).documents[0].source == "sub/f.html"
 
 
 def test_given_source_takes_precedence_over_the_path(folder: Path) -> None:

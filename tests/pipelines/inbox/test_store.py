@@ -6,15 +6,29 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation.common.errors import InputError
 from evaluation.tasks import Question
 from pipelines.inbox.documents import InboxDocument
+from pipelines.inbox.intake import Intake
 from pipelines.inbox.store import Arrival, Claim, InboxError, InboxStore, newest, unknown_targets
 from tests.pipelines.inbox.files import document
 
+_SCHEMA_1 = """
+CREATE TABLE documents (
+    id TEXT PRIMARY KEY, place INTEGER NOT NULL UNIQUE, arrived TEXT NOT NULL, content TEXT NOT NULL
+);
+CREATE TABLE claims (
+    document TEXT NOT NULL REFERENCES documents (id), whole TEXT NOT NULL, target TEXT NOT NULL,
+    place INTEGER NOT NULL UNIQUE, PRIMARY KEY (document, whole, target)
+);
+CREATE TABLE aside (
+    document TEXT PRIMARY KEY REFERENCES documents (id), reason TEXT NOT NULL, night TEXT NOT NULL, since TEXT NOT NULL
+);
+PRAGMA user_version = 1;
+"""
 ASKED = Question(question="Who nests there?", answer="cranes")
 
 
@@ -82,7 +96,7 @@ def test_newer_schema_is_refused_with_next_step(tmp_path: Path) -> None:
     InboxStore(tmp_path / "inbox.db").close()
     with sqlite3.connect(tmp_path / "inbox.db") as db:
         db.execute("PRAGMA user_version = 7")
-    with pytest.raises(InboxError, match=r"schema version 7.*reads up to 1.*newer version"):
+    with pytest.raises(InboxError, match=r"schema version 7.*reads up to 2.*newer version"):
         InboxStore(tmp_path / "inbox.db")
 
 
@@ -148,6 +162,99 @@ def test_unchanged_section_of_a_new_version_stays_valid(store: InboxStore) -> No
     assert store.superseded() == {first[0].id: second[0].id}
     store.add(third)  # brings a section of the first version back
     assert store.superseded() == {second[0].id: third[0].id, second[1].id: third[1].id}
+
+
+_SECTIONS = st.lists(st.sampled_from("abcdef"), min_size=1, max_size=4, unique=True)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["one.md", "two.md"]), _SECTIONS), min_size=1, max_size=10))
+@settings(deadline=None, max_examples=40)
+def test_after_any_edits_exactly_what_the_files_hold_is_in_force(
+    tmp_path_factory: pytest.TempPathFactory, edits: list[tuple[str, list[str]]]
+) -> None:
+    root = tmp_path_factory.mktemp("edits")
+    with InboxStore(root / "inbox.db") as store:
+        held: dict[str, set[str]] = {}
+        for file, sections in edits:
+            (root / file).write_text("# Book\n\n" + "".join(f"## {each}\n\n{each * 150}\n\n" for each in sections))
+            intake = Intake(root=root, most_characters=200).read(root / file)
+            store.add(intake.documents, intake.contents)
+            held[file] = set(ids(*intake.documents))
+            assert len(held[file]) == len(sections)
+            superseded = store.superseded()
+            in_force = {each.id for each in store.documents() if each.id not in superseded}
+            assert in_force == set().union(*held.values())
+            assert set(superseded.values()) <= in_force
+
+
+def test_file_and_claims_supersede_together(store: InboxStore) -> None:
+    old, new, other = document("Old.", source="a.md"), document("New.", source="a.md"), document("Two.", source="b.md")
+    notice = document("Notice.", source="c.md", supersedes=["a.md"])
+    store.add([old, notice], {"a.md": [old.id], "c.md": [notice.id]})
+    assert store.superseded() == {old.id: notice.id}
+    store.add([notice, old], {"a.md": [old.id], "c.md": [notice.id]})  # nothing has changed
+    assert store.superseded() == {old.id: notice.id}
+    store.add([new], {"a.md": [new.id]})  # an edit is a later arrival
+    assert store.superseded() == {old.id: notice.id}
+    store.add([old], {"a.md": [old.id]})  # and so is its reversal
+    assert store.superseded() == {new.id: old.id}
+    store.add([other], {"a.md": [other.id]}, keep_both=True)
+    assert store.superseded() == {new.id: other.id}
+    store.add([other], {"a.md": [other.id]}, keep_both=True)  # undoes the change before
+    assert store.superseded() == {}
+
+
+def test_file_of_schema_1_keeps_its_data_and_its_files_supersede(tmp_path: Path) -> None:
+    old, new = document("27 days.", source="vac.md"), document("30 days.", source="vac.md")
+    row = document("Row.", source="rows.jsonl")
+    with sqlite3.connect(tmp_path / "inbox.db") as db:
+        db.executescript(_SCHEMA_1)
+        for place, each in enumerate((old, row), start=1):
+            db.execute("INSERT INTO documents VALUES (?, ?, '', ?)", (each.id, place, each.model_dump_json()))
+        db.execute("INSERT INTO claims VALUES (?, ?, 'x', 3)", (row.id, row.id))
+        db.execute("INSERT INTO aside VALUES (?, 'wrong', 'night-0001', '')", (row.id,))
+    with InboxStore(tmp_path / "inbox.db") as store:
+        assert store.documents() == (old, row)
+        assert store.quarantined() == {row.id: ("wrong", "night-0001")}
+        assert store.unknown_targets() == {row.id: ("x",)}
+        store.add([new], {"vac.md": [new.id], "rows.jsonl": [new.id]})
+        assert store.superseded() == {old.id: new.id}
+        store.note({new.id: "no question was kept"})
+        store.note({new.id: "known without the passage", row.id: "first"})
+        assert store.notes() == {new.id: "known without the passage", row.id: "first"}
+    with InboxStore(tmp_path / "inbox.db") as again:
+        assert again.notes() == {new.id: "known without the passage", row.id: "first"}
+
+
+def test_removed_document_leaves_a_record_and_no_text(store: InboxStore, tmp_path: Path) -> None:
+    old = document("Old words.", source="a.md", title="Zanzibar", questions=[ASKED])
+    new = document("Xylophone words.", source="a.md", title="Quagga", questions=[ASKED])
+    store.add([old], {"a.md": [old.id]})
+    store.add([new], {"a.md": [new.id]})
+    store.quarantine([new.id], "wrong", "night-1")
+    store.note({new.id: "waits"})
+    with pytest.raises(InputError, match="'doc-x'"):
+        store.remove([new.id, "doc-x"], "by mistake", "Ada")
+    with InboxStore(store.path) as reader, reader._reading() as db:
+        db.execute("BEGIN")
+        db.execute("SELECT * FROM documents").fetchone()
+        store._db.execute("PRAGMA busy_timeout = 10")
+        with pytest.raises(InboxError, match="could not erase"):
+            store.remove([new.id], "asked to", "Ada")
+        db.execute("COMMIT")
+    store.remove([new.id], "again", "Bob")  # completes it
+    (record,) = store.removed().values()
+    assert (record.source, record.reason, record.who) == ("a.md", "asked to", "Ada")
+    files = b"".join(path.read_bytes() for path in tmp_path.glob("inbox.db*"))
+    assert b"Zanzibar" in files
+    assert b"Xylophone" not in files
+    assert b"Quagga" not in files
+    assert (store.documents(), store.quarantined(), store.notes()) == ((old,), {}, {})
+    assert store.superseded() == {old.id: new.id}  # removing a version brings no earlier one back
+    assert store.add([new], {"a.md": [new.id]}) == {new.id: False}
+    assert store.documents() == (old,)
+    store.add([old], {"a.md": [old.id]})
+    assert store.superseded() == {new.id: old.id}
 
 
 # Quarantine

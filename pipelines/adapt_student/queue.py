@@ -1,0 +1,222 @@
+"""`preceptor inbox list`, `show` and `remove`: what the next night does with each document, or why nothing."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+import typer
+
+from pipelines.inbox.command import next_step, open_inbox
+from pipelines.process import WorkDir, exclusive, prepare_process
+from pipelines.reports.format import counted, printable
+
+if TYPE_CHECKING:
+    from pipelines.adapt_student.state import StudentState
+    from pipelines.inbox.documents import InboxDocument
+    from pipelines.inbox.store import InboxStore
+
+Kind = Literal["waiting", "quarantined", "learned", "memory", "superseded", "removed"]
+FlowFile = Annotated[Path | None, typer.Option("--config", help="YAML file of the night, for a store of its own.")]
+_MAX_TITLE = 60
+
+
+class Status(NamedTuple):
+    """Where a document is."""
+
+    kind: Kind
+    """Learned: in the weights of the champion; memory: in its external memory."""
+    reason: str
+
+
+def champion(work_dir: Path, config: Path | None) -> tuple[int | None, StudentState]:
+    """Return version and state of the student in use; ConfigError if nights ran whose store is not known."""
+    from pipelines.adapt_student.plan import NIGHTS
+    from pipelines.adapt_student.state import StudentState, read_state, student_directory
+    from pipelines.lineage.registry import CHAMPION, Registry
+    from pipelines.lineage.store import has_store, require_store
+    from pipelines.settings import AnyFlow, TrackingConfig, load
+
+    tracking = TrackingConfig() if config is None else load(config, AnyFlow).tracking
+    if (work_dir / NIGHTS).is_dir():
+        require_store(tracking, work_dir)
+    elif not has_store(tracking, work_dir):
+        return None, StudentState()
+    prepare_process()
+    registry = Registry.open(tracking, work_dir)
+    version = registry.aliases("student").get(CHAMPION)
+    if version is None:
+        return None, StudentState()
+    return version, read_state(registry.fetch("student", version, student_directory(work_dir, version)))
+
+
+def night_result(work_dir: Path, night: str = "night-*") -> dict[str, Any]:
+    """Return the result (`NightResult` as JSON) of a night, or of the last one; empty if there is none."""
+    from pipelines.adapt_student.plan import NIGHTS, RESULT
+
+    files = sorted((work_dir / NIGHTS).glob(f"{night}/{RESULT}"))
+    found: dict[str, Any] = json.loads(files[-1].read_bytes()) if files else {}
+    return found
+
+
+def statuses(store: InboxStore, work_dir: Path, state: StudentState) -> dict[str, Status]:
+    """Return the statuses of all documents by id, removed ones last; `state` is the champion's."""
+    quarantined, superseded, removed, notes = store.quarantined(), store.superseded(), store.removed(), store.notes()
+    last = night_result(work_dir)  # what it did not add to the champion comes again
+    held = {each.task.id: each for each in state.documents}
+    tried = {each["id"]: each for each in last.get("new", ())}
+
+    def status(document: InboxDocument) -> Status:
+        name, mine = document.id, held.get(document.id)
+        by = superseded.get(name, "")
+        if by and by not in quarantined:
+            still = mine is not None and mine.superseded_by is None and mine.place == "memory"
+            return Status("superseded", f"by {by}{'; in memory until the next night' if still else ''}")
+        if name in quarantined:
+            reason, night = quarantined[name]
+            return Status("quarantined", f"in {night}: {reason}")
+        if mine is not None and mine.superseded_by:
+            return Status("superseded", f"by {mine.superseded_by}")
+        note = f"; {notes[name]}" if name in notes else ""
+        if mine is not None and mine.place == "memory":
+            return Status("memory", f"since {mine.night}, promoted{note}")
+        if mine is not None:
+            return Status("learned", f"in {mine.night}, promoted{note}")
+        if name in tried:
+            failed = tried[name].get("not_learned")
+            outcome = "rolled back after" if last["outcome"] == "promoted" else f"{last['outcome']} in"
+            outcome = f"not learned in {last['night']}: {failed}" if failed else f"{outcome} {last['night']}"
+            return Status("waiting", f"{outcome}; the next night tries again{note}")
+        requested = f", to {document.route} as its sender requested" if document.route else ""
+        missing = "" if document.questions else "; has no questions yet"
+        return Status("waiting", f"for the next night{note or missing or requested}")
+
+    found = {document.id: status(document) for document in store.documents()}
+    for name, record in removed.items():
+        found[name] = Status("removed", f"by {record.who} on {record.since[:10]}: {record.reason}")
+    return found
+
+
+def list_documents(
+    work_dir: WorkDir = Path(".preceptor"),
+    status: Annotated[Kind | None, typer.Option("--status", help="Only documents with this status.")] = None,
+    source: Annotated[str | None, typer.Option(metavar="GLOB", help="Only sources such as 'notes/*'.")] = None,
+    limit: Annotated[int, typer.Option(min=0, help="The latest documents only; 0 lists all.")] = 50,
+    all_: Annotated[bool, typer.Option("--all", help="Removed documents too.")] = False,
+    config: FlowFile = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print all that match as JSON, whatever the limit.")] = False,
+) -> None:
+    """List documents in order of arrival with what the next night does with them, or why nothing."""
+    from rich.console import Console
+    from rich.text import Text
+
+    with open_inbox(work_dir) as store:
+        found = statuses(store, work_dir, champion(work_dir, config)[1])
+        rows = [_row(each.id, found, each.source, each) for each in store.documents()]
+        rows += [_row(name, found, record.source) for name, record in store.removed().items()]
+    rows = [
+        row
+        for row in rows
+        if (row["status"] == status if status else all_ or row["status"] != "removed")
+        and fnmatchcase(row["source"], source or "*")
+    ]
+    if json_:
+        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+        return
+    console, counts = Console(), Counter(row["status"] for row in rows)
+    split = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
+    typer.echo(f"Inbox of {work_dir}: {counted(len(rows), 'document')}{f' ({split})' if split else ''}")
+    latest = rows[-limit:]
+    if len(latest) < len(rows):
+        typer.echo(f"… and {len(rows) - len(latest):,} more before these; --limit 0 lists all")
+    for row in latest:
+        questions = "" if row["status"] == "removed" else counted(row["questions"], "question")
+        facts = filter(None, (row["title"][:_MAX_TITLE], row["source"], row["effective"], questions))
+        first = f"{row['id']}  {' · '.join(facts)}"
+        for line in (first, f"{'':{len(row['id'])}}  {row['status']}: {row['reason']}"):
+            console.print(Text(printable(line)), no_wrap=True, overflow="ellipsis")
+    quarantined = [row["id"] for row in rows if row["status"] == "quarantined"]
+    following = f"show {latest[-1]['id']}" if latest else "add FILE"
+    next_step(f"release {quarantined[0]}" if quarantined else following, work_dir)
+
+
+def _row(name: str, found: Mapping[str, Status], source: str, document: InboxDocument | None = None) -> dict[str, Any]:
+    """Return a document as JSON; None is a removed one."""
+    row: dict[str, Any] = {"id": name, "status": found[name].kind, "reason": found[name].reason, "source": source}
+    if document is None:
+        return row | {"title": "", "effective": None, "questions": 0}
+    row |= document.model_dump(mode="json", include={"title", "name", "effective", "supersedes", "route"})
+    return row | {"questions": len(document.questions), "held_out_questions": len(document.held_out_questions)}
+
+
+def show(
+    document: Annotated[str, typer.Argument(metavar="ID", help="As shown by `list`.")],
+    work_dir: WorkDir = Path(".preceptor"),
+    config: FlowFile = None,
+) -> None:
+    """Show a document with its questions."""
+    with open_inbox(work_dir) as store:
+        status = statuses(store, work_dir, champion(work_dir, config)[1]).get(document)
+        if status is not None and status.kind == "removed":
+            typer.echo(f"{document} was removed {printable(status.reason)}")
+            return
+        found = store.find(document)
+    assert status is not None
+    lines = {
+        "Id": found.id,
+        "Title": found.title,
+        "Source": found.source,
+        "Sender's id": found.name,
+        "Effective": str(found.effective or ""),
+        "Supersedes": ", ".join(found.supersedes),
+        "Route": found.route or "",
+        "Status": f"{status.kind}: {status.reason}",
+    }
+    typer.echo("".join(f"{name + ':':<12} {printable(value)}\n" for name, value in lines.items() if value))
+    typer.echo(printable(found.text, "\n\t"))
+    for heading, questions in (("Questions", found.questions), ("Held-out questions", found.held_out_questions)):
+        if questions:
+            typer.echo(f"\n{heading}:\n" + "\n".join(printable(f"- {q.question} {q.answer}") for q in questions))
+
+
+def remove(
+    documents: Annotated[list[str], typer.Argument(metavar="ID...", help="As shown by `list`.")],
+    because: Annotated[str, typer.Option("--because", help="Reason; kept with the date and your name.")],
+    who: Annotated[str, typer.Option("--by", envvar=["USER", "USERNAME"], help="Your name.")] = "unknown",
+    work_dir: WorkDir = Path(".preceptor"),
+    config: FlowFile = None,
+) -> None:
+    """Erase documents from the inbox and from the memory of versions to come; a record without their text is kept."""
+    if not because.strip():
+        raise typer.BadParameter("is blank; give the reason", param_hint="--because")
+    with open_inbox(work_dir) as store, exclusive(work_dir):  # no night works on it meanwhile
+        version, state = champion(work_dir, config)
+        store.remove(documents, because.strip(), who)
+    held = {each.task.id: each for each in state.documents if each.task.id in documents}
+    for name in dict.fromkeys(documents):
+        typer.echo(f"{name}: removed; its text and questions are erased from the inbox.")
+        if name not in held:
+            continue
+        if held[name].place == "memory":
+            typer.echo(f"  Version {version}, the champion, has it in memory; the version of the next night will not.")
+        else:
+            typer.echo(f"  {_unlearning(work_dir, held[name].night)}")
+    if held:
+        typer.echo("Files of earlier nights and versions are kept as they are and may hold its text.")
+    next_step("list --status removed", work_dir)
+
+
+def _unlearning(work_dir: Path, night: str) -> str:
+    """Return how to get rid of what the weights learned in a night."""
+    parent = night_result(work_dir, night).get("parent")
+    cannot = f"The weights learned it in {night} and cannot unlearn it. "
+    if parent is None:
+        return cannot + "No earlier version is recorded: the base student alone is without it."
+    command = f"preceptor promote student {parent} --work-dir {shlex.quote(str(work_dir))}"
+    return f"{cannot}To return to the version before, from which nights learn the rest again: {command}"

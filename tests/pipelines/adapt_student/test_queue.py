@@ -1,0 +1,118 @@
+"""What the inbox says about each document, and documents that are removed from it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pipelines.adapt_student.config import NightConfig
+from pipelines.adapt_student.learn import replayed
+from pipelines.adapt_student.plan import NIGHTS, RESULT, dry_run, open_plan
+from pipelines.cli import app
+from pipelines.inbox.store import INBOX_FILE, InboxStore
+from pipelines.lineage.run import Lineage
+from pipelines.process import exclusive
+from pipelines.settings import load
+from tests.pipelines.adapt_student.factories import DEMO, deliver, document, held, state
+from tests.pipelines.adapt_student.test_dry_run import promoted
+
+Open = Callable[..., Lineage]
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    outcome = CliRunner().invoke(app, ["inbox", *map(str, arguments)], env={"COLUMNS": "200", "USER": "ada"})
+    assert outcome.exit_code == code, outcome.output
+    return outcome.stdout
+
+
+@pytest.fixture
+def inbox(open_run: Open, work_dir: Path, tmp_path: Path) -> tuple[Path, dict[str, str], Lineage]:
+    """Return a work directory whose champion holds two documents, and ids by title."""
+    learned, looked_up, old = document("learned"), document("looked_up"), document("old")
+    new, held_back, silent = (
+        document("new", supersedes=("old",)),
+        document("held_back"),
+        document("silent", questions=0),
+    )
+    noted, wrong, fresh = document("noted", questions=0), document("wrong"), document("fresh", route="memory")
+    documents = [learned, looked_up, old, new, held_back, silent, noted, wrong, fresh]
+    deliver(work_dir, documents)
+    by_title = {each.title: each.id for each in documents}
+    with InboxStore(work_dir / INBOX_FILE) as store:
+        store.quarantine([wrong.id], "contradicts", "night-0002")
+        store.note({noted.id: "no question was kept"})
+    lineage = open_run()
+    champion = (held(learned, "night-0001"), held(looked_up, "night-0001", "memory"), held(old, "night-0001", "memory"))
+    promoted(lineage, state(*champion), tmp_path)
+    for night, outcome, parent, names in (("night-0001", "promoted", 7, []), ("night-0002", "held", 1, [held_back.id])):
+        (work_dir / NIGHTS / night).mkdir(parents=True)
+        result = {
+            "night": night,
+            "outcome": outcome,
+            "version": 1,
+            "parent": parent,
+            "new": [{"id": name} for name in names],
+        }
+        (work_dir / NIGHTS / night / RESULT).write_text(json.dumps(result))
+    return work_dir, by_title, lineage
+
+
+def test_status_says_what_the_next_night_does_or_why_not(inbox: tuple[Path, dict[str, str], Lineage]) -> None:
+    work_dir, ids, _ = inbox
+    rows = {row["id"]: row for row in json.loads(run("list", "--json", "--work-dir", work_dir))}
+    found = {title: (rows[name]["status"], rows[name]["reason"]) for title, name in ids.items()}
+    assert found.pop("old") == ("superseded", f"by {ids['new']}; in memory until the next night")
+    expected = {
+        "learned": ("learned", "night-0001"),
+        "looked_up": ("memory", "since night-0001"),
+        "new": ("waiting", "next night"),
+        "held_back": ("waiting", "held in night-0002"),
+        "silent": ("waiting", "no questions"),
+        "noted": ("waiting", "no question was kept"),
+        "wrong": ("quarantined", "in night-0002: contradicts"),
+        "fresh": ("waiting", "memory"),
+    }
+    assert {title: kind for title, (kind, _) in found.items()} == {title: kind for title, (kind, _) in expected.items()}
+    assert all(word in found[title][1] for title, (_, word) in expected.items())
+    waiting = run("list", "--status", "waiting", "--source", "[nh]*.txt", "--work-dir", work_dir).splitlines()
+    assert re.search(r"3 documents \(3 waiting\)", waiting[0])
+    assert len(waiting) == 1 + 2 * 3 + 1
+
+
+def test_removed_document_is_out_of_the_next_night_and_of_its_memory(
+    inbox: tuple[Path, dict[str, str], Lineage],
+) -> None:
+    work_dir, ids, lineage = inbox
+    config = load(DEMO, NightConfig, ["questions=null"])
+    interrupted, _ = open_plan(config, work_dir, lineage.registry, print)
+    assert interrupted is not None
+    chosen = [ids[title] for title in ("learned", "looked_up", "fresh")]
+    removal = ("remove", *chosen, "--because", "asked to", "--work-dir", work_dir)
+    with exclusive(work_dir):
+        run(*removal, code=1)
+    said = run(*removal)
+    assert "learned it in night-0001 and cannot unlearn" in said
+    assert f"preceptor promote student 7 --work-dir {shlex.quote(str(work_dir))}\n" in said
+    assert "Version 1, the champion, has it in memory" in said
+    assert not set(chosen) & {row["id"] for row in json.loads(run("list", "--json", "--work-dir", work_dir))}
+    removed = json.loads(run("list", "--json", "--status", "removed", "--work-dir", work_dir))
+    assert {row["id"] for row in removed} == set(chosen)
+    assert all(re.fullmatch(r"by ada on [-0-9]{10}: asked to", row["reason"]) for row in removed)
+    assert "removed by ada" in run("show", chosen[0], "--work-dir", work_dir)
+
+    shown = dry_run(config, work_dir)
+    plan, parent = open_plan(config, work_dir, lineage.registry, print)
+    assert shown.plan == plan != interrupted  # the interrupted night would have learned a removed document
+    assert plan is not None
+    assert plan.removed == tuple(sorted(chosen[:2]))
+    assert not set(chosen) & {each.task.id for each in plan.documents}
+    assert [entry.id for entry in parent.state.memory.entries] == [ids["old"]]
+    assert replayed(parent.state, 9, 0) == ()
+    again, resumed = open_plan(config, work_dir, lineage.registry, print)
+    assert (again, resumed.state) == (plan, parent.state)
