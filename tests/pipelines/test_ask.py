@@ -17,7 +17,8 @@ from evaluation.exact_match import AnswerFormat, first_line
 from evaluation.microworld.texts import oracle_lines
 from evaluation.microworld.world import WorldDocument, draw_documents
 from evaluation.tasks import Question, lines_of
-from pipelines.ask import Answer, Answerer, AskOptions, Used
+from pipelines.answers import Answer, AskOptions, Used
+from pipelines.ask import Answerer
 from pipelines.cli import app
 from pipelines.lineage.registry import MEMORY_TAG, Registry
 from pipelines.lineage.run import Lineage
