@@ -17,7 +17,7 @@ from evaluation.tasks import KnowledgeTask, Question
 from pipelines.adapt_student.config import NightConfig
 from pipelines.adapt_student.learn import Learned, Night
 from pipelines.adapt_student.state import BASE_STUDENT, StudentVersion
-from pipelines.answers import AnswerSettings, Prompt, calibrated_confidence
+from pipelines.answers import AnswerSettings, calibrated_confidence
 from pipelines.ask import Answerer
 from pipelines.loop.loop import Loop
 from pipelines.loop.update import bank_of
@@ -46,13 +46,6 @@ class Answers(Record):
     exact: tuple[bool, ...]
     """By question: greedy decoding writes the gold answer."""
     empty: int
-
-
-class Confidences(Record):
-    """How certain a student is of its own answers to some questions."""
-
-    values: tuple[float, ...]
-    """By question, in [0, 1]; see `pipelines.answers.Answer.confidence`."""
 
 
 class NightScores(NamedTuple):
@@ -205,32 +198,17 @@ def answer_settings(night: Night, student: StudentVersion, measured: Measured) -
 
     Only answers from the weights count: with a matching passage there is always an answer.
     """
-    config, loop = night.config, night.loop
-    assert student.directory is not None
-    assert student.adapter is not None
-    answerer = Answerer(open_student(loop.student_ref), student.adapter, student.state.memory, config.asking)
+    config, model = night.config, open_student(night.loop.student_ref)
+    answerer = Answerer(model, student.adapter, student.state.memory, config.asking)
     asked = [question.question for some in measured.questions.values() for question in some]
     right = [each for name in measured.questions for each in measured.after.right[name]]
     posed = [(answerer.prompt_for(question), each) for question, each in zip(asked, right, strict=True)]
     posed = [(prompt, each) for prompt, each in posed if prompt.used == "weights"]
     posed = posed[:: len(posed) // _CALIBRATION + 1]
-    prompts = [prompt for prompt, _ in posed]
-    digests = {"student": loop.student_digest, "adapter": student.adapter.digest}
-    content = {**digests, "prompts": [prompt.text for prompt in prompts]}
-    describe = f"calibrating on {len(prompts)} answers"
-    found = loop.execution.run(
-        "night-confidence", content, answer_confidences, config, student.directory, prompts, describe=describe
-    )
-    least = calibrated_confidence((value, each) for value, (_, each) in zip(found.values, posed, strict=True))
-    memory, form = config.memory.model_dump(), config.student.answer_format
-    return AnswerSettings(answer_format=form, least_confidence=least, **memory)
-
-
-def answer_confidences(config: NightConfig, adapter: Path, prompts: Sequence[Prompt]) -> Confidences:
-    """Return how certain a student with an adapter (a directory) is of its answers to composed prompts."""
-    student = open_student(ModelRef.of(config.student.model, config))
-    answers = Answerer(student, load_adapter(adapter), options=config.asking).complete(prompts)
-    return Confidences(values=tuple(answer.confidence for answer in answers))
+    answers = zip(answerer.complete([prompt for prompt, _ in posed]), posed, strict=True)
+    least = calibrated_confidence((answer.confidence, each) for answer, (_, each) in answers)
+    form = config.student.answer_format
+    return AnswerSettings(answer_format=form, least_confidence=least, **config.memory.model_dump())
 
 
 def ask_gate(night: Night, learned: Learned, measured: Measured) -> GateReport | None:

@@ -27,17 +27,14 @@ if TYPE_CHECKING:
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 VERSION_HEADER = "x-preceptor-version"
-_REFUSED = ("tools", "functions", "response_format", "logprobs")
+_REFUSED = ("n", "tools", "functions", "response_format", "logprobs")
 """What a client may ask of a chat and would not get."""
 
 
 def question_of(content: Mapping[str, Any]) -> str:
     """Return the text of the last user message of a chat request; HTTPException 400 where there is none."""
-    for name in _REFUSED:
-        if content.get(name):
-            raise HTTPException(400, f"{name}: not supported; /v1/completions takes whatever vLLM takes")
-    if content.get("n") not in (None, 1):
-        raise HTTPException(400, f"n: got {str(content['n'])[:20]}, allowed is 1")
+    if refused := [name for name in _REFUSED if content.get(name) not in (None, False, 1, [])]:
+        raise HTTPException(400, f"{', '.join(refused)}: not supported in a chat; use /v1/completions")
     messages = content.get("messages")
     for message in reversed(messages if isinstance(messages, list) else []):
         if isinstance(message, dict) and message.get("role") == "user":
@@ -150,8 +147,7 @@ class Forward:
         prompt = prompt._replace(adapted=prompt.adapted and not of_base)
         name = version.name if prompt.adapted else self._server.base_name
         body = completion_request(composer, prompt, str(name), content)
-        reply = await self._send(body, COMPLETIONS)
-        await reply.aread()
+        reply = await self._send(body, COMPLETIONS, stream=False)
         if reply.status_code != 200:
             headers = {VERSION_HEADER: str(version.number)}
             return Response(reply.content, reply.status_code, headers, reply.headers.get("content-type"))
@@ -164,7 +160,7 @@ class Forward:
         return JSONResponse(shaped, headers=headers)
 
     async def _raw(self, version: Version, content: dict[str, Any], request: Request, send: Send) -> None:
-        reply = await self._send(content, request.url.path)
+        reply = await self._send(content, request.url.path, stream=True)
         headers = {"content-type": reply.headers.get("content-type", ""), VERSION_HEADER: str(version.number)}
         try:
             response = StreamingResponse(reply.aiter_bytes(), reply.status_code, headers)
@@ -172,11 +168,11 @@ class Forward:
         finally:
             await reply.aclose()
 
-    async def _send(self, content: dict[str, Any], path: str) -> httpx.Response:
-        """Return vLLM's reply, not read yet; HTTPException 400 for what is no JSON, 502 when vLLM is gone."""
+    async def _send(self, content: dict[str, Any], path: str, *, stream: bool) -> httpx.Response:
+        """Return vLLM's reply, unread for a stream; HTTPException 400 for what is no JSON, 502 when vLLM is gone."""
         client = self._server.vllm.client
         try:
-            return await client.send(client.build_request("POST", path, json=content), stream=True)
+            return await client.send(client.build_request("POST", path, json=content), stream=stream)
         except ValueError as error:  # such as NaN
             raise HTTPException(400, f"the request is no JSON object: {error}") from error
         except httpx.TransportError as error:
