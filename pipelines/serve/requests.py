@@ -69,19 +69,14 @@ def chat_reply(answer: Answer, model: str, reply: Mapping[str, Any]) -> dict[str
     choice = reply["choices"][0]
     # A base model writes on after its line, up to the limit; only a line that the limit cut is not whole.
     whole = answer.text != choice["text"].strip() or choice["finish_reason"] == "stop"
+    message = {"role": "assistant", "content": answer.text}
+    reason = "stop" if whole else choice["finish_reason"]
     return {
         "id": f"chat{reply['id']}",
         "object": "chat.completion",
         "created": reply["created"],
         "model": model,
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": answer.text},
-                "finish_reason": "stop" if whole else choice["finish_reason"],
-                "logprobs": None,
-            }
-        ],
+        "choices": [{"index": 0, "message": message, "finish_reason": reason, "logprobs": None}],
         "usage": reply["usage"],
         "preceptor": answer.model_dump(mode="json", include={"version", "by", "sources", "confidence", "guess"}),
     }
