@@ -6,118 +6,42 @@ both and a rollback restores every answer.
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import sys
 import tempfile
-from collections.abc import Sequence
-from datetime import date
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import Field
 
 from evaluation.common.checkpoints import Checkpoint, load_checkpoint, model_digest
-from evaluation.common.data import Frozen
-from evaluation.common.errors import ConfigError, ModelError, ScoringError
-from evaluation.exact_match import AnswerFormat, first_line, prompt_ids
+from evaluation.common.errors import ConfigError, ModelError, PreceptorError
+from evaluation.exact_match import AnswerFormat
 from evaluation.formats import FORMAT_QUESTIONS, best_format, try_formats
 from evaluation.retention import general_questions
+from pipelines.answers import (
+    Answer,
+    AskOptions,
+    By,
+    Composer,
+    Prompt,
+    Vocabulary,
+    asked_flow,
+    read_version,
+)
 from pipelines.process import WorkDir, prepare_process
-from student.memory import MEMORY_FILE, ExternalMemory, Hit
+from student.memory import ExternalMemory
 
 if TYPE_CHECKING:
-    from pipelines.settings import LoopSettings, TrackingConfig
+    from pipelines.settings import TrackingConfig
     from student.adapters import Adapter
-
-FORMAT_FILE = "answer_format.json"
-"""Beside an adapter: the `AnswerFormat` that its student was trained in."""
-By = Literal["auto", "weights", "memory", "both"]
-"""Requested source: `auto` uses the memory if a passage matches the question, else the weights. It reads passages with
-the base alone: an adapter trained on eight micro-world documents read them 2 to 3 points worse."""
-Used = Literal["base", "weights", "memory", "both"]
-"""Source used: `base` is the student with neither adapter nor passage."""
+    from student.bank.scoring import Written
 
 
-class MemoryConfig(Frozen):
-    """How answers use external memory."""
-
-    passages: int = Field(default=1, ge=1, le=32)
-    """Maximum passages before a question, in [1, 32]. With BM25's top passage of 300, the shipped student answers 0.94
-    correctly, with the top two 0.69, with three 0.39; larger students can use more."""
-    least_score: float = Field(default=1.25, ge=0.0, le=1000.0)
-    """Minimum score for `auto` to answer from memory, in [0, 1000]; see `student.memory.Hit.score`. With 300
-    micro-world documents, all 9,600 questions about them reach it and none of 4,800 others; likewise with fewer."""
-
-
-class AskOptions(MemoryConfig):
-    """How questions are answered."""
-
-    answer_format: AnswerFormat | None = None
-    """Form that the student was trained in; None is the one among its files, else the one that its base answers best
-    in."""
-    max_new_tokens: int = Field(default=32, ge=1, le=4096)
-    """Longest answer in tokens, in [1, 4096]; the first line that is not blank is the answer."""
-    batch_size: int = Field(default=64, ge=1, le=4096)
-    """Questions per pass, in [1, 4096]; affects only speed and memory."""
-    device: Literal["cpu", "cuda"] = "cpu"
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Where the student runs, and the number format of the base."""
-
-    @classmethod
-    def of(cls, settings: LoopSettings, memory: MemoryConfig) -> AskOptions:
-        """Return how the student of a flow is asked."""
-        return cls(
-            answer_format=settings.student.written, device=settings.device, dtype=settings.dtype, **memory.model_dump()
-        )
-
-
-class Source(Frozen):
-    """A passage that was put before a question."""
-
-    id: str
-    """Of the document; `title`, `source` and `effective` are the document's too."""
-    title: str
-    source: str
-    effective: date | None
-    score: float
-    """Match with the question; see `student.memory.Hit.score`."""
-    passage: str
-
-
-class Answer(Frozen):
-    """An answer and its sources."""
-
-    question: str
-    text: str
-    """One line; may be empty."""
-    by: Used
-    """May be less than requested, without an adapter or a matching passage."""
-    sources: tuple[Source, ...]
-    """Best first."""
-    version: int | None
-    """Registered version of the student; None outside the registry."""
-
-
-class Prompt(NamedTuple):
-    """The student's input for a question."""
-
-    text: str
-    """Passages, if any, and the question in the student's format."""
-    adapted: bool
-    """Whether the adapter is used."""
-    hits: tuple[Hit, ...]
-    """Retrieved passages, best first."""
-
-    @property
-    def used(self) -> Used:
-        """What answers it."""
-        if self.adapted:
-            return "both" if self.hits else "weights"
-        return "memory" if self.hits else "base"
-
-
-class Answerer:
+class Answerer(Composer):
     """A student with adapter and memory. Decoding is greedy; answers do not depend on the batch, up to rounding."""
 
     def __init__(
@@ -130,11 +54,12 @@ class Answerer:
         version: int | None = None,
     ) -> None:
         """Combine a base with an adapter and a memory, by default empty; raises ModelError for one of another base."""
-        self.adapter, self.memory = adapter, ExternalMemory() if memory is None else memory
-        self.options, self.version = options or AskOptions(), version
-        self._student, self._digest = student, model_digest(student.model)
-        self.answer_format = self.options.answer_format or _answered_best(student)
-        """How questions are put."""
+        options = options or AskOptions()
+        if options.answer_format is None:
+            options = options.model_copy(update={"answer_format": _answered_best(student)})
+        parts = Vocabulary.of(student), memory or ExternalMemory(), options
+        super().__init__(*parts, has_adapter=adapter is not None, version=version)
+        self.adapter, self._student, self._digest = adapter, student, model_digest(student.model)
         if adapter is not None and adapter.base_digest not in ("", self._digest):
             raise ModelError(
                 f"ask: the adapter was trained on the base {adapter.base_digest[:12]!r}, but the student is "
@@ -183,11 +108,7 @@ class Answerer:
 
         from student.adapters import load_adapter
 
-        options, file = options or AskOptions(), directory / MEMORY_FILE
-        if options.answer_format is None and (form := directory / FORMAT_FILE).is_file():
-            stored = AnswerFormat.model_validate_json(form.read_bytes())
-            options = options.model_copy(update={"answer_format": stored})
-        memory = ExternalMemory.load(file) if file.exists() else None
+        memory, options = read_version(directory, options)
         student = load_checkpoint(model, device=options.device, dtype=getattr(torch, options.dtype))
         return cls(student, load_adapter(directory), memory, options, version=version)
 
@@ -196,56 +117,22 @@ class Answerer:
         return self.answer_many([question], by)[0]
 
     def answer_many(self, questions: Sequence[str], by: By = "auto") -> list[Answer]:
-        """Return the answers in the order of the questions.
+        """Return the answers in the order of the questions; see `prompt_for`.
 
-        `memory` and `both` use the best passages that share a word with the question, whatever their score; `auto` uses
-        those that reach `least_score`. Raises ScoringError for a question that is too long for the student, and
-        ModelError for an adapter that does not fit the base.
+        Raises ScoringError for a question that is too long for the student, and ModelError for an adapter that does not
+        fit the base.
         """
-        prompts = [self.prompt_for(question, by) for question in questions]
-        texts: dict[int, str] = {}
+        return self.complete([self.prompt_for(question, by) for question in questions])
+
+    def complete(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        """Return the answers to composed prompts, in their order; raises ModelError."""
+        written: dict[int, Written] = {}
         for adapted in (False, True):
             chosen = {i: prompt.text for i, prompt in enumerate(prompts) if prompt.adapted is adapted}
-            texts |= self._generate(chosen, self.adapter if adapted else None)
-        return [
-            Answer(
-                question=question,
-                text=first_line(texts[i]),
-                by=prompt.used,
-                sources=tuple(
-                    Source(**hit.entry.model_dump(exclude={"text"}), score=hit.score, passage=hit.passage)
-                    for hit in prompt.hits
-                ),
-                version=self.version,
-            )
-            for i, (question, prompt) in enumerate(zip(questions, prompts, strict=True))
-        ]
+            written |= self._generate(chosen, self.adapter if adapted else None)
+        return [self.read(prompt, *written[i][1:]) for i, prompt in enumerate(prompts)]
 
-    def prompt_for(self, question: str, by: By = "auto") -> Prompt:
-        """Return the student's input for a question, with as many passages as fit into its context."""
-        from student.in_context import TEMPLATE
-
-        options = self.options
-        hits: tuple[Hit, ...] = ()
-        if by != "weights":
-            hits = self.memory.search(question, options.passages, options.least_score if by == "auto" else 0.0)
-        if by == "auto":
-            by = "memory" if hits else "weights"
-        adapted = self.adapter is not None and by != "memory"
-        most = getattr(self._student.model.config.get_text_config(), "max_position_embeddings", None)
-        for count in range(len(hits), -1, -1):
-            # All passages as one, which the shipped student reads best.
-            passages = " ".join(hit.passage for hit in hits[:count])
-            behind = self.answer_format.behind(TEMPLATE.replace("{context}", passages) if count else "")
-            text = behind.render(question)
-            if most is None or len(prompt_ids(self._student.tokenizer, text)) + options.max_new_tokens <= most:
-                return Prompt(text, adapted, hits[:count])
-        raise ScoringError(
-            f"ask: the question {question[:80]!r} is too long: with {options.max_new_tokens} tokens for the answer, it "
-            "exceeds the student's context. Shorten it, or lower max_new_tokens."
-        )
-
-    def _generate(self, prompts: dict[int, str], adapter: Adapter | None) -> dict[int, str]:
+    def _generate(self, prompts: dict[int, str], adapter: Adapter | None) -> dict[int, Written]:
         """Return the continuation of each prompt; prompts of similar length share a pass."""
         if not prompts:
             return {}
@@ -254,15 +141,22 @@ class Answerer:
 
         (model, tokenizer), size, most = self._student, self.options.batch_size, self.options.max_new_tokens
         order = sorted(prompts, key=lambda i: len(prompts[i]))
-        texts: dict[int, str] = {}
+        found: dict[int, Written] = {}
         with LoraBank(model, base_digest=self._digest) as bank:
             for start in range(0, len(order), size):
                 part = order[start : start + size]
-                (written,) = bank.generate([adapter], [[prompts[i] for i in part]], tokenizer, max_new_tokens=most)
+                (written,) = bank.write([adapter], [[prompts[i] for i in part]], tokenizer, max_new_tokens=most)
                 if isinstance(written, ScoringFailure):
                     raise ModelError(f"ask: {written.reason}. Name the base that the adapter was trained on.")
-                texts.update(zip(part, written, strict=True))
-        return texts
+                found.update(zip(part, written, strict=True))
+        return found
+
+
+def answered_best(model: str, dtype: str) -> AnswerFormat:
+    """Return the form in which a base answers most general questions; ModelError if it cannot be opened."""
+    import torch
+
+    return _answered_best(load_checkpoint(model, dtype=getattr(torch, dtype)))
 
 
 def _answered_best(student: Checkpoint) -> AnswerFormat:
@@ -272,41 +166,79 @@ def _answered_best(student: Checkpoint) -> AnswerFormat:
 
 
 def ask(
-    question: Annotated[str, typer.Argument(help="A plain question.")],
+    question: Annotated[
+        str | None, typer.Argument(help="A plain question [standard input, a line each; a prompt on a terminal].")
+    ] = None,
     by: Annotated[By, typer.Option(help="auto: the memory if a passage matches, else the weights.")] = "auto",
     version: Annotated[str, typer.Option(help="Number or alias of the student's version.")] = "champion",
     config: Annotated[Path | None, typer.Option(help="YAML file of any flow, for its student and its store.")] = None,
     work_dir: WorkDir = Path(".preceptor"),
     student: Annotated[str | None, typer.Option(help="Directory, hub id or micro-student [the version's own].")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the answer and its sources as one JSON object.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print each answer and its sources as a JSON object.")] = False,
 ) -> None:
-    """Ask a registered student, and show whether its weights, its memory or both answered."""
-    if not question.strip():
+    """Ask a registered student, and show whether its weights, its memory or both answered.
+
+    Without a question, several are asked with the model opened once. An answer that the student is too uncertain of is
+    "I do not know"; --json has its best guess.
+    """
+    if question is not None and not question.strip():
         raise typer.BadParameter("is blank; ask in words", param_hint="QUESTION")
     from pipelines.lineage.store import require_store
-    from pipelines.settings import AnyFlow, TrackingConfig, load
-
-    class AskedFlow(AnyFlow):
-        memory: MemoryConfig = MemoryConfig()
+    from pipelines.settings import TrackingConfig
 
     tracking, options, model = TrackingConfig(), AskOptions(), student
     if config is not None:
-        flow = load(config, AskedFlow)
+        flow, options = asked_flow(config)
         tracking, model = flow.tracking, student or flow.student.model
-        options = AskOptions.of(flow, flow.memory)
     require_store(tracking, work_dir)
     prepare_process()
     named = int(version) if version.isdecimal() else version
     answerer = Answerer.from_registry(tracking, work_dir, version=named, model=model, options=options)
+    if question is None:
+        _ask_each(answerer, by, json=json)
+        return
     answer = answerer.answer(question, by)
+    _show(answer, json=json)
     if json:
-        sys.stdout.write(answer.model_dump_json() + "\n")
         return
     given = {"--by": "weights" if answer.sources else "memory", "--work-dir": work_dir, "--config": config}
     given |= {"--version": version if version != "champion" else None, "--student": student}
     given_again = [part for option, value in given.items() if value is not None for part in (option, str(value))]
     again = ["preceptor", "ask", question, *given_again]
-    sys.stdout.write(f"{answer.text or '(no answer)'}\n{_origin(answer)}\nTo compare: {shlex.join(again)}\n")
+    sys.stdout.write(f"To compare: {shlex.join(again)}\n")
+
+
+def _ask_each(answerer: Answerer, by: By, *, json: bool) -> None:
+    """Answer the questions of standard input: at a prompt one by one, else in batches; blank lines are no questions."""
+    if sys.stdin.isatty():
+        for question in _typed():
+            try:
+                _show(answerer.answer(question, by), json=json)
+            except PreceptorError as error:
+                sys.stderr.write(f"{error}\n")
+        return
+    questions = [line.strip() for line in sys.stdin if line.strip()]
+    if not questions:
+        raise typer.BadParameter("is missing, and standard input has none", param_hint="QUESTION")
+    for start in range(0, len(questions), answerer.options.batch_size):
+        for answer in answerer.answer_many(questions[start : start + answerer.options.batch_size], by):
+            _show(answer, json=json)
+
+
+def _typed() -> Iterator[str]:
+    """Yield the questions that are typed at a prompt, until an empty line or the end of input."""
+    with suppress(ImportError):
+        import readline  # noqa: F401 - gives `input` editing and a history
+    sys.stderr.write("Ask the student; an empty line ends.\n")
+    with suppress(EOFError, KeyboardInterrupt):
+        yield from itertools.takewhile(str.strip, iter(lambda: input("> " if sys.stdout.isatty() else ""), None))
+
+
+def _show(answer: Answer, *, json: bool) -> None:
+    """Print an answer as JSON, or with a line on what it is based on."""
+    text = answer.model_dump_json() if json else f"{answer.text or '(no answer)'}\n{_origin(answer)}"
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 def _origin(answer: Answer) -> str:
@@ -317,5 +249,8 @@ def _origin(answer: Answer) -> str:
         return f"From the weights of {version} and its memory: {sources}."
     if answer.by == "memory":
         return f"From the memory of {version}: {sources}."
+    nothing = f"confidence {answer.confidence:.2f}; no passage of its memory was used"
+    if answer.by == "unknown":
+        return f"The weights of {version} are too uncertain of {answer.guess!r} ({nothing})."
     origin = f"the weights of {version}" if answer.by == "weights" else f"the base of {version} alone"
-    return f"From {origin}; no passage of its memory was used."
+    return f"From {origin}; {nothing}."

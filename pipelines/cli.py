@@ -223,18 +223,21 @@ def serve(
 ) -> None:
     """Serve the registry's champion as the model `champion` behind vLLM's OpenAI server, until Ctrl-C.
 
+    A student's chats are answered as by `preceptor ask`, from weights or memory; /v1/completions is vLLM's own.
     When the alias moves, the new version is loaded, proved against transformers and PEFT, and put in place without a
     restart; a version that fails stays out, and /health says why.
     """
+    from pipelines.answers import asked_flow
     from pipelines.serve.server import ServeOptions, run_server
-    from pipelines.settings import AnyFlow, TrackingConfig, load
+    from pipelines.settings import TrackingConfig
 
     options = ServeOptions(role, host, port, api_key_env, poll, with_base, student, arguments=tuple(vllm or ()))
     tracking = TrackingConfig()
     if config is not None:
-        flow = load(config, AnyFlow)
+        flow, asking = asked_flow(config)
         base = student or (flow.student if role == "student" else flow.teacher).model
         tracking, options = flow.tracking, options._replace(base=base, device=flow.device, dtype=flow.dtype)
+        options = options._replace(asking=asking)
     run_server(options, tracking, work_dir)
 
 

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 from evaluation.common.data import Frozen
 from evaluation.domains import DataConfig
 from evaluation.gate.decisions import GateConfig
-from pipelines.ask import AskOptions, MemoryConfig
+from pipelines.answers import AskOptions, MemoryConfig
 from pipelines.inbox.documents import Route
 from pipelines.inbox.questions import WriterSettings
 from pipelines.settings import LoopSettings, TrackingConfig

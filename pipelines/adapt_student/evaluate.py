@@ -17,6 +17,7 @@ from evaluation.tasks import KnowledgeTask, Question
 from pipelines.adapt_student.config import NightConfig
 from pipelines.adapt_student.learn import Learned, Night
 from pipelines.adapt_student.state import BASE_STUDENT, StudentVersion
+from pipelines.answers import AnswerSettings, calibrated_confidence
 from pipelines.ask import Answerer
 from pipelines.loop.loop import Loop
 from pipelines.loop.update import bank_of
@@ -35,6 +36,8 @@ CONTRADICTION_SCORE = 1.5
 """Minimum retrieval score (`student.memory.Hit.score`) at which a question concerns a new document. Over nights of 2 to
 12 micro-world documents, 95 % of the questions about their entities scored above 1.3 to 1.7, and 99.9 % of all others
 below 1.36."""
+_CALIBRATION = 256
+"""Most answers that the confidence threshold is calibrated on."""
 
 
 class Answers(Record):
@@ -76,6 +79,8 @@ class Measured(NamedTuple):
     base: NightScores
     """The base student, on the probes alone."""
     known: Sequence[KnownQuestion] = ()
+    questions: Mapping[str, Sequence[Question]] = {}
+    """Those of `after` and `before`, by the same names."""
 
 
 def score_student(
@@ -185,7 +190,25 @@ def measure(night: Night, student: StudentVersion, stage: Stage) -> Measured:
         with loop.reporter.step(step, stage.name):
             scores.append(score_student(loop, config, each, some))
     after, before, base = scores
-    return Measured(after, before, base, known)
+    return Measured(after, before, base, known, questions)
+
+
+def answer_settings(night: Night, student: StudentVersion, measured: Measured) -> AnswerSettings:
+    """Return how the night's student is asked from now on, its confidence calibrated on what the night asked it.
+
+    Only answers from the weights count: with a matching passage there is always an answer.
+    """
+    config, model = night.config, open_student(night.loop.student_ref)
+    answerer = Answerer(model, student.adapter, student.state.memory, config.asking)
+    asked = [question.question for some in measured.questions.values() for question in some]
+    right = [each for name in measured.questions for each in measured.after.right[name]]
+    posed = [(answerer.prompt_for(question), each) for question, each in zip(asked, right, strict=True)]
+    posed = [(prompt, each) for prompt, each in posed if prompt.used == "weights"]
+    posed = posed[:: len(posed) // _CALIBRATION + 1]
+    answers = zip(answerer.complete([prompt for prompt, _ in posed]), posed, strict=True)
+    least = calibrated_confidence((answer.confidence, each) for answer, (_, each) in answers)
+    form = config.student.answer_format
+    return AnswerSettings(answer_format=form, least_confidence=least, **config.memory.model_dump())
 
 
 def ask_gate(night: Night, learned: Learned, measured: Measured) -> GateReport | None:

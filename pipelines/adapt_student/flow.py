@@ -17,7 +17,7 @@ from evaluation.common.storage import write_atomically
 from evaluation.gate.decisions import TOUCHED, report_markdown
 from evaluation.retention import retention_probes
 from pipelines.adapt_student.config import NightConfig
-from pipelines.adapt_student.evaluate import PROBES, Measured, ask_gate, measure, suspects
+from pipelines.adapt_student.evaluate import PROBES, Measured, answer_settings, ask_gate, measure, suspects
 from pipelines.adapt_student.learn import Night, champion_teacher, learn
 from pipelines.adapt_student.page import PAGE, GroupScore, NewDocument, NightResult, Outcome, page_of
 from pipelines.adapt_student.plan import (
@@ -212,9 +212,10 @@ def conclude(
     state = student.state.model_copy(update={"scores": {**student.state.scores, plan.night: accuracy or 0.0}})
     tags = {NIGHT_TAG: plan.night, MEMORY_TAG: state.memory.digest, "preceptor.student": night.loop.student_digest}
     with tempfile.TemporaryDirectory(dir=work_dir) as scratch:
+        files = version_directory(student.directory, state, answer_settings(night, student, measured), Path(scratch))
         version = lineage.registry.register(
             "student",
-            version_directory(student.directory, state, night.config.student.answer_format, Path(scratch)),
+            files,
             digest=student.adapter.digest,
             run_id=lineage.run_id,
             tags=tags,

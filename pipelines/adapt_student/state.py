@@ -16,9 +16,8 @@ from pydantic import Field, ValidationError
 
 from evaluation.common.data import digest_json
 from evaluation.common.errors import LineageError
-from evaluation.exact_match import AnswerFormat
 from evaluation.tasks import KnowledgeTask
-from pipelines.ask import FORMAT_FILE
+from pipelines.answers import FORMAT_FILE, AnswerSettings
 from pipelines.inbox.documents import Route
 from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.records import Record
@@ -175,13 +174,13 @@ def student_version(registry: Registry, version: int | None, work_dir: Path) -> 
     return StudentVersion(version, directory, load_adapter(directory), read_state(directory))
 
 
-def version_directory(adapter_dir: Path, state: StudentState, answer_format: AnswerFormat, scratch: Path) -> Path:
-    """Return a directory under `scratch` with all files of a version: adapter, memory, state and answer format."""
+def version_directory(adapter_dir: Path, state: StudentState, asking: AnswerSettings, scratch: Path) -> Path:
+    """Return a directory under `scratch` with all files of a version: adapter, memory, state and answer settings."""
     directory = scratch / "student"
     shutil.copytree(adapter_dir, directory)
     state.memory.save(directory / MEMORY_FILE)
     (directory / STATE_FILE).write_text(state.model_dump_json(), encoding="utf-8")
-    (directory / FORMAT_FILE).write_text(answer_format.model_dump_json(), encoding="utf-8")
+    (directory / FORMAT_FILE).write_text(asking.model_dump_json(), encoding="utf-8")
     return directory
 
 

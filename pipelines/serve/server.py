@@ -1,8 +1,8 @@
 """`preceptor serve`: the registry's champion behind vLLM's OpenAI server, replaced without a restart.
 
-A Starlette application forwards two paths to a child vLLM, which holds each version as a LoRA adapter under a name of
-its own. A new champion is loaded and proved before it gets all new requests; those in flight finish on the version they
-began with. A version that fails stays out, and /health says why.
+A Starlette application answers two paths through a child vLLM, which holds each version as a LoRA adapter under a name
+of its own; its memory is here, beside it. A new champion is loaded and proved before it gets all new requests; those in
+flight finish on the version they began with. A version that fails stays out, and /health says why.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import httpx
 import typer
 import uvicorn
+from anyio import to_process
 from starlette.applications import Starlette
 from starlette.authentication import AuthenticationBackend, AuthenticationError
 from starlette.exceptions import HTTPException
@@ -32,23 +32,24 @@ from starlette.middleware import Middleware
 from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from evaluation.common.errors import ConfigError, PreceptorError, ServeError
 from evaluation.engines.vllm import INSTALL_HINT
+from pipelines.answers import AskOptions, Composer, Vocabulary, read_version
+from pipelines.ask import answered_best
 from pipelines.lineage.registry import CHAMPION, Registry, Role
 from pipelines.lineage.store import require_store
 from pipelines.process import prepare_process
+from pipelines.serve.requests import CHAT, COMPLETIONS, Forward
 from pipelines.serve.vllm import LOOPBACK, Launch, Proof, VllmServer, zero_adapter
 from pipelines.settings import TrackingConfig
 
 if TYPE_CHECKING:
     from student.adapters import Adapter
 
-VERSION_HEADER = "x-preceptor-version"
-_FORWARDED = ("/v1/completions", "/v1/chat/completions")
+_ANSWERED = (COMPLETIONS, CHAT)
 """vLLM has further paths, some of which change what it holds; none of them is reachable."""
 _GRACE_SECONDS, _FINISH_SECONDS = 600.0, 30
 """Patience with requests in flight: of a version that is replaced, and when the server ends."""
@@ -75,6 +76,8 @@ class ServeOptions(NamedTuple):
     dtype: Literal["float32", "bfloat16"] = "float32"
     arguments: tuple[str, ...] = ()
     """Appended to vLLM's command line."""
+    asking: AskOptions = AskOptions()
+    """How a student's chats are answered; what is not set is the version's own."""
 
 
 def read_api_key(host: str, variable: str | None) -> str | None:
@@ -146,6 +149,8 @@ class Version:
     """In vLLM, and of the model in replies; never used again."""
     files: Path
     adapter: Adapter
+    composer: Composer | None = None
+    """Answers chats, with the version's own memory; None leaves them to vLLM, as for a teacher."""
     since: str | None = None
     in_flight: int = 0
     """Requests that it is answering."""
@@ -164,13 +169,15 @@ class Server:
         if not self.base:
             raise ConfigError(f"serve: the run of version {number} recorded no base. Name it with --student.")
         self._loads, self._retiring = 0, set[asyncio.Task[None]]()
+        self._vocabulary = Vocabulary.open(self.base) if options.role == "student" else None
         self.first = self._fetch(number)
         modules = tuple(sorted({name.rpartition(".")[2] for name in self.first.adapter.factors}))
         rank = self.first.adapter.rank
         self._launch = Launch(self.base, rank, modules, options.device, options.dtype, options.arguments)
         self.current: Version | None = None
         """Gets new requests; replaced in one step."""
-        self.base_name: str | None = None  # vLLM's name of the adapter that stands for the base
+        self.base_name = f"base-of-{self.first.name}"
+        """vLLM's name of the adapter that stands for the base."""
         self.error: str | None = None  # why the champion does not answer
         self._checked: str | None = None
         self._proof: tuple[int, Proof] | None = None
@@ -208,8 +215,7 @@ class Server:
             ServeError: The first one cannot be served.
         """
         await self.vllm.until_ready()
-        if self._options.with_base:
-            self.base_name = f"base-of-{self.first.name}"
+        if self._options.with_base or self._options.role == "student":  # memory is read by the base
             files = await asyncio.to_thread(zero_adapter, self.first.adapter, self._directory / self.base_name)
             await self.vllm.load(self.base_name, files)
         await self._place(self.first)
@@ -248,6 +254,7 @@ class Server:
             ServeError: vLLM refused it, or its answers are not the registered adapter's.
         """
         try:
+            version.composer = await self._composer(version)
             await self.vllm.load(version.name, version.files)
             proof = await self.vllm.prove(version.name, version.files, version.adapter)
             self._proof = version.number, proof
@@ -266,6 +273,17 @@ class Server:
             self._retiring.add(task)  # the event loop itself keeps only weak references
             task.add_done_callback(self._retiring.discard)
 
+    async def _composer(self, version: Version) -> Composer | None:
+        """Return what composes and reads a student's answers; InputError when the version's files cannot be read."""
+        if self._vocabulary is None:
+            return None
+        memory, options = await asyncio.to_thread(read_version, version.files, self._options.asking)
+        if options.answer_format is None:  # a version without settings: decided as `ask` does, in a process of its own
+            form = await to_process.run_sync(answered_best, self.base, self._options.dtype)
+            options = options.model_copy(update={"answer_format": form})
+        await asyncio.to_thread(memory.search, "index")  # the first search builds the index
+        return Composer(self._vocabulary, memory, options, has_adapter=True, version=version.number)
+
     async def _retire(self, old: Version) -> None:
         """Unload a version after its last request, or when the grace period ends."""
         with suppress(TimeoutError):
@@ -281,7 +299,7 @@ class Server:
 
     def app(self) -> Starlette:
         """Return the HTTP front."""
-        forward = [Route(path, _Forward(self), methods=["POST"]) for path in _FORWARDED]
+        forward = [Route(path, Forward(self), methods=["POST"]) for path in _ANSWERED]
         # Without a key, a page of another site whose name was made to point here (DNS rebinding) is turned away.
         guard = (
             Middleware(TrustedHostMiddleware, allowed_hosts=[LOOPBACK, "localhost", "::1", "[::1]"])
@@ -303,6 +321,7 @@ class Server:
             "version": served and served.number,
             "wanted": self._wanted,
             "digest": served and served.adapter.digest,
+            "memory": served and served.composer and len(served.composer.memory),
             "served_name": served and served.name,
             "since": served and served.since,
             "in_flight": served and served.in_flight,
@@ -316,7 +335,7 @@ class Server:
     async def _models(self, _request: Request) -> Response:
         self.answering()
         entry = {"object": "model", "created": 0, "owned_by": "preceptor", "root": self.base}
-        names = [CHAMPION, self.base] if self.base_name else [CHAMPION]
+        names = [CHAMPION, self.base] if self._options.with_base else [CHAMPION]
         return JSONResponse({"object": "list", "data": [{"id": name, **entry} for name in names]})
 
     def answering(self) -> Version:
@@ -329,43 +348,10 @@ class Server:
         """Return vLLM's name of the model that a client asks for; HTTPException 404 when it is not served."""
         if asked == CHAMPION:
             return version.name
-        if asked == self.base and self.base_name is not None:
+        if asked == self.base and self._options.with_base:
             return self.base_name
         hint = " (the base: start with --with-base)" if asked == self.base else ""
         raise HTTPException(404, f"the model {str(asked)[:200]!r} is not served{hint}, allowed is {CHAMPION!r}")
-
-
-class _Forward:
-    """Lets vLLM answer a request with the adapter that answers when it comes, whatever is promoted meanwhile."""
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request, client = Request(scope, receive), self._server.vllm.client
-        # Without this, a web page could make a browser on this machine send a request.
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise HTTPException(415, "the request's content-type must be application/json")
-        try:
-            content: dict[str, Any] = dict(await request.json())
-            version = self._server.answering()  # counted before anything else can run
-            content["model"] = self._server.internal_name(content.get("model"), version)
-            forwarded = client.build_request("POST", request.url.path, json=content)
-        except (ValueError, TypeError, RecursionError) as error:
-            raise HTTPException(400, f"the request is no JSON object: {error}") from error
-        version.in_flight += 1
-        try:
-            try:
-                reply = await client.send(forwarded, stream=True)
-            except httpx.TransportError as error:
-                raise HTTPException(502, f"vLLM did not answer: {error!r}; see /health") from error
-            headers = {"content-type": reply.headers.get("content-type", ""), VERSION_HEADER: str(version.number)}
-            try:
-                await StreamingResponse(reply.aiter_bytes(), reply.status_code, headers)(scope, receive, send)
-            finally:
-                await reply.aclose()
-        finally:
-            version.in_flight -= 1
 
 
 class _Key(AuthenticationBackend):

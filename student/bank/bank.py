@@ -17,7 +17,15 @@ from student.bank.layers import FlatLayout, initial_factors, misfit, unstack
 from student.bank.model import BankedModel
 from student.bank.packing import lay_out, probe_line
 from student.bank.passes import BankLimits, bytes_of_slot, peak_bytes, plan_limits
-from student.bank.scoring import ScoringFailure, SlotScores, check_pairs, generate_group, groups_of_slots, score_group
+from student.bank.scoring import (
+    ScoringFailure,
+    SlotScores,
+    Written,
+    check_pairs,
+    generate_group,
+    groups_of_slots,
+    score_group,
+)
 from student.bank.training import Slot, train_slots
 from student.config import WHOLE_DEPTH, TargetModules, UpdateRecipe
 from student.updates import BankUsage, SkipReason, UpdateOutcome, UpdateRequest, UpdateResult
@@ -243,7 +251,19 @@ class LoraBank:
         *,
         max_new_tokens: int,
     ) -> list[list[str] | ScoringFailure]:
-        """Return for each of K adapters (None is the base) its greedy continuation of each of its prompts.
+        """Return for each of K adapters (None is the base) its greedy continuation of each prompt; see `write`."""
+        slots = self.write(adapters, prompts, tokenizer, max_new_tokens=max_new_tokens)
+        return [slot if isinstance(slot, ScoringFailure) else [written.text for written in slot] for slot in slots]
+
+    def write(
+        self,
+        adapters: Sequence[Adapter | None],
+        prompts: Sequence[Sequence[str]],
+        tokenizer: Any,
+        *,
+        max_new_tokens: int,
+    ) -> list[list[Written] | ScoringFailure]:
+        """Return the same continuations as `generate` with their tokens and log-probabilities.
 
         A slot whose adapter does not fit has a failure instead; `max_new_tokens` is at least 1.
 
@@ -256,8 +276,8 @@ class LoraBank:
         for begin in range(0, len(todo), self._limits.max_slots):
             group = todo[begin : begin + self._limits.max_slots]
             chosen = [adapters[k] for k in group]
-            texts = generate_group(student, chosen, [prompts[k] for k in group], tokenizer, max_new_tokens)
-            done.update(zip(group, texts, strict=True))
+            written = generate_group(student, chosen, [prompts[k] for k in group], tokenizer, max_new_tokens)
+            done.update(zip(group, written, strict=True))
         return [done[k] for k in range(len(adapters))]
 
     def _without_work(

@@ -24,6 +24,28 @@ class ScoringFailure(NamedTuple):
     reason: str
 
 
+class Written(NamedTuple):
+    """A greedy continuation of a prompt."""
+
+    text: str
+    """Without special tokens."""
+    tokens: tuple[int, ...]
+    """Every token, the end token and what pads it included."""
+    log_probabilities: tuple[float, ...]
+    """Of each token, natural, at most 0."""
+
+
+class _ChosenLogProbabilities:
+    """Records the log-probability of each token that greedy decoding takes, without keeping all logits."""
+
+    def __init__(self) -> None:
+        self.steps: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.steps.append(scores.amax(-1).float() - scores.float().logsumexp(-1))
+        return scores
+
+
 SlotScores = list[AnswerScore] | ScoringFailure
 """One score for each question of a slot, or the reason why there is none."""
 
@@ -84,7 +106,7 @@ def generate_group(
     prompts: Sequence[Sequence[str]],
     tokenizer: Any,
     max_new_tokens: int,
-) -> list[list[str]]:
+) -> list[list[Written]]:
     """Return the greedy continuations of the prompts of slots that are computed together, left-padded."""
     most = max(map(len, prompts))
     filler = prompts[0][0]
@@ -94,12 +116,17 @@ def generate_group(
     width = max(map(len, encoded))
     ids = torch.tensor([[pad] * (width - len(row)) + row for row in encoded], device=student.device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in encoded], device=student.device)
+    chosen = _ChosenLogProbabilities()
+    # A checkpoint's own penalties would make greedy decoding differ from exact match and from other engines.
+    greedy = {"do_sample": False, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "pad_token_id": pad}
     with student.unpacked(), student.using(adapters), torch.inference_mode():
-        written = student.model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad
-        )
-    texts = tokenizer.batch_decode(written[:, width:], skip_special_tokens=True)
-    return [texts[k * most : k * most + len(mine)] for k, mine in enumerate(prompts)]
+        output = student.model.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, logits_processor=[chosen], **greedy
+        )[:, width:]
+    texts = tokenizer.batch_decode(output, skip_special_tokens=True)
+    values = torch.stack(chosen.steps, dim=1).tolist()
+    found = [Written(t, tuple(o), tuple(v)) for t, o, v in zip(texts, output.tolist(), values, strict=True)]
+    return [found[k * most : k * most + len(mine)] for k, mine in enumerate(prompts)]
 
 
 def answer_with_vllm(

@@ -17,7 +17,8 @@ from evaluation.exact_match import AnswerFormat, first_line
 from evaluation.microworld.texts import oracle_lines
 from evaluation.microworld.world import WorldDocument, draw_documents
 from evaluation.tasks import Question, lines_of
-from pipelines.ask import Answer, Answerer, AskOptions, Used
+from pipelines.answers import FORMAT_FILE, UNKNOWN, Answer, AnswerSettings, AskOptions, Used
+from pipelines.ask import Answerer
 from pipelines.cli import app
 from pipelines.lineage.registry import MEMORY_TAG, Registry
 from pipelines.lineage.run import Lineage
@@ -60,6 +61,11 @@ def questions_of(documents: Sequence[WorldDocument]) -> list[Question]:
 
 def accuracy(answers: Sequence[Answer], asked: Sequence[Question]) -> float:
     return sum(a.text == q.answer for a, q in zip(answers, asked, strict=True)) / len(asked)
+
+
+def without_confidence(answers: Sequence[Answer]) -> list[Answer]:
+    """The same answers without what rounding may change."""
+    return [answer.model_copy(update={"confidence": 0.0}) for answer in answers]
 
 
 def ways(answers: Sequence[Answer]) -> set[Used]:
@@ -162,9 +168,12 @@ def test_answers_are_those_of_peft_and_transformers(answerer: Answerer, tmp_path
 def test_answers_do_not_depend_on_what_else_is_asked(answerer: Answerer, trained: Trained) -> None:
     asked = [q.question for q in questions_of([*KEPT[:3], LEARNED])[::2]]
     together = answerer.answer_many(asked)
-    assert [answerer.answer(question) for question in asked] == together
+    alone = [answerer.answer(question) for question in asked]
+    assert [a.confidence for a in alone] == pytest.approx([a.confidence for a in together], abs=1e-3)
+    assert all(0.0 < answer.confidence <= 1.0 for answer in together)
+    assert without_confidence(alone) == without_confidence(together)
     few = Answerer(trained.student, trained.adapter, MEMORY, OPTIONS.model_copy(update={"batch_size": 3}))
-    assert few.answer_many(asked[::-1]) == together[::-1]
+    assert without_confidence(few.answer_many(asked[::-1])) == without_confidence(together[::-1])
     assert answerer.answer_many([]) == []
 
 
@@ -201,9 +210,16 @@ def test_directory_without_a_memory_has_an_empty_one(trained: Trained, tmp_path:
 # Versions
 
 
-def register(lineage: Lineage, adapter: Adapter, memory: ExternalMemory, place: Path) -> int:
+def register(
+    lineage: Lineage,
+    adapter: Adapter,
+    memory: ExternalMemory,
+    place: Path,
+    settings: AnswerSettings = AnswerSettings(),  # noqa: B008 - frozen
+) -> int:
     directory = save_adapter(adapter, place)
     memory.save(directory / MEMORY_FILE)
+    (directory / FORMAT_FILE).write_text(settings.model_dump_json())
     tags = {MEMORY_TAG: memory.digest}
     return lineage.registry.register("student", directory, digest=adapter.digest, tags=tags, run_id=lineage.run_id)
 
@@ -255,8 +271,8 @@ def test_files_that_are_not_what_was_registered_are_refused(
 def test_ask_command_says_what_answered(open_run: Open, work_dir: Path, tmp_path: Path, trained: Trained) -> None:
     register(open_run(student=STUDENT), trained.adapter, MEMORY, tmp_path / "a")
 
-    def ask(question: str, *more: str) -> Any:
-        return CliRunner().invoke(app, ["ask", question, "--work-dir", str(work_dir), *more])
+    def ask(question: str, *more: str, typed: str = "") -> Any:
+        return CliRunner().invoke(app, ["ask", *filter(None, [question]), "--work-dir", str(work_dir), *more], typed)
 
     refused = ask("Who?")
     assert isinstance(refused.exception, ConfigError)
@@ -279,7 +295,20 @@ def test_ask_command_says_what_answered(open_run: Open, work_dir: Path, tmp_path
     assert "From the weights of version 1" in ask(learned.question, "--by", "weights").stdout
     assert "--version 1" in ask(learned.question, "--by", "both", "--version", "1").stdout.splitlines()[-1]
     assert "has no version 7" in str(ask("Who?", "--version", "7").exception)
-    assert ask(" ").exit_code == 2
+    assert ask(" ").exit_code == ask("").exit_code == 2
+    several = ask("", "--json", typed=f"{kept.question}\n\n {learned.question}\n")
+    given = [Answer.model_validate_json(line) for line in several.stdout.splitlines()]
+    assert [(each.text, each.by) for each in given] == [(kept.answer, "memory"), (learned.answer, "weights")]
+    assert ask("", typed=f"{kept.question}\n").stdout.splitlines() == [answer, how]
+
+    strict = AnswerSettings(answer_format=AnswerFormat(), least_confidence=1.0)
+    halved = Adapter({n: (a, b / 2) for n, (a, b) in trained.adapter.factors.items()}, 8, 16.0, "")
+    number = register(open_run("strict", student=STUDENT), halved, MEMORY, tmp_path / "b", strict)
+    unsure, why = ask(learned.question, "--version", str(number)).stdout.splitlines()[:2]
+    shown = json.loads(ask(learned.question, "--version", str(number), "--json").stdout)
+    assert (unsure, shown["text"], shown["by"], shown["sources"]) == (UNKNOWN, UNKNOWN, "unknown", [])
+    assert repr(shown["guess"]) in why
+    assert ask(kept.question, "--version", str(number)).stdout.splitlines()[0] == kept.answer
 
     night = tmp_path / "night.yaml"
     night.write_text((CONFIGS / "nights-demo.yaml").read_text() + "memory: {least_score: 1000.0}\n")

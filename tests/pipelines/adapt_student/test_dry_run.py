@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from evaluation.common.errors import LineageError
-from evaluation.exact_match import AnswerFormat
 from pipelines.adapt_student.config import NightConfig
 from pipelines.adapt_student.plan import DryRun, dry_run, open_plan
 from pipelines.adapt_student.state import StudentState, student_version, version_directory
+from pipelines.answers import AnswerSettings
 from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.lineage.run import Lineage
 from pipelines.settings import load
@@ -48,7 +48,7 @@ def shown(work_dir: Path, config: NightConfig) -> DryRun:
 
 def promoted(lineage: Lineage, whole: StudentState, scratch: Path) -> int:
     """Register a student with a state as a night does, promote it, and return its version."""
-    files = version_directory(save_adapter(make_adapter(0.5), scratch / "adapter"), whole, AnswerFormat(), scratch)
+    files = version_directory(save_adapter(make_adapter(0.5), scratch / "adapter"), whole, AnswerSettings(), scratch)
     digest = make_adapter(0.5).digest
     version = lineage.registry.register("student", files, digest=digest, tags={}, run_id=lineage.run_id)
     lineage.registry.promote("student", version)

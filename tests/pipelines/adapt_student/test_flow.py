@@ -14,7 +14,8 @@ from pipelines.adapt_student.config import NightConfig
 from pipelines.adapt_student.flow import NIGHT_TAG, adapt_student, write_missing_questions
 from pipelines.adapt_student.page import NightResult
 from pipelines.adapt_student.plan import NIGHTS, RESULT, DryRun, dry_run, read_inbox
-from pipelines.adapt_student.state import quarantine_reverted, student_version
+from pipelines.adapt_student.state import quarantine_reverted, student_directory, student_version
+from pipelines.answers import read_version
 from pipelines.ask import Answerer
 from pipelines.experiments.nights import as_delivered
 from pipelines.lineage.registry import CANDIDATE, CHAMPION, PREVIOUS, Registry
@@ -92,6 +93,9 @@ def test_first_night_learns_and_remembers(nights: Nights) -> None:
     assert len(night.candidates) == 4
     assert night.probes_base == night.probes_before
     assert Path(night.page).is_file()
+    _, asking = read_version(student_directory(nights.place, 1))
+    assert asking.answer_format is not None
+    assert 0.0 < asking.least_confidence < 1.0, "the weights know some questions and not others"
     stored = NightResult.model_validate_json((nights.place / NIGHTS / night.night / RESULT).read_bytes())
     assert stored == night
 

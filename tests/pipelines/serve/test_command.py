@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import httpx
 import psutil  # type: ignore[import-untyped]
 import pytest
 
 from evaluation.common.checkpoints import load_checkpoint, model_digest
+from evaluation.exact_match import AnswerFormat
+from evaluation.microworld.world import draw_documents
+from pipelines.answers import FORMAT_FILE, AnswerSettings
+from pipelines.ask import Answerer
 from pipelines.lineage.registry import Registry
 from pipelines.lineage.store import open_store
 from pipelines.process import free_port
 from pipelines.settings import TrackingConfig
 from student.adapters import save_adapter
+from student.memory import MEMORY_FILE, ExternalMemory, MemoryEntry
 from tests.vllm_parts import needs_vllm, random_adapter
 
 pytestmark = [needs_vllm, pytest.mark.flow, pytest.mark.timeout(1500)]
 
 PROMPTS = ("Question: Who lives in the tower?\nAnswer:", "The river", "Question: What is it made of?\nAnswer:")
-NEW_TOKENS, KEY = 16, "a-key-for-tests"
+NEW_TOKENS, KEY, SECRET = 16, "a-key-for-tests", "of another service"
+*KEPT, LEFT_OUT = draw_documents("train", 5, 3)
+"""Documents of the first version's memory, the second has one less; and one that is in none."""
 
 
 class Setting(NamedTuple):
@@ -41,10 +52,16 @@ class Setting(NamedTuple):
     client: httpx.Client
     texts: list[list[str]]
     """By version, from 0 for the base: what transformers and PEFT write after each prompt."""
+    places: list[Path]
+    """Of the versions from 1: the registered files."""
 
     def ask(self, **changes: Any) -> httpx.Response:
         body = {"model": "champion", "prompt": list(PROMPTS), "max_tokens": NEW_TOKENS, "temperature": 0.0} | changes
         return self.client.post("/v1/completions", json=body)
+
+    def chat(self, question: str, **more: Any) -> httpx.Response:
+        messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": question}]
+        return self.client.post("/v1/chat/completions", json={"model": "champion", "messages": messages, **more})
 
     def wait_for(self, **wanted: Any) -> dict[str, Any]:
         end = time.monotonic() + 1200
@@ -95,12 +112,16 @@ def setting(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iter
     for version, base in enumerate((model_digest(student), model_digest(student), "0" * 64), 1):
         adapter = replace(random_adapter(student, version), base_digest=base)
         place = save_adapter(adapter, places[version - 1])
+        texts = [d.task.document.model_dump(include={"id", "title", "text", "source"}) for d in KEPT[version - 1 :]]
+        ExternalMemory(map(MemoryEntry.model_validate, texts)).save(place / MEMORY_FILE)
+        asking = AnswerSettings(answer_format=AnswerFormat(), least_confidence=0.5)
+        (place / FORMAT_FILE).write_text(asking.model_dump_json())
         registry.register("student", place, digest=adapter.digest, run_id=run_id, tags={})
     registry.promote("student", 1)
-    texts, port, log = peft_texts(places[:2]), free_port(), work / "serve.log"
+    written, port, log = peft_texts(places[:2]), free_port(), work / "serve.log"
     command = [sys.executable, "-m", "pipelines.cli", "serve", "--work-dir", str(work), "--port", str(port)]
     command += ["--poll", "0.2", "--api-key-env", "TEST_KEY", "--with-base"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TEST_KEY": KEY}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TEST_KEY": KEY, "CLOUD_SECRET": SECRET}
     headers, url = {"authorization": f"Bearer {KEY}"}, f"http://127.0.0.1:{port}"
     with (
         log.open("wb") as file,
@@ -108,7 +129,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iter
         subprocess.Popen(command, env=environment, stdout=file, stderr=file) as process,
     ):
         try:
-            running = Setting(registry, process, log, client, texts)
+            running = Setting(registry, process, log, client, written, places)
             running.wait_for(status="ok")
             yield running
         finally:
@@ -134,6 +155,53 @@ def test_base_answers_under_its_own_name_beside_the_champion(setting: Setting) -
     assert [texts_of(reply) for reply in replies] == [setting.texts[1], setting.texts[0]] * 8
 
 
+def test_chat_and_ask_agree_on_fifty_questions(setting: Setting) -> None:
+    asked = [q.question for d in KEPT for q in d.task.held_out_questions[:5]]
+    asked += [q.question for q in (*LEFT_OUT.task.held_out_questions, *LEFT_OUT.task.questions)[:26]]
+    asked += ["Who?", "What is 2 + 2?", "?", "Why is the sky blue?"]
+    assert len(asked) == 50
+    wanted = Answerer.from_directory(setting.places[0], "micro-student", version=1).answer_many(asked)
+    assert {answer.by for answer in wanted} == {"memory", "weights", "unknown"}
+    with ThreadPoolExecutor(4) as pool:
+        replies = list(pool.map(setting.chat, asked))
+    for answer, reply in zip(wanted, replies, strict=True):
+        assert reply.status_code == 200, reply.text
+        body, shown = reply.json(), answer.model_dump(mode="json")
+        assert (body["model"], body["choices"][0]["message"]["content"]) == ("champion", answer.text)
+        assert [body["preceptor"][name] for name in ("version", "by", "sources", "guess")] == [
+            shown[name] for name in ("version", "by", "sources", "guess")
+        ]
+        assert body["preceptor"]["confidence"] == pytest.approx(answer.confidence, abs=1e-3)
+        assert reply.headers["x-preceptor-by"] == answer.by
+        assert reply.headers["x-preceptor-sources"] == ",".join(quote(source.id) for source in answer.sources)
+    assert setting.chat(asked[0], model="micro-student").json()["preceptor"]["by"] == "base"
+    *chunks, done = setting.chat(asked[0], stream=True).text.split("\n\n")[:-1]
+    assert done == "data: [DONE]"
+    assert json.loads(chunks[0].removeprefix("data: "))["choices"][0]["delta"]["content"] == wanted[0].text
+    last = json.loads(chunks[-1].removeprefix("data: "))
+    assert (last["choices"][0]["finish_reason"], last["preceptor"]) == ("stop", replies[0].json()["preceptor"])
+    for refused in ("", "long " * 5000):
+        assert setting.chat(refused).status_code == 400
+
+
+def test_client_that_hangs_up_leaves_no_traceback_and_no_secret_is_passed_on(setting: Setting) -> None:
+    for path, body in (("completions", {"prompt": "The", "max_tokens": 400, "stream": True}), ("chat/completions", {})):
+        sent = {"model": "champion", "messages": [{"role": "user", "content": "Who?"}], **body}
+        with suppress(httpx.ReadTimeout), setting.client.stream("POST", f"/v1/{path}", json=sent, timeout=0.05):
+            pass
+    address = setting.client.base_url
+    with socket.create_connection((address.host, address.port or 0)) as half:
+        head = f"POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {KEY}\r\n"
+        half.sendall(f"{head}content-type: application/json\r\ncontent-length: 100\r\n\r\n{{".encode())
+        time.sleep(0.5)
+    setting.wait_for(in_flight=0)
+    assert setting.ask().status_code == 200
+    assert "Traceback" not in setting.log.read_text()
+    children = psutil.Process(setting.process.pid).children(recursive=True)
+    engines = [child.environ() for child in children if "api_server" in " ".join(child.cmdline())]
+    assert [(name in each) for each in engines for name in ("CLOUD_SECRET", "TEST_KEY", "PATH")] == [False, False, True]
+
+
 def test_promoted_version_takes_over_without_a_restart_or_a_wrong_answer(setting: Setting) -> None:
     (before,) = [p.pid for p in psutil.Process(setting.process.pid).children() if "api_server" in " ".join(p.cmdline())]
     replies: list[httpx.Response] = []
@@ -149,7 +217,10 @@ def test_promoted_version_takes_over_without_a_restart_or_a_wrong_answer(setting
         health = setting.wait_for(status="ok", version=2)
         replies.append(setting.ask())
         switched = True
-    assert (health["last_probe_version"], health["last_probe"]["equal"]) == (2, 8)
+    assert (health["last_probe_version"], health["last_probe"]["equal"], health["memory"]) == (2, 8, len(KEPT) - 1)
+    # The memory moves with the weights.
+    moved = setting.chat(KEPT[0].task.questions[0].question).json()["preceptor"]
+    assert (moved["version"], KEPT[0].task.id in str(moved["sources"])) == (2, False)
     assert all(texts_of(reply) == setting.texts[int(reply.headers["x-preceptor-version"])] for reply in replies)
     assert {reply.headers["x-preceptor-version"] for reply in replies} == {"1", "2"}
     assert setting.texts[2] != setting.texts[1]

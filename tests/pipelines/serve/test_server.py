@@ -22,6 +22,8 @@ from starlette.routing import Route
 from typer.testing import CliRunner
 
 from evaluation.common.errors import ConfigError, LineageError, ServeError
+from evaluation.exact_match import AnswerFormat
+from pipelines.answers import FORMAT_FILE, AnswerSettings
 from pipelines.cli import app
 from pipelines.lineage.run import Lineage
 from pipelines.serve import server as serving
@@ -82,6 +84,7 @@ class Setting:
 
     def add(self, adapter: Adapter) -> int:
         place = save_adapter(adapter, self.files.parent / "made" / adapter.digest[:12])
+        (place / FORMAT_FILE).write_text(AnswerSettings(answer_format=AnswerFormat()).model_dump_json())
         return self.lineage.registry.register(
             "student", place, digest=adapter.digest, tags={}, run_id=self.lineage.run_id
         )
@@ -280,7 +283,8 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 '''
 async def prove(*_):
     return vllm.Proof(True, 1, 1, 0, 0.0, 1, "")
-importlib.util.find_spec = lambda name: name
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: name if name == "vllm" else find(name, *more)
 vllm.vllm_command = lambda launch, port: [sys.executable, "-c", child, str(port)]
 vllm.VllmServer.prove = prove
 server.run_server(server.ServeOptions(port=0, base="micro-student"), TrackingConfig(), Path(sys.argv[1]))

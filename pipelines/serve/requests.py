@@ -1,0 +1,174 @@
+"""Requests of clients: completions go to vLLM as they are, chat is answered as `preceptor ask` answers.
+
+Of a chat the last user message is the question; `pipelines.answers` chooses weights or memory, composes the prompt as
+token ids, and reads what vLLM wrote. So models without a chat template are served too, decoding is greedy whatever the
+request's sampling parameters are, and an answer is known whole before its first byte is sent, streamed or not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import httpx
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from evaluation.common.errors import ScoringError
+from evaluation.exact_match import prompt_ids
+from pipelines.answers import Answer, Composer, Prompt
+
+if TYPE_CHECKING:
+    from pipelines.serve.server import Server, Version
+
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+VERSION_HEADER = "x-preceptor-version"
+_REFUSED = ("n", "tools", "functions", "response_format", "logprobs")
+"""What a client may ask of a chat and would not get."""
+
+
+def question_of(content: Mapping[str, Any]) -> str:
+    """Return the text of the last user message of a chat request; HTTPException 400 where there is none."""
+    if refused := [name for name in _REFUSED if content.get(name) not in (None, False, 1, [])]:
+        raise HTTPException(400, f"{', '.join(refused)}: not supported in a chat; use /v1/completions")
+    messages = content.get("messages")
+    for message in reversed(messages if isinstance(messages, list) else []):
+        if isinstance(message, dict) and message.get("role") == "user":
+            parts = message.get("content")
+            texts: list[Any] = parts if isinstance(parts, list) else [{"text": parts}]
+            texts = [each.get("text") if isinstance(each, dict) else None for each in texts]
+            if all(isinstance(text, str) for text in texts) and (question := " ".join(map(str, texts)).strip()):
+                return question
+            break
+    raise HTTPException(400, "messages: the last message of the role `user` must have a text, which is the question")
+
+
+def completion_request(composer: Composer, prompt: Prompt, model: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the body of the request to vLLM's completions; a client may shorten the answer, HTTPException 400 else."""
+    tokenizer, _, ends = composer.vocabulary
+    most = content.get("max_completion_tokens") or content.get("max_tokens") or composer.options.max_new_tokens
+    if not isinstance(most, int) or most < 1:
+        raise HTTPException(400, f"max_tokens: got {str(most)[:20]}, allowed is a whole number from 1")
+    return {
+        "model": model,
+        "prompt": prompt_ids(tokenizer, prompt.text),
+        "max_tokens": min(most, composer.options.max_new_tokens),
+        "temperature": 0.0,
+        "logprobs": 0,
+        "return_token_ids": True,
+        "stop_token_ids": sorted(ends),
+    }
+
+
+def chat_reply(answer: Answer, model: str, reply: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an answer in OpenAI's form of a chat completion; `reply` is vLLM's to `completion_request`."""
+    choice = reply["choices"][0]
+    # A base model writes on after its line, up to the limit; only a line that the limit cut is not whole.
+    whole = answer.text != choice["text"].strip() or choice["finish_reason"] == "stop"
+    message = {"role": "assistant", "content": answer.text}
+    reason = "stop" if whole else choice["finish_reason"]
+    return {
+        "id": f"chat{reply['id']}",
+        "object": "chat.completion",
+        "created": reply["created"],
+        "model": model,
+        "choices": [{"index": 0, "message": message, "finish_reason": reason, "logprobs": None}],
+        "usage": reply["usage"],
+        "preceptor": answer.model_dump(mode="json", include={"version", "by", "sources", "confidence", "guess"}),
+    }
+
+
+def chat_events(reply: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the same reply as the server-sent events of a stream; source and usage are in the last chunk."""
+    (choice,) = reply["choices"]
+    head = {name: reply[name] for name in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
+    last = {name: reply[name] for name in ("usage", "preceptor")}
+    for delta, reason, more in ((choice["message"], None, {}), ({}, choice["finish_reason"], last)):
+        chunk: dict[str, Any] = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
+        yield f"data: {json.dumps({**head, 'choices': [chunk], **more})}\n\n"
+    yield "data: [DONE]\n\n"
+
+
+def source_headers(answer: Answer) -> dict[str, str]:
+    """Return the headers that name version and source; ids of documents are percent-encoded."""
+    sources = ",".join(quote(source.id) for source in answer.sources)
+    return {VERSION_HEADER: str(answer.version), "x-preceptor-by": answer.by, "x-preceptor-sources": sources}
+
+
+class Forward:
+    """Lets vLLM answer a request with the version that answers when it comes, whatever is promoted meanwhile."""
+
+    def __init__(self, server: Server) -> None:
+        """Answer for a server."""
+        self._server = server
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; a client that hangs up is no error."""
+        try:
+            await self._answer(Request(scope, receive), send)
+        except ClientDisconnect:
+            return
+
+    async def _answer(self, request: Request, send: Send) -> None:
+        # Without this, a web page could make a browser on this machine send a request.
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise HTTPException(415, "the request's content-type must be application/json")
+        try:
+            content: dict[str, Any] = dict(await request.json())
+        except (ValueError, TypeError, RecursionError) as error:
+            raise HTTPException(400, f"the request is no JSON object: {error}") from error
+        version = self._server.answering()  # counted before anything else can run
+        asked, content["model"] = content.get("model"), self._server.internal_name(content.get("model"), version)
+        version.in_flight += 1
+        try:
+            if request.url.path == CHAT and version.composer is not None:
+                response = await self._chat(version, version.composer, str(asked), content)
+                await response(request.scope, request.receive, send)
+            else:
+                await self._raw(version, content, request, send)
+        finally:
+            version.in_flight -= 1
+
+    async def _chat(self, version: Version, composer: Composer, asked: str, content: dict[str, Any]) -> Response:
+        of_base = content["model"] != version.name
+        try:
+            prompt = composer.prompt_for(question_of(content), "weights" if of_base else "auto")
+        except ScoringError as error:
+            raise HTTPException(400, str(error)) from error
+        prompt = prompt._replace(adapted=prompt.adapted and not of_base)
+        name = version.name if prompt.adapted else self._server.base_name
+        body = completion_request(composer, prompt, str(name), content)
+        reply = await self._send(body, COMPLETIONS, stream=False)
+        if reply.status_code != 200:
+            headers = {VERSION_HEADER: str(version.number)}
+            return Response(reply.content, reply.status_code, headers, reply.headers.get("content-type"))
+        written = reply.json()
+        (choice,) = written["choices"]
+        answer = composer.read(prompt, choice["token_ids"], choice["logprobs"]["token_logprobs"])
+        shaped, headers = chat_reply(answer, asked, written), source_headers(answer)
+        if content.get("stream"):
+            return StreamingResponse(chat_events(shaped), headers=headers, media_type="text/event-stream")
+        return JSONResponse(shaped, headers=headers)
+
+    async def _raw(self, version: Version, content: dict[str, Any], request: Request, send: Send) -> None:
+        reply = await self._send(content, request.url.path, stream=True)
+        headers = {"content-type": reply.headers.get("content-type", ""), VERSION_HEADER: str(version.number)}
+        try:
+            response = StreamingResponse(reply.aiter_bytes(), reply.status_code, headers)
+            await response(request.scope, request.receive, send)
+        finally:
+            await reply.aclose()
+
+    async def _send(self, content: dict[str, Any], path: str, *, stream: bool) -> httpx.Response:
+        """Return vLLM's reply, unread for a stream; HTTPException 400 for what is no JSON, 502 when vLLM is gone."""
+        client = self._server.vllm.client
+        try:
+            return await client.send(client.build_request("POST", path, json=content), stream=stream)
+        except ValueError as error:  # such as NaN
+            raise HTTPException(400, f"the request is no JSON object: {error}") from error
+        except httpx.TransportError as error:
+            raise HTTPException(502, f"vLLM did not answer: {error!r}; see /health") from error
