@@ -17,6 +17,7 @@ from pipelines.experiments.micro_models import build_micro
 from pipelines.inbox.command import app as inbox_app
 from pipelines.init import init
 from pipelines.process import JsonFile, WorkDir, plain_errors, prepare_process
+from pipelines.upkeep import backup, restore
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -126,11 +127,18 @@ def _write_json(file: Path | None, result: BaseModel) -> None:
 def promote(
     role: Annotated[Literal["student", "teacher"], typer.Argument(help="Whose version it is.")],
     version: Annotated[int, typer.Argument(min=1, help="Number of the registered version.")],
+    despite_the_gate: Annotated[
+        bool,
+        typer.Option("--despite-the-gate", help="Promote it though the gate held or rejected it; needs --because."),
+    ] = False,
+    because: Annotated[str, typer.Option(help="Reason to overrule the gate; kept with the version.")] = "",
     config: FlowFile = None,
     work_dir: WorkDir = Path(".preceptor"),
 ) -> None:
-    """Make a registered version the champion; promoting the previous one is a rollback."""
-    previous = _registry(config, work_dir).promote(role, version)
+    """Make a registered version the champion, unless the gate held or rejected it."""
+    if despite_the_gate != bool(because.strip()):
+        raise typer.BadParameter("and --because REASON go together", param_hint="--despite-the-gate")
+    previous = _registry(config, work_dir).promote(role, version, despite=because.strip() or None)
     before = "there was none before" if previous is None else f"the previous one is version {previous}"
     sys.stdout.write(f"Version {version} of the {role} is the champion; {before}.\n")
     if role == "student":
@@ -148,42 +156,64 @@ def rollback(
 
     Nothing is deleted: the version that is left keeps its files and the reason.
     """
-    registry, place = _registry(config, work_dir), shlex.quote(str(work_dir))
-    found = registry.rollback(role, because)
-    sys.stdout.write(
-        f"Version {found.to_version} of the {role} is the champion again; version {found.from_version} was rolled "
-        f"back because: {because.strip()}\n"
-    )
-    if role == "student":
-        from pipelines.adapt_student.state import quarantine_reverted
+    from pipelines.adapt_student.state import complete_rollbacks
 
-        reverted = quarantine_reverted(registry, found, work_dir, because.strip())
+    registry, place = _registry(config, work_dir), shlex.quote(str(work_dir))
+    done = complete_rollbacks(registry, work_dir) if role == "student" else []
+    if done:
+        sys.stdout.write("An interrupted rollback is completed; repeat the command to go one version further back.\n")
+    else:
+        made = registry.rollback(role, because)
+        done = complete_rollbacks(registry, work_dir) if role == "student" else [(made, because.strip(), ())]
+    for found, reason, reverted in done:
+        sys.stdout.write(
+            f"Version {found.to_version} of the {role} is the champion again; version {found.from_version} was rolled "
+            f"back because: {reason}\n"
+        )
         if reverted:
             sys.stdout.write(
                 f"{len(reverted)} documents of the reverted nights are quarantined; to return one to the queue: "
                 f"preceptor inbox release {reverted[0]} --work-dir {place}\n"
             )
+    if role == "student":
         sys.stdout.write(f"To check its answers: preceptor ask 'QUESTION' --work-dir {place}\n")
     sys.stdout.write(f"To see all versions: preceptor versions --role {role} --work-dir {place}\n")
 
 
 @app.command("versions")
-def versions(role: RoleOption = "student", config: FlowFile = None, work_dir: WorkDir = Path(".preceptor")) -> None:
-    """List the registered versions: aliases, gate decisions, and why some were rolled back."""
-    from rich.console import Console
-    from rich.table import Table
-
+def versions(
+    role: RoleOption = "student",
+    config: FlowFile = None,
+    work_dir: WorkDir = Path(".preceptor"),
+    json: Annotated[bool, typer.Option("--json", help="Print the versions as a JSON list.")] = False,
+) -> None:
+    """List the registered versions: aliases, gate decisions, scores, teachers, nights, and reasons."""
     history = _registry(config, work_dir).history(role)
-    if not history:
+    if json:
+        from pydantic_core import to_json
+
+        rows = [{**record._asdict(), "scores": dict(record.scores)} for record in history]
+        sys.stdout.write(to_json(rows, indent=2).decode() + "\n")
+    elif not history:
         sys.stdout.write(f"No version of the {role} is registered in {str(work_dir)!r}.\n")
-        return
-    heads = ("version", "aliases", "gate", "replaced", "created", "rolled back because")
-    table = Table(*heads, title=f"Versions of the {role} (times in UTC)")
-    for record in history:
-        replaced = "" if record.parent is None else str(record.parent)
-        created, aliases = f"{record.created:%Y-%m-%d %H:%M}", ", ".join(record.aliases)
-        table.add_row(str(record.version), aliases, record.decision or "", replaced, created, record.reason or "")
-    Console().print(table)
+    else:
+        from rich.console import Console
+
+        from pipelines.reports.console import versions_table
+
+        Console().print(versions_table(role, history))
+
+
+@app.command("gc")
+def gc(
+    config: FlowFile = None,
+    work_dir: WorkDir = Path(".preceptor"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be removed.")] = False,
+) -> None:
+    """Remove what the registry holds as well and what killed commands left; every answer and run stays the same."""
+    from pipelines.upkeep import collect
+
+    collect(_registry(config, work_dir), work_dir, dry_run)
 
 
 def _registry(config: Path | None, work_dir: Path) -> Registry:
@@ -271,8 +301,10 @@ def ui(
 ) -> None:
     """Open the dashboards of MLflow and Prefect on this machine's loopback address, until Ctrl-C."""
     prepare_process(work_dir)
+    from pipelines.lineage.store import follow_move
     from pipelines.process import open_dashboards
 
+    follow_move(work_dir / "mlflow.db")
     open_dashboards(work_dir, mlflow_port=mlflow_port, prefect_port=prefect_port)
 
 
@@ -281,6 +313,8 @@ app.command("doctor")(doctor)
 app.command("check-regression")(check_regression)
 app.command("ask")(ask)
 app.command("init")(init)
+app.command("backup")(backup)
+app.command("restore")(restore)
 app.add_typer(inbox_app, name="inbox")
 app.add_typer(config_app, name="config")
 

@@ -20,6 +20,7 @@ import typer
 from filelock import FileLock, Timeout
 
 from evaluation.common.errors import ConfigError, InputError, LineageError, PreceptorError
+from evaluation.common.storage import sqlite_uri
 
 WorkDir = Annotated[Path, typer.Option("--work-dir", help="Directory for records, adapters and the embedded stores.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result for scripts to this file.")]
@@ -273,7 +274,7 @@ def open_dashboards(work_dir: Path, *, mlflow_port: int, prefect_port: int) -> N
         )
     for port in filter(_is_taken, (mlflow_port, prefect_port)):
         raise ConfigError(f"ui: port {port} is taken on {_HOST}. Give others with --mlflow-port and --prefect-port.")
-    mlflow = ["mlflow", "server", "--workers", "1", "--backend-store-uri", f"sqlite:///{store.resolve()}"]
+    mlflow = ["mlflow", "server", "--workers", "1", "--backend-store-uri", sqlite_uri(store)]
     servers = {"MLflow": (mlflow, mlflow_port), "Prefect": (["prefect", "server", "start"], prefect_port)}
     with suppress(KeyboardInterrupt, asyncio.CancelledError):
         asyncio.run(_serve_dashboards(servers, work_dir / "dashboards.log"))

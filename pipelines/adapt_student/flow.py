@@ -23,17 +23,28 @@ from pipelines.adapt_student.page import PAGE, GroupScore, NewDocument, NightRes
 from pipelines.adapt_student.plan import (
     NIGHTS,
     SCORES,
+    champion_number,
     close_plan,
     open_plan,
     plan_night,
     plan_questions,
     read_inbox,
 )
-from pipelines.adapt_student.state import StudentVersion, student_label, version_directory
+from pipelines.adapt_student.state import StudentVersion, complete_rollbacks, student_label, version_directory
 from pipelines.execution import code_digest, content_key
 from pipelines.inbox.questions import write_questions
 from pipelines.inbox.store import INBOX_FILE, InboxStore
-from pipelines.lineage.registry import DATA_TAG, DECISION_TAG, MEMORY_TAG, NO_PARENT, PARENT_TAG, Registry
+from pipelines.lineage.registry import (
+    DATA_TAG,
+    DECISION_TAG,
+    MEMORY_TAG,
+    NIGHT_TAG,
+    NO_PARENT,
+    PARENT_TAG,
+    TEACHER_TAG,
+    Registry,
+    score_tags,
+)
 from pipelines.lineage.run import Lineage
 from pipelines.loop.loop import Loop
 from pipelines.models import open_student, with_answer_format
@@ -48,8 +59,6 @@ from teacher.samplers.sampler import Sampler
 FLOW_NAME = "adapt-student"
 RESULT = "result.json"
 """File in a night's directory, written last."""
-NIGHT_TAG = "preceptor.night"
-"""Tag of a version: the night that made it."""
 _OUTCOMES: dict[str, Outcome] = {"promote": "promoted", "hold": "held", "reject": "rejected"}
 
 
@@ -80,6 +89,10 @@ def adapt_student(config_path: str, overrides: list[str] | None = None, work_dir
 def run_night(config: NightConfig, work_dir: Path, flow_run: str, console: Console) -> NightResult:
     """Run one night in a work directory that this process holds; see `adapt_student`."""
     registry = Registry.open(config.tracking, work_dir)
+    champion_number(registry, work_dir)  # before anything is computed
+    for rollback, _, reverted in complete_rollbacks(registry, work_dir):
+        documents = counted(len(reverted), "document")
+        console.print(f"completed the rollback of version {rollback.from_version}: {documents} quarantined")
     write_missing_questions(config, work_dir, console)
     plan, parent = open_plan(config, work_dir, registry, console.print)
     if plan is None:
@@ -143,7 +156,7 @@ def write_missing_questions(config: NightConfig, work_dir: Path, console: Consol
 def _adapt(night: Night, lineage: Lineage, stages: Mapping[str, Stage]) -> NightResult:
     """Return the night's result; everything of it is logged."""
     config, loop, plan, started = night.config, night.loop, night.plan, time.perf_counter()
-    state, teacher = champion_teacher(loop, lineage.registry)
+    state, teacher, number = champion_teacher(loop, lineage.registry)
     learned = learn(night, state, stages)
     took = {"learn": time.perf_counter() - started}
     measured = measure(night, learned.student, stages[SCORES])
@@ -195,23 +208,35 @@ def _adapt(night: Night, lineage: Lineage, stages: Mapping[str, Stage]) -> Night
         config_digest=config.digest,
         code_digest=code_digest(),
     )
-    return conclude(night, lineage, learned.student, measured, result)
+    return conclude(night, lineage, learned.student, measured, result, number)
 
 
 def conclude(
-    night: Night, lineage: Lineage, student: StudentVersion, measured: Measured, result: NightResult
+    night: Night,
+    lineage: Lineage,
+    student: StudentVersion,
+    measured: Measured,
+    result: NightResult,
+    teacher: int | None = None,
 ) -> NightResult:
     """Register the student, promote it or not, quarantine documents, and write the page and the result.
 
     Each step happens at most once however often a killed night gets here again, and the alias moves after everything
-    that belongs to the version is written.
+    that belongs to the version is written. `teacher` is the number of the teacher's version; None is the untrained one.
     """
     assert student.directory is not None
     assert student.adapter is not None
     plan, work_dir = night.plan, night.loop.work_dir
     accuracy = measured.after.accuracy(*(document.id for document in result.new if not document.not_learned))
     state = student.state.model_copy(update={"scores": {**student.state.scores, plan.night: accuracy or 0.0}})
-    tags = {NIGHT_TAG: plan.night, MEMORY_TAG: state.memory.digest, "preceptor.student": night.loop.student_digest}
+    tags = {
+        NIGHT_TAG: plan.night,
+        MEMORY_TAG: state.memory.digest,
+        "preceptor.student": night.loop.student_digest,
+        DECISION_TAG: "no gate" if result.gate is None else result.gate.decision,
+        TEACHER_TAG: "untrained" if teacher is None else str(teacher),
+        **score_tags({"new": accuracy, "probes_before": result.probes_before, "probes_after": result.probes_after}),
+    }
     with tempfile.TemporaryDirectory(dir=work_dir) as scratch:
         version = lineage.registry.register(
             "student",
@@ -224,7 +249,7 @@ def conclude(
     report = f"{plan.night}: promoted without a gate.\n" if result.gate is None else report_markdown(result.gate)
     if result.outcome == "promoted":
         record = {
-            DECISION_TAG: "no gate" if result.gate is None else "promote",
+            DECISION_TAG: tags[DECISION_TAG],  # a version of an earlier release has none yet
             DATA_TAG: state.digest,
             PARENT_TAG: NO_PARENT if plan.parent is None else str(plan.parent),
         }
