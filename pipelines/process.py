@@ -72,7 +72,9 @@ def prepare_process(work_dir: Path | None = None) -> None:
     if work_dir is not None:
         home = work_dir.resolve() / "prefect"
         home.mkdir(parents=True, exist_ok=True)  # Prefect's server does not start without it
-        os.environ.setdefault("PREFECT_HOME", str(home))
+        if os.environ.setdefault("PREFECT_HOME", str(home)) == str(home) and "%" in str(home):  # Prefect quotes none
+            database = sqlite_uri(home / "prefect.db").replace("sqlite", "sqlite+aiosqlite", 1)
+            os.environ.setdefault("PREFECT_API_DATABASE_CONNECTION_URL", database)
         # Prefect derives these from the home in its own defaults, not from the one in the environment.
         os.environ.setdefault("PREFECT_LOCAL_STORAGE_PATH", str(home / "storage"))
         os.environ.setdefault("PREFECT_MEMO_STORE_PATH", str(home / "memo_store.toml"))

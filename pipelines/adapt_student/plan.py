@@ -162,9 +162,9 @@ def champion_number(registry: Registry | None, work_dir: Path) -> int | None:
     copies = sorted(int(path.name) for path in student_directory(work_dir, 0).parent.glob("[0-9]*"))
     if last := (promoted or copies)[-1:]:
         raise LineageError(
-            f"night: version {last[0]} of the student was in use in {str(work_dir)!r}, but the registry has no champion: "
+            f"night: {str(work_dir)!r} had version {last[0]} of the student in use, but its registry has no champion: "
             "the store (mlflow.db) was lost, emptied or is another one. Nothing was started. Put it back, or restore a "
-            "backup with `preceptor restore FILE --work-dir NEW`; to start from the base student, give a new --work-dir."
+            "backup with `preceptor restore FILE --work-dir NEW`; to begin anew, give another --work-dir."
         )
     return None
 

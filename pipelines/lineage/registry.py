@@ -36,7 +36,7 @@ DECISION_TAG, NIGHT_TAG, TEACHER_TAG = "preceptor.gate_decision", "preceptor.nig
 """Tags of a night's version, promoted or not: the gate's decision, the night, and the number of the teacher's version
 that wrote its self-edits (`untrained` for none)."""
 SCORE_TAG = "preceptor.score."
-"""Prefix of the tags with a version's scores, in [0, 1]: `new`, `probes_before` and `probes_after` of a night's student,
+"""Prefix of the tags with a version's scores, in [0, 1]: `new`, `probes_before` and `probes_after` of a student,
 `reward` of the round that a teacher learned from."""
 REFUSED = {"hold": "held", "reject": "rejected"}
 """Decisions that keep a version out of use."""

@@ -108,7 +108,7 @@ class Lineage:
 
     def fetch_states(self, place: Callable[[str], Path]) -> None:
         """Fetch the teachers of this run that are registered and were removed from their `place` by name."""
-        for each in self.registry.registered("teacher"):
+        for each in self.registry.registered("teacher") if self.resumed else ():
             if each.run_id == self.run_id:
                 self.registry.fetch("teacher", each.version, place(each.name))
 

@@ -303,7 +303,7 @@ def versions_table(role: str, history: Sequence[VersionRecord]) -> Table:
 
     rows = [shown(record) for record in history]
     heads = [head for head in rows[0] if any(row[head] for row in rows)]
-    table = plain_table(f"Versions of the {role} (dates in UTC, scores in %)")
+    table = plain_table(f"Versions of the {role}", caption="Scores in %, dates in UTC.")
     for head in heads:
         table.add_column(head, overflow="fold")
     for row in rows:
