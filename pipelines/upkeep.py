@@ -15,9 +15,9 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 from filelock import FileLock, Timeout
@@ -48,18 +48,6 @@ _PLACES: tuple[tuple[Role, str, str], ...] = (("student", "students", "adapters"
 
 class UpkeepError(PreceptorError, RuntimeError):
     """An archive cannot be written, or is not one."""
-
-
-class _Hashing:
-    """A file whose content is hashed as it is read."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self.hash = file, hashlib.sha256()
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
-        self.hash.update(data)
-        return data
 
 
 def backup(
@@ -102,15 +90,15 @@ def _write(staging: Path, work_dir: Path) -> int:
         copy = Path(scratch, "copy")
 
         def add(path: Path, name: str) -> None:
-            with path.open("rb") as file:
-                hashing = _Hashing(file)
-                tar.addfile(tar.gettarinfo(path, name), hashing)
-            digests[name] = hashing.hash.hexdigest()
+            digests[name] = _digest(path)
+            tar.add(path, name)
+            if _digest(path) != digests[name]:
+                raise OSError(f"{name} was written meanwhile")
 
         # Databases first: a file that they name is then in the archive, too.
-        for database, path in sorted((not _is_sqlite(path), path) for path in _files(work_dir)):
+        for plain, path in sorted((not _is_sqlite(path), path) for path in _files(work_dir)):
             name = path.relative_to(work_dir).as_posix()
-            if database:
+            if plain:
                 add(path, name)
                 continue
             with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
@@ -137,6 +125,11 @@ def _is_sqlite(path: Path) -> bool:
         return file.read(16) == b"SQLite format 3\0"
 
 
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def restore(
     archive: Annotated[Path, typer.Argument(metavar="FILE.tar.gz", help="Archive that `preceptor backup` wrote.")],
     work_dir: Annotated[Path, typer.Option("--work-dir", help="New directory; it must not exist, or be empty.")],
@@ -153,7 +146,7 @@ def restore(
             wanted = json.loads((new / MANIFEST).read_bytes())["files"]
             (new / MANIFEST).unlink()
             paths = [path for path in new.rglob("*") if not path.is_dir()]
-            found = {p.relative_to(new).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
+            found = {path.relative_to(new).as_posix(): _digest(path) for path in paths}
             if wrong := [name for name in sorted({*wanted, *found}) if wanted.get(name) != found.get(name)]:
                 raise ValueError(f"{counted(len(wrong), 'file')} missing or changed: {', '.join(wrong[:5])}")
         except (OSError, EOFError, zlib.error, tarfile.TarError, ValueError, KeyError, TypeError) as error:
@@ -198,17 +191,11 @@ def removable(registry: Registry, work_dir: Path) -> list[Removable]:
                 found.append(Removable(f"registered {own} of finished runs", state, role, each.version))
     scratch = [path for path in work_dir.rglob("*") if re.fullmatch(_SCRATCH, path.name)]
     scratch = [path for path in scratch if not {"artifacts", "prefect"} & {*path.relative_to(work_dir).parts}]
-    scratch += filter(_is_left, work_dir.glob("serving-*"))
+    for serving in work_dir.glob("serving-*"):
+        with suppress(Timeout), FileLock(serving / "serving.lock", timeout=0):
+            scratch.append(serving)
     found += [Removable("scratch of killed commands", path) for path in scratch]
     return [each for each in {each.path: each for each in found}.values() if each.path.exists()]
-
-
-def _is_left(serving: Path) -> bool:
-    try:
-        with FileLock(serving / "serving.lock", timeout=0):
-            return True
-    except Timeout:
-        return False
 
 
 def collect(registry: Registry, work_dir: Path, dry_run: bool) -> None:
@@ -223,7 +210,8 @@ def collect(registry: Registry, work_dir: Path, dry_run: bool) -> None:
     with exclusive(work_dir):
         found, sizes = removable(registry, work_dir), dict[str, list[int]]()
         for each in found:
-            sizes.setdefault(each.kind, []).append(_size(each.path))
+            files = [each.path, *each.path.rglob("*")]
+            sizes.setdefault(each.kind, []).append(sum(file.stat().st_size for file in files if file.is_file()))
         table = plain_table(f"Not needed in {work_dir}", heads=("what", "number", "MB"))
         for kind, each_size in sizes.items():
             table.add_row(kind, str(len(each_size)), f"{sum(each_size) / 1e6:.1f}")
@@ -242,11 +230,6 @@ def collect(registry: Registry, work_dir: Path, dry_run: bool) -> None:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
     if found and not dry_run:
         sys.stdout.write(f"Removed {_megabytes(sum(map(sum, sizes.values())))}.\n")
-
-
-def _size(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _megabytes(size: int) -> str:

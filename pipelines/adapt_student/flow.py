@@ -204,25 +204,21 @@ def _adapt(night: Night, lineage: Lineage, stages: Mapping[str, Stage]) -> Night
         gate=report,
         seconds=took,
         teacher=teacher,
+        teacher_version=number,
         mlflow_run_id=lineage.run_id,
         config_digest=config.digest,
         code_digest=code_digest(),
     )
-    return conclude(night, lineage, learned.student, measured, result, number)
+    return conclude(night, lineage, learned.student, measured, result)
 
 
 def conclude(
-    night: Night,
-    lineage: Lineage,
-    student: StudentVersion,
-    measured: Measured,
-    result: NightResult,
-    teacher: int | None = None,
+    night: Night, lineage: Lineage, student: StudentVersion, measured: Measured, result: NightResult
 ) -> NightResult:
     """Register the student, promote it or not, quarantine documents, and write the page and the result.
 
     Each step happens at most once however often a killed night gets here again, and the alias moves after everything
-    that belongs to the version is written. `teacher` is the number of the teacher's version; None is the untrained one.
+    that belongs to the version is written.
     """
     assert student.directory is not None
     assert student.adapter is not None
@@ -234,7 +230,7 @@ def conclude(
         MEMORY_TAG: state.memory.digest,
         "preceptor.student": night.loop.student_digest,
         DECISION_TAG: "no gate" if result.gate is None else result.gate.decision,
-        TEACHER_TAG: "untrained" if teacher is None else str(teacher),
+        TEACHER_TAG: "untrained" if result.teacher_version is None else str(result.teacher_version),
         **score_tags({"new": accuracy, "probes_before": result.probes_before, "probes_after": result.probes_after}),
     }
     with tempfile.TemporaryDirectory(dir=work_dir) as scratch:

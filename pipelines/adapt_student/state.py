@@ -177,11 +177,19 @@ def version_directory(adapter_dir: Path, state: StudentState, answer_format: Ans
     return directory
 
 
-def quarantine_reverted(registry: Registry, rollback: Rollback, work_dir: Path, reason: str) -> tuple[str, ...]:
-    """Quarantine the documents that a rollback took back, which completes it, and return their ids.
+def complete_rollbacks(registry: Registry, work_dir: Path) -> list[tuple[Rollback, str, tuple[str, ...]]]:
+    """Quarantine the documents that rollbacks of the student took back; return each with its reason and their ids.
 
-    Otherwise the next night would learn again what was just reverted.
+    Otherwise the next night would learn again what was just reverted. A rollback that was killed before this is among
+    them.
     """
+    return [
+        (rollback, reason, _quarantine_reverted(registry, rollback, work_dir, reason))
+        for rollback, reason in registry.open_rollbacks()
+    ]
+
+
+def _quarantine_reverted(registry: Registry, rollback: Rollback, work_dir: Path, reason: str) -> tuple[str, ...]:
     found: tuple[str, ...] = ()
     if (work_dir / INBOX_FILE).is_file():
         before, after = (student_version(registry, number, work_dir).state for number in rollback)
@@ -193,11 +201,3 @@ def quarantine_reverted(registry: Registry, rollback: Rollback, work_dir: Path, 
                 inbox.quarantine([name for name in found if nights[name] == night], reason, night)
     registry.close_rollback(rollback.from_version)
     return found
-
-
-def complete_rollbacks(registry: Registry, work_dir: Path) -> list[tuple[Rollback, str, tuple[str, ...]]]:
-    """Quarantine what open rollbacks of the student took back; return them with reason and ids of the documents."""
-    return [
-        (rollback, reason, quarantine_reverted(registry, rollback, work_dir, reason))
-        for rollback, reason in registry.open_rollbacks()
-    ]

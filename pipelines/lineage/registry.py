@@ -317,8 +317,7 @@ class Registry:
         """Record that the documents of a student's version that was rolled back are quarantined."""
         name = self.name("student")
         with lineage_errors(f"close the rollback of version {version} of {name!r}", self._store.uri):
-            if _OPEN_TAG in self.tags("student", version):
-                self._store.client.delete_model_version_tag(name, str(version), _OPEN_TAG)
+            self._store.client.delete_model_version_tag(name, str(version), _OPEN_TAG)
 
     def history(self, role: Role) -> list[VersionRecord]:
         """Return all versions, newest first; none for a model that was never registered."""
