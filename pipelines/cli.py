@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from evaluation.common.errors import LineageError
 from evaluation.common.storage import write_atomically
 from pipelines.ask import ask
 from pipelines.check_regression.command import check_regression
@@ -22,7 +23,7 @@ from pipelines.upkeep import backup, restore
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from pipelines.lineage.registry import Registry
+    from pipelines.lineage.registry import Registry, Rollback
 
 app = typer.Typer(
     name="preceptor",
@@ -156,26 +157,27 @@ def rollback(
 
     Nothing is deleted: the version that is left keeps its files and the reason.
     """
-    from pipelines.adapt_student.state import complete_rollbacks
+    from pipelines.adapt_student.state import quarantine_reverted
 
-    registry, place = _registry(config, work_dir), shlex.quote(str(work_dir))
-    done = complete_rollbacks(registry, work_dir) if role == "student" else []
-    if done:
-        sys.stdout.write("An interrupted rollback is completed; repeat the command to go one version further back.\n")
-    else:
-        made = registry.rollback(role, because)
-        done = complete_rollbacks(registry, work_dir) if role == "student" else [(made, because.strip(), ())]
-    for found, reason, reverted in done:
-        sys.stdout.write(
-            f"Version {found.to_version} of the {role} is the champion again; version {found.from_version} was rolled "
-            f"back because: {reason}\n"
-        )
+    registry, place, reverted = _registry(config, work_dir), shlex.quote(str(work_dir)), list[str]()
+
+    def quarantine(found: Rollback) -> None:
+        try:
+            reverted.extend(quarantine_reverted(registry, found, work_dir, because.strip()))
+        except LineageError as error:  # a damaged champion is left all the same
+            sys.stderr.write(f"Its documents are not quarantined, and the next night learns them again: {error}\n")
+
+    found = registry.rollback(role, because, quarantine if role == "student" else None)
+    sys.stdout.write(
+        f"Version {found.to_version} of the {role} is the champion again; version {found.from_version} was rolled "
+        f"back because: {because.strip()}\n"
+    )
+    if role == "student":
         if reverted:
             sys.stdout.write(
                 f"{len(reverted)} documents of the reverted nights are quarantined; to return one to the queue: "
                 f"preceptor inbox release {reverted[0]} --work-dir {place}\n"
             )
-    if role == "student":
         sys.stdout.write(f"To check its answers: preceptor ask 'QUESTION' --work-dir {place}\n")
     sys.stdout.write(f"To see all versions: preceptor versions --role {role} --work-dir {place}\n")
 

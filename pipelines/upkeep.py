@@ -136,6 +136,8 @@ def restore(
 ) -> None:
     """Restore a work directory, at any path, from an archive: whole and checked, or not at all."""
     place = work_dir.resolve()
+    if not archive.is_file():
+        raise ConfigError(f"restore: {str(archive)!r} is no file. Give an archive that `preceptor backup` wrote.")
     if place.exists() and not (place.is_dir() and not any(place.iterdir())):
         raise ConfigError(f"restore: {str(work_dir)!r} is there and not empty. Give a new directory with --work-dir.")
     with replacing_directory(place) as new:

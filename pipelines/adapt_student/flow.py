@@ -30,7 +30,7 @@ from pipelines.adapt_student.plan import (
     plan_questions,
     read_inbox,
 )
-from pipelines.adapt_student.state import StudentVersion, complete_rollbacks, student_label, version_directory
+from pipelines.adapt_student.state import StudentVersion, student_label, version_directory
 from pipelines.execution import code_digest, content_key
 from pipelines.inbox.questions import write_questions
 from pipelines.inbox.store import INBOX_FILE, InboxStore
@@ -90,9 +90,6 @@ def run_night(config: NightConfig, work_dir: Path, flow_run: str, console: Conso
     """Run one night in a work directory that this process holds; see `adapt_student`."""
     registry = Registry.open(config.tracking, work_dir)
     champion_number(registry, work_dir)  # before anything is computed
-    for rollback, _, reverted in complete_rollbacks(registry, work_dir):
-        documents = counted(len(reverted), "document")
-        console.print(f"completed the rollback of version {rollback.from_version}: {documents} quarantined")
     write_missing_questions(config, work_dir, console)
     plan, parent = open_plan(config, work_dir, registry, console.print)
     if plan is None:

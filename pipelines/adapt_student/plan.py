@@ -159,7 +159,7 @@ def champion_number(registry: Registry | None, work_dir: Path) -> int | None:
         return number
     results = (json.loads(path.read_bytes()) for path in sorted((work_dir / NIGHTS).glob("night-*/result.json")))
     promoted = [result["version"] for result in results if result["outcome"] == "promoted"]
-    copies = sorted(int(path.name) for path in student_directory(work_dir, 0).parent.glob("[0-9]*"))
+    copies = sorted(int(path.name) for path in student_directory(work_dir, 0).parent.glob("*") if path.name.isdecimal())
     if last := (promoted or copies)[-1:]:
         raise LineageError(
             f"night: {str(work_dir)!r} had version {last[0]} of the student in use, but its registry has no champion: "

@@ -177,27 +177,17 @@ def version_directory(adapter_dir: Path, state: StudentState, answer_format: Ans
     return directory
 
 
-def complete_rollbacks(registry: Registry, work_dir: Path) -> list[tuple[Rollback, str, tuple[str, ...]]]:
-    """Quarantine the documents that rollbacks of the student took back; return each with its reason and their ids.
+def quarantine_reverted(registry: Registry, rollback: Rollback, work_dir: Path, reason: str) -> tuple[str, ...]:
+    """Quarantine the documents that a rollback took back, and return their ids.
 
-    Otherwise the next night would learn again what was just reverted. A rollback that was killed before this is among
-    them.
+    Otherwise the next night would learn again what was just reverted.
     """
-    return [
-        (rollback, reason, _quarantine_reverted(registry, rollback, work_dir, reason))
-        for rollback, reason in registry.open_rollbacks()
-    ]
-
-
-def _quarantine_reverted(registry: Registry, rollback: Rollback, work_dir: Path, reason: str) -> tuple[str, ...]:
-    found: tuple[str, ...] = ()
-    if (work_dir / INBOX_FILE).is_file():
-        before, after = (student_version(registry, number, work_dir).state for number in rollback)
-        nights = {held.task.id: held.night for held in before.documents if held.task.id not in after.ids}
-        with InboxStore(work_dir / INBOX_FILE) as inbox:
-            known = {document.id for document in inbox.documents()}
-            found = tuple(name for name in nights if name in known)
-            for night in dict.fromkeys(nights.values()):
-                inbox.quarantine([name for name in found if nights[name] == night], reason, night)
-    registry.close_rollback(rollback.from_version)
-    return found
+    if not (work_dir / INBOX_FILE).is_file():
+        return ()
+    before, after = (student_version(registry, number, work_dir).state for number in rollback)
+    nights = {held.task.id: held.night for held in before.documents if held.task.id not in after.ids}
+    with InboxStore(work_dir / INBOX_FILE) as inbox:
+        known = {document.id for document in inbox.documents()}
+        for night in dict.fromkeys(nights.values()):
+            inbox.quarantine([name for name, its in nights.items() if its == night and name in known], reason, night)
+    return tuple(name for name in nights if name in known)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -51,8 +51,6 @@ PROMOTED_TAG = "preceptor.promoted_at"
 """Tag: when the version last became the champion; written last, so it marks a complete promotion."""
 ROLLED_BACK_TAG, REASON_TAG = "preceptor.rolled_back_at", "preceptor.rolled_back_because"
 """Tags: when and why the version was taken out of use."""
-_OPEN_TAG = "preceptor.rollback_open"
-"""Tag of a student's version whose documents are still to be quarantined after its rollback."""
 _MODEL = "preceptor.model_id"
 
 REPORT_FILE = "gate-report.md"
@@ -78,8 +76,6 @@ class VersionRecord(NamedTuple):
     """When it was taken out of use, ISO 8601; None when it was not, or was promoted again since."""
     reason: str | None
     """Why it was taken out of use."""
-    open: bool = False
-    """The documents that its rollback took back are not quarantined yet."""
     despite: str | None = None
     """Why it was promoted although the gate refused it."""
     scores: Mapping[str, float] = MappingProxyType({})
@@ -120,7 +116,6 @@ def version_record(version: int, aliases: Iterable[str], created_ms: int, tags: 
         parent_known=parent is not None,
         rolled_back=rolled_back,
         reason=tags.get(REASON_TAG) if rolled_back else None,
-        open=rolled_back is not None and _OPEN_TAG in tags,
         despite=tags.get(DESPITE_TAG),
         scores={name.removeprefix(SCORE_TAG): float(tags[name]) for name in sorted(tags) if name.startswith(SCORE_TAG)},
         teacher=tags.get(TEACHER_TAG),
@@ -271,11 +266,12 @@ class Registry:
             client.set_model_version_tag(name, str(version), PROMOTED_TAG, _now())
         return champion
 
-    def rollback(self, role: Role, reason: str) -> Rollback:
+    def rollback(self, role: Role, reason: str, first: Callable[[Rollback], object] | None = None) -> Rollback:
         """Make the champion's parent the champion, and record on the version that is left when and why.
 
         A second rollback goes one version further back, see `parent_of`; `previous` then stands where the
-        next one would lead, or nowhere. The same call completes a rollback that was killed. To go forward, promote.
+        next one would lead, or nowhere. The same call completes a rollback that was killed, since the alias moves
+        last, after a call of `first`. To go forward, promote.
 
         Raises:
             ConfigError: The reason is blank.
@@ -297,8 +293,8 @@ class Registry:
                 )
             client.set_model_version_tag(name, str(champion), ROLLED_BACK_TAG, _now())
             client.set_model_version_tag(name, str(champion), REASON_TAG, reason.strip())
-            if role == "student":
-                client.set_model_version_tag(name, str(champion), _OPEN_TAG, "true")
+            if first is not None:
+                first(Rollback(champion, target))
             before = parent_of(history, target, None)
             if before is not None:
                 client.set_registered_model_alias(name, PREVIOUS, str(before))
@@ -306,18 +302,6 @@ class Registry:
                 client.delete_registered_model_alias(name, PREVIOUS)
             client.set_registered_model_alias(name, CHAMPION, str(target))
         return Rollback(champion, target)
-
-    def open_rollbacks(self) -> list[tuple[Rollback, str]]:
-        """Return rollbacks of the student, with their reasons, that were killed before `close_rollback`."""
-        champion = self.aliases("student").get(CHAMPION)
-        left = [record for record in self.history("student") if record.open and record.version != champion]
-        return [(Rollback(record.version, champion), record.reason or "") for record in left if champion is not None]
-
-    def close_rollback(self, version: int) -> None:
-        """Record that the documents of a student's version that was rolled back are quarantined."""
-        name = self.name("student")
-        with lineage_errors(f"close the rollback of version {version} of {name!r}", self._store.uri):
-            self._store.client.delete_model_version_tag(name, str(version), _OPEN_TAG)
 
     def history(self, role: Role) -> list[VersionRecord]:
         """Return all versions, newest first; none for a model that was never registered."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,8 +19,9 @@ from pipelines.adapt_student.config import NightConfig
 from pipelines.adapt_student.flow import RESULT, run_night
 from pipelines.adapt_student.page import NightResult
 from pipelines.adapt_student.plan import NIGHTS, DryRun, dry_run, open_plan, read_inbox
-from pipelines.adapt_student.state import student_version
+from pipelines.adapt_student.state import quarantine_reverted, student_version
 from pipelines.inbox.store import INBOX_FILE, InboxStore
+from pipelines.lineage.registry import Rollback
 from pipelines.lineage.run import Lineage
 from pipelines.settings import load
 from tests.pipelines.adapt_student.factories import DEMO, deliver, document, held, promoted, state
@@ -113,7 +115,7 @@ def test_command_opens_no_model_and_changes_nothing(open_run: Open, work_dir: Pa
     assert snapshot(work_dir) == before
 
 
-def test_rollback_that_was_killed_is_completed_by_the_same_command_and_goes_no_further(
+def test_rollback_that_was_killed_is_completed_by_the_same_command_and_one_of_a_damaged_version_works(
     open_run: Open, work_dir: Path, tmp_path: Path, preceptor: Callable[..., str]
 ) -> None:
     documents = [document(name) for name in "abc"]
@@ -121,16 +123,25 @@ def test_rollback_that_was_killed_is_completed_by_the_same_command_and_goes_no_f
     lineage, whole = open_run(), [held(each, f"night-{i}") for i, each in enumerate(documents)]
     for i in range(3):
         assert promoted(lineage, state(*whole[: i + 1]), tmp_path, i + 1.0) == i + 1
-    lineage.registry.rollback("student", "killed here")  # before any document was quarantined
-    said = preceptor("rollback", "--because", "killed here")
-    assert "interrupted" in said
-    assert "Version 2 of the student is the champion again; version 3 was rolled back because: killed here" in said
+
+    def killed(found: Rollback) -> None:
+        assert quarantine_reverted(lineage.registry, found, work_dir, "bad") == (documents[2].id,)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        lineage.registry.rollback("student", "bad", killed)
+    assert lineage.registry.aliases("student")["champion"] == 3
+    said = preceptor("rollback", "--because", "bad")
+    assert "Version 2 of the student is the champion again; version 3 was rolled back because: bad" in said
     assert lineage.registry.aliases("student")["champion"] == 2
     assert read_inbox(work_dir).quarantined == {documents[2].id}
-    preceptor("inbox", "release", documents[2].id)
-    assert "Version 1 of the student is the champion again" in preceptor("rollback", "--because", "one further")
-    assert read_inbox(work_dir).quarantined == {documents[1].id}
-    assert lineage.registry.open_rollbacks() == []
+
+    shutil.rmtree(work_dir / "students")
+    for stored in (work_dir / "artifacts").rglob("adapter_model.safetensors"):
+        stored.write_bytes(b"damaged")
+    said = preceptor("rollback", "--because", "its files are damaged")
+    assert "not quarantined" in said
+    assert "Version 1 of the student is the champion again" in said
 
 
 @pytest.mark.parametrize("left", ["night", "copy"])
