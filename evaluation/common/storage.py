@@ -55,6 +55,12 @@ def write_atomically(path: Path, content: str | bytes) -> Path:
     return path
 
 
+def sqlite_uri(path: Path) -> str:
+    """Return the URI by which SQLAlchemy, and with it MLflow, opens a file, whatever characters its path has."""
+    # No further characters are quoted: MLflow makes the parent directory by the URI as it stands.
+    return f"sqlite:///{path.resolve()}".replace("%", "%25").replace("?", "%3F")
+
+
 class SqliteFile:
     """A SQLite file with serialised writers; close it, or use it as a context manager."""
 

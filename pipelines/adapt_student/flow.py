@@ -24,6 +24,7 @@ from pipelines.adapt_student.plan import (
     NIGHTS,
     RESULT,
     SCORES,
+    champion_number,
     close_plan,
     open_plan,
     plan_night,
@@ -34,7 +35,17 @@ from pipelines.adapt_student.state import StudentVersion, student_label, version
 from pipelines.execution import code_digest, content_key
 from pipelines.inbox.questions import write_questions
 from pipelines.inbox.store import INBOX_FILE, InboxStore
-from pipelines.lineage.registry import DATA_TAG, DECISION_TAG, MEMORY_TAG, NO_PARENT, PARENT_TAG, Registry
+from pipelines.lineage.registry import (
+    DATA_TAG,
+    DECISION_TAG,
+    MEMORY_TAG,
+    NIGHT_TAG,
+    NO_PARENT,
+    PARENT_TAG,
+    TEACHER_TAG,
+    Registry,
+    score_tags,
+)
 from pipelines.lineage.run import Lineage
 from pipelines.loop.loop import Loop
 from pipelines.models import open_student, with_answer_format
@@ -47,8 +58,6 @@ from teacher.samplers.openai import OpenAISampling
 from teacher.samplers.sampler import Sampler
 
 FLOW_NAME = "adapt-student"
-NIGHT_TAG = "preceptor.night"
-"""Tag of a version: the night that made it."""
 _OUTCOMES: dict[str, Outcome] = {"promote": "promoted", "hold": "held", "reject": "rejected"}
 
 
@@ -79,6 +88,7 @@ def adapt_student(config_path: str, overrides: list[str] | None = None, work_dir
 def run_night(config: NightConfig, work_dir: Path, flow_run: str, console: Console) -> NightResult:
     """Run one night in a work directory that this process holds; see `adapt_student`."""
     registry = Registry.open(config.tracking, work_dir)
+    champion_number(registry, work_dir)  # before anything is computed
     write_missing_questions(config, work_dir, console)
     plan, parent = open_plan(config, work_dir, registry, console.print)
     if plan is None:
@@ -142,7 +152,7 @@ def write_missing_questions(config: NightConfig, work_dir: Path, console: Consol
 def _adapt(night: Night, lineage: Lineage, stages: Mapping[str, Stage]) -> NightResult:
     """Return the night's result; everything of it is logged."""
     config, loop, plan, started = night.config, night.loop, night.plan, time.perf_counter()
-    state, teacher = champion_teacher(loop, lineage.registry)
+    state, teacher, number = champion_teacher(loop, lineage.registry)
     learned = learn(night, state, stages)
     took = {"learn": time.perf_counter() - started}
     measured = measure(night, learned.student, stages[SCORES])
@@ -190,6 +200,7 @@ def _adapt(night: Night, lineage: Lineage, stages: Mapping[str, Stage]) -> Night
         gate=report,
         seconds=took,
         teacher=teacher,
+        teacher_version=number,
         mlflow_run_id=lineage.run_id,
         config_digest=config.digest,
         code_digest=code_digest(),
@@ -210,7 +221,14 @@ def conclude(
     plan, work_dir = night.plan, night.loop.work_dir
     accuracy = measured.after.accuracy(*(document.id for document in result.new if not document.not_learned))
     state = student.state.model_copy(update={"scores": {**student.state.scores, plan.night: accuracy or 0.0}})
-    tags = {NIGHT_TAG: plan.night, MEMORY_TAG: state.memory.digest, "preceptor.student": night.loop.student_digest}
+    tags = {
+        NIGHT_TAG: plan.night,
+        MEMORY_TAG: state.memory.digest,
+        "preceptor.student": night.loop.student_digest,
+        DECISION_TAG: "no gate" if result.gate is None else result.gate.decision,
+        TEACHER_TAG: "untrained" if result.teacher_version is None else str(result.teacher_version),
+        **score_tags({"new": accuracy, "probes_before": result.probes_before, "probes_after": result.probes_after}),
+    }
     with tempfile.TemporaryDirectory(dir=work_dir) as scratch:
         files = version_directory(student.directory, state, answer_settings(night, student, measured), Path(scratch))
         version = lineage.registry.register(
@@ -224,7 +242,7 @@ def conclude(
     report = f"{plan.night}: promoted without a gate.\n" if result.gate is None else report_markdown(result.gate)
     if result.outcome == "promoted":
         record = {
-            DECISION_TAG: "no gate" if result.gate is None else "promote",
+            DECISION_TAG: tags[DECISION_TAG],  # a version of an earlier release has none yet
             DATA_TAG: state.digest,
             PARENT_TAG: NO_PARENT if plan.parent is None else str(plan.parent),
         }

@@ -64,14 +64,14 @@ class Learned(NamedTuple):
     """Id of a document that the weights should have learned and did not -> reason."""
 
 
-def champion_teacher(loop: Loop, registry: Registry) -> tuple[str | None, str]:
-    """Return the name of the champion teacher's state in the work directory (None: untrained), and its label."""
+def champion_teacher(loop: Loop, registry: Registry) -> tuple[str | None, str, int | None]:
+    """Return the champion teacher's state in the work directory (None: untrained), its label, and its number."""
     number = registry.aliases("teacher").get(CHAMPION) if loop.learns_here else None
     if number is None:
-        return None, f"{loop.settings.teacher.model}, untrained"
-    name = f"version-{number}-of-{registry.name('teacher')}"
+        return None, f"{loop.settings.teacher.model}, untrained", None
+    name = registry.state_name(number)
     registry.fetch("teacher", number, loop.state_dir(name))
-    return name, f"version {number} of the teacher"
+    return name, f"version {number} of the teacher", number
 
 
 def learn(night: Night, state: str | None, stages: Mapping[str, Stage]) -> Learned:

@@ -93,6 +93,8 @@ class NightResult(Record):
     seconds: dict[str, float] = Field(default_factory=dict)
     """By stage."""
     teacher: str = ""
+    teacher_version: int | None = None
+    """Of the teacher that wrote the self-edits; None is the untrained one."""
     mlflow_run_id: str = ""
     config_digest: str = ""
     code_digest: str = ""

@@ -6,6 +6,7 @@ replaces an earlier document therefore stays in external memory, where the next 
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
@@ -17,6 +18,7 @@ from typing import NamedTuple
 
 from pydantic import ConfigDict, ValidationError
 
+from evaluation.common.errors import LineageError
 from evaluation.common.storage import write_atomically
 from evaluation.tasks import KnowledgeTask, Question
 from pipelines.adapt_student.config import NightConfig, RoutingConfig
@@ -154,6 +156,27 @@ def new_plan(
     )
 
 
+def champion_number(registry: Registry | None, work_dir: Path) -> int | None:
+    """Return the champion student's version; None is the base student.
+
+    Raises:
+        LineageError: The work directory had a champion and its registry has none: it is not to be lost silently.
+    """
+    number = None if registry is None else registry.aliases("student").get(CHAMPION)
+    if number is not None:
+        return number
+    results = (json.loads(path.read_bytes()) for path in sorted((work_dir / NIGHTS).glob("night-*/result.json")))
+    promoted = [result["version"] for result in results if result["outcome"] == "promoted"]
+    copies = sorted(int(path.name) for path in student_directory(work_dir, 0).parent.glob("*") if path.name.isdecimal())
+    if last := (promoted or copies)[-1:]:
+        raise LineageError(
+            f"night: {str(work_dir)!r} had version {last[0]} of the student in use, but its registry has no champion: "
+            "the store (mlflow.db) was lost, emptied or is another one. Nothing was started. Put it back, or restore a "
+            "backup with `preceptor restore FILE --work-dir NEW`; to begin anew, give another --work-dir."
+        )
+    return None
+
+
 def open_plan(
     config: NightConfig, work_dir: Path, registry: Registry, say: Callable[[str], None]
 ) -> tuple[NightPlan | None, StudentVersion]:
@@ -161,7 +184,7 @@ def open_plan(
 
     The plan is on disk before this returns; it is None if there is nothing new. `say` receives messages.
     """
-    champion = student_version(registry, registry.aliases("student").get(CHAMPION), work_dir)
+    champion = student_version(registry, champion_number(registry, work_dir), work_dir)
     left, inbox = read_plan(work_dir), read_inbox(work_dir)
     if left is not None:
         if _resumes(left, config, champion.number, champion.state, inbox):
@@ -257,7 +280,7 @@ def dry_run(config: NightConfig, work_dir: Path) -> DryRun:
     """Return what the next night in a work directory, which need not exist, would do; changes nothing."""
     prepare_process()
     registry = Registry.open(config.tracking, work_dir) if has_store(config.tracking, work_dir) else None
-    parent = None if registry is None else registry.aliases("student").get(CHAMPION)
+    parent = champion_number(registry, work_dir)
     state, inbox = _held(registry, parent, work_dir), read_inbox(work_dir)
     unasked = {document.id for document in inbox.unasked} if config.questions is not None else set()
     plan = read_plan(work_dir)

@@ -12,9 +12,10 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from evaluation.common.data import digest_files
@@ -31,9 +32,19 @@ ADAPTER_TAG, RUN_TAG = "preceptor.adapter_sha", "preceptor.run_id"
 """Tags of a version: digest of the adapter, and the run it comes from."""
 MEMORY_TAG = "preceptor.memory_digest"
 """Tag of a student's version: `ExternalMemory.digest` of the memory among its files."""
-DECISION_TAG, DATA_TAG, PARENT_TAG = "preceptor.gate_decision", "preceptor.data_digest", "preceptor.parent_version"
-"""Tags of a promoted version: the gate's decision, SHA-256 of the data it learned and was judged on, and the champion
-that it first replaced."""
+DECISION_TAG, NIGHT_TAG, TEACHER_TAG = "preceptor.gate_decision", "preceptor.night", "preceptor.teacher"
+"""Tags of a night's version, promoted or not: the gate's decision, the night, and the number of the teacher's version
+that wrote its self-edits (`untrained` for none)."""
+SCORE_TAG = "preceptor.score."
+"""Prefix of the tags with a version's scores, in [0, 1]: `new`, `probes_before` and `probes_after` of a student,
+`reward` of the round that a teacher learned from."""
+REFUSED = {"hold": "held", "reject": "rejected"}
+"""Decisions that keep a version out of use."""
+DESPITE_TAG = "preceptor.promoted_despite_gate_because"
+"""Tag: why a version was promoted that the gate refused."""
+DATA_TAG, PARENT_TAG = "preceptor.data_digest", "preceptor.parent_version"
+"""Tags of a promoted version: SHA-256 of the data it learned and was judged on, and the champion that it first
+replaced."""
 NO_PARENT = "none"
 """Value of `PARENT_TAG` when there was no champion before."""
 PROMOTED_TAG = "preceptor.promoted_at"
@@ -65,6 +76,23 @@ class VersionRecord(NamedTuple):
     """When it was taken out of use, ISO 8601; None when it was not, or was promoted again since."""
     reason: str | None
     """Why it was taken out of use."""
+    despite: str | None = None
+    """Why it was promoted although the gate refused it."""
+    scores: Mapping[str, float] = MappingProxyType({})
+    """See `SCORE_TAG`."""
+    teacher: str | None = None
+    night: str | None = None
+    """See `TEACHER_TAG`."""
+
+
+class Registered(NamedTuple):
+    """An adapter in the registry, and the run that it is of."""
+
+    version: int
+    name: str
+    """By which a work directory calls the adapter or the teacher's state."""
+    run_id: str
+    finished: bool
 
 
 class Rollback(NamedTuple):
@@ -88,7 +116,16 @@ def version_record(version: int, aliases: Iterable[str], created_ms: int, tags: 
         parent_known=parent is not None,
         rolled_back=rolled_back,
         reason=tags.get(REASON_TAG) if rolled_back else None,
+        despite=tags.get(DESPITE_TAG),
+        scores={name.removeprefix(SCORE_TAG): float(tags[name]) for name in sorted(tags) if name.startswith(SCORE_TAG)},
+        teacher=tags.get(TEACHER_TAG),
+        night=tags.get(NIGHT_TAG),
     )
+
+
+def score_tags(scores: Mapping[str, float | None]) -> dict[str, str]:
+    """Return a version's scores as tags; what is not known is left out."""
+    return {f"{SCORE_TAG}{name}": repr(float(value)) for name, value in scores.items() if value is not None}
 
 
 def parent_of(history: Mapping[int, VersionRecord], version: int, previous: int | None) -> int | None:
@@ -164,7 +201,13 @@ class Registry:
         return int(version.version)
 
     def promote(
-        self, role: Role, version: int, *, record: Mapping[str, str] | None = None, report: str | None = None
+        self,
+        role: Role,
+        version: int,
+        *,
+        record: Mapping[str, str] | None = None,
+        report: str | None = None,
+        despite: str | None = None,
     ) -> int | None:
         """Make a version the champion, and return the previous one: the champion so far, None when there was none.
 
@@ -179,9 +222,10 @@ class Registry:
                 that the version was compared with (`none` for none), the promotion is refused if another is in use now.
             report: The gate's, in Markdown; becomes the version's description (cut at MLflow's limit) and the file
                 `REPORT_FILE` among its files.
+            despite: Why a version is promoted that the gate held or rejected; kept with it.
 
         Raises:
-            LineageError: No such version, or another champion than in the record.
+            LineageError: No such version, another champion than in the record, or the gate refused it.
         """
         name, client = self.name(role), self._store.client
         with lineage_errors(f"promote version {version} of {name!r}", self._store.uri), self._store.lock:
@@ -194,6 +238,14 @@ class Registry:
                     client.set_model_version_tag(name, str(version), PROMOTED_TAG, _now())
                 return aliases.get(PREVIOUS)
             written = dict(record or {})
+            if (decision := tags.get(DECISION_TAG)) in REFUSED:
+                if despite is None:
+                    raise LineageError(
+                        f"registry: version {version} of {name!r} was {REFUSED[decision]} by the gate. Nothing was "
+                        "changed. Read why on its night's page; to promote it all the same, repeat the command with "
+                        "--despite-the-gate --because 'REASON'."
+                    )
+                written[DESPITE_TAG] = despite
             in_use = NO_PARENT if champion is None else str(champion)
             compared = written.pop(PARENT_TAG, in_use)
             if compared != in_use:
@@ -214,11 +266,12 @@ class Registry:
             client.set_model_version_tag(name, str(version), PROMOTED_TAG, _now())
         return champion
 
-    def rollback(self, role: Role, reason: str) -> Rollback:
+    def rollback(self, role: Role, reason: str, first: Callable[[Rollback], object] | None = None) -> Rollback:
         """Make the champion's parent the champion, and record on the version that is left when and why.
 
         A second rollback goes one version further back, see `parent_of`; `previous` then stands where the
-        next one would lead, or nowhere. The same call completes a rollback that was killed. To go forward, promote.
+        next one would lead, or nowhere. The same call completes a rollback that was killed, since the alias moves
+        last, after a call of `first`. To go forward, promote.
 
         Raises:
             ConfigError: The reason is blank.
@@ -240,6 +293,8 @@ class Registry:
                 )
             client.set_model_version_tag(name, str(champion), ROLLED_BACK_TAG, _now())
             client.set_model_version_tag(name, str(champion), REASON_TAG, reason.strip())
+            if first is not None:
+                first(Rollback(champion, target))
             before = parent_of(history, target, None)
             if before is not None:
                 client.set_registered_model_alias(name, PREVIOUS, str(before))
@@ -257,6 +312,22 @@ class Registry:
                 own = [alias for alias, version in aliases.items() if version == number]
                 records.append(version_record(number, own, found.creation_timestamp, found.tags))
         return sorted(records, key=lambda record: -record.version)
+
+    def registered(self, role: Role) -> list[Registered]:
+        """Return the adapters of all versions whose run is known."""
+        name, client, finished, found = self.name(role), self._store.client, dict[str, bool](), []
+        with lineage_errors(f"list the versions of {name!r}", self._store.uri):
+            for each in client.search_model_versions(f"name = '{name}'"):
+                run_id, digest = each.tags.get(RUN_TAG), each.tags.get(ADAPTER_TAG)
+                if run_id is not None and digest is not None:
+                    if run_id not in finished:
+                        finished[run_id] = client.get_run(run_id).info.status == "FINISHED"
+                    found.append(Registered(int(each.version), digest[:20], run_id, finished[run_id]))
+        return found
+
+    def state_name(self, version: int) -> str:
+        """Return what a work directory calls its copy of a teacher's version."""
+        return f"version-{version}-of-{self.name('teacher')}"
 
     def tags(self, role: Role, version: int) -> dict[str, str]:
         """Return all tags of a version."""

@@ -10,7 +10,7 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +19,7 @@ from evaluation.common.data import digest_json
 from evaluation.statistics import Interval
 from evaluation.tasks import KnowledgeTask
 from pipelines.lineage import tables
-from pipelines.lineage.registry import Registry
+from pipelines.lineage.registry import Registry, score_tags
 from pipelines.lineage.store import (
     experiment,
     flatten_params,
@@ -106,6 +106,12 @@ class Lineage:
             )
             client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", name)])])
 
+    def fetch_states(self, place: Callable[[str], Path]) -> None:
+        """Fetch the teachers of this run that are registered and were removed from their `place` by name."""
+        for each in self.registry.registered("teacher") if self.resumed else ():
+            if each.run_id == self.run_id:
+                self.registry.fetch("teacher", each.version, place(each.name))
+
     def log_round(self, record: Round, policy_dir: Path) -> None:
         """Log a round as a child run, and register its teacher, in PEFT's format, as the `candidate`."""
         unit, tags = f"round-{record.round:03d}", {"preceptor.round": str(record.round)}
@@ -121,7 +127,7 @@ class Lineage:
                 digest=record.learning.policy_digest,
                 run_id=run_id,
                 parent_run_id=self.run_id,
-                tags={**tags, "preceptor.policy": record.learning.policy},
+                tags={**tags, "preceptor.policy": record.learning.policy, **score_tags({"reward": record.mean_reward})},
             )
             self.store.client.set_tag(run_id, "preceptor.teacher_version", str(version))
             self._log_metrics(self.run_id, metrics, end, record.round)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evaluation.common.errors import ConfigError, LineageError
+from evaluation.common.storage import sqlite_uri
 from pipelines.settings import Settings, TrackingConfig
 
 if TYPE_CHECKING:
@@ -22,6 +24,12 @@ _SOURCE_ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("evaluation", "teacher", "student", "pipelines")
 _LOCK_SECONDS = 300.0
 """Longest wait for another process that creates the store; creating one took 2 to 7 s."""
+_OTHER_ROOTS = (
+    "SELECT DISTINCT artifact_location FROM experiments WHERE artifact_location LIKE 'file:%/artifacts' "
+    "AND artifact_location <> ?"
+)
+_MOVE = """UPDATE "{table}" SET "{column}" = CASE "{column}" WHEN :old THEN :new
+ELSE replace("{column}", :old || '/', :new || '/') END WHERE "{column}" = :old OR instr("{column}", :old || '/')"""
 _BATCH = 100
 """Parameters, and tags, that MLflow takes in one call."""
 
@@ -40,7 +48,7 @@ class Store(NamedTuple):
 
 def _located(tracking: TrackingConfig, work_dir: Path) -> tuple[str, Path | None]:
     """Return the store's URI and, where it is an SQLite file (the default), that file."""
-    uri = tracking.uri or f"sqlite:///{work_dir.resolve() / 'mlflow.db'}"
+    uri = tracking.uri or sqlite_uri(work_dir / "mlflow.db")
     if not uri.startswith("sqlite"):
         return uri, None
     from sqlalchemy.engine import make_url
@@ -72,27 +80,65 @@ def open_store(tracking: TrackingConfig, work_dir: Path) -> Store:
     """Return the store, created if absent.
 
     MLflow migrates a fresh SQLite file without a lock, and two processes doing so leave it broken: hence the lock.
-    Artifacts lie beside an SQLite file, in `work_dir` for other databases, and where the server says for `http(s)`.
+    Artifacts lie beside an SQLite file (see `follow_move`), in `work_dir` for other databases, and where the server
+    says for `http(s)`.
 
     Raises:
         LineageError: The store cannot be reached, created or used with this version of MLflow.
     """
-    from filelock import FileLock
     from mlflow import MlflowClient
 
     uri, database = _located(tracking, work_dir)
     place = database or work_dir.resolve() / "mlflow"
-    lock = FileLock(place.with_name(f"{place.name}.lock"), timeout=_LOCK_SECONDS)
+    lock = _lock(place)
     with lineage_errors("open the tracking store", uri):
-        if database is not None and not database.exists():
+        if database is not None and not _has_content(database):
             database.parent.mkdir(parents=True, exist_ok=True)
             # Tables are created whole or not at all, since a killed migration cannot be repeated.
             with lock, tempfile.TemporaryDirectory(prefix=f".{database.name}-", dir=database.parent) as scratch:
-                if not database.exists():
-                    MlflowClient(f"sqlite:///{scratch}/fresh.db").search_experiments(max_results=1)
+                if not _has_content(database):
+                    MlflowClient(sqlite_uri(Path(scratch, "fresh.db"))).search_experiments(max_results=1)
                     os.replace(f"{scratch}/fresh.db", database)
+        if database is not None:
+            follow_move(database)
         remote = uri.startswith(("http://", "https://", "databricks"))
         return Store(MlflowClient(uri), uri, None if remote else place.with_name("artifacts").as_uri(), lock)
+
+
+def _lock(place: Path) -> FileLock:
+    from filelock import FileLock
+
+    return FileLock(place.with_name(f"{place.name}.lock"), timeout=_LOCK_SECONDS)
+
+
+def _has_content(database: Path) -> bool:
+    return database.is_file() and database.stat().st_size > 0
+
+
+def follow_move(database: Path) -> None:
+    """Have an SQLite store name the artifacts beside it, wherever its directory was moved or copied to.
+
+    MLflow records absolute URIs: a moved directory would be dead, and a copy would read and write the original's files.
+    All columns of all tables are searched, and changed in one transaction; a store at its place is only read.
+    """
+    if not _has_content(database):
+        return
+    root = database.resolve().with_name("artifacts").as_uri()
+    with (
+        lineage_errors("find the moved artifacts", str(database)),
+        closing(sqlite3.connect(database, timeout=_LOCK_SECONDS, isolation_level=None)) as db,
+    ):
+        if not db.execute(_OTHER_ROOTS, (root,)).fetchall():
+            return
+        with _lock(database):
+            db.execute("BEGIN IMMEDIATE")  # closing without a commit rolls back
+            tables = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+            for (old,) in db.execute(_OTHER_ROOTS, (root,)).fetchall():
+                for (table,) in tables:
+                    for _, column, kind, *_ in db.execute(f'PRAGMA table_info("{table}")').fetchall():
+                        if "CHAR" in kind or "TEXT" in kind:
+                            db.execute(_MOVE.format(table=table, column=column), {"old": old, "new": root})
+            db.execute("COMMIT")
 
 
 def experiment(store: Store, name: str) -> str:
@@ -119,7 +165,7 @@ def lineage_errors(action: str, uri: str) -> Iterator[None]:
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         shown = re.sub(r"//[^@/]*@", "//***@", uri)
         raise LineageError(

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from pipelines.lineage.registry import VersionRecord
+
 NEAR_ZERO = 0.02
 """Accuracy in [0, 1] below which a variant has learned next to nothing."""
 
@@ -276,3 +278,34 @@ def print_run(
     """Print the table and the closing text, which is neither wrapped again nor read as markup."""
     console.print(run_table(comparison, variants))
     console.print(last_words, markup=False, highlight=False, soft_wrap=True)
+
+
+def versions_table(role: str, history: Sequence[VersionRecord]) -> Table:
+    """Return the table of a role's registered versions, without columns that are empty; it fits 100 columns."""
+    from rich.text import Text
+
+    def shown(record: VersionRecord) -> dict[str, str]:
+        known = {name: percent(score) for name, score in record.scores.items()}
+        reasons = {"rolled back": record.reason, "promoted despite the gate": record.despite}
+        return {
+            "version": str(record.version),
+            "aliases": ", ".join(record.aliases),
+            "gate": record.decision or "",
+            "new": known.get("new", ""),
+            "general": " -> ".join(known[name] for name in ("probes_before", "probes_after") if name in known),
+            "reward": known.get("reward", ""),
+            "teacher": record.teacher or "",
+            "night": record.night or "",
+            "replaced": "" if record.parent is None else str(record.parent),
+            "created": f"{record.created:%Y-%m-%d}",
+            "reasons": "; ".join(f"{what}: {why}" for what, why in reasons.items() if why),
+        }
+
+    rows = [shown(record) for record in history]
+    heads = [head for head in rows[0] if any(row[head] for row in rows)]
+    table = plain_table(f"Versions of the {role}", caption="Scores in %, dates in UTC.")
+    for head in heads:
+        table.add_column(head, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(row[head]) for head in heads))
+    return table

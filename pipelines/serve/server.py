@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import typer
 import uvicorn
 from anyio import to_process
+from filelock import FileLock
 from starlette.applications import Starlette
 from starlette.authentication import AuthenticationBackend, AuthenticationError
 from starlette.exceptions import HTTPException
@@ -126,7 +127,8 @@ def run_server(options: ServeOptions, tracking: TrackingConfig, work_dir: Path) 
             f"serve: cannot listen on {options.host!r}, port {options.port}: {error.strerror or error}. Give another "
             "with --port or --host."
         ) from error
-    with listener, tempfile.TemporaryDirectory(prefix="serving-", dir=work_dir) as files:
+    scratch = tempfile.TemporaryDirectory(prefix="serving-", dir=work_dir)
+    with listener, scratch as files, FileLock(f"{files}/serving.lock"):  # `preceptor gc` tells by it who lives
         server = Server(options, Registry.open(tracking, work_dir), key, Path(files).resolve())
         port, host = listener.getsockname()[1], f"[{options.host}]" if ":" in options.host else options.host
         log = work_dir / f"vllm-{port}.log"

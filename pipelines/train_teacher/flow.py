@@ -50,6 +50,7 @@ def train_teacher(config_path: str, overrides: list[str] | None = None, work_dir
         with Loop(config, place, tasks, probes, reporter) as loop:
             loop.check_endpoints(external=config.external_sampling)
             lineage = _open_lineage(config, place, split, flow_run)
+            lineage.fetch_states(loop.state_dir)
             reporter.say(f"{'resuming' if lineage.resumed else 'new'} MLflow run {lineage.run_id}")
             try:
                 result, variants = _Run(config, loop, split, lineage, plan).run()

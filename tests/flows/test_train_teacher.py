@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,18 @@ from pipelines.lineage.registry import CANDIDATE, Registry
 from pipelines.settings import TrackingConfig, load
 from pipelines.train_teacher.config import TrainTeacherConfig
 from tests.flows.conftest import FinishedRun
-from tests.flows.settings import counts, run_id_in, train
+from tests.flows.settings import (
+    CONFIGS,
+    TINY,
+    command,
+    counts,
+    figures,
+    preceptor,
+    records,
+    run_command,
+    run_id_in,
+    train,
+)
 
 pytestmark = pytest.mark.flow
 
@@ -186,3 +198,20 @@ def test_squad_paragraphs_go_through_the_same_command(shared_data: Callable[...,
     assert 1 <= result["documents"] <= 3
     assert all(0.0 <= accuracy["mean"] <= 1.0 for accuracy in result["variants"].values())
     assert any("too small" in note for note in result["notes"]), result["notes"]
+
+
+def test_copied_and_cleaned_run_is_found_finished_by_the_same_command(
+    finished_run: FinishedRun, tmp_path: Path
+) -> None:
+    work_dir, result, home = tmp_path / "a %20 copy", tmp_path / "result.json", tmp_path / "home"
+    shutil.copytree(finished_run.work_dir, work_dir)
+    states, stored = {path.name for path in (work_dir / "teachers").iterdir()}, records(work_dir)
+    code, output = run_command(preceptor("gc", "--work-dir", work_dir), home)
+    assert code == 0, output
+    assert not list((work_dir / "teachers").iterdir())
+    code, output = run_command(command(CONFIGS / "demo.yaml", work_dir, TINY, result), home)
+    assert code == 0, output[-3000:]
+    assert run_id_in(output) == run_id_in(finished_run.output)
+    assert figures(result) == figures(finished_run.result)
+    assert records(work_dir) == stored, "nothing is computed again"
+    assert {path.name for path in (work_dir / "teachers").iterdir()} == states

@@ -68,8 +68,8 @@ def open_run(work_dir: Path) -> Callable[..., Lineage]:
 def preceptor(work_dir: Path) -> Callable[..., str]:
     """Run a command on the work directory and return what it prints."""
 
-    def run(*arguments: str) -> str:
-        done = CliRunner().invoke(app, [*arguments, "--work-dir", str(work_dir)], env={"COLUMNS": "140"})
+    def run(*arguments: str, columns: str = "140") -> str:
+        done = CliRunner().invoke(app, [*arguments, "--work-dir", str(work_dir)], env={"COLUMNS": columns})
         assert done.exit_code == 0, done.output
         return done.output
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 
 from evaluation.microworld.world import NightDocument
 from evaluation.tasks import Question
-from pipelines.adapt_student.state import HeldDocument, StudentState
+from pipelines.adapt_student.state import HeldDocument, StudentState, version_directory
+from pipelines.answers import AnswerSettings
 from pipelines.experiments.nights import as_delivered
 from pipelines.inbox.documents import InboxDocument, Route
 from pipelines.inbox.store import INBOX_FILE, InboxStore
+from pipelines.lineage.run import Lineage
+from student.adapters import save_adapter
 from teacher.self_edit import Implication, SelfEdit
+from tests.pipelines.factories import make_adapter
 
 DEMO = Path(__file__).resolve().parents[3] / "configs" / "nights-demo.yaml"
 SMALL = (
@@ -61,3 +66,14 @@ def state(*documents: HeldDocument) -> StudentState:
 def deliver(work_dir: Path, documents: Iterable[InboxDocument | NightDocument]) -> None:
     with InboxStore(work_dir / INBOX_FILE) as inbox:
         inbox.add(as_delivered(each) if isinstance(each, NightDocument) else each for each in documents)
+
+
+def promoted(lineage: Lineage, whole: StudentState, scratch: Path, value: float = 0.5) -> int:
+    """Register a student with a state as a night does, promote it, and return its version."""
+    adapter = make_adapter(value)
+    place = save_adapter(adapter, scratch / f"adapter-{value}")
+    with tempfile.TemporaryDirectory() as files:
+        made = version_directory(place, whole, AnswerSettings(), Path(files))
+        version = lineage.registry.register("student", made, digest=adapter.digest, tags={}, run_id=lineage.run_id)
+    lineage.registry.promote("student", version)
+    return version

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from evaluation.common.errors import LineageError
+from evaluation.common.storage import write_atomically
 from pipelines.adapt_student.config import NightConfig
-from pipelines.adapt_student.plan import DryRun, dry_run, open_plan
-from pipelines.adapt_student.state import StudentState, student_version, version_directory
-from pipelines.answers import AnswerSettings
+from pipelines.adapt_student.flow import run_night
+from pipelines.adapt_student.page import NightResult
+from pipelines.adapt_student.plan import NIGHTS, RESULT, DryRun, dry_run, open_plan, read_inbox
+from pipelines.adapt_student.state import quarantine_reverted, student_version
 from pipelines.inbox.store import INBOX_FILE, InboxStore
+from pipelines.lineage.registry import Rollback
 from pipelines.lineage.run import Lineage
 from pipelines.settings import load
-from student.adapters import save_adapter
-from tests.pipelines.adapt_student.factories import DEMO, deliver, document, held, state
-from tests.pipelines.factories import make_adapter
+from tests.pipelines.adapt_student.factories import DEMO, deliver, document, held, promoted, state
 
 Open = Callable[..., Lineage]
 ROOT = DEMO.parents[1]
@@ -44,15 +48,6 @@ def shown(work_dir: Path, config: NightConfig) -> DryRun:
     found = dry_run(config, work_dir)
     assert snapshot(work_dir) == before
     return found
-
-
-def promoted(lineage: Lineage, whole: StudentState, scratch: Path) -> int:
-    """Register a student with a state as a night does, promote it, and return its version."""
-    files = version_directory(save_adapter(make_adapter(0.5), scratch / "adapter"), whole, AnswerSettings(), scratch)
-    digest = make_adapter(0.5).digest
-    version = lineage.registry.register("student", files, digest=digest, tags={}, run_id=lineage.run_id)
-    lineage.registry.promote("student", version)
-    return version
 
 
 def test_missing_directory_is_not_created(tmp_path: Path) -> None:
@@ -118,6 +113,51 @@ def test_command_opens_no_model_and_changes_nothing(open_run: Open, work_dir: Pa
     assert (rows["Self-edits sampled"], rows["Student updates"]) == ("6", "7")
     assert f"version {number} of the student" in done.stdout
     assert snapshot(work_dir) == before
+
+
+def test_rollback_that_was_killed_is_completed_by_the_same_command_and_one_of_a_damaged_version_works(
+    open_run: Open, work_dir: Path, tmp_path: Path, preceptor: Callable[..., str]
+) -> None:
+    documents = [document(name) for name in "abc"]
+    deliver(work_dir, documents)
+    lineage, whole = open_run(), [held(each, f"night-{i}") for i, each in enumerate(documents)]
+    for i in range(3):
+        assert promoted(lineage, state(*whole[: i + 1]), tmp_path, i + 1.0) == i + 1
+
+    def killed(found: Rollback) -> None:
+        assert quarantine_reverted(lineage.registry, found, work_dir, "bad") == (documents[2].id,)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        lineage.registry.rollback("student", "bad", killed)
+    assert lineage.registry.aliases("student")["champion"] == 3
+    said = preceptor("rollback", "--because", "bad")
+    assert "Version 2 of the student is the champion again; version 3 was rolled back because: bad" in said
+    assert lineage.registry.aliases("student")["champion"] == 2
+    assert read_inbox(work_dir).quarantined == {documents[2].id}
+
+    shutil.rmtree(work_dir / "students")
+    for stored in (work_dir / "artifacts").rglob("adapter_model.safetensors"):
+        stored.write_bytes(b"damaged")
+    said = preceptor("rollback", "--because", "its files are damaged")
+    assert "not quarantined" in said
+    assert "Version 1 of the student is the champion again" in said
+
+
+@pytest.mark.parametrize("left", ["night", "copy"])
+def test_champion_that_was_lost_with_its_store_stops_the_night(tmp_path: Path, left: str) -> None:
+    deliver(tmp_path, [document("a")])
+    if left == "copy":
+        (tmp_path / "students" / "4").mkdir(parents=True)
+    else:
+        result = NightResult(night="night-0001", outcome="promoted", version=4)
+        write_atomically(tmp_path / NIGHTS / "night-0001" / RESULT, result.model_dump_json())
+    (tmp_path / "mlflow.db").write_bytes(b"")
+    for _ in range(2):  # the first one makes a new store
+        with pytest.raises(LineageError, match=r"version 4 .* has no champion"):
+            run_night(night(), tmp_path, "a-flow-run", Console(file=io.StringIO()))
+    with pytest.raises(LineageError, match="preceptor restore"):
+        dry_run(night(), tmp_path)
 
 
 def test_interrupted_night_is_shown_as_it_will_be_finished(open_run: Open, work_dir: Path) -> None:

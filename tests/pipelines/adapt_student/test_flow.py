@@ -8,17 +8,19 @@ from typing import NamedTuple
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from evaluation.microworld.world import NightDocument, draw_nights
 from pipelines.adapt_student.config import NightConfig
-from pipelines.adapt_student.flow import NIGHT_TAG, adapt_student, write_missing_questions
+from pipelines.adapt_student.flow import adapt_student, write_missing_questions
 from pipelines.adapt_student.page import NightResult
 from pipelines.adapt_student.plan import NIGHTS, RESULT, DryRun, dry_run, read_inbox
 from pipelines.adapt_student.state import quarantine_reverted, student_directory, student_version
 from pipelines.answers import read_version
 from pipelines.ask import Answerer
+from pipelines.cli import app
 from pipelines.experiments.nights import as_delivered
-from pipelines.lineage.registry import CANDIDATE, CHAMPION, PREVIOUS, Registry
+from pipelines.lineage.registry import CANDIDATE, CHAMPION, NIGHT_TAG, PREVIOUS, Registry
 from pipelines.plan import steps_of, totals
 from pipelines.settings import TrackingConfig, load
 from tests.pipelines.adapt_student.factories import DEMO, SMALL, deliver
@@ -145,6 +147,23 @@ def test_lineage_has_the_page_the_report_and_the_figures(nights: Nights) -> None
     assert run.info.status == "FINISHED"
 
 
+def test_backup_gives_the_same_answers_elsewhere_even_after_gc_and_a_rollback(nights: Nights, tmp_path: Path) -> None:
+    archive, new, before = tmp_path / "b.tar.gz", tmp_path / "a %20 place", answers(nights.place, nights.drawn)
+    for command in (["backup", archive, "--work-dir", nights.place], ["restore", archive, "--work-dir", new]):
+        assert CliRunner().invoke(app, [*map(str, command)], catch_exceptions=False).exit_code == 0
+    restored = Registry.open(TrackingConfig(), new)
+    for version in (1, 2):
+        student_version(restored, version, new)
+    assert len(list((new / "adapters").iterdir())) == 2
+    assert CliRunner().invoke(app, ["gc", "--work-dir", str(new)], catch_exceptions=False).exit_code == 0
+    assert not list((new / "adapters").iterdir())
+    assert answers(new, nights.drawn) == before
+    assert a_night(new).outcome == "nothing new"
+    restored.rollback("student", "a test")
+    assert answers(new, nights.drawn) == nights.answers
+    assert registry(nights).aliases("student")[CHAMPION] == 2
+
+
 def test_later_nights_reject_find_nothing_and_roll_back_exactly(nights: Nights) -> None:
     before = answers(nights.place, nights.drawn)
     assert a_night(nights.place).outcome == "nothing new"
@@ -152,6 +171,9 @@ def test_later_nights_reject_find_nothing_and_roll_back_exactly(nights: Nights) 
     # A step size at which the student falls apart, and a gate that checks what it knew.
     night = a_night(nights.place, "update.learning_rate=0.5", "gate.probe_margin=0.05", "gate.earlier_margin=0.05")
     assert night.outcome == "rejected"
+    record, *_ = registry(nights).history("student")
+    assert (record.version, record.decision, record.night, record.teacher) == (3, "reject", night.night, "untrained")
+    assert (record.scores["new"], record.scores["probes_before"]) == (night.new_after, night.probes_before)
     assert registry(nights).aliases("student")[CHAMPION] == 2
     assert answers(nights.place, nights.drawn) == before
     assert read_inbox(nights.place).quarantined == {document.id for document in night.new} == {*night.quarantined}

@@ -19,8 +19,7 @@ from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.lineage.run import Lineage
 from pipelines.process import exclusive
 from pipelines.settings import load
-from tests.pipelines.adapt_student.factories import DEMO, deliver, document, held, state
-from tests.pipelines.adapt_student.test_dry_run import promoted
+from tests.pipelines.adapt_student.factories import DEMO, deliver, document, held, promoted, state
 
 Open = Callable[..., Lineage]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -21,16 +22,19 @@ from pipelines.lineage.registry import (
     DATA_TAG,
     DECISION_TAG,
     LONGEST_DESCRIPTION,
+    NIGHT_TAG,
     NO_PARENT,
     PARENT_TAG,
     PROMOTED_TAG,
     REASON_TAG,
     REPORT_FILE,
     ROLLED_BACK_TAG,
+    TEACHER_TAG,
     Registry,
     Rollback,
     VersionRecord,
     parent_of,
+    score_tags,
     version_record,
 )
 from pipelines.lineage.run import Lineage
@@ -173,7 +177,7 @@ def test_rollback_and_versions_commands(registry: Registry, preceptor: Callable[
     said = preceptor("rollback", "--role", "teacher", "--because", "It forgot.")
     assert "Version 1 of the teacher is the champion again; version 2 was rolled back because: It forgot." in said
     shown = preceptor("versions", "--role", "teacher")
-    rows = {line.split("│")[1].strip(): line for line in shown.splitlines() if line.startswith("│")}
+    rows = {line.split()[0]: line for line in shown.splitlines() if line}
     assert "champion" in rows["1"]
     assert all(word in rows["2"] for word in ("promote", "It forgot."))
     assert CliRunner().invoke(app, ["rollback", "--work-dir", str(work_dir)]).exit_code == 2
@@ -182,6 +186,33 @@ def test_rollback_and_versions_commands(registry: Registry, preceptor: Callable[
         assert isinstance(nowhere.exception, ConfigError)
         assert "holds no runs" in str(nowhere.exception)
     assert not (work_dir / "nowhere").exists()
+
+
+@pytest.mark.parametrize("decision", ["hold", "reject"])
+def test_version_that_the_gate_refused_is_promoted_only_with_a_reason_that_is_kept(
+    open_run: Open, work_dir: Path, policy_dir: Path, preceptor: Callable[..., str], decision: str
+) -> None:
+    lineage = open_run()
+    tags = {DECISION_TAG: decision, NIGHT_TAG: "night-0007", TEACHER_TAG: "3"}
+    tags |= score_tags({"new": 0.25, "probes_before": 0.9375, "probes_after": 0.5, "reward": None})
+    lineage.registry.register("student", policy_dir, digest="e" * 64, run_id=lineage.run_id, tags=tags)
+    command, place = ["promote", "student", "1"], ["--work-dir", str(work_dir)]
+    refused = CliRunner().invoke(app, [*command, *place])
+    assert isinstance(refused.exception, LineageError)
+    assert "--despite-the-gate --because" in str(refused.exception)
+    assert lineage.registry.aliases("student") == {"candidate": 1}
+    for half in (["--despite-the-gate"], ["--because", "x"]):
+        assert CliRunner().invoke(app, [*command, *half, *place]).exit_code == 2
+    preceptor(*command, "--despite-the-gate", "--because", "It [was] checked by hand.")
+    assert lineage.registry.aliases("student")["champion"] == 1
+    (record,) = json.loads(preceptor("versions", "--json"))
+    assert (record["decision"], record["night"], record["teacher"]) == (decision, "night-0007", "3")
+    assert record["despite"] == "It [was] checked by hand."
+    assert record["scores"] == {"new": 0.25, "probes_after": 0.5, "probes_before": 0.9375}
+    shown = preceptor("versions", columns="100")
+    assert max(map(len, shown.splitlines())) <= 100
+    for part in (decision, "25.0", "93.8 -> 50.0", "night-0007", "[was]", "champion"):
+        assert part in shown
 
 
 # Where it leads, whatever happened before

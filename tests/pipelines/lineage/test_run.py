@@ -156,6 +156,7 @@ def test_log_round_twice_is_one_child_one_version_and_the_same_points(open_run: 
     assert found.version == 1
     assert found.run_id == child.info.run_id
     assert found.tags["preceptor.round"] == "4"
+    assert second.registry.history("teacher")[0].scores == {"reward": 0.375}
     assert found.tags["preceptor.run_id"] == second.run_id
     assert child.data.tags["preceptor.teacher_version"] == "1"
 

@@ -3,14 +3,73 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sqlite3
 import subprocess
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from evaluation.common.data import digest_files
 from evaluation.common.errors import LineageError
-from pipelines.lineage.store import flatten_params, git_tags, lineage_errors, open_store
+from pipelines.lineage.registry import Registry
+from pipelines.lineage.store import flatten_params, follow_move, git_tags, lineage_errors, open_store
 from pipelines.settings import TrackingConfig
+from student.adapters import load_adapter, save_adapter
+from tests.pipelines.conftest import open_lineage
+from tests.pipelines.factories import make_adapter, make_task
+
+
+def register(work_dir: Path, value: float, place: Path) -> int:
+    """Register a student, as a night does; its files are made in `place`."""
+    lineage, adapter = open_lineage(work_dir, key=str(value), student={"model": "micro-student"}), make_adapter(value)
+    lineage.log_documents("train", [make_task()])
+    directory = save_adapter(adapter, place / str(value))
+    return lineage.registry.register("student", directory, digest=adapter.digest, run_id=lineage.run_id, tags={})
+
+
+def snapshot(directory: Path) -> dict[str, tuple[int, int, str]]:
+    """Return inode, time of the last change and content of every file but locks."""
+    return {
+        str(path.relative_to(directory)): (path.stat().st_ino, path.stat().st_mtime_ns, digest_files(path.parent))
+        for path in directory.rglob("*")
+        if path.is_file() and path.suffix != ".lock"
+    }
+
+
+def mentions(work_dir: Path, text: str) -> int:
+    with closing(sqlite3.connect(work_dir / "mlflow.db")) as db:
+        return sum(text in line for line in db.iterdump())
+
+
+@pytest.mark.parametrize("name", ["plain", "with %20, # and é?"])
+def test_moved_store_works_and_a_copy_leaves_the_original_alone(work_dir: Path, tmp_path: Path, name: str) -> None:
+    register(work_dir, 0.5, tmp_path)
+    Registry.open(TrackingConfig(), work_dir).promote("student", 1, report="passed")
+    assert mentions(work_dir, work_dir.as_uri()) == 5
+    moved, copy = tmp_path / name, tmp_path / f"copy {name}"
+    work_dir.rename(moved)
+    files = Registry.open(TrackingConfig(), moved).fetch("student", "champion", tmp_path / "fetched")
+    assert load_adapter(files).digest == make_adapter(0.5).digest
+    assert (mentions(moved, work_dir.as_uri()), mentions(moved, f"{moved.as_uri()}/artifacts")) == (0, 5)
+    before = snapshot(moved)
+    shutil.copytree(moved, copy)
+    assert register(copy, 0.25, tmp_path) == 2
+    Registry.open(TrackingConfig(), copy).promote("student", 2, report="passed, too")
+    assert snapshot(moved) == before
+    assert mentions(copy, moved.as_uri() + "/") == 0
+    shutil.rmtree(moved)
+    for version in (1, 2):
+        Registry.open(TrackingConfig(), copy).fetch("student", version, tmp_path / f"fetched-{version}")
+    before = snapshot(copy)
+    follow_move(copy / "mlflow.db")
+    assert snapshot(copy) == before, "a store at its place is only read"
+
+
+def test_store_that_lost_its_content_is_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"")
+    assert Registry.open(TrackingConfig(), tmp_path).history("student") == []
 
 
 def test_error_says_what_failed_and_hides_passwords() -> None:
