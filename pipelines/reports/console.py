@@ -281,12 +281,11 @@ def print_run(
 
 
 def versions_table(role: str, history: Sequence[VersionRecord]) -> Table:
-    """Return the table of a role's registered versions, without columns that are empty; it fits 100 columns."""
+    """Return the table of a role's versions, without empty columns, and the reasons below it; it fits 100 columns."""
     from rich.text import Text
 
     def shown(record: VersionRecord) -> dict[str, str]:
         known = {name: percent(score) for name, score in record.scores.items()}
-        reasons = {"rolled back": record.reason, "promoted despite the gate": record.despite}
         return {
             "version": str(record.version),
             "aliases": ", ".join(record.aliases),
@@ -298,14 +297,17 @@ def versions_table(role: str, history: Sequence[VersionRecord]) -> Table:
             "night": record.night or "",
             "replaced": "" if record.parent is None else str(record.parent),
             "created": f"{record.created:%Y-%m-%d}",
-            "reasons": "; ".join(f"{what}: {why}" for what, why in reasons.items() if why),
         }
 
-    rows = [shown(record) for record in history]
+    rows, notes = [shown(record) for record in history], ["Scores in %, dates in UTC."]
     heads = [head for head in rows[0] if any(row[head] for row in rows)]
-    table = plain_table(f"Versions of the {role}", caption="Scores in %, dates in UTC.")
+    table = plain_table(f"Versions of the {role}")
     for head in heads:
         table.add_column(head, overflow="fold")
     for row in rows:
         table.add_row(*(Text(row[head]) for head in heads))
+    for record in history:
+        reasons = {"rolled back": record.reason, "promoted despite the gate": record.despite}
+        notes += [f"Version {record.version} was {what} because: {why}" for what, why in reasons.items() if why]
+    table.caption = Text("\n".join(notes))
     return table
