@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,7 +14,7 @@ from evaluation.common.errors import ConfigError
 from evaluation.engines.vllm import VllmOptions
 from evaluation.exact_match import AnswerFormat
 from evaluation.formats import FormatName
-from evaluation.graders import GraderConfig
+from evaluation.graders import FreeTextGrading, GraderConfig
 from student.config import UpdateRecipe
 from teacher.config import TeacherConfig
 
@@ -72,6 +72,12 @@ class GradingConfig(Frozen):
     """Longest answer in tokens, in [1, 4096]; the answer is the first line that is not blank."""
     vllm: VllmOptions = VllmOptions()
     """For the engine `vllm`; a self-edit with a higher LoRA rank than the recipe's has no score there."""
+
+
+class TextGrading(GradingConfig):
+    """Grading of answers about documents, for which no domain has a grader of its own."""
+
+    grader: Annotated[FreeTextGrading, Field(discriminator="type")]
 
 
 class TrackingConfig(Frozen):

@@ -24,7 +24,7 @@ from evaluation.domains import DataConfig, load_split
 from evaluation.retention import retention_probes
 from evaluation.tasks import KnowledgeTask, Question
 from pipelines.check_regression.verdict import VerdictConfig
-from pipelines.settings import Asking, LoopSettings, Settings, StudentConfig, TrackingConfig, load
+from pipelines.settings import Asking, LoopSettings, Settings, StudentConfig, TextGrading, TrackingConfig, load
 from pipelines.train_teacher.config import TrainTeacherConfig
 from student.config import UpdateRecipe
 from teacher.config import TeacherConfig
@@ -99,6 +99,8 @@ class RegressionSuite(Settings, Asking):
     """Name -> ids of documents with a verdict of their own. No document is in two; those in none count in the whole."""
     adaptation: AdaptationConfig | None = None
     """How variants are scored; None compares students alone."""
+    grading: TextGrading | None = None
+    """None: an answer is right if greedy decoding writes the gold answer, token by token."""
     limits: VerdictConfig = VerdictConfig()
     tracking: TrackingConfig = TrackingConfig(experiment="preceptor/check-regression")
     """Where registered versions are found and results are logged."""
@@ -315,7 +317,7 @@ def settings_of(suite: RegressionSuite, subject: Subject) -> LoopSettings:
             "adapter. Compare teacher:base and configurations, or name a local teacher in the suite."
         )
     shared = {name: getattr(suite, name) for name in Settings.model_fields}
-    return LoopSettings(**shared, teacher=teacher, student=student)
+    return LoopSettings(**shared, teacher=teacher, student=student, grading=suite.grading)
 
 
 def variant_digest(settings: LoopSettings, teacher: str | None) -> str:

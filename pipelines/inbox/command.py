@@ -138,8 +138,9 @@ def _opened(work_dir: Path) -> InboxStore:
 
 
 def _statuses(store: InboxStore) -> dict[str, str]:
-    """Return ids -> why documents are not learned; superseded takes precedence over quarantined."""
-    found = {name: f"quarantined: {reason} ({night})" for name, (reason, night) in store.quarantined().items()}
+    """Return ids -> why documents are not learned, or how; superseded takes precedence over quarantined."""
+    found = {name: f"{_VALID}; {note}" for name, note in store.notes().items()}
+    found |= {name: f"quarantined: {reason} ({night})" for name, (reason, night) in store.quarantined().items()}
     return found | {old: f"superseded by {new}" for old, new in store.superseded().items()}
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import datetime
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -37,6 +37,11 @@ CREATE TABLE aside (
 # Not OR IGNORE, which would also hide violations of other constraints.
 _ADD_DOCUMENT = "INSERT INTO documents VALUES (?, ?, ?, ?) ON CONFLICT (id) DO NOTHING"
 _ADD_CLAIM = "INSERT INTO claims VALUES (?, ?, ?, ?) ON CONFLICT (document, whole, target) DO NOTHING"
+# Not among the tables above: inboxes of earlier releases have none.
+_NOTES = (
+    "CREATE TABLE IF NOT EXISTS notes (document TEXT PRIMARY KEY REFERENCES documents (id), reason TEXT NOT NULL, "
+    "since TEXT NOT NULL)"
+)
 _LAST_PLACE = (
     "SELECT MAX(COALESCE((SELECT MAX(place) FROM documents), 0), COALESCE((SELECT MAX(place) FROM claims), 0))"
 )
@@ -138,6 +143,20 @@ class InboxStore(SqliteFile):
         """Return the reason and the night of each quarantined document by id."""
         rows = self._rows("SELECT document, reason, night FROM aside ORDER BY since, document")
         return {name: (reason, night) for name, reason, night in rows}
+
+    def note(self, reasons: Mapping[str, str]) -> None:
+        """Record by id what a night found out about documents, such as why one waits; the latest note is kept."""
+        with self._transaction() as db:
+            self._check_known(db, list(reasons))
+            db.execute(_NOTES)
+            rows = [(document, reason, _now()) for document, reason in reasons.items()]
+            db.executemany("INSERT OR REPLACE INTO notes VALUES (?, ?, ?)", rows)
+
+    def notes(self) -> dict[str, str]:
+        """Return the note of each document that has one, by id."""
+        if not self._rows("SELECT 1 FROM sqlite_master WHERE name = 'notes'"):
+            return {}
+        return dict(self._rows("SELECT document, reason FROM notes ORDER BY since, document"))
 
     def put_questions(self, document: str, questions: Sequence[Question]) -> None:
         """Replace a document's questions; every second one is held out."""

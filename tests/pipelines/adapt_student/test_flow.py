@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from rich.console import Console
 
 from evaluation.microworld.world import NightDocument, draw_nights
+from pipelines.adapt_student import flow
 from pipelines.adapt_student.config import NightConfig
 from pipelines.adapt_student.flow import NIGHT_TAG, RESULT, adapt_student, write_missing_questions
 from pipelines.adapt_student.page import NightResult
@@ -17,6 +18,7 @@ from pipelines.adapt_student.plan import NIGHTS, DryRun, dry_run, read_inbox
 from pipelines.adapt_student.state import quarantine_reverted, student_version
 from pipelines.ask import Answerer
 from pipelines.experiments.nights import as_delivered
+from pipelines.inbox.documents import InboxDocument
 from pipelines.lineage.registry import CANDIDATE, CHAMPION, PREVIOUS, Registry
 from pipelines.plan import steps_of, totals
 from pipelines.settings import TrackingConfig, load
@@ -66,14 +68,54 @@ def test_documents_without_questions_get_them_before_the_night(tmp_path: Path) -
     given = [as_delivered(document) for document in draw_nights(1, 3, 7, poisoned=None)[0]]
     deliver(tmp_path, [each.model_copy(update={"questions": (), "held_out_questions": ()}) for each in given])
     config, console = load(DEMO, NightConfig, SMALL), Console(file=io.StringIO())
-    assert write_missing_questions(config.model_copy(update={"questions": None}), tmp_path, console) == 0
-    assert write_missing_questions(config, tmp_path, console) == 3
-    for document in read_inbox(tmp_path).documents:
+    silent = config.model_copy(update={"questions": None})
+    assert write_missing_questions(silent, tmp_path, console) == ()
+    assert not read_inbox(tmp_path).notes
+    assert write_missing_questions(config, tmp_path, console) == ()
+    inbox = read_inbox(tmp_path)
+    dated = next(document for document in inbox.documents if document.effective is not None)
+    assert not dated.questions  # it goes to memory, which needs none
+    assert set(inbox.notes) == {document.id for document in inbox.documents} - {dated.id}
+    for document in inbox.documents:
+        if document == dated:
+            continue
         assert document.questions
+        assert "questions by the teacher" in inbox.notes[document.id]
         assert document.held_out_questions
         assert all(question.answer in document.text for question in document.questions)
         assert not any(question.question in document.document.model_dump_json() for question in document.questions)
-    assert write_missing_questions(config, tmp_path, console) == 0
+    assert inbox.unasked((), config) == ()
+
+
+ORDINARY = {
+    "rules": "it rains and pours\n\nthey sing and dance",
+    "dates": "the gate is open until further notice",
+    "word": "Rain",
+}
+
+
+def test_ordinary_documents_are_learned_or_looked_up_and_what_waits_is_told(
+    tmp_path: Path, prefect_server: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deliver(tmp_path, [InboxDocument(text=text, source=name) for name, text in ORDINARY.items()])
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(flow, "emit_event", lambda event, **given: told.update({event: given["payload"]}))
+    waits = a_night(tmp_path, "questions=null", "routing.volatile_patterns=[]")
+    assert (waits.outcome, len(waits.waiting)) == ("nothing new", 3)
+    assert told["preceptor.night.documents-waiting"]["documents"] == waits.waiting
+    night = a_night(tmp_path, "grading={grader: {type: token-f1}, max_new_tokens: 4}")
+    assert [document.place for document in night.new] == ["weights", "memory", "memory"]
+    rules, dates, word = night.new
+    assert "probability of sentences" in rules.evidence
+    assert 0.0 < (rules.before or 0.0) < (rules.after or 0.0) < 1.0  # a probability, whatever grades the answers
+    assert (dates.questions, dates.after, word.questions) == (0, None, 0)
+    assert "nothing can be asked" in word.because
+    assert (night.outcome, night.waits) == ("promoted", {})
+    assert set(night.learned) < {candidate.edit.id for candidate in night.candidates}
+    state = student_version(Registry.open(TrackingConfig(), tmp_path), 1, tmp_path).state
+    assert len(state.memory) == 2
+    assert read_inbox(tmp_path).notes[rules.id] == rules.evidence
+    assert a_night(tmp_path).outcome == "nothing new"
 
 
 def registry(nights: Nights) -> Registry:
