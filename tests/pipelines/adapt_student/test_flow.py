@@ -18,6 +18,7 @@ from pipelines.adapt_student.plan import NIGHTS, DryRun, dry_run, read_inbox
 from pipelines.adapt_student.state import quarantine_reverted, student_version
 from pipelines.ask import Answerer
 from pipelines.experiments.nights import as_delivered
+from pipelines.inbox.cloze import continuations
 from pipelines.inbox.documents import InboxDocument
 from pipelines.lineage.registry import CANDIDATE, CHAMPION, PREVIOUS, Registry
 from pipelines.plan import steps_of, totals
@@ -87,11 +88,7 @@ def test_documents_without_questions_get_them_before_the_night(tmp_path: Path) -
     assert inbox.unasked((), config) == ()
 
 
-ORDINARY = {
-    "rules": "it rains and pours\n\nthey sing and dance",
-    "dates": "the gate is open until further notice",
-    "word": "Rain",
-}
+ORDINARY = {"gate": "the gate is open until further notice", "word": "Rain"}
 
 
 def test_ordinary_documents_are_learned_or_looked_up_and_what_waits_is_told(
@@ -101,20 +98,25 @@ def test_ordinary_documents_are_learned_or_looked_up_and_what_waits_is_told(
     told: dict[str, Any] = {}
     monkeypatch.setattr(flow, "emit_event", lambda event, **given: told.update({event: given["payload"]}))
     waits = a_night(tmp_path, "questions=null", "routing.volatile_patterns=[]")
-    assert (waits.outcome, len(waits.waiting)) == ("nothing new", 3)
+    assert (waits.outcome, len(waits.waiting)) == ("nothing new", 2)
+    assert set(read_inbox(tmp_path).notes) == {*waits.waiting}
     assert told["preceptor.night.documents-waiting"]["documents"] == waits.waiting
-    night = a_night(tmp_path, "grading={grader: {type: token-f1}, max_new_tokens: 4}")
-    assert [document.place for document in night.new] == ["weights", "memory", "memory"]
-    rules, dates, word = night.new
-    assert "probability of sentences" in rules.evidence
-    assert 0.0 < (rules.before or 0.0) < (rules.after or 0.0) < 1.0  # a probability, whatever grades the answers
-    assert (dates.questions, dates.after, word.questions) == (0, None, 0)
+    first = a_night(tmp_path)
+    gate, word = first.new
+    assert (gate.place, gate.questions, gate.after) == ("memory", 0, None)
+    assert (word.place, word.questions) == ("memory", 0)
     assert "nothing can be asked" in word.because
-    assert (night.outcome, night.waits) == ("promoted", {})
-    assert set(night.learned) < {candidate.edit.id for candidate in night.candidates}
-    state = student_version(Registry.open(TrackingConfig(), tmp_path), 1, tmp_path).state
-    assert len(state.memory) == 2
-    assert read_inbox(tmp_path).notes[rules.id] == rules.evidence
+    assert read_inbox(tmp_path).notes[word.id] == word.evidence == word.because
+    assert (first.outcome, first.waits, first.update) == ("promoted", {}, None)
+    silent = as_delivered(draw_nights(1, 1, 7, volatile=0, poisoned=None)[0][0])
+    sentences = tuple(continuations(silent))
+    deliver(tmp_path, [silent.model_copy(update={"questions": sentences, "held_out_questions": ()})])
+    second = a_night(tmp_path, "gate=null", "grading={grader: {type: token-f1}, max_new_tokens: 4}")
+    (learned,) = second.new
+    assert 0.0 < (learned.before or 0.0) < (learned.after or 0.0) < 1.0  # a probability, whatever grades the answers
+    assert set(second.learned) < {candidate.edit.id for candidate in second.candidates}
+    state = student_version(Registry.open(TrackingConfig(), tmp_path), 2, tmp_path).state
+    assert (len(state.memory), len(state.active)) == (2, 3)
     assert a_night(tmp_path).outcome == "nothing new"
 
 
