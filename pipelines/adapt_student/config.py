@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator
 
 from evaluation.common.data import Frozen
 from evaluation.domains import DataConfig
@@ -13,7 +13,7 @@ from evaluation.gate.decisions import GateConfig
 from pipelines.ask import AskOptions, MemoryConfig
 from pipelines.inbox.documents import Route
 from pipelines.inbox.questions import WriterSettings
-from pipelines.settings import LoopSettings, TextGrading, TrackingConfig
+from pipelines.settings import LoopSettings, TrackingConfig, for_documents
 from student.config import UpdateRecipe
 
 
@@ -83,11 +83,11 @@ class NightConfig(LoopSettings):
     replay: ReplayConfig = ReplayConfig()
     routing: RoutingConfig = RoutingConfig()
     memory: MemoryConfig = MemoryConfig()
-    grading: TextGrading | None = None
-    """None: an answer is right if greedy decoding writes the gold answer, token by token."""
     gate: GateConfig | None = GateConfig()
     """None promotes every night's student: only to measure what a gate is worth."""
     tracking: TrackingConfig = TrackingConfig(experiment="preceptor/adapt-student")
+
+    _graded = field_validator("grading")(for_documents)
 
     @property
     def asking(self) -> AskOptions:

@@ -17,7 +17,6 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field
 
 from evaluation.common.checkpoints import MICRO_MODELS, Checkpoint, resolve_model
-from evaluation.common.data import Frozen
 from evaluation.common.errors import ScoringError
 from evaluation.exact_match import AnswerFormat, encode_questions
 from evaluation.graders import normalize_answer
@@ -25,7 +24,7 @@ from evaluation.tasks import Question
 from pipelines.inbox.cloze import continuations, sentences_to_complete
 from pipelines.inbox.documents import InboxDocument
 from teacher.parsing.parser import parse_self_edit
-from teacher.prompts import PromptName, prompt_template
+from teacher.prompts import PromptedConfig, PromptName, prompt_template
 from teacher.samplers.sampler import Completion, FailedCompletion, Sampler, prompts_too_long
 
 _MOST_ANSWER_WORDS = 12
@@ -42,10 +41,10 @@ Evidence = Literal["questions by the teacher", "sentences to complete", "probabi
 """What tells whether a document was learned."""
 
 
-class WriterSettings(Frozen):
+class WriterSettings(PromptedConfig):
     """How questions are generated and how many are kept."""
 
-    prompt: PromptName | None = None
+    prompt: PromptName | None = None  # type: ignore[assignment]
     """Prompt template that asks for questions with answers; None is `micro-self-qa` for the micro teacher and
     `worked-self-qa`, which shows an example, for all others."""
     samples: int = Field(default=4, ge=1, le=64)

@@ -27,6 +27,9 @@ from student.updates import UpdateOutcome, UpdateRequest, UpdateResult, make_req
 from teacher.rewards import RewardFailure
 from teacher.self_edit import SelfEdit
 
+_PROMPTS = 64
+"""Prompts of an adapter that are continued together; bounds memory."""
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -171,8 +174,15 @@ def write_answers(
 ) -> Sequence[list[str] | ScoringFailure]:
     """Return each student's continuation of each of its prompts, by the bank or by vLLM with adapters up to `rank`."""
     student = open_student(ref)
+    most = grading.max_new_tokens
     if grading.engine == "bank":
-        return bank.generate(adapters, prompts, student.tokenizer, max_new_tokens=grading.max_new_tokens)
+        found: list[list[str] | ScoringFailure] = [[] for _ in adapters]
+        for start in range(0, max(map(len, prompts), default=0), _PROMPTS):
+            part = [mine[start : start + _PROMPTS] for mine in prompts]
+            more = bank.generate(adapters, part, student.tokenizer, max_new_tokens=most)
+            for k, (texts, new) in enumerate(zip(found, more, strict=True)):
+                found[k] = [*texts, *new] if isinstance(texts, list) and isinstance(new, list) else new
+        return found
     from student.bank.scoring import answer_with_vllm
 
     return answer_with_vllm(
@@ -180,7 +190,7 @@ def write_answers(
         adapters,
         prompts,
         student.tokenizer,
-        max_new_tokens=grading.max_new_tokens,
+        max_new_tokens=most,
         end_tokens=sorted(end_tokens_of(student.model, student.tokenizer)),
     )
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from evaluation.common.checkpoints import load_checkpoint
-from evaluation.common.errors import InputError, ModelError, ScoringError
+from evaluation.common.errors import ConfigError, InputError, ModelError, ScoringError
 from pipelines.check_regression.compare import compare_subjects, variant_scores
 from pipelines.check_regression.suite import RegressionSuite
 from pipelines.check_regression.verdict import EditsRecord, RegressionReport
@@ -77,6 +77,8 @@ def test_a_student_compared_with_itself_passes_and_a_ruined_one_has_regressed(tm
 def test_a_grader_decides_where_the_suite_names_one(tmp_path: Path) -> None:
     grader = {"grader": {"type": "gold-token-recall"}, "max_new_tokens": 4}
     suite = load(small_suite(tmp_path, grading=grader, probes=6), RegressionSuite)
+    with pytest.raises(ConfigError, match="type domain"):
+        load(small_suite(tmp_path, pin=False, grading={"grader": {"type": "domain"}}), RegressionSuite)
     graded = compare_subjects(suite, "base", "base", tmp_path)
     exact = compare_subjects(suite.model_copy(update={"grading": None}), "base", "base", tmp_path)
     mine, theirs = graded.subjects["baseline"], exact.subjects["baseline"]
