@@ -132,7 +132,7 @@ class NightResult(Record):
     def arrived(self) -> dict[str, int]:
         """Numbers of documents by where they are now."""
         tried = [each for each in self.new if each.id not in self.waits]
-        places = {"into the weights": "weights", "into memory": "memory"}
+        places = {"for the weights": "weights", "for memory": "memory"}
         found = {where: sum(each.place == place for each in tried) for where, place in places.items()}
         found |= {"not learned": sum(bool(each.not_learned) for each in self.new if each.id not in self.quarantined)}
         found |= {"quarantined tonight": len(self.quarantined), "waiting": len(self.waiting)}

@@ -179,7 +179,7 @@ def new_plan(
     )
 
 
-WITHOUT_QUESTIONS = "it has no questions, and the night generates none (questions: null)"
+WITHOUT_QUESTIONS = "without questions, and the night generates none (questions: null)"
 QUARANTINED = "quarantined, see `preceptor inbox list`"
 """Why documents wait."""
 
@@ -196,7 +196,8 @@ def waiting_lines(waiting: Mapping[str, str], place: str) -> Iterator[str]:
     if not waiting:
         return
     reasons = Counter(waiting.values())
-    yield f"{counted(len(waiting), 'document')} wait: " + "; ".join(f"{n} {reason}" for reason, n in reasons.items())
+    verb = "waits" if len(waiting) == 1 else "wait"
+    yield f"{counted(len(waiting), 'document')} {verb}: " + "; ".join(f"{n} {why}" for why, n in reasons.items())
     for name, reason in waiting.items():
         if reason == QUARANTINED:
             yield f"To return one to the queue: preceptor inbox release {name} {place}"

@@ -138,7 +138,7 @@ def test_terminal_lines_end_with_the_next_command() -> None:
     assert "othing new" in next(night_lines(nothing, place))
     reasons = {"d4": WITHOUT_QUESTIONS, "d5": WITHOUT_QUESTIONS, "d6": QUARANTINED}
     waiting = list(night_lines(nothing.model_copy(update={"waiting": reasons}), place))
-    assert waiting[0].startswith("3 documents wait: 2 it has no questions")
+    assert waiting[0].startswith("3 documents wait: 2 without questions")
     assert "preceptor inbox release d6 --work-dir 'work dir'" in waiting[1]
     assert not any("othing new" in line for line in waiting)
     for lines in (list(night_lines(nothing, place)), waiting):
