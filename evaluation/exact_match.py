@@ -70,6 +70,11 @@ class AnswerScore(NamedTuple):
     empty: bool
     """The first argmax is an end token (collapse)."""
 
+    @property
+    def token_probability(self) -> float:
+        """Geometric mean of the gold tokens' probabilities, in [0, 1]."""
+        return math.exp(self.log_probability / len(self.predicted))
+
 
 class LabelBatch(NamedTuple):
     """Right-padded rows with the positions of labels."""
@@ -106,8 +111,11 @@ def encode_answer(tokenizer: Any, question: str, answer: str, answer_format: Ans
 
 
 def encode_questions(tokenizer: Any, questions: Sequence[Question], answer_format: AnswerFormat) -> list[EncodedAnswer]:
-    """Encode questions with gold answers; see `encode_answer`."""
-    return [encode_answer(tokenizer, q.question, q.answer, answer_format) for q in questions]
+    """Encode questions with gold answers; see `encode_answer`. Texts to continue are put as they are."""
+    plain = AnswerFormat(prompt="{question}")
+    return [
+        encode_answer(tokenizer, q.question, q.answer, plain if q.is_continuation else answer_format) for q in questions
+    ]
 
 
 def answer_batch(rows: Sequence[EncodedAnswer], device: Any = None) -> LabelBatch:

@@ -30,25 +30,27 @@ def _questions_in(path: Path, setting: str) -> list[Question]:
     return list(as_questions(row for row in rows if row is not None))
 
 
-def retention_probes(data: DataSplit, count: int, seed: int) -> tuple[Question, ...]:
+def retention_probes(data: DataSplit | None, count: int, seed: int) -> tuple[Question, ...]:
     """Return at most `count` probes; a smaller count is a prefix of a larger one, and 0 opens no file.
 
-    In the micro-world they are about the student's pretraining facts, stratified by kind and side of `known_facts`;
-    otherwise they come from the JSON Lines file `data.retention_path` (InputError if it is invalid).
+    Without data they are general questions that ship with the package. In the micro-world they are about the student's
+    pretraining facts, stratified by kind and side of `known_facts`; otherwise they come from the JSON Lines file
+    `data.retention_path` (InputError if it is invalid).
     """
     if isinstance(data, MicroworldData):
         return _known_to_the_micro_student(count, seed)
-    if not count or not isinstance(data, FileSplit) or data.retention_path is None:
+    path = data.retention_path if isinstance(data, FileSplit) else GENERAL_KNOWLEDGE if data is None else None
+    if not count or path is None:
         return ()
-    questions = _questions_in(data.retention_path, "data.retention_path")
+    questions = _questions_in(path, "data.retention_path")
     random.Random(seed).shuffle(questions)
     return tuple(questions[:count])
 
 
-def rehearsal_questions(data: DataSplit, count: int, seed: int, *, probes: int) -> tuple[Question, ...]:
+def rehearsal_questions(data: DataSplit | None, count: int, seed: int, *, probes: int) -> tuple[Question, ...]:
     """Return at most `count` questions for rehearsal, none of which is a probe; see `retention_probes`.
 
-    In the micro-world: the probes' facts in another phrasing; from a file: the questions after the first `probes`.
+    In the micro-world: the probes' facts in another phrasing; else the questions after the first `probes`.
     """
     if isinstance(data, MicroworldData):
         return _known_to_the_micro_student(count, seed, wording=1)

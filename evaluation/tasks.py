@@ -15,6 +15,9 @@ from pydantic import Field
 from evaluation.common.data import Frozen, digest_json
 from evaluation.common.errors import InputError
 
+CONTINUATION = "continuation"
+"""Phrasing of a text whose next sentence is the answer: put without a template, and scored by its probability."""
+
 
 class Question(Frozen):
     """A closed-book question about a document with its gold answer."""
@@ -25,6 +28,11 @@ class Question(Frozen):
     """Exact match compares its tokens; not blank."""
     phrasing: str = ""
     """Name of the question's template, if any; rewards and comparisons use disjoint ones."""
+
+    @property
+    def is_continuation(self) -> bool:
+        """Whether it is a text to continue, and no question; see `CONTINUATION`."""
+        return self.phrasing == CONTINUATION
 
 
 class Document(Frozen):
@@ -50,8 +58,8 @@ class KnowledgeTask(Frozen):
     """One adaptation problem: learn a document, then answer closed-book questions about it."""
 
     document: Document
-    questions: tuple[Question, ...] = Field(min_length=1)
-    """For rewards; never shown to the teacher."""
+    questions: tuple[Question, ...]
+    """For rewards; never shown to the teacher. Empty for a document that is looked up and not learned."""
     held_out_questions: tuple[Question, ...] = ()
     """For comparisons; if empty, `questions` are used."""
     domain: str = "knowledge"

@@ -56,8 +56,8 @@ def _read(path: Path) -> LoopSettings:
     from pipelines.settings import load
     from pipelines.train_teacher.config import TrainTeacherConfig
 
-    night = path.is_file() and re.search(r"^general:", path.read_text(encoding="utf-8"), re.MULTILINE)
-    kind: type[LoopSettings] = NightConfig if night else TrainTeacherConfig
+    trains = path.is_file() and re.search(r"^data:", path.read_text(encoding="utf-8"), re.MULTILINE)
+    kind: type[LoopSettings] = TrainTeacherConfig if trains else NightConfig
     return load(path, kind)
 
 

@@ -22,13 +22,13 @@ from evaluation.formats import (
 )
 from evaluation.graders import DomainGrading, Grader, build_grader
 from evaluation.retention import general_questions
-from pipelines.settings import Asking, LoopSettings, Settings
+from pipelines.settings import Asking, GradingConfig, LoopSettings, Settings
 from teacher.config import TeacherConfig
 from teacher.samplers.openai import OpenAISampler, OpenAISampling
 from teacher.samplers.sampler import LocalSampling, Sampler
 
 if TYPE_CHECKING:
-    from evaluation.engines.vllm import VllmEngine
+    from evaluation.engines.vllm import VllmEngine, VllmOptions
     from teacher.policy import TeacherPolicy
 
 LEDGER = "endpoints.sqlite"
@@ -195,23 +195,21 @@ def open_endpoint(sampling: OpenAISampling, work_dir: Path, scope: str) -> OpenA
     return _once(lambda: OpenAISampler(sampling, work_dir / LEDGER, scope=scope), "endpoint", sampling, work_dir, scope)
 
 
-def open_grader(settings: LoopSettings, work_dir: Path) -> Grader | None:
-    """Return the grader of the students' texts; None where exact match or the domain decides."""
-    grading = settings.grading
+def open_grader(grading: GradingConfig | None, work_dir: Path, name: str) -> Grader | None:
+    """Return the grader of the students' texts in a run of a name; None where exact match or the domain decides."""
     if grading is None or isinstance(grading.grader, DomainGrading):
         return None
-    grader, scope = grading.grader, f"{settings.name}/judge"
+    grader, scope = grading.grader, f"{name}/judge"
     return _once(lambda: build_grader(grader, work_dir / LEDGER, scope), "grader", grader, work_dir, scope)
 
 
-def open_answer_engine(settings: LoopSettings) -> VllmEngine:
-    """Return vLLM on the student, for its text."""
-    assert settings.grading is not None
-    options, student, rank = settings.grading.vllm, settings.student, settings.student.update.rank
+def open_answer_engine(student: ModelRef, options: VllmOptions, rank: int) -> VllmEngine:
+    """Return vLLM on the student with adapters up to a rank, for its text."""
 
     def make() -> VllmEngine:
         from evaluation.engines.vllm import VllmEngine
 
-        return VllmEngine(student.model, options, device=settings.device, dtype=settings.dtype, max_rank=rank)
+        device, dtype = cast("Any", student.device), cast("Any", student.dtype)
+        return VllmEngine(student.name, options, device=device, dtype=dtype, max_rank=rank)
 
-    return _once(make, "answers", ModelRef.of(student.model, settings), options, rank)
+    return _once(make, "answers", student, options, rank)

@@ -14,7 +14,7 @@ from evaluation.common.errors import ConfigError
 from evaluation.engines.vllm import VllmOptions
 from evaluation.exact_match import AnswerFormat
 from evaluation.formats import FormatName
-from evaluation.graders import GraderConfig
+from evaluation.graders import DomainGrading, GraderConfig
 from student.config import UpdateRecipe
 from teacher.config import TeacherConfig
 
@@ -74,6 +74,13 @@ class GradingConfig(Frozen):
     """For the engine `vllm`; a self-edit with a higher LoRA rank than the recipe's has no score there."""
 
 
+def for_documents(value: GradingConfig | None) -> GradingConfig | None:
+    """Return the grading of answers about documents; ValueError for the grader of a domain, which they have none of."""
+    if value is not None and isinstance(value.grader, DomainGrading):
+        raise ValueError("grader: got type domain, allowed are exact, gold-token-recall, token-f1 and judge")
+    return value
+
+
 class TrackingConfig(Frozen):
     """Where the lineage goes."""
 
@@ -110,13 +117,18 @@ class Settings(Frozen):
         return digest_json(self.model_dump(mode="json", exclude={"tracking"}))
 
 
-class LoopSettings(Settings):
+class Graded(Frozen):
+    """Settings of a flow in which students answer."""
+
+    grading: GradingConfig | None = None
+    """None: an answer is right if greedy decoding writes the gold answer, token by token."""
+
+
+class LoopSettings(Settings, Graded):
     """Settings of a flow in which a teacher's self-edits update a student."""
 
     teacher: TeacherConfig
     student: StudentConfig
-    grading: GradingConfig | None = None
-    """None: an answer is right if greedy decoding writes the gold answer, token by token."""
 
     def grading_for(self, questions: QuestionSet) -> GradingConfig | None:
         """Return how the answers to some questions are graded; None where no text is needed."""

@@ -21,12 +21,26 @@ from evaluation.tasks import Document
 _PLACEHOLDER = re.compile(r"\{(\w*)\}")
 
 
+class WorkedExample(Frozen):
+    """A passage with what the teacher is to write about it."""
+
+    passage: Document
+    lines: str = Field(min_length=1)
+    """Continues the template's cue."""
+
+
 class PromptTemplate(Frozen):
     """A text with the placeholders `{passage}` and, optionally, `{title}` and `{budget}`, once each."""
 
     name: str = Field(min_length=1)
+    instruction: str = ""
+    """Stands before everything else, in a chat at the head of each of the user's turns."""
     text: str = Field(min_length=1)
     """A line `{title}` is omitted for documents without a title, the line with `{budget}` without a step limit."""
+    cue: str = ""
+    """Begins what the teacher writes: it ends the prompt, in a chat as the start of the assistant's answer."""
+    example: WorkedExample | None = None
+    """Stands before the document, in a chat as an earlier turn."""
 
     @field_validator("text")
     @classmethod
@@ -42,15 +56,26 @@ class PromptTemplate(Frozen):
 
     def render(self, document: Document, budget: int | None = None) -> str:
         """Return the prompt; `budget` is the number of optimizer steps a self-edit may request, None for no limit."""
+        worked = self.example
+        earlier = "" if worked is None else f"{self._asked(worked.passage)}{self.cue}{worked.lines}\n\n"
+        return f"{self.instruction}{earlier}{self._asked(document, budget)}{self.cue}"
+
+    def _asked(self, document: Document, budget: int | None = None) -> str:
+        """Return the text about one document."""
+        # A title stands once: parts of a split document have a path of headings, of which the last opens the text.
+        opening = document.text.lstrip("# ").partition("\n")[0].strip()
+        titled = document.title and opening.casefold() != document.title.rpartition(" > ")[2].strip().casefold()
         # Substituted in one pass, which preserves braces of the document.
-        text = self.text if document.title else self.text.replace("{title}\n", "")
+        text = self.text if titled else self.text.replace("{title}\n", "")
         if budget is None:
             text = "".join(line for line in text.splitlines(keepends=True) if "{budget}" not in line)
         values = {"title": document.title, "passage": document.text, "budget": str(budget)}
         return _PLACEHOLDER.sub(lambda match: values[match.group(1)], text)
 
     def render_chat(self, document: Document, tokenizer: Any, budget: int | None = None) -> str:
-        """Return the prompt as a user message in the tokenizer's chat template, with the generation prompt.
+        """Return the prompt as user messages in the tokenizer's chat template, and the cue as the answer's beginning.
+
+        Thinking is switched off where the template has the switch.
 
         Raises:
             ModelError: The tokenizer has no chat template.
@@ -60,37 +85,66 @@ class PromptTemplate(Frozen):
                 f"prompt {self.name!r}: the tokenizer of {getattr(tokenizer, 'name_or_path', '')!r} has no chat "
                 "template, which chat prompts need. Set teacher.chat to false, or use an instruction-tuned teacher."
             )
-        message = [{"role": "user", "content": self.render(document, budget)}]
-        return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+        turns = [{"role": "user", "content": (self.instruction + self._asked(document, budget)).strip()}]
+        if (worked := self.example) is not None:
+            asked = (self.instruction + self._asked(worked.passage)).strip()
+            shown = [{"role": "user", "content": asked}, {"role": "assistant", "content": self.cue + worked.lines}]
+            turns = [*shown, *turns]
+        options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+        return str(tokenizer.apply_chat_template(turns, **options)) + self.cue.rstrip("\n")
 
 
-def _with_passage(instruction: str, opening: str) -> str:
-    return f"{instruction}\n\nPassage:\n{{title}}\n{{passage}}\n\n{opening}"
-
-
-_TEXTS = {
-    "implications": _with_passage(
+_PASSAGE = "Passage:\n{title}\n{passage}\n\n"
+# Cues have no space at the end, because most tokenizers join it to the next word.
+_INSTRUCTED = {
+    "implications": (
         "Read the passage below and list what follows from it: what it states and what can be concluded from it.",
         "Implications:\n",
     ),
-    "rewrite": _with_passage(
+    "rewrite": (
         "Read the passage below and rewrite it in several different ways, each version on a line of its own.",
         "Rewritten passages:\n",
     ),
-    # No space at the end, because most tokenizers join it to the next word.
-    "self-qa": _with_passage(
+    "self-qa": (
         "Read the passage below and rewrite it as numbered questions, each followed by its answer.",
         "Question 1:",
     ),
+}
+_WORKED = PromptTemplate(
+    name="worked-self-qa",
+    instruction="Write questions about a passage, each with a short answer that is copied from the passage.\n\n",
+    text="Passage: {title}\n{passage}\n",
+    cue="Question 1:",
+    example=WorkedExample(
+        passage=Document(
+            id="example",
+            title="Ravensburg mill",
+            text="The mill in Ravensburg was opened in 1871 by Anton Keller. It ran on water until 1923 and ground 40 "
+            "tons of wheat a week. Since 2006 it has been a museum of baking.",
+        ),
+        lines=" Who opened the mill in Ravensburg?\nAnswer 1: Anton Keller\n"
+        "Question 2: In which year was the mill in Ravensburg opened?\nAnswer 2: 1871\n"
+        "Question 3: How much wheat did the mill in Ravensburg grind in a week?\nAnswer 3: 40 tons\n"
+        "Question 4: What has the mill in Ravensburg been since 2006?\nAnswer 4: a museum of baking",
+    ),
+)
+_TEXTS = {
     "micro-implications": "Passage: {passage}\nImplications:\n",
     "micro-rewrite": "Passage: {passage}\nRewritten passages:\n",
     "micro-self-qa": "Passage: {passage}\nQuestions and answers:\n",
 }
 
 PROMPTS: Mapping[str, PromptTemplate] = {
-    name: PromptTemplate(name=name, text=text)
-    for texts in (_TEXTS, *(domain.prompts for domain in DOMAINS.values()))
-    for name, text in texts.items()
+    _WORKED.name: _WORKED,
+    **{
+        name: PromptTemplate(name=name, text=f"{instruction}\n\n{_PASSAGE}", cue=cue)
+        for name, (instruction, cue) in _INSTRUCTED.items()
+    },
+    **{
+        name: PromptTemplate(name=name, text=text)
+        for texts in (_TEXTS, *(domain.prompts for domain in DOMAINS.values()))
+        for name, text in texts.items()
+    },
 }
 
 

@@ -70,6 +70,10 @@ class GateEvidence(Frozen):
     """Empty or degenerate answers of the candidate, in [0, answered]."""
     answered: int = Field(default=0, ge=0)
     """Answers of the candidate."""
+    base_collapsed: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of empty answers of the frozen baseline to the probes: as many are no sign of collapse."""
+    unasked: int = Field(default=0, ge=0)
+    """Documents of this night that are only looked up, and without questions."""
     canaries: Mapping[str, str | None] = Field(default_factory=dict)
     """Reason of failure by canary; None if passed."""
     unscored: tuple[str, ...] = ()
@@ -89,12 +93,15 @@ def _measured(evidence: GateEvidence, config: GateConfig) -> tuple[GateCheck, ..
     return (
         check_scored(evidence.unscored),
         check_canaries(evidence.canaries),
-        check_collapse(evidence.collapsed, evidence.answered, config.most_collapsed),
+        check_collapse(evidence.collapsed, evidence.answered, max(config.most_collapsed, evidence.base_collapsed)),
     )
 
 
 def _new(evidence: GateEvidence, config: GateConfig) -> tuple[GateCheck, ...]:
-    return (check_change("new documents", evidence.new, config.new_margin, config),)
+    name = "new documents"
+    if evidence.unasked and not evidence.new:
+        return (_not_applicable(name, f"{evidence.unasked} without questions, which are looked up and not learned."),)
+    return (check_change(name, evidence.new, config.new_margin, config),)
 
 
 def _touched(evidence: GateEvidence, config: GateConfig) -> tuple[GateCheck, ...]:

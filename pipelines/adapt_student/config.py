@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator
 
 from evaluation.common.data import Frozen
 from evaluation.domains import DataConfig
@@ -13,7 +13,7 @@ from evaluation.gate.decisions import GateConfig
 from pipelines.answers import AskOptions, MemoryConfig
 from pipelines.inbox.documents import Route
 from pipelines.inbox.questions import WriterSettings
-from pipelines.settings import LoopSettings, TrackingConfig
+from pipelines.settings import LoopSettings, TrackingConfig, for_documents
 from student.config import UpdateRecipe
 
 
@@ -68,14 +68,16 @@ class NightConfig(LoopSettings):
     the recipe of the updates that measure a self-edit's reward.
     """
 
-    general: DataConfig
-    """Source of general-knowledge questions: the micro-world, or a source with `retention_path`; its documents are
-    not used."""
+    general: DataConfig | None = None
+    """Source of general-knowledge questions: the micro-world, or a source with `retention_path`, whose documents are
+    not used. None: the 152 questions that ship with the package, the first ones (by seed) as probes, the others for
+    rehearsal."""
     probes: int = Field(default=96, ge=0, le=10_000)
     """Retention probes, in [0, 10000]: what the student knew before the first night."""
     writing: WritingConfig = WritingConfig()
-    questions: WriterSettings | None = None
-    """How questions are generated for documents without any; None leaves such documents waiting."""
+    questions: WriterSettings | None = WriterSettings()
+    """How questions are generated for documents without any that go to the weights; None leaves such documents
+    waiting."""
     update: UpdateRecipe = UpdateRecipe()
     """Recipe of the night's one update."""
     replay: ReplayConfig = ReplayConfig()
@@ -84,6 +86,8 @@ class NightConfig(LoopSettings):
     gate: GateConfig | None = GateConfig()
     """None promotes every night's student: only to measure what a gate is worth."""
     tracking: TrackingConfig = TrackingConfig(experiment="preceptor/adapt-student")
+
+    _graded = field_validator("grading")(for_documents)
 
     @property
     def asking(self) -> AskOptions:

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from evaluation.common.errors import ScoringError
-from evaluation.exact_match import AnswerFormat
+from evaluation.exact_match import AnswerFormat, first_line
 from evaluation.gate.checks import PairedScore
 from evaluation.gate.decisions import GateEvidence, GateReport, decide
+from evaluation.graders import GradeItem, Grader
 from evaluation.retention import retention_probes
 from evaluation.statistics import known_mean
 from evaluation.tasks import KnowledgeTask, Question
+from pipelines.adapt_student.base import is_weak
 from pipelines.adapt_student.config import NightConfig
 from pipelines.adapt_student.learn import Learned, Night
 from pipelines.adapt_student.state import BASE_STUDENT, StudentVersion
 from pipelines.answers import AnswerSettings, calibrated_confidence
 from pipelines.ask import Answerer
 from pipelines.loop.loop import Loop
-from pipelines.loop.update import bank_of
+from pipelines.loop.update import bank_of, write_answers
 from pipelines.models import ModelRef, open_student
 from pipelines.plan import Stage
 from pipelines.records import Record
@@ -32,6 +35,8 @@ PROBES, GENERAL = "general knowledge", "general"
 """Names of the retention probes, and of the general-knowledge questions of the contradiction check."""
 _MOST_GENERAL = 100_000
 """Maximum general-knowledge questions that the contradiction check searches."""
+_MOST_CONTRADICTIONS = 3
+"""Contradictions shown of a document, at most."""
 CONTRADICTION_SCORE = 1.5
 """Minimum retrieval score (`student.memory.Hit.score`) at which a question concerns a new document. Over nights of 2 to
 12 micro-world documents, 95 % of the questions about their entities scored above 1.3 to 1.7, and 99.9 % of all others
@@ -43,20 +48,25 @@ _CALIBRATION = 256
 class Answers(Record):
     """One student's answers to some questions."""
 
-    exact: tuple[bool, ...]
-    """By question: greedy decoding writes the gold answer."""
+    scores: tuple[float, ...]
+    """By question: 1 if greedy decoding writes the gold answer, else 0; of a text to continue the geometric mean of the
+    gold tokens' probabilities, in [0, 1]."""
     empty: int
+    """Questions with an empty answer."""
+    texts: tuple[str, ...] = ()
+    """By question: what the student writes; empty where exact match needs none."""
 
 
 class NightScores(NamedTuple):
-    """Correct answers of one student of a night."""
+    """Scores of one student of a night."""
 
-    right: Mapping[str, Sequence[bool]]
-    """By document id, or name of a set of general questions: each question."""
+    right: Mapping[str, Sequence[float | None]]
+    """By document id, or name of a set of general questions: each question's score in [0, 1] (`Answers.scores`, or the
+    grader's verdict); None without a verdict."""
     empty: int
 
     def accuracy(self, *names: str) -> float | None:
-        """Return the mean over documents of the share of correct answers, in [0, 1]; None without any."""
+        """Return the mean over documents of their mean score, in [0, 1]; None without any."""
         return known_mean(known_mean(self.right.get(name, ())) for name in names)
 
 
@@ -70,6 +80,15 @@ class KnownQuestion(NamedTuple):
     """Id of the earlier document that the question is on, or `GENERAL`, and the place among its questions, from 0."""
 
 
+class Contradiction(Record):
+    """A question that the champion answers and the night's student answers otherwise."""
+
+    question: str
+    old: str
+    new: str
+    """Both answers."""
+
+
 class Measured(NamedTuple):
     """Scores of the three students of a night."""
 
@@ -79,56 +98,91 @@ class Measured(NamedTuple):
     base: NightScores
     """The base student, on the probes alone."""
     known: Sequence[KnownQuestion] = ()
-    questions: Mapping[str, Sequence[Question]] = {}
-    """Those of `after` and `before`, by the same names."""
+    questions: Mapping[str, Sequence[Question]] = MappingProxyType({})
+    """Those of `right` and `known`, by the same names."""
 
 
 def score_student(
     loop: Loop, config: NightConfig, student: StudentVersion, questions: Mapping[str, Sequence[Question]]
 ) -> NightScores:
-    """Return which questions, by document id or name of a set, a student answers correctly as in `preceptor ask`."""
+    """Return the scores of questions, by document id or name of a set, that a student answers as in `preceptor ask`.
+
+    The configuration's grader decides where there is one.
+
+    Raises:
+        ScoringError: The student cannot be scored.
+        BudgetError, EndpointError: A judge cannot be asked on.
+    """
     asked = [question for some in questions.values() for question in some]
     answerer = Answerer(open_student(loop.student_ref), student.adapter, student.state.memory, config.asking)
-    prompts = [answerer.prompt_for(question.question) for question in asked]
-    posed = [
-        (question.model_copy(update={"question": prompt.text}), prompt.adapted)
-        for question, prompt in zip(asked, prompts, strict=True)
-    ]
+    posed = []
+    for question in asked:
+        if question.is_continuation:
+            posed.append((question, student.adapter is not None))
+        else:
+            prompt = answerer.prompt_for(question.question)
+            posed.append((question.model_copy(update={"question": prompt.text}), prompt.adapted))
+    grading = config.grading
     content = {
         "student": loop.student_digest,
         "adapter": None if student.adapter is None else student.adapter.digest,
         "posed": [[question.question, question.answer, adapted] for question, adapted in posed],
         "joiner": config.student.answer_format.joiner,
+        # The grader is no part: it reads the stored answers.
+        "answers": None if grading is None else grading.model_dump(mode="json", exclude={"grader"}),
     }
     describe = f"asking {len(asked)} questions"
     found = loop.execution.run(
         "night-scores", content, check_answers, config, student.directory, posed, describe=describe
     )
-    exact = iter(found.exact)
-    right = {name: tuple(itertools.islice(exact, len(some))) for name, some in questions.items()}
+    scores = iter(_verdicts(loop.grader, asked, found))
+    right = {name: tuple(itertools.islice(scores, len(some))) for name, some in questions.items()}
     return NightScores(right, found.empty)
 
 
-def check_answers(config: NightConfig, adapter: Path | None, posed: Sequence[tuple[Question, bool]]) -> Answers:
-    """Return whether a student writes the gold answers, by one teacher-forced pass; raises ScoringError.
+def _verdicts(grader: Grader | None, asked: Sequence[Question], found: Answers) -> list[float | None]:
+    """Return the scores, with a grader those that it gives the students' texts."""
+    scores: list[float | None] = list(found.scores)
+    if grader is not None:
+        graded = [i for i, question in enumerate(asked) if not question.is_continuation]
+        items = [GradeItem(asked[i].question, asked[i].answer, found.texts[i]) for i in graded]
+        for i, grade in zip(graded, grader.grade(items), strict=True):
+            scores[i] = None if grade.correct is None else float(grade.correct)
+    return scores
 
-    `posed` has whole prompts with their gold answers, and whether the adapter (a directory) is used.
+
+def check_answers(config: NightConfig, adapter: Path | None, posed: Sequence[tuple[Question, bool]]) -> Answers:
+    """Return whether a student writes the gold answers, by one teacher-forced pass, and its texts for a grader.
+
+    `posed` has whole prompts with their gold answers, and whether the adapter (a directory) is used. Raises
+    ScoringError.
     """
     loaded = None if adapter is None else load_adapter(adapter)
-    tokenizer = open_student(ModelRef.of(config.student.model, config)).tokenizer
+    ref = ModelRef.of(config.student.model, config)
+    tokenizer = open_student(ref).tokenizer
     plain = AnswerFormat(prompt="{question}", joiner=config.student.answer_format.joiner)
-    exact, empty = [False] * len(posed), 0
+    scores, texts, empty = [0.0] * len(posed), [""] * len(posed), 0
     with bank_of(config, config.update) as bank:
         for adapted in (False, True):
             mine = [i for i, (_, uses) in enumerate(posed) if uses is adapted]
             questions = [posed[i][0] for i in mine]
-            found = bank.score([loaded if adapted else None], [questions], tokenizer, plain)[0]
-            if isinstance(found, ScoringFailure):
-                raise ScoringError(f"night: the student cannot be scored: {found.reason}")
-            for i, score in zip(mine, found, strict=True):
-                exact[i] = score.exact
-            empty += sum(score.empty for score in found)
-    return Answers(exact=tuple(exact), empty=empty)
+            student = [loaded if adapted else None]
+            found = bank.score(student, [questions], tokenizer, plain)[0]
+            written: list[str] | ScoringFailure = []
+            if config.grading is not None:
+                prompts = [[question.question for question in questions]]
+                written = write_answers(ref, config.grading, bank, student, prompts, config.update.rank)[0]
+            for failed in (found, written):
+                if isinstance(failed, ScoringFailure):
+                    raise ScoringError(f"night: the student cannot be scored: {failed.reason}")
+            assert isinstance(found, list)
+            assert isinstance(written, list)
+            for i, question, score in zip(mine, questions, found, strict=True):
+                scores[i] = score.token_probability if question.is_continuation else float(score.exact)
+                empty += score.empty and not question.is_continuation
+            for i, text in zip(mine, written, strict=False):
+                texts[i] = first_line(text)
+    return Answers(scores=tuple(scores), empty=empty, texts=tuple(texts) if config.grading is not None else ())
 
 
 def known_questions(new: Sequence[KnowledgeTask], known: Mapping[str, Sequence[Question]]) -> tuple[KnownQuestion, ...]:
@@ -142,20 +196,23 @@ def known_questions(new: Sequence[KnowledgeTask], known: Mapping[str, Sequence[Q
         KnownQuestion(hits[0].entry.id, name, number)
         for name, questions in known.items()
         for number, question in enumerate(questions)
-        if (hits := memory.search(question.question, 1, CONTRADICTION_SCORE))
+        if not question.is_continuation and (hits := memory.search(question.question, 1, CONTRADICTION_SCORE))
     )
+
+
+def _known_scores(measured: Measured) -> Iterator[tuple[KnownQuestion, float, float]]:
+    """Yield the known questions that both students have a score for, with the scores after and before the night."""
+    for question in measured.known:
+        after, before = (some.right[question.name][question.number] for some in (measured.after, measured.before))
+        if after is not None and before is not None:
+            yield question, after, before
 
 
 def known_pairs(measured: Measured) -> tuple[PairedScore, ...]:
     """Return the scores on the known questions, in their order."""
-    after, before = measured.after.right, measured.before.right
     return tuple(
-        PairedScore(
-            document=f"{GENERAL} {i}" if name == GENERAL else f"{name}/{i}",
-            candidate=after[name][i],
-            reference=before[name][i],
-        )
-        for _, name, i in measured.known
+        PairedScore(document=f"{GENERAL} {i}" if name == GENERAL else f"{name}/{i}", candidate=after, reference=before)
+        for (_, name, i), after, before in _known_scores(measured)
     )
 
 
@@ -166,8 +223,8 @@ def suspects(measured: Measured) -> tuple[str, ...]:
     there may be another whose harm the next night would show.
     """
     change: dict[str, float] = {}
-    for question, pair in zip(measured.known, known_pairs(measured), strict=True):
-        change[question.owner] = change.get(question.owner, 0.0) + pair.candidate - pair.reference
+    for question, after, before in _known_scores(measured):
+        change[question.owner] = change.get(question.owner, 0.0) + after - before
     return tuple(owner for owner, total in change.items() if total <= 0.0)
 
 
@@ -202,7 +259,8 @@ def answer_settings(night: Night, student: StudentVersion, measured: Measured) -
     answerer = Answerer(model, student.adapter, student.state.memory, config.asking)
     asked = [question.question for some in measured.questions.values() for question in some]
     right = [each for name in measured.questions for each in measured.after.right[name]]
-    posed = [(answerer.prompt_for(question), each) for question, each in zip(asked, right, strict=True)]
+    graded = ((question, each) for question, each in zip(asked, right, strict=True) if each in (0.0, 1.0))
+    posed = [(answerer.prompt_for(question), bool(each)) for question, each in graded]
     posed = [(prompt, each) for prompt, each in posed if prompt.used == "weights"]
     posed = posed[:: len(posed) // _CALIBRATION + 1]
     answers = zip(answerer.complete([prompt for prompt, _ in posed]), posed, strict=True)
@@ -211,14 +269,33 @@ def answer_settings(night: Night, student: StudentVersion, measured: Measured) -
     return AnswerSettings(answer_format=form, least_confidence=least, **config.memory.model_dump())
 
 
+def contradictions(night: Night, student: StudentVersion, measured: Measured) -> dict[str, tuple[Contradiction, ...]]:
+    """Return by id of a new document the known questions that the night's student no longer answers."""
+    lost: dict[str, list[Question]] = {}
+    for (owner, name, i), after, before in _known_scores(measured):
+        question = measured.questions[name][i]
+        if after < before and len(lost.get(owner, ())) < _MOST_CONTRADICTIONS:
+            lost.setdefault(owner, []).append(question)
+    reference = ModelRef.of(night.config.student.model, night.config)
+    answerer = Answerer(open_student(reference), student.adapter, student.state.memory, night.config.asking)
+    answers = iter(answerer.answer_many([question.question for mine in lost.values() for question in mine]))
+    return {
+        owner: tuple(Contradiction(question=q.question, old=q.answer, new=next(answers).text) for q in mine)
+        for owner, mine in lost.items()
+    }
+
+
 def ask_gate(night: Night, learned: Learned, measured: Measured) -> GateReport | None:
     """Return the gate's report; None without a gate."""
     if night.config.gate is None:
         return None
-    groups = {name: [held.task.id for held in group] for name, group in learned.student.state.groups().items()}
+    held = learned.student.state.groups()
+    groups = {name: [each.task.id for each in group if each.task.questions] for name, group in held.items()}
     new, update = groups.pop(night.plan.night, []), learned.update
     failure = None if update is None or update.adapter_digest else update.detail
-    return decide(evidence_of(measured, new, groups, {"update": failure}), night.config.gate)
+    evidence = evidence_of(measured, new, {name: ids for name, ids in groups.items() if ids}, {"update": failure})
+    unasked = sum(not each.task.questions for each in held.get(night.plan.night, ()))
+    return decide(evidence.model_copy(update={"unasked": unasked}), night.config.gate)
 
 
 def evidence_of(
@@ -228,7 +305,8 @@ def evidence_of(
 
     New and earlier documents are the whole population, not a sample: what a student knows of them is uncertain only by
     the choice of questions, so each question counts by itself. Probes are a sample. `new` and `earlier` (by night) have
-    ids of documents, `canaries` the reasons of failure by name, None if passed.
+    ids of documents, `canaries` the reasons of failure by name, None if passed. Probes that a base does not answer are
+    no evidence where it answers hardly any, which mostly is the fault of the form that it is asked in.
     """
     after, before = measured.after.right, measured.before.right
     names = [*new, *(name for group in earlier.values() for name in group)]
@@ -238,10 +316,16 @@ def evidence_of(
             PairedScore(document=f"{name}/{i}", candidate=mine, reference=theirs)
             for name in ids
             for i, (mine, theirs) in enumerate(zip(after.get(name, ()), before.get(name, ()), strict=True))
+            if mine is not None and theirs is not None
         )
 
-    probes = enumerate(zip(after[PROBES], measured.base.right[PROBES], strict=True))
-    against_base = tuple(PairedScore(document=f"probe {i}", candidate=a, reference=b) for i, (a, b) in probes)
+    base, empty = measured.base.right[PROBES], measured.base.empty
+    weak = is_weak(sum(map(bool, base)), empty, len(base))
+    against_base = tuple(
+        PairedScore(document=f"probe {i}", candidate=a, reference=b)
+        for i, (a, b) in enumerate(zip(after[PROBES], base, strict=True))
+        if a is not None and b is not None and (b or not weak)
+    )
     return GateEvidence(
         new=pairs(new),
         earlier={night: pairs(group) for night, group in earlier.items()},
@@ -249,6 +333,7 @@ def evidence_of(
         touched=known_pairs(measured),
         collapsed=measured.after.empty,
         answered=sum(map(len, after.values())),
+        base_collapsed=empty / len(base) if base else 0.0,
         canaries=canaries,
-        unscored=tuple(name for name in names if not after.get(name) or not before.get(name)),
+        unscored=tuple(n for n in names if None in (known_mean(after.get(n, ())), known_mean(before.get(n, ())))),
     )

@@ -4,34 +4,55 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from prefect import flow
 from prefect.events import emit_event
 from rich.console import Console
+from rich.markup import escape
 
 from evaluation.common.errors import LineageError
 from evaluation.common.storage import write_atomically
 from evaluation.gate.decisions import TOUCHED, report_markdown
 from evaluation.retention import retention_probes
+from pipelines.adapt_student.base import WEAK_BASE, ask_base, is_weak
 from pipelines.adapt_student.config import NightConfig
-from pipelines.adapt_student.evaluate import PROBES, Measured, answer_settings, ask_gate, measure, suspects
-from pipelines.adapt_student.learn import Night, champion_teacher, learn
+from pipelines.adapt_student.evaluate import (
+    PROBES,
+    Contradiction,
+    Measured,
+    answer_settings,
+    ask_gate,
+    contradictions,
+    measure,
+    suspects,
+)
+from pipelines.adapt_student.learn import Learned, Night, champion_teacher, learn
 from pipelines.adapt_student.page import PAGE, GroupScore, NewDocument, NightResult, Outcome, page_of
 from pipelines.adapt_student.plan import (
     NIGHTS,
+    NOT_LEARNED,
     RESULT,
     SCORES,
+    WITHOUT_QUESTIONS,
     champion_number,
     close_plan,
+    new_plan,
     open_plan,
     plan_night,
     plan_questions,
     read_inbox,
+    waits,
 )
-from pipelines.adapt_student.state import StudentVersion, student_label, version_directory
+from pipelines.adapt_student.state import (
+    HeldDocument,
+    StudentVersion,
+    student_label,
+    student_version,
+    version_directory,
+)
 from pipelines.execution import code_digest, content_key
 from pipelines.inbox.questions import write_questions
 from pipelines.inbox.store import INBOX_FILE, InboxStore
@@ -81,18 +102,30 @@ def adapt_student(config_path: str, overrides: list[str] | None = None, work_dir
         resource = {"prefect.resource.id": f"preceptor.student.{prefix}", "prefect.resource.name": f"{prefix}-student"}
         # Automations of a Prefect server can act on it.
         emit_event(f"preceptor.night.{result.outcome.replace(' ', '-')}", resource=resource, payload=payload)
+        if result.waits:
+            told = {**payload, "documents": result.waits}
+            emit_event("preceptor.night.documents-waiting", resource=resource, payload=told)
         close_plan(place)  # last, so that a killed night comes back to whatever is missing
     return result
 
 
 def run_night(config: NightConfig, work_dir: Path, flow_run: str, console: Console) -> NightResult:
     """Run one night in a work directory that this process holds; see `adapt_student`."""
-    registry = Registry.open(config.tracking, work_dir)
-    champion_number(registry, work_dir)  # before anything is computed
-    write_missing_questions(config, work_dir, console)
-    plan, parent = open_plan(config, work_dir, registry, console.print)
+    registry, inbox = Registry.open(config.tracking, work_dir), read_inbox(work_dir)
+    champion = student_version(registry, champion_number(registry, work_dir), work_dir)
+    if champion.number is None and any(inbox.arrivals((), config.routing)):
+        for line in ask_base(config):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    unaskable = write_missing_questions(config, work_dir, console, champion.state.ids)
+    plan, parent = open_plan(config, work_dir, registry, console.print, unaskable)
+    inbox = read_inbox(work_dir)
+    left = new_plan(config, work_dir, inbox, parent.number, parent.state, unaskable) if plan is None else plan
+    waiting = waits(inbox, parent.state.ids, left)
+    if left.without_questions:
+        with InboxStore(work_dir / INBOX_FILE) as store:
+            store.note(dict.fromkeys(left.without_questions, WITHOUT_QUESTIONS))
     if plan is None:
-        return NightResult(night="", outcome="nothing new", parent=parent.number)
+        return NightResult(night="", outcome="nothing new", parent=parent.number, waiting=waiting)
     config = with_answer_format(config)
     stages = plan_night(config, plan, parent.state)
     held = (document.task for document in parent.state.documents)
@@ -104,12 +137,14 @@ def run_night(config: NightConfig, work_dir: Path, flow_run: str, console: Conso
     ):
         new = f"{counted(len(plan.documents), 'new document')}, {len(plan.to_weights)} for the weights"
         reporter.say(f"{plan.night}: {new} of {student_label(parent.number)}")
+        loop.check_endpoints()
         key = content_key(config, "night", [config.digest, plan.model_dump(mode="json")])
         run_name = f"{config.name} {plan.night}"
         lineage = Lineage(config, work_dir, kind=FLOW_NAME, run_name=run_name, key=key, flow_run=flow_run)
         lineage.log_documents("train", [planned.task for planned in plan.documents])
         try:
-            result = _adapt(Night(config, loop, plan, parent), lineage, {stage.name: stage for stage in stages})
+            night = Night(config, loop, plan, parent, waiting)
+            result = _adapt(night, lineage, {stage.name: stage for stage in stages})
         except BaseException:
             with suppress(LineageError):  # the first failure is the one to report
                 lineage.finish("FAILED")
@@ -118,18 +153,21 @@ def run_night(config: NightConfig, work_dir: Path, flow_run: str, console: Conso
     return result
 
 
-def write_missing_questions(config: NightConfig, work_dir: Path, console: Console) -> int:
-    """Generate questions for documents of the inbox that have none; return how many documents got some.
+def write_missing_questions(
+    config: NightConfig, work_dir: Path, console: Console, held: Collection[str] = ()
+) -> tuple[str, ...]:
+    """Generate questions for documents for the weights that have none, and note in the inbox what came of it.
 
     The untrained teacher writes them, not the champion: the measure of rewards must not change with what earns them.
-    They are stored with the document and never enter a prompt.
+    They are stored with the document and never enter a prompt. `held` has ids of documents that the student holds.
+    Returns the ids of documents that nothing can be asked about.
     """
-    unasked = read_inbox(work_dir).unasked
+    unasked = read_inbox(work_dir).unasked(held, config)
     plan = plan_questions(config, len(unasked))
     if config.questions is None or not plan:
-        return 0
+        return ()
     with Reporter(console, len(steps_of(plan))) as reporter, Loop(config, work_dir, (), (), reporter) as loop:
-        settings, seed = config.questions, loop.seed("questions")
+        prompt, seed = config.questions.prompt_for(config.teacher.model), loop.seed("questions")
         if isinstance(config.teacher.sampling, OpenAISampling):
             sampler: Sampler = loop.endpoint(config.teacher.sampling, "teacher")
         else:
@@ -139,14 +177,16 @@ def write_missing_questions(config: NightConfig, work_dir: Path, console: Consol
         student, form = open_student(loop.student_ref), loop.settings.student.answer_format
         ((name, (sample, read), _),) = plan
         with reporter.step(sample, name), reporter.step(read, name):
-            written = write_questions(unasked, sampler, student, form, settings, seed, tokenizer)
-        kept = [(document, found) for document, found in zip(unasked, written, strict=True) if found]
+            samples = config.questions.samples
+            found = write_questions(unasked, sampler, student, form, prompt, samples, seed, tokenizer)
+        written = list(zip(unasked, found, strict=True))
         with InboxStore(work_dir / INBOX_FILE) as inbox:
-            for document, found in kept:
-                inbox.put_questions(document.id, found)
-        questions = counted(sum(len(found) for _, found in kept), "question")
-        reporter.say(f"{questions} written for {len(kept)} of {counted(len(unasked), 'document')}")
-    return len(kept)
+            for document, its in written:
+                inbox.put_questions(document.id, its.questions)
+            inbox.note({document.id: its.note for document, its in written})
+        for document, its in written:
+            reporter.say(f"{escape(document.title or document.id)}: {escape(its.note)}")
+    return tuple(document.id for document, its in written if not its.questions)
 
 
 def _adapt(night: Night, lineage: Lineage, stages: Mapping[str, Stage]) -> NightResult:
@@ -158,26 +198,19 @@ def _adapt(night: Night, lineage: Lineage, stages: Mapping[str, Stage]) -> Night
     measured = measure(night, learned.student, stages[SCORES])
     took["score"] = time.perf_counter() - started - took["learn"]
     report = ask_gate(night, learned, measured)
+    otherwise: dict[str, tuple[Contradiction, ...]] = {}
+    if report is not None and report.decision != "promote":
+        otherwise = contradictions(night, learned.student, measured)
+    base = measured.base
+    weak = is_weak(sum(map(bool, base.right[PROBES])), base.empty, len(base.right[PROBES]))
     result = NightResult(
         night=plan.night,
+        date=plan.date,
+        student=config.student.model,
         outcome="promoted" if report is None else _OUTCOMES[report.decision],
         parent=plan.parent,
-        new=tuple(
-            NewDocument(
-                id=(name := planned.task.id),
-                title=planned.task.document.title,
-                source=planned.task.document.source,
-                place=planned.place,
-                because=planned.because,
-                questions=len(planned.task.comparison_questions),
-                before=measured.before.accuracy(name),
-                after=measured.after.accuracy(name),
-                supersedes=tuple(old for old, new in plan.superseded.items() if new == name),
-                not_learned=learned.missing.get(name, ""),
-            )
-            for planned in plan.documents
-        ),
-        waiting=plan.without_questions,
+        new=tuple(_new_document(night, measured, learned, planned, otherwise) for planned in plan.documents),
+        waiting=dict(night.waiting),
         superseded=plan.superseded,
         groups=tuple(
             GroupScore(
@@ -195,17 +228,51 @@ def _adapt(night: Night, lineage: Lineage, stages: Mapping[str, Stage]) -> Night
         probes_before=measured.before.accuracy(PROBES),
         probes_after=measured.after.accuracy(PROBES),
         candidates=tuple(learned.candidates),
+        learned=learned.edits,
         replayed=learned.replayed,
         update=learned.update,
         gate=report,
         seconds=took,
         teacher=teacher,
         teacher_version=number,
+        warning=WEAK_BASE if weak else "",
         mlflow_run_id=lineage.run_id,
         config_digest=config.digest,
         code_digest=code_digest(),
     )
     return conclude(night, lineage, learned.student, measured, result)
+
+
+def _new_document(
+    night: Night,
+    measured: Measured,
+    learned: Learned,
+    planned: HeldDocument,
+    otherwise: Mapping[str, tuple[Contradiction, ...]],
+) -> NewDocument:
+    """Return what became of a document of the plan; `otherwise` has the contradictions by its id."""
+    plan, name, after = night.plan, planned.task.id, measured.after.right
+    asked = zip(measured.questions.get(name, ()), after.get(name, ()), strict=True)
+    return NewDocument(
+        id=name,
+        title=planned.task.document.title,
+        source=planned.task.document.source,
+        place=planned.place,
+        because=planned.because,
+        questions=len(planned.task.comparison_questions),
+        before=measured.before.accuracy(name),
+        after=measured.after.accuracy(name),
+        supersedes=tuple(old for old, new in plan.superseded.items() if new == name),
+        not_learned=learned.missing.get(name, ""),
+        evidence=plan.notes.get(name, ""),
+        unknown=tuple(question for question, score in asked if score == 0.0 and not question.is_continuation),
+        contradictions=otherwise.get(name, ()),
+    )
+
+
+def _note(document: NewDocument, night: str) -> str:
+    failed = f"{NOT_LEARNED}{night}: {document.not_learned}" if document.not_learned else ""
+    return "; ".join(filter(None, (document.evidence, failed)))
 
 
 def conclude(
@@ -252,15 +319,16 @@ def conclude(
         quarantined = tuple(document.id for document in result.new)
     elif any(check.name == TOUCHED for check in result.trouble):
         quarantined = suspects(measured)
-    if quarantined:
-        with InboxStore(work_dir / INBOX_FILE) as inbox:
+    with InboxStore(work_dir / INBOX_FILE) as inbox:
+        inbox.note({each.id: note for each in result.new if (note := _note(each, plan.night))})
+        if quarantined:
             worst = [check for check in result.trouble if check.verdict == "fail"] or result.trouble
             reason = " ".join(f"{check.name}: {check.sentence}" for check in worst)
             inbox.quarantine(quarantined, reason, plan.night)
     directory = work_dir / NIGHTS / plan.night
     page = directory / PAGE
     result = result.model_copy(update={"version": version, "quarantined": quarantined, "page": str(page)})
-    write_atomically(page, page_of(result))
+    write_atomically(page, page_of(result, work_dir))
     lineage.log_night(result, report, page)
     write_atomically(directory / RESULT, result.model_dump_json(indent=2))
     return result

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from evaluation.retention import rehearsal_questions
@@ -19,7 +20,7 @@ from pipelines.loop.reward import judge
 from pipelines.loop.update import adapter_dir, bank_of
 from pipelines.models import ModelRef, open_student
 from pipelines.plan import Stage
-from pipelines.records import Candidate, Record
+from pipelines.records import Candidate, Record, by_document
 from student.adapters import load_adapter, save_adapter
 from student.updates import UpdateOutcome, make_request
 from teacher.rewards import RewardFailure
@@ -48,6 +49,8 @@ class Night(NamedTuple):
     loop: Loop
     plan: NightPlan
     parent: StudentVersion
+    waiting: Mapping[str, str] = MappingProxyType({})
+    """By id of a document that is not in the plan: why it waits."""
 
 
 class Learned(NamedTuple):
@@ -56,6 +59,8 @@ class Learned(NamedTuple):
     student: StudentVersion
     """Not registered yet."""
     candidates: Sequence[Candidate]
+    edits: tuple[str, ...]
+    """`Edit.id` of those that it was trained on."""
     update: NightUpdate | None
     """None if no self-edit was learned."""
     replayed: int
@@ -78,7 +83,11 @@ def learn(night: Night, state: str | None, stages: Mapping[str, Stage]) -> Learn
     """Return the student that has learned the night's documents from a teacher's state; None is the untrained one."""
     config, loop, plan, parent = night.config, night.loop, night.plan, night.parent
     candidates = best_edits(night, state, stages[SELF_EDITS]) if SELF_EDITS in stages else []
-    edits = learned_edits(candidates, config.writing.learned)
+    best = best_of_each(candidates, config.writing.learned)
+    edits = {
+        name: tuple(each.edit.edit for each in mine if each.edit.edit is not None)
+        for name, mine in by_document(best).items()
+    }
     replay = replayed(parent.state.after((), plan.superseded), config.replay.documents, loop.seed("replay", plan.night))
     update, directory = None, parent.directory
     if edits:
@@ -104,7 +113,7 @@ def learn(night: Night, state: str | None, stages: Mapping[str, Stage]) -> Learn
     ]
     held = parent.state.after(new, plan.superseded).model_copy(update={"parent": parent.number})
     student = StudentVersion(None, directory, load_adapter(directory), held)
-    return Learned(student, candidates, update, len(replay), missing)
+    return Learned(student, candidates, tuple(each.edit.id for each in best), update, len(replay), missing)
 
 
 def best_edits(night: Night, state: str | None, stage: Stage) -> list[Candidate]:
@@ -116,20 +125,22 @@ def best_edits(night: Night, state: str | None, stage: Stage) -> list[Candidate]
         sampling = loop.sample(state, config.teacher.prompt, plan.to_weights, n=sample.each, seed=seed)
     with loop.reporter.step(update, stage.name):
         updates = loop.update(loop.trials(sampling.edits, plan.night), "rewards")
-    return judge(sampling.edits, config.teacher.reward, updates=updates)
+    # Sentences of the passage have a probability and no right answer.
+    by_sentence = {task.id for task in plan.to_weights if task.questions[0].is_continuation}
+    reward = config.teacher.reward
+    found = judge((e for e in sampling.edits if e.document_id not in by_sentence), reward, updates=updates)
+    reward = reward.model_copy(update={"metric": "token_probability"})
+    return found + judge((e for e in sampling.edits if e.document_id in by_sentence), reward, updates=updates)
 
 
-def learned_edits(candidates: Sequence[Candidate], count: int) -> dict[str, tuple[SelfEdit, ...]]:
-    """Return by document id the self-edits with the highest rewards, best first; without a reward, none."""
-    ranked: dict[str, list[tuple[float, int, SelfEdit]]] = {}
-    for candidate in candidates:
-        if candidate.reward is not None and candidate.edit.edit is not None:
-            entry = (-candidate.reward, candidate.edit.index, candidate.edit.edit)
-            ranked.setdefault(candidate.edit.document_id, []).append(entry)
-    return {
-        name: tuple(edit for _, _, edit in sorted(entries, key=lambda entry: entry[:2])[:count])
-        for name, entries in ranked.items()
-    }
+def best_of_each(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
+    """Return the self-edits of each document with the highest rewards, best first; without a reward, none."""
+    rewarded = [each for each in candidates if each.reward is not None and each.edit.edit is not None]
+    return [
+        candidate
+        for mine in by_document(rewarded).values()
+        for candidate in sorted(mine, key=lambda each: (-(each.reward or 0.0), each.edit.index))[:count]
+    ]
 
 
 def replayed(state: StudentState, most: int, seed: int) -> tuple[HeldDocument, ...]:

@@ -8,15 +8,18 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, field_validator
 
 from evaluation.gate.checks import GateCheck
 from evaluation.gate.decisions import GateReport
 from evaluation.statistics import known_mean
+from evaluation.tasks import Question
+from pipelines.adapt_student.evaluate import Contradiction
 from pipelines.adapt_student.learn import NightUpdate
+from pipelines.adapt_student.plan import waiting_lines
 from pipelines.inbox.documents import Route
 from pipelines.records import Candidate, Record, by_document
 from pipelines.reports.format import counted, duration, percent, points
@@ -47,6 +50,12 @@ class NewDocument(Record):
     """Ids of the documents that it replaces."""
     not_learned: str = ""
     """Why the weights could not learn it; the next night tries again. Empty if they did."""
+    evidence: str = ""
+    """What the night asks about it, and which candidates it dropped; empty for questions that were delivered."""
+    unknown: tuple[Question, ...] = ()
+    """Questions that the night's student does not answer."""
+    contradictions: tuple[Contradiction, ...] = ()
+    """Known questions about its entities that the night's student answers otherwise than the champion."""
 
 
 class GroupScore(Record):
@@ -65,6 +74,10 @@ class NightResult(Record):
 
     night: str
     """Empty if there was nothing new."""
+    date: str = ""
+    """Day on which it began, YYYY-MM-DD."""
+    student: str = ""
+    """Model of the frozen base."""
     outcome: Outcome
     parent: int | None = None
     version: int | None = None
@@ -72,8 +85,8 @@ class NightResult(Record):
     new: tuple[NewDocument, ...] = ()
     quarantined: tuple[str, ...] = Field(default=(), validation_alias=AliasChoices("quarantined", "aside"))
     """Ids of documents that wait until a person releases them."""
-    waiting: tuple[str, ...] = ()
-    """Ids of new documents without questions."""
+    waiting: dict[str, str] = Field(default_factory=dict)
+    """Id of a document that the night left out -> why it waits."""
     superseded: dict[str, str] = Field(default_factory=dict)
     """Replaced document id -> id of its replacement."""
     groups: tuple[GroupScore, ...] = ()
@@ -84,6 +97,8 @@ class NightResult(Record):
     probes_after: float | None = None
     """Shares of them that the base student, the champion and the night's student answer correctly."""
     candidates: tuple[Candidate, ...] = ()
+    learned: tuple[str, ...] = ()
+    """`Edit.id` of the self-edits that the night's student was trained on."""
     replayed: int = 0
     """Earlier documents that were trained on again."""
     update: NightUpdate | None = None
@@ -100,6 +115,30 @@ class NightResult(Record):
     code_digest: str = ""
     page: str = ""
     """Path of the morning page."""
+    warning: str = ""
+    """What is to be changed in the configuration."""
+
+    @field_validator("waiting", mode="before")
+    @classmethod
+    def _of_earlier_releases(cls, value: Any) -> Any:
+        """Read the ids of documents without questions, without reasons."""
+        return dict.fromkeys(value, "it has no questions") if isinstance(value, list | tuple) else value
+
+    @property
+    def waits(self) -> dict[str, str]:
+        """By id: why a document that arrived is in no version yet, whether or not the night tried."""
+        tried = {each.id: f"not learned: {each.not_learned}" for each in self.new if each.not_learned}
+        return {**self.waiting, **tried, **dict.fromkeys(self.quarantined, "quarantined tonight")}
+
+    @property
+    def arrived(self) -> dict[str, int]:
+        """Numbers of documents by where they are now."""
+        tried = [each for each in self.new if each.id not in self.waits]
+        places = {"for the weights": "weights", "for memory": "memory"}
+        found = {where: sum(each.place == place for each in tried) for where, place in places.items()}
+        found |= {"not learned": sum(bool(each.not_learned) for each in self.new if each.id not in self.quarantined)}
+        found |= {"quarantined tonight": len(self.quarantined), "waiting": len(self.waiting)}
+        return {where: count for where, count in found.items() if count}
 
     @property
     def trouble(self) -> list[GateCheck]:
@@ -127,8 +166,8 @@ class NightResult(Record):
         return known_mean([group.after for group in self.groups])
 
 
-def page_of(result: NightResult) -> str:
-    """Return the page of a night as HTML; documents and self-edits are escaped."""
+def page_of(result: NightResult, work_dir: Path = Path(".preceptor")) -> str:
+    """Return the page of a night as HTML, with commands for its work directory; what models wrote is escaped."""
     loader = PackageLoader("pipelines.adapt_student", ".")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     return environment.get_template("page.html.j2").render(
@@ -137,11 +176,13 @@ def page_of(result: NightResult) -> str:
         way=_way,
         width=lambda share: f"{100 * min(1.0, max(0.0, share or 0.0)):.1f}",
         r=result,
+        place=_place(work_dir),
         headline=_HEADLINES.get(result.outcome, ""),
         trouble=result.trouble,
         time=duration(sum(result.seconds.values())),
         tokens=f"{0 if result.update is None else result.update.tokens:,}",
         edits=by_document(result.candidates),
+        unknown=[document for document in result.new if document.unknown],
         titles={document.id: document.title for document in result.new},
     )
 
@@ -153,11 +194,17 @@ def _way(before: float | None, after: float | None) -> str:
     return "up" if after > before else "down"
 
 
+def _place(work_dir: Path) -> str:
+    return f"--work-dir {shlex.quote(str(work_dir))}"
+
+
 def night_lines(result: NightResult, work_dir: Path) -> Iterator[str]:
     """Yield a summary of a night for the terminal, and the next command."""
-    place = f"--work-dir {shlex.quote(str(work_dir))}"
+    place = _place(work_dir)
     if result.outcome == "nothing new":
-        yield "Nothing new: the champion is unchanged."
+        yield from waiting_lines(result.waiting, place)
+        if not result.waiting:
+            yield "Nothing new in the inbox: the champion is unchanged."
         yield f"To add documents: preceptor inbox add FILE {place}"
         return
     parent = "the base student" if result.parent is None else f"version {result.parent}"
@@ -169,6 +216,9 @@ def night_lines(result: NightResult, work_dir: Path) -> Iterator[str]:
     yield f"  general knowledge    {_change(result.probes_before, result.probes_after)}  {probes}"
     for check in result.trouble:
         yield f"  {check.name}: {check.sentence}"
+    if result.warning:
+        yield f"Warning: {result.warning}"
+    yield from waiting_lines(result.waiting, place)
     yield f"Page: {result.page}"
     if result.outcome == "promoted":
         yield f'To roll back: preceptor rollback --because "..." {place}'

@@ -6,18 +6,21 @@ replaces an earlier document therefore stays in external memory, where the next 
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 import shlex
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
+from evaluation.common.checkpoints import resolve_model
 from evaluation.common.errors import LineageError
 from evaluation.common.storage import write_atomically
 from evaluation.tasks import KnowledgeTask, Question
@@ -49,6 +52,8 @@ RESULT = "result.json"
 _CURRENT = "current.json"
 _PLACEHOLDER = Question(question="(not written yet)", answer="(not written yet)")
 """For questions that the night will generate; routes do not depend on them."""
+NOT_LEARNED = "not learned in "
+"""Begins the part of a document's note about an earlier night."""
 
 
 def route(document: InboxDocument, config: RoutingConfig, *, replaces: int = 0) -> tuple[Route, str]:
@@ -74,6 +79,8 @@ class NightPlan(Record):
 
     night: str
     """Name, such as `night-0007`."""
+    date: str = ""
+    """Day on which it began, YYYY-MM-DD."""
     parent: int | None
     """Version of the student that is adapted; None is the base student."""
     config_digest: str
@@ -85,6 +92,8 @@ class NightPlan(Record):
     """Ids of new documents that wait: without questions nothing could tell whether they were learned."""
     removed: tuple[str, ...] = ()
     """Ids of documents that the student holds and the inbox does not any more: the night's version is without them."""
+    notes: dict[str, str] = Field(default_factory=dict)
+    """By id of a new document: what is asked about it, or why nothing is."""
 
     @property
     def to_weights(self) -> tuple[KnowledgeTask, ...]:
@@ -103,12 +112,28 @@ class InboxContent(NamedTuple):
     """Replaced document id -> id of its replacement."""
     removed: frozenset[str] = frozenset()
     """Ids of removed documents."""
+    notes: Mapping[str, str] = MappingProxyType({})
+    """See `InboxStore.note`."""
 
-    @property
-    def unasked(self) -> tuple[InboxDocument, ...]:
-        """Documents without questions that a night may learn."""
-        excluded = {*self.quarantined, *self.superseded}
-        return tuple(each for each in self.documents if not each.questions and each.id not in excluded)
+    def arrivals(self, held: Collection[str], routing: RoutingConfig) -> Iterator[tuple[InboxDocument, Route, str]]:
+        """Yield every new document with its route and the reason for it.
+
+        New is what a student that holds the ids `held` does not hold, is not quarantined, and was not superseded before
+        it was ever learned.
+        """
+        # A quarantined document replaces nothing.
+        replacing = {old: new for old, new in self.superseded.items() if new not in self.quarantined}
+        replaced = Counter(replacing.values())
+        for document in self.documents:
+            if document.id not in held and document.id not in self.quarantined and document.id not in replacing:
+                yield document, *route(document, routing, replaces=replaced[document.id])
+
+    def unasked(self, held: Collection[str], config: NightConfig) -> tuple[InboxDocument, ...]:
+        """Return the new documents for the weights whose questions a night generates."""
+        if config.questions is None:
+            return ()
+        arrived = self.arrivals(held, config.routing)
+        return tuple(each for each, place, _ in arrived if place == "weights" and not each.questions)
 
 
 def read_inbox(work_dir: Path) -> InboxContent:
@@ -117,42 +142,49 @@ def read_inbox(work_dir: Path) -> InboxContent:
         return InboxContent((), frozenset(), {})
     with InboxStore(work_dir / INBOX_FILE) as inbox:
         quarantined, removed = frozenset(inbox.quarantined()), frozenset(inbox.removed())
-        return InboxContent(inbox.documents(), quarantined, inbox.superseded(), removed=removed)
+        return InboxContent(inbox.documents(), quarantined, inbox.superseded(), removed, inbox.notes())
 
 
 def new_plan(
-    config: NightConfig, work_dir: Path, inbox: InboxContent, parent: int | None, state: StudentState
+    config: NightConfig,
+    work_dir: Path,
+    inbox: InboxContent,
+    parent: int | None,
+    state: StudentState,
+    unaskable: Collection[str] = (),
 ) -> NightPlan:
-    """Return the plan of a new night; it may have no documents.
+    """Return the plan of a new night for a version with a state; it may have no documents.
 
-    New is what the student, a version with a state, does not hold, is not quarantined, and was not superseded before it
-    was ever learned.
+    A document without questions waits, unless it goes to memory. `unaskable` has ids of those that nothing can be asked
+    about: they are looked up instead.
     """
-    # A quarantined document replaces nothing.
-    replacing = {old: new for old, new in inbox.superseded.items() if new not in inbox.quarantined}
-    replaced = Counter(replacing.values())
     planned = (int(path.name.rpartition("-")[2]) for path in (work_dir / NIGHTS).glob("night-*"))
     night = f"night-{max(planned, default=0) + 1:04d}"
     chosen: list[HeldDocument] = []
     waiting: list[str] = []
-    for document in inbox.documents:
-        if document.id in state.ids or document.id in inbox.quarantined or document.id in replacing:
-            continue
-        if not document.questions:
+    for document, place, because in inbox.arrivals(state.ids, config.routing):
+        if place == "weights" and document.id in unaskable:
+            place, because = "memory", inbox.notes.get(document.id, "nothing can be asked about it")
+        if place == "weights" and not document.questions:
             waiting.append(document.id)
             continue
-        place, because = route(document, config.routing, replaces=replaced[document.id])
         task, effective = document.as_task(), document.effective
         chosen.append(HeldDocument(task=task, night=night, place=place, because=because, effective=effective))
     holding = state.ids | {held.task.id for held in chosen}
     return NightPlan(
         night=night,
+        date=datetime.datetime.now().astimezone().date().isoformat(),
         parent=parent,
         config_digest=config.digest,
         documents=tuple(chosen),
         superseded={old: new for old, new in inbox.superseded.items() if old in holding and new in holding},
         without_questions=tuple(waiting),
         removed=tuple(sorted(state.ids & inbox.removed)),
+        notes={
+            name: inbox.notes[name].partition(NOT_LEARNED)[0].rstrip("; ")
+            for held in chosen
+            if (name := held.task.id) in inbox.notes
+        },
     )
 
 
@@ -177,12 +209,44 @@ def champion_number(registry: Registry | None, work_dir: Path) -> int | None:
     return None
 
 
+WITHOUT_QUESTIONS = "without questions, and the night generates none (questions: null)"
+QUARANTINED = "quarantined, see `preceptor inbox list`"
+"""Why documents wait."""
+
+
+def waits(inbox: InboxContent, held: Collection[str], plan: NightPlan) -> dict[str, str]:
+    """Return why documents that the student does not hold are not in a night's plan, by id."""
+    excluded = {*held, *inbox.superseded}
+    quarantined = [each.id for each in inbox.documents if each.id in inbox.quarantined and each.id not in excluded]
+    return dict.fromkeys(plan.without_questions, WITHOUT_QUESTIONS) | dict.fromkeys(quarantined, QUARANTINED)
+
+
+def waiting_lines(waiting: Mapping[str, str], place: str) -> Iterator[str]:
+    """Yield for people how many documents wait, why, and what to do; `place` is the option `--work-dir`."""
+    if not waiting:
+        return
+    reasons = Counter(waiting.values())
+    verb = "waits" if len(waiting) == 1 else "wait"
+    yield f"{counted(len(waiting), 'document')} {verb}: " + "; ".join(f"{n} {why}" for why, n in reasons.items())
+    for name, reason in waiting.items():
+        if reason == QUARANTINED:
+            yield f"To return one to the queue: preceptor inbox release {name} {place}"
+            break
+    if WITHOUT_QUESTIONS in reasons:
+        yield "To have them learned: set questions to {}, or deliver them with questions."
+
+
 def open_plan(
-    config: NightConfig, work_dir: Path, registry: Registry, say: Callable[[str], None]
+    config: NightConfig,
+    work_dir: Path,
+    registry: Registry,
+    say: Callable[[str], None],
+    unaskable: Collection[str] = (),
 ) -> tuple[NightPlan | None, StudentVersion]:
     """Return the plan of tonight, or of an interrupted night, and the student that it adapts.
 
-    The plan is on disk before this returns; it is None if there is nothing new. `say` receives messages.
+    The plan is on disk before this returns; it is None if there is nothing new. `say` receives messages. For
+    `unaskable` see `new_plan`.
     """
     champion = student_version(registry, champion_number(registry, work_dir), work_dir)
     left, inbox = read_plan(work_dir), read_inbox(work_dir)
@@ -191,7 +255,7 @@ def open_plan(
             say(f"finishing {left.night}, which was interrupted")
             return left, student_version(registry, left.parent, work_dir).without(left.removed)
         say(f"{left.night} was interrupted and is dropped: champion, configuration or its documents have changed")
-    plan = new_plan(config, work_dir, inbox, champion.number, champion.state)
+    plan = new_plan(config, work_dir, inbox, champion.number, champion.state, unaskable)
     if not plan.documents:
         close_plan(work_dir)
         return None, champion
@@ -270,8 +334,9 @@ class DryRun(NamedTuple):
     interrupted: bool
     """The plan is of an interrupted night, which is finished first."""
     unasked: int
-    quarantined: int
-    """Documents for which questions are generated first, and those that a person has to release first."""
+    """Documents for which questions are generated first."""
+    waiting: dict[str, str]
+    """By id of a document that waits: the reason."""
     stages: Plan
     """Empty if there is nothing new."""
 
@@ -282,7 +347,7 @@ def dry_run(config: NightConfig, work_dir: Path) -> DryRun:
     registry = Registry.open(config.tracking, work_dir) if has_store(config.tracking, work_dir) else None
     parent = champion_number(registry, work_dir)
     state, inbox = _held(registry, parent, work_dir), read_inbox(work_dir)
-    unasked = {document.id for document in inbox.unasked} if config.questions is not None else set()
+    unasked = {document.id for document in inbox.unasked(state.ids, config)}
     plan = read_plan(work_dir)
     interrupted = plan is not None and _resumes(plan, config, parent, state, inbox)
     if plan is None or not interrupted:
@@ -294,7 +359,7 @@ def dry_run(config: NightConfig, work_dir: Path) -> DryRun:
     elif plan.parent != parent:
         state = _held(registry, plan.parent, work_dir)
     stages = plan_questions(config, len(unasked)) + plan_night(config, plan, state.without(plan.removed))
-    return DryRun(plan, interrupted, len(unasked), len(inbox.quarantined), stages)
+    return DryRun(plan, interrupted, len(unasked), waits(inbox, state.ids, plan), stages)
 
 
 def _held(registry: Registry | None, version: int | None, work_dir: Path) -> StudentState:
@@ -313,7 +378,7 @@ def print_dry_run(config: NightConfig, file: Path, overrides: Sequence[str], wor
 
     sys.stdout.write(to_yaml(config))
     found = dry_run(config, work_dir)
-    plan, waiting = found.plan, found.plan.without_questions
+    plan, waiting = found.plan, Counter(found.waiting.values())
     rows = {
         "Starts from": student_label(plan.parent),
         "Finishes": f"{plan.night}, which was interrupted" if found.interrupted else "",
@@ -321,8 +386,8 @@ def print_dry_run(config: NightConfig, file: Path, overrides: Sequence[str], wor
         "  to weights": f"{len(plan.to_weights):,}",
         "  to memory": f"{len(plan.documents) - len(plan.to_weights):,}",
         "Questions generated": f"for {counted(found.unasked, 'document')}" if found.unasked else "",
-        "Waiting for questions": f"{len(waiting):,}" if waiting else "",
-        "Quarantined": f"{found.quarantined:,}" if found.quarantined else "",
+        "Waiting for questions": f"{waiting[WITHOUT_QUESTIONS]:,}" if waiting[WITHOUT_QUESTIONS] else "",
+        "Quarantined": f"{waiting[QUARANTINED]:,}" if waiting[QUARANTINED] else "",
     }
     table = plain_table(title=f"The next night of {config.name}")
     table.add_column("Inbox", no_wrap=True)
@@ -332,9 +397,15 @@ def print_dry_run(config: NightConfig, file: Path, overrides: Sequence[str], wor
             table.add_row(quantity, value)
     console, place = Console(), ["--work-dir", str(work_dir)]
     console.print(table)
+    for line in waiting_lines(found.waiting, shlex.join(place)):
+        sys.stdout.write(f"{line}\n")
     if found.stages:
+        if plan.parent is None and Path(resolve_model(config.student.model)).is_dir():
+            from pipelines.adapt_student.base import ask_base
+
+            sys.stdout.write("".join(f"{line}\n" for line in ask_base(config)))
         console.print(cost_table(estimate(found.stages, config), config))
         given = [part for override in overrides for part in ("--set", override)]
         sys.stdout.write(f"To start it: {shlex.join(['preceptor', 'adapt-student', str(file), *given, *place])}\n")
-    else:
+    elif not found.waiting:
         sys.stdout.write(f"Nothing new in the inbox. To add documents: preceptor inbox add FILE {shlex.join(place)}\n")

@@ -17,7 +17,10 @@ from rich.console import Console
 
 from evaluation.common.checkpoints import model_digest
 from evaluation.common.errors import ScoringError
+from evaluation.exact_match import first_line
+from evaluation.graders import GradeItem, Grader
 from evaluation.statistics import known_mean
+from evaluation.tasks import Question
 from pipelines.check_regression.suite import (
     Pins,
     RegressionSuite,
@@ -34,7 +37,8 @@ from pipelines.check_regression.suite import (
 from pipelines.check_regression.verdict import EditsRecord, RegressionReport, Scores, SubjectRecord, find_verdict
 from pipelines.loop.loop import STATES, Loop
 from pipelines.loop.reward import judge
-from pipelines.models import ModelRef, answer_format, close_models, open_student, student_digest
+from pipelines.loop.update import write_answers
+from pipelines.models import ModelRef, answer_format, close_models, open_grader, open_student, student_digest
 from pipelines.plan import Step
 from pipelines.records import Candidate, ScoredUpdate
 from pipelines.reports.console import Reporter
@@ -46,33 +50,48 @@ from teacher.rewards import RewardConfig, RewardFailure
 from teacher.samplers.openai import OpenAISampling
 
 
-def _score_students(suite: RegressionSuite, content: SuiteContent, subjects: Sequence[Subject]) -> list[Scores]:
+def _score_students(
+    suite: RegressionSuite, content: SuiteContent, subjects: Sequence[Subject], work_dir: Path
+) -> list[Scores]:
     adapters = [None if each.directory is None else load_adapter(each.directory) for each in subjects]
     asked = [*(question for task in content.tasks for question in task.comparison_questions), *content.probes]
     ref = ModelRef.of(suite.student, suite)
     student, form = open_student(ref), answer_format(suite, ref)
     with LoraBank(student.model, base_digest=student_digest(ref)) as bank:
         found = bank.score(adapters, [asked] * len(adapters), student.tokenizer, form)
-    scores = []
-    for subject, adapter, slot in zip(subjects, adapters, found, strict=True):
-        if isinstance(slot, ScoringFailure):
+        texts: Sequence[list[str] | ScoringFailure] = [[]] * len(adapters)
+        if suite.grading is not None:
+            prompts, rank = [form.render(q.question) for q in asked], max((a.rank for a in adapters if a), default=1)
+            texts = write_answers(ref, suite.grading, bank, adapters, [prompts] * len(adapters), rank)
+    grader, scores = open_grader(suite.grading, work_dir, suite.name), []
+    for subject, adapter, slot, written in zip(subjects, adapters, found, texts, strict=True):
+        if isinstance(slot, ScoringFailure) or isinstance(written, ScoringFailure):
+            reason = slot.reason if isinstance(slot, ScoringFailure) else getattr(written, "reason", "")
             raise ScoringError(
-                f"subject {subject.text!r} cannot be scored: {slot.reason}. Give an adapter that was trained on the "
+                f"subject {subject.text!r} cannot be scored: {reason}. Give an adapter that was trained on the "
                 f"suite's student {suite.student!r}."
             )
+        verdicts = iter([score.exact for score in slot] if grader is None else _graded(grader, asked, written))
+        right = {task.id: [next(verdicts) for _ in task.comparison_questions] for task in content.tasks}
         answers = iter(slot)
         documents = {task.id: [next(answers) for _ in task.comparison_questions] for task in content.tasks}
         scores.append(
             Scores(
-                documents={name: tuple(float(score.exact) for score in mine) for name, mine in documents.items()},
+                documents={name: tuple(known_mean([each]) for each in mine) for name, mine in right.items()},
                 probability={name: sum(s.probability for s in mine) / len(mine) for name, mine in documents.items()},
-                probes={f"probe {i}": float(score.exact) for i, score in enumerate(answers)},
+                probes={f"probe {i}": float(each) for i, each in enumerate(verdicts) if each is not None},
                 empty=sum(score.empty for score in slot),
                 answered=len(slot),
                 adapter_digest=None if adapter is None else adapter.digest,
             )
         )
     return scores
+
+
+def _graded(grader: Grader, asked: Sequence[Question], texts: Sequence[str]) -> list[bool | None]:
+    """Return a grader's verdicts on a student's answers; None where it gives none."""
+    items = [GradeItem(q.question, q.answer, first_line(text)) for q, text in zip(asked, texts, strict=True)]
+    return [grade.correct for grade in grader.grade(items)]
 
 
 def score_variant(
@@ -129,7 +148,7 @@ def variant_scores(candidates: Sequence[Candidate], edits: EditsRecord, adapter_
     every = [update for updates in scored.values() for update in updates]
     return Scores(
         documents={
-            name: tuple(sum(right) / len(updates) for right in zip(*(u.exact for u in updates), strict=True))
+            name: tuple(known_mean(right) for right in zip(*(u.verdicts for u in updates), strict=True))
             for name, updates in scored.items()
         },
         probability={
@@ -176,7 +195,7 @@ def compare_subjects(suite: RegressionSuite, candidate: str, baseline: str, work
                 with Reporter(Console(stderr=True), 4) as reporter:  # each samples, then updates the student
                     mine, theirs = (score_variant(suite, content, each, work_dir, reporter) for each in both)
             else:
-                mine, theirs = _score_students(suite, content, both)
+                mine, theirs = _score_students(suite, content, both, work_dir)
     finally:
         close_models()
     names = [task.id for task in content.tasks]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self, cast
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from evaluation.common.data import Frozen, digest_json
 from evaluation.common.errors import ConfigError, InputError
@@ -24,7 +24,16 @@ from evaluation.domains import DataConfig, load_split
 from evaluation.retention import retention_probes
 from evaluation.tasks import KnowledgeTask, Question
 from pipelines.check_regression.verdict import VerdictConfig
-from pipelines.settings import Asking, LoopSettings, Settings, StudentConfig, TrackingConfig, load
+from pipelines.settings import (
+    Asking,
+    Graded,
+    LoopSettings,
+    Settings,
+    StudentConfig,
+    TrackingConfig,
+    for_documents,
+    load,
+)
 from pipelines.train_teacher.config import TrainTeacherConfig
 from student.config import UpdateRecipe
 from teacher.config import TeacherConfig
@@ -83,7 +92,7 @@ class Pins(Frozen):
     """By document id: its text, and the questions asked about it with their answers."""
 
 
-class RegressionSuite(Settings, Asking):
+class RegressionSuite(Settings, Asking, Graded):
     """The YAML file of a suite; sampling and updates of candidate and baseline have the same seeds."""
 
     student: str = Field(min_length=1)
@@ -104,6 +113,8 @@ class RegressionSuite(Settings, Asking):
     """Where registered versions are found and results are logged."""
     pins: Pins | None = None
     """Written by `preceptor check-regression SUITE --pin`; without them nothing is compared."""
+
+    _graded = field_validator("grading")(for_documents)
 
     @model_validator(mode="after")
     def _one_group_each(self) -> Self:
@@ -315,7 +326,7 @@ def settings_of(suite: RegressionSuite, subject: Subject) -> LoopSettings:
             "adapter. Compare teacher:base and configurations, or name a local teacher in the suite."
         )
     shared = {name: getattr(suite, name) for name in Settings.model_fields}
-    return LoopSettings(**shared, teacher=teacher, student=student)
+    return LoopSettings(**shared, teacher=teacher, student=student, grading=suite.grading)
 
 
 def variant_digest(settings: LoopSettings, teacher: str | None) -> str:

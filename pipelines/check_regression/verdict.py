@@ -101,9 +101,9 @@ class SubjectRecord(Record):
 class Scores(NamedTuple):
     """Scores of a student, or of a variant whose documents each have adapters of their own."""
 
-    documents: dict[str, tuple[float, ...]]
+    documents: dict[str, tuple[float | None, ...]]
     """Document id -> for each question, the share of updates after which it is answered correctly, in [0, 1]; of a
-    student 0 or 1. Documents without any score are missing."""
+    student 0 or 1; None without a verdict of the grader. Documents without any score are missing."""
     probability: dict[str, float]
     """Document id -> mean probability of the gold answers, in [0, 1]."""
     probes: dict[str, float]
@@ -174,6 +174,7 @@ def find_verdict(
         PairedScore(document=name, candidate=ours, reference=other)
         for name in compared
         for ours, other in zip(mine.documents[name], theirs.documents[name], strict=True)
+        if ours is not None and other is not None
     ]
     probes = [
         PairedScore(document=name, candidate=share, reference=theirs.probes[name])

@@ -1,22 +1,27 @@
 """Generate questions for documents without any: a language model writes them, the frozen student filters them.
 
 A question is kept if its answer is in the passage, and the student answers it with the passage in context and not
-without: the document answers it, and the student does not know it yet. Questions are for evaluation and never enter a
-prompt: a prompt is made of title and text alone (`teacher.prompts`).
+without: the document answers it, and the student does not know it yet. A document for which none is kept is asked by
+its own sentences (`pipelines.inbox.cloze`): to complete, or else by their probability. Questions are for evaluation and
+never enter a prompt: a prompt is made of title and text alone (`teacher.prompts`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from evaluation.common.checkpoints import Checkpoint
-from evaluation.exact_match import AnswerFormat
+from evaluation.common.checkpoints import MICRO_MODELS, Checkpoint, resolve_model
+from evaluation.common.errors import ScoringError
+from evaluation.exact_match import AnswerFormat, encode_questions
 from evaluation.graders import normalize_answer
 from evaluation.tasks import Question
+from pipelines.inbox.cloze import continuations, sentences_to_complete
 from pipelines.inbox.documents import InboxDocument
 from teacher.parsing.parser import parse_self_edit
 from teacher.prompts import PromptedConfig, PromptName, prompt_template
@@ -29,23 +34,68 @@ _MOST_QUESTIONS = 12
 _BATCH = 64
 """Documents whose questions are scored together; bounds memory."""
 _SEVERAL_QUESTIONS = re.compile(r"\b(?:question|answer)\b[^:?]{0,4}:|\?.*\?", re.IGNORECASE | re.DOTALL)
+_NEXT_PASSAGE = re.compile(r"^\s*Passage\b", re.MULTILINE)
+"""From here on a completion is about another passage."""
+
+Evidence = Literal["questions by the teacher", "sentences to complete", "probability of sentences", "none"]
+"""What tells whether a document was learned."""
 
 
 class WriterSettings(PromptedConfig):
     """How questions are generated and how many are kept."""
 
-    prompt: PromptName = "micro-self-qa"
-    """Prompt template that asks for questions with answers; `self-qa` for all but the micro teacher."""
+    prompt: PromptName | None = None  # type: ignore[assignment]
+    """Prompt template that asks for questions with answers; None is `micro-self-qa` for the micro teacher and
+    `worked-self-qa`, which shows an example, for all others."""
     samples: int = Field(default=4, ge=1, le=64)
     """Completions per document, in [1, 64]; each holds several questions."""
 
+    def prompt_for(self, teacher: str) -> str:
+        """Return the name of the template for a teacher, by its directory, hub id or shipped name."""
+        micro = resolve_model(teacher) in map(str, MICRO_MODELS.values())
+        return self.prompt or ("micro-self-qa" if micro else "worked-self-qa")
 
-def writer_prompts(documents: Sequence[InboxDocument], settings: WriterSettings, tokenizer: Any = None) -> list[str]:
+
+class Dropped(StrEnum):
+    """Why a candidate is not asked."""
+
+    TOO_LONG_FOR_TEACHER = "document too long for the teacher"
+    FAILED = "completion failed"
+    NO_QUESTION = "not a question"
+    SEVERAL = "several questions in one"
+    LONG_ANSWER = "answer too long"
+    NOT_IN_PASSAGE = "answer not in the passage"
+    IN_QUESTION = "answer in the question"
+    DUPLICATE = "duplicate"
+    UNSCORED = "cannot be scored"
+    """Too long for the student with the passage in front, or without a token boundary before the answer."""
+    NOT_ANSWERED = "not answered with the passage"
+    KNOWN = "known without the passage"
+
+
+class Written(NamedTuple):
+    """The questions of one document."""
+
+    questions: tuple[Question, ...]
+    dropped: Mapping[Dropped, int]
+    """Candidates that are not asked, by reason."""
+    evidence: Evidence
+
+    @property
+    def note(self) -> str:
+        """What is asked, and what was dropped, for people."""
+        reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(self.dropped).most_common())
+        asked = f"{self.evidence}: {len(self.questions)}" if self.questions else "nothing can be asked about it"
+        return f"{asked} (dropped: {reasons or 'nothing'})"
+
+
+def writer_prompts(documents: Sequence[InboxDocument], prompt: str, tokenizer: Any = None) -> list[str]:
     """Return the writer's prompts: title and text of each document, and no question.
 
-    `tokenizer` is the writer's, whose chat template is applied; raises ModelError if it has none.
+    `prompt` names a template. `tokenizer` is the writer's, whose chat template is applied; raises ModelError if it has
+    none.
     """
-    template = prompt_template(settings.prompt)
+    template = prompt_template(prompt)
     if tokenizer is not None:
         return [template.render_chat(each.document, tokenizer) for each in documents]
     return [template.render(each.document) for each in documents]
@@ -56,79 +106,149 @@ def write_questions(
     sampler: Sampler,
     student: Checkpoint,
     answer_format: AnswerFormat,
-    settings: WriterSettings,
+    prompt: str,
+    samples: int,
     seed: int,
     tokenizer: Any = None,
-) -> list[list[Question]]:
-    """Return questions for each document, in order, independent of the other documents.
+) -> list[Written]:
+    """Return what is asked about each document, in order, independent of the other documents.
 
-    Documents that do not fit the writer's context, failed completions and invalid ones yield no questions. `sampler`
-    and `tokenizer` (see `writer_prompts`) are the writer's; the student is frozen, without an adapter.
+    Documents that do not fit the writer's context, failed completions and invalid ones yield no questions by the
+    teacher. `sampler`, `prompt` and `tokenizer` (see `writer_prompts`) are the writer's; the student is frozen, without
+    an adapter.
 
     Raises:
         GenerationError: The writer's engine failed.
         ModelError: The tokenizer has no chat template.
     """
-    prompts = writer_prompts(documents, settings, tokenizer)
+    prompts = writer_prompts(documents, prompt, tokenizer)
     long = prompts_too_long(sampler, prompts)
-    chosen = [i for i in range(len(prompts)) if i not in long]
-    sampled = sampler.sample([prompts[i] for i in chosen], n=settings.samples, seed=seed) if chosen else []
-    candidates: list[list[Question]] = [[] for _ in documents]
-    for i, completions in zip(chosen, sampled, strict=True):
-        candidates[i] = _candidates(documents[i], completions, prompts[i])
-    written: list[list[Question]] = []
-    for start in range(0, len(documents), _BATCH):
-        batch = slice(start, start + _BATCH)
-        written += _learnable(documents[batch], candidates[batch], student, answer_format)
-    return [questions[:_MOST_QUESTIONS] for questions in written]
+    short = [i for i in range(len(prompts)) if i not in long]
+    sampled = sampler.sample([prompts[i] for i in short], n=samples, seed=seed) if short else []
+    completions = dict(zip(short, sampled, strict=True))
+    dropped = [Counter({Dropped.TOO_LONG_FOR_TEACHER: int(i in long)}) for i in range(len(documents))]
+
+    def written(i: int) -> list[Question]:
+        return _candidates(documents[i], completions.get(i, ()), prompts[i], dropped[i])
+
+    found: dict[int, Written] = {}
+    filters = _Filters(documents, student, answer_format, dropped)
+    stages: tuple[tuple[Evidence, Callable[[int], list[Question]]], ...] = (
+        ("questions by the teacher", written),
+        ("sentences to complete", lambda i: _spread(sentences_to_complete(documents[i]))),
+        ("probability of sentences", lambda i: _spread(continuations(documents[i]))),
+    )
+    for evidence, make in stages:
+        kept = filters.learnable({i: make(i) for i in range(len(documents)) if i not in found}, evidence)
+        found |= {i: Written(mine[:_MOST_QUESTIONS], +dropped[i], evidence) for i, mine in kept.items() if mine}
+    return [found.get(i) or Written((), +dropped[i], "none") for i in range(len(documents))]
+
+
+def _spread(questions: list[Question]) -> list[Question]:
+    """Return as many questions as are kept at most, from all over the passage."""
+    return questions[:: max(1, -(-len(questions) // _MOST_QUESTIONS))]
 
 
 def _candidates(
-    document: InboxDocument, completions: Sequence[Completion | FailedCompletion], prompt: str
+    document: InboxDocument,
+    completions: Sequence[Completion | FailedCompletion],
+    prompt: str,
+    dropped: Counter[Dropped],
 ) -> list[Question]:
     """Return the distinct pairs whose answer is a short span of the passage and not in the question."""
     passage = f" {normalize_answer(document.text)} "
     found: dict[tuple[str, str], Question] = {}
     for completion in completions:
         if isinstance(completion, FailedCompletion):
+            dropped[Dropped.FAILED] += 1
             continue
-        edit = parse_self_edit(completion.text, prompt=prompt, finish_reason=completion.finish_reason).edit
+        text = completion.text
+        if after := _NEXT_PASSAGE.search(text):
+            text = text[: after.start()]
+        edit = parse_self_edit(text, prompt=prompt, finish_reason=completion.finish_reason).edit
+        if edit is None:
+            dropped[Dropped.NO_QUESTION] += 1
         for line in () if edit is None else edit.implications:
             # The end mark belongs to the sentence from which the answer was taken.
             question, answer = line.text.strip(), (line.answer or "").strip().rstrip(".,;:!").rstrip()
-            asked, given = normalize_answer(question), normalize_answer(answer)
-            if (
-                asked
-                and given
-                and not _SEVERAL_QUESTIONS.search(question)
-                and len(answer.split()) <= _MOST_ANSWER_WORDS
-                and f" {given} " in passage
-                and f" {given} " not in f" {asked} "
-            ):
-                found.setdefault((asked, given), Question(question=question, answer=answer))
+            key = normalize_answer(question), normalize_answer(answer)
+            reason = Dropped.DUPLICATE if key in found else _refusal(question, answer, passage)
+            if reason is None:
+                found[key] = Question(question=question, answer=answer)
+            else:
+                dropped[reason] += 1
     return list(found.values())
 
 
-def _learnable(
-    documents: Sequence[InboxDocument],
-    candidates: Sequence[Sequence[Question]],
-    student: Checkpoint,
-    answer_format: AnswerFormat,
-) -> list[list[Question]]:
-    """Return by document the distinct questions that the student answers with the passage and not without."""
-    from student.bank.scoring import ScoringFailure
-    from student.in_context import score_in_context
+def _refusal(question: str, answer: str, passage: str) -> Dropped | None:
+    """Return why a pair cannot be asked about a normalised passage; None if it can."""
+    asked, given = normalize_answer(question), normalize_answer(answer)
+    if not asked or not given:
+        return Dropped.NO_QUESTION
+    if _SEVERAL_QUESTIONS.search(question):
+        return Dropped.SEVERAL
+    if len(answer.split()) > _MOST_ANSWER_WORDS:
+        return Dropped.LONG_ANSWER
+    if f" {given} " not in passage:
+        return Dropped.NOT_IN_PASSAGE
+    return Dropped.IN_QUESTION if f" {given} " in f" {asked} " else None
 
-    passages = [document.text for document in documents]
-    open_book = score_in_context(*student, passages, candidates, answer_format)
-    # With this template an empty context leaves the question unchanged.
-    closed_book = score_in_context(*student, [""] * len(passages), candidates, answer_format, template="{context}")
-    learnable = []
-    for questions, with_passage, without in zip(candidates, open_book, closed_book, strict=True):
-        kept: dict[str, Question] = {}
-        if not isinstance(with_passage, ScoringFailure) and not isinstance(without, ScoringFailure):
-            for question, a, b in zip(questions, with_passage, without, strict=True):
-                if a.exact and not b.exact:
-                    kept.setdefault(normalize_answer(question.question), question)
-        learnable.append(list(kept.values()))
-    return learnable
+
+class _Filters(NamedTuple):
+    """The frozen student's verdict on candidates."""
+
+    documents: Sequence[InboxDocument]
+    student: Checkpoint
+    answer_format: AnswerFormat
+    dropped: Sequence[Counter[Dropped]]
+    """By document, as `documents`; gets the reasons."""
+
+    def learnable(
+        self, candidates: Mapping[int, Sequence[Question]], evidence: Evidence
+    ) -> dict[int, tuple[Question, ...]]:
+        """Return by document the distinct questions whose answers the student has yet to learn."""
+        kept: dict[int, tuple[Question, ...]] = {}
+        indices = list(candidates)
+        for start in range(0, len(indices), _BATCH):
+            part = {i: self._scorable(i, candidates[i]) for i in indices[start : start + _BATCH]}
+            by_teacher = evidence == "questions by the teacher"
+            kept |= part if evidence == "probability of sentences" else self._unknown(part, by_teacher)
+        return kept
+
+    def _scorable(self, i: int, questions: Sequence[Question]) -> tuple[Question, ...]:
+        """Return the questions that fit the student and have a token boundary before the answer."""
+        most = getattr(self.student.model.config.get_text_config(), "max_position_embeddings", None)
+        fitting = []
+        for question in questions:
+            try:
+                (row,) = encode_questions(self.student.tokenizer, [question], self.answer_format)
+            except ScoringError:
+                continue
+            if most is None or len(row.tokens) <= most:
+                fitting.append(question)
+        self.dropped[i][Dropped.UNSCORED] += len(questions) - len(fitting)
+        return tuple(fitting)
+
+    def _unknown(self, candidates: Mapping[int, Sequence[Question]], read: bool) -> dict[int, tuple[Question, ...]]:
+        """Return what the student does not answer without the passage and, if `read`, answers with it."""
+        from student.bank.scoring import ScoringFailure
+        from student.in_context import score_in_context
+
+        asked, passages = list(candidates.values()), [self.documents[i].text for i in candidates]
+        # With this template an empty context leaves the question unchanged.
+        empty = [""] * len(passages)
+        without = score_in_context(*self.student, empty, asked, self.answer_format, template="{context}")
+        with_it = score_in_context(*self.student, passages, asked, self.answer_format) if read else without
+        kept: dict[int, tuple[Question, ...]] = {}
+        for i, opened, closed in zip(candidates, with_it, without, strict=True):
+            if isinstance(opened, ScoringFailure) or isinstance(closed, ScoringFailure):
+                self.dropped[i][Dropped.UNSCORED] += len(candidates[i])
+                continue
+            mine: dict[str, Question] = {}
+            for question, a, b in zip(candidates[i], opened, closed, strict=True):
+                if b.exact or (read and not a.exact):
+                    self.dropped[i][Dropped.KNOWN if b.exact else Dropped.NOT_ANSWERED] += 1
+                elif mine.setdefault(normalize_answer(question.question), question) is not question:
+                    self.dropped[i][Dropped.DUPLICATE] += 1
+            kept[i] = tuple(mine.values())
+        return kept

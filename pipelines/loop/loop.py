@@ -267,7 +267,7 @@ class Loop:
     @property
     def grader(self) -> Grader | None:
         """Who grades the students' texts; None where exact match or the domain decides."""
-        return models.open_grader(self.settings, self.work_dir)
+        return models.open_grader(self.settings.grading, self.work_dir, self.settings.name)
 
     def spent(self, **endpoints: OpenAISampling | None) -> dict[str, Spent]:
         """Return what was spent at endpoints by role, killed runs included: the judge's, and those that are given."""

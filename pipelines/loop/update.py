@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from evaluation.graders import DomainGrading, Grade, GradeItem, Grader
 from evaluation.tasks import KnowledgeTask, Question
 from pipelines.models import ModelRef, open_answer_engine, open_student, student_digest
 from pipelines.records import Edit, InContext, ScoredUpdate
-from pipelines.settings import LoopSettings, QuestionSet
+from pipelines.settings import GradingConfig, LoopSettings, QuestionSet
 from student.adapters import Adapter, save_adapter
 from student.bank.bank import LoraBank
 from student.bank.scoring import ScoringFailure
@@ -27,6 +26,9 @@ from student.in_context import score_in_context
 from student.updates import UpdateOutcome, UpdateRequest, UpdateResult, make_request
 from teacher.rewards import RewardFailure
 from teacher.self_edit import SelfEdit
+
+_PROMPTS = 64
+"""Prompts of an adapter that are continued together; bounds memory."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def train_and_score(work: BankWork) -> tuple[ScoredUpdate, ...]:
         known = _known_probes(bank, work, tokenizer)
         with_probes = [(*mine, *work.probes) for mine in sets]
         scores = dict(zip(asked, bank.score(adapters, with_probes, tokenizer, config.answer_format), strict=True))
-        written = dict(zip(asked, _answers(bank, work, asked, adapters, sets, tokenizer), strict=True))
+        written = dict(zip(asked, _answers(bank, work, asked, adapters, sets), strict=True))
     records = []
     for i, trial in enumerate(work.trials):
         result = results.get(i)
@@ -146,32 +148,51 @@ def _answers(
     asked: Sequence[int],
     adapters: Sequence[Adapter | None],
     questions: Sequence[Sequence[Question]],
-    tokenizer: Any,
 ) -> Sequence[list[str] | ScoringFailure | None]:
     """Return the answers of each student as text, for the grader; Nones where the flow needs none."""
     grading, config = work.settings.grading_for(work.questions), work.settings.student
     if grading is None:
         return [None] * len(adapters)
     prompts = [[config.answer_format.render(q.question) for q in mine] for mine in questions]
-    if grading.engine == "bank":
-        texts = bank.generate(adapters, prompts, tokenizer, max_new_tokens=grading.max_new_tokens)
-    else:
-        from student.bank.scoring import answer_with_vllm
-
-        model = open_student(ModelRef.of(config.model, work.settings)).model
-        texts = answer_with_vllm(
-            open_answer_engine(work.settings),
-            adapters,
-            prompts,
-            tokenizer,
-            max_new_tokens=grading.max_new_tokens,
-            end_tokens=sorted(end_tokens_of(model, tokenizer)),
-        )
+    texts = write_answers(
+        ModelRef.of(config.model, work.settings), grading, bank, adapters, prompts, config.update.rank
+    )
     cuts = [domain_of(work.tasks[work.trials[i].document_id]).answer_in for i in asked]
     return [
         mine if isinstance(mine, ScoringFailure) else [cut(text) for text in mine]
         for cut, mine in zip(cuts, texts, strict=True)
     ]
+
+
+def write_answers(
+    ref: ModelRef,
+    grading: GradingConfig,
+    bank: LoraBank,
+    adapters: Sequence[Adapter | None],
+    prompts: Sequence[Sequence[str]],
+    rank: int,
+) -> Sequence[list[str] | ScoringFailure]:
+    """Return each student's continuation of each of its prompts, by the bank or by vLLM with adapters up to `rank`."""
+    student = open_student(ref)
+    most = grading.max_new_tokens
+    if grading.engine == "bank":
+        found: list[list[str] | ScoringFailure] = [[] for _ in adapters]
+        for start in range(0, max(map(len, prompts), default=0), _PROMPTS):
+            part = [mine[start : start + _PROMPTS] for mine in prompts]
+            more = bank.generate(adapters, part, student.tokenizer, max_new_tokens=most)
+            for k, (texts, new) in enumerate(zip(found, more, strict=True)):
+                found[k] = [*texts, *new] if isinstance(texts, list) and isinstance(new, list) else new
+        return found
+    from student.bank.scoring import answer_with_vllm
+
+    return answer_with_vllm(
+        open_answer_engine(ref, grading.vllm, rank),
+        adapters,
+        prompts,
+        student.tokenizer,
+        max_new_tokens=most,
+        end_tokens=sorted(end_tokens_of(student.model, student.tokenizer)),
+    )
 
 
 _FAILURES = {
@@ -211,7 +232,7 @@ def _scored(
         forgetting=(sum(known) - sum(score.exact for score in retained)) / len(known) if known else None,
         exact=tuple(score.exact for score in answered),
         probability=tuple(score.probability for score in answered),
-        token_probability=tuple(math.exp(score.log_probability / len(score.predicted)) for score in answered),
+        token_probability=tuple(score.token_probability for score in answered),
         answers=tuple(written) if isinstance(written, list) else (),
         empty=sum(score.empty for score in answered),
         first_loss=losses[0] if losses else None,

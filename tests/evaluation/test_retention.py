@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from evaluation.common.errors import InputError
 from evaluation.domains import DataConfig
 from evaluation.microworld.world import ENTITY_KINDS, PHRASINGS, MicroworldData, ask, known_facts, microworld_split
-from evaluation.retention import rehearsal_questions, retention_probes
+from evaluation.retention import general_questions, rehearsal_questions, retention_probes
 from evaluation.sources.files import JsonLinesData
 
 STRATUM = {ask(f, PHRASINGS[0]): (side, f.kind) for side, facts in enumerate(known_facts()) for f in facts}
@@ -154,3 +154,10 @@ def test_file_is_rehearsed_without_its_probes(tmp_path: Path) -> None:
     assert not set(probes) & set(rehearsed)
     assert len(rehearsal_questions(data, 99, 1, probes=4)) == 6
     assert rehearsal_questions(data, 0, 1, probes=4) == ()
+
+
+def test_without_data_the_shipped_questions_are_split_into_probes_and_rehearsal() -> None:
+    probes, rehearsed = retention_probes(None, 76, 1), rehearsal_questions(None, 99, 1, probes=76)
+    assert (len(probes), len(rehearsed)) == (76, 76)
+    assert {*probes, *rehearsed} == {*general_questions()}
+    assert probes[:9] == retention_probes(None, 9, 1) != retention_probes(None, 9, 2)

@@ -117,8 +117,3 @@ def test_question_refuses_blank_strings(blank: str) -> None:
         Question(question=blank, answer="1")
     with pytest.raises(ValidationError):
         Question(question="One?", answer=blank)
-
-
-def test_task_without_questions_is_refused() -> None:
-    with pytest.raises(ValidationError):
-        KnowledgeTask(document=DOCUMENT, questions=())

@@ -46,10 +46,34 @@ def test_render_depends_on_title_and_passage_alone(title: str, passage: str, nam
     )
     rendered = PROMPTS[name].render(bare, 7)
     assert PROMPTS[name].render(task.document, 7) == rendered
-    frame = PROMPTS[name].text.replace("{budget}", "7")
-    assert len(rendered) == len(frame.replace("{passage}", "").replace("{title}", "")) + len(passage) + (
-        len(title) if "{title}" in frame else 0
+    template = PROMPTS[name]
+    empty = template.render(Document(id="c", title="-", text="+"), 7)
+    shown = "{title}" in template.text and f"{title}\n{passage}" in rendered
+    assert len(rendered) == len(empty) - 1 + len(passage) + ("{title}" in template.text) * (
+        len(title) - 1 if shown else -2
     )
+
+
+def test_worked_example_stands_in_front_and_a_cue_begins_the_assistants_answer() -> None:
+    template = prompt_template("worked-self-qa")
+    plain = template.render(DOCUMENT)
+    assert plain.count(template.instruction) == 1
+    assert plain.endswith(f"Passage: {DOCUMENT.title}\n{DOCUMENT.text}\nQuestion 1:")
+    assert plain.count("\nPassage: ") == 2
+    tokenizer = tiny_base().tokenizer
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}{% if enable_thinking %}<think>{% endif %}"
+    )
+    for name in ("worked-self-qa", "self-qa"):
+        chat = prompt_template(name).render_chat(DOCUMENT, tokenizer)
+        *_, user, answer = chat.split("[")
+        assert user.startswith("user]")
+        assert user.rstrip().endswith(DOCUMENT.text)
+        assert answer == "assistant]Question 1:"
+        assert chat.count("[user]") == (2 if name == "worked-self-qa" else 1)
+    titled = Document(id="d", title="Rules > Visitors", text="# Visitors\nThey sign in.")
+    assert template.render(titled).count("Visitors") == 1
 
 
 def test_render_leaves_braces_of_the_document() -> None:

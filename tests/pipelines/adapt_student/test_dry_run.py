@@ -18,7 +18,16 @@ from evaluation.common.storage import write_atomically
 from pipelines.adapt_student.config import NightConfig
 from pipelines.adapt_student.flow import run_night
 from pipelines.adapt_student.page import NightResult
-from pipelines.adapt_student.plan import NIGHTS, RESULT, DryRun, dry_run, open_plan, read_inbox
+from pipelines.adapt_student.plan import (
+    NIGHTS,
+    QUARANTINED,
+    RESULT,
+    WITHOUT_QUESTIONS,
+    DryRun,
+    dry_run,
+    open_plan,
+    read_inbox,
+)
 from pipelines.adapt_student.state import quarantine_reverted, student_version
 from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.lineage.registry import Rollback
@@ -65,7 +74,8 @@ def test_inbox_is_shown_by_route_with_what_waits_and_is_quarantined(tmp_path: Pa
     found = shown(tmp_path, night("questions=null"))
     routes = [(each.task.id, each.place) for each in found.plan.documents]
     assert routes == [(plain.id, "weights"), (volatile.id, "memory")]
-    assert (found.plan.without_questions, found.quarantined, found.unasked) == ((silent.id,), 1, 0)
+    assert (found.plan.without_questions, found.unasked) == ((silent.id,), 0)
+    assert found.waiting == {silent.id: WITHOUT_QUESTIONS, wrong.id: QUARANTINED}
     written = shown(tmp_path, night())
     assert [each.task.id for each in written.plan.documents] == [plain.id, volatile.id, silent.id]
     assert (written.plan.without_questions, written.unasked) == ((), 1)

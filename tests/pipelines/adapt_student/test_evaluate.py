@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from evaluation.gate.decisions import GateConfig, GateEvidence, decide
 from evaluation.microworld.world import MicroworldData, draw_nights
 from evaluation.retention import retention_probes
+from pipelines.adapt_student.base import ask_base
+from pipelines.adapt_student.config import NightConfig
 from pipelines.adapt_student.evaluate import (
     GENERAL,
     PROBES,
@@ -14,6 +17,8 @@ from pipelines.adapt_student.evaluate import (
     known_questions,
     suspects,
 )
+from pipelines.settings import load
+from tests.pipelines.adapt_student.factories import DEMO
 
 KNOWN = retention_probes(MicroworldData(), 10_000, 0)
 
@@ -71,3 +76,32 @@ def test_evidence_pairs_every_question_and_lists_unscored_documents() -> None:
     assert (evidence.unscored, evidence.answered, evidence.collapsed) == (("c",), 5, 1)
     assert after.accuracy("a", "c") == 1.0
     assert after.accuracy("c") is None
+
+
+def test_a_base_that_hardly_answers_shows_neither_forgetting_nor_collapse() -> None:
+    def evidence(base: tuple[bool, ...], empty: int) -> GateEvidence:
+        after = NightScores({"a": (0.5, None), PROBES: (False,) * len(base)}, 3)
+        measured = Measured(after, NightScores({"a": (0.25, True)}, 0), NightScores({PROBES: base}, empty))
+        return evidence_of(measured, ["a"], {}, {"update": None})
+
+    known = evidence((True,) * 2 + (False,) * 18, 0)
+    assert len(known.probes[PROBES]) == 20
+    assert [(pair.candidate, pair.reference) for pair in known.new] == [(0.5, 0.25)]  # the other has no verdict
+    empty = evidence((True,) * 2 + (False,) * 18, 12)
+    assert [pair.reference for pair in empty.probes[PROBES]] == [1.0, 1.0]
+    assert evidence((False,) * 20, 0).probes == {}
+    collapse = {check.name: check.verdict for check in decide(empty, GateConfig()).checks}
+    assert collapse["empty or degenerate answers"] == "pass"  # 3 of 22, where the base has 12 of 20
+    silent = GateEvidence(new=(), unasked=2, canaries={"update": None}, answered=9, probes=known.probes)
+    assert [check.verdict for check in decide(silent, GateConfig()).checks if check.name == "new documents"] == ["pass"]
+
+
+def test_the_base_is_asked_before_the_first_night_and_a_wrong_form_is_named() -> None:
+    config = load(DEMO, NightConfig, ["probes=20", "threads=1"])
+    (line,) = ask_base(config)
+    assert "of 20 probes" in line
+    wrong = load(DEMO, NightConfig, ["probes=20", "threads=1", "general=null"])
+    told = " ".join(ask_base(wrong))
+    assert "student.format" in told
+    assert "few-shot: " in told
+    assert list(ask_base(load(DEMO, NightConfig, ["probes=0"]))) == []

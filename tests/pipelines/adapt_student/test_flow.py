@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
 from evaluation.microworld.world import NightDocument, draw_nights
+from pipelines.adapt_student import flow
 from pipelines.adapt_student.config import NightConfig
 from pipelines.adapt_student.flow import adapt_student, write_missing_questions
 from pipelines.adapt_student.page import NightResult
@@ -20,6 +21,8 @@ from pipelines.answers import read_version
 from pipelines.ask import Answerer
 from pipelines.cli import app
 from pipelines.experiments.nights import as_delivered
+from pipelines.inbox.cloze import continuations
+from pipelines.inbox.documents import InboxDocument
 from pipelines.lineage.registry import CANDIDATE, CHAMPION, NIGHT_TAG, PREVIOUS, Registry
 from pipelines.plan import steps_of, totals
 from pipelines.settings import TrackingConfig, load
@@ -69,14 +72,55 @@ def test_documents_without_questions_get_them_before_the_night(tmp_path: Path) -
     given = [as_delivered(document) for document in draw_nights(1, 3, 7, poisoned=None)[0]]
     deliver(tmp_path, [each.model_copy(update={"questions": (), "held_out_questions": ()}) for each in given])
     config, console = load(DEMO, NightConfig, SMALL), Console(file=io.StringIO())
-    assert write_missing_questions(config.model_copy(update={"questions": None}), tmp_path, console) == 0
-    assert write_missing_questions(config, tmp_path, console) == 3
-    for document in read_inbox(tmp_path).documents:
+    silent = config.model_copy(update={"questions": None})
+    assert write_missing_questions(silent, tmp_path, console) == ()
+    assert not read_inbox(tmp_path).notes
+    assert write_missing_questions(config, tmp_path, console) == ()
+    inbox = read_inbox(tmp_path)
+    dated = next(document for document in inbox.documents if document.effective is not None)
+    assert not dated.questions  # it goes to memory, which needs none
+    assert set(inbox.notes) == {document.id for document in inbox.documents} - {dated.id}
+    for document in inbox.documents:
+        if document == dated:
+            continue
         assert document.questions
+        assert "questions by the teacher" in inbox.notes[document.id]
         assert document.held_out_questions
         assert all(question.answer in document.text for question in document.questions)
         assert not any(question.question in document.document.model_dump_json() for question in document.questions)
-    assert write_missing_questions(config, tmp_path, console) == 0
+    assert inbox.unasked((), config) == ()
+
+
+ORDINARY = {"gate": "the gate is open until further notice", "word": "Rain"}
+
+
+def test_ordinary_documents_are_learned_or_looked_up_and_what_waits_is_told(
+    tmp_path: Path, prefect_server: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deliver(tmp_path, [InboxDocument(text=text, source=name) for name, text in ORDINARY.items()])
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(flow, "emit_event", lambda event, **given: told.update({event: given["payload"]}))
+    waits = a_night(tmp_path, "questions=null", "routing.volatile_patterns=[]")
+    assert (waits.outcome, len(waits.waiting)) == ("nothing new", 2)
+    assert set(read_inbox(tmp_path).notes) == {*waits.waiting}
+    assert told["preceptor.night.documents-waiting"]["documents"] == waits.waiting
+    first = a_night(tmp_path)
+    gate, word = first.new
+    assert (gate.place, gate.questions, gate.after) == ("memory", 0, None)
+    assert (word.place, word.questions) == ("memory", 0)
+    assert "nothing can be asked" in word.because
+    assert read_inbox(tmp_path).notes[word.id] == word.evidence == word.because
+    assert (first.outcome, first.waits, first.update) == ("promoted", {}, None)
+    silent = as_delivered(draw_nights(1, 1, 7, volatile=0, poisoned=None)[0][0])
+    sentences = tuple(continuations(silent))
+    deliver(tmp_path, [silent.model_copy(update={"questions": sentences, "held_out_questions": ()})])
+    second = a_night(tmp_path, "gate=null", "grading={grader: {type: token-f1}, max_new_tokens: 4}")
+    (learned,) = second.new
+    assert 0.0 < (learned.before or 0.0) < (learned.after or 0.0) < 1.0  # a probability, whatever grades the answers
+    assert set(second.learned) < {candidate.edit.id for candidate in second.candidates}
+    state = student_version(Registry.open(TrackingConfig(), tmp_path), 2, tmp_path).state
+    assert (len(state.memory), len(state.active)) == (2, 3)
+    assert a_night(tmp_path).outcome == "nothing new"
 
 
 def registry(nights: Nights) -> Registry:

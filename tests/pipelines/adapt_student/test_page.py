@@ -9,7 +9,10 @@ import pytest
 
 from evaluation.gate.checks import PairedScore
 from evaluation.gate.decisions import GateConfig, GateEvidence, decide
+from evaluation.tasks import Question
+from pipelines.adapt_student.evaluate import Contradiction
 from pipelines.adapt_student.page import PAGE, GroupScore, NewDocument, NightResult, night_lines, page_of
+from pipelines.adapt_student.plan import QUARANTINED, WITHOUT_QUESTIONS
 from pipelines.records import Candidate, Edit
 from teacher.rewards import RewardFailure
 from tests.extras import BROWSER
@@ -37,6 +40,8 @@ def a_night(outcome: str = "rejected", title: str = "A <script>alert(1)</script>
     ]
     return NightResult(
         night="night-0002",
+        date="2026-11-30",
+        student="own-model",
         outcome=outcome,
         parent=1,
         version=2,
@@ -44,6 +49,8 @@ def a_night(outcome: str = "rejected", title: str = "A <script>alert(1)</script>
             NewDocument(
                 id="d1", title=title, source="a.md", place="weights", because="no rule sends it to memory",
                 questions=8, before=0.0, after=1.0, supersedes=("d0",),
+                contradictions=(Contradiction(question="Who?", old="Ann", new="Bob"),),
+                unknown=(Question(question="Where?", answer="Here"),),
             ),
             NewDocument(
                 id="d2", title="", source="b.md", place="weights", because="as well", questions=8, before=None,
@@ -51,7 +58,8 @@ def a_night(outcome: str = "rejected", title: str = "A <script>alert(1)</script>
             ),
         ),
         quarantined=("d1", "d2") if outcome == "rejected" else (),
-        waiting=("d3",),
+        waiting={"d3": "a reason"},
+        learned=("d1#0",),
         superseded={"d0": "d1"},
         groups=(GroupScore(night="night-0001", documents=5, then=0.9, before=1.0, after=0.0),),
         probes=99,
@@ -71,9 +79,25 @@ def test_page_says_what_came_what_was_lost_and_what_to_do() -> None:
     assert night.gate is not None
     assert night.gate.decision == "reject"
     page = page_of(night)
-    for part in ("rejected", "a.md", "replaces d0", "not learned: parse_failed", "night-0001", "0.25, parse_failed",
-                 "version 3 of the teacher", "5 earlier documents", "preceptor inbox release d1", "1 without questions",
-                 "d0 (now d1)"):  # fmt: skip
+    for part in (
+        "rejected",
+        "a.md",
+        "replaces d0",
+        "not learned: parse_failed",
+        "night-0001",
+        "version 3 of the teacher",
+        "5 earlier documents",
+        "preceptor inbox release d1 --work-dir",
+        "d3: a reason",
+        "d0 (now d1)",
+        "2026-11-30",
+        "own-model",
+        "3 documents",
+        "2 quarantined tonight, 1 waiting",
+        "Who? Ann &rarr; Bob",
+        "0.25 &#10003;",
+        'Where? <span class="dim">Here',
+    ):
         assert part in page
     assert "<script" not in page
     assert "&lt;script&gt;" in page
@@ -110,11 +134,19 @@ def test_terminal_lines_end_with_the_next_command() -> None:
     assert "preceptor inbox release d1 --work-dir" in rejected[-1]
     assert any(line.startswith("  earlier documents: ") for line in rejected)
     assert "next night" in held[-1]
-    nothing = list(night_lines(NightResult(night="", outcome="nothing new"), place))
-    assert "preceptor inbox add" in nothing[-1]
+    nothing = NightResult(night="", outcome="nothing new")
+    assert "othing new" in next(night_lines(nothing, place))
+    reasons = {"d4": WITHOUT_QUESTIONS, "d5": WITHOUT_QUESTIONS, "d6": QUARANTINED}
+    waiting = list(night_lines(nothing.model_copy(update={"waiting": reasons}), place))
+    assert waiting[0].startswith("3 documents wait: 2 without questions")
+    assert "preceptor inbox release d6 --work-dir 'work dir'" in waiting[1]
+    assert not any("othing new" in line for line in waiting)
+    for lines in (list(night_lines(nothing, place)), waiting):
+        assert "preceptor inbox add" in lines[-1]
 
 
 def test_result_that_an_earlier_release_wrote_is_read() -> None:
     written = a_night().model_dump(mode="json")
-    written["aside"] = written.pop("quarantined")
-    assert NightResult.model_validate(written) == a_night()
+    written |= {"aside": written.pop("quarantined"), "waiting": ["d3"]}
+    found = NightResult.model_validate(written)
+    assert (found.quarantined, set(found.waiting)) == (a_night().quarantined, {"d3"})

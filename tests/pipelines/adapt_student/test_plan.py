@@ -9,7 +9,17 @@ import pytest
 from pydantic import ValidationError
 
 from pipelines.adapt_student.config import NightConfig, RoutingConfig
-from pipelines.adapt_student.plan import InboxContent, NightPlan, new_plan, plan_night, plan_questions, route
+from pipelines.adapt_student.plan import (
+    QUARANTINED,
+    WITHOUT_QUESTIONS,
+    InboxContent,
+    NightPlan,
+    new_plan,
+    plan_night,
+    plan_questions,
+    route,
+    waits,
+)
 from pipelines.adapt_student.state import StudentState
 from pipelines.plan import UpdateSize, steps_of, totals
 from pipelines.settings import load
@@ -64,7 +74,20 @@ def test_only_what_is_new_current_and_released_is_chosen() -> None:
     assert (plan.night, plan.without_questions) == ("night-0001", (silent.id,))
     assert plan.superseded == {}  # the student never held the old one
     assert planned(inbox, state(held(old, "night-0001"))).superseded == {old.id: new.id}
-    assert inbox.unasked == (silent,)
+    assert inbox.unasked((), SMALL) == (silent,)
+    assert inbox.unasked((), SMALL.model_copy(update={"questions": None})) == inbox.unasked((silent.id,), SMALL) == ()
+    assert waits(inbox, (learned.id,), plan) == {silent.id: WITHOUT_QUESTIONS, poisoned.id: QUARANTINED}
+
+
+def test_documents_without_questions_are_looked_up_where_they_are_routed_or_nothing_can_be_asked() -> None:
+    dated, silent, odd = (
+        document("a", questions=0, effective=date(2026, 1, 5)), document("b", questions=0), document("c", questions=0)
+    )  # fmt: skip
+    inbox = InboxContent((dated, silent, odd), frozenset(), {}, notes={odd.id: "nothing to ask"})
+    assert inbox.unasked((), SMALL) == (silent, odd)
+    plan = new_plan(SMALL, Path("nowhere"), inbox, None, StudentState(), (odd.id,))
+    assert [(each.task.id, each.place) for each in plan.documents] == [(dated.id, "memory"), (odd.id, "memory")]
+    assert (plan.documents[1].because, plan.without_questions) == ("nothing to ask", (silent.id,))
 
 
 def test_quarantined_document_replaces_nothing() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from evaluation.common.checkpoints import load_checkpoint
-from evaluation.common.errors import InputError, ModelError, ScoringError
+from evaluation.common.errors import ConfigError, InputError, ModelError, ScoringError
 from pipelines.check_regression.compare import compare_subjects, variant_scores
 from pipelines.check_regression.suite import RegressionSuite
 from pipelines.check_regression.verdict import EditsRecord, RegressionReport
@@ -33,6 +33,9 @@ from tests.pipelines.factories import (
 )
 from tests.pipelines.lineage.test_registry import Open
 
+UNGRADED = make_replicate("a", 0, exact=(False, False)).model_copy(
+    update={"answers": ("x", "y"), "correct": (True, None)}
+)
 EDITS = EditsRecord(digest="a" * 64, written=4, unscored={})
 
 
@@ -69,6 +72,20 @@ def test_a_student_compared_with_itself_passes_and_a_ruined_one_has_regressed(tm
     ruined = compare_subjects(suite, f"adapter:{saved_adapter(tmp_path / 'ruined', 1.0)}", "base", tmp_path)
     assert ruined.outcome == "regressed"
     assert verdicts(ruined)["retention probes"] == "fail"
+
+
+def test_a_grader_decides_where_the_suite_names_one(tmp_path: Path) -> None:
+    grader = {"grader": {"type": "gold-token-recall"}, "max_new_tokens": 4}
+    suite = load(small_suite(tmp_path, grading=grader, probes=6), RegressionSuite)
+    with pytest.raises(ConfigError, match="type domain"):
+        load(small_suite(tmp_path, pin=False, grading={"grader": {"type": "domain"}}), RegressionSuite)
+    graded = compare_subjects(suite, "base", "base", tmp_path)
+    exact = compare_subjects(suite.model_copy(update={"grading": None}), "base", "base", tmp_path)
+    mine, theirs = graded.subjects["baseline"], exact.subjects["baseline"]
+    assert (mine.accuracy or 0.0) >= (theirs.accuracy or 0.0)  # every exact answer has all the words
+    assert (mine.probability, mine.probes) == (theirs.probability, theirs.probes)
+    found = variant_scores([make_candidate("a", 0, replicates=(UNGRADED,))], EDITS)
+    assert found.documents == {"a": (1.0, None)}
 
 
 def test_a_changed_suite_and_adapters_that_do_not_fit_are_refused(tmp_path: Path) -> None:

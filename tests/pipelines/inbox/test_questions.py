@@ -5,6 +5,8 @@ from functools import partial
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from evaluation.common.checkpoints import Checkpoint, load_checkpoint
 from evaluation.exact_match import AnswerFormat, score_answers
@@ -12,15 +14,15 @@ from evaluation.graders import normalize_answer
 from evaluation.microworld.world import PHRASINGS, WorldDocument, ask, draw_documents, known_facts
 from evaluation.tasks import Question
 from pipelines.inbox import questions
+from pipelines.inbox.cloze import continuations, sentences_to_complete
 from pipelines.inbox.documents import InboxDocument
-from pipelines.inbox.questions import WriterSettings, writer_prompts
+from pipelines.inbox.questions import Dropped, WriterSettings, writer_prompts
 from student.in_context import score_in_context
 from teacher.samplers.sampler import Completion, FailedCompletion
 from teacher.samplers.transformers import TransformersSampler, TransformersSampling
 
 WORLD = draw_documents("train", 3, 11)
-write_questions = partial(questions.write_questions, seed=5)
-SETTINGS = WriterSettings(samples=2)
+write_questions = partial(questions.write_questions, prompt="micro-self-qa", samples=2, seed=5)
 
 
 def inbox(drawn: WorldDocument) -> InboxDocument:
@@ -45,7 +47,9 @@ def sampler() -> TransformersSampler:
 
 @pytest.fixture(scope="module")
 def written(sampler: TransformersSampler, student: Checkpoint) -> list[list[Question]]:
-    return write_questions(DOCUMENTS, sampler, student, AnswerFormat(), SETTINGS)
+    found = write_questions(DOCUMENTS, sampler, student, AnswerFormat())
+    assert {its.evidence for its in found} == {"questions by the teacher"}
+    return [list(its.questions) for its in found]
 
 
 def test_micro_models_write_questions_that_are_right(written: list[list[Question]]) -> None:
@@ -76,8 +80,8 @@ def test_each_question_kept_is_answered_with_the_passage_and_not_without(
 def test_questions_do_not_depend_on_what_else_is_asked(
     written: list[list[Question]], sampler: TransformersSampler, student: Checkpoint
 ) -> None:
-    alone = write_questions(DOCUMENTS[2:3], sampler, student, AnswerFormat(), SETTINGS)
-    assert alone == written[2:3]
+    (alone,) = write_questions(DOCUMENTS[2:3], sampler, student, AnswerFormat())
+    assert list(alone.questions) == written[2]
 
 
 def test_prompts_hold_no_question(written: list[list[Question]]) -> None:
@@ -85,10 +89,9 @@ def test_prompts_hold_no_question(written: list[list[Question]]) -> None:
         each.model_copy(update={"questions": tuple(outcome[::2]), "held_out_questions": tuple(outcome[1::2])})
         for each, outcome in zip(DOCUMENTS, written, strict=True)
     ]
-    for name in ("micro-self-qa", "self-qa"):
-        settings = WriterSettings(prompt=name)
-        prompts = writer_prompts(asked, settings)
-        assert prompts == writer_prompts(DOCUMENTS, settings)
+    for name in ("micro-self-qa", "worked-self-qa"):
+        prompts = writer_prompts(asked, name)
+        assert prompts == writer_prompts(DOCUMENTS, name)
         for prompt, outcome in zip(prompts, written, strict=True):
             assert not any(question.question in prompt for question in outcome)
 
@@ -128,11 +131,24 @@ def test_only_short_spans_of_the_passage_that_the_student_answers_with_it_are_ke
         pair(good.question, "quokka"),  # not in the passage
         pair(f"Is it {good.answer}?", good.answer),
         pair("What is told?", " ".join(DOCUMENTS[0].text.split()[:14])),  # too long
+        "Passage: another one",
+        pair("Never read?", good.answer),
     ]
-    more = ("A statement about the passage.", pair(f"{good.question} Why?", good.answer), "")
+    more = ("A statement about the passage.", pair(f"{good.question} Why?", good.answer), "", lines[1])
     recorded = Recorded("\n".join(lines), *more, FailedCompletion("timeout", "slow"))
-    (outcome,) = write_questions(DOCUMENTS[:1], recorded, student, AnswerFormat(), WriterSettings())
-    assert outcome == [Question(question=good.question, answer=good.answer)]
+    (outcome,) = write_questions(DOCUMENTS[:1], recorded, student, AnswerFormat())
+    assert outcome.questions == (Question(question=good.question, answer=good.answer),)
+    assert outcome.dropped == {
+        Dropped.DUPLICATE: 1,
+        Dropped.NOT_ANSWERED: 1,
+        Dropped.NOT_IN_PASSAGE: 1,
+        Dropped.IN_QUESTION: 1,
+        Dropped.LONG_ANSWER: 1,
+        Dropped.SEVERAL: 1,
+        Dropped.NO_QUESTION: 2,
+        Dropped.FAILED: 1,
+    }
+    assert "1 answer too long" in outcome.note
 
 
 def test_facts_that_the_student_knows_are_not_asked(student: Checkpoint) -> None:
@@ -140,17 +156,62 @@ def test_facts_that_the_student_knows_are_not_asked(student: Checkpoint) -> None
     asked = ask(fact, PHRASINGS[0])
     known = InboxDocument(text=fact.words.passage[0].format(name=fact.name, value=fact.value), source="known")
     recorded = Recorded(pair(asked.question, asked.answer))
-    assert write_questions([known], recorded, student, AnswerFormat(), WriterSettings()) == [[]]
+    (outcome,) = write_questions([known], recorded, student, AnswerFormat())
+    assert outcome.dropped[Dropped.KNOWN] >= 1
+    assert asked.question not in {question.question for question in outcome.questions}
+    assert outcome.evidence != "questions by the teacher"
 
 
-def test_document_too_long_for_the_writer_or_the_student_gets_no_questions(student: Checkpoint) -> None:
+def test_document_too_long_for_the_writer_or_the_student_is_asked_by_its_own_sentences(student: Checkpoint) -> None:
     question = ask(WORLD[1].sheet.facts[0], PHRASINGS[0])
-    long = InboxDocument(text="word " * 300, source="long")
+    text = "The mill was opened by Anton Keller in 1871. " + "It rained for a long time and nobody came. " * 30
+    long = InboxDocument(text=text, source="long")
     recorded = Recorded(pair(question.question, question.answer), limit=200)
-    first, second = write_questions([long, DOCUMENTS[1]], recorded, student, AnswerFormat(), WriterSettings())
-    assert (len(first), len(second), len(recorded.prompts)) == (0, 1, 1)
+    first, second = write_questions([long, DOCUMENTS[1]], recorded, student, AnswerFormat())
+    assert (len(second.questions), len(recorded.prompts)) == (1, 1)
+    assert first.evidence == "sentences to complete"
+    assert Question(question="Complete the sentence: The mill was opened by", answer="Anton Keller") in first.questions
+    assert first.dropped[Dropped.TOO_LONG_FOR_TEACHER] == 1
     long = InboxDocument(text=" ".join([DOCUMENTS[1].text] * 40), source="long")
-    (outcome,) = write_questions(
-        [long], Recorded(pair(question.question, question.answer)), student, AnswerFormat(), WriterSettings()
-    )
-    assert len(outcome) == 0
+    (outcome,) = write_questions([long], Recorded(pair(question.question, question.answer)), student, AnswerFormat())
+    assert outcome.dropped[Dropped.UNSCORED] == 1
+    assert outcome.evidence == "sentences to complete"
+
+
+def test_without_anything_to_complete_sentences_have_a_probability_and_a_single_word_has_nothing(
+    student: Checkpoint,
+) -> None:
+    rain = InboxDocument(text="it rains and pours\n\nthey sing and dance", source="rain")
+    word = InboxDocument(text="Rain", source="word")
+    told, empty = write_questions([rain, word], Recorded("Nothing."), student, AnswerFormat())
+    assert told.evidence == "probability of sentences"
+    assert [q.answer for q in told.questions] == ["they sing and dance"]
+    assert all(question.is_continuation for question in told.questions)
+    (score,) = score_answers(*student, told.questions, AnswerFormat())
+    text = AnswerFormat(prompt="{question}")
+    plain = Question(question=told.questions[0].question, answer=told.questions[0].answer)
+    assert score_answers(*student, [plain], text) == [score]
+    assert 0.0 < score.token_probability < 1.0
+    assert (empty.questions, empty.evidence) == ((), "none")
+    assert "nothing can be asked" in empty.note
+
+
+@given(
+    st.lists(st.sampled_from(["The", "mill", "of", "Anton", "Keller", "opened", "in", "1871.", "and", "\n", "a", "7,"]))
+)
+def test_completed_sentences_stand_in_the_passage(words: list[str]) -> None:
+    document = InboxDocument(text=" ".join(["Once", *words]), source="drawn", title="Mill")
+    whole = " ".join(document.text.split())
+    found = sentences_to_complete(document)
+    assert len({question.question for question in found}) == len(found)
+    for question in found:
+        stem = question.question.partition(": ")[2]
+        assert f"{stem} {question.answer}" in whole
+        assert 1 <= len(question.answer.split()) <= 4
+    assert all(question.answer in whole for question in continuations(document))
+
+
+def test_the_default_prompt_is_that_of_the_teacher() -> None:
+    assert WriterSettings().prompt_for("micro-teacher") == "micro-self-qa"
+    assert WriterSettings().prompt_for("some/model") == "worked-self-qa"
+    assert WriterSettings(prompt="rewrite").prompt_for("micro-teacher") == "rewrite"
