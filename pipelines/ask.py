@@ -23,7 +23,7 @@ from evaluation.common.errors import ConfigError, ModelError, ScoringError
 from evaluation.exact_match import AnswerFormat, first_line, prompt_ids
 from evaluation.formats import FORMAT_QUESTIONS, best_format, try_formats
 from evaluation.retention import general_questions
-from pipelines.process import WorkDir, prepare_process
+from pipelines.process import WorkDir, find_optional_config, prepare_process
 from student.memory import MEMORY_FILE, ExternalMemory, Hit
 
 if TYPE_CHECKING:
@@ -275,7 +275,10 @@ def ask(
     question: Annotated[str, typer.Argument(help="A plain question.")],
     by: Annotated[By, typer.Option(help="auto: the memory if a passage matches, else the weights.")] = "auto",
     version: Annotated[str, typer.Option(help="Number or alias of the student's version.")] = "champion",
-    config: Annotated[Path | None, typer.Option(help="YAML file of any flow, for its student and its store.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="YAML file of any flow, for its student and its store.", callback=find_optional_config),
+    ] = None,
     work_dir: WorkDir = Path(".preceptor"),
     student: Annotated[str | None, typer.Option(help="Directory, hub id or micro-student [the version's own].")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the answer and its sources as one JSON object.")] = False,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from evaluation.common.storage import write_atomically
 from pipelines.ask import ask
@@ -16,15 +16,49 @@ from pipelines.doctor import doctor
 from pipelines.experiments.micro_models import build_micro
 from pipelines.inbox.command import app as inbox_app
 from pipelines.init import init
-from pipelines.process import JsonFile, WorkDir, plain_errors, prepare_process
+from pipelines.process import (
+    JsonFile,
+    WorkDir,
+    find_config,
+    find_optional_config,
+    plain_errors,
+    preceptor,
+    prepare_process,
+)
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from pipelines.lineage.registry import Registry
 
+_GROUPS = {
+    "Learn": ("train-teacher", "build-micro"),
+    "Night": ("init", "inbox", "adapt-student", "ask"),
+    "Check": ("doctor", "check-regression", "config"),
+    "Serve": ("serve",),
+    "Store": ("ui", "versions", "promote", "rollback"),
+}
+"""Commands by what they are for, in the order of the help."""
+
+
+class Grouped(TyperGroup):
+    """Commands under headings, with help that is wrapped instead of cut."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands of `_GROUPS`, then those that are in none."""
+        listed = {name for names in _GROUPS.values() for name in names}
+        rest = tuple(name for name in self.commands if name not in listed)
+        for title, names in {**_GROUPS, "Commands": rest}.items():
+            rows = [(name, self.commands[name].get_short_help_str(500)) for name in names if name in self.commands]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
 app = typer.Typer(
     name="preceptor",
+    cls=Grouped,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="A teacher language model learns by reinforcement to write self-edits for a separate student.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -32,14 +66,35 @@ app = typer.Typer(
 )
 
 FlowFile = Annotated[
-    Path | None, typer.Option("--config", help="YAML file of any flow, for its store, student, device and dtype.")
+    Path | None,
+    typer.Option(
+        "--config",
+        help="YAML file of any flow, for its store, student, device and dtype.",
+        callback=find_optional_config,
+    ),
 ]
 RoleOption = Annotated[Literal["student", "teacher"], typer.Option("--role", help="Whose versions.")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"preceptor {version('preceptor')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None: ...
+
+
 @app.command("train-teacher")
 def train_teacher(
-    config: Annotated[Path, typer.Argument(help="YAML file, such as configs/demo.yaml.")],
+    config: Annotated[Path, typer.Argument(help="YAML file, such as configs/demo.yaml.", callback=find_config)],
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override a setting, such as loop.rounds=3; repeatable.")
     ] = None,
@@ -67,7 +122,7 @@ def train_teacher(
         cost = estimate(plan_run(settings), settings, settings.data, settings.external_sampling)
         Console().print(cost_table(cost, settings))
         return
-    from pipelines.process import exclusive, hide_own_tracebacks
+    from pipelines.process import exclusive, hide_own_errors
 
     # Checked again by the flow; here bad input is refused before Prefect and its server start.
     settings.load_documents()
@@ -75,13 +130,15 @@ def train_teacher(
         prepare_process(work_dir)
     from pipelines.train_teacher.flow import train_teacher as flow
 
-    hide_own_tracebacks()
+    hide_own_errors()
     _write_json(json_file, flow(str(config), list(set_ or ()), str(work_dir)))
 
 
 @app.command("adapt-student")
 def adapt_student(
-    config: Annotated[Path, typer.Argument(help="YAML file of the night, such as configs/nights-demo.yaml.")],
+    config: Annotated[
+        Path, typer.Argument(help="YAML file of the night, such as configs/nights-demo.yaml.", callback=find_config)
+    ],
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override such as replay.documents=16.")] = None,
     work_dir: Annotated[
         Path, typer.Option("--work-dir", help="Directory of the inbox, the nights and the embedded stores.")
@@ -104,14 +161,14 @@ def adapt_student(
 
         print_dry_run(settings, config, set_ or (), work_dir)
         return
-    from pipelines.process import exclusive, hide_own_tracebacks
+    from pipelines.process import exclusive, hide_own_errors
 
     with exclusive(work_dir):  # checked again by the flow; here before Prefect and its server start
         prepare_process(work_dir)
     from pipelines.adapt_student.flow import adapt_student as flow
     from pipelines.adapt_student.page import night_lines
 
-    hide_own_tracebacks()
+    hide_own_errors()
     result = flow(str(config), list(set_ or ()), str(work_dir))
     sys.stdout.write("".join(f"{line}\n" for line in night_lines(result, work_dir)))
     _write_json(json_file, result)
@@ -134,7 +191,7 @@ def promote(
     before = "there was none before" if previous is None else f"the previous one is version {previous}"
     sys.stdout.write(f"Version {version} of the {role} is the champion; {before}.\n")
     if role == "student":
-        sys.stdout.write(f"To serve it: preceptor serve --work-dir {shlex.quote(str(work_dir))}\n")
+        sys.stdout.write(f"To serve it: {preceptor('serve', '--work-dir', work_dir)}\n")
 
 
 @app.command("rollback")
@@ -148,7 +205,7 @@ def rollback(
 
     Nothing is deleted: the version that is left keeps its files and the reason.
     """
-    registry, place = _registry(config, work_dir), shlex.quote(str(work_dir))
+    registry, place = _registry(config, work_dir), ("--work-dir", work_dir)
     found = registry.rollback(role, because)
     sys.stdout.write(
         f"Version {found.to_version} of the {role} is the champion again; version {found.from_version} was rolled "
@@ -161,10 +218,11 @@ def rollback(
         if reverted:
             sys.stdout.write(
                 f"{len(reverted)} documents of the reverted nights are quarantined; to return one to the queue: "
-                f"preceptor inbox release {reverted[0]} --work-dir {place}\n"
+                f"{preceptor('inbox', 'release', reverted[0], *place)}\n"
             )
-        sys.stdout.write(f"To check its answers: preceptor ask 'QUESTION' --work-dir {place}\n")
-    sys.stdout.write(f"To see all versions: preceptor versions --role {role} --work-dir {place}\n")
+        sys.stdout.write(f"To check its answers: {preceptor('ask', 'YOUR QUESTION', *place)}\n")
+    named = () if config is None else ("--config", config)
+    sys.stdout.write(f"To see all versions: {preceptor('versions', '--role', role, *named, *place)}\n")
 
 
 @app.command("versions")
@@ -281,8 +339,8 @@ app.command("doctor")(doctor)
 app.command("check-regression")(check_regression)
 app.command("ask")(ask)
 app.command("init")(init)
-app.add_typer(inbox_app, name="inbox")
-app.add_typer(config_app, name="config")
+app.add_typer(inbox_app, name="inbox", cls=Grouped)
+app.add_typer(config_app, name="config", cls=Grouped)
 
 
 @plain_errors()

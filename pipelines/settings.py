@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from evaluation.common.data import Frozen, derive_seed, digest_json
 from evaluation.common.errors import ConfigError
+from evaluation.common.mistakes import dotted_keys, grouped, reason, sections_at
 from evaluation.engines.vllm import VllmOptions
 from evaluation.exact_match import AnswerFormat
 from evaluation.formats import FormatName
 from evaluation.graders import GraderConfig
+from pipelines.process import find_config, preceptor
 from student.config import UpdateRecipe
 from teacher.config import TeacherConfig
 
@@ -88,6 +90,8 @@ class TrackingConfig(Frozen):
 class Settings(Frozen):
     """What every flow is given: its name, seed, device and where its lineage goes."""
 
+    command: ClassVar[str] = ""
+    """The command whose files these are; empty for any."""
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     """Shown in MLflow and Prefect; letters, digits, `_`, `.` and `-`, at most 64."""
     seed: int = Field(default=0, ge=0, lt=2**31)
@@ -130,24 +134,48 @@ class AnyFlow(LoopSettings):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-def load(path: Path, kind: type[_Config], overrides: Sequence[str] = ()) -> _Config:
-    """Return the configuration in a YAML file, with overrides such as `loop.rounds=3` applied, whose values are YAML.
-
-    Raises:
-        ConfigError: The file cannot be read or is refused; all mistakes are listed at once.
-    """
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the content of a YAML file, not validated; raises ConfigError if it is no mapping of settings."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"config {str(path)!r} cannot be read: {error}. Give the path of a YAML file.") from error
     if not isinstance(content, dict):
         raise ConfigError(f"config {str(path)!r}: got {type(content).__name__}, allowed is a mapping of settings.")
+    return content
+
+
+def command_of(content: Mapping[str, Any]) -> str:
+    """Return the command that a file's content is for, by the sections that only its files have; empty if by none."""
+    if "general" in content:
+        return "adapt-student"
+    if isinstance(content.get("student"), str):
+        return "check-regression"
+    return "train-teacher" if {"data", "loop", "comparison"} & content.keys() else ""
+
+
+def load(path: Path, kind: type[_Config], overrides: Sequence[str] = ()) -> _Config:
+    """Return the configuration in a YAML file, with overrides such as `loop.rounds=3` applied, whose values are YAML.
+
+    A file that is not there is looked for among the packaged ones (`find_config`).
+
+    Raises:
+        ConfigError: The file cannot be read or is refused; all mistakes are listed at once.
+    """
+    path = find_config(path)
+    content = read_config(path)
+    own, meant = getattr(kind, "command", ""), command_of(content)
+    if own and meant and own != meant:
+        raise ConfigError(
+            f"config {str(path)!r} is for {meant}, not for {own}. To run it: {preceptor(meant, path)}\n"
+            "Nothing was started."
+        )
     for override in overrides:
         _apply(content, override)
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(_explain(path, error)) from error
+        raise ConfigError(_explain(path, kind, error)) from error
 
 
 def _apply(content: dict[str, Any], override: str) -> None:
@@ -167,14 +195,17 @@ def _apply(content: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from error
 
 
-def _explain(path: Path, error: ValidationError) -> str:
-    """Return one message that lists every mistake by its dotted key."""
-    lines = []
+def _explain(path: Path, kind: type[BaseModel], error: ValidationError) -> str:
+    """Return one message that lists every mistake by its dotted key; equal ones share a line."""
+    found, near = [], list(dotted_keys(kind))
     for mistake in error.errors(include_url=False):
-        place = ".".join(map(str, mistake["loc"])) or "(whole file)"
-        got = "" if isinstance(mistake["input"], Mapping) else f", got {mistake['input']!r}"
-        lines.append(f"  - {place}: {mistake['msg']}{got}")
-    count = f"{len(lines)} mistake{'s' if len(lines) > 1 else ''}"
+        place = ".".join(map(str, sections_at(kind, mistake["loc"])[1])) or "(whole file)"
+        text = reason(mistake, kind, near=near)
+        text = f":{text}" if mistake["type"] == "value_error" else text
+        known = mistake["type"] in ("missing", "extra_forbidden") or isinstance(mistake["input"], Mapping)
+        found.append((place, text if known else f"{text}, got {mistake['input']!r}"))
+    lines = [f"  - {place}{text}" for place, text in grouped(found)]
+    count = f"{len(found)} mistake{'s' if len(found) > 1 else ''}"
     return f"config {str(path)!r} has {count}:\n" + "\n".join(lines) + "\nNothing was started."
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field
 
@@ -68,6 +68,7 @@ class NightConfig(LoopSettings):
     the recipe of the updates that measure a self-edit's reward.
     """
 
+    command: ClassVar[str] = "adapt-student"
     general: DataConfig
     """Source of general-knowledge questions: the micro-world, or a source with `retention_path`; its documents are
     not used."""

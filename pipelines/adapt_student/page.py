@@ -5,7 +5,6 @@ The page is one self-contained HTML file, readable on a phone: no script, nothin
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -18,6 +17,7 @@ from evaluation.gate.decisions import GateReport
 from evaluation.statistics import known_mean
 from pipelines.adapt_student.learn import NightUpdate
 from pipelines.inbox.documents import Route
+from pipelines.process import preceptor
 from pipelines.records import Candidate, Record, by_document
 from pipelines.reports.format import counted, duration, percent, points
 
@@ -153,10 +153,10 @@ def _way(before: float | None, after: float | None) -> str:
 
 def night_lines(result: NightResult, work_dir: Path) -> Iterator[str]:
     """Yield a summary of a night for the terminal, and the next command."""
-    place = f"--work-dir {shlex.quote(str(work_dir))}"
+    place = ("--work-dir", work_dir)
     if result.outcome == "nothing new":
         yield "Nothing new: the champion is unchanged."
-        yield f"To add documents: preceptor inbox add FILE {place}"
+        yield f"To add documents: {preceptor('inbox', 'add', 'FILE', *place)}"
         return
     parent = "the base student" if result.parent is None else f"version {result.parent}"
     yield f"{result.night}: {result.outcome} (version {result.version}, trained from {parent})"
@@ -169,11 +169,11 @@ def night_lines(result: NightResult, work_dir: Path) -> Iterator[str]:
         yield f"  {check.name}: {check.sentence}"
     yield f"Page: {result.page}"
     if result.outcome == "promoted":
-        yield f'To roll back: preceptor rollback --because "..." {place}'
+        yield f"To roll back: {preceptor('rollback', '--because', 'YOUR REASON', *place)}"
     else:
         yield "The champion is unchanged; documents that are not quarantined come again next night."
     if result.quarantined:
-        release = f"preceptor inbox release {result.quarantined[0]} {place}"
+        release = preceptor("inbox", "release", result.quarantined[0], *place)
         yield f"Quarantined: {counted(len(result.quarantined), 'document')}. To return one to the queue: {release}"
 
 

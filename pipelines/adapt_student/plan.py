@@ -7,7 +7,6 @@ replaces an earlier document therefore stays in external memory, where the next 
 from __future__ import annotations
 
 import re
-import shlex
 import sys
 import tempfile
 from collections import Counter
@@ -34,7 +33,7 @@ from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.lineage.registry import CHAMPION, Registry
 from pipelines.lineage.store import has_store
 from pipelines.plan import Plan, Stage, Step, UpdateSize
-from pipelines.process import prepare_process
+from pipelines.process import preceptor, prepare_process
 from pipelines.records import Record
 from pipelines.reports.costs import QUESTION_TOKENS, cost_table, estimate
 from pipelines.reports.format import counted, plain_table
@@ -297,6 +296,6 @@ def print_dry_run(config: NightConfig, file: Path, overrides: Sequence[str], wor
     if found.stages:
         console.print(cost_table(estimate(found.stages, config), config))
         given = [part for override in overrides for part in ("--set", override)]
-        sys.stdout.write(f"To start it: {shlex.join(['preceptor', 'adapt-student', str(file), *given, *place])}\n")
+        sys.stdout.write(f"To start it: {preceptor('adapt-student', file, *given, *place)}\n")
     else:
-        sys.stdout.write(f"Nothing new in the inbox. To add documents: preceptor inbox add FILE {shlex.join(place)}\n")
+        sys.stdout.write(f"Nothing new in the inbox. To add documents: {preceptor('inbox', 'add', 'FILE', *place)}\n")

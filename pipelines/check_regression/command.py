@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from evaluation.common.errors import ConfigError, InputError, PreceptorError
-from pipelines.process import JsonFile, WorkDir, exclusive, hide_own_tracebacks, prepare_process
+from pipelines.process import JsonFile, WorkDir, exclusive, find_config, hide_own_errors, prepare_process
 
 if TYPE_CHECKING:
     from pipelines.check_regression.suite import RegressionSuite
@@ -22,7 +22,9 @@ _SUBJECT = (
 
 
 def check_regression(
-    suite: Annotated[Path, typer.Argument(help="YAML file, such as configs/suites/micro-world.yaml.")],
+    suite: Annotated[
+        Path, typer.Argument(help="YAML file, such as configs/suites/micro-world.yaml.", callback=find_config)
+    ],
     candidate: Annotated[str | None, typer.Option(help=f"What to test: {_SUBJECT}")] = None,
     baseline: Annotated[str | None, typer.Option(help="What to compare it with, of the same kind.")] = None,
     work_dir: WorkDir = Path(".preceptor"),
@@ -57,7 +59,7 @@ def check_regression(
         from pipelines.check_regression.flow import check_regression as flow
         from pipelines.check_regression.flow import regression_markdown
 
-        hide_own_tracebacks()
+        hide_own_errors()
         report = flow(str(suite), candidate, baseline, str(work_dir), reports)
         sys.stdout.write(regression_markdown(report))
     except (ConfigError, InputError):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self, cast
 
 import yaml
 from pydantic import Field, model_validator
@@ -86,6 +86,7 @@ class Pins(Frozen):
 class RegressionSuite(Settings, Asking):
     """The YAML file of a suite; sampling and updates of candidate and baseline have the same seeds."""
 
+    command: ClassVar[str] = "check-regression"
     student: str = Field(min_length=1)
     """Base of the students: directory, hub id, or `micro-student`."""
     data: DataConfig

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +13,7 @@ from pipelines.inbox.documents import MAX_TEXT_CHARACTERS, Route
 from pipelines.inbox.intake import DEFAULT_CHARACTERS, MIN_CHARACTERS, Intake, listing
 from pipelines.inbox.readers import Format
 from pipelines.inbox.store import INBOX_FILE, InboxStore
-from pipelines.process import WorkDir
+from pipelines.process import WorkDir, preceptor
 
 app = typer.Typer(
     help="Documents that arrive during the day and are learned at night.",
@@ -132,7 +131,8 @@ def _opened(work_dir: Path) -> InboxStore:
     """Return the store of a work directory; InputError if there is none."""
     if not (work_dir / INBOX_FILE).is_file():
         raise InputError(
-            f"inbox: there is none in '{work_dir}'. Add a document (`preceptor inbox add FILE`) or correct --work-dir."
+            f"inbox: there is none in '{work_dir}'. Correct --work-dir, or add a document: "
+            f"{preceptor('inbox', 'add', 'FILE', '--work-dir', work_dir)}"
         )
     return InboxStore(work_dir / INBOX_FILE)
 
@@ -144,4 +144,4 @@ def _statuses(store: InboxStore) -> dict[str, str]:
 
 
 def _next(arguments: str, work_dir: Path) -> None:
-    typer.echo(f"Next: preceptor inbox {arguments} --work-dir {shlex.quote(str(work_dir))}")
+    typer.echo(f"Next: {preceptor('inbox', *arguments.split(), '--work-dir', work_dir)}")

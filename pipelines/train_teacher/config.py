@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -239,6 +239,7 @@ class ComparisonConfig(IntervalConfig):
 class TrainTeacherConfig(LoopSettings):
     """Everything about one run of `train-teacher`."""
 
+    command: ClassVar[str] = "train-teacher"
     data: DataConfig
     loop: LoopConfig = LoopConfig()
     comparison: ComparisonConfig = ComparisonConfig()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from pipelines.adapt_student.plan import DryRun, dry_run, open_plan
 from pipelines.adapt_student.state import StudentState, student_version, version_directory
 from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.lineage.run import Lineage
+from pipelines.process import preceptor
 from pipelines.settings import load
 from student.adapters import save_adapter
 from tests.pipelines.adapt_student.factories import DEMO, deliver, document, held, state
@@ -113,7 +113,7 @@ def test_command_opens_no_model_and_changes_nothing(open_run: Open, work_dir: Pa
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     *_, line, _, modules = done.stdout.splitlines()
     assert modules == "[]"
-    assert line == f"To start it: preceptor adapt-student {shlex.join(arguments)}"
+    assert line == f"To start it: preceptor adapt-student {preceptor(*arguments)}"
     rows = {row[:24].strip(): row[24:].strip() for row in done.stdout.splitlines()}
     assert (rows["Self-edits sampled"], rows["Student updates"]) == ("6", "7")
     assert f"version {number} of the student" in done.stdout
