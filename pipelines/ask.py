@@ -6,7 +6,6 @@ both and a rollback restores every answer.
 
 from __future__ import annotations
 
-import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from evaluation.common.errors import ConfigError, ModelError, ScoringError
 from evaluation.exact_match import AnswerFormat, first_line, prompt_ids
 from evaluation.formats import FORMAT_QUESTIONS, best_format, try_formats
 from evaluation.retention import general_questions
-from pipelines.process import WorkDir, find_optional_config, prepare_process
+from pipelines.process import WorkDir, find_optional_config, preceptor, prepare_process
 from student.memory import MEMORY_FILE, ExternalMemory, Hit
 
 if TYPE_CHECKING:
@@ -308,8 +307,8 @@ def ask(
     given = {"--by": "weights" if answer.sources else "memory", "--work-dir": work_dir, "--config": config}
     given |= {"--version": version if version != "champion" else None, "--student": student}
     given_again = [part for option, value in given.items() if value is not None for part in (option, str(value))]
-    again = ["preceptor", "ask", question, *given_again]
-    sys.stdout.write(f"{answer.text or '(no answer)'}\n{_origin(answer)}\nTo compare: {shlex.join(again)}\n")
+    again = preceptor("ask", question, *given_again)
+    sys.stdout.write(f"{answer.text or '(no answer)'}\n{_origin(answer)}\nTo compare: {again}\n")
 
 
 def _origin(answer: Answer) -> str:

@@ -108,6 +108,7 @@ def train_teacher(
 
     The same command goes on where a killed run was, in the same MLflow run.
     """
+    from pipelines.checks import check, print_problems
     from pipelines.settings import load, to_yaml
     from pipelines.train_teacher.config import TrainTeacherConfig
 
@@ -121,11 +122,11 @@ def train_teacher(
         sys.stdout.write(to_yaml(settings))
         cost = estimate(plan_run(settings), settings, settings.data, settings.external_sampling)
         Console().print(cost_table(cost, settings))
+        print_problems(settings, work_dir)
         return
     from pipelines.process import exclusive, hide_own_errors
 
-    # Checked again by the flow; here bad input is refused before Prefect and its server start.
-    settings.load_documents()
+    check(settings, work_dir)
     with exclusive(work_dir):
         prepare_process(work_dir)
     from pipelines.train_teacher.flow import train_teacher as flow
@@ -153,6 +154,7 @@ def adapt_student(
     The exit code is 0 whatever the gate decides. The same command finishes a night that was killed.
     """
     from pipelines.adapt_student.config import NightConfig
+    from pipelines.checks import check, print_problems
     from pipelines.settings import load
 
     settings = load(config, NightConfig, set_ or ())
@@ -160,10 +162,12 @@ def adapt_student(
         from pipelines.adapt_student.plan import print_dry_run
 
         print_dry_run(settings, config, set_ or (), work_dir)
+        print_problems(settings, work_dir)
         return
     from pipelines.process import exclusive, hide_own_errors
 
-    with exclusive(work_dir):  # checked again by the flow; here before Prefect and its server start
+    check(settings, work_dir)
+    with exclusive(work_dir):
         prepare_process(work_dir)
     from pipelines.adapt_student.flow import adapt_student as flow
     from pipelines.adapt_student.page import night_lines

@@ -30,7 +30,7 @@ def init(
     """Write a commented night for a model and a folder, check it, and print the commands that come next."""
     from evaluation.common.storage import write_atomically
     from pipelines.adapt_student.config import NightConfig
-    from pipelines.doctor import configuration_findings
+    from pipelines.checks import findings_of
     from pipelines.settings import load
 
     if out.exists() and not force:
@@ -40,12 +40,12 @@ def init(
     draft = out.with_name(f".{out.name}.draft")
     write_atomically(draft, text)
     try:
-        findings = list(configuration_findings(load(draft, NightConfig)))
+        findings = list(findings_of(load(draft, NightConfig), work_dir))
     finally:
         draft.unlink(missing_ok=True)
     write_atomically(out, text)
     for finding in findings:
-        typer.echo(f"{'ok' if finding.ok else 'PROBLEM':8}{finding.name}: {finding.text}")
+        typer.echo(finding.line)
     typer.echo(f"{'ok':8}documents: {readable} in {folder}" + (f", {refused} refused" if refused else ""))
     typer.echo(f"\nWrote {out}. Next:")
     place = ("--work-dir", work_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -80,11 +81,16 @@ class TrackingConfig(Frozen):
     """Where the lineage goes."""
 
     uri: str | None = None
-    """MLflow tracking URI; None is an SQLite file in the work directory."""
+    """MLflow tracking URI; None is that of `MLFLOW_TRACKING_URI`, or else an SQLite file in the work directory."""
     experiment: str = Field(default="preceptor/train-teacher", min_length=1)
     """MLflow experiment."""
     registry_prefix: str = Field(default="preceptor", pattern=r"^[A-Za-z0-9_-]+$")
     """Registered models are called `<prefix>-teacher` and `<prefix>-student`."""
+
+    @property
+    def location(self) -> str | None:
+        """The tracking URI, if one is set here or in the environment."""
+        return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or None
 
 
 class Settings(Frozen):
@@ -112,6 +118,9 @@ class Settings(Frozen):
     def digest(self) -> str:
         """SHA-256 of everything that may change a result; tracking is left out."""
         return digest_json(self.model_dump(mode="json", exclude={"tracking"}))
+
+    def read_data(self) -> object:
+        """Read the data that a flow needs; raises InputError or ConfigError if they are refused."""
 
 
 class LoopSettings(Settings):
@@ -200,7 +209,7 @@ def _explain(path: Path, kind: type[BaseModel], error: ValidationError) -> str:
     found, near = [], list(dotted_keys(kind))
     for mistake in error.errors(include_url=False):
         place = ".".join(map(str, sections_at(kind, mistake["loc"])[1])) or "(whole file)"
-        text = reason(mistake, kind, near=near)
+        text = reason(mistake, kind, near=() if place in near else near)  # of a section of another type
         text = f":{text}" if mistake["type"] == "value_error" else text
         known = mistake["type"] in ("missing", "extra_forbidden") or isinstance(mistake["input"], Mapping)
         found.append((place, text if known else f"{text}, got {mistake['input']!r}"))

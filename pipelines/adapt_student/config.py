@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field
 from evaluation.common.data import Frozen
 from evaluation.domains import DataConfig
 from evaluation.gate.decisions import GateConfig
+from evaluation.retention import retention_probes
 from pipelines.ask import AskOptions, MemoryConfig
 from pipelines.inbox.documents import Route
 from pipelines.inbox.questions import WriterSettings
@@ -85,6 +86,10 @@ class NightConfig(LoopSettings):
     gate: GateConfig | None = GateConfig()
     """None promotes every night's student: only to measure what a gate is worth."""
     tracking: TrackingConfig = TrackingConfig(experiment="preceptor/adapt-student")
+
+    def read_data(self) -> object:
+        """Read the retention probes; raises InputError if they are refused."""
+        return retention_probes(self.general, self.probes, self.seed_of("retention"))
 
     @property
     def asking(self) -> AskOptions:

@@ -39,7 +39,16 @@ def check_regression(
 
     Exit code 0: it is not; 1: it is; 2: misuse; 3: undecided, for too few documents or scored self-edits, or an error.
     """
-    from pipelines.check_regression.suite import RegressionSuite, load_content, resolve
+    from pipelines.check_regression.suite import (
+        RegressionSuite,
+        check_pins,
+        load_content,
+        pins_of,
+        require_versions,
+        resolve,
+        suite_findings,
+    )
+    from pipelines.checks import require
     from pipelines.settings import load
 
     checked = load(suite, RegressionSuite)
@@ -52,17 +61,21 @@ def check_regression(
     reports = {kind: str(file) for kind, file in files.items() if file is not None}
     try:
         # Checked again by the flow; here misuse is refused before Prefect and its server start.
-        resolve(checked, candidate, baseline, work_dir)
-        load_content(checked)
+        subjects = resolve(checked, candidate, baseline, work_dir)
+        check_pins(checked, pins_of(checked, load_content(checked), checked.pins.student if checked.pins else "0" * 64))
+        require(suite_findings(checked, work_dir))
         with exclusive(work_dir):
             prepare_process(work_dir)
+        require_versions(subjects, checked, work_dir)
         from pipelines.check_regression.flow import check_regression as flow
         from pipelines.check_regression.flow import regression_markdown
 
         hide_own_errors()
         report = flow(str(suite), candidate, baseline, str(work_dir), reports)
         sys.stdout.write(regression_markdown(report))
-    except (ConfigError, InputError):
+    except (ConfigError, InputError) as error:
+        if reports:
+            _report_problem(checked, str(error), reports)
         raise
     except Exception as error:
         # Python would exit with 1, which says that the candidate regressed.

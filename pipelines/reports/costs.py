@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from evaluation.common.checkpoints import resolve_model
+from evaluation.common.checkpoints import local_model, weight_shapes
+from evaluation.common.errors import ModelError
 from evaluation.domains import domain_of
 from evaluation.engines.endpoint import EndpointConfig
 from evaluation.graders import JudgeGrading
@@ -65,14 +65,10 @@ def model_size(
 
     A layer's adapter of rank R has R * (D_in + D_out) parameters; for `targets` and `depth` see `UpdateRecipe`.
     """
-    from safetensors import SafetensorError, safe_open
-
-    shapes: dict[str, Sequence[int]] = {}
+    place = local_model(name)
     try:
-        for path in sorted(Path(resolve_model(name)).glob("model*.safetensors")):
-            with safe_open(path, "numpy") as file:
-                shapes |= {weight: file.get_slice(weight).get_shape() for weight in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError):
+        shapes = {} if place is None else weight_shapes(place)
+    except ModelError:
         return None
     if not shapes:
         return None

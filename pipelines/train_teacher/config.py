@@ -279,6 +279,10 @@ class TrainTeacherConfig(LoopSettings):
             )
         return split
 
+    def read_data(self) -> object:
+        """See `load_documents`."""
+        return self.load_documents()
+
     @model_validator(mode="after")
     def _consistent(self) -> TrainTeacherConfig:
         rounds, samples, learning = self.loop.rounds, self.teacher.samples, self.teacher.learning

@@ -155,7 +155,7 @@ def test_closing_takes_at_most_twelve_lines_and_wraps_only_sentences(notes: tupl
     assert len(lines) <= 12
     assert all(len(line) <= 80 for line in lines if "long" not in line)
     assert f"  {preceptor('ui', '--work-dir', 'runs/my ' + 'long/' * 19 + 'long')}" in lines
-    command = next(line for line in lines if line.startswith(f"  {preceptor('train-teacher', "configs/it's.yaml")}"))
+    command = next(line for line in lines if line.startswith(f"  {preceptor('train-teacher', config)}"))
     assert command.endswith(" --set loop.rounds=3 --set 'name='\"'\"'a b'\"'\"'' --set seed=5")
     assert any("MLflow run " + "f00d" * 8 in line for line in lines)
     assert ("more in result.json" in " ".join(lines)) == (len(notes) > 1)
