@@ -265,7 +265,8 @@ def _reply(url: str, *, hub: bool = False) -> tuple[int | None, str]:
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             return None, f"cannot be reached: {str(error) or type(error).__name__}"
 
-    return _in_time(ask, (None, f"does not answer within {SECONDS:g} s"))
+    late: tuple[int | None, str] = (None, f"does not answer within {SECONDS:g} s")
+    return _in_time(ask, late)
 
 
 def _in_time(ask: Callable[[], _Reply], otherwise: _Reply) -> _Reply:

@@ -73,6 +73,9 @@ FlowFile = Annotated[
         callback=find_optional_config,
     ),
 ]
+PriceOption = Annotated[
+    float | None, typer.Option("--price-per-hour", min=0.0, help="Of this machine, for the cost in --dry-run.")
+]
 RoleOption = Annotated[Literal["student", "teacher"], typer.Option("--role", help="Whose versions.")]
 
 
@@ -103,6 +106,7 @@ def train_teacher(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved configuration and what the run will cost; no run.")
     ] = False,
+    price: PriceOption = None,
 ) -> None:
     """Train a teacher on a student's progress, then compare it with the untrained one on unseen documents.
 
@@ -121,7 +125,7 @@ def train_teacher(
 
         sys.stdout.write(to_yaml(settings))
         cost = estimate(plan_run(settings), settings, settings.data, settings.external_sampling)
-        Console().print(cost_table(cost, settings))
+        Console().print(cost_table(cost, settings, price))
         print_problems(settings, work_dir)
         return
     from pipelines.process import exclusive, hide_own_errors
@@ -148,6 +152,7 @@ def adapt_student(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved configuration and what the night will cost; no night.")
     ] = False,
+    price: PriceOption = None,
 ) -> None:
     """Adapt the champion student to everything new in the inbox; promote the result if it passes the gate.
 
@@ -161,7 +166,7 @@ def adapt_student(
     if dry_run:
         from pipelines.adapt_student.plan import print_dry_run
 
-        print_dry_run(settings, config, set_ or (), work_dir)
+        print_dry_run(settings, config, set_ or (), work_dir, price)
         print_problems(settings, work_dir)
         return
     from pipelines.process import exclusive, hide_own_errors

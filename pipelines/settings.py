@@ -212,6 +212,7 @@ def _explain(path: Path, kind: type[BaseModel], error: ValidationError) -> str:
         text = reason(mistake, kind, near=() if place in near else near)  # of a section of another type
         text = f":{text}" if mistake["type"] == "value_error" else text
         known = mistake["type"] in ("missing", "extra_forbidden") or isinstance(mistake["input"], Mapping)
+        known = known or "got " in text
         found.append((place, text if known else f"{text}, got {mistake['input']!r}"))
     lines = [f"  - {place}{text}" for place, text in grouped(found)]
     count = f"{len(found)} mistake{'s' if len(found) > 1 else ''}"

@@ -268,7 +268,9 @@ def _held(registry: Registry | None, version: int | None, work_dir: Path) -> Stu
         return read_state(registry.fetch("student", version, Path(scratch, "student")))
 
 
-def print_dry_run(config: NightConfig, file: Path, overrides: Sequence[str], work_dir: Path) -> None:
+def print_dry_run(
+    config: NightConfig, file: Path, overrides: Sequence[str], work_dir: Path, price_per_hour: float | None = None
+) -> None:
     """Print the resolved configuration, what the next night would do, and the next command."""
     from rich.console import Console
 
@@ -294,7 +296,7 @@ def print_dry_run(config: NightConfig, file: Path, overrides: Sequence[str], wor
     console, place = Console(), ["--work-dir", str(work_dir)]
     console.print(table)
     if found.stages:
-        console.print(cost_table(estimate(found.stages, config), config))
+        console.print(cost_table(estimate(found.stages, config), config, price_per_hour))
         given = [part for override in overrides for part in ("--set", override)]
         sys.stdout.write(f"To start it: {preceptor('adapt-student', file, *given, *place)}\n")
     else:

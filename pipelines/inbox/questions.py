@@ -19,7 +19,7 @@ from evaluation.graders import normalize_answer
 from evaluation.tasks import Question
 from pipelines.inbox.documents import InboxDocument
 from teacher.parsing.parser import parse_self_edit
-from teacher.prompts import PromptedConfig, PromptName, prompt_template
+from teacher.prompts import Prompt, PromptedConfig, prompt_template
 from teacher.samplers.sampler import Completion, FailedCompletion, Sampler, prompts_too_long
 
 _MOST_ANSWER_WORDS = 12
@@ -34,7 +34,7 @@ _SEVERAL_QUESTIONS = re.compile(r"\b(?:question|answer)\b[^:?]{0,4}:|\?.*\?", re
 class WriterSettings(PromptedConfig):
     """How questions are generated and how many are kept."""
 
-    prompt: PromptName = "micro-self-qa"
+    prompt: Prompt = "micro-self-qa"
     """Prompt template that asks for questions with answers; `self-qa` for all but the micro teacher."""
     samples: int = Field(default=4, ge=1, le=64)
     """Completions per document, in [1, 64]; each holds several questions."""
