@@ -124,7 +124,10 @@ def _read(prompt: Any) -> Any:
 
 
 def _valid(prompt: str) -> str:
-    return _checked(prompt) if prompt not in PROMPTS and "{" in prompt else prompt_template(prompt) and prompt
+    if prompt not in PROMPTS and "{" in prompt:
+        return _checked(prompt)
+    prompt_template(prompt)
+    return prompt
 
 
 Prompt: TypeAlias = Annotated[str, BeforeValidator(_read), AfterValidator(_valid)]
