@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +31,7 @@ _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _PARTS = {"config.json": ("config.json",), "a tokenizer": _TOKENIZERS, "weights": _WEIGHTS}
 _DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
 """Of NVIDIA's driver, AMD's, and the one of WSL; without any, torch need not be asked."""
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _CAUSAL = ("CausalLM", "LMHead", "ConditionalGeneration")
 
 _Reply = TypeVar("_Reply")
@@ -91,7 +93,7 @@ def place_findings(config: Settings, work_dir: Path) -> Iterator[Finding]:
     servers = {"MLflow": (config.tracking.location, "tracking.uri or MLFLOW_TRACKING_URI")}
     servers["Prefect"] = (os.environ.get("PREFECT_API_URL"), "PREFECT_API_URL")
     for name, (uri, setting) in servers.items():
-        if uri and not uri.startswith(("sqlite", "databricks", "file")):
+        if uri and "://" in uri and not uri.startswith(("sqlite", "databricks", "file")):
             problem = _server_problem(uri)
             text = f"{uri.rpartition('@')[2]} {problem or 'answers'}"
             yield Finding(name, not problem, f"{text}. Start the server, or correct {setting}" if problem else text)
@@ -175,7 +177,8 @@ def _flaws(place: Path, role: str, update: UpdateRecipe | None, chat: str) -> It
     if content.get("is_encoder_decoder") or not causal:
         yield f"is a {kinds[0] if kinds else 'encoder-decoder'}, allowed are causal language models (…ForCausalLM)"
     if quantized := content.get("quantization_config"):
-        yield f"is quantized ({quantized.get('quant_method', 'unknown')}), allowed is an unquantized model"
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        yield f"is quantized ({method}), allowed is an unquantized model"
     if content.get("model_type") in ("gpt2", "openai-gpt"):
         yield "has Conv1D in place of linear layers, which takes no adapters here; use another model"
     try:
@@ -208,9 +211,7 @@ def _cuda_problem() -> str:
         return f"got cuda, but this machine shows no GPU; {advice}"
     import torch
 
-    return (
-        "" if torch.cuda.is_available() else f"got cuda, but torch finds no CUDA device; check the driver, or {advice}"
-    )
+    return "" if torch.cuda.is_available() else f"got cuda, but torch finds no device; check the driver, or {advice}"
 
 
 def key_findings(config: object) -> Iterator[Finding]:
@@ -229,7 +230,7 @@ def key_findings(config: object) -> Iterator[Finding]:
 
 
 def _server_problem(uri: str) -> str:
-    """Return why the server at a URI cannot be used; empty if it answers. Databases are asked for a connection."""
+    """Return why the server at a URI cannot be used; empty if it answers. Of a database, driver and port are tried."""
     if uri.startswith("http"):
         status, error = _reply(f"{uri.rstrip('/')}/health")
         return error or ("" if status is not None and status < 500 else f"answers with status {status}")
@@ -238,11 +239,14 @@ def _server_problem(uri: str) -> str:
 
     def connect() -> str:
         try:
-            create_engine(uri, connect_args={"connect_timeout": int(SECONDS)}).connect().close()
+            url = create_engine(uri).url
+            port = url.port or _PORTS.get(url.get_backend_name())
+            if url.host and port:
+                socket.create_connection((url.host, port), SECONDS).close()
         except ImportError as error:
             return f"needs a driver: {error}; pip install {error.name or 'it'}"
-        except (SQLAlchemyError, TypeError) as error:
-            return f"cannot be reached: {str(error).splitlines()[0]}"
+        except (SQLAlchemyError, OSError) as error:
+            return f"cannot be reached: {error}"
         return ""
 
     return _in_time(connect, f"does not answer within {SECONDS:g} s")

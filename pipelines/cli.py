@@ -179,7 +179,8 @@ def adapt_student(
 
     hide_own_errors()
     result = flow(str(config), list(set_ or ()), str(work_dir))
-    sys.stdout.write("".join(f"{line}\n" for line in night_lines(result, work_dir)))
+    store = config if settings.tracking.uri else None
+    sys.stdout.write("".join(f"{line}\n" for line in night_lines(result, work_dir, store)))
     _write_json(json_file, result)
 
 
@@ -200,7 +201,7 @@ def promote(
     before = "there was none before" if previous is None else f"the previous one is version {previous}"
     sys.stdout.write(f"Version {version} of the {role} is the champion; {before}.\n")
     if role == "student":
-        sys.stdout.write(f"To serve it: {preceptor('serve', '--work-dir', work_dir)}\n")
+        sys.stdout.write(f"To serve it: {preceptor('serve', *_place(config, work_dir))}\n")
 
 
 @app.command("rollback")
@@ -214,7 +215,7 @@ def rollback(
 
     Nothing is deleted: the version that is left keeps its files and the reason.
     """
-    registry, place = _registry(config, work_dir), ("--work-dir", work_dir)
+    registry, place = _registry(config, work_dir), _place(config, work_dir)
     found = registry.rollback(role, because)
     sys.stdout.write(
         f"Version {found.to_version} of the {role} is the champion again; version {found.from_version} was rolled "
@@ -227,11 +228,10 @@ def rollback(
         if reverted:
             sys.stdout.write(
                 f"{len(reverted)} documents of the reverted nights are quarantined; to return one to the queue: "
-                f"{preceptor('inbox', 'release', reverted[0], *place)}\n"
+                f"{preceptor('inbox', 'release', reverted[0], '--work-dir', work_dir)}\n"
             )
         sys.stdout.write(f"To check its answers: {preceptor('ask', 'YOUR QUESTION', *place)}\n")
-    named = () if config is None else ("--config", config)
-    sys.stdout.write(f"To see all versions: {preceptor('versions', '--role', role, *named, *place)}\n")
+    sys.stdout.write(f"To see all versions: {preceptor('versions', '--role', role, *place)}\n")
 
 
 @app.command("versions")
@@ -251,6 +251,11 @@ def versions(role: RoleOption = "student", config: FlowFile = None, work_dir: Wo
         created, aliases = f"{record.created:%Y-%m-%d %H:%M}", ", ".join(record.aliases)
         table.add_row(str(record.version), aliases, record.decision or "", replaced, created, record.reason or "")
     Console().print(table)
+
+
+def _place(config: Path | None, work_dir: Path) -> tuple[object, ...]:
+    """Return the options by which a next command finds the same store."""
+    return (*(() if config is None else ("--config", config)), "--work-dir", work_dir)
 
 
 def _registry(config: Path | None, work_dir: Path) -> Registry:

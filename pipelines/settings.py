@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from evaluation.common.data import Frozen, derive_seed, digest_json
 from evaluation.common.errors import ConfigError
@@ -110,6 +110,15 @@ class Settings(Frozen):
     """CPU threads of torch, in [1, 1024]; None is one for each core."""
     tracking: TrackingConfig = TrackingConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _own_experiment(cls, value: Any) -> Any:
+        """Keep the command's own experiment where only a part of `tracking` is given."""
+        tracking = value.get("tracking") if isinstance(value, Mapping) else None
+        if not cls.command or not isinstance(tracking, Mapping):
+            return value
+        return {**value, "tracking": {"experiment": f"preceptor/{cls.command}", **tracking}}
+
     def seed_of(self, *purpose: str | int) -> int:
         """Return the seed of one purpose."""
         return derive_seed(self.seed, *purpose)
@@ -158,7 +167,7 @@ def command_of(content: Mapping[str, Any]) -> str:
     """Return the command that a file's content is for, by the sections that only its files have; empty if by none."""
     if "general" in content:
         return "adapt-student"
-    if isinstance(content.get("student"), str):
+    if isinstance(content.get("student"), str) and "teacher" not in content:
         return "check-regression"
     return "train-teacher" if {"data", "loop", "comparison"} & content.keys() else ""
 
@@ -215,6 +224,7 @@ def _explain(path: Path, kind: type[BaseModel], error: ValidationError) -> str:
         known = known or "got " in text
         found.append((place, text if known else f"{text}, got {mistake['input']!r}"))
     lines = [f"  - {place}{text}" for place, text in grouped(found)]
+    lines = [line.replace(" is missing", " are missing") if ", " in line else line for line in lines]
     count = f"{len(found)} mistake{'s' if len(found) > 1 else ''}"
     return f"config {str(path)!r} has {count}:\n" + "\n".join(lines) + "\nNothing was started."
 

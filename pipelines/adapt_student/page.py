@@ -151,9 +151,9 @@ def _way(before: float | None, after: float | None) -> str:
     return "up" if after > before else "down"
 
 
-def night_lines(result: NightResult, work_dir: Path) -> Iterator[str]:
-    """Yield a summary of a night for the terminal, and the next command."""
-    place = ("--work-dir", work_dir)
+def night_lines(result: NightResult, work_dir: Path, config: Path | None = None) -> Iterator[str]:
+    """Yield a summary of a night for the terminal, and the next command; `config` names a store of its own."""
+    place, store = ("--work-dir", work_dir), () if config is None else ("--config", config)
     if result.outcome == "nothing new":
         yield "Nothing new: the champion is unchanged."
         yield f"To add documents: {preceptor('inbox', 'add', 'FILE', *place)}"
@@ -169,7 +169,7 @@ def night_lines(result: NightResult, work_dir: Path) -> Iterator[str]:
         yield f"  {check.name}: {check.sentence}"
     yield f"Page: {result.page}"
     if result.outcome == "promoted":
-        yield f"To roll back: {preceptor('rollback', '--because', 'YOUR REASON', *place)}"
+        yield f"To roll back: {preceptor('rollback', '--because', 'YOUR REASON', *store, *place)}"
     else:
         yield "The champion is unchanged; documents that are not quarantined come again next night."
     if result.quarantined:

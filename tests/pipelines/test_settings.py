@@ -122,6 +122,16 @@ def test_file_that_is_not_a_yaml_mapping_is_refused_by_name(tmp_path: Path, cont
     assert str(place) in refusal(path=place)
 
 
+def test_store_is_that_of_the_environment_and_the_experiment_that_of_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://there")
+    assert demo().tracking.location == "http://there"
+    assert demo("tracking.uri=http://here").tracking.location == "http://here"
+    night = load(CONFIGS / "nights-demo.yaml", NightConfig, ["tracking.uri=http://here"])
+    assert night.tracking.experiment == "preceptor/adapt-student"
+
+
 CHANGES = (
     "name=other",
     "seed=1",
