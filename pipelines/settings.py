@@ -223,8 +223,10 @@ def _explain(path: Path, kind: type[BaseModel], error: ValidationError) -> str:
         known = mistake["type"] in ("missing", "extra_forbidden") or isinstance(mistake["input"], Mapping)
         known = known or "got " in text
         found.append((place, text if known else f"{text}, got {mistake['input']!r}"))
-    lines = [f"  - {place}{text}" for place, text in grouped(found)]
-    lines = [line.replace(" is missing", " are missing") if ", " in line else line for line in lines]
+    lines = []
+    for place, text in grouped(found):
+        several = text.replace(" is missing", " are missing").replace(" is an unknown key", " are unknown keys")
+        lines.append(f"  - {place}{several if ', ' in place else text}")
     count = f"{len(found)} mistake{'s' if len(found) > 1 else ''}"
     return f"config {str(path)!r} has {count}:\n" + "\n".join(lines) + "\nNothing was started."
 

@@ -99,6 +99,8 @@ class Intake:
         """Add the documents of a file, or skip it."""
         format_ = self.format or SUFFIXES.get(path.suffix.lower())
         try:
+            if not path.exists():
+                raise UnreadableError("no such file or directory")
             if format_ is None:
                 known = ", ".join(dict.fromkeys(SUFFIXES.values()))
                 raise UnreadableError(f"has no supported format ({known}); convert it, or set --format")

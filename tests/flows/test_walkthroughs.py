@@ -38,8 +38,10 @@ def programs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     if request.param == "checkout":
         return Path(sys.executable).parent
     place = tmp_path_factory.mktemp("wheel")
-    leave = shutil.ignore_patterns(".*", "build", "tests", "*.egg-info")
-    shutil.copytree(ROOT, place / "source", ignore=leave)
+    for package in ("configs", "evaluation", "pipelines", "student", "teacher"):
+        shutil.copytree(ROOT / package, place / "source" / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, place / "source")
     pip = [sys.executable, "-m", "pip", "--quiet"]
     subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", place, place / "source"], check=True)
     shutil.rmtree(place / "source")
