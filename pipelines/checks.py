@@ -144,7 +144,7 @@ def _absence(role: str, name: str) -> str:
     """Return why a model that is not on this machine cannot be downloaded; the hub is asked for hub ids alone."""
     from huggingface_hub import constants
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils._validators import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     advice = f"Set {role}.model to a directory, a hub id, or one of {', '.join(MICRO_MODELS)}"
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists():
@@ -258,13 +258,10 @@ def _reply(url: str, *, hub: bool = False) -> tuple[int | None, str]:
 
     def ask() -> tuple[int | None, str]:
         import httpx
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-        headers = {}
-        if hub:
-            from huggingface_hub.utils._headers import build_hf_headers
-
-            headers = build_hf_headers()
         try:
+            headers = build_hf_headers() if hub else {}
             return httpx.head(url, headers=headers, timeout=SECONDS).status_code, ""
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             return None, f"cannot be reached: {str(error) or type(error).__name__}"

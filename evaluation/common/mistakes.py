@@ -71,11 +71,8 @@ def reason(
 ) -> str:
     """Return what is wrong, to follow the place where it is.
 
-    Args:
-        details: The mistake.
-        kind: The schema that found it; None names no allowed keys.
-        names: Fields by what the user calls them, where that differs.
-        near: Further keys that an unknown one may be a slip for, besides those of its section.
+    `kind` is the schema, without which no allowed keys are named; `names` has what the user calls some fields, and
+    `near` further keys that an unknown one may be a slip for.
     """
     if details["type"] == "missing":
         return " is missing"

@@ -100,7 +100,7 @@ class Intake:
         format_ = self.format or SUFFIXES.get(path.suffix.lower())
         try:
             if not path.exists():
-                raise UnreadableError("no such file or directory")
+                raise UnreadableError("cannot be read: No such file or directory")
             if format_ is None:
                 known = ", ".join(dict.fromkeys(SUFFIXES.values()))
                 raise UnreadableError(f"has no supported format ({known}); convert it, or set --format")

@@ -54,12 +54,6 @@ QUESTION_TOKENS, _JUDGE_TOKENS, _PROMPT_TOKENS = 24, 160, 32
 _NOT_LINEAR = ("embed", "wte", "wpe", "norm", "lm_head", "output_layer")
 
 
-_MEASURED = {
-    "cpu": "measured with models of 1 and 135 million parameters, two cores.",
-    "cuda": "a rate assumed for a data-centre GPU, not measured.",
-}
-
-
 class ModelSize(NamedTuple):
     """Parameters of a checkpoint, and of one LoRA adapter on it."""
 
@@ -323,7 +317,7 @@ def cost_table(cost: CostEstimate, settings: LoopSettings, price_per_hour: float
     table = plain_table(
         title=f"Cost of {settings.name}",
         caption=f"Upper bounds for passages of {PASSAGE_TOKENS} tokens and {QUESTIONS} questions a document; repeated "
-        "or short self-edits cost less. The time is rough: " + _MEASURED[settings.device],
+        "or short self-edits cost less. The time is rough: measured on two CPU cores, assumed for a GPU.",
     )
     table.add_column("Quantity", no_wrap=True)
     table.add_column("At most", justify="right", overflow="fold")

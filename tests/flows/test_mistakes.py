@@ -67,7 +67,7 @@ MISTAKES: dict[str, tuple[list[str], list[str], dict[str, str]]] = {
     "nothing to ask": (["ask", "Who?"], ["holds no runs"], {}),
     "rollback without a reason": (["rollback"], ["--because"], {}),
     "empty inbox": (["inbox", "list"], ["inbox add"], {}),
-    "inbox path that is not there": (["inbox", "add", "nowhere"], ["nowhere: no such file or directory"], {}),
+    "inbox path that is not there": (["inbox", "add", "nowhere"], ["nowhere: cannot be read: No such file"], {}),
     "Prefect down": (TRAIN, ["Prefect: ", "PREFECT_API_URL"], {"PREFECT_API_URL": "http://127.0.0.1:9/api"}),
     "MLflow down": (TRAIN, ["MLflow: ", "MLFLOW_TRACKING_URI"], {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}),
     "no driver for a database": (

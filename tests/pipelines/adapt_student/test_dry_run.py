@@ -113,7 +113,7 @@ def test_command_opens_no_model_and_changes_nothing(open_run: Open, work_dir: Pa
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     *_, line, _, modules = done.stdout.splitlines()
     assert modules == "[]"
-    assert line == f"To start it: preceptor adapt-student {preceptor(*arguments)}"
+    assert line == f"To start it: {preceptor('adapt-student', *arguments)}"
     rows = {row[:24].strip(): row[24:].strip() for row in done.stdout.splitlines()}
     assert (rows["Self-edits sampled"], rows["Student updates"]) == ("6", "7")
     assert f"version {number} of the student" in done.stdout
