@@ -7,7 +7,6 @@ both and a rollback restores every answer.
 from __future__ import annotations
 
 import itertools
-import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -32,7 +31,7 @@ from pipelines.answers import (
     asked_flow,
     read_version,
 )
-from pipelines.process import WorkDir, prepare_process
+from pipelines.process import WorkDir, find_optional_config, preceptor, prepare_process
 from student.memory import ExternalMemory
 
 if TYPE_CHECKING:
@@ -171,7 +170,10 @@ def ask(
     ] = None,
     by: Annotated[By, typer.Option(help="auto: the memory if a passage matches, else the weights.")] = "auto",
     version: Annotated[str, typer.Option(help="Number or alias of the student's version.")] = "champion",
-    config: Annotated[Path | None, typer.Option(help="YAML file of any flow, for its student and its store.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="YAML file of any flow, for its student and its store.", callback=find_optional_config),
+    ] = None,
     work_dir: WorkDir = Path(".preceptor"),
     student: Annotated[str | None, typer.Option(help="Directory, hub id or micro-student [the version's own].")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print each answer and its sources as a JSON object.")] = False,
@@ -204,8 +206,7 @@ def ask(
     given = {"--by": "weights" if answer.sources else "memory", "--work-dir": work_dir, "--config": config}
     given |= {"--version": version if version != "champion" else None, "--student": student}
     given_again = [part for option, value in given.items() if value is not None for part in (option, str(value))]
-    again = ["preceptor", "ask", question, *given_again]
-    sys.stdout.write(f"To compare: {shlex.join(again)}\n")
+    sys.stdout.write(f"To compare: {preceptor('ask', question, *given_again)}\n")
 
 
 def _ask_each(answerer: Answerer, by: By, *, json: bool) -> None:

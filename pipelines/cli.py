@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from evaluation.common.errors import LineageError
 from evaluation.common.storage import write_atomically
@@ -18,7 +18,15 @@ from pipelines.doctor import doctor
 from pipelines.experiments.micro_models import build_micro
 from pipelines.inbox.command import app as inbox_app
 from pipelines.init import init
-from pipelines.process import JsonFile, WorkDir, plain_errors, prepare_process
+from pipelines.process import (
+    JsonFile,
+    WorkDir,
+    find_config,
+    find_optional_config,
+    plain_errors,
+    preceptor,
+    prepare_process,
+)
 from pipelines.upkeep import backup, restore
 
 if TYPE_CHECKING:
@@ -26,8 +34,34 @@ if TYPE_CHECKING:
 
     from pipelines.lineage.registry import Registry, Rollback
 
+_GROUPS = {
+    "Learn": ("train-teacher", "build-micro"),
+    "Night": ("init", "inbox", "adapt-student", "ask"),
+    "Check": ("doctor", "check-regression", "config"),
+    "Serve": ("serve",),
+    "Store": ("ui", "versions", "promote", "rollback", "backup", "restore", "gc"),
+}
+"""Commands by what they are for, in the order of the help."""
+
+
+class Grouped(TyperGroup):
+    """Commands under headings, with help that is wrapped instead of cut."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands of `_GROUPS`, then those that are in none."""
+        listed = {name for names in _GROUPS.values() for name in names}
+        rest = tuple(name for name in self.commands if name not in listed)
+        for title, names in {**_GROUPS, "Commands": rest}.items():
+            rows = [(name, self.commands[name].get_short_help_str(500)) for name in names if name in self.commands]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
 app = typer.Typer(
     name="preceptor",
+    cls=Grouped,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="A teacher language model learns by reinforcement to write self-edits for a separate student.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -35,14 +69,38 @@ app = typer.Typer(
 )
 
 FlowFile = Annotated[
-    Path | None, typer.Option("--config", help="YAML file of any flow, for its store, student, device and dtype.")
+    Path | None,
+    typer.Option(
+        "--config",
+        help="YAML file of any flow, for its store, student, device and dtype.",
+        callback=find_optional_config,
+    ),
+]
+PriceOption = Annotated[
+    float | None, typer.Option("--price-per-hour", min=0.0, help="Of this machine, for the cost in --dry-run.")
 ]
 RoleOption = Annotated[Literal["student", "teacher"], typer.Option("--role", help="Whose versions.")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"preceptor {version('preceptor')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None: ...
+
+
 @app.command("train-teacher")
 def train_teacher(
-    config: Annotated[Path, typer.Argument(help="YAML file, such as configs/demo.yaml.")],
+    config: Annotated[Path, typer.Argument(help="YAML file, such as configs/demo.yaml.", callback=find_config)],
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override a setting, such as loop.rounds=3; repeatable.")
     ] = None,
@@ -51,11 +109,13 @@ def train_teacher(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved configuration and what the run will cost; no run.")
     ] = False,
+    price: PriceOption = None,
 ) -> None:
     """Train a teacher on a student's progress, then compare it with the untrained one on unseen documents.
 
     The same command goes on where a killed run was, in the same MLflow run.
     """
+    from pipelines.checks import check, print_problems
     from pipelines.settings import load, to_yaml
     from pipelines.train_teacher.config import TrainTeacherConfig
 
@@ -68,23 +128,25 @@ def train_teacher(
 
         sys.stdout.write(to_yaml(settings))
         cost = estimate(plan_run(settings), settings, settings.data, settings.external_sampling)
-        Console().print(cost_table(cost, settings))
+        Console().print(cost_table(cost, settings, price))
+        print_problems(settings, work_dir)
         return
-    from pipelines.process import exclusive, hide_own_tracebacks
+    from pipelines.process import exclusive, hide_own_errors
 
-    # Checked again by the flow; here bad input is refused before Prefect and its server start.
-    settings.load_documents()
+    check(settings, work_dir)
     with exclusive(work_dir):
         prepare_process(work_dir)
     from pipelines.train_teacher.flow import train_teacher as flow
 
-    hide_own_tracebacks()
+    hide_own_errors()
     _write_json(json_file, flow(str(config), list(set_ or ()), str(work_dir)))
 
 
 @app.command("adapt-student")
 def adapt_student(
-    config: Annotated[Path, typer.Argument(help="YAML file of the night, such as configs/nights-demo.yaml.")],
+    config: Annotated[
+        Path, typer.Argument(help="YAML file of the night, such as configs/nights-demo.yaml.", callback=find_config)
+    ],
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override such as replay.documents=16.")] = None,
     work_dir: Annotated[
         Path, typer.Option("--work-dir", help="Directory of the inbox, the nights and the embedded stores.")
@@ -93,30 +155,35 @@ def adapt_student(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved configuration and what the night will cost; no night.")
     ] = False,
+    price: PriceOption = None,
 ) -> None:
     """Adapt the champion student to everything new in the inbox; promote the result if it passes the gate.
 
     The exit code is 0 whatever the gate decides. The same command finishes a night that was killed.
     """
     from pipelines.adapt_student.config import NightConfig
+    from pipelines.checks import check, print_problems
     from pipelines.settings import load
 
     settings = load(config, NightConfig, set_ or ())
     if dry_run:
         from pipelines.adapt_student.plan import print_dry_run
 
-        print_dry_run(settings, config, set_ or (), work_dir)
+        print_dry_run(settings, config, set_ or (), work_dir, price)
+        print_problems(settings, work_dir)
         return
-    from pipelines.process import exclusive, hide_own_tracebacks
+    from pipelines.process import exclusive, hide_own_errors
 
-    with exclusive(work_dir):  # checked again by the flow; here before Prefect and its server start
+    check(settings, work_dir)
+    with exclusive(work_dir):
         prepare_process(work_dir)
     from pipelines.adapt_student.flow import adapt_student as flow
     from pipelines.adapt_student.page import night_lines
 
-    hide_own_tracebacks()
+    hide_own_errors()
     result = flow(str(config), list(set_ or ()), str(work_dir))
-    sys.stdout.write("".join(f"{line}\n" for line in night_lines(result, work_dir)))
+    store = config if settings.tracking.uri else None
+    sys.stdout.write("".join(f"{line}\n" for line in night_lines(result, work_dir, store)))
     _write_json(json_file, result)
 
 
@@ -144,7 +211,7 @@ def promote(
     before = "there was none before" if previous is None else f"the previous one is version {previous}"
     sys.stdout.write(f"Version {version} of the {role} is the champion; {before}.\n")
     if role == "student":
-        sys.stdout.write(f"To serve it: preceptor serve --work-dir {shlex.quote(str(work_dir))}\n")
+        sys.stdout.write(f"To serve it: {preceptor('serve', *_place(config, work_dir))}\n")
 
 
 @app.command("rollback")
@@ -160,7 +227,7 @@ def rollback(
     """
     from pipelines.adapt_student.state import quarantine_reverted
 
-    registry, place, reverted = _registry(config, work_dir), shlex.quote(str(work_dir)), list[str]()
+    registry, place, reverted = _registry(config, work_dir), _place(config, work_dir), list[str]()
 
     def quarantine(found: Rollback) -> None:
         try:
@@ -177,10 +244,10 @@ def rollback(
         if reverted:
             sys.stdout.write(
                 f"{len(reverted)} documents of the reverted nights are quarantined; to return one to the queue: "
-                f"preceptor inbox release {reverted[0]} --work-dir {place}\n"
+                f"{preceptor('inbox', 'release', reverted[0], '--work-dir', work_dir)}\n"
             )
-        sys.stdout.write(f"To check its answers: preceptor ask 'QUESTION' --work-dir {place}\n")
-    sys.stdout.write(f"To see all versions: preceptor versions --role {role} --work-dir {place}\n")
+        sys.stdout.write(f"To check its answers: {preceptor('ask', 'YOUR QUESTION', *place)}\n")
+    sys.stdout.write(f"To see all versions: {preceptor('versions', '--role', role, *place)}\n")
 
 
 @app.command("versions")
@@ -217,6 +284,11 @@ def gc(
     from pipelines.upkeep import collect
 
     collect(_registry(config, work_dir), work_dir, dry_run)
+
+
+def _place(config: Path | None, work_dir: Path) -> tuple[object, ...]:
+    """Return the options by which a next command finds the same store."""
+    return (*(() if config is None else ("--config", config)), "--work-dir", work_dir)
 
 
 def _registry(config: Path | None, work_dir: Path) -> Registry:
@@ -324,8 +396,8 @@ inbox_app.command("show")(show)
 inbox_app.command("remove")(remove)
 app.command("backup")(backup)
 app.command("restore")(restore)
-app.add_typer(inbox_app, name="inbox")
-app.add_typer(config_app, name="config")
+app.add_typer(inbox_app, name="inbox", cls=Grouped)
+app.add_typer(config_app, name="config", cls=Grouped)
 
 
 @plain_errors()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +10,7 @@ import typer
 
 from evaluation.common.checkpoints import MICRO_MODELS, resolve_model
 from evaluation.common.errors import ConfigError
-from pipelines.process import WorkDir
+from pipelines.process import WorkDir, preceptor
 
 TEMPLATE = Path(__file__).parent / "adapt_student" / "night.yaml.j2"
 _SMALL, _LARGE = 3e8, 3e9
@@ -31,7 +30,7 @@ def init(
     """Write a commented night for a model and a folder, check it, and print the commands that come next."""
     from evaluation.common.storage import write_atomically
     from pipelines.adapt_student.config import NightConfig
-    from pipelines.doctor import configuration_findings
+    from pipelines.checks import findings_of
     from pipelines.settings import load
 
     if out.exists() and not force:
@@ -41,19 +40,19 @@ def init(
     draft = out.with_name(f".{out.name}.draft")
     write_atomically(draft, text)
     try:
-        findings = list(configuration_findings(load(draft, NightConfig)))
+        findings = list(findings_of(load(draft, NightConfig), work_dir))
     finally:
         draft.unlink(missing_ok=True)
     write_atomically(out, text)
     for finding in findings:
-        typer.echo(f"{'ok' if finding.ok else 'PROBLEM':8}{finding.name}: {finding.text}")
+        typer.echo(finding.line)
     typer.echo(f"{'ok':8}documents: {readable} in {folder}" + (f", {refused} refused" if refused else ""))
-    place = shlex.quote(str(work_dir))
     typer.echo(f"\nWrote {out}. Next:")
-    typer.echo(f"  preceptor inbox add {shlex.quote(str(folder))} --work-dir {place}")
-    typer.echo(f"  preceptor adapt-student {shlex.quote(str(out))} --work-dir {place} --dry-run")
-    typer.echo(f"  preceptor adapt-student {shlex.quote(str(out))} --work-dir {place}")
-    typer.echo(f"  preceptor ask 'QUESTION' --work-dir {place}")
+    place = ("--work-dir", work_dir)
+    typer.echo(f"  {preceptor('inbox', 'add', folder, *place)}")
+    typer.echo(f"  {preceptor('adapt-student', out, *place, '--dry-run')}")
+    typer.echo(f"  {preceptor('adapt-student', out, *place)}")
+    typer.echo(f"  {preceptor('ask', 'YOUR QUESTION', *place)}")
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
 

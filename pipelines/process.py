@@ -7,6 +7,8 @@ import ctypes
 import json
 import logging
 import os
+import shlex
+import shutil
 import signal
 import socket
 import sys
@@ -20,10 +22,50 @@ import typer
 from filelock import FileLock, Timeout
 
 from evaluation.common.errors import ConfigError, InputError, LineageError, PreceptorError
+from evaluation.common.mistakes import did_you_mean
 from evaluation.common.storage import sqlite_uri
 
 WorkDir = Annotated[Path, typer.Option("--work-dir", help="Directory for records, adapters and the embedded stores.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result for scripts to this file.")]
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+"""The configurations that ship."""
+
+
+def find_config(path: Path) -> Path:
+    """Return a configuration file: the one given, or else the packaged one of that name, which is said in a line.
+
+    Raises:
+        ConfigError: There is neither; the message lists those that ship.
+    """
+    if path.exists():
+        return path
+    shipped = {file.relative_to(CONFIGS).as_posix(): file for file in sorted(CONFIGS.rglob("*.yaml"))}
+    shipped |= {name.rpartition("/")[2]: file for name, file in shipped.items()}
+    wanted = path.as_posix().removeprefix("configs/").removesuffix(".yaml") + ".yaml"
+    if found := shipped.get(wanted):
+        sys.stderr.write(f"{path} is not in this directory; reading the packaged {found}\n")
+        return found
+    hint, names = did_you_mean(wanted.rpartition("/")[2], shipped), sorted({file.stem for file in shipped.values()})
+    raise ConfigError(
+        f"config {str(path)!r} cannot be read: no such file{hint or '.'} Give the path of a YAML file, or one that "
+        f"ships: {', '.join(names)}."
+    )
+
+
+def find_optional_config(path: Path | None) -> Path | None:
+    """Return the same, or None for none."""
+    return None if path is None else find_config(path)
+
+
+def preceptor(*arguments: object) -> str:
+    """Return a command to paste into a shell, with the path of `preceptor` where it is not on PATH."""
+    script = Path(sys.argv[0] if Path(sys.argv[0]).name == "preceptor" else Path(sys.executable).parent / "preceptor")
+    found, program = shutil.which("preceptor"), "preceptor"
+    if script.is_file() and (found is None or not script.samefile(found)):
+        program = os.path.relpath(script) if script.absolute().is_relative_to(Path.cwd()) else str(script.absolute())
+    return shlex.join([program, *map(str, arguments)])
+
 
 # glibc's names for these are not in any Python module (malloc.h).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
@@ -243,19 +285,16 @@ def _close_stale_flow_runs(flow_name: str, own_id: str) -> None:
                 client.set_flow_run_state(run.id, Crashed(message="The process was killed."), force=True)
 
 
-class _WithoutTraceback(logging.Filter):
-    """Takes the traceback off Prefect's lines about our own errors; whatever else fails keeps it."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and isinstance(record.exc_info[1], PreceptorError):
-            record.exc_info = record.exc_text = None
-        return True
+def _is_news(record: logging.LogRecord) -> bool:
+    """Return whether a line of Prefect's says what the command does not: its own errors end the command anyway."""
+    own = bool(record.exc_info) and isinstance(record.exc_info[1], PreceptorError)  # type: ignore[index]
+    return not own and "Finished in state Failed(" not in record.getMessage()
 
 
-def hide_own_tracebacks() -> None:
-    """Let Prefect report the project's own errors in a line, since their text is meant for the user as it is."""
+def hide_own_errors() -> None:
+    """Leave the report of the project's own errors to the command, which Prefect would print a second time."""
     for name in ("prefect.flow_runs", "prefect.task_runs"):
-        logging.getLogger(name).addFilter(_WithoutTraceback())
+        logging.getLogger(name).addFilter(_is_news)
 
 
 _DASHBOARD_SECONDS = 180.0
@@ -272,7 +311,7 @@ def open_dashboards(work_dir: Path, *, mlflow_port: int, prefect_port: int) -> N
     if not store.is_file():
         raise ConfigError(
             f"ui: {str(work_dir)!r} holds no runs. Give the work directory of a run with --work-dir, or make one: "
-            "preceptor train-teacher configs/demo.yaml"
+            f"{preceptor('train-teacher', 'configs/demo.yaml', '--work-dir', work_dir)}"
         )
     for port in filter(_is_taken, (mlflow_port, prefect_port)):
         raise ConfigError(f"ui: port {port} is taken on {_HOST}. Give others with --mlflow-port and --prefect-port.")

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from evaluation.common.data import Frozen, derive_seed, digest_json
 from evaluation.common.errors import ConfigError
+from evaluation.common.mistakes import dotted_keys, grouped, reason, sections_at
 from evaluation.engines.vllm import VllmOptions
 from evaluation.exact_match import AnswerFormat
 from evaluation.formats import FormatName
 from evaluation.graders import DomainGrading, GraderConfig
+from pipelines.process import find_config, preceptor
 from student.config import UpdateRecipe
 from teacher.config import TeacherConfig
 
@@ -85,16 +88,23 @@ class TrackingConfig(Frozen):
     """Where the lineage goes."""
 
     uri: str | None = None
-    """MLflow tracking URI; None is an SQLite file in the work directory."""
+    """MLflow tracking URI; None is that of `MLFLOW_TRACKING_URI`, or else an SQLite file in the work directory."""
     experiment: str = Field(default="preceptor/train-teacher", min_length=1)
     """MLflow experiment."""
     registry_prefix: str = Field(default="preceptor", pattern=r"^[A-Za-z0-9_-]+$")
     """Registered models are called `<prefix>-teacher` and `<prefix>-student`."""
 
+    @property
+    def location(self) -> str | None:
+        """The tracking URI, if one is set here or in the environment."""
+        return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or None
+
 
 class Settings(Frozen):
     """What every flow is given: its name, seed, device and where its lineage goes."""
 
+    command: ClassVar[str] = ""
+    """The command whose files these are; empty for any."""
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     """Shown in MLflow and Prefect; letters, digits, `_`, `.` and `-`, at most 64."""
     seed: int = Field(default=0, ge=0, lt=2**31)
@@ -107,6 +117,15 @@ class Settings(Frozen):
     """CPU threads of torch, in [1, 1024]; None is one for each core."""
     tracking: TrackingConfig = TrackingConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _own_experiment(cls, value: Any) -> Any:
+        """Keep the command's own experiment where only a part of `tracking` is given."""
+        tracking = value.get("tracking") if isinstance(value, Mapping) else None
+        if not cls.command or not isinstance(tracking, Mapping):
+            return value
+        return {**value, "tracking": {"experiment": f"preceptor/{cls.command}", **tracking}}
+
     def seed_of(self, *purpose: str | int) -> int:
         """Return the seed of one purpose."""
         return derive_seed(self.seed, *purpose)
@@ -115,6 +134,9 @@ class Settings(Frozen):
     def digest(self) -> str:
         """SHA-256 of everything that may change a result; tracking is left out."""
         return digest_json(self.model_dump(mode="json", exclude={"tracking"}))
+
+    def read_data(self) -> object:
+        """Read the data that a flow needs; raises InputError or ConfigError if they are refused."""
 
 
 class Graded(Frozen):
@@ -142,24 +164,48 @@ class AnyFlow(LoopSettings):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-def load(path: Path, kind: type[_Config], overrides: Sequence[str] = ()) -> _Config:
-    """Return the configuration in a YAML file, with overrides such as `loop.rounds=3` applied, whose values are YAML.
-
-    Raises:
-        ConfigError: The file cannot be read or is refused; all mistakes are listed at once.
-    """
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the content of a YAML file, not validated; raises ConfigError if it is no mapping of settings."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"config {str(path)!r} cannot be read: {error}. Give the path of a YAML file.") from error
     if not isinstance(content, dict):
         raise ConfigError(f"config {str(path)!r}: got {type(content).__name__}, allowed is a mapping of settings.")
+    return content
+
+
+def command_of(content: Mapping[str, Any]) -> str:
+    """Return the command that a file's content is for, by the sections that only its files have; empty if by none."""
+    if "general" in content:
+        return "adapt-student"
+    if isinstance(content.get("student"), str) and "teacher" not in content:
+        return "check-regression"
+    return "train-teacher" if {"data", "loop", "comparison"} & content.keys() else ""
+
+
+def load(path: Path, kind: type[_Config], overrides: Sequence[str] = ()) -> _Config:
+    """Return the configuration in a YAML file, with overrides such as `loop.rounds=3` applied, whose values are YAML.
+
+    A file that is not there is looked for among the packaged ones (`find_config`).
+
+    Raises:
+        ConfigError: The file cannot be read or is refused; all mistakes are listed at once.
+    """
+    path = find_config(path)
+    content = read_config(path)
+    own, meant = getattr(kind, "command", ""), command_of(content)
+    if own and meant and own != meant:
+        raise ConfigError(
+            f"config {str(path)!r} is for {meant}, not for {own}. To run it: {preceptor(meant, path)}\n"
+            "Nothing was started."
+        )
     for override in overrides:
         _apply(content, override)
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(_explain(path, error)) from error
+        raise ConfigError(_explain(path, kind, error)) from error
 
 
 def _apply(content: dict[str, Any], override: str) -> None:
@@ -179,14 +225,21 @@ def _apply(content: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from error
 
 
-def _explain(path: Path, error: ValidationError) -> str:
-    """Return one message that lists every mistake by its dotted key."""
-    lines = []
+def _explain(path: Path, kind: type[BaseModel], error: ValidationError) -> str:
+    """Return one message that lists every mistake by its dotted key; equal ones share a line."""
+    found, near = [], list(dotted_keys(kind))
     for mistake in error.errors(include_url=False):
-        place = ".".join(map(str, mistake["loc"])) or "(whole file)"
-        got = "" if isinstance(mistake["input"], Mapping) else f", got {mistake['input']!r}"
-        lines.append(f"  - {place}: {mistake['msg']}{got}")
-    count = f"{len(lines)} mistake{'s' if len(lines) > 1 else ''}"
+        place = ".".join(map(str, sections_at(kind, mistake["loc"])[1])) or "(whole file)"
+        text = reason(mistake, kind, near=() if place in near else near)  # of a section of another type
+        text = f":{text}" if mistake["type"] == "value_error" else text
+        known = mistake["type"] in ("missing", "extra_forbidden") or isinstance(mistake["input"], Mapping)
+        known = known or "got " in text
+        found.append((place, text if known else f"{text}, got {mistake['input']!r}"))
+    lines = []
+    for place, text in grouped(found):
+        several = text.replace(" is missing", " are missing").replace(" is an unknown key", " are unknown keys")
+        lines.append(f"  - {place}{several if ', ' in place else text}")
+    count = f"{len(found)} mistake{'s' if len(found) > 1 else ''}"
     return f"config {str(path)!r} has {count}:\n" + "\n".join(lines) + "\nNothing was started."
 
 

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import secrets
-import shlex
 import shutil
 import sqlite3
 import sys
@@ -25,7 +24,7 @@ from filelock import FileLock, Timeout
 from evaluation.common.errors import ConfigError, PreceptorError
 from evaluation.common.storage import replacing, replacing_directory
 from pipelines.inbox.store import INBOX_FILE
-from pipelines.process import WorkDir, exclusive
+from pipelines.process import WorkDir, exclusive, preceptor
 from pipelines.reports.format import counted, plain_table
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def backup(
             ) from error
     sys.stdout.write(
         f"{counted(files, 'file')} of {work_dir} in {archive}, {_megabytes(archive.stat().st_size)}.\n"
-        f"To restore it: preceptor restore {shlex.quote(str(archive))} --work-dir NEW\n"
+        f"To restore it: {preceptor('restore', archive, '--work-dir', 'NEW')}\n"
     )
 
 
@@ -160,7 +159,7 @@ def restore(
     following = "versions" if (place / "mlflow.db").is_file() else "inbox list"
     sys.stdout.write(
         f"{counted(len(found), 'file')}, {_megabytes(size)}, restored to {work_dir}.\n"
-        f"To see what it holds: preceptor {following} --work-dir {shlex.quote(str(work_dir))}\n"
+        f"To see what it holds: {preceptor(*following.split(), '--work-dir', work_dir)}\n"
     )
 
 

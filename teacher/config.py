@@ -13,7 +13,7 @@ from teacher.algorithms.algorithm import Algorithm
 from teacher.algorithms.grpo import GroupRelativeConfig
 from teacher.filters import FilterConfig
 from teacher.policy import PolicyConfig
-from teacher.prompts import PromptedConfig, PromptName
+from teacher.prompts import Prompt, PromptedConfig
 from teacher.rewards import RewardConfig
 from teacher.samplers.openai import OpenAISampling
 from teacher.samplers.sampler import Sampling
@@ -32,7 +32,7 @@ class TeacherConfig(PromptedConfig):
 
     model: str = Field(min_length=1)
     """Directory or hub name of the frozen base model; with an endpoint its model name, which is then the default."""
-    prompt: PromptName = "micro-implications"
+    prompt: Prompt = "micro-implications"
     chat: bool = False
     """Apply the tokenizer's chat template to the prompt; for instruction-tuned teachers."""
     samples: int = Field(default=8, ge=1, le=1024)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from evaluation.common.data import Frozen
+from evaluation.common.data import Frozen, digest_json
 from evaluation.common.errors import ConfigError, ModelError
+from evaluation.common.mistakes import did_you_mean
 from evaluation.domains import DOMAINS
 from evaluation.tasks import Document
 
@@ -29,30 +31,28 @@ class WorkedExample(Frozen):
     """Continues the template's cue."""
 
 
+def _checked(text: str) -> str:
+    found, optional = _PLACEHOLDER.findall(text), ("title", "budget")
+    if found.count("passage") != 1 or max(map(found.count, optional)) > 1 or set(found) - {"passage", *optional}:
+        raise ValueError(
+            f"prompt template: got the placeholders {found}, allowed are {{passage}} exactly once and {{title}} and "
+            "{budget} at most once each; write the template with these"
+        )
+    return text
+
+
 class PromptTemplate(Frozen):
     """A text with the placeholders `{passage}` and, optionally, `{title}` and `{budget}`, once each."""
 
     name: str = Field(min_length=1)
     instruction: str = ""
     """Stands before everything else, in a chat at the head of each of the user's turns."""
-    text: str = Field(min_length=1)
+    text: Annotated[str, AfterValidator(_checked)] = Field(min_length=1)
     """A line `{title}` is omitted for documents without a title, the line with `{budget}` without a step limit."""
     cue: str = ""
     """Begins what the teacher writes: it ends the prompt, in a chat as the start of the assistant's answer."""
     example: WorkedExample | None = None
     """Stands before the document, in a chat as an earlier turn."""
-
-    @field_validator("text")
-    @classmethod
-    def _has_placeholders(cls, value: str) -> str:
-        found = _PLACEHOLDER.findall(value)
-        optional = ("title", "budget")
-        if found.count("passage") != 1 or max(map(found.count, optional)) > 1 or set(found) - {"passage", *optional}:
-            raise ValueError(
-                f"prompt template: got the placeholders {found}, allowed are {{passage}} exactly once and {{title}} "
-                "and {budget} at most once each; write the template with these"
-            )
-        return value
 
     def render(self, document: Document, budget: int | None = None) -> str:
         """Return the prompt; `budget` is the number of optimizer steps a self-edit may request, None for no limit."""
@@ -148,22 +148,52 @@ PROMPTS: Mapping[str, PromptTemplate] = {
 }
 
 
-def prompt_template(name: str) -> PromptTemplate:
-    """Return a template by its name, or raise `ConfigError`."""
-    if name not in PROMPTS:
-        raise ConfigError(f"prompt: got {name!r}, allowed are {sorted(PROMPTS)}. Set teacher.prompt to one of these.")
-    return PROMPTS[name]
+def prompt_template(prompt: str) -> PromptTemplate:
+    """Return a template by its name, or that of a text with `{passage}`, named after its digest.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    if prompt in PROMPTS:
+        return PROMPTS[prompt]
+    if "{passage}" not in prompt:
+        raise ConfigError(
+            f"got {prompt!r}{did_you_mean(prompt, PROMPTS) or '.'} Allowed are {', '.join(sorted(PROMPTS))}, "
+            "{file: PATH}, or {text: TEXT} with {passage}"
+        )
+    return PromptTemplate(name=f"own-{digest_json(prompt)[:8]}", text=prompt)
 
 
-PromptName: TypeAlias = Annotated[str, AfterValidator(lambda name: prompt_template(name).name)]
-"""Name of an existing template."""
+def _read(prompt: Any) -> Any:
+    """Return the text of `{file: ...}` or `{text: ...}`, which is all that stays of it; anything else unchanged."""
+    if not isinstance(prompt, Mapping):
+        return prompt
+    kind, value = next(iter(prompt.items()), ("", None))
+    if len(prompt) != 1 or kind not in ("file", "text") or not isinstance(value, str):
+        raise ValueError(f"got {dict(prompt)}, allowed are a name, {{file: PATH}} or {{text: TEXT}}")
+    try:
+        return _checked(value if kind == "text" else Path(value).expanduser().read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"prompt file {value!r} cannot be read: {error}; give a text file in UTF-8") from error
+
+
+def _valid(prompt: str) -> str:
+    if prompt not in PROMPTS and "{" in prompt:
+        return _checked(prompt)
+    prompt_template(prompt)
+    return prompt
+
+
+Prompt: TypeAlias = Annotated[str, BeforeValidator(_read), AfterValidator(_valid)]
+"""Name of a template, or a text of one's own, given as such or by its file."""
 
 
 class PromptedConfig(Frozen):
     """Configuration of a model with a prompt template."""
 
-    prompt: PromptName
-    """Name of the prompt template."""
+    prompt: Prompt
+    """Name of a prompt template; or one's own as `{file: my-prompt.txt}` or `{text: "..."}`, with `{passage}` and, if
+    wanted, `{title}` and `{budget}` where title, passage and step limit go."""
 
 
 def prompt_token_ids(tokenizer: Any, prompt: str) -> list[int]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,8 +33,44 @@ class Checkpoint(NamedTuple):
 
 
 def resolve_model(name: str) -> str:
-    """Return the directory of a shipped model, or `name` unchanged."""
-    return str(MICRO_MODELS.get(name, name))
+    """Return the directory of a shipped model, or `name` with its `~` expanded."""
+    return str(MICRO_MODELS[name]) if name in MICRO_MODELS else os.path.expanduser(name)
+
+
+def local_model(name: str) -> Path | None:
+    """Return the directory of a model on this machine, which may be in the hub's cache; None if it is not here."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    if (place := Path(resolve_model(name))).is_dir():
+        return place
+    try:
+        cached = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
+        return None
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
+def weight_shapes(place: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a directory's weights, from the headers of its safetensors files; empty without such files.
+
+    Raises:
+        ModelError: A file is damaged or missing; the message continues "the model".
+    """
+    from safetensors import SafetensorError, safe_open
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    index = place / "model.safetensors.index.json"
+    files = set(place.glob("model*.safetensors"))
+    try:
+        if index.is_file():
+            files |= {place / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+        for path in sorted(files):
+            with safe_open(path, "numpy") as file:
+                shapes |= {weight: tuple(file.get_slice(weight).get_shape()) for weight in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError, KeyError, AttributeError) as error:
+        raise ModelError(f"has weights that are damaged or cut short ({error}); copy or download them again") from error
+    return shapes
 
 
 def load_checkpoint(name: str, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Checkpoint:

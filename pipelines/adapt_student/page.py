@@ -21,6 +21,7 @@ from pipelines.adapt_student.evaluate import Contradiction
 from pipelines.adapt_student.learn import NightUpdate
 from pipelines.adapt_student.plan import waiting_lines
 from pipelines.inbox.documents import Route
+from pipelines.process import preceptor
 from pipelines.records import Candidate, Record, by_document
 from pipelines.reports.format import counted, duration, percent, points
 
@@ -176,7 +177,7 @@ def page_of(result: NightResult, work_dir: Path = Path(".preceptor")) -> str:
         way=_way,
         width=lambda share: f"{100 * min(1.0, max(0.0, share or 0.0)):.1f}",
         r=result,
-        place=_place(work_dir),
+        place=shlex.join(["--work-dir", str(work_dir)]),
         headline=_HEADLINES.get(result.outcome, ""),
         trouble=result.trouble,
         time=duration(sum(result.seconds.values())),
@@ -194,18 +195,14 @@ def _way(before: float | None, after: float | None) -> str:
     return "up" if after > before else "down"
 
 
-def _place(work_dir: Path) -> str:
-    return f"--work-dir {shlex.quote(str(work_dir))}"
-
-
-def night_lines(result: NightResult, work_dir: Path) -> Iterator[str]:
-    """Yield a summary of a night for the terminal, and the next command."""
-    place = _place(work_dir)
+def night_lines(result: NightResult, work_dir: Path, config: Path | None = None) -> Iterator[str]:
+    """Yield a summary of a night for the terminal, and the next command; `config` names a store of its own."""
+    place, store = ("--work-dir", work_dir), () if config is None else ("--config", config)
     if result.outcome == "nothing new":
-        yield from waiting_lines(result.waiting, place)
+        yield from waiting_lines(result.waiting, work_dir)
         if not result.waiting:
             yield "Nothing new in the inbox: the champion is unchanged."
-        yield f"To add documents: preceptor inbox add FILE {place}"
+        yield f"To add documents: {preceptor('inbox', 'add', 'FILE', *place)}"
         return
     parent = "the base student" if result.parent is None else f"version {result.parent}"
     yield f"{result.night}: {result.outcome} (version {result.version}, trained from {parent})"
@@ -218,14 +215,14 @@ def night_lines(result: NightResult, work_dir: Path) -> Iterator[str]:
         yield f"  {check.name}: {check.sentence}"
     if result.warning:
         yield f"Warning: {result.warning}"
-    yield from waiting_lines(result.waiting, place)
+    yield from waiting_lines(result.waiting, work_dir)
     yield f"Page: {result.page}"
     if result.outcome == "promoted":
-        yield f'To roll back: preceptor rollback --because "..." {place}'
+        yield f"To roll back: {preceptor('rollback', '--because', 'YOUR REASON', *store, *place)}"
     else:
         yield "The champion is unchanged; documents that are not quarantined come again next night."
     if result.quarantined:
-        release = f"preceptor inbox release {result.quarantined[0]} {place}"
+        release = preceptor("inbox", "release", result.quarantined[0], *place)
         yield f"Quarantined: {counted(len(result.quarantined), 'document')}. To return one to the queue: {release}"
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import json
 import re
-import shlex
 import sys
 import tempfile
 from collections import Counter
@@ -39,7 +38,7 @@ from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.lineage.registry import CHAMPION, Registry
 from pipelines.lineage.store import has_store
 from pipelines.plan import Plan, Stage, Step, UpdateSize
-from pipelines.process import prepare_process
+from pipelines.process import preceptor, prepare_process
 from pipelines.records import Record
 from pipelines.reports.costs import QUESTION_TOKENS, cost_table, estimate
 from pipelines.reports.format import counted, plain_table
@@ -221,8 +220,8 @@ def waits(inbox: InboxContent, held: Collection[str], plan: NightPlan) -> dict[s
     return dict.fromkeys(plan.without_questions, WITHOUT_QUESTIONS) | dict.fromkeys(quarantined, QUARANTINED)
 
 
-def waiting_lines(waiting: Mapping[str, str], place: str) -> Iterator[str]:
-    """Yield for people how many documents wait, why, and what to do; `place` is the option `--work-dir`."""
+def waiting_lines(waiting: Mapping[str, str], work_dir: Path) -> Iterator[str]:
+    """Yield for people how many documents wait, why, and what to do."""
     if not waiting:
         return
     reasons = Counter(waiting.values())
@@ -230,7 +229,7 @@ def waiting_lines(waiting: Mapping[str, str], place: str) -> Iterator[str]:
     yield f"{counted(len(waiting), 'document')} {verb}: " + "; ".join(f"{n} {why}" for why, n in reasons.items())
     for name, reason in waiting.items():
         if reason == QUARANTINED:
-            yield f"To return one to the queue: preceptor inbox release {name} {place}"
+            yield f"To return one to the queue: {preceptor('inbox', 'release', name, '--work-dir', work_dir)}"
             break
     if WITHOUT_QUESTIONS in reasons:
         yield "To have them learned: set questions to {}, or deliver them with questions."
@@ -372,7 +371,9 @@ def _held(registry: Registry | None, version: int | None, work_dir: Path) -> Stu
         return read_state(registry.fetch("student", version, Path(scratch, "student")))
 
 
-def print_dry_run(config: NightConfig, file: Path, overrides: Sequence[str], work_dir: Path) -> None:
+def print_dry_run(
+    config: NightConfig, file: Path, overrides: Sequence[str], work_dir: Path, price_per_hour: float | None = None
+) -> None:
     """Print the resolved configuration, what the next night would do, and the next command."""
     from rich.console import Console
 
@@ -397,15 +398,15 @@ def print_dry_run(config: NightConfig, file: Path, overrides: Sequence[str], wor
             table.add_row(quantity, value)
     console, place = Console(), ["--work-dir", str(work_dir)]
     console.print(table)
-    for line in waiting_lines(found.waiting, shlex.join(place)):
+    for line in waiting_lines(found.waiting, work_dir):
         sys.stdout.write(f"{line}\n")
     if found.stages:
         if plan.parent is None and Path(resolve_model(config.student.model)).is_dir():
             from pipelines.adapt_student.base import ask_base
 
             sys.stdout.write("".join(f"{line}\n" for line in ask_base(config)))
-        console.print(cost_table(estimate(found.stages, config), config))
+        console.print(cost_table(estimate(found.stages, config), config, price_per_hour))
         given = [part for override in overrides for part in ("--set", override)]
-        sys.stdout.write(f"To start it: {shlex.join(['preceptor', 'adapt-student', str(file), *given, *place])}\n")
+        sys.stdout.write(f"To start it: {preceptor('adapt-student', file, *given, *place)}\n")
     elif not found.waiting:
-        sys.stdout.write(f"Nothing new in the inbox. To add documents: preceptor inbox add FILE {shlex.join(place)}\n")
+        sys.stdout.write(f"Nothing new in the inbox. To add documents: {preceptor('inbox', 'add', 'FILE', *place)}\n")

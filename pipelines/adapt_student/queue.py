@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import typer
 
 from pipelines.inbox.command import next_step, open_inbox
-from pipelines.process import WorkDir, exclusive, prepare_process
+from pipelines.process import WorkDir, exclusive, preceptor, prepare_process
 from pipelines.reports.format import counted, printable
 
 if TYPE_CHECKING:
@@ -218,5 +217,5 @@ def _unlearning(work_dir: Path, night: str) -> str:
     cannot = f"The weights learned it in {night} and cannot unlearn it. "
     if parent is None:
         return cannot + "No earlier version is recorded: the base student alone is without it."
-    command = f"preceptor promote student {parent} --work-dir {shlex.quote(str(work_dir))}"
+    command = preceptor("promote", "student", parent, "--work-dir", work_dir)
     return f"{cannot}To return to the version before, from which nights learn the rest again: {command}"

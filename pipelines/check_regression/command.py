@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from evaluation.common.errors import ConfigError, InputError, PreceptorError
-from pipelines.process import JsonFile, WorkDir, exclusive, hide_own_tracebacks, prepare_process
+from pipelines.process import JsonFile, WorkDir, exclusive, find_config, hide_own_errors, prepare_process
 
 if TYPE_CHECKING:
     from pipelines.check_regression.suite import RegressionSuite
@@ -22,7 +22,9 @@ _SUBJECT = (
 
 
 def check_regression(
-    suite: Annotated[Path, typer.Argument(help="YAML file, such as configs/suites/micro-world.yaml.")],
+    suite: Annotated[
+        Path, typer.Argument(help="YAML file, such as configs/suites/micro-world.yaml.", callback=find_config)
+    ],
     candidate: Annotated[str | None, typer.Option(help=f"What to test: {_SUBJECT}")] = None,
     baseline: Annotated[str | None, typer.Option(help="What to compare it with, of the same kind.")] = None,
     work_dir: WorkDir = Path(".preceptor"),
@@ -37,7 +39,16 @@ def check_regression(
 
     Exit code 0: it is not; 1: it is; 2: misuse; 3: undecided, for too few documents or scored self-edits, or an error.
     """
-    from pipelines.check_regression.suite import RegressionSuite, load_content, resolve
+    from pipelines.check_regression.suite import (
+        RegressionSuite,
+        check_pins,
+        load_content,
+        pins_of,
+        require_versions,
+        resolve,
+        suite_findings,
+    )
+    from pipelines.checks import require
     from pipelines.settings import load
 
     checked = load(suite, RegressionSuite)
@@ -50,17 +61,21 @@ def check_regression(
     reports = {kind: str(file) for kind, file in files.items() if file is not None}
     try:
         # Checked again by the flow; here misuse is refused before Prefect and its server start.
-        resolve(checked, candidate, baseline, work_dir)
-        load_content(checked)
+        subjects = resolve(checked, candidate, baseline, work_dir)
+        check_pins(checked, pins_of(checked, load_content(checked), checked.pins.student if checked.pins else "0" * 64))
+        require(suite_findings(checked, work_dir))
         with exclusive(work_dir):
             prepare_process(work_dir)
+        require_versions(subjects, checked, work_dir)
         from pipelines.check_regression.flow import check_regression as flow
         from pipelines.check_regression.flow import regression_markdown
 
-        hide_own_tracebacks()
+        hide_own_errors()
         report = flow(str(suite), candidate, baseline, str(work_dir), reports)
         sys.stdout.write(regression_markdown(report))
-    except (ConfigError, InputError):
+    except (ConfigError, InputError) as error:
+        if reports:
+            _report_problem(checked, str(error), reports)
         raise
     except Exception as error:
         # Python would exit with 1, which says that the candidate regressed.

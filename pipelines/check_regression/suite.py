@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self, cast
 
 import yaml
 from pydantic import Field, field_validator, model_validator
@@ -24,6 +25,7 @@ from evaluation.domains import DataConfig, load_split
 from evaluation.retention import retention_probes
 from evaluation.tasks import KnowledgeTask, Question
 from pipelines.check_regression.verdict import VerdictConfig
+from pipelines.checks import Finding, model_finding, place_findings
 from pipelines.settings import (
     Asking,
     Graded,
@@ -95,6 +97,7 @@ class Pins(Frozen):
 class RegressionSuite(Settings, Asking, Graded):
     """The YAML file of a suite; sampling and updates of candidate and baseline have the same seeds."""
 
+    command: ClassVar[str] = "check-regression"
     student: str = Field(min_length=1)
     """Base of the students: directory, hub id, or `micro-student`."""
     data: DataConfig
@@ -122,6 +125,10 @@ class RegressionSuite(Settings, Asking, Graded):
         if twice := sorted(document for document, count in listed.items() if count > 1):
             raise ValueError(f"groups: documents {twice} are listed twice; name each once")
         return self
+
+    def read_data(self) -> object:
+        """See `load_content`."""
+        return load_content(self)
 
     @property
     def digest(self) -> str:
@@ -153,6 +160,16 @@ def load_content(suite: RegressionSuite) -> SuiteContent:
     some = slice(suite.questions_per_document)
     tasks = tuple(t.model_copy(update={"held_out_questions": t.comparison_questions[some]}) for t in tasks)
     return SuiteContent(tasks, retention_probes(suite.data, suite.probes, suite.seed))
+
+
+def suite_findings(suite: RegressionSuite, work_dir: Path) -> Iterator[Finding]:
+    """Yield what a comparison on a suite needs besides its data."""
+    chat = "format" if suite.format == "chat" else ""
+    adaptation = suite.adaptation
+    yield model_finding("student", suite.student, None if adaptation is None else adaptation.update, chat=chat)
+    if adaptation is not None and adaptation.teacher.sampling.type != "openai":
+        yield model_finding("adaptation.teacher", adaptation.teacher.model)
+    yield from place_findings(suite, work_dir)
 
 
 def pins_of(suite: RegressionSuite, content: SuiteContent, student: str, teacher: str | None = None) -> Pins:
@@ -276,6 +293,15 @@ def resolve(suite: RegressionSuite, candidate: str, baseline: str, work_dir: Pat
 
             require_store(suite.tracking, work_dir)
     return both
+
+
+def require_versions(subjects: Iterable[Subject], suite: RegressionSuite, work_dir: Path) -> None:
+    """Raise ConfigError if the registry lacks a subject's version."""
+    from pipelines.lineage.registry import Registry
+
+    for subject in subjects:
+        if subject.version is not None:
+            Registry.open(suite.tracking, work_dir).number(subject.role, subject.version)
 
 
 def download(subject: Subject, tracking: TrackingConfig, work_dir: Path, scratch: Path) -> Subject:

@@ -12,7 +12,7 @@ import typer
 
 from evaluation.common.checkpoints import MICRO_MODELS
 from evaluation.common.errors import BuildError
-from pipelines.process import prepare_process
+from pipelines.process import preceptor, prepare_process
 
 WorldRole: TypeAlias = Literal["student", "teacher", "small-student"]
 GridRole: TypeAlias = Literal["grid-student", "grid-teacher"]
@@ -59,8 +59,8 @@ def build_micro(
     if failed := [check.what for check in checks if not check.passed]:
         raise BuildError(f"micro models: {len(failed)} checks failed: {'; '.join(failed)}.")
     if not shipped and role is None:
-        options = f"--set teacher.model={out}/teacher --set student.model={out}/student"
-        console.print(f"Next: preceptor train-teacher configs/demo.yaml {options}", soft_wrap=True)
+        models = ("--set", f"teacher.model={out}/teacher", "--set", f"student.model={out}/student")
+        console.print(f"Next: {preceptor('train-teacher', 'configs/demo.yaml', *models)}", soft_wrap=True)
 
 
 def _build(out: Path, seed: int, world: Sequence[WorldRole], grids: Sequence[GridRole]) -> Iterator[Path]:

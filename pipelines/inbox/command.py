@@ -16,7 +16,7 @@ from pipelines.inbox.documents import MAX_TEXT_CHARACTERS, Route
 from pipelines.inbox.intake import DEFAULT_CHARACTERS, MIN_CHARACTERS, Intake, listing, named
 from pipelines.inbox.readers import Format
 from pipelines.inbox.store import INBOX_FILE, InboxStore
-from pipelines.process import WorkDir
+from pipelines.process import WorkDir, preceptor
 from pipelines.reports.format import counted, printable
 
 app = typer.Typer(
@@ -120,11 +120,12 @@ def open_inbox(work_dir: Path) -> InboxStore:
     """Return the store of a work directory; InputError if there is none."""
     if not (work_dir / INBOX_FILE).is_file():
         raise InputError(
-            f"inbox: there is none in '{work_dir}'. Add a document (`preceptor inbox add FILE`) or correct --work-dir."
+            f"inbox: there is none in '{work_dir}'. Correct --work-dir, or add a document: "
+            f"{preceptor('inbox', 'add', 'FILE', '--work-dir', work_dir)}"
         )
     return InboxStore(work_dir / INBOX_FILE)
 
 
 def next_step(arguments: str, work_dir: Path, label: str = "Next") -> None:
     """Print a further command of the inbox."""
-    typer.echo(f"{label}: preceptor inbox {arguments} --work-dir {shlex.quote(str(work_dir))}")
+    typer.echo(f"{label}: {preceptor('inbox', *shlex.split(arguments), '--work-dir', work_dir)}")

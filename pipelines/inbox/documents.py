@@ -112,7 +112,7 @@ def row_of(raw: object) -> InboxRow:
     try:
         return InboxRow.model_validate(raw)
     except ValidationError as error:
-        raise UnreadableError(mistakes(error)) from error
+        raise UnreadableError(mistakes(error, kind=InboxRow)) from error
 
 
 def read_transcript(messages: Any) -> Extract:

@@ -24,7 +24,7 @@ from evaluation.tasks import Question
 from pipelines.inbox.cloze import continuations, sentences_to_complete
 from pipelines.inbox.documents import InboxDocument
 from teacher.parsing.parser import parse_self_edit
-from teacher.prompts import PromptedConfig, PromptName, prompt_template
+from teacher.prompts import Prompt, PromptedConfig, prompt_template
 from teacher.samplers.sampler import Completion, FailedCompletion, Sampler, prompts_too_long
 
 _MOST_ANSWER_WORDS = 12
@@ -44,7 +44,7 @@ Evidence = Literal["questions by the teacher", "sentences to complete", "probabi
 class WriterSettings(PromptedConfig):
     """How questions are generated and how many are kept."""
 
-    prompt: PromptName | None = None  # type: ignore[assignment]
+    prompt: Prompt | None = None  # type: ignore[assignment]
     """Prompt template that asks for questions with answers; None is `micro-self-qa` for the micro teacher and
     `worked-self-qa`, which shows an example, for all others."""
     samples: int = Field(default=4, ge=1, le=64)

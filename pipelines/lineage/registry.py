@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 from evaluation.common.data import digest_files
 from evaluation.common.errors import ConfigError, LineageError
 from pipelines.lineage.store import Store, lineage_errors, open_store, tag_filter
+from pipelines.process import preceptor
 from pipelines.settings import TrackingConfig
 
 Role = Literal["teacher", "student"]
@@ -252,7 +253,7 @@ class Registry:
                 raise LineageError(
                     f"registry: version {version} of {name!r} was compared with the champion {compared}, and {in_use} "
                     "is in use now. Nothing was changed. Compare it with the champion in use, or promote it without a "
-                    f"gate: preceptor promote {role} {version}"
+                    f"gate: {preceptor('promote', role, version)}"
                 )
             if PROMOTED_TAG not in tags:
                 written[PARENT_TAG] = in_use

@@ -48,7 +48,7 @@ class Store(NamedTuple):
 
 def _located(tracking: TrackingConfig, work_dir: Path) -> tuple[str, Path | None]:
     """Return the store's URI and, where it is an SQLite file (the default), that file."""
-    uri = tracking.uri or sqlite_uri(work_dir / "mlflow.db")
+    uri = tracking.location or sqlite_uri(work_dir / "mlflow.db")
     if not uri.startswith("sqlite"):
         return uri, None
     from sqlalchemy.engine import make_url
@@ -63,7 +63,7 @@ def require_store(tracking: TrackingConfig, work_dir: Path) -> None:
     Raises:
         ConfigError: It holds no runs.
     """
-    if tracking.uri is None and not has_store(tracking, work_dir):
+    if tracking.location is None and not has_store(tracking, work_dir):
         raise ConfigError(
             f"work directory {str(work_dir)!r} holds no runs. Give the work directory of a run with --work-dir, or a "
             "configuration with tracking.uri with --config."

@@ -5,7 +5,6 @@ Everything reads at 80 columns and in logs without a terminal: nothing depends o
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from evaluation.statistics import SMALL_SAMPLE, Interval, PairedTest
 from pipelines.plan import Step
+from pipelines.process import preceptor
 from pipelines.records import Round, RunResult, VariantComparison, VariantScores
 from pipelines.reports.format import (
     UNKNOWN,
@@ -224,14 +224,14 @@ def closing(
     Paths and overrides are those of the command line; `figures` is the directory of the plots. Notes of the result that
     do not fit are counted.
     """
-    config, work = shlex.quote(str(config_path)), shlex.quote(str(work_dir))
-    settings = "".join(f" --set {shlex.quote(override)}" for override in (*overrides, f"seed={result.seed + 1}"))
+    settings = [part for override in (*overrides, f"seed={result.seed + 1}") for part in ("--set", override)]
+    place = ("--work-dir", work_dir)
     last = [
         f"Artifacts   MLflow run {result.mlflow_run_id}",
         *([] if figures is None else [f"            plots in {figures}"]),
         "Next steps  all figures, then the same with another seed:",
-        f"  preceptor ui --work-dir {work}",
-        f"  preceptor train-teacher {config} --work-dir {work}{settings}",
+        f"  {preceptor('ui', *place)}",
+        f"  {preceptor('train-teacher', config_path, *place, *settings)}",
     ]
     summary = _section("Summary", list(_summary(result)), 5)
     return "\n".join([*summary, *_section("Caveats", result.notes, _LINES - len(last) - len(summary), "- "), *last])

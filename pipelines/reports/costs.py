@@ -9,12 +9,15 @@ frozen third.
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from evaluation.common.checkpoints import resolve_model
+from evaluation.common.checkpoints import local_model, weight_shapes
+from evaluation.common.errors import ModelError
 from evaluation.domains import domain_of
 from evaluation.engines.endpoint import EndpointConfig
 from evaluation.graders import JudgeGrading
@@ -30,7 +33,17 @@ if TYPE_CHECKING:
 
 CPU_FLOPS_PER_SECOND = 15e9
 """Useful FLOP/s of float32 models of about a million parameters on two AVX2 cores, as measured; rough: small steps
-are bound by overheads, and larger models reach several times more."""
+are bound by overheads."""
+_LARGE_CPU_FLOPS_PER_SECOND = 40e9
+"""The same from `_LARGE` parameters on, as measured with a model of 135 million parameters."""
+_LARGE = 1e7
+GPU_FLOPS_PER_SECOND = 1e14
+"""Assumed useful FLOP/s of a data-centre GPU in bfloat16, a tenth to a third of its peak; not measured."""
+_TRAINED_BYTES = 16
+"""Of a trained parameter in float32: the value, its gradient, and AdamW's two moments."""
+_PARAMETERS = {"gpt2": 1.24e8, "phi-2": 2.78e9, "phi-3-mini": 3.82e9, "phi-3.5-mini": 3.82e9, "phi-4": 1.47e10}
+"""Of well-known models whose names do not say it."""
+_IN_NAME = re.compile(r"(?<![\dx.])(\d+(?:\.\d+)?)([bm])(?![a-z])")
 
 PASSAGE_TOKENS = 160
 """Assumed length of a passage: a SQuAD paragraph's median of 700 characters."""
@@ -46,6 +59,8 @@ class ModelSize(NamedTuple):
 
     parameters: int
     adapter: int
+    estimated: bool = False
+    """Whether it is by the model's name alone."""
 
     @property
     def forward_flops(self) -> float:
@@ -61,21 +76,18 @@ class ModelSize(NamedTuple):
 def model_size(
     name: str, rank: int, targets: TargetModules, depth: tuple[float, float] = WHOLE_DEPTH
 ) -> ModelSize | None:
-    """Return the size of a checkpoint from the headers of its safetensors files; None without such files.
+    """Return the size of a model; None where neither its files on this machine nor its name tell.
 
-    A layer's adapter of rank R has R * (D_in + D_out) parameters; for `targets` and `depth` see `UpdateRecipe`.
+    Files are the headers of its weights, or else its config.json. A layer's adapter of rank R has R * (D_in + D_out)
+    parameters; for `targets` and `depth` see `UpdateRecipe`.
     """
-    from safetensors import SafetensorError, safe_open
-
-    shapes: dict[str, Sequence[int]] = {}
+    place = local_model(name)
     try:
-        for path in sorted(Path(resolve_model(name)).glob("model*.safetensors")):
-            with safe_open(path, "numpy") as file:
-                shapes |= {weight: file.get_slice(weight).get_shape() for weight in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError):
+        shapes = {} if place is None else weight_shapes(place) or _shapes_by_config(place)
+    except (ModelError, OSError, ValueError, LookupError):
         return None
     if not shapes:
-        return None
+        return _size_by_name(name.rpartition("/")[2].lower(), rank) if place is None else None
     linears = [
         weight.removesuffix(".weight")
         for weight, shape in shapes.items()
@@ -83,6 +95,29 @@ def model_size(
     ]
     adapted = [shapes[f"{name}.weight"] for name in select_layers(linears, targets, depth)]
     return ModelSize(sum(map(math.prod, shapes.values())), sum(rank * (rows + columns) for rows, columns in adapted))
+
+
+def _shapes_by_config(place: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a Llama-like model's weights; KeyError where config.json does not describe one."""
+    config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+    hidden, inner, heads = (config[key] for key in ("hidden_size", "intermediate_size", "num_attention_heads"))
+    head = config.get("head_dim") or hidden // heads
+    wide, narrow = heads * head, (config.get("num_key_value_heads") or heads) * head
+    block = {"q_proj": (wide, hidden), "k_proj": (narrow, hidden), "v_proj": (narrow, hidden), "o_proj": (hidden, wide)}
+    block |= {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
+    layers = range(config["num_hidden_layers"])
+    ends = ("embed_tokens",) if config.get("tie_word_embeddings") else ("embed_tokens", "lm_head")
+    outer = {f"model.{end}.weight": (config["vocab_size"], hidden) for end in ends}
+    return outer | {f"model.layers.{i}.{part}.weight": shape for i in layers for part, shape in block.items()}
+
+
+def _size_by_name(name: str, rank: int) -> ModelSize | None:
+    """Return about the size that a name such as `qwen2.5-7b-instruct` tells."""
+    known = [size for prefix, size in _PARAMETERS.items() if name.startswith(prefix)]
+    if found := _IN_NAME.search(name):
+        known = [float(found[1]) * (1e9 if found[2] == "b" else 1e6)]
+    # On all linear layers; fitted to Qwen2.5 of 0.5, 1.5 and 7 billion parameters.
+    return ModelSize(int(known[0]), int(rank * 2.5e6 * (known[0] / 7.6e9) ** 0.56), estimated=True) if known else None
 
 
 class EndpointCost(NamedTuple):
@@ -120,11 +155,13 @@ class CostEstimate(NamedTuple):
     endpoints: tuple[EndpointCost, ...]
     flops: dict[str, float] | None
     """Useful FLOPs by stage; None where a model's size is not known."""
+    rate: float = CPU_FLOPS_PER_SECOND
+    """Assumed FLOP/s of the device."""
 
     @property
     def minutes(self) -> float | None:
-        """Time at `CPU_FLOPS_PER_SECOND`; None without FLOPs."""
-        return None if self.flops is None else sum(self.flops.values()) / CPU_FLOPS_PER_SECOND / 60
+        """Time at `rate`; None without FLOPs."""
+        return None if self.flops is None else sum(self.flops.values()) / self.rate / 60
 
 
 def _step_cost(step: Step, subject: Any, settings: LoopSettings, data: DataSplit | None) -> tuple[int, int]:
@@ -215,7 +252,14 @@ def estimate(
         },
         endpoints=tuple(_endpoints(kinds, settings, external)),
         flops=flops,
+        rate=_rate(settings.device, student),
     )
+
+
+def _rate(device: str, student: ModelSize | None) -> float:
+    if device == "cuda":
+        return GPU_FLOPS_PER_SECOND
+    return CPU_FLOPS_PER_SECOND if student is None or student.parameters < _LARGE else _LARGE_CPU_FLOPS_PER_SECOND
 
 
 def _endpoints(
@@ -239,8 +283,18 @@ def _endpoints(
         yield cost("judge", grading.grader.endpoint, calls, seen, grading.grader.max_tokens)
 
 
-def cost_table(cost: CostEstimate, settings: LoopSettings) -> Table:
-    """Return the estimate for the terminal."""
+def _memory(cost: CostEstimate, settings: LoopSettings) -> str:
+    """Return the memory of models, teacher's optimizer and a full bank; activations come on top."""
+    if cost.teacher is None or cost.student is None:
+        return "unknown"
+    weights = (cost.teacher.parameters + cost.student.parameters) * (2 if settings.dtype == "bfloat16" else 4)
+    trained = cost.teacher.adapter + settings.student.bank_slots * cost.student.adapter
+    parts = [size / 1e9 for size in (weights, _TRAINED_BYTES * trained)]
+    return f"{sum(parts):,.1f} GB ({parts[0]:,.1f} models, {parts[1]:,.1f} adapters)"
+
+
+def cost_table(cost: CostEstimate, settings: LoopSettings, price_per_hour: float | None = None) -> Table:
+    """Return the estimate for the terminal, with the price of the machine's time where one is given."""
     from rich.text import Text
 
     from pipelines.reports.format import plain_table
@@ -255,13 +309,15 @@ def cost_table(cost: CostEstimate, settings: LoopSettings) -> Table:
     if cost.flops is not None and total:
         rows["Useful FLOPs"] = f"{total:.1e}"
         rows |= {f"  {stage}": f"{100 * value / total:.0f} %" for stage, value in cost.flops.items() if value}
-    minutes = cost.minutes if settings.device == "cpu" else None
+    minutes = cost.minutes
     time = "unknown" if minutes is None else f"{minutes:,.0f} min" if minutes >= 1 else "under 1 min"
-    rows[f"Time at {CPU_FLOPS_PER_SECOND / 1e9:.0f} GFLOP/s"] = time
+    rows |= {"Memory, activations apart": _memory(cost, settings), f"Time at {cost.rate / 1e9:,.0f} GFLOP/s": time}
+    if price_per_hour is not None:
+        rows["Price"] = "unknown" if minutes is None else f"{minutes / 60 * price_per_hour:,.2f}"
     table = plain_table(
         title=f"Cost of {settings.name}",
         caption=f"Upper bounds for passages of {PASSAGE_TOKENS} tokens and {QUESTIONS} questions a document; repeated "
-        "or short self-edits cost less. The time is rough: measured with models of a million parameters, two cores.",
+        "or short self-edits cost less. The time is rough: measured on two CPU cores, assumed for a GPU.",
     )
     table.add_column("Quantity", no_wrap=True)
     table.add_column("At most", justify="right", overflow="fold")
@@ -273,5 +329,6 @@ def cost_table(cost: CostEstimate, settings: LoopSettings) -> Table:
 def _parameters(size: ModelSize | None) -> str:
     if size is None:
         return "size unknown"
-    millions = size.parameters / 1e6
-    return f"{millions / 1e3:.2f} billion parameters" if millions >= 1e3 else f"{millions:.2f} million parameters"
+    millions, about = size.parameters / 1e6, "about " if size.estimated else ""
+    number = f"{millions / 1e3:.2f} billion" if millions >= 1e3 else f"{millions:.2f} million"
+    return f"{about}{number} parameters"

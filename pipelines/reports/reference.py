@@ -5,13 +5,15 @@ from __future__ import annotations
 import ast
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+
+from evaluation.common.mistakes import models_in
 
 Schemas = Mapping[str, type[BaseModel]]
 """Schemas of files by the command that reads them."""
@@ -42,14 +44,6 @@ def sections(schemas: Schemas) -> dict[type[BaseModel], list[str]]:
     for command, schema in schemas.items():
         visit(schema, command)
     return found
-
-
-def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """Yield the models that a field may hold."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from models_in(argument)
 
 
 def settings(schemas: Schemas) -> dict[tuple[str, str], tuple[FieldInfo, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -13,7 +13,7 @@ from evaluation.statistics import IntervalConfig
 from evaluation.tasks import Split, specifications
 from pipelines.settings import LoopSettings, StudentModel
 from student.config import UpdateRecipe
-from teacher.prompts import PromptedConfig, PromptName
+from teacher.prompts import Prompt, PromptedConfig
 from teacher.samplers.openai import OpenAISampling
 from teacher.self_edit import edit_of
 
@@ -67,8 +67,8 @@ class BestPrompt(Frozen):
     """The untrained teacher with the prompt that is best on the development documents."""
 
     type: Literal["best_prompt"] = "best_prompt"
-    prompts: tuple[PromptName, ...] = Field(min_length=1)
-    """The prompts that compete."""
+    prompts: tuple[Prompt, ...] = Field(min_length=1)
+    """The prompts that compete: names, or one's own as in `prompt`."""
 
 
 class TeacherSource(Frozen):
@@ -84,7 +84,7 @@ class ExternalGenerator(PromptedConfig):
 
     type: Literal["endpoint"] = "endpoint"
     sampling: OpenAISampling
-    prompt: PromptName = "implications"
+    prompt: Prompt = "implications"
 
 
 class Control(Frozen):
@@ -239,6 +239,7 @@ class ComparisonConfig(IntervalConfig):
 class TrainTeacherConfig(LoopSettings):
     """Everything about one run of `train-teacher`."""
 
+    command: ClassVar[str] = "train-teacher"
     data: DataConfig
     loop: LoopConfig = LoopConfig()
     comparison: ComparisonConfig = ComparisonConfig()
@@ -277,6 +278,10 @@ class TrainTeacherConfig(LoopSettings):
                 "documents."
             )
         return split
+
+    def read_data(self) -> object:
+        """See `load_documents`."""
+        return self.load_documents()
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainTeacherConfig:

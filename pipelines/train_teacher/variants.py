@@ -30,6 +30,7 @@ from pipelines.train_teacher import config as configs
 from pipelines.train_teacher import edits as self_edits
 from pipelines.train_teacher.config import TRAINED_TEACHER, TrainTeacherConfig, Variant
 from pipelines.train_teacher.plan import POOLED
+from teacher.prompts import prompt_template
 from teacher.rewards import REFUSALS
 from teacher.self_edit import edit_of
 
@@ -139,16 +140,17 @@ class Comparing:
         """Return the untrained teacher with the prompt that is best on the development documents."""
         tried: list[tuple[str, float | None]] = []
         for place, prompt in enumerate(source.prompts):
-            steps = stage.steps[2 * place : 2 * place + 2]
-            scores = self._taught(variant, None, prompt, self.split.development, f"{stage.name}, {prompt}", steps)
+            name, steps = prompt_template(prompt).name, stage.steps[2 * place : 2 * place + 2]
+            scores = self._taught(variant, None, prompt, self.split.development, f"{stage.name}, {name}", steps)
             tried += [(prompt, accuracy) for accuracy in scores.accuracy.values()]
         means = _means(source.prompts, tried)
         if not means:
             return None
         self.best_prompt = max(means, key=means.__getitem__)
-        named = variant.model_copy(update={"label": f"{variant.label} ({self.best_prompt.removeprefix('micro-')})"})
+        best = prompt_template(self.best_prompt).name
+        named = variant.model_copy(update={"label": f"{variant.label} ({best.removeprefix('micro-')})"})
         chosen = self._taught(named, None, self.best_prompt, self.split.test, stage.name, stage.steps[-2:])
-        notes = {f"development accuracy of {prompt}": mean for prompt, mean in means.items()}
+        notes = {f"development accuracy of {prompt_template(prompt).name}": mean for prompt, mean in means.items()}
         return chosen.model_copy(update={"notes": {**chosen.notes, **notes}})
 
     def _taught(

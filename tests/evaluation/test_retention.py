@@ -106,10 +106,10 @@ def test_all_bad_lines_are_refused_in_one_message_with_file_line_and_reason(tmp_
     _, *listed, _ = refusal(write(path, "\n".join(lines))).splitlines()
     reasons = {
         2: "broken JSON",
-        3: "answer: Field required",
+        3: "answer is missing",
         5: "answer is only white space",
-        6: "Input should be a valid dictionary or instance of QuestionRow",
-        7: "text: Extra inputs are not permitted",
+        6: "must be a valid dictionary or instance of QuestionRow",
+        7: "text is an unknown key (allowed: question, answer)",
     }
     for found, (number, reason) in zip(sorted(listed), reasons.items(), strict=True):
         assert found.startswith(f"  {path}: line {number}: {reason}")
@@ -117,7 +117,7 @@ def test_all_bad_lines_are_refused_in_one_message_with_file_line_and_reason(tmp_
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "is empty"), (b"\n \n", "is empty"), (gzip.compress(b"{}"), "question: Field required")],
+    [(b"", "is empty"), (b"\n \n", "is empty"), (gzip.compress(b"{}"), "question is missing")],
     ids=["empty", "blank", "gzip"],
 )
 def test_file_without_questions_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:

@@ -82,9 +82,10 @@ def policy_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def global_store(work_dir: Path) -> Iterator[None]:
+def global_store(work_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     import mlflow
 
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # mlflow sets it below; removed in the end
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(f"sqlite:///{work_dir / 'mlflow.db'}")
     yield

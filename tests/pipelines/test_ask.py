@@ -22,6 +22,7 @@ from pipelines.ask import Answerer
 from pipelines.cli import app
 from pipelines.lineage.registry import MEMORY_TAG, Registry
 from pipelines.lineage.run import Lineage
+from pipelines.process import preceptor
 from pipelines.settings import TrackingConfig
 from student.adapters import Adapter, save_adapter
 from student.bank.bank import LoraBank
@@ -287,7 +288,7 @@ def test_ask_command_says_what_answered(open_run: Open, work_dir: Path, tmp_path
     assert how.startswith(
         f"From the memory of version 1 of the student: {KEPT[0].task.id} ({KEPT[0].task.document.title}),"
     )
-    assert compare.startswith("To compare: preceptor ask ")
+    assert compare.startswith(f"To compare: {preceptor('ask')}")
     assert "--by weights" in compare
     learned = LEARNED.task.questions[0]
     shown = json.loads(ask(learned.question, "--json", "--version", "1").stdout)

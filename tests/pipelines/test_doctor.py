@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
@@ -14,8 +18,9 @@ from typer.testing import CliRunner
 
 from evaluation.common.checkpoints import MICRO_MODELS
 from evaluation.engines.endpoint import EndpointConfig
-from pipelines import doctor
+from pipelines import checks, doctor
 from pipelines.cli import app
+from student.config import UpdateRecipe
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -56,20 +61,60 @@ def test_package_findings_name_what_is_out_of_range_missing_or_in_conflict(monke
 
 def test_model_directory_that_lacks_a_part_is_a_problem(tmp_path: Path) -> None:
     place = Path(shutil.copytree(MICRO_MODELS["micro-teacher"], tmp_path / "model"))
-    assert doctor.model_finding("teacher", "micro-teacher").ok
-    assert doctor.model_finding("teacher", str(place)).ok
+    assert checks.model_finding("teacher", "micro-teacher").ok
+    assert checks.model_finding("teacher", str(place)).ok
     (place / "model.safetensors").unlink()
-    finding = doctor.model_finding("teacher", str(place))
+    finding = checks.model_finding("teacher", str(place))
     assert not finding.ok
     assert "lacks weights" in finding.text
 
 
-def test_hub_id_is_a_problem_only_without_cache_and_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not doctor.model_finding("student", "some/where/else").ok
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"architectures": ["BertForMaskedLM"]}, "BertForMaskedLM"),
+        ({"is_encoder_decoder": True}, "causal"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
+        ({"model_type": "gpt2"}, "Conv1D"),
+        (None, "cut short"),
+    ],
+)
+def test_model_that_cannot_be_trained_is_a_problem(change: dict[str, Any] | None, word: str, tmp_path: Path) -> None:
+    place = Path(shutil.copytree(MICRO_MODELS["micro-student"], tmp_path / "model"))
+    if change is None:
+        weights = place / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1000])
+    else:
+        config = json.loads((place / "config.json").read_text())
+        (place / "config.json").write_text(json.dumps(config | change))
+    assert word in checks.model_finding("student", str(place)).text
+    good, recipe = "micro-student", UpdateRecipe(target_modules=("q_proj", "query"))
+    assert "query" in checks.model_finding("student", good, recipe).text
+    assert "chat template" in checks.model_finding("student", good, chat="student.format").text
+
+
+def test_hub_is_asked_for_hub_ids_alone_and_not_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            asked.append(self.path)
+            self.send_response(200 if "there" in self.path else 404)
+            self.end_headers()
+
+    server = HTTPServer(("127.0.0.1", 0), Hub)
+    Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    assert doctor.model_finding("student", "nobody/never-downloaded").ok
+    for name in ("some/where/else", "./nowhere", "/no/where", "~/nowhere", "micro-studnet"):
+        assert not checks.model_finding("student", name).ok
+    assert not asked
+    assert checks.model_finding("student", "nobody/there").ok
+    assert not checks.model_finding("student", "nobody/absent").ok
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert not doctor.model_finding("student", "nobody/never-downloaded").ok
+    assert not checks.model_finding("student", "nobody/there").ok
+    assert len(asked) == 2
+    server.shutdown()
 
 
 def test_keys_are_found_anywhere_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,25 +122,25 @@ def test_keys_are_found_anywhere_and_never_shown(monkeypatch: pytest.MonkeyPatch
     without = EndpointConfig(base_url="http://127.0.0.1:8000/v1", model="m")
     whole = Whole(parts=(Part(endpoint=None), Part(endpoint=without), Part(endpoint=with_key)))
     monkeypatch.delenv("DOCTOR_TEST_KEY", raising=False)
-    assert [finding.ok for finding in doctor.key_findings(whole)] == [False]
+    assert [finding.ok for finding in checks.key_findings(whole)] == [False]
     for key, ok in (("sesame", True), ("open sesame", False)):
         monkeypatch.setenv("DOCTOR_TEST_KEY", key)
-        (finding,) = doctor.key_findings(whole)
+        (finding,) = checks.key_findings(whole)
         assert finding.ok is ok
         assert "sesame" not in finding.text
 
 
 def test_work_directory_below_a_file_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert doctor.directory_finding(tmp_path / "yet" / "to" / "be").ok
-    assert not doctor.directory_finding(tmp_path / "file" / "below").ok
+    assert checks.directory_finding(tmp_path / "yet" / "to" / "be").ok
+    assert not checks.directory_finding(tmp_path / "file" / "below").ok
 
 
 @pytest.mark.parametrize(("name", "code"), [("demo.yaml", 0), ("nights-demo.yaml", 0), ("squad-qwen2.5-7b.yaml", 1)])
 def test_doctor_exits_with_1_where_a_configuration_cannot_run_here(
     name: str, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(checks, "_cuda_problem", lambda: "no GPU")
     outcome = CliRunner().invoke(app, ["doctor", str(CONFIGS / name), "--work-dir", str(tmp_path)])
     assert outcome.exit_code == code
     assert ("PROBLEM device" in outcome.stdout) is bool(code)

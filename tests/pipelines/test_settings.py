@@ -43,7 +43,7 @@ def test_shipped_config_is_valid_names_its_command_and_reads_back(path: Path, tm
 
 def test_all_mistakes_are_listed_in_one_message() -> None:
     mistakes = {
-        "loop.round=3": "3",
+        "loop.round=3": "did you mean rounds?",
         "loop.documents=many": "'many'",
         "teacher.sampling.temperature=-1": "-1",
         "student.update.rank=0": "0",
@@ -55,7 +55,7 @@ def test_all_mistakes_are_listed_in_one_message() -> None:
     assert str(DEMO) in message
     for override, got in mistakes.items():
         field = override.partition("=")[0].rpartition(".")[2]
-        assert any(f"{field}: " in line and got in line for line in message.splitlines())
+        assert any(f"{field} " in line and got in line for line in message.splitlines())
 
 
 @pytest.mark.parametrize(
@@ -120,6 +120,16 @@ def test_file_that_is_not_a_yaml_mapping_is_refused_by_name(tmp_path: Path, cont
     if content is not None:
         place.write_bytes(content)
     assert str(place) in refusal(path=place)
+
+
+def test_store_is_that_of_the_environment_and_the_experiment_that_of_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://there")
+    assert demo().tracking.location == "http://there"
+    assert demo("tracking.uri=http://here").tracking.location == "http://here"
+    night = load(CONFIGS / "nights-demo.yaml", NightConfig, ["tracking.uri=http://here"])
+    assert night.tracking.experiment == "preceptor/adapt-student"
 
 
 CHANGES = (

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -98,10 +101,30 @@ def test_template_refuses_other_placeholders(text: str) -> None:
 
 
 def test_prompt_template_unknown_name_lists_the_known() -> None:
-    with pytest.raises(ConfigError, match=r"'summary'.*'implications'"):
+    with pytest.raises(ConfigError, match=r"'summary'.*implications"):
         prompt_template("summary")
     with pytest.raises(ValidationError, match="summary"):
         TeacherConfig(model="m", prompt="summary")
+
+
+def test_prompt_of_ones_own_is_read_once_and_its_text_stays(tmp_path: Path) -> None:
+    text = "Note on {title}:\n{passage}\nFacts:\n"
+    (tmp_path / "mine.txt").write_text(text)
+    given: list[Any] = [{"file": str(tmp_path / "mine.txt")}, {"text": text}, text]
+    configs = [TeacherConfig.model_validate({"model": "m", "prompt": prompt}) for prompt in given]
+    assert {config.prompt for config in configs} == {text}
+    (tmp_path / "mine.txt").unlink()
+    assert prompt_template(configs[0].prompt).render(DOCUMENT).endswith("significant.\nFacts:\n")
+    assert TeacherConfig.model_validate(configs[0].model_dump(mode="json")) == configs[0]
+    for wrong in (
+        {"file": "absent.txt"},
+        {"text": "No place."},
+        {"text": "{passage} {x}"},
+        "{passage} {x}",
+        {"file": 1},
+    ):
+        with pytest.raises(ValidationError, match=r"prompt|placeholders"):
+            TeacherConfig.model_validate({"model": "m", "prompt": wrong})
 
 
 def test_render_chat_uses_the_template_up_to_the_answer_with_one_opening_token() -> None:

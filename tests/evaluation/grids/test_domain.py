@@ -188,7 +188,7 @@ def test_all_mistakes_are_listed_with_their_places(tmp_path: Path) -> None:
         "1 x 0 cells",
         "text: train[0]",
         "untold: train[0]",
-        "output: Field required; test: List",
+        "output is missing; test must have",
         "nothing was loaded",
     ):
         assert part in message, message

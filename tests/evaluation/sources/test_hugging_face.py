@@ -100,7 +100,7 @@ def test_hugging_face_questions_as_a_struct_of_lists_are_the_same(tmp_path: Path
     second = load_tasks(save(tmp_path / "struct", [struct], columns=columns))
     assert [task.digest for task in first] == [task.digest for task in second]
     uneven = {"text": "One.", "qa": {"question": ["Q1?"], "answer": ["a1", "Ada"]}}
-    assert "row 0: qa: Input should be a valid list" in refusal(save(tmp_path / "uneven", [uneven], columns=columns))
+    assert "row 0: qa must be a valid list" in refusal(save(tmp_path / "uneven", [uneven], columns=columns))
 
 
 def test_hugging_face_saved_splits_are_told_apart(tmp_path: Path) -> None:
@@ -140,11 +140,10 @@ def test_hugging_face_flat_mistakes_are_listed_by_row_and_column(tmp_path: Path)
     config = save(tmp_path / "saved", [HUB_ROWS[0], *({"title": "T", "id": "x"} | b for b in bad)], columns=FLAT)
     assert mistakes(config, "[train]") == [
         "row 1: context is empty",
-        "row 2: context: Input should be a valid string",
+        "row 2: context must be a valid string",
         "row 3: question is only white space",
-        "row 4: answers: Input should be a valid string",
-        "row 5: answers: Input should be a valid string",
-        "row 6: question: Input should be a valid string; answers is empty; context holds a NUL character (U+0000)",
+        "rows 4, 5: answers must be a valid string",
+        "row 6: question must be a valid string; answers is empty; context holds a NUL character (U+0000)",
     ]
 
 
@@ -160,9 +159,9 @@ def test_hugging_face_nested_mistakes_are_listed_by_row_and_item(tmp_path: Path)
     config = save(tmp_path / "saved", rows, columns=ColumnMapping(id="id", questions="questions"))
     assert mistakes(config, "[train]") == [
         "row 1: id 'x' was already given at row 0",
-        "row 2: questions: List should have at least 1 item after validation, not 0",
-        "row 3: questions: Input should be a valid list",
-        "row 4: questions[1].answer: Input should be a valid string",
+        "row 2: questions must have at least 1 item after validation, not 0",
+        "row 3: questions must be a valid list",
+        "row 4: questions[1].answer must be a valid string",
         "row 5: text is only white space",
     ]
 

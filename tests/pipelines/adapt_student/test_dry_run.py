@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shlex
 import shutil
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from pipelines.adapt_student.state import quarantine_reverted, student_version
 from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.lineage.registry import Rollback
 from pipelines.lineage.run import Lineage
+from pipelines.process import preceptor
 from pipelines.settings import load
 from tests.pipelines.adapt_student.factories import DEMO, deliver, document, held, promoted, state
 
@@ -118,7 +118,7 @@ def test_command_opens_no_model_and_changes_nothing(open_run: Open, work_dir: Pa
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     *_, line, _, modules = done.stdout.splitlines()
     assert modules == "[]"
-    assert line == f"To start it: preceptor adapt-student {shlex.join(arguments)}"
+    assert line == f"To start it: {preceptor('adapt-student', *arguments)}"
     rows = {row[:24].strip(): row[24:].strip() for row in done.stdout.splitlines()}
     assert (rows["Self-edits sampled"], rows["Student updates"]) == ("6", "7")
     assert f"version {number} of the student" in done.stdout

@@ -13,6 +13,7 @@ from evaluation.tasks import Question
 from pipelines.adapt_student.evaluate import Contradiction
 from pipelines.adapt_student.page import PAGE, GroupScore, NewDocument, NightResult, night_lines, page_of
 from pipelines.adapt_student.plan import QUARANTINED, WITHOUT_QUESTIONS
+from pipelines.process import preceptor
 from pipelines.records import Candidate, Edit
 from teacher.rewards import RewardFailure
 from tests.extras import BROWSER
@@ -129,7 +130,7 @@ def test_terminal_lines_end_with_the_next_command() -> None:
     )
     assert promoted[0] == "night-0002: promoted (version 2, trained from version 1)"
     assert "  0.0 -> 100.0 % correct  (2)" in promoted[1]
-    assert promoted[-1].endswith("""preceptor rollback --because "..." --work-dir 'work dir'""")
+    assert promoted[-1].endswith(preceptor("rollback", "--because", "YOUR REASON", "--work-dir", place))
     assert "2 documents" in rejected[-1]
     assert "preceptor inbox release d1 --work-dir" in rejected[-1]
     assert any(line.startswith("  earlier documents: ") for line in rejected)

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from pipelines.cli import app, main
 from pipelines.inbox.store import InboxStore
+from pipelines.process import preceptor
 from tests.pipelines.inbox.files import document
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -46,7 +47,7 @@ def test_day_at_the_inbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     first = printed("add", ".", "--effective", "2026-11-01")
     assert "Added 1 document from 2 files." in first
     assert "Skipped 1:\n  b.png: has no supported format" in first
-    assert first.endswith("Next: preceptor inbox list --work-dir .preceptor\n")
+    assert first.endswith(f"Next: {preceptor('inbox', 'list', '--work-dir', '.preceptor')}\n")
     again = printed("add", "a.md")
     assert "Added 0 documents from 1 file. Already in the inbox: 1." in again
 
@@ -66,7 +67,7 @@ def test_day_at_the_inbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "2026-11-01" in lines[of_old]
     assert "waiting" in lines[of_old + 1]  # a quarantined document replaces nothing
     assert "quarantined: in night-7: forgot too much" in lines[of_new + 1]
-    assert lines[-1] == f"Next: preceptor inbox release {new.id} --work-dir .preceptor"
+    assert lines[-1] == f"Next: {preceptor('inbox', 'release', new.id, '--work-dir', '.preceptor')}"
 
     shown = printed("show", new.id)
     assert "Supersedes:  a.md, gone" in shown

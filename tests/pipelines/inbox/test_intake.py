@@ -67,7 +67,7 @@ def test_directory_is_read_in_order_and_bad_files_are_skipped(folder: Path) -> N
     assert places == ["docs/d.png", "docs/e.txt", "docs/sub/g.jsonl: line 3", "docs/sub/g.jsonl: line 4"]
     assert "no supported format (jsonl, json, " in reasons[0]
     assert reasons[1] == "is empty"
-    assert reasons[2].startswith("colour: Extra inputs are not permitted")
+    assert reasons[2].startswith("colour is an unknown key (allowed: ")
     assert reasons[3].startswith("broken JSON")
     assert found.notes == ["docs/b.pdf: no text on 1 of 2 pages (2): blank or scanned"]
     assert found.files == 8
@@ -117,13 +117,13 @@ def test_row_has_all_fields_and_settings_fill_the_others() -> None:
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ('{"title": "t"}', "text: Field required"),
+        ('{"title": "t"}', "text is missing"),
         ('{"text": " "}', "text is only white space"),
-        ('{"text": 3}', "text: Input should be a valid string"),
+        ('{"text": 3}', "text must be a valid string"),
         ('{"text": "a", "effective": "31.1.2026"}', "effective must be a date written YYYY-MM-DD, got '31.1.2026'"),
         ('{"text": "a", "effective": 20260131}', "effective must be a date written YYYY-MM-DD, got 20260131"),
-        ('{"text": "a", "route": "disk"}', "route: Input should be 'weights' or 'memory'"),
-        ('{"text": "a", "questions": [{"question": "q"}]}', "questions[0].answer: Field required"),
+        ('{"text": "a", "route": "disk"}', "route must be 'weights' or 'memory'"),
+        ('{"text": "a", "questions": [{"question": "q"}]}', "questions[0].answer is missing"),
         ('{"text": "a", "text": "b"}', "an object gives the key 'text' more than once"),
         ('["a"]', "must be an object with `text`"),
         ('{"messages": []}', "at least one message"),
@@ -140,7 +140,7 @@ def test_bad_row_is_skipped_with_line_and_reason(row: str, reason: str) -> None:
 
 
 def test_nothing_usable_is_an_error_that_lists_all(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"line 1: text: Field required\n.*line 2: broken JSON"):
+    with pytest.raises(InputError, match=r"line 1: text is missing\n.*line 2: broken JSON"):
         piped('{"title": "t"}\n{')
     with pytest.raises(InputError, match="the directory has no files"):
         taken(tmp_path)
@@ -180,7 +180,7 @@ def test_front_matter_overrides_settings(tmp_path: Path) -> None:
     found = taken(tmp_path, route="weights")
     only = found.documents[0]
     assert (only.effective, only.route, only.source) == (datetime.date(2026, 11, 1), "memory", "wiki/a")
-    assert list(found.skipped.values()) == ["route: Input should be 'weights' or 'memory'"]
+    assert list(found.skipped.values()) == ["route must be 'weights' or 'memory'"]
 
 
 def test_long_document_is_split_and_each_part_has_its_questions() -> None:

@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from evaluation.statistics import Interval, PairedTest
+from pipelines.process import preceptor
 from pipelines.records import RunResult, SpecOracle, SpecSearch, VariantComparison
 from pipelines.reports.console import closing, print_run, reading, round_line, run_notes, run_table
 from pipelines.reports.format import counted, duration, p_value, percent, points, points_interval
@@ -153,8 +154,8 @@ def test_closing_takes_at_most_twelve_lines_and_wraps_only_sentences(notes: tupl
     lines = closing(whole, work, config, ("loop.rounds=3", "name='a b'"), work / "plots").splitlines()
     assert len(lines) <= 12
     assert all(len(line) <= 80 for line in lines if "long" not in line)
-    assert f"  preceptor ui --work-dir 'runs/my {'long/' * 19}long'" in lines
-    command = next(line for line in lines if line.startswith("  preceptor train-teacher 'configs/it'\"'\"'s.yaml'"))
+    assert f"  {preceptor('ui', '--work-dir', 'runs/my ' + 'long/' * 19 + 'long')}" in lines
+    command = next(line for line in lines if line.startswith(f"  {preceptor('train-teacher', config)}"))
     assert command.endswith(" --set loop.rounds=3 --set 'name='\"'\"'a b'\"'\"'' --set seed=5")
     assert any("MLflow run " + "f00d" * 8 in line for line in lines)
     assert ("more in result.json" in " ".join(lines)) == (len(notes) > 1)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -138,17 +139,45 @@ def test_estimate_of_local_models_gives_flops_and_minutes(checkpoint: Path) -> N
     assert cost.minutes == pytest.approx(sum(cost.flops.values()) / CPU_FLOPS_PER_SECOND / 60)
 
 
-def test_model_size_is_what_transformers_and_peft_count(checkpoint: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [("Qwen/Qwen2.5-7B-Instruct", 7), ("meta-llama/Llama-3.2-1B", 1), ("HuggingFaceTB/SmolLM2-135M", 0.135),
+     ("openai-community/gpt2", 0.124), ("mistralai/Mixtral-8x7B-v0.1", None), ("org/student", None)],
+)  # fmt: skip
+def test_size_of_a_model_that_is_not_here_is_by_its_name(name: str, billions: float | None) -> None:
+    size = model_size(name, 16, "all-linear")
+    assert (size and size.parameters / 1e9) == billions
+    assert size is None or (size.estimated and 0 < size.adapter < size.parameters)
+
+
+def test_dry_run_for_a_gpu_has_time_memory_and_price() -> None:
+    model = {"model": "Qwen/Qwen2.5-7B"}
+    config = settings(teacher=model, student=model).model_copy(update={"device": "cuda", "dtype": "bfloat16"})
+    out = io.StringIO()
+    Console(width=80, file=out).print(cost_table(cost_of(config), config, 2.5))
+    text = out.getvalue()
+    assert "about 7.00 billion" in text
+    assert "28.0 models" in text
+    assert "unknown" not in text
+    assert "Price" in text
+
+
+def test_model_size_is_what_transformers_and_peft_count(checkpoint: Path, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaForCausalLM
 
+    only_config = tmp_path / "model"
+    only_config.mkdir()
+    shutil.copy(checkpoint / "config.json", only_config)
+    norms = 64 * 5  # two a layer and the last one, which config.json does not tell
     for targets in ("all-linear", ("q_proj", "v_proj")):
         model = LlamaForCausalLM.from_pretrained(checkpoint)
         parameters = model.num_parameters()
         modules = targets if isinstance(targets, str) else list(targets)
         adapted = get_peft_model(model, LoraConfig(r=4, target_modules=modules, task_type="CAUSAL_LM"))
         trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-        assert model_size(str(checkpoint), 4, targets) == (parameters, trainable)
+        assert model_size(str(checkpoint), 4, targets) == (parameters, trainable, False)
+        assert model_size(str(only_config), 4, targets) == (parameters - norms, trainable, False)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff" * 40, b"\x02\x00\x00\x00\x00\x00\x00\x00[]"])

@@ -1,0 +1,279 @@
+"""Checks before anything runs, shared by the commands, `--dry-run` and `doctor`: no torch, no Prefect, no download."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from threading import Thread
+from typing import NamedTuple, TypeVar
+
+from pydantic import BaseModel
+
+from evaluation.common.checkpoints import MICRO_MODELS, local_model, resolve_model, weight_shapes
+from evaluation.common.errors import ConfigError, ModelError, PreceptorError
+from evaluation.common.mistakes import did_you_mean
+from evaluation.engines.vllm import INSTALL_HINT
+from pipelines.settings import LoopSettings, Settings
+from student.config import UpdateRecipe, select_layers, unknown_names
+
+SECONDS = 5.0
+"""Longest wait for a server's answer."""
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_PARTS = {"config.json": ("config.json",), "a tokenizer": _TOKENIZERS, "weights": _WEIGHTS}
+_DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
+"""Of NVIDIA's driver, AMD's, and the one of WSL; without any, torch need not be asked."""
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_CAUSAL = ("CausalLM", "LMHead", "ConditionalGeneration")
+
+_Reply = TypeVar("_Reply")
+
+
+class Finding(NamedTuple):
+    """Result of a check; `text` describes the state, or the problem and the next step."""
+
+    name: str
+    ok: bool
+    text: str
+
+    @property
+    def line(self) -> str:
+        """The line for the terminal."""
+        return f"{'ok' if self.ok else 'PROBLEM':8}{self.name}: {self.text}"
+
+
+def require(findings: Iterable[Finding]) -> None:
+    """Raise ConfigError with all problems, if there are any."""
+    problems = [f"{finding.name}: {finding.text}." for finding in findings if not finding.ok]
+    if problems:
+        head = [f"{len(problems)} problems:"] if len(problems) > 1 else []
+        raise ConfigError("\n".join([*head, *problems, "Nothing was started."]))
+
+
+def check(config: LoopSettings, work_dir: Path) -> None:
+    """Refuse a run that cannot work, before anything of it starts; raises ConfigError or InputError."""
+    config.read_data()
+    require(findings_of(config, work_dir))
+
+
+def print_problems(config: LoopSettings, work_dir: Path) -> None:
+    """Print what keeps a run from starting on this machine."""
+    for finding in (data_finding(config), *findings_of(config, work_dir)):
+        if not finding.ok:
+            sys.stdout.write(f"{finding.line}\n")
+
+
+def findings_of(config: LoopSettings, work_dir: Path) -> Iterator[Finding]:
+    """Yield what a run of a configuration needs besides its data."""
+    teacher, student, grading = config.teacher, config.student, config.grading
+    if teacher.sampling.type != "openai":  # else the endpoint has the model
+        yield model_finding("teacher", teacher.model, chat="teacher.chat" if teacher.chat else "")
+    chat = "student.format" if student.format == "chat" else ""
+    yield model_finding("student", student.model, student.update, chat=chat)
+    on_vllm = teacher.sampling.type == "vllm" or (grading is not None and grading.engine == "vllm")
+    if on_vllm and find_spec("vllm") is None:
+        yield Finding("vllm", False, f"not installed. {INSTALL_HINT}")
+    yield from place_findings(config, work_dir)
+
+
+def place_findings(config: Settings, work_dir: Path) -> Iterator[Finding]:
+    """Yield device, keys, servers and work directory of any configuration."""
+    problem = _cuda_problem() if config.device == "cuda" else ""
+    yield Finding("device", not problem, problem or config.device)
+    yield from key_findings(config)
+    yield directory_finding(work_dir)
+    servers = {"MLflow": (config.tracking.location, "tracking.uri or MLFLOW_TRACKING_URI")}
+    servers["Prefect"] = (os.environ.get("PREFECT_API_URL"), "PREFECT_API_URL")
+    for name, (uri, setting) in servers.items():
+        if uri and "://" in uri and not uri.startswith(("sqlite", "databricks", "file")):
+            problem = _server_problem(uri)
+            text = f"{uri.rpartition('@')[2]} {problem or 'answers'}"
+            yield Finding(name, not problem, f"{text}. Start the server, or correct {setting}" if problem else text)
+
+
+def data_finding(config: Settings) -> Finding:
+    """Return whether the data of a configuration are there and valid; those of a hub are read by the run."""
+    data = getattr(config, "data", None)
+    if getattr(data, "type", "") == "huggingface" and not Path(getattr(data, "path", "")).exists():
+        return Finding("data", True, f"{getattr(data, 'path', '')}: read from the hub by the run")
+    try:
+        config.read_data()
+    except PreceptorError as error:
+        return Finding("data", False, str(error))
+    return Finding("data", True, "valid")
+
+
+def directory_finding(work_dir: Path) -> Finding:
+    """Return whether the work directory, or its nearest existing parent, is writable."""
+    place = next(path for path in (work_dir.resolve(), *work_dir.resolve().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            return Finding("work directory", True, f"{work_dir} is writable")
+    except OSError as error:
+        return Finding("work directory", False, f"{place} is not writable: {error}; give another --work-dir")
+
+
+def model_finding(role: str, name: str, update: UpdateRecipe | None = None, *, chat: str = "") -> Finding:
+    """Return whether a model is there, or can be downloaded, and can be trained.
+
+    Args:
+        role: Section of the configuration.
+        name: Directory, hub id or shipped name.
+        update: Recipe whose target layers it must have.
+        chat: Setting that needs a chat template, if any.
+    """
+    place = local_model(name)
+    lacking = [part for part, each in _PARTS.items() if place and not any(any(place.glob(pattern)) for pattern in each)]
+    if place is None or (lacking and not Path(resolve_model(name)).is_dir()):  # a part of it is in the hub's cache
+        problem = _absence(role, name)
+        return Finding(role, not problem, problem or f"{name}: the run downloads it")
+    flaws = _flaws(place, role, update, chat)
+    flaw = f"lacks {', '.join(lacking)}; save model and tokenizer there" if lacking else next(flaws, "")
+    return Finding(role, not flaw, f"{name} {flaw}" if flaw else f"{name}: complete")
+
+
+def _absence(role: str, name: str) -> str:
+    """Return why a model that is not on this machine cannot be downloaded; the hub is asked for hub ids alone."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    advice = f"Set {role}.model to a directory, a hub id, or one of {', '.join(MICRO_MODELS)}"
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists():
+        return f"there is no directory {name!r}. {advice}"
+    if "/" not in name and (hint := did_you_mean(name, MICRO_MODELS)):
+        return f"got {name!r}{hint} {advice}"
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return f"{name!r} is neither a directory nor a hub id. {advice}"
+    if constants.HF_HUB_OFFLINE:
+        return f"{name!r} is not in the hub's local cache, and HF_HUB_OFFLINE is set: unset it. {advice}"
+    status, error = _reply(f"{constants.ENDPOINT}/{name}/resolve/main/config.json", hub=True)
+    if status is None:
+        return f"{name!r} is not in the hub's local cache, and {constants.ENDPOINT} {error}. {advice}"
+    if status >= 400:
+        return f"the hub answers {status} for {name!r}: no such model, or none without HF_TOKEN. {advice}"
+    return ""
+
+
+def _flaws(place: Path, role: str, update: UpdateRecipe | None, chat: str) -> Iterator[str]:
+    """Yield what keeps a model from being trained or asked, as its small files and the headers of its weights say."""
+    try:
+        content = json.loads((place / "config.json").read_text(encoding="utf-8"))
+        kinds, remote = content.get("architectures") or [], content.get("auto_map") or {}
+    except (OSError, ValueError, AttributeError) as error:
+        yield f"has a broken config.json: {error}"
+        return
+    causal = not kinds or "AutoModelForCausalLM" in remote or any(part in kind for kind in kinds for part in _CAUSAL)
+    if content.get("is_encoder_decoder") or not causal:
+        yield f"is a {kinds[0] if kinds else 'encoder-decoder'}, allowed are causal language models (…ForCausalLM)"
+    if quantized := content.get("quantization_config"):
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        yield f"is quantized ({method}), allowed is an unquantized model"
+    if content.get("model_type") in ("gpt2", "openai-gpt"):
+        yield "has Conv1D in place of linear layers, which takes no adapters here; use another model"
+    try:
+        shapes = weight_shapes(place)
+    except ModelError as error:
+        yield str(error)
+        return
+    linears = [
+        name.removesuffix(".weight") for name, shape in shapes.items() if len(shape) == 2 and "embed" not in name
+    ]
+    if update is not None and linears:
+        if unknown := unknown_names(linears, update.target_modules):
+            ends = sorted({name.rpartition(".")[2] for name in linears})
+            yield f"has no layers {', '.join(unknown)}; set {role}.update.target_modules to some of {', '.join(ends)}"
+        elif not select_layers(linears, update.target_modules, update.depth):
+            yield f"has no layer at the depth {list(update.depth)}; widen {role}.update.depth"
+    places = [*place.glob("chat_template.*"), *place.glob("tokenizer_config.json")]
+    if chat and not any("chat_template" in f"{file.stem} {file.read_text(encoding='utf-8')}" for file in places):
+        yield f"has no chat template, which {chat} needs; change {chat}, or use an instruction-tuned model"
+
+
+def _cuda_problem() -> str:
+    advice = "set device: cpu, or run on a machine with a GPU"
+    try:
+        if version("torch").endswith("+cpu"):
+            return f"got cuda, but this torch is built for CPUs; install the build for CUDA, or {advice}"
+    except PackageNotFoundError:
+        return "torch is not installed; install preceptor with its requirements"
+    if sys.platform == "linux" and not any(Path(device).exists() for device in _DEVICES):
+        return f"got cuda, but this machine shows no GPU; {advice}"
+    import torch
+
+    return "" if torch.cuda.is_available() else f"got cuda, but torch finds no device; check the driver, or {advice}"
+
+
+def key_findings(config: object) -> Iterator[Finding]:
+    """Yield whether the API keys of all endpoints in a configuration are set, without showing them."""
+    from evaluation.engines.endpoint import EndpointConfig, check_key
+
+    if isinstance(config, EndpointConfig):
+        try:
+            if check_key(config):
+                yield Finding("key", True, f"{config.key_env} is set")
+        except ConfigError as error:
+            yield Finding("key", False, str(error).removesuffix("."))
+    elif isinstance(config, BaseModel | tuple):
+        for part in dict(config).values() if isinstance(config, BaseModel) else config:
+            yield from key_findings(part)
+
+
+def _server_problem(uri: str) -> str:
+    """Return why the server at a URI cannot be used; empty if it answers. Of a database, driver and port are tried."""
+    if uri.startswith("http"):
+        status, error = _reply(f"{uri.rstrip('/')}/health")
+        return error or ("" if status is not None and status < 500 else f"answers with status {status}")
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import SQLAlchemyError
+
+    def connect() -> str:
+        try:
+            url = create_engine(uri).url
+            port = url.port or _PORTS.get(url.get_backend_name())
+            if url.host and port:
+                socket.create_connection((url.host, port), SECONDS).close()
+        except ImportError as error:
+            return f"needs a driver: {error}; pip install {error.name or 'it'}"
+        except (SQLAlchemyError, OSError) as error:
+            return f"cannot be reached: {error}"
+        return ""
+
+    return _in_time(connect, f"does not answer within {SECONDS:g} s")
+
+
+@cache
+def _reply(url: str, *, hub: bool = False) -> tuple[int | None, str]:
+    """Return the status of a server's reply, or None and why there is none."""
+
+    def ask() -> tuple[int | None, str]:
+        import httpx
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+        try:
+            headers = build_hf_headers() if hub else {}
+            return httpx.head(url, headers=headers, timeout=SECONDS).status_code, ""
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            return None, f"cannot be reached: {str(error) or type(error).__name__}"
+
+    late: tuple[int | None, str] = (None, f"does not answer within {SECONDS:g} s")
+    return _in_time(ask, late)
+
+
+def _in_time(ask: Callable[[], _Reply], otherwise: _Reply) -> _Reply:
+    """Return what a function returns, or something else after `SECONDS`: looking up a name has no limit of its own."""
+    found: list[_Reply] = []
+    thread = Thread(target=lambda: found.append(ask()), daemon=True)
+    thread.start()
+    thread.join(SECONDS)
+    return found[0] if found else otherwise
