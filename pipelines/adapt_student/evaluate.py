@@ -101,6 +101,12 @@ class Measured(NamedTuple):
     questions: Mapping[str, Sequence[Question]] = MappingProxyType({})
     """Those of `right` and `known`, by the same names."""
 
+    @property
+    def is_weak(self) -> bool:
+        """Whether the base answers hardly any probe; see `is_weak`."""
+        probes = self.base.right[PROBES]
+        return is_weak(sum(map(bool, probes)), self.base.empty, len(probes))
+
 
 def score_student(
     loop: Loop, config: NightConfig, student: StudentVersion, questions: Mapping[str, Sequence[Question]]
@@ -320,11 +326,10 @@ def evidence_of(
         )
 
     base, empty = measured.base.right[PROBES], measured.base.empty
-    weak = is_weak(sum(map(bool, base)), empty, len(base))
     against_base = tuple(
         PairedScore(document=f"probe {i}", candidate=a, reference=b)
         for i, (a, b) in enumerate(zip(after[PROBES], base, strict=True))
-        if a is not None and b is not None and (b or not weak)
+        if a is not None and b is not None and (b or not measured.is_weak)
     )
     return GateEvidence(
         new=pairs(new),

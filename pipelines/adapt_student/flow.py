@@ -17,7 +17,7 @@ from evaluation.common.errors import LineageError
 from evaluation.common.storage import write_atomically
 from evaluation.gate.decisions import TOUCHED, report_markdown
 from evaluation.retention import retention_probes
-from pipelines.adapt_student.base import WEAK_BASE, ask_base, is_weak
+from pipelines.adapt_student.base import WEAK_BASE, ask_base
 from pipelines.adapt_student.config import NightConfig
 from pipelines.adapt_student.evaluate import (
     PROBES,
@@ -201,8 +201,6 @@ def _adapt(night: Night, lineage: Lineage, stages: Mapping[str, Stage]) -> Night
     otherwise: dict[str, tuple[Contradiction, ...]] = {}
     if report is not None and report.decision != "promote":
         otherwise = contradictions(night, learned.student, measured)
-    base = measured.base
-    weak = is_weak(sum(map(bool, base.right[PROBES])), base.empty, len(base.right[PROBES]))
     result = NightResult(
         night=plan.night,
         date=plan.date,
@@ -235,7 +233,7 @@ def _adapt(night: Night, lineage: Lineage, stages: Mapping[str, Stage]) -> Night
         seconds=took,
         teacher=teacher,
         teacher_version=number,
-        warning=WEAK_BASE if weak else "",
+        warning=WEAK_BASE if measured.is_weak else "",
         mlflow_run_id=lineage.run_id,
         config_digest=config.digest,
         code_digest=code_digest(),

@@ -31,13 +31,21 @@ _MOST_ANSWER_WORDS = 12
 """Longest answer: exact match is too strict for whole sentences."""
 _MOST_QUESTIONS = 12
 """Most questions kept of a document, in the order written; every second one is held out."""
+_ENOUGH = 4
+"""Questions of a document below which sentences to complete are added: one or two decide nothing."""
 _BATCH = 64
 """Documents whose questions are scored together; bounds memory."""
 _SEVERAL_QUESTIONS = re.compile(r"\b(?:question|answer)\b[^:?]{0,4}:|\?.*\?", re.IGNORECASE | re.DOTALL)
 _NEXT_PASSAGE = re.compile(r"^\s*Passage\b", re.MULTILINE)
 """From here on a completion is about another passage."""
 
-Evidence = Literal["questions by the teacher", "sentences to complete", "probability of sentences", "none"]
+Evidence = Literal[
+    "questions by the teacher",
+    "sentences to complete",
+    "questions by the teacher and sentences to complete",
+    "probability of sentences",
+    "none",
+]
 """What tells whether a document was learned."""
 
 
@@ -133,14 +141,19 @@ def write_questions(
 
     found: dict[int, Written] = {}
     filters = _Filters(documents, student, answer_format, dropped)
-    stages: tuple[tuple[Evidence, Callable[[int], list[Question]]], ...] = (
-        ("questions by the teacher", written),
-        ("sentences to complete", lambda i: _spread(sentences_to_complete(documents[i]))),
-        ("probability of sentences", lambda i: _spread(continuations(documents[i]))),
+    enough = 1 if prompt.startswith("micro-") else _ENOUGH  # the micro-student was never shown unfinished sentences
+    stages: tuple[tuple[Evidence, int, Callable[[int], list[Question]]], ...] = (
+        ("questions by the teacher", 1, written),
+        ("sentences to complete", enough, lambda i: _spread(sentences_to_complete(documents[i]))),
+        ("probability of sentences", 1, lambda i: _spread(continuations(documents[i]))),
     )
-    for evidence, make in stages:
-        kept = filters.learnable({i: make(i) for i in range(len(documents)) if i not in found}, evidence)
-        found |= {i: Written(mine[:_MOST_QUESTIONS], +dropped[i], evidence) for i, mine in kept.items() if mine}
+    for evidence, least, make in stages:
+        few = [i for i in range(len(documents)) if i not in found or len(found[i].questions) < least]
+        for i, mine in filters.learnable({i: make(i) for i in few}, evidence).items():
+            if mine:
+                before = found[i].questions if i in found else ()
+                told: Evidence = "questions by the teacher and sentences to complete" if before else evidence
+                found[i] = Written((*before, *mine)[:_MOST_QUESTIONS], +dropped[i], told)
     return [found.get(i) or Written((), +dropped[i], "none") for i in range(len(documents))]
 
 
