@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -81,7 +82,10 @@ def load_checkpoint(name: str, *, device: str = "cpu", dtype: torch.dtype | None
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    if not sys.stderr.isatty():  # a bar that nobody watches fills logs
+        logging.disable_progress_bar()
     place = resolve_model(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
