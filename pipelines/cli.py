@@ -11,13 +11,13 @@ from typer.core import TyperGroup
 
 from evaluation.common.errors import LineageError
 from evaluation.common.storage import write_atomically
+from pipelines.adapt_student.init import init
 from pipelines.adapt_student.queue import list_documents, remove, show
-from pipelines.ask import ask
+from pipelines.ask.answerer import ask
 from pipelines.check_regression.command import check_regression
 from pipelines.doctor import doctor
 from pipelines.experiments.micro_models import build_micro
 from pipelines.inbox.command import app as inbox_app
-from pipelines.init import init
 from pipelines.process import (
     JsonFile,
     WorkDir,
@@ -32,7 +32,8 @@ from pipelines.upkeep import backup, restore
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from pipelines.lineage.registry import Registry, Rollback
+    from pipelines.lineage.registry import Registry
+    from pipelines.lineage.versions import Rollback
 
 _GROUPS = {
     "Learn": ("train-teacher", "build-micro"),
@@ -331,7 +332,7 @@ def serve(
     When the alias moves, the new version is loaded, proved against transformers and PEFT, and put in place without a
     restart; a version that fails stays out, and /health says why.
     """
-    from pipelines.answers import asked_flow
+    from pipelines.ask.answers import asked_flow
     from pipelines.serve.server import ServeOptions, run_server
     from pipelines.settings import TrackingConfig
 

@@ -11,7 +11,7 @@ from evaluation.common.data import Frozen
 from evaluation.domains import DataConfig
 from evaluation.gate.decisions import GateConfig
 from evaluation.retention import retention_probes
-from pipelines.answers import AskOptions, MemoryConfig
+from pipelines.ask.answers import AskOptions, MemoryConfig
 from pipelines.inbox.documents import Route
 from pipelines.inbox.questions import WriterSettings
 from pipelines.settings import LoopSettings, TrackingConfig, for_documents

@@ -20,8 +20,8 @@ from pipelines.adapt_student.base import is_weak
 from pipelines.adapt_student.config import NightConfig
 from pipelines.adapt_student.learn import Learned, Night
 from pipelines.adapt_student.state import BASE_STUDENT, StudentVersion
-from pipelines.answers import AnswerSettings, calibrated_confidence
-from pipelines.ask import Answerer
+from pipelines.ask.answerer import Answerer
+from pipelines.ask.answers import AnswerSettings, calibrated_confidence
 from pipelines.loop.loop import Loop
 from pipelines.loop.update import bank_of, write_answers
 from pipelines.models import ModelRef, open_student

@@ -56,7 +56,9 @@ from pipelines.adapt_student.state import (
 from pipelines.execution import code_digest, content_key
 from pipelines.inbox.questions import write_questions
 from pipelines.inbox.store import INBOX_FILE, InboxStore
-from pipelines.lineage.registry import (
+from pipelines.lineage.registry import Registry
+from pipelines.lineage.run import Lineage
+from pipelines.lineage.versions import (
     DATA_TAG,
     DECISION_TAG,
     MEMORY_TAG,
@@ -64,10 +66,8 @@ from pipelines.lineage.registry import (
     NO_PARENT,
     PARENT_TAG,
     TEACHER_TAG,
-    Registry,
     score_tags,
 )
-from pipelines.lineage.run import Lineage
 from pipelines.loop.loop import Loop
 from pipelines.models import open_student, with_answer_format
 from pipelines.plan import Stage, steps_of

@@ -14,7 +14,8 @@ from evaluation.tasks import Document
 from pipelines.adapt_student.config import NightConfig
 from pipelines.adapt_student.plan import SELF_EDITS, UPDATE, NightPlan
 from pipelines.adapt_student.state import HeldDocument, StudentState, StudentVersion
-from pipelines.lineage.registry import CHAMPION, Registry
+from pipelines.lineage.registry import Registry
+from pipelines.lineage.versions import CHAMPION
 from pipelines.loop.loop import Loop
 from pipelines.loop.reward import judge
 from pipelines.loop.update import adapter_dir, bank_of

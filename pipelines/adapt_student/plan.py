@@ -35,8 +35,9 @@ from pipelines.adapt_student.state import (
 )
 from pipelines.inbox.documents import InboxDocument, Route
 from pipelines.inbox.store import INBOX_FILE, InboxStore
-from pipelines.lineage.registry import CHAMPION, Registry
+from pipelines.lineage.registry import Registry
 from pipelines.lineage.store import has_store
+from pipelines.lineage.versions import CHAMPION
 from pipelines.plan import Plan, Stage, Step, UpdateSize
 from pipelines.process import preceptor, prepare_process
 from pipelines.records import Record

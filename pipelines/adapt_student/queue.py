@@ -38,8 +38,9 @@ def champion(work_dir: Path, config: Path | None) -> tuple[int | None, StudentSt
     """Return version and state of the student in use; ConfigError if nights ran whose store is not known."""
     from pipelines.adapt_student.plan import NIGHTS
     from pipelines.adapt_student.state import StudentState, read_state, student_directory
-    from pipelines.lineage.registry import CHAMPION, Registry
+    from pipelines.lineage.registry import Registry
     from pipelines.lineage.store import has_store, require_store
+    from pipelines.lineage.versions import CHAMPION
     from pipelines.settings import AnyFlow, TrackingConfig, load
 
     tracking = TrackingConfig() if config is None else load(config, AnyFlow).tracking

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from evaluation.common.data import digest_json
 from evaluation.common.errors import LineageError
 from evaluation.tasks import KnowledgeTask
-from pipelines.answers import FORMAT_FILE, AnswerSettings
+from pipelines.ask.answers import FORMAT_FILE, AnswerSettings
 from pipelines.inbox.documents import Route
 from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.records import Record
@@ -25,7 +25,8 @@ from student.memory import MEMORY_FILE, ExternalMemory, MemoryEntry
 from teacher.self_edit import SelfEdit
 
 if TYPE_CHECKING:
-    from pipelines.lineage.registry import Registry, Rollback
+    from pipelines.lineage.registry import Registry
+    from pipelines.lineage.versions import Rollback
     from student.adapters import Adapter
 
 STATE_FILE = "night.json"

@@ -19,7 +19,7 @@ from evaluation.common.data import digest_json
 from evaluation.statistics import Interval
 from evaluation.tasks import KnowledgeTask
 from pipelines.lineage import tables
-from pipelines.lineage.registry import Registry, score_tags
+from pipelines.lineage.registry import Registry
 from pipelines.lineage.store import (
     experiment,
     flatten_params,
@@ -29,6 +29,7 @@ from pipelines.lineage.store import (
     run_tags,
     tag_filter,
 )
+from pipelines.lineage.versions import score_tags
 from pipelines.records import Candidate, Round, RunResult, VariantComparison, VariantScores
 from pipelines.settings import Settings, TrackingConfig, to_yaml
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from pipelines.lineage.registry import VersionRecord
+    from pipelines.lineage.versions import VersionRecord
 
 NEAR_ZERO = 0.02
 """Accuracy in [0, 1] below which a variant has learned next to nothing."""

@@ -1,8 +1,8 @@
 """Requests of clients: completions go to vLLM as they are, chat is answered as `preceptor ask` answers.
 
-Of a chat the last user message is the question; `pipelines.answers` chooses weights or memory, composes the prompt as
-token ids, and reads what vLLM wrote. So models without a chat template are served too, decoding is greedy whatever the
-request's sampling parameters are, and an answer is known whole before its first byte is sent, streamed or not.
+Of a chat the last user message is the question; `pipelines.ask.answers` chooses weights or memory, composes the prompt
+as token ids, and reads what vLLM wrote. So models without a chat template are served too, decoding is greedy whatever
+the request's sampling parameters are, and an answer is known whole before its first byte is sent, streamed or not.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from evaluation.common.errors import ScoringError
 from evaluation.exact_match import prompt_ids
-from pipelines.answers import Answer, Composer, Prompt
+from pipelines.ask.answers import Answer, Composer, Prompt
 
 if TYPE_CHECKING:
     from pipelines.serve.server import Server, Version

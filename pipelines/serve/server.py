@@ -38,10 +38,11 @@ from starlette.routing import Route
 
 from evaluation.common.errors import ConfigError, PreceptorError, ServeError
 from evaluation.engines.vllm import INSTALL_HINT
-from pipelines.answers import AskOptions, Composer, Vocabulary, read_version
-from pipelines.ask import answered_best
-from pipelines.lineage.registry import CHAMPION, Registry, Role
+from pipelines.ask.answerer import answered_best
+from pipelines.ask.answers import AskOptions, Composer, Vocabulary, read_version
+from pipelines.lineage.registry import Registry, Role
 from pipelines.lineage.store import require_store
+from pipelines.lineage.versions import CHAMPION
 from pipelines.process import prepare_process
 from pipelines.serve.requests import CHAT, COMPLETIONS, Forward
 from pipelines.serve.vllm import LOOPBACK, Launch, Proof, VllmServer, zero_adapter

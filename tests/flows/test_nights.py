@@ -15,7 +15,8 @@ from evaluation.microworld.world import draw_nights
 from pipelines.adapt_student.plan import NIGHTS, RESULT
 from pipelines.adapt_student.state import student_version
 from pipelines.experiments.nights import as_delivered
-from pipelines.lineage.registry import CHAMPION, Registry
+from pipelines.lineage.registry import Registry
+from pipelines.lineage.versions import CHAMPION
 from pipelines.settings import TrackingConfig
 from tests.flows.settings import CONFIGS, PATIENCE_SECONDS, Child, preceptor, run_command
 from tests.pipelines.adapt_student.factories import SMALL

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.lineage.registry import CANDIDATE, Registry
+from pipelines.lineage.registry import Registry
+from pipelines.lineage.versions import CANDIDATE
 from pipelines.settings import TrackingConfig, load
 from pipelines.train_teacher.config import TrainTeacherConfig
 from tests.flows.conftest import FinishedRun

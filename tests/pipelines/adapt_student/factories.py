@@ -10,7 +10,7 @@ from pathlib import Path
 from evaluation.microworld.world import NightDocument
 from evaluation.tasks import Question
 from pipelines.adapt_student.state import HeldDocument, StudentState, version_directory
-from pipelines.answers import AnswerSettings
+from pipelines.ask.answers import AnswerSettings
 from pipelines.experiments.nights import as_delivered
 from pipelines.inbox.documents import InboxDocument, Route
 from pipelines.inbox.store import INBOX_FILE, InboxStore

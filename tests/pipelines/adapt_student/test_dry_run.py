@@ -29,8 +29,8 @@ from pipelines.adapt_student.plan import (
 )
 from pipelines.adapt_student.state import quarantine_reverted, student_version
 from pipelines.inbox.store import INBOX_FILE, InboxStore
-from pipelines.lineage.registry import Rollback
 from pipelines.lineage.run import Lineage
+from pipelines.lineage.versions import Rollback
 from pipelines.process import preceptor
 from pipelines.settings import load
 from tests.pipelines.adapt_student.factories import DEMO, deliver, document, held, promoted, state

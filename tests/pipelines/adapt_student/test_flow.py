@@ -17,13 +17,14 @@ from pipelines.adapt_student.flow import adapt_student, write_missing_questions
 from pipelines.adapt_student.page import NightResult
 from pipelines.adapt_student.plan import NIGHTS, RESULT, DryRun, dry_run, read_inbox
 from pipelines.adapt_student.state import quarantine_reverted, student_directory, student_version
-from pipelines.answers import read_version
-from pipelines.ask import Answerer
+from pipelines.ask.answerer import Answerer
+from pipelines.ask.answers import read_version
 from pipelines.cli import app
 from pipelines.experiments.nights import as_delivered
 from pipelines.inbox.cloze import continuations
 from pipelines.inbox.documents import InboxDocument
-from pipelines.lineage.registry import CANDIDATE, CHAMPION, NIGHT_TAG, PREVIOUS, Registry
+from pipelines.lineage.registry import Registry
+from pipelines.lineage.versions import CANDIDATE, CHAMPION, NIGHT_TAG, PREVIOUS
 from pipelines.plan import steps_of, totals
 from pipelines.settings import TrackingConfig, load
 from tests.pipelines.adapt_student.factories import DEMO, SMALL, deliver

@@ -18,10 +18,11 @@ from typer.testing import CliRunner
 
 from evaluation.common.errors import ConfigError, LineageError
 from pipelines.cli import app
-from pipelines.lineage.registry import (
+from pipelines.lineage.registry import LONGEST_DESCRIPTION, Registry
+from pipelines.lineage.run import Lineage
+from pipelines.lineage.versions import (
     DATA_TAG,
     DECISION_TAG,
-    LONGEST_DESCRIPTION,
     NIGHT_TAG,
     NO_PARENT,
     PARENT_TAG,
@@ -30,14 +31,12 @@ from pipelines.lineage.registry import (
     REPORT_FILE,
     ROLLED_BACK_TAG,
     TEACHER_TAG,
-    Registry,
     Rollback,
     VersionRecord,
     parent_of,
     score_tags,
     version_record,
 )
-from pipelines.lineage.run import Lineage
 from pipelines.settings import TrackingConfig
 from student.adapters import save_adapter
 from tests.pipelines.factories import make_adapter

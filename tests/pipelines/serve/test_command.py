@@ -25,8 +25,8 @@ import pytest
 from evaluation.common.checkpoints import load_checkpoint, model_digest
 from evaluation.exact_match import AnswerFormat
 from evaluation.microworld.world import draw_documents
-from pipelines.answers import FORMAT_FILE, AnswerSettings
-from pipelines.ask import Answerer
+from pipelines.ask.answerer import Answerer
+from pipelines.ask.answers import FORMAT_FILE, AnswerSettings
 from pipelines.lineage.registry import Registry
 from pipelines.lineage.store import open_store
 from pipelines.process import free_port

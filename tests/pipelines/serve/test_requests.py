@@ -9,7 +9,7 @@ import pytest
 from starlette.exceptions import HTTPException
 
 from evaluation.exact_match import AnswerFormat
-from pipelines.answers import AskOptions, Composer, Vocabulary
+from pipelines.ask.answers import AskOptions, Composer, Vocabulary
 from pipelines.serve.requests import chat_events, chat_reply, completion_request, question_of, source_headers
 from pipelines.serve.vllm import inherited
 from student.memory import ExternalMemory, MemoryEntry

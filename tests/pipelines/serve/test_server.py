@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from evaluation.common.errors import ConfigError, LineageError, ServeError
 from evaluation.exact_match import AnswerFormat
-from pipelines.answers import FORMAT_FILE, AnswerSettings
+from pipelines.ask.answers import FORMAT_FILE, AnswerSettings
 from pipelines.cli import app
 from pipelines.lineage.run import Lineage
 from pipelines.serve import server as serving

@@ -21,7 +21,7 @@ from evaluation.common.errors import ConfigError, ModelError, PreceptorError
 from evaluation.exact_match import AnswerFormat
 from evaluation.formats import FORMAT_QUESTIONS, best_format, try_formats
 from evaluation.retention import general_questions
-from pipelines.answers import (
+from pipelines.ask.answers import (
     Answer,
     AskOptions,
     By,

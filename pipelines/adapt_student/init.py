@@ -12,7 +12,7 @@ from evaluation.common.checkpoints import MICRO_MODELS, resolve_model
 from evaluation.common.errors import ConfigError
 from pipelines.process import WorkDir, preceptor
 
-TEMPLATE = Path(__file__).parent / "adapt_student" / "night.yaml.j2"
+TEMPLATE = Path(__file__).with_name("night.yaml.j2")
 _SMALL, _LARGE = 3e8, 3e9
 """Parameters below which a model gets a high learning rate, and from which a low one."""
 

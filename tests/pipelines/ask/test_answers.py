@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from evaluation.common.checkpoints import MICRO_MODELS, load_checkpoint
 from evaluation.common.errors import InputError, ModelError
 from evaluation.exact_match import AnswerFormat
-from pipelines.answers import (
+from pipelines.ask.answers import (
     FORMAT_FILE,
     UNKNOWN,
     AnswerSettings,

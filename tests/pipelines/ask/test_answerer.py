@@ -17,11 +17,12 @@ from evaluation.exact_match import AnswerFormat, first_line
 from evaluation.microworld.texts import oracle_lines
 from evaluation.microworld.world import WorldDocument, draw_documents
 from evaluation.tasks import Question, lines_of
-from pipelines.answers import FORMAT_FILE, UNKNOWN, Answer, AnswerSettings, AskOptions, Used
-from pipelines.ask import Answerer
+from pipelines.ask.answerer import Answerer
+from pipelines.ask.answers import FORMAT_FILE, UNKNOWN, Answer, AnswerSettings, AskOptions, Used
 from pipelines.cli import app
-from pipelines.lineage.registry import MEMORY_TAG, Registry
+from pipelines.lineage.registry import Registry
 from pipelines.lineage.run import Lineage
+from pipelines.lineage.versions import MEMORY_TAG
 from pipelines.process import preceptor
 from pipelines.settings import TrackingConfig
 from student.adapters import Adapter, save_adapter
@@ -35,7 +36,7 @@ LEARNED, *KEPT = draw_documents("train", 9, 3)
 TRACKING = TrackingConfig()
 STUDENT = {"model": "micro-student"}
 OPTIONS = AskOptions(max_new_tokens=8)
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 Open = Callable[..., Lineage]
 
 
