@@ -86,7 +86,7 @@ def findings_of(config: LoopSettings, work_dir: Path) -> Iterator[Finding]:
 
 def place_findings(config: Settings, work_dir: Path) -> Iterator[Finding]:
     """Yield device, keys, servers and work directory of any configuration."""
-    problem = _cuda_problem() if config.device == "cuda" else ""
+    problem = cuda_problem() if config.device == "cuda" else ""
     yield Finding("device", not problem, problem or config.device)
     yield from key_findings(config)
     yield directory_finding(work_dir)
@@ -200,7 +200,8 @@ def _flaws(place: Path, role: str, update: UpdateRecipe | None, chat: str) -> It
         yield f"has no chat template, which {chat} needs; change {chat}, or use an instruction-tuned model"
 
 
-def _cuda_problem() -> str:
+def cuda_problem() -> str:
+    """Return why this machine cannot run on a GPU; empty if it can."""
     advice = "set device: cpu, or run on a machine with a GPU"
     try:
         if version("torch").endswith("+cpu"):

@@ -74,6 +74,11 @@ def weight_shapes(place: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def is_micro(name: str) -> bool:
+    """Return whether a model is a shipped one, by name or directory."""
+    return resolve_model(name) in map(str, MICRO_MODELS.values())
+
+
 def load_checkpoint(name: str, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Checkpoint:
     """Return model (float32 by default) and tokenizer of one of `MICRO_MODELS`, a directory or a hub name.
 

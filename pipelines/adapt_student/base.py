@@ -36,11 +36,12 @@ def ask_base(config: NightConfig) -> Iterator[str]:
     if not probes:
         return
     ref, wanted = ModelRef.of(config.student.model, config), config.student.format
-    student, tried = open_student(ref), tried_formats(ref)
+    student = open_student(ref)
     scores = score_answers(student.model, student.tokenizer, probes, answer_format(config.student, ref))
     right, empty = sum(score.exact for score in scores), sum(score.empty for score in scores)
     yield f"The base student answers {right} of {len(probes)} probes; {empty} answers are empty."
     if is_weak(right, empty, len(probes)):
+        tried = tried_formats(ref)
         forms = "; ".join(f"{name}: {each.right} of {each.asked}, {each.empty} empty" for name, each in tried.items())
         best = best_format(tried)
         advice = f"set student.format to {best}" if tried[best].right else "use another student, or other probes"

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from evaluation.common.checkpoints import MICRO_MODELS, resolve_model
+from evaluation.common.checkpoints import is_micro
 from evaluation.common.errors import ConfigError
 from pipelines.process import WorkDir, preceptor
 
@@ -30,7 +30,7 @@ def init(
     """Write a commented night for a model and a folder, check it, and print the commands that come next."""
     from evaluation.common.storage import write_atomically
     from pipelines.adapt_student.config import NightConfig
-    from pipelines.checks import findings_of
+    from pipelines.checks import Finding, findings_of
     from pipelines.settings import load
 
     if out.exists() and not force:
@@ -44,9 +44,9 @@ def init(
     finally:
         draft.unlink(missing_ok=True)
     write_atomically(out, text)
-    for finding in findings:
+    documents = f"{readable} in {folder}" + (f", {refused} refused" if refused else "")
+    for finding in (*findings, Finding("documents", True, documents)):
         typer.echo(finding.line)
-    typer.echo(f"{'ok':8}documents: {readable} in {folder}" + (f", {refused} refused" if refused else ""))
     typer.echo(f"\nWrote {out}. Next:")
     place = ("--work-dir", work_dir)
     typer.echo(f"  {preceptor('inbox', 'add', folder, *place)}")
@@ -72,19 +72,19 @@ def night_yaml(model: str, teacher: str | None = None) -> str:
     """
     from jinja2 import Environment, StrictUndefined
 
+    from pipelines.checks import cuda_problem
     from pipelines.reports.costs import model_size
 
-    micro = resolve_model(model) in map(str, MICRO_MODELS.values())
+    micro = is_micro(model)
     size = model_size(model, 1, "all-linear")
     parameters = size.parameters if size is not None else 1e9
     rates = ("5.0e-3", "3.0e-3") if micro else ("2.0e-3", "1.0e-3") if parameters < _SMALL else ("1.0e-3", "5.0e-4")
-    cuda = _has_cuda()
+    cuda = not cuda_problem()
     values: dict[str, Any] = {
         "name": re.sub(r"[^A-Za-z0-9_.-]", "-", Path(model).name)[:48] + "-nights",
         "student": model,
         "teacher": teacher or ("micro-teacher" if micro else model),
         "micro": micro,
-        "chat": "false",
         "device": "cuda" if cuda and not micro else "cpu",
         "dtype": "bfloat16" if cuda and not micro else "float32",
         "rank": 8 if micro else 16,
@@ -95,9 +95,3 @@ def night_yaml(model: str, teacher: str | None = None) -> str:
     }
     source = TEMPLATE.read_text(encoding="utf-8")
     return Environment(undefined=StrictUndefined, trim_blocks=True, autoescape=False).from_string(source).render(values)
-
-
-def _has_cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from evaluation.common.checkpoints import MICRO_MODELS, Checkpoint, resolve_model
+from evaluation.common.checkpoints import Checkpoint, is_micro
 from evaluation.common.errors import ScoringError
 from evaluation.exact_match import AnswerFormat, encode_questions
 from evaluation.graders import normalize_answer
@@ -60,8 +60,7 @@ class WriterSettings(PromptedConfig):
 
     def prompt_for(self, teacher: str) -> str:
         """Return the name of the template for a teacher, by its directory, hub id or shipped name."""
-        micro = resolve_model(teacher) in map(str, MICRO_MODELS.values())
-        return self.prompt or ("micro-self-qa" if micro else "worked-self-qa")
+        return self.prompt or ("micro-self-qa" if is_micro(teacher) else "worked-self-qa")
 
 
 class Dropped(StrEnum):

@@ -140,7 +140,7 @@ def test_work_directory_below_a_file_is_a_problem(tmp_path: Path) -> None:
 def test_doctor_exits_with_1_where_a_configuration_cannot_run_here(
     name: str, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(checks, "_cuda_problem", lambda: "no GPU")
+    monkeypatch.setattr(checks, "cuda_problem", lambda: "no GPU")
     outcome = CliRunner().invoke(app, ["doctor", str(CONFIGS / name), "--work-dir", str(tmp_path)])
     assert outcome.exit_code == code
     assert ("PROBLEM device" in outcome.stdout) is bool(code)
