@@ -1,0 +1,45 @@
+"""Text as models and answers need it: bytes in any common encoding decoded, characters that nobody sees taken out."""
+
+from __future__ import annotations
+
+import codecs
+import re
+import unicodedata
+
+_LIGATURES = {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0xFB00, 0xFB07)}
+_SPACES = dict.fromkeys([0xA0, 0x2007, 0x202F, 0x2002, 0x2003, 0x2009, 0x3000], " ")
+_LINES = {0x2028: "\n", 0x2029: "\n\n", 0x85: "\n", 0x0B: "\n", 0x0C: "\n"}
+_UNSEEN_CODES = [0xAD, 0x180E, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), 0x2060, *range(0x2066, 0x206A), 0xFEFF]
+_UNSEEN = dict.fromkeys(_UNSEEN_CODES)
+_CONTROLS = dict.fromkeys([*range(0x09), *range(0x0E, 0x20), *range(0x7F, 0xA0)])
+_TABLE = _CONTROLS | _UNSEEN | _LINES | _SPACES | _LIGATURES
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_MARKS = (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32")
+_MARKS += (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")
+
+
+def clean_text(text: str) -> str:
+    r"""Return text in composed form (NFC) with ligatures spelled out, and without characters that nobody sees.
+
+    Soft hyphens, zero-width spaces, marks of direction, control characters and terminal escape sequences go; special
+    spaces become a space; line ends are `\n`. The joiners U+200C and U+200D stay: Persian, Indic scripts and emoji mean
+    something by them.
+    """
+    text = _ESCAPES.sub("", text).replace("\r\n", "\n").replace("\r", "\n").translate(_TABLE)
+    return unicodedata.normalize("NFC", _SURROGATES.sub("\ufffd", text))
+
+
+def decode_text(content: bytes) -> str:
+    """Return text of bytes in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+
+    Raises:
+        ValueError: The bytes are not text in one of them; the message says where they stop being it.
+    """
+    for mark, encoding in _MARKS:
+        if content.startswith(mark):
+            return content.decode(encoding)
+    zeros = [content[i:4096:2].count(0) for i in (0, 1)]
+    if sum(zeros) > len(content[:4096]) // 4 and len(content) % 2 == 0:
+        return content.decode("utf-16-le" if zeros[1] > zeros[0] else "utf-16-be")
+    return content.decode("utf-8")
