@@ -19,8 +19,10 @@ from pydantic import BaseModel
 
 from evaluation.common.checkpoints import MICRO_MODELS, local_model, resolve_model, weight_shapes
 from evaluation.common.errors import ConfigError, ModelError, PreceptorError
+from evaluation.common.gguf import PACKAGED, converted
 from evaluation.common.mistakes import did_you_mean
 from evaluation.engines.vllm import INSTALL_HINT
+from pipelines.process import preceptor
 from pipelines.settings import LoopSettings, Settings
 from student.config import UpdateRecipe, select_layers, unknown_names
 
@@ -130,7 +132,12 @@ def model_finding(role: str, name: str, update: UpdateRecipe | None = None, *, c
         update: Recipe whose target layers it must have.
         chat: Setting that needs a chat template, if any.
     """
-    place = local_model(name)
+    try:
+        place, made = local_model(name), converted(name)
+    except ModelError as error:
+        return Finding(role, False, str(error))
+    if place is None and made is not None and name not in PACKAGED:
+        return Finding(role, True, f"{name}: the run dequantises it once into {made}")
     lacking = [part for part, each in _PARTS.items() if place and not any(any(place.glob(pattern)) for pattern in each)]
     if place is None or (lacking and not Path(resolve_model(name)).is_dir()):  # a part of it is in the hub's cache
         problem = _absence(role, name)
@@ -146,7 +153,9 @@ def _absence(role: str, name: str) -> str:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-    advice = f"Set {role}.model to a directory, a hub id, or one of {', '.join(MICRO_MODELS)}"
+    advice = f"Set {role}.model to a directory, a hub id, or one of {', '.join([*MICRO_MODELS, *PACKAGED])}"
+    if name in PACKAGED:
+        return f"{name!r} is not on this machine. Fetch it: {preceptor('get-model', name)}"
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists():
         return f"there is no directory {name!r}. {advice}"
     if "/" not in name and (hint := did_you_mean(name, MICRO_MODELS)):

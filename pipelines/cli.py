@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from evaluation.common.errors import LineageError
 from evaluation.common.storage import write_atomically
-from pipelines.adapt_student.init import init
+from pipelines.adapt_student.init import get_model, init
 from pipelines.adapt_student.queue import list_documents, remove, show
 from pipelines.ask.answerer import ask
 from pipelines.check_regression.command import check_regression
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _GROUPS = {
     "Learn": ("train-teacher", "build-micro"),
-    "Night": ("init", "inbox", "adapt-student", "ask"),
+    "Night": ("get-model", "init", "inbox", "adapt-student", "ask"),
     "Check": ("doctor", "check-regression", "config"),
     "Serve": ("serve",),
     "Store": ("ui", "versions", "promote", "rollback", "backup", "restore", "gc"),
@@ -391,6 +391,7 @@ app.command("build-micro")(build_micro)
 app.command("doctor")(doctor)
 app.command("check-regression")(check_regression)
 app.command("ask")(ask)
+app.command("get-model")(get_model)
 app.command("init")(init)
 inbox_app.command("list")(list_documents)
 inbox_app.command("show")(show)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from evaluation.common.data import Frozen, derive_seed, digest_json
 from evaluation.common.errors import ConfigError
+from evaluation.common.gguf import ModelName
 from evaluation.common.mistakes import dotted_keys, grouped, reason, sections_at
 from evaluation.engines.vllm import VllmOptions
 from evaluation.exact_match import AnswerFormat
@@ -30,8 +31,9 @@ _Config = TypeVar("_Config", bound=BaseModel)
 class StudentModel(Frozen):
     """The frozen base of a student."""
 
-    model: str = Field(min_length=1)
-    """Directory, hub id, or `micro-student` for the one that ships with the package."""
+    model: ModelName
+    """Directory, hub id, GGUF file (also as `{gguf: FILE}`), `smollm2-135m` after `preceptor get-model`, or
+    `micro-student` for the one that ships with the package."""
 
 
 class Asking(Frozen):

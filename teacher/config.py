@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pydantic import Field, model_validator
 
 from evaluation.common.data import any_of
+from evaluation.common.gguf import ModelName
 from teacher import algorithms, samplers
 from teacher.algorithms.algorithm import Algorithm
 from teacher.algorithms.grpo import GroupRelativeConfig
@@ -30,8 +31,8 @@ else:
 class TeacherConfig(PromptedConfig):
     """The teacher of a run."""
 
-    model: str = Field(min_length=1)
-    """Directory or hub name of the frozen base model; with an endpoint its model name, which is then the default."""
+    model: ModelName
+    """Directory, hub name or GGUF file of the frozen base model; with an endpoint its model name, the default there."""
     prompt: Prompt = "micro-implications"
     chat: bool = False
     """Apply the tokenizer's chat template to the prompt; for instruction-tuned teachers."""

