@@ -20,6 +20,7 @@ from pydantic import Field, field_validator, model_validator
 
 from evaluation.common.data import Frozen, digest_json
 from evaluation.common.errors import ConfigError, InputError
+from evaluation.common.gguf import ModelName
 from evaluation.common.storage import write_atomically
 from evaluation.domains import DataConfig, load_split
 from evaluation.retention import retention_probes
@@ -98,8 +99,8 @@ class RegressionSuite(Settings, Asking, Graded):
     """The YAML file of a suite; sampling and updates of candidate and baseline have the same seeds."""
 
     command: ClassVar[str] = "check-regression"
-    student: str = Field(min_length=1)
-    """Base of the students: directory, hub id, or `micro-student`."""
+    student: ModelName
+    """Base of the students: directory, hub id, GGUF file, or `micro-student`."""
     data: DataConfig
     side: Literal["train", "development", "test"] = "test"
     """Side of the data whose documents are asked about."""
