@@ -34,7 +34,7 @@ from evaluation.common.mistakes import did_you_mean
 from evaluation.engines.vllm import INSTALL_HINT
 from pipelines.process import prepare_process
 from pipelines.settings import LoopSettings, Settings
-from student.config import WHOLE_DEPTH, UpdateRecipe
+from student.config import UpdateRecipe, select_layers, unknown_names
 
 SECONDS = 5.0
 """Longest wait for a server's answer."""
@@ -78,12 +78,7 @@ def require(findings: Iterable[Finding]) -> None:
 
 
 def check(config: _Config, work_dir: Path, findings: Callable[[_Config, Path], Iterable[Finding]]) -> None:
-    """Refuse a run that cannot work, before anything of it starts, once a process; print what people should know.
-
-    Raises:
-        ConfigError: Something is missing, or does not fit.
-        InputError: The data are refused.
-    """
+    """Refuse a run that cannot work before anything of it starts, once a process, by ConfigError or InputError."""
     key = f"{config.model_dump_json()} {work_dir}"
     if key in _passed:
         return
@@ -171,9 +166,8 @@ def model_finding(
     if lacking:
         return Finding(role, False, f"{name} lacks {', '.join(lacking)}; save model and tokenizer there")
     try:
-        _read(place, chat)
-        asked = [] if recipes is None else [(r.target_modules, r.depth) for r in recipes.values()]
-        known = is_micro(name) and all(each == ("all-linear", WHOLE_DEPTH) for each in asked)
+        shapes = _read(place, chat)
+        known = is_micro(name) and all(_has_layers(shapes, recipe) for recipe in (recipes or {}).values())
         note = "" if known else _tried(place, recipes)
     except ModelError as error:
         return Finding(role, False, f"{name} {error}")
@@ -205,8 +199,11 @@ def _absence(role: str, name: str) -> str:
     return ""
 
 
-def _read(place: Path, chat: str) -> None:
-    """Refuse what the small files and the headers of the weights show; the message continues "the model"."""
+def _read(place: Path, chat: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a model's weights; refuse what small files and headers of the weights show.
+
+    The message continues "the model".
+    """
     try:
         content = json.loads((place / "config.json").read_text(encoding="utf-8"))
         kinds, remote, kind = content.get("architectures") or [], content.get("auto_map"), content.get("model_type")
@@ -222,10 +219,17 @@ def _read(place: Path, chat: str) -> None:
     if quantized := content.get("quantization_config"):
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
         raise ModelError(f"is quantized ({method}), allowed is an unquantized model")
-    weight_shapes(place)
     places = [*place.glob("chat_template.*"), *place.glob("tokenizer_config.json")]
     if chat and not any("chat_template" in f"{file.stem} {file.read_text(encoding='utf-8')}" for file in places):
         raise ModelError(f"has no chat template, which {chat} needs; change {chat}, or use an instruction-tuned model")
+    return weight_shapes(place)
+
+
+def _has_layers(shapes: Mapping[str, tuple[int, ...]], recipe: UpdateRecipe) -> bool:
+    """Return whether a shipped model has the layers of a recipe."""
+    linears = [name.removesuffix(".weight") for name, shape in shapes.items() if len(shape) == 2]
+    fits = not unknown_names(linears, recipe.target_modules)
+    return fits and bool(select_layers(linears, recipe.target_modules, recipe.depth))
 
 
 def _tried(place: Path, recipes: Mapping[str, UpdateRecipe] | None) -> str:

@@ -107,16 +107,16 @@ def _check_layers(
     (`banked`). Returns the large weights that it leaves frozen.
     """
     found, every = list(find_targets(model, target_modules, depth)), target_modules == "all-linear"
-    try:
-        adapted = _adapted_by_peft(model, "all-linear") if every else set(found)
-        if banked and every:
-            _require_same(adapted, list(find_targets(model, "all-linear")))
-        if banked:
-            _require_same(_adapted_by_peft(model, found), found)
-    except ModelError as error:
-        able = ", ".join(end for end in _ends(found) if _is_adaptable(model, end, found))
+    adapted, problem = _adapted_by_peft(model, "all-linear") if every else (set(found), "")
+    if banked and not problem:
+        problem = _other_layers(adapted, list(find_targets(model, "all-linear"))) if every else ""
+        got, refusal = _adapted_by_peft(model, found)
+        problem = problem or refusal or _other_layers(got, found)
+    if problem:
+        ends = {end: {name for name in found if name.rpartition(".")[2] == end} for end in _ends(found)}
+        able = ", ".join(end for end, names in ends.items() if _adapted_by_peft(model, names)[0] == names)
         advice = f"set target_modules to some of [{able}]" if banked else f"use another model (only {able} will do)"
-        raise ModelError(f"{error}; {advice}") from error
+        raise ModelError(f"{problem}; {advice}")
     weights = {name.rpartition(".")[0] for name, weight in model.named_parameters() if weight.ndim == 3}
     stacked, others = sorted(name for name in weights - adapted if "expert" in name), towers(model)
     told = [f"{len(stacked)} stacks of experts ({stacked[0]} ...)"] if stacked else []
@@ -124,34 +124,26 @@ def _check_layers(
     return f"all-linear leaves frozen, as in no linear layer of its text part: {', '.join(told)}" if told else ""
 
 
-def _adapted_by_peft(model: Any, targets: Sequence[str] | str) -> set[str]:
-    """Return the names of what PEFT adapts: layers, and modules of which it adapts parameters."""
+def _adapted_by_peft(model: Any, targets: Collection[str] | str) -> tuple[set[str], str]:
+    """Return the names of what PEFT adapts, layers and modules of which it adapts parameters, or why it refuses."""
     from peft import LoraConfig, get_peft_model
 
-    chosen, others = targets if isinstance(targets, str) else list(targets), list(towers(model)) or None
+    chosen, others = targets if isinstance(targets, str) else sorted(targets), list(towers(model)) or None
     config = LoraConfig(task_type="CAUSAL_LM", r=_RANK, target_modules=chosen, exclude_modules=others)
     try:
         with _restoring(model):
-            return set(_layers(get_peft_model(model, config, low_cpu_mem_usage=True)))
+            return set(_layers(get_peft_model(model, config, low_cpu_mem_usage=True))), ""
     except (ValueError, NotImplementedError) as error:
         reason = str(error).partition(". ")[0].rpartition("] ")[2]
-        raise ModelError(f"has layers that PEFT does not adapt ({reason})") from error
+        return set(), f"has layers that PEFT does not adapt ({reason})"
 
 
-def _is_adaptable(model: Any, end: str, names: Sequence[str]) -> bool:
-    mine = [name for name in names if name.rpartition(".")[2] == end]
-    try:
-        return _adapted_by_peft(model, mine) == set(mine)
-    except ModelError:
-        return False
-
-
-def _require_same(got: Collection[str], expected: Sequence[str]) -> None:
+def _other_layers(got: Collection[str], expected: Sequence[str]) -> str:
+    """Return how what PEFT adapts differs from what a bank trains; empty if it does not."""
     lost, added = [name for name in expected if name not in got], set(got) - set(expected)
     told = [f"{len(lost)} of its {len(expected)} layers are left out ({', '.join(_ends(lost))})"] if lost else []
     told += [f"{len(added)} are added that a bank cannot train ({', '.join(_ends(added))})"] if added else []
-    if told:
-        raise ModelError(f"is another one in PEFT: {' and '.join(told)}")
+    return f"is another one in PEFT: {' and '.join(told)}" if told else ""
 
 
 def _ends(names: Iterable[str]) -> list[str]:
@@ -179,7 +171,8 @@ def prove_adapter(model: Any, directory: Path) -> None:
         except (ValueError, RuntimeError, KeyError) as error:
             raise ModelError(f"cannot be opened by PEFT with its adapter: {error}") from error
         layers = _layers(opened)
-        _require_same(layers, list(adapter.factors))
+        if problem := _other_layers(layers, list(adapter.factors)):
+            raise ModelError(problem)
         for name, factors in adapter.factors.items():
             parts = layers[name].lora_A["default"].weight, layers[name].lora_B["default"].weight
             if not all(torch.equal(a.detach().cpu().to(b.dtype), b) for a, b in zip(parts, factors, strict=True)):

@@ -21,11 +21,9 @@ from tests.student.architectures import ARCHITECTURES, save_checkpoint
 from tests.student.factories import adapter_of, sequences
 
 BEHAVIOUR, LAYERS = "other tokens", r"set target_modules to some of \[(.*)\]"
-REFUSED = dict.fromkeys(("bert", "xlnet", "rwkv"), BEHAVIOUR) | dict.fromkeys(
-    ("mixtral", "olmoe", "qwen3_moe", "qwen3_next", "deepseek_v2", "deepseek_v3", "glm4_moe", "mamba", "mamba2")
-    + ("falcon_h1",),
-    LAYERS,
-)
+_OTHER = ("mixtral", "olmoe", "qwen3_moe", "qwen3_next", "deepseek_v2", "deepseek_v3", "glm4_moe")
+_MAMBA = ("mamba", "mamba2", "falcon_h1")
+REFUSED = dict.fromkeys(("bert", "xlnet", "rwkv"), BEHAVIOUR) | dict.fromkeys((*_OTHER, *_MAMBA), LAYERS)
 """Architectures that are no students with `all-linear`, and what their refusal says."""
 FEW = ("llama", "gpt2", "gemma3", "gpt_oss", "mixtral", "deepseek_v3", "mamba", "bert", "rwkv")
 
@@ -104,7 +102,10 @@ def test_saved_adapter_that_peft_opens_otherwise_is_refused(tmp_path: Path) -> N
     updated(load_checkpoint("micro-student"), "all-linear", tmp_path)
     config = json.loads((tmp_path / "adapter" / CONFIG_FILE).read_text())
     prove_adapter(student.model, tmp_path / "adapter")
-    for change in ({"target_modules": config["target_modules"][1:]}, {"use_rslora": True, "target_modules": ["q_proj"]}):
+    for change in (
+        {"target_modules": config["target_modules"][1:]},
+        {"use_rslora": True, "target_modules": ["q_proj"]},
+    ):
         (tmp_path / "adapter" / CONFIG_FILE).write_text(json.dumps(config | change))
         with pytest.raises(ModelError):
             prove_adapter(student.model, tmp_path / "adapter")
