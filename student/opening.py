@@ -41,7 +41,7 @@ def check_teacher(checkpoint: Checkpoint) -> str:
 def check_student(
     checkpoint: Checkpoint, target_modules: TargetModules, depth: tuple[float, float] = WHOLE_DEPTH
 ) -> str:
-    """Return what `all-linear` leaves frozen; refuse a model whose trained adapters would be another one in PEFT."""
+    """Return what `all-linear` leaves frozen; refuse a model whose trained adapters would be another model in PEFT."""
     check_behaviour(checkpoint)
     frozen = _check_layers(checkpoint.model, target_modules, depth)
     if checkpoint.model.device.type == "meta":
@@ -142,8 +142,8 @@ def _other_layers(got: Collection[str], expected: Sequence[str]) -> str:
     """Return how what PEFT adapts differs from what a bank trains; empty if it does not."""
     lost, added = [name for name in expected if name not in got], set(got) - set(expected)
     told = [f"{len(lost)} of its {len(expected)} layers are left out ({', '.join(_ends(lost))})"] if lost else []
-    told += [f"{len(added)} are added that a bank cannot train ({', '.join(_ends(added))})"] if added else []
-    return f"is another one in PEFT: {' and '.join(told)}" if told else ""
+    told += [f"{len(added)} others are added, which a bank cannot train ({', '.join(_ends(added))})"] if added else []
+    return f"is another model in PEFT: {' and '.join(told)}" if told else ""
 
 
 def _ends(names: Iterable[str]) -> list[str]:
@@ -176,13 +176,13 @@ def prove_adapter(model: Any, directory: Path) -> None:
         for name, factors in adapter.factors.items():
             parts = layers[name].lora_A["default"].weight, layers[name].lora_B["default"].weight
             if not all(torch.equal(a.detach().cpu().to(b.dtype), b) for a, b in zip(parts, factors, strict=True)):
-                raise ModelError(f"is another one in PEFT: the factors of {name} are not those that were trained")
+                raise ModelError(f"is another model in PEFT: the factors of {name} are not those that were trained")
         with torch.inference_mode():
             rows = [torch.from_numpy(line.ids)[None].to(student.device) for line in lines]
             apart = _difference(ours, torch.cat([_logits(opened, row) for row in rows]))
     if not apart <= _tolerance(model):
         limit = f"{apart:.2%} of the largest one, allowed are {_tolerance(model):.2%}"
-        raise ModelError(f"is another one in PEFT: logits differ by {limit}; set target_modules to fewer layers")
+        raise ModelError(f"is another model in PEFT: logits differ by {limit}; set target_modules to fewer layers")
 
 
 def _logits(model: Any, ids: Tensor) -> Tensor:
