@@ -1,4 +1,8 @@
-"""Checks before anything runs, shared by the commands, `--dry-run` and `doctor`: no torch, no Prefect, no download."""
+"""Checks before anything runs, shared by commands, deployed flows, `--dry-run` and `doctor`; nothing is downloaded.
+
+Of a model the small files and the headers of the weights are read. One of at most `OPENED_BYTES` is also opened and
+tried (`student.opening`); of a larger one the layers are made without weights. The shipped models are known to work.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -17,17 +21,26 @@ from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel
 
-from evaluation.common.checkpoints import MICRO_MODELS, local_model, resolve_model, weight_shapes
+from evaluation.common.checkpoints import (
+    MICRO_MODELS,
+    is_micro,
+    load_checkpoint,
+    local_model,
+    resolve_model,
+    weight_shapes,
+)
 from evaluation.common.errors import ConfigError, ModelError, PreceptorError
 from evaluation.common.gguf import PACKAGED, converted
 from evaluation.common.mistakes import did_you_mean
 from evaluation.engines.vllm import INSTALL_HINT
-from pipelines.process import preceptor
+from pipelines.process import preceptor, prepare_process
 from pipelines.settings import LoopSettings, Settings
 from student.config import UpdateRecipe, select_layers, unknown_names
 
 SECONDS = 5.0
 """Longest wait for a server's answer."""
+OPENED_BYTES = 1 << 27
+"""Largest weights that a check reads, in bytes."""
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _PARTS = {"config.json": ("config.json",), "a tokenizer": _TOKENIZERS, "weights": _WEIGHTS}
@@ -37,6 +50,9 @@ _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _CAUSAL = ("CausalLM", "LMHead", "ConditionalGeneration")
 
 _Reply = TypeVar("_Reply")
+_Config = TypeVar("_Config", bound=Settings)
+_passed: set[str] = set()
+"""Configurations and work directories that this process has checked."""
 
 
 class Finding(NamedTuple):
@@ -45,6 +61,8 @@ class Finding(NamedTuple):
     name: str
     ok: bool
     text: str
+    note: bool = False
+    """Whether people should read it although nothing is wrong."""
 
     @property
     def line(self) -> str:
@@ -60,16 +78,22 @@ def require(findings: Iterable[Finding]) -> None:
         raise ConfigError("\n".join([*head, *problems, "Nothing was started."]))
 
 
-def check(config: LoopSettings, work_dir: Path) -> None:
-    """Refuse a run that cannot work, before anything of it starts; raises ConfigError or InputError."""
+def check(config: _Config, work_dir: Path, findings: Callable[[_Config, Path], Iterable[Finding]]) -> None:
+    """Refuse a run that cannot work before anything of it starts, once a process, by ConfigError or InputError."""
+    key = f"{config.model_dump_json()} {work_dir}"
+    if key in _passed:
+        return
     config.read_data()
-    require(findings_of(config, work_dir))
+    found = list(findings(config, work_dir))
+    require(found)
+    sys.stdout.write("".join(f"{finding.name}: {finding.text}\n" for finding in found if finding.note))
+    _passed.add(key)
 
 
 def print_problems(config: LoopSettings, work_dir: Path) -> None:
-    """Print what keeps a run from starting on this machine."""
+    """Print what keeps a run from starting on this machine, and what people should know of it."""
     for finding in (data_finding(config), *findings_of(config, work_dir)):
-        if not finding.ok:
+        if not finding.ok or finding.note:
             sys.stdout.write(f"{finding.line}\n")
 
 
@@ -79,7 +103,8 @@ def findings_of(config: LoopSettings, work_dir: Path) -> Iterator[Finding]:
     if teacher.sampling.type != "openai":  # else the endpoint has the model
         yield model_finding("teacher", teacher.model, chat="teacher.chat" if teacher.chat else "")
     chat = "student.format" if student.format == "chat" else ""
-    yield model_finding("student", student.model, student.update, chat=chat)
+    recipes = {"student.update": student.update, "update": getattr(config, "update", None)}  # a night has its own
+    yield model_finding("student", student.model, {name: r for name, r in recipes.items() if r is not None}, chat=chat)
     on_vllm = teacher.sampling.type == "vllm" or (grading is not None and grading.engine == "vllm")
     if on_vllm and find_spec("vllm") is None:
         yield Finding("vllm", False, f"not installed. {INSTALL_HINT}")
@@ -123,13 +148,15 @@ def directory_finding(work_dir: Path) -> Finding:
         return Finding("work directory", False, f"{place} is not writable: {error}; give another --work-dir")
 
 
-def model_finding(role: str, name: str, update: UpdateRecipe | None = None, *, chat: str = "") -> Finding:
+def model_finding(
+    role: str, name: str, recipes: Mapping[str, UpdateRecipe] | None = None, *, chat: str = ""
+) -> Finding:
     """Return whether a model is there, or can be downloaded, and can be trained.
 
     Args:
         role: Section of the configuration.
         name: Directory, hub id or shipped name.
-        update: Recipe whose target layers it must have.
+        recipes: Of a student: section of the configuration -> recipe whose layers it must have. None is a teacher.
         chat: Setting that needs a chat template, if any.
     """
     try:
@@ -142,9 +169,15 @@ def model_finding(role: str, name: str, update: UpdateRecipe | None = None, *, c
     if place is None or (lacking and not Path(resolve_model(name)).is_dir()):  # a part of it is in the hub's cache
         problem = _absence(role, name)
         return Finding(role, not problem, problem or f"{name}: the run downloads it")
-    flaws = _flaws(place, role, update, chat)
-    flaw = f"lacks {', '.join(lacking)}; save model and tokenizer there" if lacking else next(flaws, "")
-    return Finding(role, not flaw, f"{name} {flaw}" if flaw else f"{name}: complete")
+    if lacking:
+        return Finding(role, False, f"{name} lacks {', '.join(lacking)}; save model and tokenizer there")
+    try:
+        shapes = _read(place, chat)
+        known = is_micro(name) and all(_has_layers(shapes, recipe) for recipe in (recipes or {}).values())
+        note = "" if known else _tried(place, recipes)
+    except ModelError as error:
+        return Finding(role, False, f"{name} {error}")
+    return Finding(role, True, f"{name}: {note or 'complete'}", note=bool(note))
 
 
 def _absence(role: str, name: str) -> str:
@@ -174,39 +207,59 @@ def _absence(role: str, name: str) -> str:
     return ""
 
 
-def _flaws(place: Path, role: str, update: UpdateRecipe | None, chat: str) -> Iterator[str]:
-    """Yield what keeps a model from being trained or asked, as its small files and the headers of its weights say."""
+def _read(place: Path, chat: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a model's weights; refuse what small files and headers of the weights show.
+
+    The message continues "the model".
+    """
     try:
         content = json.loads((place / "config.json").read_text(encoding="utf-8"))
-        kinds, remote = content.get("architectures") or [], content.get("auto_map") or {}
+        kinds, remote, kind = content.get("architectures") or [], content.get("auto_map"), content.get("model_type")
     except (OSError, ValueError, AttributeError) as error:
-        yield f"has a broken config.json: {error}"
-        return
-    causal = not kinds or "AutoModelForCausalLM" in remote or any(part in kind for kind in kinds for part in _CAUSAL)
-    if content.get("is_encoder_decoder") or not causal:
-        yield f"is a {kinds[0] if kinds else 'encoder-decoder'}, allowed are causal language models (…ForCausalLM)"
+        raise ModelError(f"has a broken config.json: {error}") from error
+    if remote:
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+        if kind not in CONFIG_MAPPING_NAMES:
+            raise ModelError(f"brings code of its own (auto_map), which is never run, for {kind!r}; use another model")
+    if content.get("is_encoder_decoder") or (kinds and not any(part in each for each in kinds for part in _CAUSAL)):
+        raise ModelError(f"is a {kinds[0] if kinds else 'encoder-decoder'}, allowed are causal language models")
     if quantized := content.get("quantization_config"):
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
-        yield f"is quantized ({method}), allowed is an unquantized model"
-    if content.get("model_type") in ("gpt2", "openai-gpt"):
-        yield "has Conv1D in place of linear layers, which takes no adapters here; use another model"
-    try:
-        shapes = weight_shapes(place)
-    except ModelError as error:
-        yield str(error)
-        return
-    linears = [
-        name.removesuffix(".weight") for name, shape in shapes.items() if len(shape) == 2 and "embed" not in name
-    ]
-    if update is not None and linears:
-        if unknown := unknown_names(linears, update.target_modules):
-            ends = sorted({name.rpartition(".")[2] for name in linears})
-            yield f"has no layers {', '.join(unknown)}; set {role}.update.target_modules to some of {', '.join(ends)}"
-        elif not select_layers(linears, update.target_modules, update.depth):
-            yield f"has no layer at the depth {list(update.depth)}; widen {role}.update.depth"
+        raise ModelError(f"is quantized ({method}), allowed is an unquantized model")
     places = [*place.glob("chat_template.*"), *place.glob("tokenizer_config.json")]
     if chat and not any("chat_template" in f"{file.stem} {file.read_text(encoding='utf-8')}" for file in places):
-        yield f"has no chat template, which {chat} needs; change {chat}, or use an instruction-tuned model"
+        raise ModelError(f"has no chat template, which {chat} needs; change {chat}, or use an instruction-tuned model")
+    return weight_shapes(place)
+
+
+def _has_layers(shapes: Mapping[str, tuple[int, ...]], recipe: UpdateRecipe) -> bool:
+    """Return whether a shipped model has the layers of a recipe."""
+    linears = [name.removesuffix(".weight") for name, shape in shapes.items() if len(shape) == 2]
+    fits = not unknown_names(linears, recipe.target_modules)
+    return fits and bool(select_layers(linears, recipe.target_modules, recipe.depth))
+
+
+def _tried(place: Path, recipes: Mapping[str, UpdateRecipe] | None) -> str:
+    """Return what of a model stays frozen; refuse one that does not do what training relies on (`student.opening`)."""
+    prepare_process()
+    from student.opening import check_behaviour, check_student, check_teacher
+
+    size = sum(file.stat().st_size for pattern in _WEIGHTS for file in place.glob(pattern))
+    try:
+        opened = load_checkpoint(str(place), weights=size <= OPENED_BYTES)
+    except ModelError as error:
+        raise ModelError(f"cannot be opened: {error.__cause__}; give a causal model with its tokenizer") from error
+    if recipes is None:
+        return check_teacher(opened)
+    check_behaviour(opened)
+    note = ""
+    for section, recipe in recipes.items():
+        try:
+            note = check_student(opened, recipe.target_modules, recipe.depth) or note
+        except ModelError as error:
+            raise ModelError(str(error).replace("set target_modules", f"set {section}.target_modules")) from error
+    return note
 
 
 def cuda_problem() -> str:

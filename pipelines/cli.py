@@ -116,7 +116,7 @@ def train_teacher(
 
     The same command goes on where a killed run was, in the same MLflow run.
     """
-    from pipelines.checks import check, print_problems
+    from pipelines.checks import check, findings_of, print_problems
     from pipelines.settings import load, to_yaml
     from pipelines.train_teacher.config import TrainTeacherConfig
 
@@ -134,7 +134,7 @@ def train_teacher(
         return
     from pipelines.process import exclusive, hide_own_errors
 
-    check(settings, work_dir)
+    check(settings, work_dir, findings_of)
     with exclusive(work_dir):
         prepare_process(work_dir)
     from pipelines.train_teacher.flow import train_teacher as flow
@@ -163,7 +163,7 @@ def adapt_student(
     The exit code is 0 whatever the gate decides. The same command finishes a night that was killed.
     """
     from pipelines.adapt_student.config import NightConfig
-    from pipelines.checks import check, print_problems
+    from pipelines.checks import check, findings_of, print_problems
     from pipelines.settings import load
 
     settings = load(config, NightConfig, set_ or ())
@@ -175,7 +175,7 @@ def adapt_student(
         return
     from pipelines.process import exclusive, hide_own_errors
 
-    check(settings, work_dir)
+    check(settings, work_dir, findings_of)
     with exclusive(work_dir):
         prepare_process(work_dir)
     from pipelines.adapt_student.flow import adapt_student as flow

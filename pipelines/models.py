@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from evaluation.common.checkpoints import Checkpoint, load_checkpoint, model_digest
+from evaluation.common.errors import ModelError
 from evaluation.exact_match import AnswerFormat
 from evaluation.formats import (
     FORMAT_QUESTIONS,
@@ -23,6 +24,7 @@ from evaluation.formats import (
 from evaluation.graders import DomainGrading, Grader, build_grader
 from evaluation.retention import general_questions
 from pipelines.settings import Asking, GradingConfig, LoopSettings, Settings
+from student.config import UpdateRecipe
 from teacher.config import TeacherConfig
 from teacher.samplers.openai import OpenAISampler, OpenAISampling
 from teacher.samplers.sampler import LocalSampling, Sampler
@@ -86,6 +88,35 @@ def open_student(ref: ModelRef) -> Checkpoint:
     return _once(ref.load, "student", ref)
 
 
+def student_for(ref: ModelRef, recipe: UpdateRecipe) -> Checkpoint:
+    """Return the frozen student, tried once with the layers that a recipe adapts.
+
+    Raises:
+        ModelError: The student cannot be opened, or its adapters would be another model in PEFT; see `student.opening`.
+    """
+    from student.opening import check_student
+
+    student, layers = open_student(ref), (recipe.target_modules, recipe.depth)
+    _once(lambda: _tried("student", ref, lambda: check_student(student, *layers)), "student tried", ref, *layers)
+    return student
+
+
+def prove_student(ref: ModelRef, directory: Path) -> None:
+    """Refuse a saved adapter of the student that PEFT does not open as the same model; see `prove_adapter`."""
+    from student.opening import prove_adapter
+
+    student = open_student(ref).model
+    _tried(f"adapter {str(directory)!r}", ref, lambda: prove_adapter(student, directory))
+
+
+def _tried(role: str, ref: ModelRef, check: Callable[[], _Open]) -> _Open:
+    """Return what a check of a model at its opening returns; its refusal names role and model."""
+    try:
+        return check()
+    except ModelError as error:
+        raise ModelError(f"{role}: {ref.name!r} {error}. Nothing is trained or registered with it.") from error
+
+
 def student_digest(ref: ModelRef) -> str:
     """Return the SHA-256 of the student's weights."""
     return _once(lambda: model_digest(open_student(ref).model), "student digest", ref)
@@ -126,9 +157,12 @@ class Teacher:
 
     def __init__(self, ref: ModelRef, config: TeacherConfig, seed: int) -> None:
         """Open the base; `seed` makes the untrained adapter."""
+        from student.opening import check_teacher
         from teacher.policy import TeacherPolicy
 
-        self.policy: TeacherPolicy = TeacherPolicy(ref.load(), config.policy, seed)
+        base = ref.load()
+        _tried("teacher", ref, lambda: check_teacher(base))
+        self.policy: TeacherPolicy = TeacherPolicy(base, config.policy, seed)
         self._ref, self._sampling, self._seed = ref, config.sampling, seed
         self._state: str | None = None
         self._sampler: Sampler | None = None

@@ -45,7 +45,7 @@ class UpdateRecipe(LoraShape):
     """Tokens that carry loss: all of a sequence, those of the answer, or those of all outputs that the question shows
     and of the answer; a statement keeps all either way."""
     target_modules: TargetModules = "all-linear"
-    """`all-linear`: every linear layer but the output head, as in PEFT; else name suffixes such as `q_proj`."""
+    """`all-linear`: PEFT's, every linear layer of the text part but the output head; else suffixes such as `q_proj`."""
     depth: tuple[float, float] = WHOLE_DEPTH
     """Blocks of the model that get factors, from and to, each in [0, 1] of its depth: of L blocks, number i (from 0) is
     at (i + 0.5) / L. `[0.5, 1.0]` is the upper half, whose updates cost less and may forget less."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field
 
-from evaluation.common.checkpoints import Checkpoint, digest_tensors, model_digest
+from evaluation.common.checkpoints import Checkpoint, digest_tensors, model_digest, towers
 from evaluation.common.data import LoraShape, digest_files, digest_json
 from evaluation.common.errors import ModelError
 from evaluation.common.storage import replacing_directory
@@ -79,7 +79,9 @@ class TeacherPolicy:
         self.tokenizer = base.tokenizer
         self.base_digest = model_digest(base.model)
         """SHA-256 of the base's weights (64 hex digits)."""
-        lora = LoraConfig(task_type="CAUSAL_LM", r=config.rank, lora_alpha=config.alpha, target_modules="all-linear")
+        # As in the student, what serves images or sound alone is left frozen.
+        layers: dict[str, Any] = {"target_modules": "all-linear", "exclude_modules": list(towers(base.model)) or None}
+        lora = LoraConfig(task_type="CAUSAL_LM", r=config.rank, lora_alpha=config.alpha, **layers)
         # PEFT draws from the global generators; their state is preserved.
         with torch.random.fork_rng(devices=[base.model.device] if base.model.device.type == "cuda" else []):
             self.model: Any = get_peft_model(base.model, lora).eval()

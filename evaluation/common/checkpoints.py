@@ -95,14 +95,19 @@ def is_micro(name: str) -> bool:
     return resolve_model(name) in map(str, MICRO_MODELS.values())
 
 
-def load_checkpoint(name: str, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Checkpoint:
+def load_checkpoint(
+    name: str, *, device: str = "cpu", dtype: torch.dtype | None = None, weights: bool = True
+) -> Checkpoint:
     """Return model (float32 by default) and tokenizer of one of `MICRO_MODELS`, a directory, a GGUF file or a hub name.
+
+    Without `weights` none are read: the model is on torch's device `meta`, and only its layers can be looked at.
 
     Raises:
         ModelError: The checkpoint or device cannot be opened.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     if not sys.stderr.isatty():  # a bar that nobody watches fills logs
@@ -110,15 +115,32 @@ def load_checkpoint(name: str, *, device: str = "cpu", dtype: torch.dtype | None
     place = ready_model(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype or torch.float32)
-    except (OSError, ValueError, KeyError) as error:
+        if weights:
+            model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype or torch.float32)
+        else:
+            with torch.device(device := "meta"):
+                model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(place))
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"model {name!r}: could not open the checkpoint: {error}. Give the directory or hub name of a causal "
             f"language model with its tokenizer, a GGUF file, or one of {sorted([*MICRO_MODELS, *PACKAGED])}."
         ) from error
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ModelError(f"model {name!r}: got the device {device!r}, but this machine shows no CUDA device. Use cpu.")
+    if (tokenizer.pad_token_id or 0) >= model.get_input_embeddings().weight.shape[0]:
+        tokenizer.pad_token = tokenizer.eos_token  # some tokenizers add one that the model never had
     return Checkpoint(model.to(device).eval(), tokenizer)
+
+
+def towers(model: Any) -> tuple[str, ...]:
+    """Return the names of the linear layers that serve images or sound alone: neither text model nor output head."""
+    import torch
+
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(config, "get_text_config") or config.get_text_config() is config:
+        return ()
+    text = {*model.get_decoder().modules(), model.get_output_embeddings()}
+    return tuple(n for n, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module not in text)
 
 
 def digest_tensors(whole: Any, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -53,6 +53,7 @@ from pipelines.adapt_student.state import (
     student_version,
     version_directory,
 )
+from pipelines.checks import check, findings_of
 from pipelines.execution import code_digest, content_key
 from pipelines.inbox.questions import write_questions
 from pipelines.inbox.store import INBOX_FILE, InboxStore
@@ -69,7 +70,7 @@ from pipelines.lineage.versions import (
     score_tags,
 )
 from pipelines.loop.loop import Loop
-from pipelines.models import open_student, with_answer_format
+from pipelines.models import open_student, prove_student, with_answer_format
 from pipelines.plan import Stage, steps_of
 from pipelines.process import embedded_flow
 from pipelines.reports.console import Reporter
@@ -96,6 +97,7 @@ def adapt_student(config_path: str, overrides: list[str] | None = None, work_dir
     """
     config, place = load(Path(config_path), NightConfig, overrides or ()), Path(work_dir)
     prefix = config.tracking.registry_prefix
+    check(config, place, findings_of)
     with embedded_flow(place, FLOW_NAME) as flow_run:
         result = run_night(config, place, flow_run, Console())
         payload = {"night": result.night, "version": result.version, "page": result.page, "run": result.mlflow_run_id}
@@ -296,6 +298,7 @@ def conclude(
     }
     with tempfile.TemporaryDirectory(dir=work_dir) as scratch:
         files = version_directory(student.directory, state, answer_settings(night, student, measured), Path(scratch))
+        prove_student(night.loop.student_ref, files)
         version = lineage.registry.register(
             "student",
             files,

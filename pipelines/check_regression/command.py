@@ -48,7 +48,7 @@ def check_regression(
         resolve,
         suite_findings,
     )
-    from pipelines.checks import require
+    from pipelines.checks import check
     from pipelines.settings import load
 
     checked = load(suite, RegressionSuite)
@@ -63,7 +63,7 @@ def check_regression(
         # Checked again by the flow; here misuse is refused before Prefect and its server start.
         subjects = resolve(checked, candidate, baseline, work_dir)
         check_pins(checked, pins_of(checked, load_content(checked), checked.pins.student if checked.pins else "0" * 64))
-        require(suite_findings(checked, work_dir))
+        check(checked, work_dir, suite_findings)
         with exclusive(work_dir):
             prepare_process(work_dir)
         require_versions(subjects, checked, work_dir)

@@ -15,8 +15,9 @@ from evaluation.gate.checks import GateCheck, points
 from evaluation.gate.decisions import check_table, escaped
 from evaluation.statistics import POWER
 from pipelines.check_regression.compare import compare_subjects
-from pipelines.check_regression.suite import RegressionSuite
+from pipelines.check_regression.suite import RegressionSuite, suite_findings
 from pipelines.check_regression.verdict import Outcome, RegressionReport
+from pipelines.checks import check
 from pipelines.lineage.run import NOTE, log_finished
 from pipelines.lineage.store import run_tags
 from pipelines.process import embedded_flow
@@ -44,6 +45,7 @@ def check_regression(
         reports: `junit`, `json` and `markdown` -> file to write.
     """
     place, suite = Path(work_dir), load(Path(suite_path), RegressionSuite)
+    check(suite, place, suite_findings)
     with embedded_flow(place, FLOW_NAME) as flow_run:
         report = compare_subjects(suite, candidate, baseline, place)
         write_reports(report, reports or {})  # before MLflow is asked: its failure must not lose a verdict
@@ -129,13 +131,13 @@ def junit_xml(report: RegressionReport) -> str:
     from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
     suite = TestSuite(f"preceptor check-regression {report.suite}")
-    for check in report.checks:
-        case = TestCase(check.name, classname=report.suite)
-        if check.verdict == "fail":
-            case.result = [Failure(_measured(check), "regression")]
-        elif check.verdict == "undecided":
-            kind = Skipped if check.name.startswith("group ") else Error
-            case.result = [kind(_measured(check), "undecided")]
+    for each in report.checks:
+        case = TestCase(each.name, classname=report.suite)
+        if each.verdict == "fail":
+            case.result = [Failure(_measured(each), "regression")]
+        elif each.verdict == "undecided":
+            kind = Skipped if each.name.startswith("group ") else Error
+            case.result = [kind(_measured(each), "undecided")]
         suite.add_testcase(case)
     if report.problem:
         case = TestCase("comparison", classname=report.suite)

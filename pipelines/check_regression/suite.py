@@ -167,7 +167,8 @@ def suite_findings(suite: RegressionSuite, work_dir: Path) -> Iterator[Finding]:
     """Yield what a comparison on a suite needs besides its data."""
     chat = "format" if suite.format == "chat" else ""
     adaptation = suite.adaptation
-    yield model_finding("student", suite.student, None if adaptation is None else adaptation.update, chat=chat)
+    recipes = {} if adaptation is None else {"adaptation.update": adaptation.update}
+    yield model_finding("student", suite.student, recipes, chat=chat)
     if adaptation is not None and adaptation.teacher.sampling.type != "openai":
         yield model_finding("adaptation.teacher", adaptation.teacher.model)
     yield from place_findings(suite, work_dir)

@@ -15,7 +15,7 @@ from evaluation.domains import domain_of
 from evaluation.exact_match import AnswerScore, end_tokens_of
 from evaluation.graders import DomainGrading, Grade, GradeItem, Grader
 from evaluation.tasks import KnowledgeTask, Question
-from pipelines.models import ModelRef, open_answer_engine, open_student, student_digest
+from pipelines.models import ModelRef, open_answer_engine, open_student, prove_student, student_digest, student_for
 from pipelines.records import Edit, InContext, ScoredUpdate
 from pipelines.settings import GradingConfig, LoopSettings, QuestionSet
 from student.adapters import Adapter, save_adapter
@@ -54,7 +54,7 @@ def bank_of(settings: LoopSettings, recipe: UpdateRecipe) -> AbstractContextMana
     """Return a bank on the student, not yet open, for updates by a recipe."""
     student, ref = settings.student, ModelRef.of(settings.student.model, settings)
     return LoraBank(
-        open_student(ref).model,
+        student_for(ref, recipe).model,
         recipe.target_modules,
         depth=recipe.depth,
         max_slots=student.bank_slots,
@@ -85,7 +85,8 @@ def train_and_score(work: BankWork) -> tuple[ScoredUpdate, ...]:
     """Return the scores of some trials; a failure concerns its own trial alone and has a reason."""
     started = time.perf_counter()
     settings, config = work.settings, work.settings.student
-    tokenizer = open_student(ModelRef.of(config.model, settings)).tokenizer
+    ref = ModelRef.of(config.model, settings)
+    tokenizer = open_student(ref).tokenizer
     made = {i: _request(work, trial, tokenizer) for i, trial in enumerate(work.trials)}
     requests = {i: request for i, request in made.items() if request is not None}
     with bank_of(settings, config.update) as bank:
@@ -102,7 +103,8 @@ def train_and_score(work: BankWork) -> tuple[ScoredUpdate, ...]:
     for i, trial in enumerate(work.trials):
         result = results.get(i)
         if trial.keep and result is not None and result.adapter is not None:
-            save_adapter(result.adapter, adapter_dir(work.work_dir, result.adapter.digest), config.model)
+            place = adapter_dir(work.work_dir, result.adapter.digest)
+            prove_student(ref, save_adapter(result.adapter, place, config.model))
         records.append(_scored(trial, result, scores.get(i), written.get(i), known))
     took = {
         "slots": usage.slots,

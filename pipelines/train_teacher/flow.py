@@ -16,6 +16,7 @@ from evaluation.graders import JudgeGrader, judge_noise
 from evaluation.microworld.world import MicroworldData, microworld_sheets
 from evaluation.retention import retention_probes
 from evaluation.tasks import Split
+from pipelines.checks import check, findings_of
 from pipelines.execution import code_digest, content_key
 from pipelines.lineage.run import Lineage
 from pipelines.loop.loop import Loop
@@ -43,6 +44,7 @@ def train_teacher(config_path: str, overrides: list[str] | None = None, work_dir
     same figures. Results, adapters and the embedded stores are in `work_dir`.
     """
     config, place = load(Path(config_path), TrainTeacherConfig, overrides or ()), Path(work_dir)
+    check(config, place, findings_of)
     split, plan, console = config.load_documents(), plan_run(config), Console()
     with embedded_flow(place, FLOW_NAME) as flow_run, Reporter(console, len(steps_of(plan))) as reporter:
         probes = retention_probes(config.data, config.comparison.retention_probes, config.seed_of("retention"))

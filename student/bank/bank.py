@@ -306,7 +306,7 @@ def _refusal(slot: Slot, student: BankedModel, base_digest: str) -> tuple[Update
         asked = f"{recipe.epochs} epochs of {len(request.sequences)} sequences"
         return UpdateOutcome.OVER_BUDGET, f"{steps} optimizer steps, allowed are {budget} (step_budget): {asked}"
     longest = max(len(sequence.tokens) for sequence in request.sequences)
-    limit = getattr(student.model.config, "max_position_embeddings", None)
+    limit = getattr(student.model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and longest > limit:
         return UpdateOutcome.SEQUENCE_TOO_LONG, f"{longest} tokens, the student has {limit} positions"
     if (initial := request.initial) is not None:

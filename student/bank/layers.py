@@ -13,9 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from transformers.pytorch_utils import Conv1D
 
 from student.adapters import Adapter
 
+LINEAR = (nn.Linear, Conv1D)
+"""Layers that PEFT counts as linear; GPT-2's Conv1D is one whose weight is stored as (D_in, D_out)."""
 _FEWEST_ROWS = 64
 """Below this, the call's own cost outweighs the faster kernel."""
 _ONEDNN = (
@@ -35,6 +38,11 @@ class FactorShape(NamedTuple):
 
     d_in: int
     d_out: int
+
+    @classmethod
+    def of(cls, layer: Any) -> FactorShape:
+        """Return the sizes of a linear layer, or of PEFT's wrapper of one."""
+        return cls(layer.nx, layer.nf) if isinstance(layer, Conv1D) else cls(layer.in_features, layer.out_features)
 
 
 class FlatLayout:
@@ -183,13 +191,13 @@ class BankedLinear(nn.Module):
         """Wrap the layer called `name` in what is attached to the model."""
         super().__init__()
         self.base = base
-        self._plain = type(base) is nn.Linear
+        self._plain = type(base) in LINEAR
         self._name = name
         self._attached = attached
 
     @property
     def weight(self) -> Tensor:
-        """The frozen weight (D_out, D_in); some architectures look at their layers' weight."""
+        """The frozen weight, as the layer has it; some architectures look at their layers' weight."""
         return self.base.weight  # type: ignore[no-any-return]
 
     @property
@@ -205,8 +213,9 @@ class BankedLinear(nn.Module):
         a, b = found
         grouped = x.reshape(a.shape[0], -1, x.shape[-1])
         if self._plain and grouped.dtype == a.dtype:
+            weight = self.base.weight.t() if isinstance(self.base, Conv1D) else self.base.weight
             y = _BankedProduct.apply(  # type: ignore[no-untyped-call]
-                grouped, self.base.weight, self.base.bias, a, b, scales
+                grouped, weight, self.base.bias, a, b, scales
             )
         else:  # A half-precision base, whose factors are float32 as in PEFT, or a quantised layer.
             reduced = torch.bmm(grouped.to(a.dtype), a.transpose(1, 2)) * scales

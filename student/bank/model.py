@@ -7,12 +7,14 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from evaluation.common.checkpoints import towers
 from evaluation.common.errors import ModelError
 from evaluation.exact_match import has_direct_head, label_hidden, label_logits
 from student.adapters import Adapter
 from student.bank.layers import (
+    LINEAR,
     Attached,
     AttachedHere,
     BankedLinear,
@@ -33,19 +35,17 @@ def find_targets(model: Any, target_modules: TargetModules, depth: tuple[float, 
     from a student whose champion is not merged.
 
     Raises:
-        ModelError: A name fits no linear layer, or no layer is left.
+        ModelError: A name fits no linear layer, or no layer is left; the message continues "the model".
     """
     linears = dict(_linear_layers(model))
     if missing := unknown_names(linears, target_modules):
-        raise ModelError(
-            f"student: no linear layer is named {missing} in {type(model).__name__}. "
-            f"Allowed ends: {sorted({name.rpartition('.')[2] for name in linears})}. Change recipe.target_modules."
-        )
+        ends = sorted({name.rpartition(".")[2] for name in linears})
+        raise ModelError(f"has no linear layers named {missing}; set target_modules to some of {ends}")
     chosen = _chosen(linears, model.get_output_embeddings(), target_modules, depth)
     if not chosen:
         raise ModelError(
-            f"student: {type(model).__name__} has no linear layer besides its output head among {target_modules!r} at "
-            f"the depth {list(depth)}. Change recipe.target_modules, or widen recipe.depth."
+            f"has no linear layer besides its output head among {target_modules!r} at the depth {list(depth)}; "
+            "set target_modules to others, or widen depth"
         )
     return {name: linears[name] for name in chosen}
 
@@ -59,13 +59,14 @@ def _chosen(
 
 
 def _linear_layers(model: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the linear layers of a model, those inside of PEFT's layers left out."""
+    """Yield the linear layers of a model's text part, those inside of PEFT's layers left out."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     inside: tuple[str, ...] = ()
+    others = set(towers(model))
     for name, module in model.named_modules():
         layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-        if isinstance(layer, nn.Linear) and not name.startswith(inside):
+        if isinstance(layer, LINEAR) and not name.startswith(inside) and name not in others:
             inside = (*inside, f"{name}.")
             yield name, module
 
@@ -82,7 +83,7 @@ class BankedModel:
         targets = find_targets(model, target_modules, depth)
         self.model = model
         self._linears, self._head = dict(_linear_layers(model)), model.get_output_embeddings()
-        self.shapes = {name: FactorShape(layer.in_features, layer.out_features) for name, layer in targets.items()}
+        self.shapes = {name: FactorShape.of(layer) for name, layer in targets.items()}
         parameters = list(model.parameters())
         self.device: torch.device = parameters[0].device
         base_dtype: torch.dtype = next(iter(targets.values())).weight.dtype

@@ -64,9 +64,10 @@ def plan_limits(student: BankedModel, max_slots: int, max_pass_places: int, memo
     few, many = (_saved_bytes(student, places) for places in _PROBE_PLACES)
     place = (many - few) / (_PROBE_PLACES[1] - _PROBE_PLACES[0])
     if student.checkpoints:  # A layer's input for each layer, and all of one layer at a time.
-        layers = max(1, int(getattr(student.model.config, "num_hidden_layers", 1)))
+        config = student.model.config.get_text_config()
+        layers = max(1, int(getattr(config, "num_hidden_layers", 1)))
         itemsize = student.model.get_input_embeddings().weight.element_size()
-        place = place / layers + layers * itemsize * int(student.model.config.hidden_size)
+        place = place / layers + layers * itemsize * int(config.hidden_size)
     if memory_bytes is None:
         import psutil  # type: ignore[import-untyped]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -17,10 +18,14 @@ from pydantic import BaseModel
 from typer.testing import CliRunner
 
 from evaluation.common.checkpoints import MICRO_MODELS
+from evaluation.common.errors import ConfigError
 from evaluation.engines.endpoint import EndpointConfig
 from pipelines import checks, doctor
+from pipelines.adapt_student.config import NightConfig
 from pipelines.cli import app
+from pipelines.settings import load
 from student.config import UpdateRecipe
+from tests.student.architectures import save_checkpoint
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -75,7 +80,8 @@ def test_model_directory_that_lacks_a_part_is_a_problem(tmp_path: Path) -> None:
         ({"architectures": ["BertForMaskedLM"]}, "BertForMaskedLM"),
         ({"is_encoder_decoder": True}, "causal"),
         ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
-        ({"model_type": "gpt2"}, "Conv1D"),
+        ({"model_type": "chatglm", "auto_map": {"AutoModelForCausalLM": "modeling.Model"}}, "auto_map"),
+        ({"model_type": "gone"}, "gone"),
         (None, "cut short"),
     ],
 )
@@ -87,10 +93,60 @@ def test_model_that_cannot_be_trained_is_a_problem(change: dict[str, Any] | None
     else:
         config = json.loads((place / "config.json").read_text())
         (place / "config.json").write_text(json.dumps(config | change))
-    assert word in checks.model_finding("student", str(place)).text
-    good, recipe = "micro-student", UpdateRecipe(target_modules=("q_proj", "query"))
-    assert "query" in checks.model_finding("student", good, recipe).text
-    assert "chat template" in checks.model_finding("student", good, chat="student.format").text
+    for recipes in (None, {"student.update": UpdateRecipe()}):
+        finding = checks.model_finding("student", str(place), recipes)
+        assert (finding.ok, word in finding.text) == (False, True)
+    assert "chat template" in checks.model_finding("student", "micro-student", chat="student.format").text
+
+
+@pytest.mark.parametrize(
+    ("kind", "student", "teacher"),
+    [
+        ("gpt2", "complete", "complete"),
+        ("gpt_oss", "frozen", "frozen"),
+        ("mixtral", "student.update.target_modules to some of", "complete"),
+        ("mamba", "student.update.target_modules to some of", "out_proj"),
+        ("bert", "last token", "last token"),
+        ("rwkv", "padding", "padding"),
+    ],
+)
+@pytest.mark.parametrize("opened", [True, False], ids=["opened", "by its layers"])
+def test_model_of_an_architecture_is_tried(
+    kind: str, student: str, teacher: str, opened: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    place = str(save_checkpoint(kind, tmp_path / kind))
+    if not opened:
+        monkeypatch.setattr(checks, "OPENED_BYTES", 0)
+    behaves = student in ("last token", "padding") and not opened  # which only weights show
+    for recipes, word in (({"student.update": UpdateRecipe()}, student), (None, teacher)):
+        finding = checks.model_finding("student", place, recipes)
+        assert ("complete" if behaves else word) in finding.text
+        assert finding.ok is (behaves or word in ("complete", "frozen"))
+        assert finding.note is ("frozen" in finding.text)
+
+
+def test_both_recipes_of_a_night_are_tried(tmp_path: Path) -> None:
+    for setting in ("update", "student.update"):
+        night = load(CONFIGS / "nights-demo.yaml", NightConfig, [f"{setting}.target_modules=[q_proj, query]"])
+        (problem,) = [finding for finding in checks.findings_of(night, tmp_path) if not finding.ok]
+        assert f"set {setting}.target_modules" in problem.text
+        assert "query" in problem.text
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "arguments"),
+    [
+        ("train_teacher", ("demo.yaml", ["student.model=nowhere/at/all"])),
+        ("adapt_student", ("nights-demo.yaml", ["update.target_modules=[query]"])),
+    ],
+)
+def test_deployed_flow_makes_the_checks_of_its_command(
+    entrypoint: str, arguments: tuple[str, list[str]], tmp_path: Path
+) -> None:
+    flow: Any = getattr(importlib.import_module(f"pipelines.{entrypoint}.flow"), entrypoint)
+    with pytest.raises(ConfigError, match="Nothing was started"):
+        flow.fn(str(CONFIGS / arguments[0]), arguments[1], str(tmp_path / "work"))
+    assert not (tmp_path / "work").exists()
 
 
 def test_hub_is_asked_for_hub_ids_alone_and_not_offline(monkeypatch: pytest.MonkeyPatch) -> None:

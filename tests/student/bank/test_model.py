@@ -23,7 +23,7 @@ def test_find_targets_all_linear_leaves_the_output_head_out(make_model: MakeMode
 def test_find_targets_at_a_depth_takes_those_blocks(make_model: MakeModel) -> None:
     upper = find_targets(make_model(), ("up_proj", "down_proj"), (0.5, 1.0))
     assert list(upper) == ["model.layers.1.mlp.up_proj", "model.layers.1.mlp.down_proj"]
-    with pytest.raises(ModelError, match=r"\[0.4, 0.6\].*recipe.depth"):
+    with pytest.raises(ModelError, match=r"\[0.4, 0.6\].*depth"):
         find_targets(make_model(), "all-linear", (0.4, 0.6))  # Two blocks, at 0.25 and 0.75.
 
 
