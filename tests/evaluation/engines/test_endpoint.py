@@ -114,15 +114,13 @@ def test_same_requests_are_asked_once_and_others_are_not_confused(tmp_path: Path
 
 
 def test_protocols_send_what_they_should(tmp_path: Path) -> None:
-    schema = {"type": "object", "properties": {}, "additionalProperties": False}
-    request = EndpointRequest("p", 10, temperature=0.5, top_p=0.9, seed=7, schema=schema)
+    request = EndpointRequest("p", 10, temperature=0.5, top_p=0.9, seed=7)
     with FaultyServer() as server, Ledger(tmp_path / "l.db") as ledger:
         Endpoint(config_for(server), ledger).complete([request])
         chat = config_for(server, api="chat", token_limit="max_completion_tokens")
         server.always["hi"] = "500"  # the tiny server itself reads max_tokens alone
         Endpoint(chat, ledger).complete([EndpointRequest("hi", 10)])
-    shape = {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": schema}}
-    common = {"model": "tiny", "temperature": 0.5, "top_p": 0.9, "seed": 7, "response_format": shape}
+    common = {"model": "tiny", "temperature": 0.5, "top_p": 0.9, "seed": 7}
     assert server.seen[0].body == {"prompt": "p", "max_tokens": 10, **common}
     assert server.seen[1].body == {
         "model": "tiny",
