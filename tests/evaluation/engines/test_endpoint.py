@@ -70,7 +70,6 @@ def test_digest_depends_on_all_that_decides_the_reply_and_on_nothing_else() -> N
         {"top_p": 0.5},
         {"seed": 0},
         {"index": 1},
-        {"schema": {"type": "object"}},
     ]
     asked = [EndpointRequest(**(fields | change)).digest(config()) for change in changes]
     elsewhere: list[dict[str, Any]] = [{"base_url": "http://127.0.0.1:8001/v1"}, {"model": "n"}, {"api": "chat"}]
@@ -78,6 +77,10 @@ def test_digest_depends_on_all_that_decides_the_reply_and_on_nothing_else() -> N
     assert len({base, *asked}) == len(asked) + 1
     same: list[dict[str, Any]] = [{"timeout": 3.0}, {"budget_tokens": 7}, {"base_url": "http://127.0.0.1:8000/v1/"}]
     assert {EndpointRequest(**fields).digest(config(**change)) for change in same} == {base}
+    # Replies that were paid for are found again: a digest stays as it was first stored.
+    paid_for = EndpointConfig(base_url="http://127.0.0.1:1/v1", model="m")
+    stored = EndpointRequest("p", 10, temperature=0.5, seed=7, index=2).digest(paid_for)
+    assert stored == "5a8913aa3f1de7d82f9f62348c47ddee8c865cd1c8c6543a43c33ea68f8e061e"
 
 
 def test_most_tokens_counts_bytes() -> None:
