@@ -18,9 +18,9 @@ from typing import Any, BinaryIO, NamedTuple, Self
 
 from pydantic import ValidationError
 
+from evaluation.answers import normalize_answer
 from evaluation.common.data import digest_json
 from evaluation.common.errors import InputError
-from evaluation.graders import normalize_answer
 from evaluation.sources.files import JsonSyntaxError, parse_json
 from evaluation.sources.rows import as_questions, mistakes
 from evaluation.tasks import Question
