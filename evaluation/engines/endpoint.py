@@ -324,7 +324,7 @@ class _Batch:
             async with asyncio.timeout(config.timeout):
                 path = "chat/completions" if config.api == "chat" else "completions"
                 response = await client.post(path, json=request.body(config))
-            answer = self._reader.body(response.raise_for_status().text)
+            answer = self._reader.body(response.raise_for_status().text, request.max_tokens)
         except (httpx.HTTPError, TimeoutError) as error:
             answer = self._reader.error(error)
         except BaseException as error:
