@@ -24,6 +24,7 @@ from evaluation.common.data import Frozen, derive_seed
 from evaluation.engines.endpoint import Endpoint, EndpointConfig, EndpointRequest, check_key
 from evaluation.engines.ledger import EndpointFailure, Ledger, Outcome, Spent
 from evaluation.statistics import Interval, bootstrap_mean
+from evaluation.thoughts import without_thoughts
 
 
 class ExactGrading(Frozen):
@@ -300,9 +301,10 @@ def judge_prompt(item: GradeItem) -> str:
 def read_verdict(text: str) -> Opinion:
     """Return yes or no, or unclear if a reply says anything else.
 
-    Case, punctuation, quotes, Markdown emphasis and one label before the word (`**Answer:** Yes.`) are ignored.
+    Thoughts, case, punctuation, quotes, Markdown emphasis and one label before the word (`**Answer:** Yes.`) do not
+    count.
     """
-    match = _VERDICT.fullmatch(text)
+    match = _VERDICT.fullmatch(without_thoughts(text).strip())
     return "unclear" if match is None else "yes" if match[1].lower() == "yes" else "no"
 
 
