@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, ValidationError
 
 from evaluation.common.data import Frozen, digest_json
-from evaluation.sources.rows import Content, DocumentRow, Label, QuestionRow, mistakes
+from evaluation.sources.rows import Content, DocumentRow, QuestionRow, Text, mistakes, not_blank
 from evaluation.tasks import Document, KnowledgeTask, Question
 from pipelines.inbox.readers.text import Block, Extract, UnreadableError, blocks_of, one_line, truncated, valid_unicode
 
@@ -41,21 +41,23 @@ def _at_most(limit: int) -> AfterValidator:
     return AfterValidator(check)
 
 
-_Name = Annotated[Content, _at_most(_MAX_NAME_CHARACTERS)]
+# Stored documents stay as they were stored: their ids are digests.
+_Kept = Annotated[Text, AfterValidator(not_blank)]
+_Name = Annotated[_Kept, _at_most(_MAX_NAME_CHARACTERS)]
 
 
 class InboxDocument(Frozen):
     """A delivered document, identified by title, text and source."""
 
-    title: Annotated[Label, _at_most(MAX_TITLE_CHARACTERS)] = ""
+    title: Annotated[Text, _at_most(MAX_TITLE_CHARACTERS)] = ""
     """At most 500 characters; for a part of a split document the path of headings. May be empty."""
-    text: Annotated[Content, _at_most(MAX_TEXT_CHARACTERS)]
+    text: Annotated[_Kept, _at_most(MAX_TEXT_CHARACTERS)]
     """1 to 100,000 characters, not blank."""
     source: _Name
     """File or URL, at most 2,000 characters; parts of one document share it."""
-    name: Annotated[Label, _at_most(_MAX_NAME_CHARACTERS)] = ""
+    name: Annotated[Text, _at_most(_MAX_NAME_CHARACTERS)] = ""
     """The sender's id; may be empty."""
-    whole: Annotated[Label, _at_most(100)] = ""
+    whole: Annotated[Text, _at_most(100)] = ""
     """Digest of the document that was split; empty if it was not."""
     effective: datetime.date | None = None
     supersedes: tuple[_Name, ...] = ()
@@ -64,7 +66,7 @@ class InboxDocument(Frozen):
     """For rewards, never in a prompt; empty until generated."""
     held_out_questions: tuple[Question, ...] = ()
     """For evaluation only; if empty, `questions` serve for both."""
-    entities: tuple[Content, ...] = ()
+    entities: tuple[_Kept, ...] = ()
     """Names of its subjects, if known; splits keep them disjoint."""
     route: Route | None = None
     """The sender's hint; None leaves the choice to the night's routing."""
