@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
@@ -20,11 +18,9 @@ if TYPE_CHECKING:
 
 _DETAIL = 300
 """Maximum length of a detail, in characters."""
-_ENDS: Mapping[str, Literal["stop", "length"]] = MappingProxyType(
-    dict.fromkeys(["", "stop", "eos", "eos_token", "end_turn", "stop_sequence", "end", "complete"], "stop")
-    | dict.fromkeys(["length", "max_tokens", "max_length", "max_output_tokens", "model_length"], "length")
-)
-"""What servers call the end of a completion, in lower case; the protocol has `stop` and `length`."""
+_STOPS = ("", "stop", "eos", "eos_token", "end_turn", "stop_sequence", "end", "complete")
+_LENGTHS = ("length", "max_tokens", "max_length", "max_output_tokens", "model_length")
+"""What servers call the ends of completions, in lower case; empty for null."""
 _BROKEN = ("abort", "aborted", "cancelled", "canceled", "error", "insufficient_system_resource")
 """Ends of completions that the server broke off."""
 _TOO_LONG = re.compile(
@@ -119,13 +115,18 @@ class AnswerReader:
             return self._failure("content_filtered", "finish_reason content_filter", usage=usage)
         if ended in _BROKEN:
             return self._failure("malformed", f"finish_reason {ended!r}", usage=usage, transient=True)
-        how = _ENDS.get(ended, "stop")
+        how: Literal["stop", "length"] = "length" if ended in _LENGTHS else "stop"
         if ended not in ("stop", "length") and most is not None and (usage.completion_tokens or 0) >= most:
             how = "length"
-        note = "" if ended in _ENDS else f"finish_reason {choice.finish_reason!r:.60} is unknown, taken as {how!r}"
-        texts = (choice.text, message.written)
-        first, other = texts if self._config.api == "completions" else texts[::-1]
-        written = first if first is not None else other
+        note = (
+            ""
+            if ended in _STOPS + _LENGTHS
+            else f"finish_reason {choice.finish_reason!r:.60} is unknown, taken as {how!r}"
+        )
+        own, other = choice.text, message.written
+        if self._config.api == "chat":
+            own, other = other, own
+        written = own if own is not None else other
         sampled = bool(usage.completion_tokens or message.reasoning_content or message.reasoning)
         if written or (written == "" and how == "stop" and sampled):
             cost = self._config.cost(*usage)

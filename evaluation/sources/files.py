@@ -19,7 +19,7 @@ import gzip
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -47,7 +47,6 @@ from evaluation.sources.rows import (
     LocalData,
     Phrase,
     QuestionRow,
-    Refusals,
     SampledData,
     WrittenFloat,
     as_written,
@@ -126,7 +125,7 @@ def load_tasks(config: LoadedData) -> tuple[KnowledgeTask, ...]:
     match config:
         case JsonLinesData():
             content, intake = read_data_file(config.path), Intake(str(config.path))
-            for place, raw in json_lines(content, intake):
+            for place, raw in json_lines(content, intake.refuse):
                 intake.take(place, raw)
             return intake.tasks()
         case SquadData():
@@ -186,8 +185,9 @@ def parse_json(content: bytes) -> Any:
     """
     try:
         text = content.decode("utf-8")
-        hooks = {"object_pairs_hook": _object_without_repeats, "parse_constant": _constant}
-        return json.loads(text, parse_float=WrittenFloat, **hooks)
+        return json.loads(
+            text, parse_float=WrittenFloat, object_pairs_hook=_object_without_repeats, parse_constant=_constant
+        )
     except UnicodeDecodeError as error:
         raise JsonSyntaxError(f"not UTF-8: byte {error.start + 1} has {content[error.start]:#04x}") from error
     except json.JSONDecodeError as error:
@@ -201,8 +201,8 @@ def parse_json(content: bytes) -> Any:
         raise JsonSyntaxError("broken JSON: a number has too many digits") from error
 
 
-def json_lines(content: bytes, refusals: Refusals) -> Iterator[tuple[str, Any]]:
-    """Yield place and value of each non-blank line, or element of a single array; invalid lines are refused."""
+def json_lines(content: bytes, refuse: Callable[[str, str], None]) -> Iterator[tuple[str, Any]]:
+    """Yield place and value of each non-blank line, or element of a single array; `refuse` gets bad lines."""
     if content.lstrip().startswith(b"["):
         with suppress(JsonSyntaxError):
             whole = parse_json(content)
@@ -214,7 +214,7 @@ def json_lines(content: bytes, refusals: Refusals) -> Iterator[tuple[str, Any]]:
             try:
                 value = parse_json(line)
             except JsonSyntaxError as error:
-                refusals.refuse(f"line {number}", str(error))
+                refuse(f"line {number}", str(error))
             else:
                 yield f"line {number}", value
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from sklearn.metrics import cohen_kappa_score, precision_score, recall_score
 
+from evaluation.answers import normalize_answer
 from evaluation.graders import (
     ExactGrading,
     FreeTextGrading,
@@ -26,7 +27,6 @@ from evaluation.graders import (
     exact_match,
     flip_rate,
     gold_token_recall,
-    normalize_answer,
     token_f1,
 )
 

@@ -377,7 +377,7 @@ def test_questions_without_an_answer_are_left_out_and_counted(
 )
 def test_field_cases_are_read(shared_data: Callable[..., Path], tmp_path: Path, name: str, texts: int) -> None:
     refusals = Refusals(name)
-    rows = list(json_lines(read_data_file(shared_data("..", "cases", name)), refusals))
+    rows = list(json_lines(read_data_file(shared_data("..", "cases", name)), refusals.refuse))
     refusals.check()
     assert [type(raw["text"]) for _, raw in rows] == [str] * texts
     if name == "nfd_answers.jsonl":
