@@ -13,6 +13,7 @@ from evaluation.common.checkpoints import Checkpoint
 from evaluation.common.errors import ModelError, ScoringError
 from evaluation.exact_match import AnswerFormat, score_answers
 from evaluation.tasks import Question
+from evaluation.thoughts import NO_THOUGHTS
 
 FormatName = Literal["auto", "plain", "few-shot", "chat"]
 """`plain` is `answer_format` as written; `few-shot` puts worked examples in front; `chat` applies the tokenizer's chat
@@ -52,7 +53,7 @@ def few_shot_format(wording: AnswerFormat) -> AnswerFormat:
 def chat_format(tokenizer: Any) -> AnswerFormat:
     """Return the form of a user's message in the tokenizer's chat template, answered by the assistant.
 
-    Thinking is switched off where the template has the switch. A template without a system role, such as Gemma's, gets
+    Thoughts are switched off where the template has a switch. A template without a system role, such as Gemma's, gets
     the instruction in the first message.
 
     Raises:
@@ -82,9 +83,7 @@ _ROLES = ("user", "assistant")
 
 
 def _rendered(tokenizer: Any, turns: Sequence[Mapping[str, str]], *, prompt: bool = True) -> str:
-    return str(
-        tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt, enable_thinking=False)
-    )
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt, **NO_THOUGHTS))
 
 
 def try_formats(student: Checkpoint, wording: AnswerFormat, questions: Sequence[Question]) -> dict[FormatName, Tried]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,13 +19,12 @@ from typing import Annotated, Literal, Protocol, TypeAlias
 
 from pydantic import Field, field_validator
 
+from evaluation.answers import normalize_answer, without_marks
 from evaluation.common.data import Frozen, derive_seed
 from evaluation.engines.endpoint import Endpoint, EndpointConfig, EndpointRequest, check_key
 from evaluation.engines.ledger import EndpointFailure, Ledger, Outcome, Spent
 from evaluation.statistics import Interval, bootstrap_mean
-
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
+from evaluation.thoughts import without_thoughts
 
 
 class ExactGrading(Frozen):
@@ -161,11 +159,6 @@ def build_grader(config: FreeTextGrading, ledger_path: Path, scope: str = "judge
             return JudgeGrader(config, ledger_path, scope)
 
 
-def normalize_answer(text: str) -> str:
-    """Return an answer normalised as in SQuAD (arXiv 1606.05250, `evaluate-v1.1.py`): case, punctuation, articles."""
-    return " ".join(_ARTICLES.sub(" ", _without_punctuation(text)).split())
-
-
 def exact_match(answer: str, text: str) -> float:
     """Return 1 if a text equals a non-blank gold answer after `normalize_answer`, else 0.
 
@@ -186,20 +179,19 @@ def gold_token_recall(answer: str, text: str, language: str = "english") -> floa
 
     Further words are free, which suits answers in sentences but rewards lists of guesses.
     """
-    gold, given = ({_stem(word, language) for word in words} for words in _words(answer, text))
-    return len(gold & given) / len(gold)
+    gold, given = _words(answer, text)
+    given += without_marks(text).split()  # vitamin A, behind any article
+    said = {_stem(form, language) for word in given for form in (word, word.strip("%$€£¥°"))}  # 40 is said by 40 %
+    wanted = {_stem(word, language) for word in gold}
+    return len(wanted & said) / len(wanted)
 
 
 def _words(answer: str, text: str) -> tuple[list[str], list[str]]:
     """Return the words of gold answer and text, after the strongest normalisation with a non-empty gold answer."""
-    for normalize in (normalize_answer, _without_punctuation):
+    for normalize in (normalize_answer, without_marks):
         if words := normalize(answer).split():
             return words, normalize(text).split()
     return answer.lower().split(), text.lower().split()
-
-
-def _without_punctuation(text: str) -> str:
-    return text.lower().translate(_PUNCTUATION)
 
 
 @lru_cache(maxsize=1 << 16)
@@ -309,9 +301,10 @@ def judge_prompt(item: GradeItem) -> str:
 def read_verdict(text: str) -> Opinion:
     """Return yes or no, or unclear if a reply says anything else.
 
-    Case, punctuation, quotes, Markdown emphasis and one label before the word (`**Answer:** Yes.`) are ignored.
+    Thoughts, case, punctuation, quotes, Markdown emphasis and one label before the word (`**Answer:** Yes.`) do not
+    count.
     """
-    match = _VERDICT.fullmatch(text)
+    match = _VERDICT.fullmatch(without_thoughts(text).strip())
     return "unclear" if match is None else "yes" if match[1].lower() == "yes" else "no"
 
 

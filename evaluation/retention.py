@@ -23,9 +23,8 @@ def general_questions(count: int | None = None) -> tuple[Question, ...]:
 
 def _questions_in(path: Path, setting: str) -> list[Question]:
     refusals = Refusals(str(path))
-    rows = [
-        refusals.parse(place, raw, QuestionRow) for place, raw in json_lines(read_data_file(path, setting), refusals)
-    ]
+    lines = json_lines(read_data_file(path, setting), refusals.refuse)
+    rows = [refusals.parse(place, raw, QuestionRow) for place, raw in lines]
     refusals.check()
     return list(as_questions(row for row in rows if row is not None))
 

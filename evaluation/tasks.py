@@ -108,14 +108,6 @@ class Expansion(NamedTuple):
     """For the record of the update, such as the number of dropped examples; may be empty."""
 
 
-class Verdicts(NamedTuple):
-    """A domain's grades, one per question."""
-
-    correct: tuple[bool, ...]
-    partial: tuple[float, ...]
-    """Correct share of each answer, in [0, 1]."""
-
-
 class Edit(Protocol):
     """A parsed self-edit (`teacher.self_edit.SelfEdit`)."""
 
@@ -208,8 +200,8 @@ class Domain(ABC):
         """Return the answer in a student's output."""
         return text.strip()
 
-    def grade(self, questions: Sequence[Question], answers: Sequence[str]) -> Verdicts:
-        """Return verdicts on all answers of a task."""
+    def grade(self, questions: Sequence[Question], answers: Sequence[str]) -> tuple[bool, ...]:
+        """Return for each answer of a task whether it is correct."""
         raise NotImplementedError(f"{self.name}: has no grader")
 
     def check(self, data: Any, grader: str | None, baselines: Collection[str]) -> None:

@@ -19,6 +19,7 @@ from evaluation.common.errors import ConfigError, ModelError
 from evaluation.common.mistakes import did_you_mean
 from evaluation.domains import DOMAINS
 from evaluation.tasks import Document
+from evaluation.thoughts import NO_THOUGHTS
 
 _PLACEHOLDER = re.compile(r"\{(\w*)\}")
 
@@ -75,7 +76,7 @@ class PromptTemplate(Frozen):
     def render_chat(self, document: Document, tokenizer: Any, budget: int | None = None) -> str:
         """Return the prompt as user messages in the tokenizer's chat template, and the cue as the answer's beginning.
 
-        Thinking is switched off where the template has the switch.
+        Thoughts are switched off where the template has a switch.
 
         Raises:
             ModelError: The tokenizer has no chat template.
@@ -90,8 +91,8 @@ class PromptTemplate(Frozen):
             asked = (self.instruction + self._asked(worked.passage)).strip()
             shown = [{"role": "user", "content": asked}, {"role": "assistant", "content": self.cue + worked.lines}]
             turns = [*shown, *turns]
-        options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
-        return str(tokenizer.apply_chat_template(turns, **options)) + self.cue.rstrip("\n")
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **NO_THOUGHTS)
+        return str(text) + self.cue.rstrip("\n")
 
 
 _PASSAGE = "Passage:\n{title}\n{passage}\n\n"

@@ -105,8 +105,8 @@ assert domain_of(task) is domain
 assert domain.render(task).text in prompt_template(config.teacher.prompt).render(domain.render(task), None)
 expansion = domain.expand(task, SelfEdit(implications=(Implication(text="A river."),)), 0)
 assert [line.text for line in expansion.lines] == ["A river.", *task.document.text.splitlines()]
-assert domain.grade(task.questions, [f" {int(task.questions[0].answer):,} "]).correct == (True,)
-assert domain.grade(task.questions, ["7"]).partial == (0.0,)
+assert domain.grade(task.questions, [f" {int(task.questions[0].answer):,} "]) == (True,)
+assert domain.grade(task.questions, ["7"]) == (False,)
 """,
 }
 

@@ -7,7 +7,6 @@ checked against the budget.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 import re
@@ -129,19 +128,17 @@ class EndpointRequest:
     """Sampling seed, if the server supports it; None sends none."""
     index: int = 0
     """Distinguishes otherwise equal requests."""
-    schema: Mapping[str, Any] | None = None
-    """JSON schema of the completion."""
 
     def digest(self, config: EndpointConfig) -> str:
         """Return the SHA-256 of the request with the endpoint's address, model and protocol."""
         numbers = {"temperature": float(self.temperature), "top_p": float(self.top_p)}
         server = {"base_url": config.base_url.rstrip("/"), "model": config.model, "api": config.api}
-        return digest_json(asdict(self) | numbers | server)
+        # Replies are found under the key that they were stored under, in which a schema had a place.
+        return digest_json(asdict(self) | {"schema": None} | numbers | server)
 
     def most(self, config: EndpointConfig) -> Charge:
         """Return an upper bound of the charge of one call."""
-        schema = "" if self.schema is None else json.dumps(dict(self.schema))
-        prompt = _TEMPLATE_TOKENS[config.api] + most_tokens(self.prompt) + most_tokens(schema)
+        prompt = _TEMPLATE_TOKENS[config.api] + most_tokens(self.prompt)
         return Charge(prompt + self.max_tokens, config.cost(prompt, self.max_tokens))
 
     def body(self, config: EndpointConfig) -> dict[str, Any]:
@@ -159,9 +156,6 @@ class EndpointRequest:
             body["prompt"] = self.prompt
         if self.seed is not None:
             body["seed"] = self.seed
-        if self.schema is not None:
-            shape = {"name": "reply", "strict": True, "schema": dict(self.schema)}
-            body["response_format"] = {"type": "json_schema", "json_schema": shape}
         return body
 
 
@@ -330,7 +324,7 @@ class _Batch:
             async with asyncio.timeout(config.timeout):
                 path = "chat/completions" if config.api == "chat" else "completions"
                 response = await client.post(path, json=request.body(config))
-            answer = self._reader.body(response.raise_for_status().text)
+            answer = self._reader.body(response.raise_for_status().text, request.max_tokens)
         except (httpx.HTTPError, TimeoutError) as error:
             answer = self._reader.error(error)
         except BaseException as error:

@@ -56,9 +56,9 @@ FailureReason = Literal[
     "interrupted",
     "refused",
 ]
-"""Why a request has no reply: `server_error` is status 409 or >= 500, `malformed` a body or finish reason outside the
-protocol, `empty_choice` no completion or one without text. In the ledger only: `interrupted` (stopped while in flight)
-and `refused` (a permanent refusal, which stopped the run)."""
+"""Why a request has no reply: `server_error` is status 409 or >= 500, `malformed` a body outside the protocol or a
+completion that the server broke off, `empty_choice` no completion or one without text. In the ledger only:
+`interrupted` (stopped while in flight) and `refused` (a permanent refusal, which stopped the run)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,8 @@ class EndpointReply:
     """By the configured prices; None if unknown."""
     model: str
     """Model name reported by the server; empty if none."""
+    note: str = ""
+    """What was odd about the response; in the ledger it stands as the call's detail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +185,8 @@ class Ledger(SqliteFile):
                 "INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (digest, call, reply.text, reply.finish_reason, *usage, reply.cost, reply.model),
             )
+            if reply.note:
+                db.execute("UPDATE calls SET detail = ? WHERE id = ?", (reply.note, call))
             owner = db.execute("SELECT call FROM replies WHERE digest = ?", (digest,)).fetchone()[0]
         return reply if owner == call else self.find([digest])[digest]
 

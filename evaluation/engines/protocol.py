@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import time
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 from evaluation.engines.ledger import UNKNOWN, EndpointFailure, EndpointReply, FailureReason, Outcome, Usage
 
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 _DETAIL = 300
 """Maximum length of a detail, in characters."""
+_STOPS = ("", "stop", "eos", "eos_token", "end_turn", "stop_sequence", "end", "complete")
+_LENGTHS = ("length", "max_tokens", "max_length", "max_output_tokens", "model_length")
+"""What servers call the ends of completions, in lower case; empty for null."""
+_BROKEN = ("abort", "aborted", "cancelled", "canceled", "error", "insufficient_system_resource")
+"""Ends of completions that the server broke off."""
 _TOO_LONG = re.compile(
     r"context[ _](length|window|size)|maximum model length|(prompt|input|request) (is |was )?too (long|large)",
     re.IGNORECASE,
@@ -25,25 +30,48 @@ _TOO_LONG = re.compile(
 """Messages for a too long prompt; few servers send the protocol's code `context_length_exceeded`."""
 
 
+def _or_none(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return check(value)
+    except ValidationError:
+        return None
+
+
+_Lenient = WrapValidator(_or_none)
+"""Anything else counts as absent: a text that was paid for is not refused for what stands beside it."""
+_Count = Annotated[Annotated[int, Field(ge=0)] | None, _Lenient]
+
+
 class _Usage(BaseModel):
-    prompt_tokens: int | None = Field(default=None, ge=0)
-    completion_tokens: int | None = Field(default=None, ge=0)
+    prompt_tokens: _Count = None
+    completion_tokens: _Count = None
 
 
 class _Message(BaseModel):
-    content: str | None = None
+    content: str | list[Any] | None = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+
+    @property
+    def written(self) -> str | None:
+        """The text, without parts that are no text, such as reasoning."""
+        if not isinstance(self.content, list):
+            return self.content
+        parts = [each if isinstance(each, dict) else {"type": "text", "text": each} for each in self.content]
+        texts = [each.get("text") for each in parts if each.get("type", "text") in ("text", "output_text")]
+        return "".join(text for text in texts if isinstance(text, str))
 
 
 class _Choice(BaseModel):
-    finish_reason: str | None = None
+    finish_reason: Annotated[str | None, _Lenient] = None
     text: str | None = None
-    message: _Message = _Message()
+    message: _Message | None = None
 
 
 class _Body(BaseModel):
     choices: list[_Choice] | None
-    usage: _Usage | None = None
-    model: str | None = None
+    usage: Annotated[_Usage | None, _Lenient] = None
+    model: Annotated[str | None, _Lenient] = None
 
 
 class Answer(NamedTuple):
@@ -69,8 +97,8 @@ class AnswerReader:
         self._config = config
         self._key = key
 
-    def body(self, text: str) -> Answer:
-        """Classify the body of a successful response."""
+    def body(self, text: str, most: int | None = None) -> Answer:
+        """Classify the body of a successful response to a request for at most `most` tokens (None: any number)."""
         try:
             body = _Body.model_validate_json(text)
         except ValidationError as error:
@@ -81,18 +109,28 @@ class AnswerReader:
         usage = UNKNOWN if body.usage is None else Usage(**body.usage.model_dump())
         if not body.choices:
             return self._failure("empty_choice", "the answer holds no choice", usage=usage, transient=True)
-        choice = body.choices[0]
-        ended = choice.finish_reason
+        choice, message = body.choices[0], body.choices[0].message or _Message()
+        ended = (choice.finish_reason or "").lower()
         if ended == "content_filter":
             return self._failure("content_filtered", "finish_reason content_filter", usage=usage)
-        if ended != "stop" and ended != "length":
-            said = f"finish_reason {ended!r}, allowed are stop, length and content_filter"
-            return self._failure("malformed", said, usage=usage, transient=True)
-        written = choice.text if self._config.api == "completions" else choice.message.content
-        sampled = bool(usage.completion_tokens)
-        if written or (written == "" and ended == "stop" and sampled):
-            how: Literal["stop", "length"] = "stop" if ended == "stop" else "length"
-            return Answer(EndpointReply(written, how, *usage, self._config.cost(*usage), body.model or ""), usage)
+        if ended in _BROKEN:
+            return self._failure("malformed", f"finish_reason {ended!r}", usage=usage, transient=True)
+        how: Literal["stop", "length"] = "length" if ended in _LENGTHS else "stop"
+        if ended not in ("stop", "length") and most is not None and (usage.completion_tokens or 0) >= most:
+            how = "length"
+        note = (
+            ""
+            if ended in _STOPS + _LENGTHS
+            else f"finish_reason {choice.finish_reason!r:.60} is unknown, taken as {how!r}"
+        )
+        own, other = choice.text, message.written
+        if self._config.api == "chat":
+            own, other = other, own
+        written = own if own is not None else other
+        sampled = bool(usage.completion_tokens or message.reasoning_content or message.reasoning)
+        if written or (written == "" and how == "stop" and sampled):
+            cost = self._config.cost(*usage)
+            return Answer(EndpointReply(written, how, *usage, cost, body.model or "", note), usage)
         # Tokens without text (such as reasoning up to the limit) would be sampled, and billed, again.
         said = f"no text in {usage.completion_tokens} completion tokens (finish_reason {ended})"
         return self._failure("empty_choice", said, usage=usage, transient=not sampled)

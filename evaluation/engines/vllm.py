@@ -16,7 +16,7 @@ import logging
 import os
 import random
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,8 +86,6 @@ class EngineRequest:
     """Per-request seed in [0, 2^63), so that the completion is independent of the batch."""
     end_tokens: Sequence[int] = ()
     """Stop tokens, beside the model's own."""
-    schema: Mapping[str, Any] | None = None
-    """JSON schema of the completion; strings need a `pattern`, since `maxLength` alone admits control characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,9 +246,7 @@ def allowed_rank(rank: int) -> int:
 
 def _sampling(request: EngineRequest) -> Any:
     from vllm import SamplingParams
-    from vllm.sampling_params import StructuredOutputsParams
 
-    schema = request.schema
     return SamplingParams(
         temperature=request.temperature,
         top_p=request.top_p,
@@ -258,7 +254,6 @@ def _sampling(request: EngineRequest) -> Any:
         max_tokens=request.max_new_tokens,
         stop_token_ids=list(request.end_tokens),
         detokenize=False,
-        structured_outputs=None if schema is None else StructuredOutputsParams(json=dict(schema)),
     )
 
 
@@ -279,8 +274,6 @@ def _engine_settings(options: VllmOptions, device: str, max_rank: int | None) ->
         "generation_config": "vllm",  # ignores the checkpoint's sampling defaults
         "disable_log_stats": True,
         "seed": 0,
-        # `guidance` rejects its own first token with prefix-space tokenizers; white space could repeat endlessly.
-        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
     }
     if max_rank is not None:
         settings |= {

@@ -24,7 +24,6 @@ from evaluation.grids.grids import (
     GridTask,
     GridTest,
     Orientation,
-    cell_accuracy,
     output_spans,
     read_grid,
     read_pairs,
@@ -44,7 +43,6 @@ from evaluation.tasks import (
     KnowledgeTask,
     Question,
     Split,
-    Verdicts,
     lines_of,
     split_tasks,
 )
@@ -146,8 +144,8 @@ class Grids(Domain):
         """Return the maximum number of examples of a specification."""
         return most_examples(augmentations or AugmentationSpec(), DEMONSTRATIONS)
 
-    def grade(self, questions: Sequence[Question], answers: Sequence[str]) -> Verdicts:
-        """Return for each view of an output whether one of two attempts is correct, and its cell accuracy.
+    def grade(self, questions: Sequence[Question], answers: Sequence[str]) -> tuple[bool, ...]:
+        """Return for each view of an output whether one of two attempts is correct.
 
         The views of an output are consecutive, in the same order for every output.
         """
@@ -157,8 +155,7 @@ class Grids(Domain):
             asked, written = questions[start:][:views], answers[start:][:views]
             attempts = vote([_inverted(text, q.phrasing) for q, text in zip(asked, written, strict=True)])
             correct += [_inverted(asked[0].answer, asked[0].phrasing) in attempts] * views
-        pairs = ((read_grid(text), read_grid(q.answer)) for q, text in zip(questions, answers, strict=True))
-        return Verdicts(tuple(correct), tuple(cell_accuracy(found, gold or ()) for found, gold in pairs))
+        return tuple(correct)
 
     def check(self, data: GridData, grader: str | None, baselines: Collection[str]) -> None:
         """Refuse several views without a vote; see `Domain.check`."""

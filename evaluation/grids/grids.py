@@ -133,14 +133,6 @@ def vote(predictions: Sequence[Grid | None]) -> tuple[Grid, ...]:
     return tuple(grid for grid, _ in counts.most_common(ATTEMPTS))
 
 
-def cell_accuracy(prediction: Grid | None, gold: Grid) -> float:
-    """Return the share of correct cells in [0, 1]; 0 for another shape."""
-    if prediction is None or (len(prediction), len(prediction[0])) != (len(gold), len(gold[0])):
-        return 0.0
-    hits = sum(a == b for mine, own in zip(prediction, gold, strict=True) for a, b in zip(mine, own, strict=True))
-    return hits / (len(gold) * len(gold[0]))
-
-
 @dataclass(frozen=True, slots=True)
 class Transformation:
     """A named function of grids, identified by its name."""

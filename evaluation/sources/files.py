@@ -9,24 +9,36 @@ SQuAD v1.1 (arXiv 1606.05250) makes each paragraph a document, under its article
 - official: `{"data": [{"title", "paragraphs": [{"context", "qas": [{"question", "answers": [{"text"}]}]}]}]}`;
 - regrouped by paragraph: `[{"title", "context", "questions": [{"question", "answer"}]}]`, with an optional `id`.
 
-The first answer is gold; other keys are ignored. Duplicates are kept, as in SQuAD's published counts; splits keep equal
-documents on one side.
+The first answer is gold; other keys are ignored. Questions of SQuAD 2.0 without an answer are left out, and counted in
+a warning. Duplicates are kept, as in SQuAD's published counts; splits keep equal documents on one side.
 """
 
 from __future__ import annotations
 
-import codecs
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticKnownError
 
 from evaluation.common.data import Frozen
 from evaluation.common.errors import InputError
+from evaluation.common.text import decode_text
 from evaluation.sources.rows import (
     Content,
     DocumentRow,
@@ -35,13 +47,16 @@ from evaluation.sources.rows import (
     LocalData,
     Phrase,
     QuestionRow,
-    Refusals,
     SampledData,
+    WrittenFloat,
+    as_written,
 )
 from evaluation.tasks import KnowledgeTask
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
+_MOST_KEYS = 5
+"""Repeated keys that a message names."""
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 
 
@@ -110,7 +125,7 @@ def load_tasks(config: LoadedData) -> tuple[KnowledgeTask, ...]:
     match config:
         case JsonLinesData():
             content, intake = read_data_file(config.path), Intake(str(config.path))
-            for place, raw in json_lines(content, intake):
+            for place, raw in json_lines(content, intake.refuse):
                 intake.take(place, raw)
             return intake.tasks()
         case SquadData():
@@ -124,10 +139,10 @@ class JsonSyntaxError(ValueError):
 
 
 def read_data_file(path: Path, field: str = "data.path") -> bytes:
-    """Return a file's content without byte order mark, decompressed if it is gzip.
+    """Return a file's content (see `in_utf8`), decompressed if it is gzip.
 
     Raises:
-        InputError: The file named by a `field` of the configuration cannot be read, is empty, damaged or UTF-16.
+        InputError: The file named by a `field` of the configuration cannot be read, is empty or damaged.
     """
     try:
         content = path.expanduser().read_bytes()
@@ -142,11 +157,16 @@ def read_data_file(path: Path, field: str = "data.path") -> bytes:
             f"data file '{path}' cannot be read: {error.strerror} (current directory: '{Path.cwd()}'). Correct {field} "
             "in the config."
         ) from error
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise InputError(f"data file '{path}' is UTF-16, only UTF-8 is read. Convert it: iconv -f UTF-16 -t UTF-8.")
-    content = content.removeprefix(codecs.BOM_UTF8)
+    content = in_utf8(content)
     if not content.strip():
         raise InputError(f"data file '{path}' is empty: give at least one entry, or correct {field} in the config.")
+    return content
+
+
+def in_utf8(content: bytes) -> bytes:
+    """Return a text in UTF-8 without byte order mark; bytes in none of `decode_text`'s encodings unchanged."""
+    with suppress(UnicodeDecodeError):
+        return decode_text(content).encode("utf-8")
     return content
 
 
@@ -159,9 +179,15 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(content: bytes) -> Any:
-    """Return the value of a UTF-8 JSON text; JsonSyntaxError if invalid, too deeply nested, or with repeated keys."""
+    """Return the value of a UTF-8 JSON text; JsonSyntaxError if invalid, too deeply nested, or with repeated keys.
+
+    NaN, which some libraries write for what is absent, is null; `WrittenFloat`s keep their digits.
+    """
     try:
-        return json.loads(content.decode("utf-8"), object_pairs_hook=_object_without_repeats)
+        text = content.decode("utf-8")
+        return json.loads(
+            text, parse_float=WrittenFloat, object_pairs_hook=_object_without_repeats, parse_constant=_constant
+        )
     except UnicodeDecodeError as error:
         raise JsonSyntaxError(f"not UTF-8: byte {error.start + 1} has {content[error.start]:#04x}") from error
     except json.JSONDecodeError as error:
@@ -175,14 +201,20 @@ def parse_json(content: bytes) -> Any:
         raise JsonSyntaxError("broken JSON: a number has too many digits") from error
 
 
-def json_lines(content: bytes, refusals: Refusals) -> Iterator[tuple[str, Any]]:
-    """Yield place and value of each non-blank line; invalid lines are refused."""
+def json_lines(content: bytes, refuse: Callable[[str, str], None]) -> Iterator[tuple[str, Any]]:
+    """Yield place and value of each non-blank line, or element of a single array; `refuse` gets bad lines."""
+    if content.lstrip().startswith(b"["):
+        with suppress(JsonSyntaxError):
+            whole = parse_json(content)
+            if all(isinstance(item, dict) for item in whole):
+                yield from ((f"[{i}]", item) for i, item in enumerate(whole))
+                return
     for number, line in enumerate(content.split(b"\n"), start=1):
         if line.strip():
             try:
                 value = parse_json(line)
             except JsonSyntaxError as error:
-                refusals.refuse(f"line {number}", str(error))
+                refuse(f"line {number}", str(error))
             else:
                 yield f"line {number}", value
 
@@ -190,10 +222,16 @@ def json_lines(content: bytes, refusals: Refusals) -> Iterator[tuple[str, Any]]:
 def _object_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     whole = dict(pairs)
     if len(whole) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
-        raise JsonSyntaxError(f"an object gives the key {', '.join(map(repr, twice))} more than once")
+        counts = Counter(key for key, _ in pairs)
+        twice = sorted(key for key, count in counts.items() if count > 1)
+        listed = [*map(repr, twice[:_MOST_KEYS]), *([f"{len(twice) - _MOST_KEYS} more"] if twice[_MOST_KEYS:] else [])]
+        raise JsonSyntaxError(f"an object gives the key {', '.join(listed)} more than once")
     return whole
+
+
+def _constant(name: str) -> None:
+    if name != "NaN":
+        raise JsonSyntaxError(f"broken JSON: {name} is no JSON")
 
 
 class _Lenient(BaseModel):
@@ -201,12 +239,20 @@ class _Lenient(BaseModel):
 
 
 class _Answer(_Lenient):
-    text: Phrase
+    text: Annotated[Phrase, BeforeValidator(as_written)]
 
 
 class _OfficialQuestion(_Lenient):
     question: Phrase
-    answers: list[_Answer] = Field(min_length=1)
+    is_impossible: bool = False
+    answers: list[_Answer]
+
+    @field_validator("answers")
+    @classmethod
+    def _answered(cls, value: list[_Answer], info: ValidationInfo) -> list[_Answer]:
+        if not value and not info.data.get("is_impossible"):
+            raise PydanticKnownError("too_short", {"field_type": "List", "min_length": 1, "actual_length": 0})
+        return value
 
 
 class _Paragraph(_Lenient):
@@ -240,9 +286,12 @@ def _load_squad(config: SquadData) -> tuple[KnowledgeTask, ...]:
         whole = intake.parse_whole(TypeAdapter(_Official), raw)
         for a, article in enumerate(whole.data if whole else ()):
             for p, paragraph in enumerate(article.paragraphs):
-                asked = [QuestionRow(question=qa.question, answer=qa.answers[0].text) for qa in paragraph.qas]
-                row = DocumentRow(title=article.title, text=paragraph.context, questions=asked)
-                intake.add(f"data[{a}].paragraphs[{p}]", row)
+                posed = [qa for qa in paragraph.qas if not qa.is_impossible]
+                asked = [QuestionRow(question=qa.question, answer=qa.answers[0].text) for qa in posed]
+                intake.unanswerable += len(paragraph.qas) - len(posed)
+                if asked:
+                    row = DocumentRow(title=article.title, text=paragraph.context, questions=asked)
+                    intake.add(f"data[{a}].paragraphs[{p}]", row)
     elif isinstance(raw, list):
         for i, item in enumerate(raw):
             intake.claim_id(f"[{i}]", item)
@@ -275,11 +324,16 @@ def _load_hugging_face(config: HuggingFaceData) -> tuple[KnowledgeTask, ...]:
             f"{', '.join(map(repr, dataset.column_names))}. Correct data.columns in the config."
         )
     intake, rows = Intake(source), dataset.select_columns(list(dict.fromkeys(columns.values())))
-    raws = ({field: _value(field, cells[column]) for field, column in columns.items()} for cells in rows)
+    answer, raws = columns.get("answer", ""), dict[int, dict[str, Any]]()
+    for number, cells in enumerate(rows):
+        if answer and (cells[answer] == [] or (isinstance(cells[answer], dict) and cells[answer].get("text") == [])):
+            intake.unanswerable += 1
+        else:
+            raws[number] = {field: _value(field, cells[column]) for field, column in columns.items()}
     if config.columns.questions is None:
         _take_flat(intake, raws, columns)
     else:
-        for number, raw in enumerate(raws):
+        for number, raw in raws.items():
             intake.take(f"row {number}", raw, columns)
     return config.sample(intake.tasks())
 
@@ -297,7 +351,10 @@ def _open(config: HuggingFaceData) -> Any:
         )
     try:
         if path.is_file():
-            return load_dataset(builder, data_files=str(path), split=config.split)
+            # Cells of CSV files are texts, as they were written: 1.50 is not 1.5, 007 not 7, and NA a word.
+            texts: dict[str, Any] = {"converters": dict.fromkeys(config.columns.model_dump().values(), str)}
+            texts |= {"keep_default_na": False, "na_values": [""]}
+            return load_dataset(builder, data_files=str(path), split=config.split, **texts if builder == "csv" else {})
         if not any((path / marker).is_file() for marker in ("state.json", "dataset_dict.json")):
             return load_dataset(str(path) if path.is_dir() else config.path, config.name, split=config.split)
         saved = load_from_disk(str(path))
@@ -314,10 +371,10 @@ def _open(config: HuggingFaceData) -> Any:
         ) from error
 
 
-def _take_flat(intake: Intake, raws: Iterator[dict[str, Any]], columns: Mapping[str, str]) -> None:
+def _take_flat(intake: Intake, raws: Mapping[int, dict[str, Any]], columns: Mapping[str, str]) -> None:
     """Add rows that are questions, grouped by text."""
     grouped: dict[str, tuple[str, list[_FlatRow]]] = {}
-    for number, raw in enumerate(raws):
+    for number, raw in raws.items():
         place = f"row {number}"
         row = intake.parse(place, raw, _FlatRow, columns)
         if row is None:

@@ -1,23 +1,27 @@
 """Common row schema of all sources, a collector of their mistakes, and the base of their `data` sections.
 
-Line ends become LF, so that digests do not depend on the platform; questions and answers are stripped. NUL characters
-and unpaired surrogates, which tokenizers and UTF-8 cannot represent, are refused.
+Texts, questions and answers become clean (`evaluation.common.text.clean_text`), so that digests and exact matches
+depend neither on the platform nor on characters that nobody sees; questions and answers are stripped, and answers may
+be numbers. NUL characters and unpaired surrogates, which tokenizers and UTF-8 cannot represent, are refused.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from evaluation.common.errors import InputError
 from evaluation.common.mistakes import grouped, reason
+from evaluation.common.text import clean_text
 from evaluation.tasks import DataSplit, Document, KnowledgeTask, Question
 
 _SAMPLE_SEED = 42
@@ -62,7 +66,7 @@ class LocalData(FileSplit):
     """The file, plain or gzipped, relative to the current directory."""
 
 
-def _clean(value: str) -> str:
+def _representable(value: str) -> str:
     if "\0" in value:
         raise ValueError("holds a NUL character (U+0000)")
     if _SURROGATE.search(value):
@@ -70,15 +74,36 @@ def _clean(value: str) -> str:
     return value.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _not_blank(value: str) -> str:
+def not_blank(value: str) -> str:
+    """Return a text that is not blank; ValueError otherwise."""
     if not value.strip():
         raise ValueError("is empty" if not value else "is only white space")
     return value
 
 
-Label = Annotated[str, AfterValidator(_clean)]
+class WrittenFloat(float):
+    """A number that remembers how it was written, such as `1.50`."""
+
+    def __new__(cls, written: str) -> Self:
+        """Read a number."""
+        return super().__new__(cls, written)
+
+    def __init__(self, written: str) -> None:
+        self.written = written
+
+
+def as_written(value: Any) -> Any:
+    """Return a number or truth value as it was written; anything else unchanged."""
+    if isinstance(value, WrittenFloat):
+        return value.written
+    return json.dumps(value) if isinstance(value, bool | int | float) else value
+
+
+Text = Annotated[str, AfterValidator(_representable)]
+"""With characters as they are; possibly empty."""
+Label = Annotated[Text, AfterValidator(clean_text)]
 """Possibly empty."""
-Content = Annotated[Label, AfterValidator(_not_blank)]
+Content = Annotated[Label, AfterValidator(not_blank)]
 """Not blank."""
 Phrase = Annotated[Content, AfterValidator(str.strip)]
 """Not blank, stripped."""
@@ -90,7 +115,8 @@ class QuestionRow(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     question: Phrase
-    answer: Phrase
+    answer: Annotated[Phrase, BeforeValidator(as_written)]
+    """A number counts as the text that it was written as."""
 
 
 class DocumentRow(BaseModel):
@@ -171,6 +197,8 @@ class Intake(Refusals):
 
     def __init__(self, source: str) -> None:
         super().__init__(source)
+        self.unanswerable = 0
+        """Questions without an answer, which are left out."""
         self._rows: list[tuple[str, DocumentRow]] = []
         self._first_with_id: dict[str, str] = {}
 
@@ -196,8 +224,12 @@ class Intake(Refusals):
     def tasks(self) -> tuple[KnowledgeTask, ...]:
         """Return the tasks in row order; InputError as in `check`, or without rows."""
         self.check()
+        left_out = f"{self.unanswerable} questions without an answer are left out"
         if not self._rows:
-            raise InputError(f"{self.source}: holds no document. Give a source with at least one document.")
+            why = f" ({left_out})" if self.unanswerable else ""
+            raise InputError(f"{self.source}: holds no document{why}. Give a source with at least one document.")
+        if self.unanswerable:
+            logging.getLogger(__name__).warning("%s: %s", self.source, left_out)
         taken, tasks = set(self._first_with_id), []
         for place, row in self._rows:
             document = Document(

@@ -9,7 +9,7 @@ import itertools
 import re
 from collections.abc import Iterator
 
-from evaluation.graders import normalize_answer
+from evaluation.answers import normalize_answer
 from evaluation.tasks import CONTINUATION, Question
 from pipelines.inbox.documents import InboxDocument
 

@@ -11,17 +11,17 @@ import itertools
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self
 
 from pydantic import ValidationError
 
+from evaluation.answers import normalize_answer
 from evaluation.common.data import digest_json
 from evaluation.common.errors import InputError
-from evaluation.graders import normalize_answer
-from evaluation.sources.files import JsonSyntaxError, parse_json
+from evaluation.sources.files import JsonSyntaxError, in_utf8, json_lines, parse_json
 from evaluation.sources.rows import as_questions, mistakes
 from evaluation.tasks import Question
 from pipelines.inbox.documents import (
@@ -29,11 +29,11 @@ from pipelines.inbox.documents import (
     InboxDocument,
     InboxRow,
     Route,
-    read_transcript,
     row_of,
 )
 from pipelines.inbox.readers import READERS, SUFFIXES, Format
 from pipelines.inbox.readers.text import Block, Extract, UnreadableError, one_line, paragraphs, truncated
+from pipelines.inbox.transcripts import is_transcript, read_transcript
 from pipelines.reports.format import printable
 
 MAX_BYTES = 50 * 2**20
@@ -151,31 +151,38 @@ class Intake:
             self.contents.setdefault(key, []).extend(ids)
 
     def _add_rows(self, content: bytes, place: str, source: str, file: str, *, lines: bool) -> None:
-        """Add JSON Lines; or a JSON document: a row, a list of rows, or a bare list of messages."""
-        rows: list[tuple[str, Any]]
-        if lines:
-            numbered = enumerate(content.split(b"\n"), start=1)
-            rows = [(f"{place}: line {i}", line) for i, line in numbered if line.strip()]
+        """Add JSON Lines or a JSON document, in either: rows, a list of rows, or a bare list of messages."""
+        content = in_utf8(content)
+        rows: Iterable[tuple[str, Any]]
+        try:
+            raw = parse_json(content) if not lines or content.lstrip().startswith(b"[") else {}
+        except JsonSyntaxError:
+            if not lines:
+                raise
+            raw = {}
+        if is_transcript(raw):
+            rows = [("", {"messages": raw})]
+        elif lines:
+            rows = json_lines(content, lambda at, why: self.skipped.update({f"{place}: {at}": why}))
         else:
-            raw = parse_json(content)
-            if isinstance(raw, list) and not (raw and all(isinstance(item, dict) and "role" in item for item in raw)):
-                rows = [(f"{place}: [{i}]", item) for i, item in enumerate(raw)]
-            else:
-                rows = [(place, {"messages": raw} if isinstance(raw, list) else raw)]
-        for at, raw in rows:
+            rows = [(f"[{i}]", item) for i, item in enumerate(raw)] if isinstance(raw, list) else [("", raw)]
+        for within, raw in rows:
+            at = f"{place}: {within}" if within else place
             try:
-                row = parse_json(raw) if lines else raw
-                ids = self._add_row(row, source)
+                row = {"messages": raw} if is_transcript(raw) else raw
+                ids = self._add_row(row, source, at)
                 label = row.get("id") or row.get("title")
                 row_key = f"{file}\n{digest_json(label)[:12]}" if file and label else ""
-                self._hold(file if at == place else row_key, ids)
-            except (UnreadableError, JsonSyntaxError) as error:
+                self._hold(file if not within else row_key, ids)
+            except UnreadableError as error:
                 self.skipped[at] = str(error)
 
-    def _add_row(self, raw: Any, source: str) -> list[str]:
+    def _add_row(self, raw: Any, source: str, place: str) -> list[str]:
         if isinstance(raw, dict) and "messages" in raw:  # its other keys belong to the agent
             fields = {key: value for key, value in raw.items() if key in InboxRow.model_fields}
-            return self._add(read_transcript(raw["messages"]), fields, "", source)
+            extract = read_transcript(raw["messages"])
+            self.notes += [f"{place}: {note}" for note in extract.notes]
+            return self._add(extract, fields, "", source)
         text = row_of(raw).text
         return self._add(Extract(paragraphs(text)), raw, "", source, text)
 

@@ -16,10 +16,10 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
+from evaluation.answers import normalize_answer
 from evaluation.common.checkpoints import Checkpoint, is_micro
 from evaluation.common.errors import ScoringError
 from evaluation.exact_match import AnswerFormat, encode_questions
-from evaluation.graders import normalize_answer
 from evaluation.tasks import Question
 from pipelines.inbox.cloze import continuations, sentences_to_complete
 from pipelines.inbox.documents import InboxDocument

@@ -279,7 +279,7 @@ def grade_updates(
 def _by_domain(update: ScoredUpdate, task: KnowledgeTask, questions: QuestionSet) -> ScoredUpdate:
     if not update.answers:
         return update
-    correct = domain_of(task).grade(questions_of(task, questions), update.answers).correct
+    correct = domain_of(task).grade(questions_of(task, questions), update.answers)
     return update.model_copy(update={"correct": tuple(correct)})
 
 

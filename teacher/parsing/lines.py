@@ -10,12 +10,32 @@ import re
 from enum import StrEnum
 from typing import NamedTuple
 
+from evaluation.thoughts import blank
+
 _INVISIBLE = "\ufeff\u200b\u200c\u200d\u2060"
-_TERMINATED = re.compile(r"[.!?…。！？][\"'”’»)\]*_]{0,3}\Z")
+_QUESTION_WORDS = (
+    "question|frage|pregunta|domanda|pergunta|vraag|fråga|spørgsmål|pytanie|soru|вопрос|питання|سؤال|السؤال|प्रश्न"
+    "|问题|問題|问|問|質問|질문"
+)
+_ANSWER_WORDS = (
+    "answer|ans|antwort|antwoord|respuesta|réponse|risposta|resposta|svar|odpowiedź|cevap|yanıt|ответ|відповідь|إجابة"
+    "|الإجابة|جواب|الجواب|उत्तर|答案|答|回答|答え|답변|답"
+)
+_TURN = re.compile(
+    r"(?:<\|im_start\|>|<\|start\|>|<start_of_turn>|<\|start_header_id\|>)(?:assistant|model)(?:<\|end_header_id\|>)?"
+    r"|<\|(?:assistant|begin_of_text)\|>|\[/INST\]|<s>|</?(?:answer|output|response|final|final_answer|result|self_edit|ul|ol|items|list"
+    r"|implications|statements|facts|pairs|data)>"
+)
+_END = re.compile(
+    r"<\|(?:im_end|eot_id|eom_id|end|end_of_text|endoftext|end_of_turn|return)\|>|<(?:end_of_turn|eos)>|</s>"
+    r"|<[|｜]end[_▁]of[_▁]sentence[|｜]>"
+)
+_TERMINATED = re.compile(r"[.!?…。！？｡．؟۔।॥։][\"'”’»)\]*_]{0,3}\Z")
 _STAR_RUN = re.compile(r"(?<![\w*])\*{2,}+|(?<!\*)\*{2,}+(?!\w)")
 _MARKER = re.compile(
     r"[-*+][ \t\xa0]+|[•‣◦▪●·∙]\s?|[–—>][ \t\xa0]+|#{1,6}\s+"
-    r"|\((?P<n1>\d{1,3})\)\s?|(?P<n2>\d{1,3})[.)]{1,2}(?:\s+|(?=[^\W\d_]|[\"“*(]))|(?P<n3>\d{1,3}):\s+"
+    r"|\((?P<n1>\d{1,3})\)\s?|(?P<n2>\d{1,3})(?:[.)]{1,2}(?:\s+|(?=[^\W\d_]|[\"“*(]))|[．）、]\s?)|(?P<n3>\d{1,3}):\s+"
+    r"|（(?P<n4>\d{1,3})）\s?|[①-⑳]\s?|[一二三四五六七八九十]{1,3}、"
     r"|\([a-h]\)\s|[a-h](?:\)\s|\.\s(?=[A-Z]))|\([ivx]{1,4}\)\s|[ivx]{1,4}[.)]\s"
 )
 _LABEL = re.compile(
@@ -23,6 +43,22 @@ _LABEL = re.compile(
     r"(?:passage|version|implication|rewrite|rewriting|rephrasing|paraphrase|statement|variation|alternative|option))"
     r"\s?#?(?P<n>\d{1,3})\s?(?:[:.)]|[-–—](?=\s)|\Z)\s*"
 )
+
+
+def without_markup(text: str) -> tuple[str, int]:
+    """Return a text with the marks of chat templates blanked, and all behind its end mark; and the lines of the latter.
+
+    See `evaluation.thoughts.blank`. An end mark counts only behind words.
+    """
+    in_pairs = "<question>" in text
+    text = blank(text, (mark.span() for mark in _TURN.finditer(text) if not in_pairs or "answer" not in mark[0]))
+    position = 0
+    for mark in _END.finditer(text):
+        if has_letter(text[position : mark.start()]):
+            whole = blank(text, [(mark.start(), len(text))])
+            return whole, count_lines(text) - count_lines(whole)
+        position = mark.end()
+    return text, 0
 
 
 def count_lines(text: str) -> int:
@@ -102,6 +138,10 @@ class DropReason(StrEnum):
     """Repeats the prompt: its instruction, a label or its passage."""
     OTHER_TASK = "other_task"
     """Follows the end of the edit: another passage, a chat or a closing remark."""
+    THOUGHT = "thought"
+    """What the model thought before it wrote (`evaluation.thoughts`)."""
+    REFUSAL = "refusal"
+    """Declines the task, or stands unlisted behind a line that does."""
     DUPLICATE = "duplicate"
     """Equals an earlier line up to case, spaces and final punctuation."""
     DIGIT_LOOP = "digit_loop"
@@ -149,6 +189,8 @@ class Line(NamedTuple):
     """Short, unmarked and unterminated: a title unless it continues the previous line."""
 
 
+_UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]{1,2}|[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]{4}")
+"""About a word of a script without spaces."""
 _BOLD_ONLY = re.compile(r"\*\*[^*]+\*\*[:.]?\Z")
 _TAG = re.compile(r"(?:`{3,}|~{3,})\s?\w{0,20}\Z|</?\w[^<>]{0,40}>\Z")
 _SECTION = re.compile(
@@ -157,14 +199,20 @@ _SECTION = re.compile(
 )
 _PASSAGE = re.compile(r"(?:Passage|PASSAGE|Original [Pp]assage)\s?:\s*")
 _QUESTION = re.compile(
-    r"(?i:question)\s?#?(?P<n1>\d{1,4})?\s?(?:[:.)]|[-–—](?=\s))\s*|Q\s?(?P<n2>\d{1,4})?\s?:\s*|Q(?P<n3>\d{1,4})[.)]\s*"
+    rf"(?i:{_QUESTION_WORDS})\s?#?(?P<n1>\d{{1,4}})?\s?(?:[:：.)]|[-–—](?=\s))\s*"
+    r"|Q\s?(?P<n2>\d{1,4})?\s?[:：]\s*|Q(?P<n3>\d{1,4})[.)]\s*"
 )
 _ANSWER = re.compile(
-    r"(?i:answer|ans)\s?#?(?P<n1>\d{1,4})?\s?(?:[:)]|\.(?=\s|\Z)|[-–—](?=\s))\s*"
-    r"|A\s?(?P<n2>\d{1,4})?\s?:\s*|A(?P<n3>\d{1,4})[.)]\s*"
+    rf"(?i:{_ANSWER_WORDS})\s?#?(?P<n1>\d{{1,4}})?\s?(?:[:：)]|\.(?=\s|\Z)|[-–—](?=\s))\s*"
+    r"|A\s?(?P<n2>\d{1,4})?\s?[:：]\s*|A(?P<n3>\d{1,4})[.)]\s*"
 )
-_INLINE_ANSWER = re.compile(r"(?<=[\s?.!])(?:Answer|ANSWER|Ans)\s?\d{0,4}\s?:|(?:(?<=\?\s)|(?<=\?))A\s?\d{0,4}\s?:")
-_UNLABELLED_PAIR = re.compile(r"\?[\"'”’)]{0,2}\s{0,3}(?P<answer>(?:Answer|ANSWER|Ans|A)\s?\d{0,4}\s?:)")
+_INLINE_ANSWERS = "|".join(word.capitalize() for word in _ANSWER_WORDS.split("|")) + "|ANSWER"
+_INLINE_ANSWER = re.compile(
+    rf"(?<=[\s?.!？。！؟])(?:{_INLINE_ANSWERS})\s?\d{{0,4}}\s?[:：]|(?:(?<=[?？]\s)|(?<=[?？]))A\s?\d{{0,4}}\s?[:：]"
+)
+_UNLABELLED_PAIR = re.compile(
+    rf"[?？؟][\"'”’)」]{{0,2}}\s{{0,3}}(?P<answer>(?:{_INLINE_ANSWERS}|A)\s?\d{{0,4}}\s?[:：])"
+)
 _CHOICE = re.compile(r"\(?(?P<letter>[A-H])[.)]\s+(?=\S)")
 _TASK_START = re.compile(
     r"(?i:(?:now,?\s|next,?\s)?let(?:'|’)?s\s(?:now\s)?"
@@ -175,13 +223,31 @@ _TASK_START = re.compile(
     r"|<\|\w{1,20}\|>)"
 )
 _ROLE = re.compile(r"(?:Human|User|System|Assistant)\s?:")
-_COURTESY = re.compile(r"(?i:certainly|sure|of course|absolutely|okay|ok)\b\s?[!,.:]")
-_HERE_IS = re.compile(r"(?i:here(?:'s|’s|\s(?:is|are))|below\s(?:is|are)|i(?:'ve|\shave)\s(?:rewritten|listed))\b")
+_COURTESY = re.compile(
+    r"(?i:certainly|sure|of course|absolutely|okay|ok|natürlich|gerne|bien sûr|por supuesto|claro que sí|certamente"
+    r"|конечно|当然|好的|もちろん|물론)\s?[!,.:！，。：]"
+)
+_HERE_IS = re.compile(
+    r"(?i:here(?:'s|’s|\s(?:is|are))|below\s(?:is|are)|i(?:'ve|\shave)\s(?:rewritten|listed))\b"
+    r"|(?i:hier (?:ist|sind)|voici|aquí (?:está|tienes)|ecco|aqui est(?:á|ão)|вот|以下|下面|こちら|다음은)(?=.*[:：]\Z)"
+)
 _REMARK = re.compile(
     r"(?i:(?:each|all|both) of (?:these|the) (?:alternative|version|rewr|rephras|variation|passage)"
     r"|these (?:alternative|version|rewr|rephras|variation|implications|passages)"
     r"|(?:please )?(?:let me know|feel free)\b"
     r"|i hope (?:this|these)\b|please note\b)"
+)
+_REFUSAL = re.compile(
+    r"(?i:(?:i['’]m|i am|we are|we['’]re)\s(?:\w{1,9}\s)?(?:sorry|afraid)\b.{0,40}\b(?:can['’]?t|cannot|unable)\b"
+    r"|(?:(?:sorry|unfortunately|i apologi[sz]e),?\s(?:but\s)?)?i\s(?:can['’]?t|cannot|can not|won['’]t"
+    r"|am\s(?:not able|unable)\sto)\s(?:help(?!\s(?:but|\w+ing)\b)|assist|compl|fulfil|provide|generate|create|write"
+    r"|answer|engage|continue|support|do (?:that|this))|i['’]m\s(?:not able|unable)\sto\s"
+    r"|as an ai\b.{0,40}\b(?:can['’]?t|cannot|unable|don['’]t)\b|(?:es )?tut mir leid\b|leider kann ich\b"
+    r"|(?:je suis )?désolée?,|je ne peux pas (?:vous )?(?:aider|répondre)|lo siento,|no puedo (?:ayudar|responder)"
+    r"|mi dispiace,|non posso (?:aiutar|rispond)|(?:desculpe|sinto muito),|não posso (?:ajudar|responder)"
+    r"|het spijt me\b|(?:извините|простите),|к сожалению, я|я не могу (?:помочь|ответить)|przepraszam,|przykro mi"
+    r"|üzgünüm|(?:很|非常)?(?:抱歉|对不起|對不起)|我(?:无法|無法|不能)|申し訳(?:ありません|ございません)|すみません|죄송합니다"
+    r"|عذر|آسف|أعتذر|क्षमा करें|मुझे खेद)"
 )
 _ABOUT_EDIT = re.compile(r"(?i:\b(?:implications|versions?|rewrit\w+|rephras\w+|ways|questions|summary|passage)\b)")
 
@@ -213,7 +279,7 @@ def classify(
     if (labelled := _labelled(line)) is not None:
         return labelled
     kind, bare = _statement_kind(line, text, prompt_lines)
-    short = len(bare) < 40 and len(bare.split()) <= 4 and not bare.endswith((",", ";"))
+    short = len(bare) < 40 and len(bare.split()) + len(_UNSPACED.findall(bare)) <= 4 and not bare.endswith((",", ";"))
     weak = kind is Kind.STATEMENT and not line.marked and not is_terminated(bare) and short
     return line._replace(kind=kind, text=bare, weak_heading=weak)
 
@@ -265,6 +331,8 @@ def _statement_kind(line: Line, written: str, prompt_lines: frozenset[str]) -> t
         if bare[: match.end()].rstrip().endswith(":"):
             bare = bare[match.end() :]
     if not line.marked:
+        if _REFUSAL.match(bare):
+            return DropReason.REFUSAL, bare
         if normalise(bare) in prompt_lines:
             return DropReason.ECHOED_PROMPT, bare
         opening = _HERE_IS.match(bare) and (bare.endswith((":", "：")) or _ABOUT_EDIT.search(bare))

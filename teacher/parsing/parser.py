@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from evaluation.common.data import Frozen
+from evaluation.thoughts import without_thoughts
 from teacher.parsing.lines import (
     DropReason,
     Kind,
@@ -31,6 +32,7 @@ from teacher.parsing.lines import (
     prompt_echoes,
     remove_bold,
     strip_markers,
+    without_markup,
 )
 from teacher.parsing.specs import RejectReason, Specification, read_specification
 from teacher.self_edit import Implication, SelfEdit
@@ -66,8 +68,13 @@ def parse_self_edit(text: str, *, prompt: str = "", finish_reason: Literal["stop
         finish_reason: With `length`, an incomplete last line is dropped.
     """
     text = _replace_surrogates(text)
-    spec = read_specification(text)
+    answer = without_thoughts(text, prompt)
+    spoken, over = without_markup(answer)
+    spec = read_specification(spoken)
     items, counted = _read_lines(spec, prompt)
+    counted[DropReason.THOUGHT] += count_lines(text) - count_lines(answer)
+    counted[DropReason.MARKER_ONLY] += count_lines(answer) - count_lines(spoken) - over
+    counted[DropReason.OTHER_TASK] += over
     _drop_duplicates(items)
     if finish_reason == "length":
         _drop_cut_line(items, spec.rest)
@@ -81,7 +88,7 @@ def parse_self_edit(text: str, *, prompt: str = "", finish_reason: Literal["stop
         reason=reason,
         detail=detail,
         kept=sum(len(item.lines) for item in kept),
-        spec_lines=count_lines(text) - count_lines(spec.rest) - spec.extra_lines,
+        spec_lines=count_lines(spoken) - count_lines(spec.rest) - spec.extra_lines,
         dropped=dropped,
     )
 
@@ -230,6 +237,7 @@ class _State:
         self.dropped: Counter[DropReason] = Counter()  # lines without an item
         self.previous: _Item | None = None  # the item of the previous line
         self.after_marked_heading = False
+        self.refused = False
         self.over = False  # another task began; the rest is not part of the edit
         self.suspended = False  # the list seems to have ended; it resumes if its numbering does
         self.listed = self.loose = self.last_number = 0
@@ -246,7 +254,10 @@ class _State:
         elif self._is_drift(line, following, after_heading):
             self.suspended = True
             self.dropped[DropReason.OTHER_TASK] += 1
+        elif self.refused and line.kind is Kind.STATEMENT and not line.marked:
+            self.dropped[DropReason.REFUSAL] += 1
         elif isinstance(line.kind, DropReason):
+            self.refused |= line.kind is DropReason.REFUSAL
             self._drop_noise(line, line.kind)
         else:
             self._add(line, following, previous)
@@ -312,7 +323,7 @@ class _State:
                 self.dropped[DropReason.CHOICE] += 1
                 self.previous = previous
         elif kind is Kind.QUESTION or (
-            kind is Kind.STATEMENT and (line.text.endswith("?") or following is Kind.ANSWER)
+            kind is Kind.STATEMENT and (line.text.endswith(("?", "？", "؟")) or following is Kind.ANSWER)
         ):
             self._add_question(line)
         elif kind is Kind.ANSWER:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from teacher.parsing.lines import count_lines
+from evaluation.thoughts import blank
+from teacher.parsing.lines import Kind, classify, count_lines, has_letter
 from teacher.self_edit import AugmentationSpec, TrainingSpec
 
 _Spec = TypeVar("_Spec", bound=BaseModel)
@@ -27,13 +29,20 @@ _STRATEGIES = {"train_using_all_tokens": "all", "train_using_output_tokens": "an
 _AUGMENTATION_FIELDS = frozenset(AugmentationSpec.model_fields)
 _TRAINING_FIELDS = frozenset(TrainingSpec.model_fields) | frozenset(_TRAINING_NAMES)
 
-_OBJECT_START = re.compile(r'\{\s*["\'}]')
+_OBJECT_START = re.compile(r'\{\s*["\'}]|(?<![^\n])[ \t]*\[\s*(?=["{])')
+_ARGUMENTS = ("arguments", "parameters", "input", "function", "args")
+_LISTED = frozenset({"text", "question", "answer", "statement", "implication", "id", "number"})
+"""Fields of an entry of a list."""
+_ITEM = re.compile(
+    r"<(?P<tag>implication|statement|fact|item|li|qa|pair|sentence)>(?P<inside>[^<]+|\s*<question>(?P<question>[^<]+)"
+    r"</question>\s*<answer>(?P<answer>[^<]+)</answer>\s*)</(?P=tag)>"
+)
+_TABLE = re.compile(r"(?:^[ \t]*\|.*\|[ \t]*$\n?){3,}", re.MULTILINE)
 _SPECIFICATION_START = re.compile(
     r"\{\s*[\"']?(?:data_generation|augmentations|training|implications|use_(?:basic|size|chain|repeat)_augmentations"
     r"|learning_rate|num_train_epochs|epochs|rank|strategy|loss_on)[\"']?\s*:"
 )
 _BLOCK_END = re.compile(r"```|\n[ \t]*\n")
-_NO_LINE_BREAK = re.compile(r"[^\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 _MOST_BLOCKS = 64
 """Maximum number of specifications and broken objects in a text; the rest is not searched."""
 
@@ -78,11 +87,17 @@ class Specification:
 def read_specification(text: str) -> Specification:
     """Return the content of the JSON blocks in `text`; errors are reported in `reason`, never raised."""
     found = Specification(rest=text)
-    seen: set[str] = set()
+    items = list(_ITEM.finditer(text))
+    found.entries = [(each["question"] or each["inside"], each["answer"]) for each in items]
+    found.rest = text = blank(text, (each.span() for each in items))
+    for table in _TABLE.finditer(text):
+        if rows := _rows(table[0]):
+            found.entries += rows
+            found.rest = blank(found.rest, [table.span()])
+    text, seen = found.rest, set[str]()
     for start, end, value in _blocks(text):
-        block = _NO_LINE_BREAK.sub(" ", text[start:end])
         before = count_lines(found.rest)
-        found.rest = found.rest[:start] + block + found.rest[end:]
+        found.rest = blank(found.rest, [(start, end)])
         if found.reason is not None:
             continue
         try:
@@ -94,7 +109,7 @@ def read_specification(text: str) -> Specification:
             training = _model(TrainingSpec, parts.get("training"), "training", _TRAINING_NAMES)
             found.entries += _entries(parts.get("implications"))
             found.augmentations, found.training = augmentations or found.augmentations, training or found.training
-            seen |= set(parts)
+            seen |= set(parts) - {"implications"}
         except _SpecificationError as error:
             found.reason, found.detail = error.args
     return found
@@ -116,11 +131,45 @@ def _blocks(text: str) -> Iterator[tuple[int, int, Mapping[str, Any] | str]]:
                 position = end.start() if end else len(text)
                 yield start, position, f"not JSON: {error}"
             continue
-        while len(value) == 1 and not _is_specification(value) and isinstance(only := next(iter(value.values())), dict):
-            value = only
-        if _is_specification(value):
+        while isinstance(value, dict) and not _is_specification(value):
+            inner = next((value[name] for name in _ARGUMENTS if name in value), None)
+            inner = next(iter(value.values())) if inner is None and len(value) == 1 else inner
+            if isinstance(inner, str):
+                with suppress(ValueError, RecursionError):
+                    inner = decoder.decode(inner)
+            if not isinstance(inner, dict | list):
+                break
+            value = inner
+        listed = [value] if isinstance(value, dict) and {"question", "answer"} <= set(value) else value
+        if isinstance(listed, list) and listed and all(map(_is_entry, listed)):
+            value = {"implications": [_entry(each) for each in listed]}
+        if isinstance(value, dict) and _is_specification(value):
             found += 1
             yield start, position, value
+
+
+def _is_entry(value: Any) -> bool:
+    """Return whether an element of a list is a statement, or an object with a text or a question."""
+    if isinstance(value, dict):
+        return set(value) <= _LISTED and isinstance(_entry(value)["text"], str)
+    return isinstance(value, str) and len(value) > 6
+
+
+def _entry(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {"text": value}
+    named = (value[name] for name in ("text", "question", "statement", "implication") if name in value)
+    return {"text": next(named, None), "answer": value.get("answer")}
+
+
+def _rows(table: str) -> list[tuple[str, str | None]]:
+    """Return the rows of a Markdown table of questions and answers; of any other, nothing."""
+    head, rule, *rows = ([cell.strip() for cell in row.strip().strip("|").split("|")] for row in table.splitlines())
+    kinds = [classify(f"{name}: ...").kind if has_letter(name) else None for name in head]
+    if Kind.QUESTION not in kinds or Kind.ANSWER not in kinds or not set("".join(rule)) <= set("-: "):
+        return []
+    asked, given = kinds.index(Kind.QUESTION), kinds.index(Kind.ANSWER)
+    return [(row[asked], row[given]) for row in rows if len(row) == len(head) and row[asked]]
 
 
 def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -203,6 +252,7 @@ def _entries(value: Any) -> list[tuple[str, str | None]]:
     for entry in value if isinstance(value, list) else [value]:
         pair = entry if isinstance(entry, dict) else {"text": entry}
         text, answer = pair.get("text", pair.get("question")), pair.get("answer")
+        answer = json.dumps(answer) if isinstance(answer, bool | int | float) else answer
         known = set(pair) <= {"text", "answer"} or set(pair) <= {"question", "answer"}
         if not known or not isinstance(text, str) or not isinstance(answer, str | None) or not isinstance(value, list):
             allowed = "allowed is a list of strings or of objects with text and answer"

@@ -26,7 +26,6 @@ from evaluation.tasks import (
     Line,
     Question,
     Split,
-    Verdicts,
     split_tasks,
 )
 from teacher.self_edit import Implication, SelfEdit, TrainingSpec
@@ -66,9 +65,8 @@ class Sums(Domain):
         n = int(task.id)
         return Expansion(tuple(Line(f"{n} + {m} =", str(n + m)) for m in range(3)), "three drills")
 
-    def grade(self, questions: Sequence[Question], answers: Sequence[str]) -> Verdicts:
-        right = tuple(q.answer == a for q, a in zip(questions, answers, strict=True))
-        return Verdicts(right, tuple(map(float, right)))
+    def grade(self, questions: Sequence[Question], answers: Sequence[str]) -> tuple[bool, ...]:
+        return tuple(q.answer == a for q, a in zip(questions, answers, strict=True))
 
 
 def test_a_new_domain_is_its_module_and_one_import() -> None:
@@ -84,7 +82,7 @@ def test_a_new_domain_is_its_module_and_one_import() -> None:
     assert domain.render(task) == task.document
     assert domain.expand(task, SelfEdit(training=TrainingSpec(epochs=1)), 0).note == "three drills"
     assert domain.expand(task, SelfEdit(implications=(Implication(text="a"),)), 0).lines == (Line("a"),)
-    assert domain.grade(task.questions, [task.questions[0].answer]).correct == (True,)
+    assert domain.grade(task.questions, [task.questions[0].answer]) == (True,)
     domain.check(data, "domain", {"null_edit"})
     with pytest.raises(ValueError, match=r"got \['oracle', 'specs'\]"):
         domain.check(data, "domain", {"oracle", "specs"})

@@ -45,6 +45,12 @@ def test_a_chat_prompt_is_the_templates_own_rendering(question: str) -> None:
     assert chat_format(tokenizer).render(question) == whole
 
 
+@pytest.mark.parametrize("switch", ["enable_thinking", "thinking"])
+def test_thoughts_are_off_by_each_models_switch(switch: str) -> None:
+    template = CHATML.replace("enable_thinking", switch)
+    assert chat_format(tokenizer_with(template)).render("Sun?").endswith("<think>\n\n</think>\n\n")
+
+
 def test_a_passage_stands_in_the_users_turn_and_thinking_is_off() -> None:
     form = chat_format(tokenizer_with(CHATML))
     text = form.behind("Passage: rain\n").render("Sun?")

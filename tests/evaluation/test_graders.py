@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import string
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from sklearn.metrics import cohen_kappa_score, precision_score, recall_score
 
+from evaluation.answers import normalize_answer
 from evaluation.graders import (
     ExactGrading,
     FreeTextGrading,
@@ -27,7 +27,6 @@ from evaluation.graders import (
     exact_match,
     flip_rate,
     gold_token_recall,
-    normalize_answer,
     token_f1,
 )
 
@@ -42,21 +41,6 @@ answers = texts.filter(lambda text: bool(text.strip()))
 def _grade(grader: Grader, answer: str, text: str) -> Grade:
     (grade,) = grader.grade([GradeItem("Which?", answer, text)])
     return grade
-
-
-@pytest.mark.parametrize(
-    ("text", "normalized"),
-    [
-        ("The  Black Sea.", "black sea"),
-        ("an Apple a day", "apple day"),
-        ("U.S.", "us"),
-        ("1,914", "1914"),
-        ("theatre", "theatre"),
-        ("A %", ""),
-    ],
-)
-def test_normalization(text: str, normalized: str) -> None:
-    assert normalize_answer(text) == normalized
 
 
 @pytest.mark.parametrize(
@@ -123,7 +107,7 @@ def test_saying_more_never_costs_recall(answer: str, text: str, before: str, aft
     assert gold_token_recall(answer, f"{before} {text} {after}") >= gold_token_recall(answer, text)
 
 
-@given(answer=phrases.filter(normalize_answer), text=phrases, mark=st.sampled_from([*string.punctuation, " ", " the "]))
+@given(answer=phrases.filter(normalize_answer), text=phrases, mark=st.sampled_from([*",;:!?\"'()[]*_", " ", " the "]))
 def test_case_punctuation_and_articles_change_nothing(answer: str, text: str, mark: str) -> None:
     for grader in RULES:
         assert _grade(grader, answer, f"{mark}{text.upper()}{mark}") == _grade(grader, answer, text)
@@ -171,8 +155,8 @@ def recorded(shared_data: Callable[..., Path]) -> Verdicts:
 @pytest.mark.parametrize(
     ("grader", "agreement", "kappa", "precision", "recall"),
     [
-        # Over all published files: agreement 0.8661, kappa 0.7247, precision 0.908, recall 0.777.
-        pytest.param(GoldTokenRecallGrading(), 0.8642, 0.7180, 0.9027, 0.7677, id="recall"),
+        # With SQuAD's normalisation 0.8642, 0.7180, 0.9027, 0.7677.
+        pytest.param(GoldTokenRecallGrading(), 0.8645, 0.7186, 0.9029, 0.7681, id="recall"),
         # 0.5754, 0.0471, 0.999, 0.043
         pytest.param(ExactGrading(), 0.5929, 0.0625, 0.9973, 0.0555, id="exact"),
         # 0.6035, 0.1218, 0.833, 0.133

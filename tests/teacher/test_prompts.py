@@ -66,7 +66,7 @@ def test_worked_example_stands_in_front_and_a_cue_begins_the_assistants_answer()
     tokenizer = tiny_base().tokenizer
     tokenizer.chat_template = (
         "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}"
-        "{% if add_generation_prompt %}[assistant]{% endif %}{% if enable_thinking %}<think>{% endif %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}{% if enable_thinking or thinking %}<think>{% endif %}"
     )
     for name in ("worked-self-qa", "self-qa"):
         chat = prompt_template(name).render_chat(DOCUMENT, tokenizer)

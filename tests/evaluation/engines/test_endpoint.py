@@ -70,7 +70,6 @@ def test_digest_depends_on_all_that_decides_the_reply_and_on_nothing_else() -> N
         {"top_p": 0.5},
         {"seed": 0},
         {"index": 1},
-        {"schema": {"type": "object"}},
     ]
     asked = [EndpointRequest(**(fields | change)).digest(config()) for change in changes]
     elsewhere: list[dict[str, Any]] = [{"base_url": "http://127.0.0.1:8001/v1"}, {"model": "n"}, {"api": "chat"}]
@@ -78,6 +77,10 @@ def test_digest_depends_on_all_that_decides_the_reply_and_on_nothing_else() -> N
     assert len({base, *asked}) == len(asked) + 1
     same: list[dict[str, Any]] = [{"timeout": 3.0}, {"budget_tokens": 7}, {"base_url": "http://127.0.0.1:8000/v1/"}]
     assert {EndpointRequest(**fields).digest(config(**change)) for change in same} == {base}
+    # Replies that were paid for are found again: a digest stays as it was first stored.
+    paid_for = EndpointConfig(base_url="http://127.0.0.1:1/v1", model="m")
+    stored = EndpointRequest("p", 10, temperature=0.5, seed=7, index=2).digest(paid_for)
+    assert stored == "5a8913aa3f1de7d82f9f62348c47ddee8c865cd1c8c6543a43c33ea68f8e061e"
 
 
 def test_most_tokens_counts_bytes() -> None:
@@ -114,15 +117,13 @@ def test_same_requests_are_asked_once_and_others_are_not_confused(tmp_path: Path
 
 
 def test_protocols_send_what_they_should(tmp_path: Path) -> None:
-    schema = {"type": "object", "properties": {}, "additionalProperties": False}
-    request = EndpointRequest("p", 10, temperature=0.5, top_p=0.9, seed=7, schema=schema)
+    request = EndpointRequest("p", 10, temperature=0.5, top_p=0.9, seed=7)
     with FaultyServer() as server, Ledger(tmp_path / "l.db") as ledger:
         Endpoint(config_for(server), ledger).complete([request])
         chat = config_for(server, api="chat", token_limit="max_completion_tokens")
         server.always["hi"] = "500"  # the tiny server itself reads max_tokens alone
         Endpoint(chat, ledger).complete([EndpointRequest("hi", 10)])
-    shape = {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": schema}}
-    common = {"model": "tiny", "temperature": 0.5, "top_p": 0.9, "seed": 7, "response_format": shape}
+    common = {"model": "tiny", "temperature": 0.5, "top_p": 0.9, "seed": 7}
     assert server.seen[0].body == {"prompt": "p", "max_tokens": 10, **common}
     assert server.seen[1].body == {
         "model": "tiny",

@@ -48,10 +48,11 @@ def test_any_body_gives_a_reply_that_was_written_or_a_failure(reader: AnswerRead
         assert answer.outcome.detail
         return
     choice = json.loads(text)["choices"][0]
-    written = choice["text"] if reader is READER else choice["message"]["content"]
-    assert answer.outcome.text == written
-    assert answer.outcome.finish_reason == choice["finish_reason"]
-    assert written or json.loads(text)["usage"]["completion_tokens"] > 0
+    message = choice.get("message") or {}
+    written = [each for each in (choice.get("text"), message.get("content")) if each is not None]
+    assert answer.outcome.text in written or any(isinstance(each, list) for each in written)
+    assert answer.outcome.finish_reason in ("stop", "length")
+    assert answer.outcome.text or json.loads(text)["usage"]["completion_tokens"] > 0
 
 
 @given(st.integers(0, len(json.dumps(GOOD)) - 1))
@@ -69,7 +70,7 @@ def test_no_truncated_body_is_a_reply(length: int) -> None:
         ({"text": None, "finish_reason": "stop"}, 3, "empty_choice", False),
         ({"text": "", "finish_reason": "stop"}, 0, "empty_choice", True),
         ({"text": "a", "finish_reason": "abort"}, 1, "malformed", True),
-        ({"text": "a"}, 1, "malformed", True),
+        ({"text": None, "message": {"content": None, "reasoning_content": "hm"}}, 0, "empty_choice", False),
     ],
 )
 def test_choices_that_are_no_replies(choice: dict[str, Any], used: int, reason: str, transient: bool) -> None:
@@ -84,3 +85,45 @@ def test_choices_that_are_no_replies(choice: dict[str, Any], used: int, reason: 
 def test_model_that_ends_at_once_wrote_an_empty_reply() -> None:
     body = {"choices": [{"text": "", "finish_reason": "stop"}], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
     assert READER.body(json.dumps(body)).outcome == EndpointReply("", "stop", 1, 1, None, "")
+
+
+@pytest.mark.parametrize(
+    ("reason", "used", "how"),
+    [
+        *((reason, 1, "stop") for reason in ("stop", "eos", "end_turn", "stop_sequence", "STOP", None)),
+        *((reason, 1, "length") for reason in ("length", "max_tokens", "MAX_TOKENS", "model_length")),
+        *((reason, 5, "length") for reason in (None, "eos", "finished")),  # all that was asked for is used up
+        ("stop", 5, "stop"),
+    ],
+)
+def test_ends_of_other_servers_are_ends(reason: str | None, used: int, how: str) -> None:
+    usage = {"prompt_tokens": 1, "completion_tokens": used}
+    body = {"choices": [{"text": "a", "finish_reason": reason}], "usage": usage}
+    outcome = READER.body(json.dumps(body), most=5).outcome
+    assert isinstance(outcome, EndpointReply)
+    assert (outcome.text, outcome.finish_reason, bool(outcome.note)) == ("a", how, reason == "finished")
+
+
+GOOD_TEXT = {"message": {"content": "a"}, "finish_reason": "stop"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"choices": [{"message": {"content": [{"type": "text", "text": "a"}]}, "finish_reason": "stop"}]},
+        {"choices": [{"message": {"content": [{"type": "thinking", "thinking": "b"}, {"type": "text", "text": "a"}]}}]},
+        {"choices": [{"message": {"content": ["a"]}}]},
+        {"choices": [{"message": {"content": "a", "reasoning_content": "b"}, "finish_reason": "stop"}]},
+        {"choices": [{"text": "a", "finish_reason": "stop"}]},
+        {"choices": [{"message": {"content": "a"}}]},
+        {"choices": [{"message": {"content": "a"}, "finish_reason": {"type": "stop"}}]},
+        {"choices": [GOOD_TEXT], "usage": []},
+        {"choices": [GOOD_TEXT], "usage": {"prompt_tokens": -1, "completion_tokens": "many"}},
+        {"choices": [GOOD_TEXT], "model": 7},
+        {"choices": [GOOD_TEXT], "usage": {"prompt_tokens": 3.5}},
+    ],
+)
+def test_a_text_that_was_paid_for_is_kept(body: dict[str, Any]) -> None:
+    outcome = CHAT_READER.body(json.dumps(body)).outcome
+    assert isinstance(outcome, EndpointReply)
+    assert outcome.text == "a"

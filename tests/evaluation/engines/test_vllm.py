@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import random
 from collections.abc import Iterator, Sequence
@@ -188,29 +187,6 @@ def test_a_name_is_never_used_for_other_weights(engine: VllmEngine, student: Any
     with pytest.raises(GenerationError, match="not registered"):
         engine.generate([EngineRequest([1], 1, first)])
     engine.forget(second)
-
-
-@needs_vllm
-def test_structured_output_follows_its_schema(engine: VllmEngine, student: Any, prompts: list[list[int]]) -> None:
-    schema = {
-        "type": "object",
-        "properties": {
-            "name": {"type": "string", "pattern": r'^[^\x00-\x1f"\\]{1,12}$'},
-            "age": {"type": "integer", "maximum": 99},
-        },
-        "required": ["name", "age"],
-        "additionalProperties": False,
-    }
-    requests = [
-        EngineRequest(prompts[0], 120, temperature=1.0, seed=seed, schema=schema, end_tokens=[2]) for seed in range(16)
-    ]
-    written = [w for w in engine.generate(requests) if isinstance(w, EngineCompletion)]
-    ended = [w for w in written if w.finish_reason == "stop"]
-    assert len(ended) >= 12
-    for completion in ended:
-        found = json.loads(student.tokenizer.decode(list(completion.token_ids), skip_special_tokens=True))
-        assert set(found) == {"name", "age"}
-        assert isinstance(found["age"], int)
 
 
 @needs_vllm

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,17 +70,6 @@ def test_refusals_of_the_server_are_understood(proxy: FaultyServer, ledger: Ledg
     for outcome in outcomes[1:]:
         assert isinstance(outcome, EndpointFailure)
         assert outcome.reason == "prompt_too_long"
-
-
-def test_schema_is_kept(proxy: FaultyServer, ledger: Ledger) -> None:
-    properties = {"answer": {"enum": ["yes", "no"]}, "years": {"type": "integer", "minimum": 0, "maximum": 99}}
-    schema = {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
-    request = EndpointRequest(asked(1)[0].prompt, 100, seed=1, schema=schema)
-    (reply,) = replies(Endpoint(config_for(proxy, model=MICRO_TEACHER, timeout=120.0), ledger).complete([request]))
-    assert reply.finish_reason == "stop"
-    content = json.loads(reply.text)
-    assert content["answer"] in ("yes", "no")
-    assert content["years"] in range(100)
 
 
 def test_sampler_writes_self_edits(proxy: FaultyServer, tmp_path: Path) -> None:

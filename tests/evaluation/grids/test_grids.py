@@ -21,7 +21,6 @@ from evaluation.grids.grids import (
     GridPair,
     Orientation,
     Transformation,
-    cell_accuracy,
     chain,
     enlargement,
     output_spans,
@@ -97,13 +96,6 @@ def test_attempts_are_different_predictions(predictions: list[Grid | None]) -> N
     attempts, everything = vote(predictions), {grid for grid in predictions if grid is not None}
     assert set(attempts) <= everything
     assert len(attempts) == len(set(attempts)) == min(2, len(everything))
-
-
-@given(grids())
-def test_cell_accuracy_is_the_share_of_cells_of_the_same_shape(gold: Grid) -> None:
-    assert cell_accuracy(gold, gold) == 1.0
-    assert cell_accuracy(None, gold) == cell_accuracy((*gold, gold[0]), gold) == 0.0
-    assert cell_accuracy(((1, 2), (3, 4)), ((1, 2), (3, 0))) == 0.75
 
 
 CORNER: Grid = ((1, 2), (3, 4))

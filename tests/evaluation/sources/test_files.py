@@ -3,6 +3,8 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import time
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.sources.files import JsonLinesData, SquadData, load_tasks
-from evaluation.sources.rows import MAX_LISTED_ROWS
+from evaluation.common.text import clean_text
+from evaluation.sources.files import JsonLinesData, SquadData, json_lines, load_tasks, parse_json, read_data_file
+from evaluation.sources.rows import MAX_LISTED_ROWS, Refusals
 from evaluation.tasks import split_tasks
 from tests.evaluation.factories import ASKED, mistakes, pairs, paragraph, refusal, row, squad, write_lines, write_squad
 
@@ -64,8 +67,14 @@ def test_jsonl_derived_ids_do_not_depend_on_neighbours_and_never_clash(tmp_path:
         lambda text: gzip.compress(text.encode()),
         lambda text: gzip.compress(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode()),
         lambda text: b"\n \n" + text.encode() + b"\n\n",
+        lambda text: text.encode("utf-16"),
+        lambda text: text.encode("utf-16-be"),
+        lambda text: gzip.compress(text.encode("utf-32")),
+        lambda text: b"[\n" + text.replace("\n", ",\n").encode() + b"\n]\n",
+        lambda text: unicodedata.normalize("NFD", text).encode(),
+        lambda text: text.replace("}]", '}], "title": NaN').encode(),
     ],
-    ids=["bom", "crlf", "gzip", "gzip-bom-crlf", "blank-lines"],
+    ids=["bom", "crlf", "gzip", "gzip-bom-crlf", "blank-lines", "utf16", "utf16be", "utf32", "array", "nfd", "nan"],
 )
 def test_jsonl_file_saved_otherwise_gives_the_same_tasks(tmp_path: Path, encode: Callable[[str], bytes]) -> None:
     text = "\n".join(json.dumps(row(text=f"Text {i}: Zoë.", id=str(i)), ensure_ascii=False) for i in range(3))
@@ -77,11 +86,11 @@ def test_jsonl_file_saved_otherwise_gives_the_same_tasks(tmp_path: Path, encode:
     assert [task.digest for task in load_tasks(JsonLinesData(path=other))] == digests
 
 
-def test_jsonl_strings_are_kept_but_for_line_ends_and_the_ends_of_questions(tmp_path: Path) -> None:
+def test_jsonl_strings_are_clean_and_questions_stripped(tmp_path: Path) -> None:
     odd = "\ufeff  One.\u2028Two.\x85Three.\x0b  "
     raw = json.dumps(row(text=odd, questions=[{"question": " Who? ", "answer": "\tAda\n"}]), ensure_ascii=False)
     (task,) = load_tasks(write_lines(tmp_path / "d.jsonl", raw))
-    assert task.document.text == odd
+    assert task.document.text == "  One.\nTwo.\nThree.\n  "
     assert pairs(task) == [("Who?", "Ada")]
     windows, unix = (load_tasks(write_lines(tmp_path / "d.jsonl", row(text=t)))[0] for t in ("a\r\nb\rc", "a\nb\nc"))
     assert windows.document.text == "a\nb\nc"
@@ -102,14 +111,17 @@ def test_jsonl_any_text_is_read_back_or_refused_by_line(
     lines = [row(text=text, questions=[{"question": q, "answer": a} for q, a in asked]) for text, asked in documents]
     config = write_lines(tmp_path_factory.mktemp("any") / "d.jsonl", *lines)
     strings = [[text, *(s for pair in asked for s in pair)] for text, asked in documents]
-    bad = [i for i, row_strings in enumerate(strings, 1) if any("\0" in s or not s.strip() for s in row_strings)]
+    bad = [
+        i
+        for i, row_strings in enumerate(strings, 1)
+        if any("\0" in s or not clean_text(s).strip() for s in row_strings)
+    ]
     if bad:
         message = refusal(config)
         assert sorted(by_line(message)) == bad
         return
     tasks = load_tasks(config)
-    unix = [text.replace("\r\n", "\n").replace("\r", "\n") for text, _ in documents]
-    assert [task.document.text for task in tasks] == unix
+    assert [task.document.text for task in tasks] == [clean_text(text) for text, _ in documents]
     assert len({task.id for task in tasks}) == len(tasks)
     assert [len(task.questions) for task in tasks] == [len(asked) for _, asked in documents]
 
@@ -208,7 +220,7 @@ def test_file_that_cannot_be_used_is_refused_by_name(
         "head.gz": (whole[:5], "truncated or damaged"),
         "damaged.gz": (bytes(damaged), "truncated or damaged"),
         "no-deflate.gz": (whole[:10] + b"\xff" + whole[11:], "truncated or damaged"),
-        "utf16": ("[]".encode("utf-16"), "is UTF-16"),
+        "utf16": ("\n ".encode("utf-16"), "is empty"),
     }
     for name, (content, reason) in cases.items():
         (tmp_path / name).write_bytes(content)
@@ -330,3 +342,53 @@ def test_squad_sample_of_200_is_seals_evaluation_set_in_order(shared_data: Calla
     assert [task.document.text for task in tasks] == [item["context"] for item in recorded]
     split = split_tasks(tasks, development=20, test=50, seed=config.split_seed)
     assert tuple(map(len, split)) == (130, 20, 50)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [("9", "9"), ("1.50", "1.50"), ("-0", "0"), ("-3.0", "-3.0"), ("1e3", "1e3"), ("true", "true"), ("false", "false")],
+)
+def test_answers_that_are_numbers_are_read_as_written(tmp_path: Path, written: str, read: str) -> None:
+    line = f'{{"text": "T.", "questions": [{{"question": "Q?", "answer": {written}}}]}}'
+    (task,) = load_tasks(write_lines(tmp_path / "d.jsonl", line))
+    assert pairs(task) == [("Q?", read)]
+    nested = json.dumps(squad(paragraph("T.", ("Q?", ["THE NUMBER"])))).replace('"THE NUMBER"', written)
+    (tmp_path / "s.json").write_text(nested)
+    assert pairs(load_tasks(SquadData(path=tmp_path / "s.json"))[0]) == [("Q?", read)]
+
+
+def test_questions_without_an_answer_are_left_out_and_counted(
+    tmp_path: Path, shared_data: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    tasks = load_tasks(SquadData(path=shared_data("..", "cases", "squad_v2.json")))
+    assert [pairs(task) for task in tasks] == [
+        [("How many berths?", "nine")],
+        [("Where does Ilse live?", "Varley")],
+        [("When does it open?", "six")],
+    ]
+    assert "2 questions" in caplog.text
+    whole = squad(paragraph("C.", ("Q?", [])))
+    whole["data"][0]["paragraphs"][0]["qas"][0]["is_impossible"] = True
+    assert "1 questions" in refusal(write_squad(tmp_path / "none.json", whole))
+
+
+@pytest.mark.parametrize(
+    ("name", "texts"), [("jsonl_utf16.jsonl", 2), ("jsonl_array.jsonl", 2), ("nfd_answers.jsonl", 4)]
+)
+def test_field_cases_are_read(shared_data: Callable[..., Path], tmp_path: Path, name: str, texts: int) -> None:
+    refusals = Refusals(name)
+    rows = list(json_lines(read_data_file(shared_data("..", "cases", name)), refusals.refuse))
+    refusals.check()
+    assert [type(raw["text"]) for _, raw in rows] == [str] * texts
+    if name == "nfd_answers.jsonl":
+        tasks = load_tasks(JsonLinesData(path=shared_data("..", "cases", name)))
+        assert {answer for task in tasks for _, answer in pairs(task)} == {"Café Nérac", "“six” – five"}
+
+
+def test_large_files_are_read_in_linear_time(tmp_path: Path) -> None:
+    started = time.perf_counter()
+    keys = ", ".join(f'"k{i % 60_000}": 1' for i in range(120_000))
+    message = refusal(write_lines(tmp_path / "keys.jsonl", f"{{{keys}}}"))
+    assert "59995 more" in message
+    parse_json(json.dumps([{"text": f"T{i}"} for i in range(300_000)]).encode())
+    assert time.perf_counter() - started < 20  # about 1 s; minutes when each key is compared with all

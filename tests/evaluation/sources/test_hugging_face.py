@@ -142,7 +142,7 @@ def test_hugging_face_flat_mistakes_are_listed_by_row_and_column(tmp_path: Path)
         "row 1: context is empty",
         "row 2: context must be a valid string",
         "row 3: question is only white space",
-        "rows 4, 5: answers must be a valid string",
+        "row 5: answers must be a valid string",
         "row 6: question must be a valid string; answers is empty; context holds a NUL character (U+0000)",
     ]
 
@@ -193,3 +193,12 @@ def test_hugging_face_source_that_does_not_open_is_refused(tmp_path: Path) -> No
     assert "must end in one of .json" in message(tmp_path / "notes.md")
     for name in (str(tmp_path / "missing"), "nobody/nothing"):
         assert f"'{name}', split 'train', could not be opened" in message(name)
+
+
+def test_csv_cells_are_read_as_written(tmp_path: Path) -> None:
+    path = tmp_path / "d.csv"
+    path.write_text("text,id,q,a\nT.,,Q?,1.50\nU.,007,R?,9\nV.,v,S?,true\nNone,w,NA,N/A\n", encoding="utf-8")
+    tasks = load_tasks(HuggingFaceData(path=str(path), columns=ColumnMapping(id="id", question="q", answer="a")))
+    found = [(task.document.text, *pairs(task)[0]) for task in tasks]
+    assert found == [("T.", "Q?", "1.50"), ("U.", "R?", "9"), ("V.", "S?", "true"), ("None", "NA", "N/A")]
+    assert tasks[1].id == "007"

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evaluation.answers import normalize_answer
 from evaluation.common.checkpoints import Checkpoint, load_checkpoint
 from evaluation.exact_match import AnswerFormat, score_answers
-from evaluation.graders import normalize_answer
 from evaluation.microworld.world import PHRASINGS, WorldDocument, ask, draw_documents, known_facts
 from evaluation.tasks import Question
 from pipelines.inbox import questions

@@ -2,13 +2,11 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.inbox.documents import read_transcript
 from pipelines.inbox.readers import READERS, Format
 from pipelines.inbox.readers.office import read_pdf, read_word
 from pipelines.inbox.readers.text import Block, Extract, UnreadableError, read_html, read_markdown, read_plain
@@ -228,52 +226,3 @@ def test_any_bytes_are_refused_or_read(content: bytes) -> None:
     for kind in READERS:
         blocks = blocks_or_none(kind, content)
         assert blocks is None or all(block.text == block.text.strip() != "" for block in blocks)
-
-
-CALLS = [
-    {"id": "c1", "type": "function", "function": {"name": "search", "arguments": '{"query": "refund", "n": 3}'}},
-    {"id": "c2", "type": "function", "function": {"name": "note", "arguments": "x" * 300}},
-]
-MESSAGES: list[dict[str, Any]] = [
-    {"role": "system", "content": "Be brief."},
-    {"role": "user", "content": [{"type": "text", "text": "When is a refund\npaid?"}, {"type": "image_url"}]},
-    {"role": "assistant", "content": None, "tool_calls": CALLS},
-    {"role": "tool", "tool_call_id": "c1", "content": "Within ten days."},
-    {"role": "assistant", "content": "Within ten days.", "tool_calls": None},
-]
-
-
-def test_transcript_becomes_readable_text() -> None:
-    found = read_transcript(MESSAGES)
-    assert [block.text for block in found.blocks] == [
-        "User: When is a refund\npaid?\n[image]",
-        'Assistant calls search(query="refund", n=3)',
-        f"Assistant calls note({'x' * 199}…)",
-        "Tool search: Within ten days.",
-        "Assistant: Within ten days.",
-    ]
-    assert found.title == "When is a refund paid? [image]"
-
-
-def test_legacy_function_calls_are_read() -> None:
-    call = {"role": "assistant", "function_call": {"name": "now", "arguments": ""}}
-    found = read_transcript([call, {"role": "function", "name": "now", "content": "noon"}])
-    assert [block.text for block in found.blocks] == ["Assistant calls now()", "Tool now: noon"]
-
-
-@pytest.mark.parametrize(
-    ("messages", "reason"),
-    [
-        ([], "at least one message"),
-        ("hello", "must be a list"),
-        ([{"role": "user", "content": "a"}, {"role": "robot"}], r"messages\[1\] must be an object with a role"),
-        (["hello"], r"messages\[0\] must be"),
-        ([{"role": "user", "content": 3}], r"messages\[0\]\.content must be"),
-        ([{"role": "user", "content": ["a"]}], r"messages\[0\]\.content\[0\] must be an object with a type"),
-        ([{"role": "assistant", "tool_calls": {"a": 1}}], "tool_calls must be a list"),
-        ([{"role": "assistant", "tool_calls": [{"function": {}}]}], "functions with a name"),
-    ],
-)
-def test_invalid_transcript_is_refused_with_its_path(messages: Any, reason: str) -> None:
-    with pytest.raises(UnreadableError, match=reason):
-        read_transcript(messages)

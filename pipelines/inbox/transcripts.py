@@ -1,0 +1,161 @@
+"""Transcripts of chats and agents: OpenAI's chat messages and response items, and Anthropic's messages.
+
+Every speaker's turn is a paragraph. What a tool said is kept whole, its call abbreviated; attachments appear as their
+type. System prompts, which are the operator's instructions, and a model's thoughts are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from evaluation.common.text import clean_text
+from evaluation.thoughts import without_thoughts
+from pipelines.inbox.readers.text import Block, Extract, UnreadableError, blocks_of, one_line, truncated
+
+_ROLES = ("user", "assistant", "system", "developer", "tool", "function")
+_TITLE_CHARACTERS, _ARGUMENT_CHARACTERS = 80, 200
+_TEXTS = ("text", "input_text", "output_text", "refusal", "summary_text")
+_THOUGHTS = ("reasoning", "thinking", "redacted_thinking", "reasoning_text")
+_EMBEDDED = re.compile(
+    r"data:(?P<type>[\w.+-]{1,40}/[\w.+-]{1,60})[\w;=.-]{0,60},[A-Za-z0-9+/=_%-]*|[A-Za-z0-9+/_-]{400,}={0,2}"
+)
+"""A file inside a text, in base64."""
+
+
+def is_transcript(raw: Any) -> bool:
+    """Return whether a JSON value is a list of messages or items, some of which have a role."""
+    return (
+        isinstance(raw, list)
+        and all(isinstance(item, dict) and ("role" in item or "type" in item) for item in raw)
+        and any("role" in item for item in raw)
+    )
+
+
+def read_transcript(messages: Any) -> Extract:
+    """Return a transcript with one paragraph per turn; the title is the first user message.
+
+    Raises UnreadableError, with the JSON path and the type that is not known, for any other format.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise UnreadableError("messages must be a list with at least one message")
+    reader = _Reader()
+    for number, message in enumerate(messages):
+        reader.add(message, f"messages[{number}]")
+    left_out = (f"{count} {what} left out" for what, count in (+reader.left_out).items())
+    return Extract(blocks_of(reader.blocks), truncated(reader.title, _TITLE_CHARACTERS), notes=tuple(left_out))
+
+
+class _Reader:
+    """What some messages hold so far."""
+
+    def __init__(self) -> None:
+        self.blocks: list[Block] = []
+        self.title = ""
+        self.tools: dict[str, str] = {}
+        self.left_out: Counter[str] = Counter()
+
+    def add(self, message: Any, place: str) -> None:
+        """Add a message, or an item that stands beside messages."""
+        role, kind = (message.get("role"), message.get("type")) if isinstance(message, dict) else (None, None)
+        if role is None and isinstance(kind, str):
+            self._part(message, kind, "assistant", place)
+            return
+        if role not in _ROLES:
+            allowed = ", ".join(_ROLES)
+            raise UnreadableError(f"{place} must be an object with a role ({allowed}), got {str(message)[:60]!r}")
+        if role in ("system", "developer"):
+            return
+        if message.get("reasoning_content") or message.get("reasoning"):
+            self.left_out["thoughts"] += 1
+        content, name = message.get("content"), str(message.get("name") or "")
+        speaker = role if role in ("user", "assistant") else f"tool {name or self._tool(message)}"
+        if isinstance(content, list):
+            self._parts(content, speaker, f"{place}.content")
+        elif content is None or isinstance(content, str):
+            self._say(speaker, content or "")
+        else:
+            raise UnreadableError(f"{place}.content must be a text, a list of parts or null")
+        calls = message.get("tool_calls") or []
+        if not isinstance(calls, list):
+            raise UnreadableError(f"{place}.tool_calls must be a list")
+        for call in [*calls, *([{"function": message["function_call"]}] if message.get("function_call") else [])]:
+            made = (call.get("function") or call.get("custom")) if isinstance(call, dict) else None
+            if not isinstance(made, dict) or not made.get("name"):
+                raise UnreadableError(f"{place}.tool_calls must hold functions with a name")
+            self._call(made, call.get("id"))
+
+    def _parts(self, parts: list[Any], speaker: str, place: str) -> None:
+        """Add the parts of a message: its words, joined, and what tools were asked and said."""
+        words: list[str] = []
+        for i, part in enumerate(parts):
+            if not isinstance(part, dict) or not isinstance(part.get("type"), str):
+                raise UnreadableError(f"{place}[{i}] must be an object with a type")
+            text = self._part(part, part["type"], speaker, f"{place}[{i}]", words)
+            words += [text] if text is not None else []
+        self._say(speaker, "\n".join(words))
+
+    def _part(
+        self, part: Mapping[str, Any], kind: str, speaker: str, place: str, before: list[str] | None = None
+    ) -> str | None:
+        """Return the words of a part; what a tool was asked or said is added behind the words `before` it."""
+        if kind in _THOUGHTS:
+            self.left_out["thoughts"] += 1
+            return None
+        if kind in _TEXTS:
+            return next((part[key] for key in ("text", "refusal") if isinstance(part.get(key), str)), "")
+        is_result = kind.endswith(("_result", "_output"))
+        if not is_result and not kind.endswith(("_use", "_call")):
+            if before is None:
+                raise UnreadableError(f"{place} has the type {kind!r:.60}, which is not known; convert it to messages")
+            return f"[{kind.removeprefix('input_').removesuffix('_url')}]"
+        if before:
+            self._say(speaker, "\n".join(before))
+            before.clear()
+        if not is_result:
+            self._call({"name": kind.removesuffix("_call"), **part}, part.get("call_id") or part.get("id"))
+        said = part.get("content") if kind.endswith("_result") else part.get("output", part.get("results"))
+        speaker = f"tool {self._tool(part)}"
+        if isinstance(said, list) and all(isinstance(each, dict) and "type" in each for each in said):
+            self._parts(said, speaker, place)
+        elif is_result or said:
+            self._say(speaker, said if isinstance(said, str) else json.dumps(said, ensure_ascii=False))
+        return None
+
+    def _tool(self, result: Mapping[str, Any]) -> str:
+        """Return the name of the tool that a result is of."""
+        names = (self.tools.get(str(result.get(key)), "") for key in ("tool_call_id", "tool_use_id", "call_id", "id"))
+        return next(filter(None, names), "")
+
+    def _call(self, made: Mapping[str, Any], call_id: Any) -> None:
+        name = str(made["name"])
+        self.tools[str(call_id)] = name
+        arguments = next((made[key] for key in ("arguments", "input", "action", "queries") if key in made), "")
+        self.blocks.append(Block(f"Assistant calls {name}({_short(arguments)})"))
+
+    def _say(self, speaker: str, words: str) -> None:
+        """Add a turn, without thoughts and embedded files."""
+        spoken = without_thoughts(words) if speaker == "assistant" else words
+        self.left_out["thoughts"] += spoken.strip() != words.strip()
+        text, files = _EMBEDDED.subn(lambda found: f"[{found['type'] or 'data'}]", spoken)
+        self.left_out["embedded files"] += files
+        text = clean_text(text).strip()
+        self.title = self.title or (one_line(text) if speaker == "user" else "")
+        if text:
+            self.blocks.append(Block(f"{speaker[:1].upper()}{speaker[1:]}".strip() + f": {text}"))
+
+
+def _short(arguments: Any) -> str:
+    """Return a call's arguments as `name=value, ...`, truncated."""
+    try:
+        value = json.loads(arguments) if isinstance(arguments, str) else arguments
+    except (ValueError, RecursionError):
+        value = arguments
+    if isinstance(value, dict):
+        shown = ", ".join(f"{name}={json.dumps(item, ensure_ascii=False)}" for name, item in value.items())
+    else:
+        shown = "" if value in (None, "") else str(value)
+    return truncated(one_line(clean_text(shown)), _ARGUMENT_CHARACTERS)
