@@ -2,8 +2,9 @@
 
 Two content-addressed stores make a killed run resumable. Results of whole tasks (sampling, learning steps) are stored
 by Prefect. Updates of students have a store of their own, one SQLite row each, so that an update is found again
-whichever round, run or variant needs it. Keys hash everything that decides a result: models, recipes, texts, seeds
-and the code of the folders that make results, but no paths, dates, reports or command lines.
+whichever round, run or variant needs it. What does not match its checksum is made again. Keys hash everything that
+decides a result: models, recipes, texts, seeds and the code of the folders that make results, but no paths, dates,
+reports or command lines.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefect import task
 from prefect.context import TaskRunContext
+from prefect.results import ResultRecord  # type: ignore[attr-defined]
+from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 from prefect.utilities.annotations import quote
 from pydantic import BaseModel
 
 from evaluation.common.data import digest_json
 from evaluation.common.errors import PreceptorError
-from evaluation.common.storage import SqliteFile
+from evaluation.common.storage import SqliteFile, checksum
 from pipelines.records import RECORDS_VERSION, ScoredUpdate
 from pipelines.settings import Settings
 
@@ -64,8 +67,26 @@ def _key_of(_: TaskRunContext, parameters: dict[str, Any]) -> str:
 
 @task(cache_key_fn=_key_of, persist_result=True, result_serializer="json", retries=0, log_prints=False)
 def _stored(key: str, function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
-    """Run a function on plain data; the result is stored under `key`. An exception stores nothing."""
-    return function(*arguments)
+    """Run a function on plain data; its result is stored with a checksum. An exception stores nothing."""
+    result = function(*arguments)
+    return {"result": result, "checksum": _checksum_of(key, result)}
+
+
+def _checksum_of(key: str, result: BaseModel) -> str:
+    return checksum(key, result.model_dump(mode="json"))
+
+
+def _is_damaged(key: str) -> bool:
+    """Return whether a result is stored that is not the one that was written under this key."""
+    try:
+        stored = Path(PREFECT_LOCAL_STORAGE_PATH.value(), key).read_bytes()
+    except OSError:  # none, or in a storage of the user's
+        return False
+    try:
+        found: dict[str, Any] = ResultRecord.deserialize(stored).result
+        return bool(found["checksum"] != _checksum_of(key, found["result"]))
+    except Exception:  # whatever a parser makes of damaged bytes
+        return True
 
 
 @task(name="update-and-score", persist_result=False, retries=0, log_prints=False)
@@ -82,22 +103,47 @@ class UpdateStore(SqliteFile):
     """Scored updates by content key, in one file of the work directory."""
 
     NAME = "store of updates"
-    VERSION = 1
-    TABLES = "CREATE TABLE updates (key TEXT PRIMARY KEY, record TEXT NOT NULL);"
+    VERSION = 2
+    TABLES = """
+    CREATE TABLE updates (key TEXT PRIMARY KEY, record TEXT NOT NULL, bank TEXT NOT NULL, checksum TEXT NOT NULL);
+    """
+    MIGRATIONS = (
+        """
+        ALTER TABLE updates ADD COLUMN bank TEXT NOT NULL DEFAULT '';
+        ALTER TABLE updates ADD COLUMN checksum TEXT NOT NULL DEFAULT '';
+        """,
+    )
     ERROR = StoreError
     NEXT_STEP = "Check the disk, then run again."
 
+    damaged = 0
+    """Updates that were found to differ from what was stored."""
+
     def find(self, keys: Iterable[str]) -> dict[str, ScoredUpdate]:
-        """Return the updates that are stored under some keys."""
+        """Return the updates that are stored under some keys and match their checksum.
+
+        With a damaged update all of its bank is left out: made again alone, it could be rounded otherwise.
+        """
+        query = "SELECT record, bank, checksum FROM updates WHERE key = ?"
         with self._reading() as db:
-            rows = [db.execute("SELECT key, record FROM updates WHERE key = ?", (key,)).fetchone() for key in keys]
-        return {row[0]: ScoredUpdate.model_validate_json(row[1]) for row in rows if row is not None}
+            rows = {key: row for key in keys if (row := db.execute(query, (key,)).fetchone()) is not None}
+        whole = {key: record for key, (record, bank, seal) in rows.items() if seal == checksum(key, record, bank)}
+        self.damaged += len(rows) - len(whole)
+        gone = {rows[key][1] for key in rows.keys() - whole.keys()}
+        if gone - {rows[key][1] for key in whole}:  # a damaged name of a bank, which could be any
+            return {}
+        left = {key: record for key, record in whole.items() if rows[key][1] not in gone}
+        return {key: ScoredUpdate.model_validate_json(record) for key, record in left.items()}
 
     def keep(self, updates: Mapping[str, ScoredUpdate]) -> None:
-        """Store the updates of one bank, all or none: a part computed again alone could be rounded otherwise."""
+        """Store the updates of one bank, all or none."""
+        bank = next(iter(updates), "")
+        rows = [
+            (key, record := update.model_dump_json(), bank, checksum(key, record, bank))
+            for key, update in updates.items()
+        ]
         with self._transaction() as db:
-            rows = [(key, update.model_dump_json()) for key, update in updates.items()]
-            db.executemany("INSERT OR REPLACE INTO updates VALUES (?, ?)", rows)
+            db.executemany("INSERT OR REPLACE INTO updates VALUES (?, ?, ?, ?)", rows)
 
 
 class Execution:
@@ -130,11 +176,19 @@ class Execution:
         code = Path(inspect.getsourcefile(function) or "").read_text(encoding="utf-8")
         key = content_key(self._settings, kind, content, code)
         self._reporter.begin(describe)
+        damaged = _is_damaged(key)
+        if damaged:
+            self.tell_damaged(1, f"{kind} result")
         stored: Any = _stored.with_options(name=kind)
-        result: _Result = stored(key, function, quote(arguments))
+        result: _Result = stored.with_options(refresh_cache=damaged)(key, function, quote(arguments))["result"]
         if not complete(result):
-            result = stored.with_options(refresh_cache=True)(key, function, quote(arguments))
+            result = stored.with_options(refresh_cache=True)(key, function, quote(arguments))["result"]
         return result
+
+    def tell_damaged(self, number: int, what: str) -> None:
+        """Report stored records that are made again, unless there are none."""
+        if number:
+            self._reporter.say(f"stored, but changed or damaged since, and made again: {number} {what}")
 
     def run_bank(self, function: Callable[..., _Updates], *arguments: Any) -> _Updates:
         """Return the updates of one bank; its caller keeps them in `updates`."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+import shutil
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -18,6 +19,7 @@ from pipelines.loop.teacher import learn_from, sample_from, sample_teacher
 from pipelines.loop.update import BankWork, Trial, questions_of
 from pipelines.records import Edit, InContext, Learning, Sampling, ScoredUpdate
 from pipelines.settings import LoopSettings, QuestionSet
+from student.adapters import load_adapter
 from teacher.algorithms.algorithm import WeightedExample
 from teacher.prompts import prompt_template
 from teacher.samplers.openai import OpenAISampler, OpenAISampling
@@ -156,7 +158,7 @@ class Loop:
             seed,
             self.work_dir / STATES,
             describe=f"teacher learns from {len(examples)} self-edits",
-            complete=lambda learning: self.state_dir(learning.policy).is_dir(),
+            complete=self._has_state,
         )
 
     def _teacher_content(self, state: str | None) -> Any:
@@ -194,7 +196,8 @@ class Loop:
         """
         probes, store = self._probes_for(questions), self.execution.updates
         keys = [self._update_key(trial, questions, probes) for trial in trials]
-        found = store.find(list(dict.fromkeys(keys)))
+        before, found = store.damaged, store.find(list(dict.fromkeys(keys)))
+        self.execution.tell_damaged(store.damaged - before, "updates")
         # Of equal trials the first one is trained.
         missing = {
             key: trial
@@ -258,9 +261,31 @@ class Loop:
         return content_key(self.settings, "update", content)
 
     def _is_lost(self, update: ScoredUpdate) -> bool:
-        """Return whether an update left an adapter that is not in the work directory."""
-        digest = update.adapter_digest
-        return digest is not None and not self.adapter_dir(digest).is_dir()
+        """Return whether an update left an adapter that is not in the work directory, or not whole."""
+        return update.adapter_digest is not None and not self.has_adapter(update.adapter_digest)
+
+    def has_adapter(self, digest: str) -> bool:
+        """Return whether a student's adapter is in the work directory, as it was saved; a damaged one is removed."""
+        return self._is_whole(self.adapter_dir(digest), lambda place: load_adapter(place).digest == digest)
+
+    def _has_state(self, learning: Learning) -> bool:
+        """Return whether a state of the teacher is in the work directory, as it was saved; see `has_adapter`."""
+        policy = self.open_teacher.policy
+        return self._is_whole(
+            self.state_dir(learning.policy), lambda place: policy.check(place).digest == learning.policy_digest
+        )
+
+    def _is_whole(self, place: Path, check: Callable[[Path], bool]) -> bool:
+        if not place.is_dir():
+            return False
+        try:
+            whole = check(place)
+        except Exception:  # whatever a parser makes of damaged files
+            whole = False
+        if not whole:
+            self.execution.tell_damaged(1, f"adapter ({place.name})")
+            shutil.rmtree(place)
+        return whole
 
     # Endpoints and graders
 
