@@ -45,6 +45,7 @@ from pipelines.records import Record
 from pipelines.reports.costs import QUESTION_TOKENS, cost_table, estimate
 from pipelines.reports.format import counted, plain_table
 from pipelines.settings import to_yaml
+from pipelines.terminal import open_console
 
 NIGHTS = "nights"
 """Directory in the work directory: a directory for each night, and the plan of the one that is running."""
@@ -387,8 +388,6 @@ def print_dry_run(
     config: NightConfig, file: Path, overrides: Sequence[str], work_dir: Path, price_per_hour: float | None = None
 ) -> None:
     """Print the resolved configuration, what the next night would do, and the next command."""
-    from rich.console import Console
-
     sys.stdout.write(to_yaml(config))
     found = dry_run(config, work_dir)
     plan, waiting = found.plan, Counter(found.waiting.values())
@@ -408,7 +407,7 @@ def print_dry_run(
     for quantity, value in rows.items():
         if value:
             table.add_row(quantity, value)
-    console, place = Console(), ["--work-dir", str(work_dir)]
+    console, place = open_console(), ["--work-dir", str(work_dir)]
     console.print(table)
     for line in waiting_lines(found.waiting, work_dir):
         sys.stdout.write(f"{line}\n")

@@ -34,7 +34,7 @@ from pipelines.inbox.documents import (
 )
 from pipelines.inbox.readers import READERS, SUFFIXES, Format
 from pipelines.inbox.readers.text import Block, Extract, UnreadableError, one_line, paragraphs, truncated
-from pipelines.reports.format import printable
+from pipelines.terminal import printable
 
 MAX_BYTES = 50 * 2**20
 """Of a file (50 MiB)."""

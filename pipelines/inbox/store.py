@@ -310,8 +310,8 @@ class InboxStore(SqliteFile):
         if wrong := [row[0] for row in rows if row[-1] != checksum(*row[:-1])]:
             what = "document" if table == "documents" else f"record in {table!r}"
             raise InboxError(
-                f"inbox {str(self.path)!r}: it holds {counted(len(wrong), f'invalid {what}')}, first {wrong[0]!r}: the file "
-                "was changed or damaged after it was written; restore it from a backup."
+                f"inbox {str(self.path)!r}: it holds {counted(len(wrong), f'invalid {what}')}, first {wrong[0]!r}: the "
+                "file was changed or damaged after it was written; restore it from a backup."
             )
         return [row[:-1] for row in rows]
 
