@@ -115,8 +115,8 @@ def prepare_process(work_dir: Path | None = None) -> None:
     if work_dir is not None:
         home = work_dir.resolve() / "prefect"
         home.mkdir(parents=True, exist_ok=True)  # Prefect's server does not start without it
-        if os.environ.setdefault("PREFECT_HOME", str(home)) == str(home) and "%" in str(home):  # Prefect quotes none
-            database = sqlite_uri(home / "prefect.db").replace("sqlite", "sqlite+aiosqlite", 1)
+        if os.environ.setdefault("PREFECT_HOME", str(home)) == str(home) and {*"%?"} & {*str(home)}:
+            database = f"sqlite+aiosqlite:{sqlite_uri(home / 'prefect.db').partition(':')[2]}"  # Prefect quotes none
             os.environ.setdefault("PREFECT_API_DATABASE_CONNECTION_URL", database)
         # Prefect derives these from the home in its own defaults, not from the one in the environment.
         os.environ.setdefault("PREFECT_LOCAL_STORAGE_PATH", str(home / "storage"))
@@ -349,12 +349,13 @@ async def _serve_dashboards(servers: Mapping[str, tuple[list[str], int]], log: P
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     api = f"http://{_HOST}:{servers['Prefect'][1]}/api"
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PREFECT_UI_API_URL": api, "PREFECT_API_URL": api}
+    environment = {**inherited(os.environ), **environment}
     async with AsyncExitStack() as stack:
         running = []
         for module, port in servers.values():
             command = [sys.executable, "-m", *module, "--host", _HOST, "--port", str(port)]
             running.append(
-                await stack.enter_async_context(child(command, {**inherited(os.environ), **environment}, log))
+                await stack.enter_async_context(child(command, environment, log))
             )
         for (name, (_, port)), process in zip(servers.items(), running, strict=True):
             await _wait_until_up(name, process, port, log)

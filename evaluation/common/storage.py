@@ -66,8 +66,10 @@ def checksum(*parts: Any) -> str:
 
 def sqlite_uri(path: Path) -> str:
     """Return the URI by which SQLAlchemy, and with it MLflow, opens a file, whatever characters its path has."""
-    # No further characters are quoted: MLflow makes the parent directory by the URI as it stands.
-    return f"sqlite:///{path.resolve()}".replace("%", "%25").replace("?", "%3F")
+    place = str(path.resolve())
+    quoted = place.replace("%", "%25").replace("?", "%3F")
+    # Of a URI that does not name the driver, MLflow makes the parent directory as it stands, quoted.
+    return f"sqlite{'' if quoted == place else '+pysqlite'}:///{quoted}"
 
 
 class SqliteFile:
