@@ -130,7 +130,7 @@ class UpdateStore(SqliteFile):
         whole = {key: record for key, (record, bank, seal) in rows.items() if seal == checksum(key, record, bank)}
         self.damaged += len(rows) - len(whole)
         gone = {rows[key][1] for key in rows.keys() - whole.keys()}
-        if gone - {rows[key][1] for key in whole}:  # a damaged name of a bank, which could be any
+        if not gone <= rows.keys():  # a damaged name of a bank, which is the first key of it
             return {}
         left = {key: record for key, record in whole.items() if rows[key][1] not in gone}
         return {key: ScoredUpdate.model_validate_json(record) for key, record in left.items()}
