@@ -10,7 +10,7 @@ reports or command lines.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -111,7 +111,7 @@ class UpdateStore(SqliteFile):
         """
         ALTER TABLE updates ADD COLUMN bank TEXT NOT NULL DEFAULT '';
         ALTER TABLE updates ADD COLUMN checksum TEXT NOT NULL DEFAULT '';
-        """,
+            """,
     )
     ERROR = StoreError
     NEXT_STEP = "Check the disk, then run again."
@@ -119,31 +119,39 @@ class UpdateStore(SqliteFile):
     damaged = 0
     """Updates that were found to differ from what was stored."""
 
-    def find(self, keys: Iterable[str]) -> dict[str, ScoredUpdate]:
-        """Return the updates that are stored under some keys and match their checksum.
+    def find(self, keys: Collection[str]) -> dict[str, ScoredUpdate]:
+        """Return the updates that are stored under some keys and match their checksum."""
+        whole, stored = self._whole(keys)
+        self.damaged += stored - len(whole)
+        return {key: ScoredUpdate.model_validate_json(record) for key, (record, _) in whole.items()}
 
-        With a damaged update all of its bank is left out: made again alone, it could be rounded otherwise.
+    def banks(self, keys: Collection[str], missing: Collection[str]) -> list[list[str]]:
+        """Return the keys of each stored bank that some of `keys` are of, and that lacks a missing one.
+
+        What is made again alone, not in its bank, could be rounded otherwise.
         """
+        named, gone = {_short(key): key for key in keys}, {_short(key) for key in missing}
+        found = dict.fromkeys(bank for _, bank in self._whole(keys)[0].values())
+        return [[named[name] for name in bank.split() if name in named] for bank in found if gone & {*bank.split()}]
+
+    def _whole(self, keys: Collection[str]) -> tuple[dict[str, tuple[str, str]], int]:
+        """Return record and bank of each stored update that matches its checksum, and the number of all stored ones."""
         query = "SELECT record, bank, checksum FROM updates WHERE key = ?"
         with self._reading() as db:
             rows = {key: row for key in keys if (row := db.execute(query, (key,)).fetchone()) is not None}
-        whole = {key: record for key, (record, bank, seal) in rows.items() if seal == checksum(key, record, bank)}
-        self.damaged += len(rows) - len(whole)
-        gone = {rows[key][1] for key in rows.keys() - whole.keys()}
-        if not gone <= rows.keys():  # a damaged name of a bank, which is the first key of it
-            return {}
-        left = {key: record for key, record in whole.items() if rows[key][1] not in gone}
-        return {key: ScoredUpdate.model_validate_json(record) for key, record in left.items()}
+        return {key: row[:2] for key, row in rows.items() if row[2] == checksum(key, *row[:2])}, len(rows)
 
-    def keep(self, updates: Mapping[str, ScoredUpdate]) -> None:
-        """Store the updates of one bank, all or none."""
-        bank = next(iter(updates), "")
-        rows = [
-            (key, record := update.model_dump_json(), bank, checksum(key, record, bank))
-            for key, update in updates.items()
-        ]
+    def keep(self, updates: Mapping[str, ScoredUpdate], bank: Collection[str] = ()) -> None:
+        """Store updates that were made in one bank, all or none; `bank` has the keys of all in it, if not these."""
+        names = " ".join(map(_short, bank or updates))
+        texts = {key: each.model_dump_json() for key, each in updates.items()}
+        rows = [(key, record, names, checksum(key, record, names)) for key, record in texts.items()]
         with self._transaction() as db:
             db.executemany("INSERT OR REPLACE INTO updates VALUES (?, ?, ?, ?)", rows)
+
+
+def _short(key: str) -> str:
+    return key[-16:]
 
 
 class Execution:

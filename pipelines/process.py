@@ -354,9 +354,7 @@ async def _serve_dashboards(servers: Mapping[str, tuple[list[str], int]], log: P
         running = []
         for module, port in servers.values():
             command = [sys.executable, "-m", *module, "--host", _HOST, "--port", str(port)]
-            running.append(
-                await stack.enter_async_context(child(command, environment, log))
-            )
+            running.append(await stack.enter_async_context(child(command, environment, log)))
         for (name, (_, port)), process in zip(servers.items(), running, strict=True):
             await _wait_until_up(name, process, port, log)
             sys.stdout.write(f"{name:8s}http://{_HOST}:{port}\n")

@@ -192,11 +192,11 @@ class Loop:
         """Return the scores of some trials, in their order; each is trained once, whichever round or variant asks.
 
         They are trained and stored in units of `UNIT_UPDATES`; those with `keep` leave their adapters in the work
-        directory.
+        directory. What of a stored unit is damaged is trained again among the others of its unit.
         """
         probes, store = self._probes_for(questions), self.execution.updates
         keys = [self._update_key(trial, questions, probes) for trial in trials]
-        before, found = store.damaged, store.find(list(dict.fromkeys(keys)))
+        before, found = store.damaged, store.find(dict.fromkeys(keys))
         self.execution.tell_damaged(store.damaged - before, "updates")
         # Of equal trials the first one is trained.
         missing = {
@@ -204,14 +204,17 @@ class Loop:
             for key, trial in reversed(list(zip(keys, trials, strict=True)))
             if key not in found or (trial.keep and self._is_lost(found[key]))
         }
-        todo = list(reversed(missing.items()))
-        for start in range(0, len(todo), UNIT_UPDATES):
-            unit = dict(todo[start : start + UNIT_UPDATES])
+        todo, of_key = dict(reversed(missing.items())), dict(zip(keys, trials, strict=True))
+        units = store.banks(of_key, todo.keys() - found.keys())
+        rest = [key for key in todo if not any(key in unit for unit in units)]
+        for unit in (*units, *(rest[start : start + UNIT_UPDATES] for start in range(0, len(rest), UNIT_UPDATES))):
             self.reporter.begin(f"training and scoring {len(unit)} adapters")
-            tasks = {trial.document_id: self.tasks[trial.document_id] for trial in unit.values()}
-            work = BankWork(self.settings, tuple(unit.values()), tasks, questions, probes, self.work_dir)
+            chosen = tuple(todo.get(key, of_key[key]) for key in unit)
+            tasks = {trial.document_id: self.tasks[trial.document_id] for trial in chosen}
+            work = BankWork(self.settings, chosen, tasks, questions, probes, self.work_dir)
             made = dict(zip(unit, self.execution.run_bank(updates.train_and_score, work), strict=True))
-            store.keep(made)
+            made = {key: update for key, update in made.items() if key in todo}
+            store.keep(made, unit)
             found |= made
         scored = [
             found[key].model_copy(update={"document_id": trial.document_id, "index": trial.index})
