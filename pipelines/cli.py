@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -27,6 +28,7 @@ from pipelines.process import (
     preceptor,
     prepare_process,
 )
+from pipelines.terminal import guard_output, open_console
 from pipelines.upkeep import backup, restore
 
 if TYPE_CHECKING:
@@ -96,7 +98,8 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
-) -> None: ...
+) -> None:
+    guard_output()
 
 
 @app.command("train-teacher")
@@ -122,14 +125,12 @@ def train_teacher(
 
     settings = load(config, TrainTeacherConfig, set_ or ())
     if dry_run:
-        from rich.console import Console
-
         from pipelines.reports.costs import cost_table, estimate
         from pipelines.train_teacher.plan import plan_run
 
         sys.stdout.write(to_yaml(settings))
         cost = estimate(plan_run(settings), settings, settings.data, settings.external_sampling)
-        Console().print(cost_table(cost, settings, price))
+        open_console().print(cost_table(cost, settings, price))
         print_problems(settings, work_dir)
         return
     from pipelines.process import exclusive, hide_own_errors
@@ -261,18 +262,16 @@ def versions(
     """List the registered versions: aliases, gate decisions, scores, teachers, nights, and reasons."""
     history = _registry(config, work_dir).history(role)
     if json:
-        from pydantic_core import to_json
+        from pydantic_core import to_jsonable_python
 
         rows = [{**record._asdict(), "scores": dict(record.scores)} for record in history]
-        sys.stdout.write(to_json(rows, indent=2).decode() + "\n")
+        sys.stdout.write(dumps(to_jsonable_python(rows), indent=2) + "\n")
     elif not history:
         sys.stdout.write(f"No version of the {role} is registered in {str(work_dir)!r}.\n")
     else:
-        from rich.console import Console
-
         from pipelines.reports.console import versions_table
 
-        Console().print(versions_table(role, history))
+        open_console().print(versions_table(role, history))
 
 
 @app.command("gc")
@@ -405,6 +404,7 @@ app.add_typer(config_app, name="config", cls=Grouped)
 @plain_errors()
 def main() -> None:
     """Run the command line."""
+    guard_output()
     app()
 
 

@@ -2,26 +2,29 @@
 
 Two content-addressed stores make a killed run resumable. Results of whole tasks (sampling, learning steps) are stored
 by Prefect. Updates of students have a store of their own, one SQLite row each, so that an update is found again
-whichever round, run or variant needs it. Keys hash everything that decides a result: models, recipes, texts, seeds
-and the code of the folders that make results, but no paths, dates, reports or command lines.
+whichever round, run or variant needs it. What does not match its checksum is made again. Keys hash everything that
+decides a result: models, recipes, texts, seeds and the code of the folders that make results, but no paths, dates,
+reports or command lines.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefect import task
 from prefect.context import TaskRunContext
+from prefect.results import ResultRecord  # type: ignore[attr-defined]
+from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 from prefect.utilities.annotations import quote
 from pydantic import BaseModel
 
 from evaluation.common.data import digest_json
 from evaluation.common.errors import PreceptorError
-from evaluation.common.storage import SqliteFile
+from evaluation.common.storage import SqliteFile, checksum
 from pipelines.records import RECORDS_VERSION, ScoredUpdate
 from pipelines.settings import Settings
 
@@ -64,8 +67,26 @@ def _key_of(_: TaskRunContext, parameters: dict[str, Any]) -> str:
 
 @task(cache_key_fn=_key_of, persist_result=True, result_serializer="json", retries=0, log_prints=False)
 def _stored(key: str, function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
-    """Run a function on plain data; the result is stored under `key`. An exception stores nothing."""
-    return function(*arguments)
+    """Run a function on plain data; its result is stored with a checksum. An exception stores nothing."""
+    result = function(*arguments)
+    return {"result": result, "checksum": _checksum_of(key, result)}
+
+
+def _checksum_of(key: str, result: BaseModel) -> str:
+    return checksum(key, result.model_dump(mode="json"))
+
+
+def _is_damaged(key: str) -> bool:
+    """Return whether a result is stored that is not the one that was written under this key."""
+    try:
+        stored = Path(PREFECT_LOCAL_STORAGE_PATH.value(), key).read_bytes()
+    except OSError:  # none, or in a storage of the user's
+        return False
+    try:
+        found: dict[str, Any] = ResultRecord.deserialize(stored).result
+        return bool(found["checksum"] != _checksum_of(key, found["result"]))
+    except Exception:  # whatever a parser makes of damaged bytes
+        return True
 
 
 @task(name="update-and-score", persist_result=False, retries=0, log_prints=False)
@@ -82,22 +103,55 @@ class UpdateStore(SqliteFile):
     """Scored updates by content key, in one file of the work directory."""
 
     NAME = "store of updates"
-    VERSION = 1
-    TABLES = "CREATE TABLE updates (key TEXT PRIMARY KEY, record TEXT NOT NULL);"
+    VERSION = 2
+    TABLES = """
+    CREATE TABLE updates (key TEXT PRIMARY KEY, record TEXT NOT NULL, bank TEXT NOT NULL, checksum TEXT NOT NULL);
+    """
+    MIGRATIONS = (
+        """
+        ALTER TABLE updates ADD COLUMN bank TEXT NOT NULL DEFAULT '';
+        ALTER TABLE updates ADD COLUMN checksum TEXT NOT NULL DEFAULT '';
+            """,
+    )
     ERROR = StoreError
     NEXT_STEP = "Check the disk, then run again."
 
-    def find(self, keys: Iterable[str]) -> dict[str, ScoredUpdate]:
-        """Return the updates that are stored under some keys."""
-        with self._reading() as db:
-            rows = [db.execute("SELECT key, record FROM updates WHERE key = ?", (key,)).fetchone() for key in keys]
-        return {row[0]: ScoredUpdate.model_validate_json(row[1]) for row in rows if row is not None}
+    damaged = 0
+    """Updates that were found to differ from what was stored."""
 
-    def keep(self, updates: Mapping[str, ScoredUpdate]) -> None:
-        """Store the updates of one bank, all or none: a part computed again alone could be rounded otherwise."""
+    def find(self, keys: Collection[str]) -> dict[str, ScoredUpdate]:
+        """Return the updates that are stored under some keys and match their checksum."""
+        whole, stored = self._whole(keys)
+        self.damaged += stored - len(whole)
+        return {key: ScoredUpdate.model_validate_json(record) for key, (record, _) in whole.items()}
+
+    def banks(self, keys: Collection[str], missing: Collection[str]) -> list[list[str]]:
+        """Return the keys of each stored bank that some of `keys` are of, and that lacks a missing one.
+
+        What is made again alone, not in its bank, could be rounded otherwise.
+        """
+        named, gone = {_short(key): key for key in keys}, {_short(key) for key in missing}
+        found = dict.fromkeys(bank for _, bank in self._whole(keys)[0].values())
+        return [[named[name] for name in bank.split() if name in named] for bank in found if gone & {*bank.split()}]
+
+    def _whole(self, keys: Collection[str]) -> tuple[dict[str, tuple[str, str]], int]:
+        """Return record and bank of each stored update that matches its checksum, and the number of all stored ones."""
+        query = "SELECT record, bank, checksum FROM updates WHERE key = ?"
+        with self._reading() as db:
+            rows = {key: row for key in keys if (row := db.execute(query, (key,)).fetchone()) is not None}
+        return {key: row[:2] for key, row in rows.items() if row[2] == checksum(key, *row[:2])}, len(rows)
+
+    def keep(self, updates: Mapping[str, ScoredUpdate], bank: Collection[str] = ()) -> None:
+        """Store updates that were made in one bank, all or none; `bank` has the keys of all in it, if not these."""
+        names = " ".join(map(_short, bank or updates))
+        texts = {key: each.model_dump_json() for key, each in updates.items()}
+        rows = [(key, record, names, checksum(key, record, names)) for key, record in texts.items()]
         with self._transaction() as db:
-            rows = [(key, update.model_dump_json()) for key, update in updates.items()]
-            db.executemany("INSERT OR REPLACE INTO updates VALUES (?, ?)", rows)
+            db.executemany("INSERT OR REPLACE INTO updates VALUES (?, ?, ?, ?)", rows)
+
+
+def _short(key: str) -> str:
+    return key[-16:]
 
 
 class Execution:
@@ -130,11 +184,19 @@ class Execution:
         code = Path(inspect.getsourcefile(function) or "").read_text(encoding="utf-8")
         key = content_key(self._settings, kind, content, code)
         self._reporter.begin(describe)
+        damaged = _is_damaged(key)
+        if damaged:
+            self.tell_damaged(1, f"{kind} result")
         stored: Any = _stored.with_options(name=kind)
-        result: _Result = stored(key, function, quote(arguments))
+        result: _Result = stored.with_options(refresh_cache=damaged)(key, function, quote(arguments))["result"]
         if not complete(result):
-            result = stored.with_options(refresh_cache=True)(key, function, quote(arguments))
+            result = stored.with_options(refresh_cache=True)(key, function, quote(arguments))["result"]
         return result
+
+    def tell_damaged(self, number: int, what: str) -> None:
+        """Report stored records that are made again, unless there are none."""
+        if number:
+            self._reporter.say(f"stored, but changed or damaged since, and made again: {number} {what}")
 
     def run_bank(self, function: Callable[..., _Updates], *arguments: Any) -> _Updates:
         """Return the updates of one bank; its caller keeps them in `updates`."""

@@ -7,13 +7,14 @@ import ctypes
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -114,8 +115,8 @@ def prepare_process(work_dir: Path | None = None) -> None:
     if work_dir is not None:
         home = work_dir.resolve() / "prefect"
         home.mkdir(parents=True, exist_ok=True)  # Prefect's server does not start without it
-        if os.environ.setdefault("PREFECT_HOME", str(home)) == str(home) and "%" in str(home):  # Prefect quotes none
-            database = sqlite_uri(home / "prefect.db").replace("sqlite", "sqlite+aiosqlite", 1)
+        if os.environ.setdefault("PREFECT_HOME", str(home)) == str(home) and {*"%?"} & {*str(home)}:
+            database = f"sqlite+aiosqlite:{sqlite_uri(home / 'prefect.db').partition(':')[2]}"  # Prefect quotes none
             os.environ.setdefault("PREFECT_API_DATABASE_CONNECTION_URL", database)
         # Prefect derives these from the home in its own defaults, not from the one in the environment.
         os.environ.setdefault("PREFECT_LOCAL_STORAGE_PATH", str(home / "storage"))
@@ -128,6 +129,26 @@ def prepare_process(work_dir: Path | None = None) -> None:
         mallopt(_M_MMAP_THRESHOLD, 1 << 30)
         mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
         mallopt(_M_TOP_PAD, 1 << 28)
+
+
+_NEEDED = re.compile(
+    r"(PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|TZ|TMPDIR|VIRTUAL_ENV|DO_NOT_TRACK|(HTTPS?|NO)_PROXY"
+    r"|(LC|LD|XDG|CUDA|NVIDIA|NCCL|GLOO|VLLM|HF|TRANSFORMERS|TOKENIZERS|TORCH|PYTORCH|TORCHINDUCTOR|TRITON|FLASHINFER"
+    r"|OMP|GOMP|KMP|MKL|OPENBLAS|SSL|MALLOC|PREFECT|MLFLOW)_.*|PYTHON.*)",
+    re.IGNORECASE,
+)
+_SECRET = re.compile(r".*(^|_)(KEY|TOKEN|SECRET|PASS|PASSWORD|PASSWD|CREDENTIALS?|AUTH)(_|$).*", re.IGNORECASE)
+HUB_TOKENS = ("HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN")
+"""Environment variables that open gated models."""
+
+
+def inherited(environment: Mapping[str, str], also: Collection[str] = ()) -> dict[str, str]:
+    """Return the variables that a child needs, and those in `also`: none of other services, and nothing secret."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name in also or (_NEEDED.fullmatch(name) and not _SECRET.fullmatch(name))
+    }
 
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -328,11 +349,12 @@ async def _serve_dashboards(servers: Mapping[str, tuple[list[str], int]], log: P
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     api = f"http://{_HOST}:{servers['Prefect'][1]}/api"
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PREFECT_UI_API_URL": api, "PREFECT_API_URL": api}
+    environment = {**inherited(os.environ), **environment}
     async with AsyncExitStack() as stack:
         running = []
         for module, port in servers.values():
             command = [sys.executable, "-m", *module, "--host", _HOST, "--port", str(port)]
-            running.append(await stack.enter_async_context(child(command, {**os.environ, **environment}, log)))
+            running.append(await stack.enter_async_context(child(command, environment, log)))
         for (name, (_, port)), process in zip(servers.items(), running, strict=True):
             await _wait_until_up(name, process, port, log)
             sys.stdout.write(f"{name:8s}http://{_HOST}:{port}\n")

@@ -26,6 +26,7 @@ from evaluation.common.storage import replacing, replacing_directory
 from pipelines.inbox.store import INBOX_FILE
 from pipelines.process import WorkDir, exclusive, preceptor
 from pipelines.reports.format import counted, plain_table
+from pipelines.terminal import open_console
 
 if TYPE_CHECKING:
     from pipelines.lineage.registry import Registry
@@ -206,8 +207,6 @@ def collect(registry: Registry, work_dir: Path, dry_run: bool) -> None:
         BusyError: A run holds the work directory.
         LineageError: The registry's files are not those that were registered; the copy stays.
     """
-    from rich.console import Console
-
     with exclusive(work_dir):
         found, sizes = removable(registry, work_dir), dict[str, list[int]]()
         for each in found:
@@ -216,7 +215,7 @@ def collect(registry: Registry, work_dir: Path, dry_run: bool) -> None:
         table = plain_table(f"Not needed in {work_dir}", heads=("what", "number", "MB"))
         for kind, each_size in sizes.items():
             table.add_row(kind, str(len(each_size)), f"{sum(each_size) / 1e6:.1f}")
-        Console().print(table if found else f"Nothing to remove in {work_dir}.")
+        open_console().print(table if found else f"Nothing to remove in {work_dir}.")
         if dry_run and found:
             sys.stdout.write("Nothing was removed. To remove it, repeat the command without --dry-run.\n")
         for each in () if dry_run else found:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evaluation.common.checkpoints import digest_tensors
-from evaluation.common.data import digest_json
+from evaluation.common.data import digest_files, digest_json
 from evaluation.common.errors import ModelError
 from evaluation.common.storage import replacing_directory
 
@@ -72,6 +72,7 @@ def save_adapter(adapter: Adapter, directory: Path, base_name_or_path: str = "")
     with replacing_directory(directory) as new:
         config.save_pretrained(str(new))
         metadata = {"format": "pt", "base_digest": adapter.base_digest, "digest": adapter.digest}
+        metadata["config"] = digest_files(new, [CONFIG_FILE])
         save_file(tensors, new / WEIGHTS_FILE, metadata=metadata)
     return directory
 
@@ -97,10 +98,11 @@ def load_adapter(directory: Path) -> Adapter:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     factors = _pair_factors(tensors, directory)
     adapter = Adapter(factors, int(config["r"]), float(config["lora_alpha"]), metadata.get("base_digest", ""))
-    if metadata.get("digest", adapter.digest) != adapter.digest:
+    own = {"digest": adapter.digest, "config": digest_files(directory, [CONFIG_FILE])}
+    if wrong := [name for name, digest in own.items() if metadata.get(name, digest) != digest]:
         raise ModelError(
-            f"adapter: {str(directory)!r} has digest {adapter.digest}, but {metadata['digest']} was written with it. "
-            "The files were changed or damaged; restore them."
+            f"adapter: {str(directory)!r} has the {wrong[0]} {own[wrong[0]]}, but {metadata[wrong[0]]} was written "
+            "with it. The files were changed or damaged; restore them."
         )
     return adapter
 

@@ -103,15 +103,21 @@ class TeacherPolicy:
         self.optimizer_state = None
 
     def restore(self, directory: Path) -> None:
-        """Load the adapter and optimizer state saved in `directory`.
-
-        Raises:
-            ModelError: The directory holds no complete policy, or one of another base or configuration.
-        """
+        """Load the adapter and optimizer state saved in `directory`; raises as `check` does."""
         import torch
         from peft import set_peft_model_state_dict
         from safetensors.torch import load_file
 
+        self.check(directory)
+        set_peft_model_state_dict(self.model, load_file(directory / _WEIGHTS))
+        self.optimizer_state = torch.load(directory / _OPTIMIZER, map_location="cpu", weights_only=True)
+
+    def check(self, directory: Path) -> PolicyRecord:
+        """Return the metadata of a policy of this base and configuration that is saved whole in `directory`.
+
+        Raises:
+            ModelError: The directory holds no complete policy, or one of another base or configuration.
+        """
         record = PolicyRecord.read(directory)
         if digest_files(directory, (_WEIGHTS, _OPTIMIZER)) != record.files:
             raise ModelError(
@@ -123,8 +129,7 @@ class TeacherPolicy:
                 f"teacher policy {str(directory)!r}: it was trained on the base {record.base_digest[:12]!r} with "
                 f"{record.config}, got {self.base_digest[:12]!r} with {self.config}. Open it with its own base."
             )
-        set_peft_model_state_dict(self.model, load_file(directory / _WEIGHTS))
-        self.optimizer_state = torch.load(directory / _OPTIMIZER, map_location="cpu", weights_only=True)
+        return record
 
     def save(self, directory: Path) -> None:
         """Save adapter and optimizer state to `directory`, all or nothing; an existing policy is replaced."""

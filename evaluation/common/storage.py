@@ -10,8 +10,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
+from evaluation.common.data import digest_json
 from evaluation.common.errors import PreceptorError
 
 _BUSY_SECONDS = 60.0
@@ -55,10 +56,20 @@ def write_atomically(path: Path, content: str | bytes) -> Path:
     return path
 
 
+def checksum(*parts: Any) -> str:
+    """Return the checksum (32 hex digits) of a stored record: JSON-serialisable parts, with the key it is stored under.
+
+    With the key, so that a record in another one's place is as wrong as a changed one.
+    """
+    return digest_json(parts)[:32]
+
+
 def sqlite_uri(path: Path) -> str:
     """Return the URI by which SQLAlchemy, and with it MLflow, opens a file, whatever characters its path has."""
-    # No further characters are quoted: MLflow makes the parent directory by the URI as it stands.
-    return f"sqlite:///{path.resolve()}".replace("%", "%25").replace("?", "%3F")
+    place = str(path.resolve())
+    quoted = place.replace("%", "%25").replace("?", "%3F")
+    # Of a URI that does not name the driver, MLflow makes the parent directory as it stands, quoted.
+    return f"sqlite{'' if quoted == place else '+pysqlite'}:///{quoted}"
 
 
 class SqliteFile:
@@ -88,6 +99,8 @@ class SqliteFile:
             # SQLite does not wait for locks while the journal mode changes, so set-up is serialised.
             with FileLock(f"{path}.lock", timeout=_BUSY_SECONDS):
                 self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+                self._db.create_function("checksum", -1, checksum, deterministic=True)  # for SQL that writes records
+                self._db.text_factory = lambda text: text.decode("utf-8", "replace")  # damage is for checksums to find
                 version = self._db.execute("PRAGMA user_version").fetchone()[0]
                 known = 0 <= version <= self.VERSION
                 if known:

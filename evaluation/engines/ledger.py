@@ -8,6 +8,7 @@ transaction, so calls in flight count, also those of other processes with the sa
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 import time
 from collections.abc import Sequence
@@ -19,8 +20,9 @@ from pydantic import Field
 
 from evaluation.common.data import Frozen
 from evaluation.common.errors import EndpointError
-from evaluation.common.storage import SqliteFile
+from evaluation.common.storage import SqliteFile, checksum
 
+_log = logging.getLogger(__name__)
 _TABLES = """
 CREATE TABLE calls (
     id INTEGER PRIMARY KEY, scope TEXT NOT NULL, digest TEXT NOT NULL, model TEXT NOT NULL,
@@ -42,6 +44,9 @@ CREATE TABLE replies (
     finish_reason TEXT NOT NULL, prompt_tokens INTEGER, completion_tokens INTEGER, cost REAL, model TEXT NOT NULL
 );
 """
+_REPLY = "digest, text, finish_reason, prompt_tokens, completion_tokens, cost, model"
+"""Columns of a reply that its checksum is made of."""
+_MIGRATION_2 = f"ALTER TABLE replies ADD COLUMN checksum TEXT; UPDATE replies SET checksum = checksum({_REPLY});"
 
 
 FailureReason = Literal[
@@ -133,8 +138,9 @@ class Ledger(SqliteFile):
     """Calls and replies in a file; every method raises EndpointError if it cannot be read or written."""
 
     NAME = "ledger"
-    VERSION = 1
-    TABLES = _TABLES
+    VERSION = 2
+    TABLES = _TABLES + _MIGRATION_2
+    MIGRATIONS = (_MIGRATION_2,)
     ERROR = EndpointError
     NEXT_STEP = (
         "No further calls were made, because paid replies must be stored. Check disk space and permissions, then run "
@@ -150,14 +156,16 @@ class Ledger(SqliteFile):
         self.scope = scope
 
     def find(self, digests: Sequence[str]) -> dict[str, EndpointReply]:
-        """Return the stored replies by digest."""
+        """Return the stored replies by digest; one that was changed or damaged since is removed, with a log message."""
+        wanted = f"SELECT {_REPLY}, checksum FROM replies WHERE digest IN (SELECT value FROM json_each(?))"
         with self._reading() as db:
-            rows = db.execute(
-                "SELECT digest, text, finish_reason, prompt_tokens, completion_tokens, cost, model FROM replies "
-                "WHERE digest IN (SELECT value FROM json_each(?))",
-                (json.dumps(digests),),
-            )
-            return {digest: EndpointReply(*fields) for digest, *fields in rows}
+            rows = db.execute(wanted, (json.dumps(digests),)).fetchall()
+        damaged = [(row[0],) for row in rows if row[-1] != checksum(*row[:-1])]
+        if damaged:
+            with self._transaction() as db:
+                db.executemany("DELETE FROM replies WHERE digest = ?", damaged)
+            _log.warning("%s: replies changed or damaged since, asked for again: %d", self.path, len(damaged))
+        return {row[0]: EndpointReply(*row[1:-1]) for row in rows if (row[0],) not in damaged}
 
     def begin(self, digest: str, model: str, most: Charge, currency: str, limits: Limits) -> int | None:
         """Record a call, charged with its upper bound `most` until settled, and return its id; None if over budget."""
@@ -179,11 +187,13 @@ class Ledger(SqliteFile):
     def keep(self, call: int, digest: str, reply: EndpointReply) -> EndpointReply:
         """Settle a call and return the stored reply: this one, or an earlier one by another process."""
         usage = Usage(reply.prompt_tokens, reply.completion_tokens)
+        cost = None if reply.cost is None else float(reply.cost)  # as the file returns it, for the checksum
         with self._transaction() as db:
             self._settle(db, call, usage, reply.cost, free=False)
             db.execute(
-                "INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (digest, call, reply.text, reply.finish_reason, *usage, reply.cost, reply.model),
+                "INSERT OR IGNORE INTO replies VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, "
+                "checksum(?1, ?3, ?4, ?5, ?6, ?7, ?8))",
+                (digest, call, reply.text, reply.finish_reason, *usage, cost, reply.model),
             )
             if reply.note:
                 db.execute("UPDATE calls SET detail = ? WHERE id = ?", (reply.note, call))

@@ -11,7 +11,6 @@ from pathlib import Path
 from prefect import flow
 from prefect.events import emit_event
 from rich.console import Console
-from rich.markup import escape
 
 from evaluation.common.errors import LineageError
 from evaluation.common.storage import write_atomically
@@ -76,6 +75,7 @@ from pipelines.process import embedded_flow
 from pipelines.reports.console import Reporter
 from pipelines.reports.format import counted
 from pipelines.settings import load
+from pipelines.terminal import open_console, printable
 from teacher.samplers.openai import OpenAISampling
 from teacher.samplers.sampler import Sampler
 
@@ -99,7 +99,7 @@ def adapt_student(config_path: str, overrides: list[str] | None = None, work_dir
     prefix = config.tracking.registry_prefix
     check(config, place, findings_of)
     with embedded_flow(place, FLOW_NAME) as flow_run:
-        result = run_night(config, place, flow_run, Console())
+        result = run_night(config, place, flow_run, open_console())
         payload = {"night": result.night, "version": result.version, "page": result.page, "run": result.mlflow_run_id}
         resource = {"prefect.resource.id": f"preceptor.student.{prefix}", "prefect.resource.name": f"{prefix}-student"}
         # Automations of a Prefect server can act on it.
@@ -187,7 +187,7 @@ def write_missing_questions(
                 inbox.put_questions(document.id, its.questions)
             inbox.note({document.id: its.note for document, its in written})
         for document, its in written:
-            reporter.say(f"{escape(document.title or document.id)}: {escape(its.note)}")
+            reporter.say(f"{document.title or document.id}: {its.note}")
     return tuple(document.id for document, its in written if not its.questions)
 
 
@@ -308,6 +308,7 @@ def conclude(
             metrics={} if accuracy is None else {"eval/new_accuracy": accuracy},
         )
     report = f"{plan.night}: promoted without a gate.\n" if result.gate is None else report_markdown(result.gate)
+    report = printable(report, "\n")
     if result.outcome == "promoted":
         record = {
             DECISION_TAG: tags[DECISION_TAG],  # a version of an earlier release has none yet

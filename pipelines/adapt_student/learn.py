@@ -176,7 +176,7 @@ def update_night(night: Night, edits: Sequence[Sequence[SelfEdit]]) -> NightUpda
         update_student,
         *arguments,
         describe=f"training the student on {len(lines.implications)} lines",
-        complete=lambda update: update.adapter_digest is None or loop.adapter_dir(update.adapter_digest).is_dir(),
+        complete=lambda update: update.adapter_digest is None or loop.has_adapter(update.adapter_digest),
     )
 
 

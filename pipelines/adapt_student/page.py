@@ -24,6 +24,7 @@ from pipelines.inbox.documents import Route
 from pipelines.process import preceptor
 from pipelines.records import Candidate, Record, by_document
 from pipelines.reports.format import counted, duration, percent, points
+from pipelines.terminal import printable
 
 PAGE = "morning.html"
 Outcome = Literal["promoted", "held", "rejected", "nothing new"]
@@ -171,7 +172,7 @@ def page_of(result: NightResult, work_dir: Path = Path(".preceptor")) -> str:
     """Return the page of a night as HTML, with commands for its work directory; what models wrote is escaped."""
     loader = PackageLoader("pipelines.adapt_student", ".")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    return environment.get_template("page.html.j2").render(
+    page = environment.get_template("page.html.j2").render(
         pc=lambda share: percent(share, 0),
         points=lambda value: "" if value is None else points(value),
         way=_way,
@@ -186,6 +187,7 @@ def page_of(result: NightResult, work_dir: Path = Path(".preceptor")) -> str:
         unknown=[document for document in result.new if document.unknown],
         titles={document.id: document.title for document in result.new},
     )
+    return printable(page, "\n\t")
 
 
 def _way(before: float | None, after: float | None) -> str:

@@ -13,15 +13,16 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 
 from evaluation.common.checkpoints import resolve_model
 from evaluation.common.errors import LineageError
-from evaluation.common.storage import write_atomically
+from evaluation.common.storage import checksum, write_atomically
 from evaluation.tasks import KnowledgeTask, Question
 from pipelines.adapt_student.config import NightConfig, RoutingConfig
 from pipelines.adapt_student.state import (
@@ -44,12 +45,13 @@ from pipelines.records import Record
 from pipelines.reports.costs import QUESTION_TOKENS, cost_table, estimate
 from pipelines.reports.format import counted, plain_table
 from pipelines.settings import to_yaml
+from pipelines.terminal import open_console
 
 NIGHTS = "nights"
 """Directory in the work directory: a directory for each night, and the plan of the one that is running."""
 RESULT = "result.json"
 """File in a night's directory, written last."""
-_CURRENT = "current.json"
+_CURRENT, _PLAN = "current.json", "plan.json"
 _PLACEHOLDER = Question(question="(not written yet)", answer="(not written yet)")
 """For questions that the night will generate; routes do not depend on them."""
 NOT_LEARNED = "not learned in "
@@ -255,12 +257,16 @@ def open_plan(
             say(f"finishing {left.night}, which was interrupted")
             return left, student_version(registry, left.parent, work_dir).without(left.removed)
         say(f"{left.night} was interrupted and is dropped: champion, configuration or its documents have changed")
+    elif (work_dir / NIGHTS / _CURRENT).exists():
+        say("the plan of the interrupted night was changed or damaged; a new night begins")
     plan = new_plan(config, work_dir, inbox, champion.number, champion.state, unaskable)
     if not plan.documents:
         close_plan(work_dir)
         return None, champion
-    write_atomically(work_dir / NIGHTS / plan.night / "plan.json", plan.model_dump_json())
-    write_atomically(work_dir / NIGHTS / _CURRENT, plan.model_dump_json())
+    content = plan.model_dump(mode="json")
+    text = json.dumps({"checksum": checksum(content), **content})
+    for file in (f"{plan.night}/{_PLAN}", _CURRENT):
+        write_atomically(work_dir / NIGHTS / file, text)
     return plan, champion.without(plan.removed)
 
 
@@ -270,11 +276,17 @@ def close_plan(work_dir: Path) -> None:
 
 
 def read_plan(work_dir: Path) -> NightPlan | None:
-    """Return the plan of the night that is running or was interrupted; None without one."""
-    try:
-        return NightPlan.model_validate_json((work_dir / NIGHTS / _CURRENT).read_bytes())
-    except (OSError, ValidationError):
-        return None
+    """Return the plan of the night that is running or was interrupted; None without one.
+
+    A plan that does not match its checksum is read from its second copy, that of the latest night.
+    """
+    copies = sorted((work_dir / NIGHTS).glob(f"night-*/{_PLAN}"))[-1:]
+    for file in (work_dir / NIGHTS / _CURRENT, *copies) if (work_dir / NIGHTS / _CURRENT).exists() else ():
+        with suppress(OSError, ValueError, AttributeError):
+            content = json.loads(file.read_bytes())
+            if content.pop("checksum", None) == checksum(content):
+                return NightPlan.model_validate(content)
+    return None
 
 
 def _resumes(
@@ -367,7 +379,7 @@ def _held(registry: Registry | None, version: int | None, work_dir: Path) -> Stu
     if registry is None or version is None:
         return StudentState()
     if (directory := student_directory(work_dir, version)).is_dir():
-        return read_state(directory)
+        return read_state(registry.fetch("student", version, directory))
     with tempfile.TemporaryDirectory() as scratch:
         return read_state(registry.fetch("student", version, Path(scratch, "student")))
 
@@ -376,8 +388,6 @@ def print_dry_run(
     config: NightConfig, file: Path, overrides: Sequence[str], work_dir: Path, price_per_hour: float | None = None
 ) -> None:
     """Print the resolved configuration, what the next night would do, and the next command."""
-    from rich.console import Console
-
     sys.stdout.write(to_yaml(config))
     found = dry_run(config, work_dir)
     plan, waiting = found.plan, Counter(found.waiting.values())
@@ -397,7 +407,7 @@ def print_dry_run(
     for quantity, value in rows.items():
         if value:
             table.add_row(quantity, value)
-    console, place = Console(), ["--work-dir", str(work_dir)]
+    console, place = open_console(), ["--work-dir", str(work_dir)]
     console.print(table)
     for line in waiting_lines(found.waiting, work_dir):
         sys.stdout.write(f"{line}\n")

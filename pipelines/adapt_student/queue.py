@@ -14,7 +14,8 @@ import typer
 
 from pipelines.inbox.command import next_step, open_inbox
 from pipelines.process import WorkDir, exclusive, preceptor, prepare_process
-from pipelines.reports.format import counted, printable
+from pipelines.reports.format import counted
+from pipelines.terminal import open_console, printable
 
 if TYPE_CHECKING:
     from pipelines.adapt_student.state import StudentState
@@ -113,7 +114,6 @@ def list_documents(
     json_: Annotated[bool, typer.Option("--json", help="Print all that match as JSON, whatever the limit.")] = False,
 ) -> None:
     """List documents in order of arrival with what the next night does with them, or why nothing."""
-    from rich.console import Console
     from rich.text import Text
 
     with open_inbox(work_dir) as store:
@@ -129,7 +129,7 @@ def list_documents(
     if json_:
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
         return
-    console, counts = Console(), Counter(row["status"] for row in rows)
+    console, counts = open_console(), Counter(row["status"] for row in rows)
     split = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
     typer.echo(f"Inbox of {work_dir}: {counted(len(rows), 'document')}{f' ({split})' if split else ''}")
     latest = rows[-limit:]

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -237,7 +238,7 @@ def _typed() -> Iterator[str]:
 
 def _show(answer: Answer, *, json: bool) -> None:
     """Print an answer as JSON, or with a line on what it is based on."""
-    text = answer.model_dump_json() if json else f"{answer.text or '(no answer)'}\n{_origin(answer)}"
+    text = dumps(answer.model_dump(mode="json")) if json else f"{answer.text or '(no answer)'}\n{_origin(answer)}"
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 

@@ -13,8 +13,6 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from rich.console import Console
-
 from evaluation.common.checkpoints import model_digest
 from evaluation.common.errors import ScoringError
 from evaluation.exact_match import first_line
@@ -42,6 +40,7 @@ from pipelines.models import ModelRef, answer_format, close_models, open_grader,
 from pipelines.plan import Step
 from pipelines.records import Candidate, ScoredUpdate
 from pipelines.reports.console import Reporter
+from pipelines.terminal import open_console
 from student.adapters import load_adapter
 from student.bank.bank import LoraBank
 from student.bank.scoring import ScoringFailure
@@ -192,7 +191,7 @@ def compare_subjects(suite: RegressionSuite, candidate: str, baseline: str, work
         with TemporaryDirectory(prefix="preceptor-regression-") as scratch:
             both = [download(subject, suite.tracking, work_dir, Path(scratch)) for subject in subjects]
             if both[0].is_variant:
-                with Reporter(Console(stderr=True), 4) as reporter:  # each samples, then updates the student
+                with Reporter(open_console(stderr=True), 4) as reporter:  # each samples, then updates the student
                     mine, theirs = (score_variant(suite, content, each, work_dir, reporter) for each in both)
             else:
                 mine, theirs = _score_students(suite, content, both, work_dir)

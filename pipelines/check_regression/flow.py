@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from prefect import flow
 
@@ -23,6 +24,7 @@ from pipelines.lineage.store import run_tags
 from pipelines.process import embedded_flow
 from pipelines.reports import format
 from pipelines.settings import load
+from pipelines.terminal import printable
 
 FLOW_NAME = "check-regression"
 
@@ -91,7 +93,7 @@ def regression_markdown(report: RegressionReport) -> str:
     heading = f"# {report.outcome.upper()}: {_HEADINGS[report.outcome]}"
     lines = [heading, "", f"Suite {escaped(report.suite)} (`{report.suite_digest[:12]}`)", ""]
     if report.problem:
-        return "\n".join([*lines, f"Nothing was compared: {escaped(report.problem)}"]) + "\n"
+        return printable("\n".join([*lines, f"Nothing was compared: {escaped(report.problem)}"]) + "\n", "\n")
     reasons = [check for check in report.checks if check.verdict != "pass"]
     lines += [f"- {escaped(check.name)}: {escaped(check.sentence)}" for check in reasons]
     lines += [""] if reasons else []
@@ -104,7 +106,7 @@ def regression_markdown(report: RegressionReport) -> str:
         f"in points, with one-sided {report.limits.confidence:.0%} bounds over documents; `needed` documents would "
         f"decide with {POWER:.0%} power.{least}"
     )
-    return "\n".join(lines) + "\n"
+    return printable("\n".join(lines) + "\n", "\n")
 
 
 def _subjects_table(report: RegressionReport) -> str:
@@ -130,6 +132,8 @@ def junit_xml(report: RegressionReport) -> str:
     """
     from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
+    # Of what documents are called, XML does not even have all characters.
+    report = RegressionReport.model_validate(_printable(report.model_dump()))
     suite = TestSuite(f"preceptor check-regression {report.suite}")
     for each in report.checks:
         case = TestCase(each.name, classname=report.suite)
@@ -151,6 +155,15 @@ def junit_xml(report: RegressionReport) -> str:
     whole.add_testsuite(suite)
     text: bytes = whole.tostring()  # type: ignore[no-untyped-call]
     return text.decode("utf-8")
+
+
+def _printable(value: Any) -> Any:
+    """Return plain data whose texts are printable."""
+    if isinstance(value, dict):
+        return {_printable(name): _printable(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_printable(part) for part in value]
+    return printable(value, "\n\t") if isinstance(value, str) else value
 
 
 def _measured(check: GateCheck) -> str:

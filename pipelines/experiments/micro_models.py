@@ -35,17 +35,16 @@ def build_micro(
 ) -> None:
     """Rebuild micro models from a seed (an hour for two on two cores) and print the checks that they must pass."""
     prepare_process()
-    from rich.console import Console
-
     from evaluation.microgrids.pretraining import run_checks as check_grids
     from evaluation.microworld.build import run_checks as check_world
     from pipelines.reports.format import plain_table
+    from pipelines.terminal import open_console
 
     world, grids = _WORLD, _GRIDS if shipped else ()
     if role is not None:
         grids = tuple(name for name in _GRIDS if name == role)
         world = () if role == "grid-student" or role == "grid-teacher" else (role,)
-    console, own = Console(), [MICRO_MODELS[f"micro-{name}"].parent for name in ("student", "grid-student")]
+    console, own = open_console(), [MICRO_MODELS[f"micro-{name}"].parent for name in ("student", "grid-student")]
     if not shipped:
         for directory in _build(out, seed, world, grids):
             console.print(f"saved {directory}", highlight=False)

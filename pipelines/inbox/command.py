@@ -17,7 +17,8 @@ from pipelines.inbox.intake import DEFAULT_CHARACTERS, MIN_CHARACTERS, Intake, l
 from pipelines.inbox.readers import Format
 from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.process import WorkDir, preceptor
-from pipelines.reports.format import counted, printable
+from pipelines.reports.format import counted
+from pipelines.terminal import printable
 
 app = typer.Typer(
     help="Documents that arrive during the day and are learned at night.",

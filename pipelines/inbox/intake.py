@@ -34,7 +34,7 @@ from pipelines.inbox.documents import (
 from pipelines.inbox.readers import READERS, SUFFIXES, Format
 from pipelines.inbox.readers.text import Block, Extract, UnreadableError, one_line, paragraphs, truncated
 from pipelines.inbox.transcripts import is_transcript, read_transcript
-from pipelines.reports.format import printable
+from pipelines.terminal import printable
 
 MAX_BYTES = 50 * 2**20
 """Of a file (50 MiB)."""
@@ -119,8 +119,12 @@ class Intake:
             self.files += 1
             self.skipped[str(path)] = str(error)
         else:
-            file = self._relative(path)
-            self.add_content(content, str(path), format_ or "", source or file, file)
+            # Names that are not UTF-8 come as surrogates, which no database takes.
+            place, file, source = (
+                os.fsencode(name).decode("utf-8", "backslashreplace")
+                for name in (path, self._relative(path), source or self._relative(path))
+            )
+            self.add_content(content, place, format_ or "", source, file)
 
     def _relative(self, file: Path) -> str:
         """Return a file's path below `root`, else its absolute one; a link to a file keeps its name."""

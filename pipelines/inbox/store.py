@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from evaluation.common.errors import InputError, PreceptorError
-from evaluation.common.storage import SqliteFile
+from evaluation.common.storage import SqliteFile, checksum
 from evaluation.tasks import Question
 from pipelines.inbox.documents import InboxDocument
+from pipelines.reports.format import counted
 
 INBOX_FILE = "inbox.db"
 """In a work directory."""
@@ -33,7 +34,7 @@ CREATE TABLE removed (
     since TEXT NOT NULL
 );
 """
-_TABLES = f"""
+_TABLES_1 = """
 CREATE TABLE documents (
     id TEXT PRIMARY KEY, place INTEGER NOT NULL UNIQUE, arrived TEXT NOT NULL, content TEXT NOT NULL
 );
@@ -44,15 +45,37 @@ CREATE TABLE claims (
 CREATE TABLE aside (
     document TEXT PRIMARY KEY REFERENCES documents (id), reason TEXT NOT NULL, night TEXT NOT NULL, since TEXT NOT NULL
 );
-{_TABLES_2}"""
+"""
 _MIGRATION_2 = f"""{_TABLES_2}
 INSERT INTO files SELECT json_extract(content, '$.source'), id, 1, place FROM documents
     WHERE json_extract(content, '$.source') NOT LIKE '%.%json%';
 """
 """Sources were paths, but for those of rows, which do not replace each other by their file."""
+_COLUMNS = {
+    "documents": "id, place, arrived, content",
+    "claims": "document, whole, target, place",
+    "files": "file, document, state, place",
+    "aside": "document, reason, night, since",
+    "notes": "document, reason, since",
+    "removed": "document, source, reason, who, since",
+}
+_MIGRATION_3 = "".join(
+    f"ALTER TABLE {table} ADD COLUMN checksum TEXT; UPDATE {table} SET checksum = checksum({columns});"
+    for table, columns in _COLUMNS.items()
+)
+_TABLES = _TABLES_1 + _TABLES_2 + _MIGRATION_3
+
+
+def _into(table: str) -> str:
+    """Return the rest of an INSERT or REPLACE: the table, and the values with their checksum."""
+    values = ", ".join(f"?{i + 1}" for i in range(_COLUMNS[table].count(",") + 1))
+    return f"INTO {table} VALUES ({values}, checksum({values}))"
+
+
 # Not OR IGNORE, which would also hide violations of other constraints.
-_ADD_DOCUMENT = "INSERT INTO documents VALUES (?, ?, ?, ?) ON CONFLICT (id) DO NOTHING"
-_ADD_CLAIM = "INSERT INTO claims VALUES (?, ?, ?, ?) ON CONFLICT (document, whole, target) DO NOTHING"
+_ADD_DOCUMENT = f"INSERT {_into('documents')} ON CONFLICT (id) DO NOTHING"
+_ADD_CLAIM = f"INSERT {_into('claims')} ON CONFLICT (document, whole, target) DO NOTHING"
+_SET_CONTENT = "UPDATE documents SET content = ?1, checksum = checksum(id, place, arrived, ?1) WHERE id = ?2"
 _LAST_PLACE = (
     "SELECT MAX(place) FROM (SELECT 0 AS place UNION SELECT place FROM documents UNION SELECT place FROM claims "
     "UNION SELECT place FROM files)"
@@ -112,9 +135,9 @@ class InboxStore(SqliteFile):
     """
 
     NAME = "inbox"
-    VERSION = 2
+    VERSION = 3
     TABLES = _TABLES
-    MIGRATIONS = (_MIGRATION_2,)
+    MIGRATIONS = (_MIGRATION_2, _MIGRATION_3)
     ERROR = InboxError
     NEXT_STEP = (
         "Check free disk space, and that the file is an inbox that you may write; then repeat the command: adding "
@@ -164,27 +187,25 @@ class InboxStore(SqliteFile):
         if keep_both and before == set(ids):
             last = max((place for _, state, place in rows if not state), default=0)
             gone = {document for document, state, place in rows if not state and place == last}
-        changed = [(2 if keep_both else 0, position, file, name) for name in gone]
-        db.executemany("UPDATE files SET state = ?, place = ? WHERE file = ? AND document = ?", changed)
+        changed = [(file, name, 2 if keep_both else 0, position) for name in gone]
         since = position if rows else 0  # what a file's first delivery finds in the inbox did not arrive again
-        come = [(file, name, since) for name in ids if name not in before]
-        db.executemany("REPLACE INTO files VALUES (?, ?, 1, ?)", come)
+        come = [(file, name, 1, since) for name in ids if name not in before]
+        db.executemany(f"REPLACE {_into('files')}", [*changed, *come])
 
     def documents(self) -> tuple[InboxDocument, ...]:
         """Return all documents in order of arrival, including superseded and quarantined ones."""
-        rows = self._rows("SELECT content FROM documents WHERE content != '' ORDER BY place")
-        return tuple(self._document(text) for (text,) in rows)
+        return tuple(self._document(text) for *_, text in self._whole("documents", "content != '' ORDER BY place"))
 
     def find(self, document: str) -> InboxDocument:
         """Return the document with an id."""
-        for (text,) in self._rows("SELECT content FROM documents WHERE id = ? AND content != ''", document):
+        for *_, text in self._whole("documents", "id = ? AND content != ''", document):
             return self._document(text)
         raise self._no_document([document])
 
     def former(self, files: Iterable[str]) -> list[tuple[str, str]]:
         """Return files with the ids of the documents that they do not hold any more."""
-        query = "SELECT file, document FROM files WHERE file = ? AND NOT state ORDER BY place"
-        return [(file, name) for each in files for file, name in self._rows(query, each)]
+        held = (row for file in files for row in self._whole("files", "file = ? AND NOT state ORDER BY place", file))
+        return [(file, name) for file, name, *_ in held]
 
     def remove(self, ids: Sequence[str], reason: str, who: str) -> None:
         """Erase documents from the file, all but their records, by which they stay removed when they are added again.
@@ -198,8 +219,8 @@ class InboxStore(SqliteFile):
                 (content,) = db.execute("SELECT content FROM documents WHERE id = ?", (name,)).fetchone()
                 if content:
                     record = (name, self._document(content).source, reason, who, _now())
-                    db.execute("INSERT INTO removed VALUES (?, ?, ?, ?, ?)", record)
-                db.execute("UPDATE documents SET content = '' WHERE id = ?", (name,))
+                    db.execute(f"INSERT {_into('removed')}", record)
+                db.execute(_SET_CONTENT, ("", name))
                 for table in ("aside", "notes"):
                     db.execute(f"DELETE FROM {table} WHERE document = ?", (name,))
         with self._errors("erase text from"), self._lock:
@@ -210,7 +231,7 @@ class InboxStore(SqliteFile):
 
     def removed(self) -> dict[str, Removal]:
         """Return the records of removed documents by id, in the order of removal."""
-        rows = self._rows("SELECT document, source, reason, who, since FROM removed ORDER BY since, document")
+        rows = self._whole("removed", "1 ORDER BY since, document")
         return {name: Removal(*record) for name, *record in rows}
 
     def note(self, reasons: Mapping[str, str]) -> None:
@@ -218,11 +239,11 @@ class InboxStore(SqliteFile):
         with self._transaction() as db:
             self._check_known(db, list(reasons))
             rows = [(document, reason, _now()) for document, reason in reasons.items()]
-            db.executemany("REPLACE INTO notes VALUES (?, ?, ?)", rows)
+            db.executemany(f"REPLACE {_into('notes')}", rows)
 
     def notes(self) -> dict[str, str]:
         """Return the notes by id of the document."""
-        return dict(self._rows("SELECT document, reason FROM notes ORDER BY since, document"))
+        return {name: reason for name, reason, _ in self._whole("notes", "1 ORDER BY since, document")}
 
     def superseded(self) -> dict[str, str]:
         """Return superseded ids -> ids of the newest replacements; see `newest`."""
@@ -238,7 +259,7 @@ class InboxStore(SqliteFile):
         with self._transaction() as db:
             self._check_known(db, ids)
             rows = [(document, reason, night, _now()) for document in ids]
-            db.executemany("INSERT OR REPLACE INTO aside VALUES (?, ?, ?, ?)", rows)
+            db.executemany(f"REPLACE {_into('aside')}", rows)
 
     def release(self, ids: Sequence[str]) -> tuple[str, ...]:
         """Return documents to the queue; those that were quarantined are returned."""
@@ -249,8 +270,8 @@ class InboxStore(SqliteFile):
 
     def quarantined(self) -> dict[str, tuple[str, str]]:
         """Return the reason and the night of each quarantined document by id."""
-        rows = self._rows("SELECT document, reason, night FROM aside ORDER BY since, document")
-        return {name: (reason, night) for name, reason, night in rows}
+        rows = self._whole("aside", "1 ORDER BY since, document")
+        return {name: (reason, night) for name, reason, night, _ in rows}
 
     def put_questions(self, document: str, questions: Sequence[Question]) -> None:
         """Replace a document's questions; every second one is held out."""
@@ -259,28 +280,40 @@ class InboxStore(SqliteFile):
             self._check_known(db, [document])
             text = db.execute("SELECT content FROM documents WHERE id = ?", (document,)).fetchone()[0]
             changed = self._document(text).model_copy(update=asked)
-            db.execute("UPDATE documents SET content = ? WHERE id = ?", (changed.model_dump_json(), document))
+            db.execute(_SET_CONTENT, (changed.model_dump_json(), document))
 
     def _order(self) -> tuple[list[Arrival], list[Claim], list[Content]]:
         """Return a consistent snapshot of documents, claims and the content of files, in order."""
         with self._reading() as db:
             db.execute("BEGIN")
             try:
-                rows = db.execute("SELECT place, id, content FROM documents ORDER BY place").fetchall()
-                claims = db.execute("SELECT document, whole, target, place FROM claims ORDER BY place").fetchall()
-                held = db.execute("SELECT file, document, state, place FROM files ORDER BY place, rowid").fetchall()
+                rows = self._select(db, "documents", "1 ORDER BY place")
+                claims = self._select(db, "claims", "1 ORDER BY place")
+                held = self._select(db, "files", "1 ORDER BY place, rowid")
             finally:
                 db.execute("COMMIT")
-        documents = [(at, name, self._document(text) if text else None) for at, name, text in rows]
+        documents = [(at, name, self._document(text) if text else None) for name, at, _, text in rows]
         arrivals = [  # of removed documents only the id is left
             Arrival(name, d.title, d.name, d.source, at) if d else Arrival(name, "", "", "", at)
             for at, name, d in documents
         ]
         return arrivals, [Claim(*row) for row in claims], [Content(*row) for row in held]
 
-    def _rows(self, query: str, *values: str) -> list[tuple[Any, ...]]:
+    def _whole(self, table: str, condition: str, *values: str) -> list[tuple[Any, ...]]:
         with self._reading() as db:
-            return db.execute(query, values).fetchall()
+            return self._select(db, table, condition, *values)
+
+    def _select(self, db: sqlite3.Connection, table: str, condition: str, *values: str) -> list[tuple[Any, ...]]:
+        """Return rows of a table in the order of `_COLUMNS`, each with its checksum verified."""
+        query = f"SELECT {_COLUMNS[table]}, checksum FROM {table} WHERE {condition}"
+        rows = db.execute(query, values).fetchall()
+        if wrong := [row[0] for row in rows if row[-1] != checksum(*row[:-1])]:
+            what = "document" if table == "documents" else f"record in {table!r}"
+            raise InboxError(
+                f"inbox {str(self.path)!r}: it holds {counted(len(wrong), f'invalid {what}')}, first {wrong[0]!r}: the "
+                "file was changed or damaged after it was written; restore it from a backup."
+            )
+        return [row[:-1] for row in rows]
 
     def _document(self, text: str) -> InboxDocument:
         try:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -26,6 +28,7 @@ from pipelines.lineage.versions import (
     CHAMPION,
     DECISION_TAG,
     DESPITE_TAG,
+    FILES_TAG,
     MEMORY_TAG,
     NO_PARENT,
     PARENT_TAG,
@@ -48,6 +51,8 @@ from pipelines.settings import TrackingConfig
 Role = Literal["teacher", "student"]
 
 _MODEL = "preceptor.model_id"
+_FILES = ("*.json", "*.jsonl", "*.safetensors", "*.pt")
+"""Of a version, all that decides what it is and answers."""
 LONGEST_DESCRIPTION = 5000
 """Characters that MLflow's databases take for a version's description."""
 _CUT = f"\n\n… (cut; the whole report is in `{REPORT_FILE}` among the version's files)"
@@ -96,6 +101,7 @@ class Registry:
         """
         if not (directory / "adapter_config.json").is_file():
             raise LineageError(f"registry: {str(directory)!r} has no adapter_config.json, so it is no adapter.")
+        tags = {**tags, FILES_TAG: digest_files(directory, _FILES)}
         marks = {ADAPTER_TAG: digest, RUN_TAG: parent_run_id or run_id}
         name, client = self.name(role), self._store.client
         with lineage_errors(f"register adapter {digest[:12]!r} as {name!r}", self._store.uri):
@@ -280,16 +286,25 @@ class Registry:
     def fetch(self, role: Role, version: int | str, place: Path) -> Path:
         """Return `place` with the files of a version, downloaded unless it exists: whole or absent, even when killed.
 
+        A copy that was changed or damaged since is downloaded again, with a line on standard error.
+
         Raises:
             ConfigError: There is no such alias.
             LineageError: There is no such version, or its files cannot be read or are not those that were registered.
         """
         from mlflow.artifacts import download_artifacts
 
-        if place.is_dir():
-            return place
         number = version if isinstance(version, int) else self.number(role, version)
         name, uri = self.name(role), self._store.uri
+        if place.is_dir():
+            try:
+                _check_files(place, self.tags(role, number), str(place))
+                return place
+            except LineageError:
+                sys.stderr.write(
+                    f"{place}, a copy of version {number} of {name!r}, was changed or damaged: copied again\n"
+                )
+                shutil.rmtree(place)
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as scratch:
             with lineage_errors(f"download version {number} of {name!r}", uri):
@@ -363,12 +378,13 @@ def _check_files(directory: Path, tags: Mapping[str, str], what: str) -> None:
         found = {ADAPTER_TAG: _adapter_digest(directory)}
         if (directory / MEMORY_FILE).is_file():
             found[MEMORY_TAG] = ExternalMemory.load(directory / MEMORY_FILE).digest
+        found[FILES_TAG] = digest_files(directory, _FILES)
     except Exception as error:  # parsers of damaged files raise whatever they like
         problem = f"the files of {what} are damaged: {type(error).__name__}: {error}"
         raise LineageError(f"registry: {problem}. Restore them, or use another version.") from error
     for tag, digest in found.items():
         if digest != tags.get(tag, digest):
-            part = "adapter" if tag == ADAPTER_TAG else "memory"
+            part = {ADAPTER_TAG: "adapter", MEMORY_TAG: "memory"}.get(tag, "rest")
             raise LineageError(
                 f"registry: the {part} of {what} has the digest {digest[:12]!r}, and {tags[tag][:12]!r} was "
                 "registered. The files were changed or damaged; restore them, or use another version."

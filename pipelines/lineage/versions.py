@@ -12,6 +12,8 @@ CHAMPION, PREVIOUS, CANDIDATE = "champion", "previous", "candidate"
 
 ADAPTER_TAG, RUN_TAG = "preceptor.adapter_sha", "preceptor.run_id"
 """Tags of a version: digest of the adapter, and the run it comes from."""
+FILES_TAG = "preceptor.files_sha"
+"""Tag of a version: digest of all its files that decide what it is and how it answers."""
 MEMORY_TAG = "preceptor.memory_digest"
 """Tag of a student's version: `ExternalMemory.digest` of the memory among its files."""
 DECISION_TAG, NIGHT_TAG, TEACHER_TAG = "preceptor.gate_decision", "preceptor.night", "preceptor.teacher"

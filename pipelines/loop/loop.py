@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+import shutil
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -18,6 +19,7 @@ from pipelines.loop.teacher import learn_from, sample_from, sample_teacher
 from pipelines.loop.update import BankWork, Trial, questions_of
 from pipelines.records import Edit, InContext, Learning, Sampling, ScoredUpdate
 from pipelines.settings import LoopSettings, QuestionSet
+from student.adapters import load_adapter
 from teacher.algorithms.algorithm import WeightedExample
 from teacher.prompts import prompt_template
 from teacher.samplers.openai import OpenAISampler, OpenAISampling
@@ -156,7 +158,7 @@ class Loop:
             seed,
             self.work_dir / STATES,
             describe=f"teacher learns from {len(examples)} self-edits",
-            complete=lambda learning: self.state_dir(learning.policy).is_dir(),
+            complete=self._has_state,
         )
 
     def _teacher_content(self, state: str | None) -> Any:
@@ -190,25 +192,29 @@ class Loop:
         """Return the scores of some trials, in their order; each is trained once, whichever round or variant asks.
 
         They are trained and stored in units of `UNIT_UPDATES`; those with `keep` leave their adapters in the work
-        directory.
+        directory. What of a stored unit is damaged is trained again among the others of its unit.
         """
         probes, store = self._probes_for(questions), self.execution.updates
         keys = [self._update_key(trial, questions, probes) for trial in trials]
-        found = store.find(list(dict.fromkeys(keys)))
+        before, found = store.damaged, store.find(dict.fromkeys(keys))
+        self.execution.tell_damaged(store.damaged - before, "updates")
         # Of equal trials the first one is trained.
         missing = {
             key: trial
             for key, trial in reversed(list(zip(keys, trials, strict=True)))
             if key not in found or (trial.keep and self._is_lost(found[key]))
         }
-        todo = list(reversed(missing.items()))
-        for start in range(0, len(todo), UNIT_UPDATES):
-            unit = dict(todo[start : start + UNIT_UPDATES])
+        todo, of_key = dict(reversed(missing.items())), dict(zip(keys, trials, strict=True))
+        units = store.banks(of_key, todo.keys() - found.keys())
+        rest = [key for key in todo if not any(key in unit for unit in units)]
+        for unit in (*units, *(rest[start : start + UNIT_UPDATES] for start in range(0, len(rest), UNIT_UPDATES))):
             self.reporter.begin(f"training and scoring {len(unit)} adapters")
-            tasks = {trial.document_id: self.tasks[trial.document_id] for trial in unit.values()}
-            work = BankWork(self.settings, tuple(unit.values()), tasks, questions, probes, self.work_dir)
+            chosen = tuple(todo.get(key, of_key[key]) for key in unit)
+            tasks = {trial.document_id: self.tasks[trial.document_id] for trial in chosen}
+            work = BankWork(self.settings, chosen, tasks, questions, probes, self.work_dir)
             made = dict(zip(unit, self.execution.run_bank(updates.train_and_score, work), strict=True))
-            store.keep(made)
+            made = {key: update for key, update in made.items() if key in todo}
+            store.keep(made, unit)
             found |= made
         scored = [
             found[key].model_copy(update={"document_id": trial.document_id, "index": trial.index})
@@ -258,9 +264,31 @@ class Loop:
         return content_key(self.settings, "update", content)
 
     def _is_lost(self, update: ScoredUpdate) -> bool:
-        """Return whether an update left an adapter that is not in the work directory."""
-        digest = update.adapter_digest
-        return digest is not None and not self.adapter_dir(digest).is_dir()
+        """Return whether an update left an adapter that is not in the work directory, or not whole."""
+        return update.adapter_digest is not None and not self.has_adapter(update.adapter_digest)
+
+    def has_adapter(self, digest: str) -> bool:
+        """Return whether a student's adapter is in the work directory, as it was saved; a damaged one is removed."""
+        return self._is_whole(self.adapter_dir(digest), lambda place: load_adapter(place).digest == digest)
+
+    def _has_state(self, learning: Learning) -> bool:
+        """Return whether a state of the teacher is in the work directory, as it was saved; see `has_adapter`."""
+        policy = self.open_teacher.policy
+        return self._is_whole(
+            self.state_dir(learning.policy), lambda place: policy.check(place).digest == learning.policy_digest
+        )
+
+    def _is_whole(self, place: Path, check: Callable[[Path], bool]) -> bool:
+        if not place.is_dir():
+            return False
+        try:
+            whole = check(place)
+        except Exception:  # whatever a parser makes of damaged files
+            whole = False
+        if not whole:
+            self.execution.tell_damaged(1, f"adapter ({place.name})")
+            shutil.rmtree(place)
+        return whole
 
     # Endpoints and graders
 

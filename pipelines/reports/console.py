@@ -28,6 +28,7 @@ from pipelines.reports.format import (
     tokens,
     wrapped,
 )
+from pipelines.terminal import guard_output
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,7 +61,7 @@ class Reporter:
         self._what = ""
         self._started = self._spoke = time.monotonic()
         columns = (SpinnerColumn(), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
-        description = TextColumn("{task.description}")
+        description = TextColumn("{task.description}", markup=False)
         self._progress = Progress(
             *columns, description, console=console, transient=True, disable=not console.is_terminal
         )
@@ -68,17 +69,21 @@ class Reporter:
 
     def __enter__(self) -> Self:
         self._progress.start()
+        guard_output()  # a bar on a terminal puts streams of its own before the screen
         return self
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
     def say(self, line: str) -> None:
-        """Print a line that stays."""
+        """Print a line that stays; nothing in it is markup."""
+        from rich.text import Text
+
         self._spoke = time.monotonic()
         elapsed = int(self._spoke - self._started)
         clock = f"{elapsed // 60:3d}:{elapsed % 60:02d}"
-        self._progress.console.print(f"[dim]{clock}[/dim] {line}", highlight=False, soft_wrap=True)
+        text = Text.assemble((clock, "dim"), f" {line}")
+        self._progress.console.print(text, highlight=False, soft_wrap=True)
 
     @contextmanager
     def step(self, step: Step, what: str) -> Iterator[None]:

@@ -26,11 +26,6 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
-def printable(text: str, kept: str = "") -> str:
-    """Return a text whose control characters, but those in `kept`, are escaped: none of them reaches a terminal."""
-    return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text)
-
-
 def percent(share: float | None, digits: int = 1) -> str:
     """Return a share in [0, 1] in percent, without the sign."""
     return UNKNOWN if share is None else f"{100 * share:.{digits}f}"

@@ -10,7 +10,6 @@ import asyncio
 import math
 import os
 import random
-import re
 import secrets
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from anyio import BrokenWorkerProcess, to_process
 from evaluation.common.checkpoints import ready_model
 from evaluation.common.errors import ServeError
 from evaluation.engines.vllm import allowed_rank
-from pipelines.process import child, free_port
+from pipelines.process import HUB_TOKENS, child, free_port, inherited
 
 if TYPE_CHECKING:
     from student.adapters import Adapter
@@ -37,13 +36,6 @@ _ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 _CPU_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}  # one process fewer; starts in 27 s instead of 38
-_NEEDED = re.compile(
-    r"(PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|TZ|TMPDIR|VIRTUAL_ENV|DO_NOT_TRACK|(HTTPS?|NO)_PROXY"
-    r"|(LC|LD|XDG|CUDA|NVIDIA|NCCL|GLOO|VLLM|HF|TRANSFORMERS|TOKENIZERS|TORCH|PYTORCH|TORCHINDUCTOR|TRITON|FLASHINFER"
-    r"|OMP|GOMP|KMP|MKL|OPENBLAS|SSL|MALLOC)_.*|PYTHON.*)",
-    re.IGNORECASE,
-)
-"""Names of environment variables for the child; `HF_` holds the token for a base that is gated."""
 _PROBES = (
     "Question: What is the name of the place?\nAnswer:",
     "Question: Who wrote it, and when?\nAnswer:",
@@ -93,11 +85,6 @@ def vllm_command(launch: Launch, port: int) -> list[str]:
     ]
 
 
-def inherited(environment: Mapping[str, str], hidden: str | None = None) -> dict[str, str]:
-    """Return the variables that vLLM needs, without those of other services, which may be secrets, and `hidden`."""
-    return {name: value for name, value in environment.items() if _NEEDED.fullmatch(name) and name != hidden}
-
-
 class VllmServer:
     """A running child and a client of it."""
 
@@ -110,10 +97,11 @@ class VllmServer:
     @classmethod
     @asynccontextmanager
     async def start(cls, launch: Launch, log: Path, hidden: str | None = None) -> AsyncIterator[VllmServer]:
-        """Start a server that is gone afterwards, its output in `log`; see `inherited` for `hidden`."""
+        """Start a server that is gone afterwards, its output in `log`; it does not get the variable `hidden`."""
         port, key = free_port(), secrets.token_hex(32)
         environment = {**_ENVIRONMENT, **(_CPU_ENVIRONMENT if launch.device == "cpu" else {})}
-        environment |= inherited(os.environ, hidden)
+        gated = () if Path(ready_model(launch.base)).is_dir() else HUB_TOKENS
+        environment |= {name: value for name, value in inherited(os.environ, gated).items() if name != hidden}
         environment |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_API_KEY": key}
         client = httpx.AsyncClient(
             base_url=f"http://{LOOPBACK}:{port}",

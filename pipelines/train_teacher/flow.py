@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from rich.console import Console
 
 from evaluation.common.errors import LineageError
 from evaluation.graders import JudgeGrader, judge_noise
@@ -26,6 +25,7 @@ from pipelines.records import Round, RunResult, VariantComparison, VariantScores
 from pipelines.reports.console import Reporter, closing, print_run, round_line, run_notes
 from pipelines.reports.plots import draw_figures
 from pipelines.settings import load
+from pipelines.terminal import open_console
 from pipelines.train_teacher.comparison import by_group, compare_variants, find_oracle, token_curve, transfer
 from pipelines.train_teacher.config import TrainTeacherConfig
 from pipelines.train_teacher.edits import Diagnostics
@@ -45,7 +45,7 @@ def train_teacher(config_path: str, overrides: list[str] | None = None, work_dir
     """
     config, place = load(Path(config_path), TrainTeacherConfig, overrides or ()), Path(work_dir)
     check(config, place, findings_of)
-    split, plan, console = config.load_documents(), plan_run(config), Console()
+    split, plan, console = config.load_documents(), plan_run(config), open_console()
     with embedded_flow(place, FLOW_NAME) as flow_run, Reporter(console, len(steps_of(plan))) as reporter:
         probes = retention_probes(config.data, config.comparison.retention_probes, config.seed_of("retention"))
         tasks = [task for side in split for task in side]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,44 @@ def test_updates_are_found_again_by_key_and_a_later_one_replaces_an_earlier_one(
         assert store.find(["k2", "k1", "k3"]) == {"k1": one, "k2": other}
         store.keep({"k1": other})
         assert store.find(["k1"]) == {"k1": other}
+
+
+DAMAGE = {
+    "changed": "UPDATE updates SET record = replace(record, '\"seed\":11', '\"seed\":13') WHERE key = 'k2'",
+    "no text": "UPDATE updates SET record = CAST(X'ff' || record AS TEXT) WHERE key = 'k2'",
+    "swapped": "UPDATE updates SET (record, bank, checksum) = (SELECT record, bank, checksum FROM updates WHERE "
+    "key = 'k3') WHERE key = 'k2'",
+    "renamed bank": "UPDATE updates SET bank = 'k4 k9' WHERE key = 'k2'",
+    "not sealed": "UPDATE updates SET checksum = '' WHERE key = 'k2'",
+    "deleted": "DELETE FROM updates WHERE key = 'k2'",
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damaged_update_is_not_found_and_its_bank_is_known(tmp_path: Path, kind: str) -> None:
+    path, keys = tmp_path / "updates.sqlite", ["k1", "k2", "k3", "k4"]
+    with UpdateStore(path) as store:
+        store.keep({key: make_replicate(key, seed=11) for key in keys[:3]})
+        store.keep({"k4": make_replicate("d", seed=11)})
+        assert list(store.find(keys)) == keys
+    with closing(sqlite3.connect(path)) as db, db:
+        assert db.execute(DAMAGE[kind]).rowcount == 1
+    with UpdateStore(path) as store:
+        assert list(store.find(keys)) == ["k1", "k3", "k4"]
+        assert store.damaged == (kind != "deleted")
+        assert store.banks(keys, ["k2"]) == [["k1", "k2", "k3"]]
+        assert store.banks(["k1", "k4"], ["k4"]) == [["k4"]]
+
+
+def test_updates_of_a_release_without_checksums_are_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "updates.sqlite"
+    with closing(sqlite3.connect(path)) as db, db:
+        db.executescript("CREATE TABLE updates (key TEXT PRIMARY KEY, record TEXT NOT NULL); PRAGMA user_version = 1;")
+        db.execute("INSERT INTO updates VALUES ('k1', ?)", (make_replicate("a").model_dump_json(),))
+    with UpdateStore(path) as store:
+        assert (store.find(["k1"]), store.damaged) == ({}, 1)
+        store.keep({"k1": make_replicate("a")})
+        assert list(store.find(["k1"])) == ["k1"]
 
 
 def test_store_that_is_no_store_is_refused_with_its_path(tmp_path: Path) -> None:

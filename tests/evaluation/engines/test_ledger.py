@@ -179,7 +179,7 @@ def test_unusable_files_are_errors_that_say_so(tmp_path: Path) -> None:
         pass
     with sqlite3.connect(tmp_path / "l.db") as db:
         db.execute("PRAGMA user_version = 9")
-    with pytest.raises(EndpointError, match="schema version 9, this version of Preceptor reads up to 1"):
+    with pytest.raises(EndpointError, match="schema version 9, this version of Preceptor reads up to 2"):
         Ledger(tmp_path / "l.db")
     closed = Ledger(tmp_path / "other.db")
     closed.close()

@@ -11,7 +11,6 @@ from starlette.exceptions import HTTPException
 from evaluation.exact_match import AnswerFormat
 from pipelines.ask.answers import AskOptions, Composer, Vocabulary
 from pipelines.serve.requests import chat_events, chat_reply, completion_request, question_of, source_headers
-from pipelines.serve.vllm import inherited
 from student.memory import ExternalMemory, MemoryEntry
 
 MEMORY = ExternalMemory([MemoryEntry(id="straße 1", text="Zyx lives in Oldmere.")])
@@ -90,11 +89,3 @@ def test_reply_and_stream_name_version_and_source(composer: Composer) -> None:
     headers = source_headers(answer)
     assert (headers["x-preceptor-version"], headers["x-preceptor-by"]) == ("2", "memory")
     assert headers["x-preceptor-sources"].isascii()
-
-
-def test_child_inherits_what_it_needs_and_no_secrets() -> None:
-    needed = dict.fromkeys(
-        ("PATH", "HOME", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_HOME", "HF_HOME", "OMP_NUM_THREADS"), "x"
-    )
-    others = dict.fromkeys(("AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY", "MLFLOW_TRACKING_PASSWORD", "HF_CLIENTS"), "x")
-    assert inherited({**needed, **others}, "HF_CLIENTS") == needed

@@ -1,0 +1,80 @@
+"""The one door to standard output and error: nothing that a document or model wrote acts on a terminal or fails there.
+
+Control characters, marks of direction and characters that nobody sees are shown escaped; so is what the terminal's
+encoding lacks. Only a rich console, whose own control sequences must get through, writes past the door: `open_console`.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable
+from functools import cache
+from typing import TYPE_CHECKING, Any, TextIO, cast
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.segment import Segment
+
+_UNSEEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufffe\uffff\ud800-\udfff"
+    "\U000e0000-\U000e007f]"
+)
+
+
+def printable(text: str, kept: str = "") -> str:
+    """Return a text whose characters that act on a terminal or are not seen, but those in `kept`, are escaped."""
+
+    def escaped(found: re.Match[str]) -> str:
+        return found[0] if found[0] in kept else found[0].encode("unicode_escape").decode()
+
+    return _UNSEEN.sub(escaped, text)
+
+
+class _Door:
+    """A text stream that shows escaped what is not printable; line ends and tabs stay."""
+
+    def __init__(self, stream: TextIO) -> None:
+        """Write to `stream`."""
+        self.plain = stream
+
+    def write(self, text: str) -> int:
+        self.plain.write(printable(text, "\n\t"))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "buffer":  # a way past the door, which click takes where the encoding is ASCII
+            raise AttributeError(name)
+        return getattr(self.plain, name)
+
+
+def guard_output() -> None:
+    """Put the door before standard output and error, unless it is there."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and not isinstance(stream, _Door):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
+            setattr(sys, name, cast("TextIO", _Door(stream)))
+
+
+def open_console(*, stderr: bool = False) -> Console:
+    """Return a console on standard output or error that shows texts as the door does."""
+    stream = sys.stderr if stderr else sys.stdout
+    return _console_class()(file=getattr(stream, "plain", stream))
+
+
+@cache
+def _console_class() -> type[Console]:
+    from rich.console import Console
+
+    class GuardedConsole(Console):
+        def _render_buffer(self, buffer: Iterable[Segment]) -> str:
+            shown = (s if s.control else s._replace(text=printable(s.text, "\n\t")) for s in buffer)
+            return super()._render_buffer(shown)
+
+    return GuardedConsole
