@@ -23,9 +23,11 @@ from pipelines.process import (
     WorkDir,
     find_config,
     find_optional_config,
+    flow_process,
     plain_errors,
     preceptor,
     prepare_process,
+    stoppable,
 )
 from pipelines.upkeep import backup, restore
 
@@ -46,7 +48,12 @@ _GROUPS = {
 
 
 class Grouped(TyperGroup):
-    """Commands under headings, with help that is wrapped instead of cut."""
+    """Commands under headings, with help that is wrapped instead of cut; signals end them in order."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; see `stoppable`. Typer itself would only say that it was aborted."""
+        with stoppable():
+            return super().invoke(ctx)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the commands of `_GROUPS`, then those that are in none."""
@@ -132,15 +139,11 @@ def train_teacher(
         Console().print(cost_table(cost, settings, price))
         print_problems(settings, work_dir)
         return
-    from pipelines.process import exclusive, hide_own_errors
-
     check(settings, work_dir)
-    with exclusive(work_dir):
-        prepare_process(work_dir)
-    from pipelines.train_teacher.flow import train_teacher as flow
+    with flow_process(work_dir):
+        from pipelines.train_teacher.flow import train_teacher as flow
 
-    hide_own_errors()
-    _write_json(json_file, flow(str(config), list(set_ or ()), str(work_dir)))
+        _write_json(json_file, flow(str(config), list(set_ or ()), str(work_dir)))
 
 
 @app.command("adapt-student")
@@ -173,19 +176,15 @@ def adapt_student(
         print_dry_run(settings, config, set_ or (), work_dir, price)
         print_problems(settings, work_dir)
         return
-    from pipelines.process import exclusive, hide_own_errors
-
     check(settings, work_dir)
-    with exclusive(work_dir):
-        prepare_process(work_dir)
-    from pipelines.adapt_student.flow import adapt_student as flow
-    from pipelines.adapt_student.page import night_lines
+    with flow_process(work_dir):
+        from pipelines.adapt_student.flow import adapt_student as flow
+        from pipelines.adapt_student.page import night_lines
 
-    hide_own_errors()
-    result = flow(str(config), list(set_ or ()), str(work_dir))
-    store = config if settings.tracking.uri else None
-    sys.stdout.write("".join(f"{line}\n" for line in night_lines(result, work_dir, store)))
-    _write_json(json_file, result)
+        result = flow(str(config), list(set_ or ()), str(work_dir))
+        store = config if settings.tracking.uri else None
+        sys.stdout.write("".join(f"{line}\n" for line in night_lines(result, work_dir, store)))
+        _write_json(json_file, result)
 
 
 def _write_json(file: Path | None, result: BaseModel) -> None:

@@ -96,7 +96,7 @@ def adapt_student(config_path: str, overrides: list[str] | None = None, work_dir
     """
     config, place = load(Path(config_path), NightConfig, overrides or ()), Path(work_dir)
     prefix = config.tracking.registry_prefix
-    with embedded_flow(place, FLOW_NAME) as flow_run:
+    with embedded_flow(place) as flow_run:
         result = run_night(config, place, flow_run, Console())
         payload = {"night": result.night, "version": result.version, "page": result.page, "run": result.mlflow_run_id}
         resource = {"prefect.resource.id": f"preceptor.student.{prefix}", "prefect.resource.name": f"{prefix}-student"}
