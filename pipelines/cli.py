@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,6 +20,7 @@ from pipelines.doctor import doctor
 from pipelines.experiments.micro_models import build_micro
 from pipelines.inbox.command import app as inbox_app
 from pipelines.process import (
+    STOPPED,
     JsonFile,
     WorkDir,
     find_config,
@@ -413,7 +415,14 @@ app.add_typer(config_app, name="config", cls=Grouped)
 @plain_errors()
 def main() -> None:
     """Run the command line."""
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        if end.code in STOPPED:  # all is written, and to take the libraries down could last longer than the rest
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code)
+        raise
 
 
 if __name__ == "__main__":

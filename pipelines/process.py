@@ -147,6 +147,10 @@ def plain_errors() -> Iterator[None]:
         sys.exit(2 if isinstance(error, ConfigError | InputError) else 1)
 
 
+STOPPED = {130: "Ctrl-C", 143: "SIGTERM"}
+"""Exit codes of a command that was stopped, and by what."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a command in the same order as Ctrl-C."""
 
@@ -164,8 +168,8 @@ def stoppable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        by, code = ("SIGTERM", 143) if isinstance(stop, Terminated) else ("Ctrl-C", 130)
-        sys.stderr.write(f"\nStopped by {by}. What was done is kept; to go on: {preceptor(*sys.argv[1:])}\n")
+        code = 143 if isinstance(stop, Terminated) else 130
+        sys.stderr.write(f"\nStopped by {STOPPED[code]}. What was done is kept; to go on: {preceptor(*sys.argv[1:])}\n")
         sys.exit(code)
     finally:
         with suppress(ValueError):

@@ -7,41 +7,35 @@ import os
 import pty
 import shlex
 import signal
-import sqlite3
 import subprocess
 import termios
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
 import pytest
 
 from pipelines.adapt_student.plan import NIGHTS
-from tests.flows.settings import CONFIGS, PATIENCE_SECONDS, ROOT, TINY, Child, command, counts, environment, run_command
+from tests.flows.settings import (
+    CONFIGS,
+    PATIENCE_SECONDS,
+    ROOT,
+    TINY,
+    Child,
+    command,
+    counts,
+    environment,
+    flow_states,
+    left_behind,
+    run_command,
+)
 from tests.flows.test_nights import deliver, night
 
 pytestmark = [pytest.mark.flow, pytest.mark.timeout(600)]
 
 SOON_SECONDS = 15.0
 """Far more than a command takes to end (some 2 s), far less than a client waits for a server that is gone."""
-
-
-def left_behind(work_dir: Path) -> list[str]:
-    """Return the command lines of processes that work on a directory's embedded stores."""
-    home, found = str((work_dir / "prefect").resolve()), []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.environ().get("PREFECT_HOME") == home and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(" ".join(process.cmdline()))
-    return found
-
-
-def states(work_dir: Path) -> list[str]:
-    """Return the states of Prefect's flow runs, oldest first."""
-    with closing(sqlite3.connect(work_dir / "prefect" / "prefect.db", timeout=60.0)) as db:
-        return [state for (state,) in db.execute("SELECT state_type FROM flow_run ORDER BY created")]
 
 
 def soon(reached: Callable[[], bool]) -> bool:
@@ -145,7 +139,7 @@ def test_stopped_command_ends_soon_closes_its_runs_and_says_how_to_go_on(
         assert terminal.wait() == code, terminal.output
         said = " ".join(terminal.output.replace("\r\n", "\n").split())
     assert soon(lambda: not left_behind(work_dir))
-    assert states(work_dir) == ["CRASHED"]
+    assert flow_states(work_dir) == ["CRASHED"]
     assert said.count(shlex.join(arguments[3:])) == 1, said
     assert "Traceback" not in said
 
@@ -156,10 +150,10 @@ def test_killed_command_leaves_no_process_and_the_next_start_closes_its_run(tmp_
         terminal.process.kill()
         terminal.process.wait()
     assert soon(lambda: not left_behind(work_dir)), left_behind(work_dir)
-    assert states(work_dir) == ["RUNNING"]
+    assert flow_states(work_dir) == ["RUNNING"]
     code, output = run_command(arguments, tmp_path / "home")
     assert code == 0, output
-    assert states(work_dir) == ["CRASHED", "COMPLETED"]
+    assert flow_states(work_dir) == ["CRASHED", "COMPLETED"]
     assert not left_behind(work_dir)
 
 
@@ -175,7 +169,7 @@ def test_of_two_first_starts_in_a_new_directory_one_runs_and_the_other_says_why_
         refused = next(child for child in both if child.process.returncode)
         assert "in use by another run" in refused.output
         assert "Traceback" not in refused.output
-        assert states(work_dir) == ["COMPLETED"]
+        assert flow_states(work_dir) == ["COMPLETED"]
     finally:
         for child in both:
             child.kill()

@@ -263,7 +263,7 @@ def test_night_that_is_killed_at_its_end_is_reported_by_the_same_command(
         monkeypatch.setenv(name, str(tmp_path / "prefect"))  # the command sets what is not set
     text = "The gate is open until further notice."
     deliver(tmp_path, [InboxDocument(text=text, source="gate", route="memory")])
-    file, overrides = tmp_path / "result.json", ("questions=null", "threads=1", "probes=4")
+    file, overrides = tmp_path / "result.json", ("questions=null", "gate=null", "threads=1", "probes=4")
     told = [part for override in overrides for part in ("--set", override)]
     command = ["adapt-student", str(DEMO), "--work-dir", str(tmp_path), "--json", str(file), *told]
 
