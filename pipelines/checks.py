@@ -33,6 +33,7 @@ from evaluation.common.errors import ConfigError, ModelError, PreceptorError
 from evaluation.common.gguf import PACKAGED, converted
 from evaluation.common.mistakes import did_you_mean
 from evaluation.engines.vllm import INSTALL_HINT
+from pipelines.lineage.store import has_store
 from pipelines.process import preceptor, prepare_process
 from pipelines.settings import LoopSettings, Settings
 from student.config import UpdateRecipe, select_layers, unknown_names
@@ -117,6 +118,10 @@ def place_findings(config: Settings, work_dir: Path) -> Iterator[Finding]:
     yield Finding("device", not problem, problem or config.device)
     yield from key_findings(config)
     yield directory_finding(work_dir)
+    try:
+        has_store(config.tracking, work_dir)
+    except ConfigError as error:
+        yield Finding("store", False, str(error).removesuffix("."))
     servers = {"MLflow": (config.tracking.location, "tracking.uri or MLFLOW_TRACKING_URI")}
     servers["Prefect"] = (os.environ.get("PREFECT_API_URL"), "PREFECT_API_URL")
     for name, (uri, setting) in servers.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from json import dumps
 from pathlib import Path
@@ -20,13 +21,16 @@ from pipelines.doctor import doctor
 from pipelines.experiments.micro_models import build_micro
 from pipelines.inbox.command import app as inbox_app
 from pipelines.process import (
+    STOPPED,
     JsonFile,
     WorkDir,
     find_config,
     find_optional_config,
+    flow_process,
     plain_errors,
     preceptor,
     prepare_process,
+    stoppable,
 )
 from pipelines.terminal import guard_output, open_console
 from pipelines.upkeep import backup, restore
@@ -34,6 +38,7 @@ from pipelines.upkeep import backup, restore
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from pipelines.lineage.moves import Move
     from pipelines.lineage.registry import Registry
     from pipelines.lineage.versions import Rollback
 
@@ -48,7 +53,12 @@ _GROUPS = {
 
 
 class Grouped(TyperGroup):
-    """Commands under headings, with help that is wrapped instead of cut."""
+    """Commands under headings, with help that is wrapped instead of cut; signals end them in order."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; see `stoppable`. Typer itself would only say that it was aborted."""
+        with stoppable():
+            return super().invoke(ctx)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the commands of `_GROUPS`, then those that are in none."""
@@ -133,15 +143,12 @@ def train_teacher(
         open_console().print(cost_table(cost, settings, price))
         print_problems(settings, work_dir)
         return
-    from pipelines.process import exclusive, hide_own_errors
-
     check(settings, work_dir, findings_of)
-    with exclusive(work_dir):
-        prepare_process(work_dir)
-    from pipelines.train_teacher.flow import train_teacher as flow
+    with flow_process(work_dir):
+        from pipelines.train_teacher.flow import train_teacher as flow
 
-    hide_own_errors()
-    _write_json(json_file, flow(str(config), list(set_ or ()), str(work_dir)))
+
+        _write_json(json_file, flow(str(config), list(set_ or ()), str(work_dir)))
 
 
 @app.command("adapt-student")
@@ -174,19 +181,18 @@ def adapt_student(
         print_dry_run(settings, config, set_ or (), work_dir, price)
         print_problems(settings, work_dir)
         return
-    from pipelines.process import exclusive, hide_own_errors
-
     check(settings, work_dir, findings_of)
-    with exclusive(work_dir):
-        prepare_process(work_dir)
-    from pipelines.adapt_student.flow import adapt_student as flow
-    from pipelines.adapt_student.page import night_lines
+    with flow_process(work_dir):
+        from pipelines.adapt_student.flow import adapt_student as flow
+        from pipelines.adapt_student.flow import awaited
+        from pipelines.adapt_student.page import night_lines
 
-    hide_own_errors()
-    result = flow(str(config), list(set_ or ()), str(work_dir))
-    store = config if settings.tracking.uri else None
-    sys.stdout.write("".join(f"{line}\n" for line in night_lines(result, work_dir, store)))
-    _write_json(json_file, result)
+        with awaited(work_dir) as to_tell:
+            result = to_tell(flow(str(config), list(set_ or ()), str(work_dir)))
+            store = config if settings.tracking.uri else None
+            sys.stdout.write("".join(f"{line}\n" for line in night_lines(result, work_dir, store)))
+            sys.stdout.flush()
+            _write_json(json_file, result)
 
 
 def _write_json(file: Path | None, result: BaseModel) -> None:
@@ -227,29 +233,35 @@ def rollback(
 
     Nothing is deleted: the version that is left keeps its files and the reason.
     """
-    from pipelines.adapt_student.state import quarantine_reverted
+    from pipelines.adapt_student.state import reverted_documents
+    from pipelines.reports.format import counted
 
-    registry, place, reverted = _registry(config, work_dir), _place(config, work_dir), list[str]()
+    registry = _registry(config, work_dir, complete=False)  # a rollback that was killed is told, too
 
-    def quarantine(found: Rollback) -> None:
+    def reverted(found: Rollback) -> dict[str, list[str]]:
         try:
-            reverted.extend(quarantine_reverted(registry, found, work_dir, because.strip()))
+            return reverted_documents(registry, found, work_dir) if role == "student" else {}
         except LineageError as error:  # a damaged champion is left all the same
             sys.stderr.write(f"Its documents are not quarantined, and the next night learns them again: {error}\n")
+            return {}
 
-    found = registry.rollback(role, because, quarantine if role == "student" else None)
-    sys.stdout.write(
-        f"Version {found.to_version} of the {role} is the champion again; version {found.from_version} was rolled "
-        f"back because: {because.strip()}\n"
-    )
-    if role == "student":
-        if reverted:
+    def tell(move: Move) -> None:
+        place, ids = _place(config, work_dir), [name for names in move.quarantined.values() for name in names]
+        sys.stdout.write(
+            f"Version {move.to} of the {role} is the champion again; version {move.left} was rolled back because: "
+            f"{move.reason}\n"
+        )
+        if ids:
             sys.stdout.write(
-                f"{len(reverted)} documents of the reverted nights are quarantined; to return one to the queue: "
-                f"{preceptor('inbox', 'release', reverted[0], '--work-dir', work_dir)}\n"
+                f"{counted(len(ids), 'document')} of the reverted nights quarantined; to return one to the queue: "
+                f"{preceptor('inbox', 'release', ids[0], '--work-dir', work_dir)}\n"
             )
-        sys.stdout.write(f"To check its answers: {preceptor('ask', 'YOUR QUESTION', *place)}\n")
-    sys.stdout.write(f"To see all versions: {preceptor('versions', '--role', role, *place)}\n")
+        if role == "student":
+            sys.stdout.write(f"To check its answers: {preceptor('ask', 'YOUR QUESTION', *place)}\n")
+        sys.stdout.write(f"To see all versions: {preceptor('versions', '--role', role, *place)}\n")
+        sys.stdout.flush()
+
+    registry.rollback(role, because, reverted, tell)
 
 
 @app.command("versions")
@@ -291,7 +303,7 @@ def _place(config: Path | None, work_dir: Path) -> tuple[object, ...]:
     return (*(() if config is None else ("--config", config)), "--work-dir", work_dir)
 
 
-def _registry(config: Path | None, work_dir: Path) -> Registry:
+def _registry(config: Path | None, work_dir: Path, *, complete: bool = True) -> Registry:
     """Return the registry of a work directory, or of a flow's file; ConfigError when it holds no runs."""
     from pipelines.lineage.registry import Registry
     from pipelines.lineage.store import require_store
@@ -300,7 +312,7 @@ def _registry(config: Path | None, work_dir: Path) -> Registry:
     tracking = TrackingConfig() if config is None else load(config, AnyFlow).tracking
     require_store(tracking, work_dir)
     prepare_process()
-    return Registry.open(tracking, work_dir)
+    return Registry.open(tracking, work_dir, complete=complete)
 
 
 @app.command("serve")
@@ -405,7 +417,14 @@ app.add_typer(config_app, name="config", cls=Grouped)
 def main() -> None:
     """Run the command line."""
     guard_output()
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        if end.code in STOPPED:  # all is written, and to take the libraries down could last longer than the rest
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code)
+        raise
 
 
 if __name__ == "__main__":

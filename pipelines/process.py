@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import ctypes
-import json
 import logging
 import os
 import re
@@ -12,12 +12,15 @@ import shlex
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
+from urllib.request import urlopen
 
 import typer
 from filelock import FileLock, Timeout
@@ -165,6 +168,35 @@ def plain_errors() -> Iterator[None]:
         sys.exit(2 if isinstance(error, ConfigError | InputError) else 1)
 
 
+STOPPED = {130: "Ctrl-C", 143: "SIGTERM"}
+"""Exit codes of a command that was stopped, and by what."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command in the same order as Ctrl-C."""
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """End a command that is stopped by Ctrl-C or SIGTERM in order, and say how to go on; exit codes 130 and 143."""
+    before = signal.getsignal(signal.SIGTERM)
+    with suppress(ValueError):  # signals are for the main thread alone
+        signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        code = 143 if isinstance(stop, Terminated) else 130
+        sys.stderr.write(f"\nStopped by {STOPPED[code]}. What was done is kept; to go on: {preceptor(*sys.argv[1:])}\n")
+        sys.exit(code)
+    finally:
+        with suppress(ValueError):
+            signal.signal(signal.SIGTERM, before)
+
+
 @asynccontextmanager
 async def child(
     command: Sequence[str], environment: Mapping[str, str], log: Path
@@ -193,7 +225,7 @@ async def child(
 
 
 def end_with_parent() -> None:
-    """Have the kernel terminate a new child when this process is killed; for `preexec_fn`."""
+    """Have the kernel terminate this new process with its parent; for `preexec_fn` and workers of a pool."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -213,8 +245,32 @@ def _is_taken(port: int) -> bool:
         return probe.connect_ex((_HOST, port)) == 0
 
 
-_RECORD = "prefect-server.json"
-_MARK = "prefect.server.api.server"
+_SERVER = """
+import os, signal, socket, sys, threading, uvicorn
+
+for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(each, signal.SIG_IGN)
+factory = "prefect.server.api.server:create_app"
+server = uvicorn.Server(uvicorn.Config(factory, factory=True, log_level="error", lifespan="on"))
+
+def serve():
+    try:
+        server.run([socket.socket(fileno=int(sys.argv[1]))])
+    finally:
+        os._exit(not server.started)
+
+thread = threading.Thread(target=serve, daemon=True)
+thread.start()
+os.read(0, 1)
+server.should_exit = True
+thread.join(5)
+os._exit(0)
+"""
+"""Prefect's server for one process. Nothing is ever written to its standard input, which ends when that process does,
+however it does; signals, which a terminal or a service manager sends to a whole group, are that process's to handle."""
+_SERVER_SETTINGS = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+"""As Prefect sets them for a server that it starts itself."""
+_START_SECONDS = 180.0
 
 
 class BusyError(PreceptorError, RuntimeError):
@@ -239,81 +295,100 @@ def exclusive(work_dir: Path) -> Iterator[None]:
         ) from error
 
 
+_held: set[Path] = set()
+"""Work directories that a command of this process holds for its flow."""
+
+
 @contextmanager
-def embedded_flow(work_dir: Path, name: str) -> Iterator[str]:
-    """Hold a flow's work directory and tidy up after killed runs; yield the id of Prefect's run.
+def flow_process(work_dir: Path) -> Iterator[None]:
+    """Hold a work directory for a flow, with Prefect's server for it; import flows inside, not before.
+
+    The server is started unless the user has one, keeps its data in the work directory, and ends with this process.
+    Runs that killed processes left behind in it are marked as crashed.
+
+    Raises:
+        BusyError: Another process holds the directory.
+        LineageError: The server did not start.
+    """
+    with exclusive(work_dir), ExitStack() as stack:
+        prepare_process(work_dir)
+        from prefect.settings import PREFECT_API_URL, temporary_settings
+
+        if not PREFECT_API_URL.value():
+            home = Path(os.environ["PREFECT_HOME"])
+            stack.enter_context(temporary_settings({PREFECT_API_URL: _embedded_server(home)}))
+            if home == work_dir.resolve() / "prefect":  # else runs of other work directories are there, too
+                _close_stale_flow_runs()
+        hide_own_errors()
+        _held.add(work_dir.resolve())
+        stack.callback(_held.discard, work_dir.resolve())
+        yield
+
+
+@contextmanager
+def embedded_flow(work_dir: Path) -> Iterator[str]:
+    """Hold a flow's work directory, unless its command does; yield the id of Prefect's run.
 
     Raises:
         BusyError: Another process holds it.
     """
     from prefect.context import get_run_context
-    from prefect.settings import PREFECT_API_URL
 
-    with exclusive(work_dir):
-        _stop_orphans(work_dir)
-        _record_server(work_dir)
-        flow_run = str(get_run_context().flow_run.id)  # type: ignore[union-attr]
-        if not PREFECT_API_URL.value():  # a server of the user's has runs of other work directories too
-            _close_stale_flow_runs(name, flow_run)
-        yield flow_run
+    with nullcontext() if work_dir.resolve() in _held else exclusive(work_dir):
+        yield str(get_run_context().flow_run.id)  # type: ignore[union-attr]
 
 
-def _stop_orphans(work_dir: Path) -> None:
-    """Stop embedded servers that killed runs of this work directory left running."""
-    import psutil  # type: ignore[import-untyped]
-
-    try:
-        recorded = json.loads((work_dir / _RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return
-    for entry in recorded:
-        with suppress(psutil.Error):
-            process = psutil.Process(entry["pid"])
-            # A process number is used again one day; start time and command make sure that it is the one noted.
-            noted = process.create_time() == entry["created"] and _MARK in " ".join(process.cmdline())
-            if noted and process.ppid() != os.getpid():  # several flows of one process share its server
-                process.terminate()
-
-
-def _record_server(work_dir: Path) -> None:
-    """Note the embedded server of this process, so that `_stop_orphans` finds it after a kill."""
-    import psutil
-
-    servers = []
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            if _MARK in " ".join(process.cmdline()):
-                servers.append({"pid": process.pid, "created": process.create_time()})
-    (work_dir / _RECORD).write_text(json.dumps(servers))
+@cache
+def _embedded_server(home: Path) -> str:
+    """Start Prefect's server with its data in a directory, and return its URL; it lives as long as this process."""
+    with (
+        FileLock(home / "server.lock"),  # two migrations of one database at once break it
+        (home / "server.log").open("wb") as log,
+        socket.create_server((_HOST, 0)) as listener,
+    ):
+        command, number = [sys.executable, "-c", _SERVER, str(listener.fileno())], listener.getsockname()[1]
+        environment, fds = {**os.environ, **_SERVER_SETTINGS}, (listener.fileno(),)
+        server = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=fds)
+        listener.close()  # so that a server that ends refuses the request instead of leaving it waiting
+        atexit.register(_stop, server)  # after Prefect has sent what is queued, which it does before
+        url = f"http://{_HOST}:{number}/api"
+        try:
+            urlopen(f"{url}/health", timeout=_START_SECONDS).close()
+        except OSError as error:
+            _stop(server)
+            raise LineageError(f"Prefect's server did not start: {error}; its log is {log.name!r}.") from error
+    return url
 
 
-def _close_stale_flow_runs(flow_name: str, own_id: str) -> None:
-    """Mark flow runs of this flow that are said to run, but are not ours, as crashed.
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    assert server.stdin is not None
+    server.stdin.close()
+    with suppress(subprocess.TimeoutExpired):
+        server.wait(_STOP_SECONDS)
+    server.kill()
 
-    Only for the embedded server of a work directory that this process holds: nobody else can be running there.
-    """
+
+def _close_stale_flow_runs() -> None:
+    """Mark flow runs that are said to run as crashed: nobody can be running in a work directory that is held here."""
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
+    from prefect.client.schemas.filters import FlowRunFilter
     from prefect.states import Crashed
 
-    query: dict[str, Any] = {
-        "flow_filter": FlowFilter.model_validate({"name": {"any_": [flow_name]}}),
-        "flow_run_filter": FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING"]}}}),
-    }
+    running = FlowRunFilter.model_validate({"state": {"type": {"any_": ["PENDING", "RUNNING"]}}})
     with get_client(sync_client=True) as client:
-        for run in client.read_flow_runs(**query):
-            if str(run.id) != own_id:
-                client.set_flow_run_state(run.id, Crashed(message="The process was killed."), force=True)
+        for run in client.read_flow_runs(flow_run_filter=running):
+            client.set_flow_run_state(run.id, Crashed(message="The process was killed."), force=True)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Return whether a line of Prefect's says what the command does not: its own errors end the command anyway."""
+    """Return whether a line of Prefect's says what the command does not: own errors and signals end it anyway."""
     own = bool(record.exc_info) and isinstance(record.exc_info[1], PreceptorError)  # type: ignore[index]
-    return not own and "Finished in state Failed(" not in record.getMessage()
+    said = record.getMessage()
+    return not own and "Finished in state Failed(" not in said and not said.startswith("Crash detected!")
 
 
 def hide_own_errors() -> None:
-    """Leave the report of the project's own errors to the command, which Prefect would print a second time."""
+    """Leave the report of own errors and signals to the command, which Prefect would print a second time."""
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_is_news)
 

@@ -36,7 +36,7 @@ MANIFEST = "preceptor-backup.json"
 _SCRATCH = r"tmp[a-z0-9_]{8}|\.[^/]+(\.[0-9a-f]{16}|-[a-z0-9_]{8})"
 """Names that a killed command leaves behind (`evaluation.common.storage`, `tempfile`)."""
 _MADE_AGAIN = re.compile(
-    rf"(^|/)(prefect/(?!storage/)|students/|teachers/version-|serving-|prefect-server\.json$|({_SCRATCH})(/|$))"
+    rf"(^|/)(prefect/(?!storage/)|students/|teachers/version-|serving-|({_SCRATCH})(/|$))"
     r"|\.(lock|log)$|-(wal|shm|journal)$"
 )
 """Paths that no archive needs; what lies in `artifacts` is kept whatever its name."""

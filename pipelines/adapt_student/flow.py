@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from prefect import flow
@@ -98,7 +98,7 @@ def adapt_student(config_path: str, overrides: list[str] | None = None, work_dir
     config, place = load(Path(config_path), NightConfig, overrides or ()), Path(work_dir)
     prefix = config.tracking.registry_prefix
     check(config, place, findings_of)
-    with embedded_flow(place, FLOW_NAME) as flow_run:
+    with embedded_flow(place) as flow_run:
         result = run_night(config, place, flow_run, open_console())
         payload = {"night": result.night, "version": result.version, "page": result.page, "run": result.mlflow_run_id}
         resource = {"prefect.resource.id": f"preceptor.student.{prefix}", "prefect.resource.name": f"{prefix}-student"}
@@ -111,6 +111,32 @@ def adapt_student(config_path: str, overrides: list[str] | None = None, work_dir
     return result
 
 
+@contextmanager
+def awaited(work_dir: Path) -> Iterator[Callable[[NightResult], NightResult]]:
+    """Note that a command waits for a night, until it has told the result to its caller.
+
+    Yields a function that takes the flow's result and returns the one to tell: of nothing new, that of a night which
+    ended after a command that was killed had begun to wait for it.
+    """
+
+    def last() -> str:
+        return max((path.parent.name for path in (work_dir / NIGHTS).glob(f"night-*/{RESULT}")), default="")
+
+    def to_tell(result: NightResult) -> NightResult:
+        if result.night or last() == before:
+            return result
+        return NightResult.model_validate_json((work_dir / NIGHTS / last() / RESULT).read_bytes())
+
+    file = work_dir / "awaited-night"
+    before = file.read_text(encoding="utf-8") if file.is_file() else write_atomically(file, last()).read_text("utf-8")
+    try:
+        yield to_tell
+    except Exception:  # which the caller is told
+        file.unlink()
+        raise
+    file.unlink()
+
+
 def run_night(config: NightConfig, work_dir: Path, flow_run: str, console: Console) -> NightResult:
     """Run one night in a work directory that this process holds; see `adapt_student`."""
     registry, inbox = Registry.open(config.tracking, work_dir), read_inbox(work_dir)
@@ -119,7 +145,7 @@ def run_night(config: NightConfig, work_dir: Path, flow_run: str, console: Conso
         for line in ask_base(config):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     unaskable = write_missing_questions(config, work_dir, console, champion.state.ids)
-    plan, parent = open_plan(config, work_dir, registry, console.print, unaskable)
+    plan, parent = open_plan(config, work_dir, registry, champion, console.print, unaskable)
     inbox = read_inbox(work_dir)
     left = new_plan(config, work_dir, inbox, parent.number, parent.state, unaskable) if plan is None else plan
     waiting = waits(inbox, parent.state.ids, left)

@@ -15,7 +15,6 @@ from pipelines.adapt_student.config import NightConfig
 from pipelines.adapt_student.plan import SELF_EDITS, UPDATE, NightPlan
 from pipelines.adapt_student.state import HeldDocument, StudentState, StudentVersion
 from pipelines.lineage.registry import Registry
-from pipelines.lineage.versions import CHAMPION
 from pipelines.loop.loop import Loop
 from pipelines.loop.reward import judge
 from pipelines.loop.update import adapter_dir, bank_of
@@ -72,7 +71,7 @@ class Learned(NamedTuple):
 
 def champion_teacher(loop: Loop, registry: Registry) -> tuple[str | None, str, int | None]:
     """Return the champion teacher's state in the work directory (None: untrained), its label, and its number."""
-    number = registry.aliases("teacher").get(CHAMPION) if loop.learns_here else None
+    number = registry.champion("teacher") if loop.learns_here else None
     if number is None:
         return None, f"{loop.settings.teacher.model}, untrained", None
     name = registry.state_name(number)

@@ -21,7 +21,6 @@ from typing import NamedTuple
 from pydantic import ConfigDict, Field
 
 from evaluation.common.checkpoints import resolve_model
-from evaluation.common.errors import LineageError
 from evaluation.common.storage import checksum, write_atomically
 from evaluation.tasks import KnowledgeTask, Question
 from pipelines.adapt_student.config import NightConfig, RoutingConfig
@@ -36,9 +35,9 @@ from pipelines.adapt_student.state import (
 )
 from pipelines.inbox.documents import InboxDocument, Route
 from pipelines.inbox.store import INBOX_FILE, InboxStore
+from pipelines.lineage.moves import lost_champion
 from pipelines.lineage.registry import Registry
 from pipelines.lineage.store import has_store
-from pipelines.lineage.versions import CHAMPION
 from pipelines.plan import Plan, Stage, Step, UpdateSize
 from pipelines.process import preceptor, prepare_process
 from pipelines.records import Record
@@ -194,20 +193,15 @@ def champion_number(registry: Registry | None, work_dir: Path) -> int | None:
     """Return the champion student's version; None is the base student.
 
     Raises:
-        LineageError: The work directory had a champion and its registry has none: it is not to be lost silently.
+        ConfigError: The work directory had a champion and its registry has none: it is not to be lost silently.
     """
-    number = None if registry is None else registry.aliases("student").get(CHAMPION)
+    number = None if registry is None else registry.champion("student")
     if number is not None:
         return number
     results = (json.loads(path.read_bytes()) for path in sorted((work_dir / NIGHTS).glob("night-*/result.json")))
-    promoted = [result["version"] for result in results if result["outcome"] == "promoted"]
-    copies = sorted(int(path.name) for path in student_directory(work_dir, 0).parent.glob("*") if path.name.isdecimal())
-    if last := (promoted or copies)[-1:]:
-        raise LineageError(
-            f"night: {str(work_dir)!r} had version {last[0]} of the student in use, but its registry has no champion: "
-            "the store (mlflow.db) was lost, emptied or is another one. Nothing was started. Put it back, or restore a "
-            "backup with `preceptor restore FILE --work-dir NEW`; to begin anew, give another --work-dir."
-        )
+    for result in results:  # of an earlier release, which recorded champions nowhere else
+        if result["outcome"] == "promoted":
+            raise lost_champion(work_dir, "student", result["version"])
     return None
 
 
@@ -242,6 +236,7 @@ def open_plan(
     config: NightConfig,
     work_dir: Path,
     registry: Registry,
+    champion: StudentVersion,
     say: Callable[[str], None],
     unaskable: Collection[str] = (),
 ) -> tuple[NightPlan | None, StudentVersion]:
@@ -250,7 +245,6 @@ def open_plan(
     The plan is on disk before this returns; it is None if there is nothing new. `say` receives messages. For
     `unaskable` see `new_plan`.
     """
-    champion = student_version(registry, champion_number(registry, work_dir), work_dir)
     left, inbox = read_plan(work_dir), read_inbox(work_dir)
     if left is not None:
         if _resumes(left, config, champion.number, champion.state, inbox):

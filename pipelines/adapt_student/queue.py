@@ -41,7 +41,6 @@ def champion(work_dir: Path, config: Path | None) -> tuple[int | None, StudentSt
     from pipelines.adapt_student.state import StudentState, read_state, student_directory
     from pipelines.lineage.registry import Registry
     from pipelines.lineage.store import has_store, require_store
-    from pipelines.lineage.versions import CHAMPION
     from pipelines.settings import AnyFlow, TrackingConfig, load
 
     tracking = TrackingConfig() if config is None else load(config, AnyFlow).tracking
@@ -51,7 +50,7 @@ def champion(work_dir: Path, config: Path | None) -> tuple[int | None, StudentSt
         return None, StudentState()
     prepare_process()
     registry = Registry.open(tracking, work_dir)
-    version = registry.aliases("student").get(CHAMPION)
+    version = registry.champion("student")
     if version is None:
         return None, StudentState()
     return version, read_state(registry.fetch("student", version, student_directory(work_dir, version)))

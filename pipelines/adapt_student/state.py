@@ -19,7 +19,7 @@ from evaluation.common.errors import LineageError
 from evaluation.tasks import KnowledgeTask
 from pipelines.ask.answers import FORMAT_FILE, AnswerSettings
 from pipelines.inbox.documents import Route
-from pipelines.inbox.store import INBOX_FILE, InboxStore
+from pipelines.inbox.store import INBOX_FILE
 from pipelines.records import Record
 from student.memory import MEMORY_FILE, ExternalMemory, MemoryEntry
 from teacher.self_edit import SelfEdit
@@ -185,17 +185,16 @@ def version_directory(adapter_dir: Path, state: StudentState, asking: AnswerSett
     return directory
 
 
-def quarantine_reverted(registry: Registry, rollback: Rollback, work_dir: Path, reason: str) -> tuple[str, ...]:
-    """Quarantine the documents that a rollback took back, and return their ids.
+def reverted_documents(registry: Registry, rollback: Rollback, work_dir: Path) -> dict[str, list[str]]:
+    """Return the ids of the documents that a rollback takes back, by the night that learned them.
 
-    Otherwise the next night would learn again what was just reverted.
+    They are quarantined, or the next night would learn again what was just reverted.
     """
     if not (work_dir / INBOX_FILE).is_file():
-        return ()
+        return {}
     before, after = (student_version(registry, number, work_dir).state for number in rollback)
-    nights = {held.task.id: held.night for held in before.documents if held.task.id not in after.ids}
-    with InboxStore(work_dir / INBOX_FILE) as inbox:
-        known = {document.id for document in inbox.documents()}
-        for night in dict.fromkeys(nights.values()):
-            inbox.quarantine([name for name, its in nights.items() if its == night and name in known], reason, night)
-    return tuple(name for name in nights if name in known)
+    nights: dict[str, list[str]] = {}
+    for held in before.documents:
+        if held.task.id not in after.ids:
+            nights.setdefault(held.night, []).append(held.task.id)
+    return nights

@@ -48,7 +48,7 @@ def check_regression(
     """
     place, suite = Path(work_dir), load(Path(suite_path), RegressionSuite)
     check(suite, place, suite_findings)
-    with embedded_flow(place, FLOW_NAME) as flow_run:
+    with embedded_flow(place) as flow_run:
         report = compare_subjects(suite, candidate, baseline, place)
         write_reports(report, reports or {})  # before MLflow is asked: its failure must not lose a verdict
         report = report.model_copy(update={"mlflow_run_id": _log(suite, report, place, flow_run)})

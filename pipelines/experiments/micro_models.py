@@ -12,7 +12,7 @@ import typer
 
 from evaluation.common.checkpoints import MICRO_MODELS
 from evaluation.common.errors import BuildError
-from pipelines.process import preceptor, prepare_process
+from pipelines.process import end_with_parent, preceptor, prepare_process
 
 WorldRole: TypeAlias = Literal["student", "teacher", "small-student"]
 GridRole: TypeAlias = Literal["grid-student", "grid-teacher"]
@@ -67,7 +67,7 @@ def _build(out: Path, seed: int, world: Sequence[WorldRole], grids: Sequence[Gri
     from evaluation.microgrids.pretraining import build_one as build_grids
     from evaluation.microworld.build import build_one as build_world
 
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), end_with_parent) as pool:
         yield from pool.map(build_world, world, [out] * len(world), [seed] * len(world))
     for role in grids:  # in sequence, because the grid models share stages
         yield build_grids(role, out, seed)

@@ -14,38 +14,41 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from evaluation.common.data import digest_files
 from evaluation.common.errors import ConfigError, LineageError
+from pipelines.lineage.moves import (
+    Move,
+    apply_move,
+    champions,
+    lost_champion,
+    note_champion,
+    read_move,
+    remove_move,
+    write_move,
+)
 from pipelines.lineage.store import Store, lineage_errors, open_store, tag_filter
 from pipelines.lineage.versions import (
     ADAPTER_TAG,
     CANDIDATE,
     CHAMPION,
-    DECISION_TAG,
-    DESPITE_TAG,
     FILES_TAG,
     MEMORY_TAG,
-    NO_PARENT,
-    PARENT_TAG,
     PREVIOUS,
-    PROMOTED_TAG,
     REASON_TAG,
-    REFUSED,
-    REPORT_FILE,
     ROLLED_BACK_TAG,
     RUN_TAG,
     Registered,
     Rollback,
     VersionRecord,
     parent_of,
+    promotion_tags,
     version_record,
 )
-from pipelines.process import preceptor
 from pipelines.settings import TrackingConfig
 
 Role = Literal["teacher", "student"]
@@ -53,9 +56,6 @@ Role = Literal["teacher", "student"]
 _MODEL = "preceptor.model_id"
 _FILES = ("*.json", "*.jsonl", "*.safetensors", "*.pt")
 """Of a version, all that decides what it is and answers."""
-LONGEST_DESCRIPTION = 5000
-"""Characters that MLflow's databases take for a version's description."""
-_CUT = f"\n\n… (cut; the whole report is in `{REPORT_FILE}` among the version's files)"
 
 
 class Registry:
@@ -66,9 +66,12 @@ class Registry:
         self._store, self._prefix = store, prefix
 
     @classmethod
-    def open(cls, tracking: TrackingConfig, work_dir: Path) -> Registry:
-        """Return the registry of a work directory, created if absent."""
-        return cls(open_store(tracking, work_dir), tracking.registry_prefix)
+    def open(cls, tracking: TrackingConfig, work_dir: Path, *, complete: bool = True) -> Registry:
+        """Return the registry of a work directory, created if absent; what a kill left half done is completed."""
+        registry = cls(open_store(tracking, work_dir), tracking.registry_prefix)
+        if complete:
+            registry.finish_move()
+        return registry
 
     def name(self, role: Role) -> str:
         """Return the name of the registered model."""
@@ -121,9 +124,9 @@ class Registry:
     ) -> int | None:
         """Make a version the champion, and return the previous one: the champion so far, None when there was none.
 
-        Tags and report are written first and the alias moves last: a promotion that is killed leaves the old champion,
-        and the same call completes it. Promoting the champion again changes nothing. The first promotion of a version
-        records the champion that it replaces as its parent, for good.
+        Tags and report are written first and the alias moves last. A promotion that is killed is completed by the same
+        call, and by whoever opens the registry next. Promoting the champion again changes nothing. The first promotion
+        of a version records the champion that it replaces as its parent, for good.
 
         Args:
             role: Whose version it is.
@@ -137,51 +140,42 @@ class Registry:
         Raises:
             LineageError: No such version, another champion than in the record, or the gate refused it.
         """
-        name, client = self.name(role), self._store.client
+        name = self.name(role)
         with lineage_errors(f"promote version {version} of {name!r}", self._store.uri), self._store.lock:
+            self.finish_move()
             # Looked up first: an alias on nothing would only fail when it is used.
-            tags = client.get_model_version(name, str(version)).tags
+            tags = self._store.client.get_model_version(name, str(version)).tags
             aliases = self.aliases(role)
             champion = aliases.get(CHAMPION)
             if champion == version:
-                if PROMOTED_TAG not in tags:
-                    client.set_model_version_tag(name, str(version), PROMOTED_TAG, _now())
                 return aliases.get(PREVIOUS)
-            written = dict(record or {})
-            if (decision := tags.get(DECISION_TAG)) in REFUSED:
-                if despite is None:
-                    raise LineageError(
-                        f"registry: version {version} of {name!r} was {REFUSED[decision]} by the gate. Nothing was "
-                        "changed. Read why on its night's page; to promote it all the same, repeat the command with "
-                        "--despite-the-gate --because 'REASON'."
-                    )
-                written[DESPITE_TAG] = despite
-            in_use = NO_PARENT if champion is None else str(champion)
-            compared = written.pop(PARENT_TAG, in_use)
-            if compared != in_use:
-                raise LineageError(
-                    f"registry: version {version} of {name!r} was compared with the champion {compared}, and {in_use} "
-                    "is in use now. Nothing was changed. Compare it with the champion in use, or promote it without a "
-                    f"gate: {preceptor('promote', role, version)}"
-                )
-            if PROMOTED_TAG not in tags:
-                written[PARENT_TAG] = in_use
-            for tag, value in written.items():
-                client.set_model_version_tag(name, str(version), tag, value)
-            if report is not None:
-                self._write_report(name, version, report, tags[_MODEL])
-            if champion is not None:
-                client.set_registered_model_alias(name, PREVIOUS, str(champion))
-            client.set_registered_model_alias(name, CHAMPION, str(version))
-            client.set_model_version_tag(name, str(version), PROMOTED_TAG, _now())
+            written = promotion_tags(name, version, champion, tags, record or {}, despite)
+            files = None if report is None else (tags[_MODEL], report)
+            move = Move(
+                name=name, left=champion, to=version, previous=champion, tags=written, promoted=_now(), report=files
+            )
+            write_move(move, self._store.work_dir)
+            self.finish_move()
         return champion
 
-    def rollback(self, role: Role, reason: str, first: Callable[[Rollback], object] | None = None) -> Rollback:
+    def rollback(
+        self,
+        role: Role,
+        reason: str,
+        reverted: Callable[[Rollback], Mapping[str, Sequence[str]]] | None = None,
+        tell: Callable[[Move], object] | None = None,
+    ) -> Rollback:
         """Make the champion's parent the champion, and record on the version that is left when and why.
 
-        A second rollback goes one version further back, see `parent_of`; `previous` then stands where the
-        next one would lead, or nowhere. The same call completes a rollback that was killed, since the alias moves
-        last, after a call of `first`. To go forward, promote.
+        A second rollback goes one version further back, see `parent_of`; `previous` then stands where the next one
+        would lead, or nowhere. The same call completes a rollback that was killed before `tell` returned, and so does
+        whoever opens the registry next. To go forward, promote.
+
+        Args:
+            role: Whose champion it is.
+            reason: Kept with the version that is left.
+            reverted: Gives the documents to quarantine: ids by the night that learned them.
+            tell: Called with the rollback when it is made.
 
         Raises:
             ConfigError: The reason is blank.
@@ -189,29 +183,73 @@ class Registry:
         """
         if not reason.strip():
             raise ConfigError("rollback: got no reason. Say why in a sentence: it is kept with the version.")
-        name, client = self.name(role), self._store.client
+        name, work_dir = self.name(role), self._store.work_dir
         with lineage_errors(f"roll back {name!r}", self._store.uri), self._store.lock:
-            aliases = self.aliases(role)
-            champion = aliases.get(CHAMPION)
-            history = {record.version: record for record in self.history(role)}
-            target = None if champion is None else parent_of(history, champion, aliases.get(PREVIOUS))
-            if champion is None or target is None:
-                lacks = "no champion" if champion is None else f"no champion before version {champion}"
-                raise LineageError(
-                    f"registry: {name!r} has {lacks}, so there is nothing to roll back to. List the versions with "
-                    f"`preceptor versions --role {role}`, then put one in use with `preceptor promote {role} NUMBER`."
-                )
-            client.set_model_version_tag(name, str(champion), ROLLED_BACK_TAG, _now())
-            client.set_model_version_tag(name, str(champion), REASON_TAG, reason.strip())
-            if first is not None:
-                first(Rollback(champion, target))
-            before = parent_of(history, target, None)
-            if before is not None:
-                client.set_registered_model_alias(name, PREVIOUS, str(before))
-            elif PREVIOUS in aliases:
-                client.delete_registered_model_alias(name, PREVIOUS)
-            client.set_registered_model_alias(name, CHAMPION, str(target))
-        return Rollback(champion, target)
+            move = read_move(work_dir)
+            if move is None or move.name != name or move.promoted or not self._is_open(move):
+                self.finish_move()
+                move = self._rollback(role, reason.strip(), reverted)
+                write_move(move, work_dir)
+            apply_move(self._store.client, move, work_dir)
+            if tell is not None:
+                tell(move)
+            remove_move(work_dir)
+        assert move.left is not None
+        return Rollback(move.left, move.to)
+
+    def _rollback(
+        self, role: Role, reason: str, reverted: Callable[[Rollback], Mapping[str, Sequence[str]]] | None
+    ) -> Move:
+        """Return the move of a new rollback; LineageError if it leads nowhere."""
+        name, aliases = self.name(role), self.aliases(role)
+        champion = aliases.get(CHAMPION)
+        history = {record.version: record for record in self.history(role)}
+        target = None if champion is None else parent_of(history, champion, aliases.get(PREVIOUS))
+        if champion is None or target is None:
+            lacks = "no champion" if champion is None else f"no champion before version {champion}"
+            raise LineageError(
+                f"registry: {name!r} has {lacks}, so there is nothing to roll back to. List the versions with "
+                f"`preceptor versions --role {role}`, then put one in use with `preceptor promote {role} NUMBER`."
+            )
+        nights = {} if reverted is None else reverted(Rollback(champion, target))
+        return Move(
+            name=name,
+            left=champion,
+            to=target,
+            previous=parent_of(history, target, None),
+            tags={ROLLED_BACK_TAG: _now(), REASON_TAG: reason},
+            quarantined={night: tuple(ids) for night, ids in nights.items()},
+            reason=reason,
+        )
+
+    def finish_move(self) -> None:
+        """Complete the promotion or rollback that a killed command left half done."""
+        work_dir = self._store.work_dir
+        if read_move(work_dir) is None:
+            return
+        with lineage_errors("complete the last promotion or rollback", self._store.uri), self._store.lock:
+            move = read_move(work_dir)  # another process may have completed it
+            if move is not None and self._is_open(move):
+                apply_move(self._store.client, move, work_dir)
+            remove_move(work_dir)
+
+    def _is_open(self, move: Move) -> bool:
+        """Return whether nobody moved the champion on since, by another work directory."""
+        return self._aliases(move.name).get(CHAMPION) in (move.left, move.to)
+
+    def champion(self, role: Role) -> int | None:
+        """Return the version in use; None when there never was one.
+
+        Raises:
+            ConfigError: There was one.
+        """
+        name, work_dir = self.name(role), self._store.work_dir
+        number = self.aliases(role).get(CHAMPION)
+        if number is not None:
+            note_champion(name, number, work_dir)
+        elif name in (known := champions(work_dir)):
+            raise lost_champion(work_dir, name, known[name])
+        return number
 
     def history(self, role: Role) -> list[VersionRecord]:
         """Return all versions, newest first; none for a model that was never registered."""
@@ -256,9 +294,11 @@ class Registry:
 
     def aliases(self, role: Role) -> dict[str, int]:
         """Return the version that each alias stands on; empty for a model that was never registered."""
+        return self._aliases(self.name(role))
+
+    def _aliases(self, name: str) -> dict[str, int]:
         from mlflow.exceptions import MlflowException
 
-        name = self.name(role)
         with lineage_errors(f"read the aliases of {name!r}", self._store.uri):
             try:
                 found = self._store.client.get_registered_model(name).aliases
@@ -315,16 +355,6 @@ class Registry:
             _check_files(files, self.tags(role, number), f"version {number} of {name!r}")
             os.replace(files, place)
         return place
-
-    def _write_report(self, name: str, version: int, report: str, model_id: str) -> None:
-        """Attach the gate's report to a version; the same again changes nothing."""
-        with tempfile.TemporaryDirectory() as scratch:
-            file = Path(scratch, REPORT_FILE)
-            file.write_text(report, encoding="utf-8")
-            self._store.client.log_model_artifact(model_id, str(file))
-        if len(report) > LONGEST_DESCRIPTION:
-            report = report[: LONGEST_DESCRIPTION - len(_CUT)] + _CUT
-        self._store.client.update_model_version(name, str(version), description=report)
 
     def _create(
         self,

@@ -81,6 +81,7 @@ class Lineage:
         self._started: int = run.info.start_time
         self._digests: dict[str, str] = {}
         self.registry = Registry(store, settings.tracking.registry_prefix)
+        self.registry.finish_move()
 
     def log_documents(self, name: Literal["train", "development", "test"], tasks: Sequence[KnowledgeTask]) -> None:
         """Log documents as a data set with a digest and as `documents/<name>.parquet`; without documents, nothing.

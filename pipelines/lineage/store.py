@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evaluation.common.errors import ConfigError, LineageError
 from evaluation.common.storage import sqlite_uri
+from pipelines.lineage.moves import champions, lost_champion
 from pipelines.settings import Settings, TrackingConfig
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Store(NamedTuple):
     """URI of the artifacts of new experiments; None leaves their place to a server."""
     lock: FileLock
     """Held around each look-up that decides what is created or moved."""
+    work_dir: Path
 
 
 def _located(tracking: TrackingConfig, work_dir: Path) -> tuple[str, Path | None]:
@@ -63,7 +65,7 @@ def require_store(tracking: TrackingConfig, work_dir: Path) -> None:
     Raises:
         ConfigError: It holds no runs.
     """
-    if tracking.location is None and not has_store(tracking, work_dir):
+    if not has_store(tracking, work_dir) and tracking.location is None:
         raise ConfigError(
             f"work directory {str(work_dir)!r} holds no runs. Give the work directory of a run with --work-dir, or a "
             "configuration with tracking.uri with --config."
@@ -71,8 +73,15 @@ def require_store(tracking: TrackingConfig, work_dir: Path) -> None:
 
 
 def has_store(tracking: TrackingConfig, work_dir: Path) -> bool:
-    """Return whether there is a store to open; of one that is no SQLite file, that is taken for granted."""
+    """Return whether there is a store to open; of one that is no SQLite file, that is taken for granted.
+
+    Raises:
+        ConfigError: It is gone or empty, and a champion with it.
+    """
     _, database = _located(tracking, work_dir)
+    if database is not None and not _has_content(database):
+        for name, version in champions(work_dir).items():
+            raise lost_champion(work_dir, name, version)
     return database is None or database.is_file()
 
 
@@ -84,10 +93,12 @@ def open_store(tracking: TrackingConfig, work_dir: Path) -> Store:
     says for `http(s)`.
 
     Raises:
+        ConfigError: See `has_store`.
         LineageError: The store cannot be reached, created or used with this version of MLflow.
     """
     from mlflow import MlflowClient
 
+    has_store(tracking, work_dir)
     uri, database = _located(tracking, work_dir)
     place = database or work_dir.resolve() / "mlflow"
     lock = _lock(place)
@@ -102,7 +113,8 @@ def open_store(tracking: TrackingConfig, work_dir: Path) -> Store:
         if database is not None:
             follow_move(database)
         remote = uri.startswith(("http://", "https://", "databricks"))
-        return Store(MlflowClient(uri), uri, None if remote else place.with_name("artifacts").as_uri(), lock)
+        artifacts = None if remote else place.with_name("artifacts").as_uri()
+        return Store(MlflowClient(uri), uri, artifacts, lock, work_dir)
 
 
 def _lock(place: Path) -> FileLock:

@@ -7,6 +7,9 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import NamedTuple
 
+from evaluation.common.errors import LineageError
+from pipelines.process import preceptor
+
 CHAMPION, PREVIOUS, CANDIDATE = "champion", "previous", "candidate"
 """Aliases: in use, in use before, newest."""
 
@@ -101,6 +104,39 @@ def version_record(version: int, aliases: Iterable[str], created_ms: int, tags: 
         teacher=tags.get(TEACHER_TAG),
         night=tags.get(NIGHT_TAG),
     )
+
+
+def promotion_tags(
+    name: str,
+    version: int,
+    champion: int | None,
+    tags: Mapping[str, str],
+    record: Mapping[str, str],
+    despite: str | None,
+) -> dict[str, str]:
+    """Return what a promotion writes on a version of the model `name` with `tags`; see `Registry.promote`.
+
+    Raises:
+        LineageError: Another champion than in the record is in use, or the gate refused the version.
+    """
+    written = dict(record)
+    if (decision := tags.get(DECISION_TAG)) in REFUSED:
+        if despite is None:
+            raise LineageError(
+                f"registry: version {version} of {name!r} was {REFUSED[decision]} by the gate. Nothing was changed. "
+                "Read why on its night's page; to promote it all the same, repeat the command with "
+                "--despite-the-gate --because 'REASON'."
+            )
+        written[DESPITE_TAG] = despite
+    in_use = NO_PARENT if champion is None else str(champion)
+    compared = written.pop(PARENT_TAG, in_use)
+    if compared != in_use:
+        raise LineageError(
+            f"registry: version {version} of {name!r} was compared with the champion {compared}, and {in_use} is in "
+            "use now. Nothing was changed. Compare it with the champion in use, or promote it without a gate: "
+            f"{preceptor('promote', name.rpartition('-')[2], version)}"
+        )
+    return written if PROMOTED_TAG in tags else {**written, PARENT_TAG: in_use}
 
 
 def score_tags(scores: Mapping[str, float | None]) -> dict[str, str]:

@@ -46,7 +46,7 @@ def train_teacher(config_path: str, overrides: list[str] | None = None, work_dir
     config, place = load(Path(config_path), TrainTeacherConfig, overrides or ()), Path(work_dir)
     check(config, place, findings_of)
     split, plan, console = config.load_documents(), plan_run(config), open_console()
-    with embedded_flow(place, FLOW_NAME) as flow_run, Reporter(console, len(steps_of(plan))) as reporter:
+    with embedded_flow(place) as flow_run, Reporter(console, len(steps_of(plan))) as reporter:
         probes = retention_probes(config.data, config.comparison.retention_probes, config.seed_of("retention"))
         tasks = [task for side in split for task in side]
         with Loop(config, place, tasks, probes, reporter) as loop:

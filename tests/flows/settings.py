@@ -17,6 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
+
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 
@@ -104,7 +106,7 @@ class Child:
         self.process.wait(timeout=30)
 
     def kill_alone(self) -> None:
-        """Kill the command as the kernel does when memory runs out: Prefect's server is left behind."""
+        """Kill the command as the kernel does when memory runs out, and nothing else."""
         self.process.kill()
         self.process.wait(timeout=30)
 
@@ -174,3 +176,19 @@ def figures(result: Path) -> dict[str, Any]:
 def run_id_in(output: str) -> list[str]:
     """Return the MLflow runs that the output of one or several commands names, in order."""
     return re.findall(r"(?:new|resuming) MLflow run ([0-9a-f]{32})", output)
+
+
+def left_behind(work_dir: Path) -> list[str]:
+    """Return the command lines of processes that work on a directory's embedded stores."""
+    home, found = str((work_dir / "prefect").resolve()), []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("PREFECT_HOME") == home and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.cmdline()))
+    return found
+
+
+def flow_states(work_dir: Path) -> list[str]:
+    """Return the states of Prefect's flow runs, oldest first."""
+    with closing(sqlite3.connect(work_dir / "prefect" / "prefect.db", timeout=60.0)) as db:
+        return [state for (state,) in db.execute("SELECT state_type FROM flow_run ORDER BY created")]

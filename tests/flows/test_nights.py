@@ -117,7 +117,6 @@ def test_night_killed_at_ten_moments_is_finished_as_if_undisturbed(tmp_path: Pat
             finally:
                 child.kill()
             check_champion(work_dir)
-        # Killed between the night's end and the command's, the next start finds nothing new.
-        assert figures(work_dir / NIGHTS / "night-0001" / RESULT) == undisturbed
+        assert figures(result) == figures(work_dir / NIGHTS / "night-0001" / RESULT) == undisturbed
         versions = Registry.open(TrackingConfig(), work_dir).history("student")
         assert [version.version for version in versions] == [1]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from evaluation.common.errors import LineageError
+from evaluation.common.errors import ConfigError, LineageError
 from evaluation.common.storage import write_atomically
 from pipelines.adapt_student.config import NightConfig
 from pipelines.adapt_student.flow import run_night
@@ -25,12 +25,11 @@ from pipelines.adapt_student.plan import (
     DryRun,
     dry_run,
     open_plan,
-    read_inbox,
 )
-from pipelines.adapt_student.state import quarantine_reverted, student_version
+from pipelines.adapt_student.state import BASE_STUDENT, student_version
+from pipelines.checks import check, findings_of
 from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.lineage.run import Lineage
-from pipelines.lineage.versions import Rollback
 from pipelines.process import preceptor
 from pipelines.settings import load
 from tests.pipelines.adapt_student.factories import DEMO, deliver, document, held, promoted, state
@@ -94,8 +93,9 @@ def test_what_the_champion_holds_is_not_new_and_its_files_are_copied_once(
     assert [each.task.id for each in found.documents] == [new.id]
     experiments = {each.name for each in lineage.store.client.search_experiments()}
     assert "preceptor/adapt-student" not in experiments
-    plan, champion = open_plan(night(), work_dir, lineage.registry, print)
-    assert plan == found
+    champion = student_version(lineage.registry, number, work_dir)
+    plan, parent = open_plan(night(), work_dir, lineage.registry, champion, print)
+    assert (plan, parent) == (found, champion)
     assert champion.directory is not None
     (champion.directory / "mark").write_text("kept")
     assert student_version(lineage.registry, number, work_dir).state == whole
@@ -125,28 +125,13 @@ def test_command_opens_no_model_and_changes_nothing(open_run: Open, work_dir: Pa
     assert snapshot(work_dir) == before
 
 
-def test_rollback_that_was_killed_is_completed_by_the_same_command_and_one_of_a_damaged_version_works(
+def test_rollback_of_a_damaged_version_works(
     open_run: Open, work_dir: Path, tmp_path: Path, preceptor: Callable[..., str]
 ) -> None:
-    documents = [document(name) for name in "abc"]
-    deliver(work_dir, documents)
-    lineage, whole = open_run(), [held(each, f"night-{i}") for i, each in enumerate(documents)]
-    for i in range(3):
+    deliver(work_dir, [document("a"), document("b")])
+    lineage, whole = open_run(), [held(document(name), f"night-{name}") for name in "ab"]
+    for i in range(2):
         assert promoted(lineage, state(*whole[: i + 1]), tmp_path, i + 1.0) == i + 1
-
-    def killed(found: Rollback) -> None:
-        assert quarantine_reverted(lineage.registry, found, work_dir, "bad") == (documents[2].id,)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        lineage.registry.rollback("student", "bad", killed)
-    assert lineage.registry.aliases("student")["champion"] == 3
-    said = preceptor("rollback", "--because", "bad")
-    assert "Version 2 of the student is the champion again; version 3 was rolled back because: bad" in said
-    assert lineage.registry.aliases("student")["champion"] == 2
-    assert read_inbox(work_dir).quarantined == {documents[2].id}
-
-    shutil.rmtree(work_dir / "students")
     for stored in (work_dir / "artifacts").rglob("adapter_model.safetensors"):
         stored.write_bytes(b"damaged")
     said = preceptor("rollback", "--because", "its files are damaged")
@@ -154,33 +139,44 @@ def test_rollback_that_was_killed_is_completed_by_the_same_command_and_one_of_a_
     assert "Version 1 of the student is the champion again" in said
 
 
-@pytest.mark.parametrize("left", ["night", "copy"])
-def test_champion_that_was_lost_with_its_store_stops_the_night(tmp_path: Path, left: str) -> None:
-    deliver(tmp_path, [document("a")])
-    if left == "copy":
-        (tmp_path / "students" / "4").mkdir(parents=True)
-    else:
+@pytest.mark.parametrize("left", ["gone", "empty", "without versions", "of an earlier release"])
+def test_champion_that_was_lost_with_its_store_stops_the_night(
+    open_run: Open, work_dir: Path, tmp_path: Path, empty_store: Path, left: str
+) -> None:
+    deliver(work_dir, [document("a")])
+    if left == "of an earlier release":
         result = NightResult(night="night-0001", outcome="promoted", version=4)
-        write_atomically(tmp_path / NIGHTS / "night-0001" / RESULT, result.model_dump_json())
-    (tmp_path / "mlflow.db").write_bytes(b"")
-    for _ in range(2):  # the first one makes a new store
-        with pytest.raises(LineageError, match=r"version 4 .* has no champion"):
-            run_night(night(), tmp_path, "a-flow-run", Console(file=io.StringIO()))
-    with pytest.raises(LineageError, match="preceptor restore"):
-        dry_run(night(), tmp_path)
+        write_atomically(work_dir / NIGHTS / "night-0001" / RESULT, result.model_dump_json())
+    else:
+        promoted(open_run(), state(held(document("b"), "night-0001")), tmp_path)
+    place = Path(shutil.copytree(work_dir, tmp_path / "lost", ignore=shutil.ignore_patterns("mlflow.db*")))
+    store = place / "mlflow.db"
+    if left == "empty":
+        store.touch()
+    elif left == "without versions":
+        shutil.copy(empty_store, store)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="preceptor restore"):
+            run_night(night(), place, "a-flow-run", Console(file=io.StringIO()))
+    with pytest.raises(ConfigError, match="has no champion"):
+        dry_run(night(), place)
+    if left in ("gone", "empty"):  # refused before a server starts, and no other store is made
+        with pytest.raises(ConfigError, match="has no champion"):
+            check(night(), place, findings_of)
+        assert store.exists() == (left == "empty")
 
 
 def test_interrupted_night_is_shown_as_it_will_be_finished(open_run: Open, work_dir: Path) -> None:
     registry = open_run().registry
     deliver(work_dir, [document("a")])
-    plan, _ = open_plan(night(), work_dir, registry, print)
+    plan, _ = open_plan(night(), work_dir, registry, BASE_STUDENT, print)
     assert plan is not None
     deliver(work_dir, [document("b")])
     found = shown(work_dir, night())
     assert (found.interrupted, found.plan) == (True, plan)
     other = shown(work_dir, night("seed=9"))
     assert (other.interrupted, len(other.plan.documents)) == (False, 2)
-    assert open_plan(night(), work_dir, registry, print)[0] == plan
+    assert open_plan(night(), work_dir, registry, BASE_STUDENT, print)[0] == plan
 
 
 def test_unreadable_store_is_an_error_and_no_empty_night(tmp_path: Path) -> None:

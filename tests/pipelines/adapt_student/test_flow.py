@@ -7,23 +7,29 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from mlflow import MlflowClient
 from rich.console import Console
 from typer.testing import CliRunner
 
 from evaluation.microworld.world import NightDocument, draw_nights
+from pipelines import cli
 from pipelines.adapt_student import flow
 from pipelines.adapt_student.config import NightConfig
 from pipelines.adapt_student.flow import adapt_student, write_missing_questions
 from pipelines.adapt_student.page import NightResult
 from pipelines.adapt_student.plan import NIGHTS, RESULT, DryRun, dry_run, read_inbox
-from pipelines.adapt_student.state import quarantine_reverted, student_directory, student_version
+from pipelines.adapt_student.state import student_directory, student_version
 from pipelines.ask.answerer import Answerer
 from pipelines.ask.answers import read_version
 from pipelines.cli import app
 from pipelines.experiments.nights import as_delivered
 from pipelines.inbox.cloze import continuations
 from pipelines.inbox.documents import InboxDocument
+from pipelines.inbox.store import InboxStore
+from pipelines.lineage import moves
+from pipelines.lineage import registry as registry_module
 from pipelines.lineage.registry import Registry
+from pipelines.lineage.run import Lineage
 from pipelines.lineage.versions import CANDIDATE, CHAMPION, NIGHT_TAG, PREVIOUS
 from pipelines.plan import steps_of, totals
 from pipelines.settings import TrackingConfig, load
@@ -224,9 +230,57 @@ def test_later_nights_reject_find_nothing_and_roll_back_exactly(nights: Nights) 
     assert read_inbox(nights.place).quarantined == {document.id for document in night.new} == {*night.quarantined}
     assert a_night(nights.place).outcome == "nothing new"
 
-    found = registry(nights).rollback("student", "a test")
-    assert (found.from_version, found.to_version) == (2, 1)
-    reverted = quarantine_reverted(registry(nights), found, nights.place, "a test")
-    assert set(reverted) == {document.id for document in nights.second.new}
+    rollback = ["rollback", "--because", "a test", "--work-dir", str(nights.place)]
+    assert CliRunner().invoke(app, rollback, catch_exceptions=False).exit_code == 0
+    assert registry(nights).aliases("student")[CHAMPION] == 1
+    assert read_inbox(nights.place).quarantined >= {document.id for document in nights.second.new}
     assert answers(nights.place, nights.drawn) == nights.answers != before
     assert a_night(nights.place).outcome == "nothing new"
+
+
+class Killed(BaseException):
+    """Raised in place of a step, as a kill would end the process there."""
+
+
+_LAST_STEPS = [
+    *((registry_module, "write_move"), (MlflowClient, "create_model_version"), (moves, "note_champion")),
+    *((InboxStore, "note"), (flow, "page_of"), (Lineage, "log_night"), (Lineage, "finish"), (flow, "emit_event")),
+    *((flow, "close_plan"), (cli, "_write_json")),
+]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(step, id=step[1], marks=[] if step[1] == "_write_json" else pytest.mark.slow)
+        for step in _LAST_STEPS
+    ],
+)
+def test_night_that_is_killed_at_its_end_is_reported_by_the_same_command(
+    tmp_path: Path, prefect_server: None, monkeypatch: pytest.MonkeyPatch, step: tuple[Any, str]
+) -> None:
+    for name in ("PREFECT_HOME", "PREFECT_LOCAL_STORAGE_PATH", "PREFECT_MEMO_STORE_PATH"):
+        monkeypatch.setenv(name, str(tmp_path / "prefect"))  # the command sets what is not set
+    text = "The gate is open until further notice."
+    deliver(tmp_path, [InboxDocument(text=text, source="gate", route="memory")])
+    file, overrides = tmp_path / "result.json", ("questions=null", "gate=null", "threads=1", "probes=4")
+    told = [part for override in overrides for part in ("--set", override)]
+    command = ["adapt-student", str(DEMO), "--work-dir", str(tmp_path), "--json", str(file), *told]
+
+    def killed(*_: object, **__: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*step, killed)
+        with pytest.raises(Killed):
+            CliRunner().invoke(cli.app, command, catch_exceptions=False)
+    assert not file.exists()
+    for outcome in ("promoted", "nothing new"):
+        done = CliRunner().invoke(cli.app, command, catch_exceptions=False)
+        assert done.exit_code == 0
+        result = NightResult.model_validate_json(file.read_bytes())
+        assert result.outcome == outcome
+        assert outcome in done.output.lower()
+    found = Registry.open(TrackingConfig(), tmp_path)
+    assert [version.version for version in found.history("student")] == [1]
+    assert found.aliases("student") == {CHAMPION: 1, CANDIDATE: 1}

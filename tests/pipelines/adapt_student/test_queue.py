@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from pipelines.adapt_student.config import NightConfig
 from pipelines.adapt_student.learn import replayed
 from pipelines.adapt_student.plan import NIGHTS, RESULT, dry_run, open_plan
+from pipelines.adapt_student.state import student_version
 from pipelines.cli import app
 from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.lineage.run import Lineage
@@ -89,7 +90,8 @@ def test_removed_document_is_out_of_the_next_night_and_of_its_memory(
 ) -> None:
     work_dir, ids, lineage = inbox
     config = load(DEMO, NightConfig, ["questions=null"])
-    interrupted, _ = open_plan(config, work_dir, lineage.registry, print)
+    champion = student_version(lineage.registry, 1, work_dir)
+    interrupted, _ = open_plan(config, work_dir, lineage.registry, champion, print)
     assert interrupted is not None
     chosen = [ids[title] for title in ("learned", "looked_up", "fresh")]
     removal = ("remove", *chosen, "--because", "asked to", "--work-dir", work_dir)
@@ -106,12 +108,12 @@ def test_removed_document_is_out_of_the_next_night_and_of_its_memory(
     assert "removed by ada" in run("show", chosen[0], "--work-dir", work_dir)
 
     shown = dry_run(config, work_dir)
-    plan, parent = open_plan(config, work_dir, lineage.registry, print)
+    plan, parent = open_plan(config, work_dir, lineage.registry, champion, print)
     assert shown.plan == plan != interrupted  # the interrupted night would have learned a removed document
     assert plan is not None
     assert plan.removed == tuple(sorted(chosen[:2]))
     assert not set(chosen) & {each.task.id for each in plan.documents}
     assert [entry.id for entry in parent.state.memory.entries] == [ids["old"]]
     assert replayed(parent.state, 9, 0) == ()
-    again, resumed = open_plan(config, work_dir, lineage.registry, print)
+    again, resumed = open_plan(config, work_dir, lineage.registry, champion, print)
     assert (again, resumed.state) == (plan, parent.state)

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 
 from evaluation.common.errors import ConfigError, LineageError
 from pipelines.cli import app
-from pipelines.lineage.registry import LONGEST_DESCRIPTION, Registry
+from pipelines.lineage.moves import LONGEST_DESCRIPTION
+from pipelines.lineage.registry import Registry
 from pipelines.lineage.run import Lineage
 from pipelines.lineage.versions import (
     DATA_TAG,
