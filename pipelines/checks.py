@@ -64,11 +64,9 @@ def check(config: LoopSettings, work_dir: Path) -> None:
     require(findings_of(config, work_dir))
 
 
-def print_problems(config: LoopSettings, work_dir: Path) -> None:
-    """Print what keeps a run from starting on this machine."""
-    for finding in (data_finding(config), *findings_of(config, work_dir)):
-        if not finding.ok:
-            sys.stdout.write(f"{finding.line}\n")
+def check_unread(config: LoopSettings, work_dir: Path) -> None:
+    """Refuse what `check` refuses, all at once; data of a hub are not read. Raises ConfigError."""
+    require((data_finding(config), *findings_of(config, work_dir)))
 
 
 def findings_of(config: LoopSettings, work_dir: Path) -> Iterator[Finding]:
@@ -107,7 +105,7 @@ def data_finding(config: Settings) -> Finding:
     try:
         config.read_data()
     except PreceptorError as error:
-        return Finding("data", False, str(error))
+        return Finding("data", False, str(error).removesuffix("."))
     return Finding("data", True, "valid")
 
 

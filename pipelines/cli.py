@@ -116,7 +116,7 @@ def train_teacher(
 
     The same command goes on where a killed run was, in the same MLflow run.
     """
-    from pipelines.checks import check, print_problems
+    from pipelines.checks import check, check_unread
     from pipelines.settings import load, to_yaml
     from pipelines.train_teacher.config import TrainTeacherConfig
 
@@ -130,7 +130,7 @@ def train_teacher(
         sys.stdout.write(to_yaml(settings))
         cost = estimate(plan_run(settings), settings, settings.data, settings.external_sampling)
         Console().print(cost_table(cost, settings, price))
-        print_problems(settings, work_dir)
+        check_unread(settings, work_dir)
         return
     from pipelines.process import exclusive, hide_own_errors
 
@@ -163,7 +163,7 @@ def adapt_student(
     The exit code is 0 whatever the gate decides. The same command finishes a night that was killed.
     """
     from pipelines.adapt_student.config import NightConfig
-    from pipelines.checks import check, print_problems
+    from pipelines.checks import check, check_unread
     from pipelines.settings import load
 
     settings = load(config, NightConfig, set_ or ())
@@ -171,7 +171,7 @@ def adapt_student(
         from pipelines.adapt_student.plan import print_dry_run
 
         print_dry_run(settings, config, set_ or (), work_dir, price)
-        print_problems(settings, work_dir)
+        check_unread(settings, work_dir)
         return
     from pipelines.process import exclusive, hide_own_errors
 
@@ -208,10 +208,15 @@ def promote(
     """Make a registered version the champion, unless the gate held or rejected it."""
     if despite_the_gate != bool(because.strip()):
         raise typer.BadParameter("and --because REASON go together", param_hint="--despite-the-gate")
-    previous = _registry(config, work_dir).promote(role, version, despite=because.strip() or None)
+    registry, despite = _registry(config, work_dir), because.strip() or None
+    previous = registry.promote(role, version, despite=despite)
     before = "there was none before" if previous is None else f"the previous one is version {previous}"
     sys.stdout.write(f"Version {version} of the {role} is the champion; {before}.\n")
     if role == "student":
+        from pipelines.adapt_student.state import release_promoted
+
+        if released := release_promoted(registry, version, work_dir, despite):
+            sys.stdout.write(f"No longer quarantined, since it holds them: {', '.join(released)}.\n")
         sys.stdout.write(f"To serve it: {preceptor('serve', *_place(config, work_dir))}\n")
 
 
@@ -308,13 +313,12 @@ def _registry(config: Path | None, work_dir: Path) -> Registry:
 def serve(
     config: FlowFile = None,
     work_dir: WorkDir = Path(".preceptor"),
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; any but loopback needs --api-key-env.")
-    ] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; any but loopback needs keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     api_key_env: Annotated[
-        str | None, typer.Option(help="Environment variable that holds the key clients must send.")
+        str | None, typer.Option(help="Environment variable with the clients' key, or a line `NAME KEY` for each.")
     ] = None,
+    api_keys: Annotated[Path | None, typer.Option(help="File with a line `NAME KEY` for each client.")] = None,
     student: Annotated[
         str | None, typer.Option(help="Directory, hub name or micro-student [the champion's own base].")
     ] = None,
@@ -336,7 +340,8 @@ def serve(
     from pipelines.serve.server import ServeOptions, run_server
     from pipelines.settings import TrackingConfig
 
-    options = ServeOptions(role, host, port, api_key_env, poll, with_base, student, arguments=tuple(vllm or ()))
+    keys = api_key_env, api_keys
+    options = ServeOptions(role, host, port, *keys, poll, with_base, student, arguments=tuple(vllm or ()))
     tracking = TrackingConfig()
     if config is not None:
         flow, asking = asked_flow(config)

@@ -185,6 +185,24 @@ def version_directory(adapter_dir: Path, state: StudentState, asking: AnswerSett
     return directory
 
 
+def release_promoted(registry: Registry, version: int, work_dir: Path, despite: str | None) -> tuple[str, ...]:
+    """Release from quarantine what a new champion holds, with a note on it, and return the ids.
+
+    `despite` is why it was promoted although the gate refused it; None if the gate did not.
+    """
+    if not (work_dir / INBOX_FILE).is_file():
+        return ()
+    held = read_state(registry.fetch("student", version, student_directory(work_dir, version))).ids
+    overruled = f" despite the gate: {despite}" if despite else ""
+    with InboxStore(work_dir / INBOX_FILE) as inbox:
+        notes, quarantined = inbox.notes(), inbox.quarantined()
+        mine = {name: reason for name, reason in quarantined.items() if name in held}
+        for name, (reason, night) in mine.items():
+            text = f"quarantined in {night} ({reason}) until version {version} was promoted{overruled}"
+            inbox.note({name: "; ".join(filter(None, (notes.get(name), text)))})
+        return inbox.release([*mine])
+
+
 def quarantine_reverted(registry: Registry, rollback: Rollback, work_dir: Path, reason: str) -> tuple[str, ...]:
     """Quarantine the documents that a rollback took back, and return their ids.
 

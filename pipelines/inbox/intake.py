@@ -43,6 +43,7 @@ DEFAULT_CHARACTERS, MIN_CHARACTERS = 4_000, 200
 _MAX_LISTED, _MAX_NAMED = 50, 3
 """Reasons, and places of each, that are listed."""
 _PATH_SEPARATOR = " > "
+_STDIN = "standard input"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _BOUNDARIES = (
     re.compile(r"\n+"),
@@ -77,7 +78,8 @@ class Intake:
     """By file or line that was not usable: the reason."""
     notes: list[str] = field(default_factory=list, init=False)
     """Warnings about accepted files."""
-    files: int = field(default=0, init=False)
+    files: list[str] = field(default_factory=list, init=False)
+    """What was read or refused, as `skipped` names it."""
     contents: dict[str, list[str]] = field(default_factory=dict, init=False)
     """By file (its path below `root`, or absolute), or row of a file with an id or a title (a digest on another line):
     the ids of the documents that it holds now."""
@@ -88,8 +90,8 @@ class Intake:
         Directories are read in sorted order, without hidden files and Office lock files.
         """
         if str(path) == "-" and stdin is not None:
-            source = self.source or "standard input"
-            self.add_content(stdin.read(MAX_BYTES + 1), "standard input", self.format or "jsonl", source)
+            source = self.source or _STDIN
+            self.add_content(stdin.read(MAX_BYTES + 1), _STDIN, self.format or "jsonl", source)
         elif os.path.isdir(path):
             files = list(_files(path))
             for file in files:
@@ -99,6 +101,19 @@ class Intake:
         else:
             self.add_file(path, self.source)
         return self
+
+    @property
+    def refused(self) -> tuple[list[str], dict[str, str]]:
+        """`files`, and `skipped` without what does not exist, both named relative to `root`."""
+        names = {}
+        for place in (*self.files, *self.skipped):
+            file = place if os.path.exists(Path(place).expanduser()) else place.partition(": ")[0]
+            if file == _STDIN:
+                names[place] = place
+            elif os.path.exists(Path(file).expanduser()):
+                names[place] = self._relative(Path(file)) + place.removeprefix(file)
+        there = {names[place]: why for place, why in self.skipped.items() if place in names}
+        return [names[file] for file in self.files if file in names], there
 
     def check(self, *, verbose: bool = False) -> Self:
         """Raise InputError if nothing was usable; the message lists what was skipped, all of it if `verbose`."""
@@ -116,7 +131,7 @@ class Intake:
                 raise UnreadableError(f"has no supported format ({known}); convert it, or set --format")
             content = _read(path.expanduser())
         except UnreadableError as error:
-            self.files += 1
+            self.files.append(str(path))
             self.skipped[str(path)] = str(error)
         else:
             file = self._relative(path)
@@ -130,7 +145,7 @@ class Intake:
 
     def add_content(self, content: bytes, place: str, format_: Format, source: str, file: str = "") -> None:
         """Add the documents of the content of `file` (empty: of no file), or skip it."""
-        self.files += 1
+        self.files.append(place)
         try:
             if len(content) > MAX_BYTES:
                 raise UnreadableError(_too_large(f"more than {MAX_BYTES}"))

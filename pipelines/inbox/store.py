@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -33,6 +34,7 @@ CREATE TABLE removed (
     since TEXT NOT NULL
 );
 """
+_TABLES_3 = "CREATE TABLE refused (place TEXT PRIMARY KEY, reason TEXT NOT NULL, since TEXT NOT NULL);"
 _TABLES = f"""
 CREATE TABLE documents (
     id TEXT PRIMARY KEY, place INTEGER NOT NULL UNIQUE, arrived TEXT NOT NULL, content TEXT NOT NULL
@@ -44,7 +46,7 @@ CREATE TABLE claims (
 CREATE TABLE aside (
     document TEXT PRIMARY KEY REFERENCES documents (id), reason TEXT NOT NULL, night TEXT NOT NULL, since TEXT NOT NULL
 );
-{_TABLES_2}"""
+{_TABLES_2}{_TABLES_3}"""
 _MIGRATION_2 = f"""{_TABLES_2}
 INSERT INTO files SELECT json_extract(content, '$.source'), id, 1, place FROM documents
     WHERE json_extract(content, '$.source') NOT LIKE '%.%json%';
@@ -112,9 +114,9 @@ class InboxStore(SqliteFile):
     """
 
     NAME = "inbox"
-    VERSION = 2
+    VERSION = 3
     TABLES = _TABLES
-    MIGRATIONS = (_MIGRATION_2,)
+    MIGRATIONS = (_MIGRATION_2, _TABLES_3)
     ERROR = InboxError
     NEXT_STEP = (
         "Check free disk space, and that the file is an inbox that you may write; then repeat the command: adding "
@@ -189,10 +191,12 @@ class InboxStore(SqliteFile):
     def remove(self, ids: Sequence[str], reason: str, who: str) -> None:
         """Erase documents from the file, all but their records, by which they stay removed when they are added again.
 
-        Removing twice completes an erasure that another process prevented; the first record stays.
+        Removing twice completes an erasure that another process prevented; the first record stays. Of a refused file
+        or row (see `refuse`) nothing is kept.
         """
         with self._transaction() as db:
             db.execute("PRAGMA secure_delete = ON")
+            ids = [name for name in ids if not db.execute("DELETE FROM refused WHERE place = ?", (name,)).rowcount]
             self._check_known(db, ids, removed=True)
             for name in ids:
                 (content,) = db.execute("SELECT content FROM documents WHERE id = ?", (name,)).fetchone()
@@ -212,6 +216,18 @@ class InboxStore(SqliteFile):
         """Return the records of removed documents by id, in the order of removal."""
         rows = self._rows("SELECT document, source, reason, who, since FROM removed ORDER BY since, document")
         return {name: Removal(*record) for name, *record in rows}
+
+    def refuse(self, files: Iterable[str], reasons: Mapping[str, str]) -> None:
+        """Record which of some files, or rows of them (`FILE: line 3`), were refused now and why; see `refused`."""
+        delete = "DELETE FROM refused WHERE place = ?1 OR substr(place, 1, length(?1) + 2) = ?1 || ': '"
+        with self._transaction() as db:
+            db.executemany(delete, [(file,) for file in files])
+            rows = [(place, reason, _now()) for place, reason in reasons.items()]
+            db.executemany("REPLACE INTO refused VALUES (?, ?, ?)", rows)
+
+    def refused(self) -> dict[str, str]:
+        """Return the reasons for refused files and rows, until they are read, or removed from the list."""
+        return dict(self._rows("SELECT place, reason FROM refused ORDER BY since, place"))
 
     def note(self, reasons: Mapping[str, str]) -> None:
         """Record why documents wait, or what else a night found out about them, by id; the latest note is kept."""
@@ -301,6 +317,14 @@ class InboxStore(SqliteFile):
             f"inbox {str(self.path)!r}: got {', '.join(map(repr, ids))}, but there is no such document. "
             "`preceptor inbox list` shows the ids."
         )
+
+
+def removed_documents(work_dir: Path) -> frozenset[str]:
+    """Return the ids of what was removed from a work directory's inbox; none where there is no inbox."""
+    if not (work_dir / INBOX_FILE).is_file():
+        return frozenset()
+    with InboxStore(work_dir / INBOX_FILE) as store:
+        return frozenset(store.removed())
 
 
 def _now() -> str:

@@ -96,7 +96,7 @@ def test_newer_schema_is_refused_with_next_step(tmp_path: Path) -> None:
     InboxStore(tmp_path / "inbox.db").close()
     with sqlite3.connect(tmp_path / "inbox.db") as db:
         db.execute("PRAGMA user_version = 7")
-    with pytest.raises(InboxError, match=r"schema version 7.*reads up to 2.*newer version"):
+    with pytest.raises(InboxError, match=r"schema version 7.*reads up to 3.*newer version"):
         InboxStore(tmp_path / "inbox.db")
 
 
