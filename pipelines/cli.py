@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from evaluation.common.errors import LineageError
 from evaluation.common.storage import write_atomically
-from pipelines.adapt_student.init import init
+from pipelines.adapt_student.init import examples, init
 from pipelines.adapt_student.queue import list_documents, remove, show
 from pipelines.ask.answerer import ask
 from pipelines.check_regression.command import check_regression
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _GROUPS = {
     "Learn": ("train-teacher", "build-micro"),
-    "Night": ("init", "inbox", "adapt-student", "ask"),
+    "Night": ("examples", "init", "inbox", "adapt-student", "ask"),
     "Check": ("doctor", "check-regression", "config"),
     "Serve": ("serve",),
     "Store": ("ui", "versions", "promote", "rollback", "backup", "restore", "gc"),
@@ -397,6 +397,7 @@ app.command("doctor")(doctor)
 app.command("check-regression")(check_regression)
 app.command("ask")(ask)
 app.command("init")(init)
+app.command("examples")(examples)
 inbox_app.command("list")(list_documents)
 inbox_app.command("show")(show)
 inbox_app.command("remove")(remove)

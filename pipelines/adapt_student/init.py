@@ -1,8 +1,9 @@
-"""`preceptor init`: a commented configuration of nights for a model and a folder, checked before it is written."""
+"""`preceptor init`: a commented night for a model and a folder, checked before it is written; and `examples`."""
 
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 
 from evaluation.common.checkpoints import is_micro
 from evaluation.common.errors import ConfigError
-from pipelines.process import WorkDir, preceptor
+from pipelines.process import CONFIGS, WorkDir, preceptor
 
 TEMPLATE = Path(__file__).with_name("night.yaml.j2")
 _SMALL, _LARGE = 3e8, 3e9
@@ -55,6 +56,16 @@ def init(
     typer.echo(f"  {preceptor('ask', 'YOUR QUESTION', *place)}")
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+def examples(
+    place: Annotated[Path, typer.Argument(metavar="DIR", help="Directory to write.")] = Path("examples"),
+) -> None:
+    """Write the documents of the walkthroughs, made of the embedded world that micro-student can read."""
+    if place.exists():
+        raise ConfigError(f"examples: {str(place)!r} exists. Give another directory.")
+    shutil.copytree(CONFIGS / "examples", place)
+    typer.echo(f"Wrote {place}. Next:\n  {preceptor('init', place / 'papers', '--model', 'micro-student')}")
 
 
 def _files(folder: Path) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from pipelines.cli import app
 from pipelines.experiments.nights import as_delivered
 from pipelines.inbox.cloze import continuations
 from pipelines.inbox.documents import InboxDocument
+from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.lineage.registry import Registry
 from pipelines.lineage.versions import CANDIDATE, CHAMPION, NIGHT_TAG, PREVIOUS
 from pipelines.plan import steps_of, totals
