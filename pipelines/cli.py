@@ -25,6 +25,7 @@ from pipelines.process import (
     find_optional_config,
     plain_errors,
     preceptor,
+    prepare_flow,
     prepare_process,
 )
 from pipelines.upkeep import backup, restore
@@ -132,14 +133,10 @@ def train_teacher(
         Console().print(cost_table(cost, settings, price))
         check_unread(settings, work_dir)
         return
-    from pipelines.process import exclusive, hide_own_errors
-
     check(settings, work_dir)
-    with exclusive(work_dir):
-        prepare_process(work_dir)
+    prepare_flow(work_dir)
     from pipelines.train_teacher.flow import train_teacher as flow
 
-    hide_own_errors()
     _write_json(json_file, flow(str(config), list(set_ or ()), str(work_dir)))
 
 
@@ -173,15 +170,11 @@ def adapt_student(
         print_dry_run(settings, config, set_ or (), work_dir, price)
         check_unread(settings, work_dir)
         return
-    from pipelines.process import exclusive, hide_own_errors
-
     check(settings, work_dir)
-    with exclusive(work_dir):
-        prepare_process(work_dir)
+    prepare_flow(work_dir)
     from pipelines.adapt_student.flow import adapt_student as flow
     from pipelines.adapt_student.page import night_lines
 
-    hide_own_errors()
     result = flow(str(config), list(set_ or ()), str(work_dir))
     store = config if settings.tracking.uri else None
     sys.stdout.write("".join(f"{line}\n" for line in night_lines(result, work_dir, store)))

@@ -291,8 +291,13 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not own and "Finished in state Failed(" not in record.getMessage()
 
 
-def hide_own_errors() -> None:
-    """Leave the report of the project's own errors to the command, which Prefect would print a second time."""
+def prepare_flow(work_dir: Path) -> None:
+    """Prepare this process for a flow; BusyError if another holds the work directory.
+
+    The report of the project's own errors is left to the command: Prefect would print them a second time.
+    """
+    with exclusive(work_dir):
+        prepare_process(work_dir)
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_is_news)
 

@@ -87,8 +87,9 @@ class ExternalMemory:
         return len(self.entries)
 
     def without(self, ids: Collection[str]) -> ExternalMemory:
-        """Return the memory without some entries; unknown ids change nothing."""
-        return ExternalMemory(entry for entry in self.entries if entry.id not in ids)
+        """Return the memory without some entries; itself, with its index, if it has none of them."""
+        kept = [entry for entry in self.entries if entry.id not in ids]
+        return self if len(kept) == len(self) else ExternalMemory(kept)
 
     @cached_property
     def digest(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -219,8 +219,7 @@ def remove(
             learned.setdefault(version, state.parent)
         if learned:
             typer.echo(f"  {_unlearning(learned, version, place)}")
-        if learned or name in held:
-            typer.echo("  Files of earlier nights and versions are kept as they are and may hold its text.")
+    typer.echo("Files of earlier nights and versions are kept as they are and may hold the text.")
     next_step("list --status removed", work_dir)
 
 
@@ -234,10 +233,9 @@ def learned_versions(work_dir: Path, name: str) -> dict[int, int | None]:
     return found
 
 
-def _unlearning(learned: Mapping[int, int | None], champion: int | None, place: Sequence[object]) -> str:
+def _unlearning(learned: Mapping[int, int | None], champion: int | None, place: Iterable[object]) -> str:
     """Return in which versions' weights a document is, and what to type; `learned` has their parents."""
-    listed = f"version{'s' if len(learned) > 1 else ''} {', '.join(map(str, sorted(learned)))}"
-    said = f"The weights of {listed} learned it and cannot unlearn it."
+    said = f"The weights learned it and cannot unlearn it in version {', '.join(map(str, sorted(learned)))}."
     if champion not in learned:
         return f"{said} None of these is in use: do not promote them."
     clean = champion

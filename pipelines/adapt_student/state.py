@@ -193,13 +193,10 @@ def release_promoted(registry: Registry, version: int, work_dir: Path, despite: 
     if not (work_dir / INBOX_FILE).is_file():
         return ()
     held = read_state(registry.fetch("student", version, student_directory(work_dir, version))).ids
-    overruled = f" despite the gate: {despite}" if despite else ""
+    until = f"until version {version} was promoted" + (f" despite the gate: {despite}" if despite else "")
     with InboxStore(work_dir / INBOX_FILE) as inbox:
-        notes, quarantined = inbox.notes(), inbox.quarantined()
-        mine = {name: reason for name, reason in quarantined.items() if name in held}
-        for name, (reason, night) in mine.items():
-            text = f"quarantined in {night} ({reason}) until version {version} was promoted{overruled}"
-            inbox.note({name: "; ".join(filter(None, (notes.get(name), text)))})
+        mine = {name: why for name, why in inbox.quarantined().items() if name in held}
+        inbox.note({name: f"quarantined in {night} ({why}) {until}" for name, (why, night) in mine.items()})
         return inbox.release([*mine])
 
 

@@ -279,15 +279,11 @@ def calibrated_confidence(answers: Iterable[tuple[float, bool]]) -> float:
     whether the answer is right. Of equals the lowest wins, half-way between two observed confidences; a threshold that
     refuses every answer is none.
     """
-    right: dict[float, int] = {}
-    wrong: dict[float, int] = {}
-    for confidence, is_right in answers:
-        side = right if is_right else wrong
-        side[confidence] = side.get(confidence, 0) + 1
-    observed = sorted({*right, *wrong}) if right else []
-    best, fewest = 0.0, (errors := sum(wrong.values()))
-    for below, above in itertools.pairwise(observed):
-        errors += right.get(below, 0) - wrong.get(below, 0)
-        if errors < fewest:
-            best, fewest = (below + above) / 2, errors
-    return best
+    given = tuple(answers)
+    observed = sorted({confidence for confidence, _ in given}) if any(right for _, right in given) else []
+    between = ((below + above) / 2 for below, above in itertools.pairwise(observed))
+
+    def errors(threshold: float) -> int:
+        return sum(right == (confidence < threshold) for confidence, right in given)
+
+    return min((0.0, *between), key=errors)

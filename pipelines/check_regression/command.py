@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from evaluation.common.errors import ConfigError, InputError, PreceptorError
-from pipelines.process import JsonFile, WorkDir, exclusive, find_config, hide_own_errors, prepare_process
+from pipelines.process import JsonFile, WorkDir, find_config, prepare_flow, prepare_process
 
 if TYPE_CHECKING:
     from pipelines.check_regression.suite import RegressionSuite
@@ -64,13 +64,11 @@ def check_regression(
         subjects = resolve(checked, candidate, baseline, work_dir)
         check_pins(checked, pins_of(checked, load_content(checked), checked.pins.student if checked.pins else "0" * 64))
         require(suite_findings(checked, work_dir))
-        with exclusive(work_dir):
-            prepare_process(work_dir)
+        prepare_flow(work_dir)
         require_versions(subjects, checked, work_dir)
         from pipelines.check_regression.flow import check_regression as flow
         from pipelines.check_regression.flow import regression_markdown
 
-        hide_own_errors()
         report = flow(str(suite), candidate, baseline, str(work_dir), reports)
         sys.stdout.write(regression_markdown(report))
     except (ConfigError, InputError) as error:

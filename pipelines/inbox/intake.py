@@ -43,7 +43,6 @@ DEFAULT_CHARACTERS, MIN_CHARACTERS = 4_000, 200
 _MAX_LISTED, _MAX_NAMED = 50, 3
 """Reasons, and places of each, that are listed."""
 _PATH_SEPARATOR = " > "
-_STDIN = "standard input"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _BOUNDARIES = (
     re.compile(r"\n+"),
@@ -78,8 +77,10 @@ class Intake:
     """By file or line that was not usable: the reason."""
     notes: list[str] = field(default_factory=list, init=False)
     """Warnings about accepted files."""
+    refused: dict[str, str] = field(default_factory=dict, init=False)
+    """The same of files that exist, by their path below `root`."""
     files: list[str] = field(default_factory=list, init=False)
-    """What was read or refused, as `skipped` names it."""
+    """Paths below `root` of what was read or refused."""
     contents: dict[str, list[str]] = field(default_factory=dict, init=False)
     """By file (its path below `root`, or absolute), or row of a file with an id or a title (a digest on another line):
     the ids of the documents that it holds now."""
@@ -90,8 +91,8 @@ class Intake:
         Directories are read in sorted order, without hidden files and Office lock files.
         """
         if str(path) == "-" and stdin is not None:
-            source = self.source or _STDIN
-            self.add_content(stdin.read(MAX_BYTES + 1), _STDIN, self.format or "jsonl", source)
+            source = self.source or "standard input"
+            self.add_content(stdin.read(MAX_BYTES + 1), "standard input", self.format or "jsonl", source)
         elif os.path.isdir(path):
             files = list(_files(path))
             for file in files:
@@ -101,19 +102,6 @@ class Intake:
         else:
             self.add_file(path, self.source)
         return self
-
-    @property
-    def refused(self) -> tuple[list[str], dict[str, str]]:
-        """`files`, and `skipped` without what does not exist, both named relative to `root`."""
-        names = {}
-        for place in (*self.files, *self.skipped):
-            file = place if os.path.exists(Path(place).expanduser()) else place.partition(": ")[0]
-            if file == _STDIN:
-                names[place] = place
-            elif os.path.exists(Path(file).expanduser()):
-                names[place] = self._relative(Path(file)) + place.removeprefix(file)
-        there = {names[place]: why for place, why in self.skipped.items() if place in names}
-        return [names[file] for file in self.files if file in names], there
 
     def check(self, *, verbose: bool = False) -> Self:
         """Raise InputError if nothing was usable; the message lists what was skipped, all of it if `verbose`."""
@@ -131,8 +119,10 @@ class Intake:
                 raise UnreadableError(f"has no supported format ({known}); convert it, or set --format")
             content = _read(path.expanduser())
         except UnreadableError as error:
-            self.files.append(str(path))
+            self.files.append(self._relative(path))
             self.skipped[str(path)] = str(error)
+            if os.path.exists(path.expanduser()):
+                self.refused[self.files[-1]] = str(error)
         else:
             file = self._relative(path)
             self.add_content(content, str(path), format_ or "", source or file, file)
@@ -145,7 +135,7 @@ class Intake:
 
     def add_content(self, content: bytes, place: str, format_: Format, source: str, file: str = "") -> None:
         """Add the documents of the content of `file` (empty: of no file), or skip it."""
-        self.files.append(place)
+        self.files.append(file or place)
         try:
             if len(content) > MAX_BYTES:
                 raise UnreadableError(_too_large(f"more than {MAX_BYTES}"))
@@ -158,7 +148,7 @@ class Intake:
             self._hold(file, self._add(extract, extract.fields, Path(place).stem, source))
             self.notes += [f"{place}: {note}" for note in extract.notes]
         except (UnreadableError, JsonSyntaxError) as error:
-            self.skipped[place] = str(error)
+            self.skipped[place] = self.refused[self.files[-1]] = str(error)
 
     def _hold(self, key: str, ids: list[str]) -> None:
         """Record what a file, or a row of it, holds; an empty key is of no file."""
@@ -185,7 +175,7 @@ class Intake:
                 row_key = f"{file}\n{digest_json(label)[:12]}" if file and label else ""
                 self._hold(file if at == place else row_key, ids)
             except (UnreadableError, JsonSyntaxError) as error:
-                self.skipped[at] = str(error)
+                self.skipped[at] = self.refused[self.files[-1] + at.removeprefix(place)] = str(error)
 
     def _add_row(self, raw: Any, source: str) -> list[str]:
         if isinstance(raw, dict) and "messages" in raw:  # its other keys belong to the agent

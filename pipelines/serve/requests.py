@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from evaluation.common.errors import ScoringError
 from evaluation.exact_match import prompt_ids
 from pipelines.ask.answers import Answer, Composer, Prompt
-from pipelines.serve.metrics import BY_HEADER
+from pipelines.serve.front import BY_HEADER
 
 if TYPE_CHECKING:
     from pipelines.serve.server import Server, Version

@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import ipaddress
-import os
-import secrets
 import shutil
 import signal
 import socket
@@ -27,13 +25,12 @@ import typer
 import uvicorn
 from anyio import to_process
 from filelock import FileLock
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
-from starlette.authentication import AuthCredentials, AuthenticationBackend, AuthenticationError, SimpleUser
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -46,7 +43,7 @@ from pipelines.lineage.store import require_store
 from pipelines.lineage.versions import CHAMPION
 from pipelines.models import ModelRef, answer_format
 from pipelines.process import prepare_process
-from pipelines.serve.metrics import Measured, Metrics
+from pipelines.serve.front import Front, Metrics, read_api_keys, refusal
 from pipelines.serve.requests import CHAT, COMPLETIONS, Forward
 from pipelines.serve.vllm import LOOPBACK, Launch, Proof, VllmServer, zero_adapter
 from pipelines.settings import Asking, TrackingConfig
@@ -71,7 +68,7 @@ class ServeOptions(NamedTuple):
     """In [0, 65535]; 0 takes a free one."""
     key_variable: str | None = None
     key_file: Path | None = None
-    """Environment variable, and file, that hold the clients' keys; see `read_api_keys`."""
+    """Environment variable, and file, that hold the clients' keys; see `clients_keys`."""
     poll_seconds: float = 5.0
     """Time between two looks at the registry."""
     with_base: bool = False
@@ -86,43 +83,22 @@ class ServeOptions(NamedTuple):
     """How a student's chats are answered; what is not set is the version's own."""
 
 
-def read_api_keys(host: str, variable: str | None, file: Path | None = None) -> dict[str, str]:
-    """Return the keys that clients must send, by name of the client; none for a loopback address without any.
-
-    An environment variable or a file holds a line `NAME KEY` for each client, or one key alone, of the name `client`.
+def clients_keys(options: ServeOptions) -> dict[str, str]:
+    """Return the keys that clients must send, by name; none for a loopback address that asks for none.
 
     Raises:
-        ConfigError: There is no key where there must be one, or one that does not fit into a header, or is there twice.
+        ConfigError: There is no key where there must be one, or it is refused.
     """
-    if variable is None and file is None:
-        with suppress(ValueError):  # a name
-            if host == "localhost" or ipaddress.ip_address(host).is_loopback:
-                return {}
-        raise ConfigError(
-            f"serve: --host {host!r} is reachable from other machines, which needs a key. Put one into an environment "
-            "variable and give its name with --api-key-env, or several into a file (--api-keys), or stay on 127.0.0.1."
-        )
-    keys: dict[str, str] = {}
-    texts = {} if variable is None else {f"--api-key-env {variable!r}": os.environ.get(variable, "")}
-    if file is not None:
-        try:
-            texts[f"--api-keys {str(file)!r}"] = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"serve: --api-keys {str(file)!r} cannot be read: {error}") from error
-    for place, text in texts.items():
-        for number, line in enumerate(text.splitlines() or [""], start=1):
-            *names, key = line.strip(" ").rsplit(" ", 1)
-            name = names[0].strip(" ") if names else "client"
-            unfit = not key or not line.isascii() or not line.isprintable() or " " in name
-            if unfit or name in keys or key in keys.values():
-                # The key itself is never shown, not even when it is refused.
-                state = "is empty" if not key else "is no key" if unfit else "has a name or a key that is there twice"
-                raise ConfigError(
-                    f"serve: {place}: line {number} {state}. Allowed is a key, such as `openssl rand -hex 32` prints, "
-                    "or a line `NAME KEY` for each client, both printable ASCII without blanks."
-                )
-            keys[name] = key
-    return keys
+    if options.key_variable is not None or options.key_file is not None:
+        return read_api_keys(options.key_variable, options.key_file)
+    with suppress(ValueError):  # a name
+        if options.host == "localhost" or ipaddress.ip_address(options.host).is_loopback:
+            return {}
+    raise ConfigError(
+        f"serve: --host {options.host!r} is reachable from other machines, which needs a key. Put one into an "
+        "environment variable and give its name with --api-key-env, several into a file (--api-keys), or stay on "
+        "127.0.0.1."
+    )
 
 
 def run_server(options: ServeOptions, tracking: TrackingConfig, work_dir: Path) -> None:
@@ -133,7 +109,7 @@ def run_server(options: ServeOptions, tracking: TrackingConfig, work_dir: Path) 
         LineageError: The registry cannot be read, or the champion's files are not those that were registered.
         ServeError: vLLM is missing or ended, or does not answer as the champion.
     """
-    keys = read_api_keys(options.host, options.key_variable, options.key_file)
+    keys = clients_keys(options)
     require_store(tracking, work_dir)
     if importlib.util.find_spec("vllm") is None:
         raise ServeError(f"serve: vLLM is not installed. {INSTALL_HINT}.")
@@ -293,7 +269,8 @@ class Server:
             raise
         old, self.current, version.since = self.current, version, _now()
         facts = {"role": self._options.role, "version": str(version.number), "digest": version.adapter.digest}
-        self.metrics.placed({**facts, "base": self.base})
+        self.metrics.version.info({**facts, "base": self.base})
+        self.metrics.swaps.inc()
         typer.echo(f"version {version.number} answers now")
         if old is not None:
             task = asyncio.create_task(self._retire(old))
@@ -336,17 +313,17 @@ class Server:
         """Return the HTTP front."""
         forward = [Route(path, Forward(self), methods=["POST"]) for path in _ANSWERED]
         # Without a key, a page of another site whose name was made to point here (DNS rebinding) is turned away.
-        guard = (
-            Middleware(TrustedHostMiddleware, allowed_hosts=[LOOPBACK, "localhost", "::1", "[::1]"])
-            if not self._keys
-            else Middleware(AuthenticationMiddleware, backend=_Keys(self._keys), on_error=_refusal)
-        )
-        state = [Route("/health", self._health), Route("/metrics", self.metrics.page)]
+        hosts = Middleware(TrustedHostMiddleware, allowed_hosts=[LOOPBACK, "localhost", "::1", "[::1]"])
+        front = Middleware(Front, metrics=self.metrics, keys=self._keys, paths=_ANSWERED)
+        state = {"/health": self._health, "/metrics": self._metrics, "/v1/models": self._models}
         return Starlette(
-            routes=[*state, Route("/v1/models", self._models), *forward],
-            middleware=[Middleware(Measured, metrics=self.metrics, paths=_ANSWERED), guard],
-            exception_handlers={HTTPException: _refusal},
+            routes=[*(Route(path, answer) for path, answer in state.items()), *forward],
+            middleware=[front] if self._keys else [front, hosts],
+            exception_handlers={HTTPException: refusal},
         )
+
+    async def _metrics(self, _request: Request) -> Response:
+        return Response(generate_latest(self.metrics.all), media_type=CONTENT_TYPE_LATEST)
 
     async def _health(self, _request: Request) -> Response:
         served, (proved, proof) = self.current, self._proof or (None, None)
@@ -388,32 +365,6 @@ class Server:
             return self.base_name
         hint = " (the base: start with --with-base)" if asked == self.base else ""
         raise HTTPException(404, f"the model {str(asked)[:200]!r} is not served{hint}, allowed is {CHAMPION!r}")
-
-
-class _Keys(AuthenticationBackend):
-    """Turns away whoever lacks a key, from everything but /health."""
-
-    def __init__(self, keys: Mapping[str, str]) -> None:
-        self._expected = {name: f"Bearer {key}".encode() for name, key in keys.items()}
-
-    async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, SimpleUser] | None:
-        sent = conn.headers.get("authorization", "").encode()
-        # All are compared, each in constant time: how long it takes says nothing about a key.
-        clients = [name for name, expected in self._expected.items() if secrets.compare_digest(sent, expected)]
-        if clients:
-            return AuthCredentials(), SimpleUser(clients[0])
-        if conn.url.path == "/health":
-            return None
-        raise AuthenticationError("this server needs its key: Authorization: Bearer KEY")
-
-
-def _refusal(_conn: HTTPConnection, error: Exception) -> Response:
-    """Return an error in the form of OpenAI's API."""
-    refused = (
-        error if isinstance(error, HTTPException) else HTTPException(401, str(error), {"www-authenticate": "Bearer"})
-    )
-    content = {"message": refused.detail, "type": "invalid_request_error", "param": None, "code": refused.status_code}
-    return JSONResponse({"error": content}, refused.status_code, refused.headers)
 
 
 def _now() -> str:

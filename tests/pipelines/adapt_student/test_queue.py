@@ -55,8 +55,8 @@ def inbox(open_run: Open, work_dir: Path, tmp_path: Path) -> tuple[Path, dict[st
         (2, "night-0002", "held", 1, held_back.id),
     ):
         (work_dir / NIGHTS / night).mkdir(parents=True)
-        new = [{"id": name, "place": "weights"}]
-        result = {"night": night, "outcome": outcome, "version": number, "parent": parent, "new": new}
+        tried = [{"id": name, "place": "weights"}]
+        result = {"night": night, "outcome": outcome, "version": number, "parent": parent, "new": tried}
         (work_dir / NIGHTS / night / RESULT).write_text(json.dumps(result))
     return work_dir, by_title, lineage
 
@@ -88,7 +88,7 @@ def test_document_in_weights_that_are_not_in_use_is_said_to_be_there(
 ) -> None:
     work_dir, ids, _ = inbox
     said = run("remove", ids["held_back"], "--because", "asked to", "--work-dir", work_dir)
-    assert "weights of version 2 learned it" in said
+    assert "version 2. " in said
     assert "promote student" not in said
 
 
@@ -150,7 +150,7 @@ def test_removed_document_is_out_of_the_next_night_and_of_its_memory(
     with exclusive(work_dir):
         run(*removal, code=1)
     said = run(*removal)
-    assert "weights of versions 1, 2 learned it" in said
+    assert "version 1, 2. " in said
     assert f"preceptor promote student 7 --work-dir {shlex.quote(str(work_dir))}\n" in said
     assert said.count("leave it out of the memory") == 1
     assert removed_documents(work_dir) == set(chosen)

@@ -29,7 +29,7 @@ from pipelines.cli import app
 from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.lineage.run import Lineage
 from pipelines.serve import server as serving
-from pipelines.serve.server import ServeOptions, Server, read_api_keys
+from pipelines.serve.server import ServeOptions, Server, clients_keys
 from pipelines.serve.vllm import Proof, VllmServer
 from student.adapters import Adapter, save_adapter
 from student.memory import ExternalMemory, MemoryEntry
@@ -136,30 +136,31 @@ async def until(reached: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
 def test_loopback_needs_no_key(host: str) -> None:
-    assert read_api_keys(host, None) == {}
+    assert clients_keys(ServeOptions(host=host)) == {}
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "localhost.example.org", "127.0.0.1.nip.io"])
 def test_any_other_address_needs_a_key(host: str) -> None:
     with pytest.raises(ConfigError, match="--api-key-env"):
-        read_api_keys(host, None)
+        clients_keys(ServeOptions(host=host))
 
 
 @pytest.mark.parametrize("value", ["", "three words here", "tab\there", "schlüssel", "a k3y\na other", "a k3y\nb k3y"])
 def test_unfit_key_is_refused_and_never_shown(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("SOME_KEY", value)
     with pytest.raises(ConfigError, match="SOME_KEY") as caught:
-        read_api_keys("127.0.0.1", "SOME_KEY")
+        clients_keys(ServeOptions(key_variable="SOME_KEY"))
     assert not value or value.rpartition(" ")[2] not in str(caught.value)
 
 
 def test_each_client_has_a_key_from_the_environment_or_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SOME_KEY", "k3y")
-    assert read_api_keys("0.0.0.0", "SOME_KEY") == {"client": "k3y"}
-    (tmp_path / "keys").write_text("ann k1\nben  k2\n")
-    assert read_api_keys("0.0.0.0", "SOME_KEY", tmp_path / "keys") == {"client": "k3y", "ann": "k1", "ben": "k2"}
+    there = ServeOptions(host="0.0.0.0", key_variable="SOME_KEY")
+    assert clients_keys(there) == {"client": "k3y"}
+    (tmp_path / "keys").write_text("ann k1\nben k2\n")
+    assert clients_keys(there._replace(key_file=tmp_path / "keys")) == {"client": "k3y", "ann": "k1", "ben": "k2"}
     with pytest.raises(ConfigError, match="cannot be read"):
-        read_api_keys("127.0.0.1", None, tmp_path / "none")
+        clients_keys(ServeOptions(key_file=tmp_path / "none"))
 
 
 def test_missing_store_is_refused_with_or_without_vllm(tmp_path: Path) -> None:
