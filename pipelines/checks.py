@@ -91,11 +91,15 @@ def check(config: _Config, work_dir: Path, findings: Callable[[_Config, Path], I
     _passed.add(key)
 
 
-def print_problems(config: LoopSettings, work_dir: Path) -> None:
-    """Print what keeps a run from starting on this machine, and what people should know of it."""
-    for finding in (data_finding(config), *findings_of(config, work_dir)):
-        if not finding.ok or finding.note:
-            sys.stdout.write(f"{finding.line}\n")
+def check_unread(config: LoopSettings, work_dir: Path) -> None:
+    """Refuse what `check` refuses, all at once, or print what people should know; data of a hub are not read.
+
+    Raises:
+        ConfigError: Something is missing, or does not fit.
+    """
+    found = [data_finding(config), *findings_of(config, work_dir)]
+    require(found)
+    sys.stdout.write("".join(f"{finding.line}\n" for finding in found if finding.note))
 
 
 def findings_of(config: LoopSettings, work_dir: Path) -> Iterator[Finding]:
@@ -139,7 +143,7 @@ def data_finding(config: Settings) -> Finding:
     try:
         config.read_data()
     except PreceptorError as error:
-        return Finding("data", False, str(error))
+        return Finding("data", False, str(error).removesuffix("."))
     return Finding("data", True, "valid")
 
 

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from evaluation.common.errors import LineageError
 from evaluation.common.storage import write_atomically
-from pipelines.adapt_student.init import get_model, init
+from pipelines.adapt_student.init import examples, get_model, init
 from pipelines.adapt_student.queue import list_documents, remove, show
 from pipelines.ask.answerer import ask
 from pipelines.check_regression.command import check_regression
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 _GROUPS = {
     "Learn": ("train-teacher", "build-micro"),
-    "Night": ("get-model", "init", "inbox", "adapt-student", "ask"),
+    "Night": ("get-model", "examples", "init", "inbox", "adapt-student", "ask"),
     "Check": ("doctor", "check-regression", "config"),
     "Serve": ("serve",),
     "Store": ("ui", "versions", "promote", "rollback", "backup", "restore", "gc"),
@@ -129,7 +129,7 @@ def train_teacher(
 
     The same command goes on where a killed run was, in the same MLflow run.
     """
-    from pipelines.checks import check, findings_of, print_problems
+    from pipelines.checks import check, check_unread, findings_of
     from pipelines.settings import load, to_yaml
     from pipelines.train_teacher.config import TrainTeacherConfig
 
@@ -141,12 +141,11 @@ def train_teacher(
         sys.stdout.write(to_yaml(settings))
         cost = estimate(plan_run(settings), settings, settings.data, settings.external_sampling)
         open_console().print(cost_table(cost, settings, price))
-        print_problems(settings, work_dir)
+        check_unread(settings, work_dir)
         return
     check(settings, work_dir, findings_of)
     with flow_process(work_dir):
         from pipelines.train_teacher.flow import train_teacher as flow
-
 
         _write_json(json_file, flow(str(config), list(set_ or ()), str(work_dir)))
 
@@ -171,7 +170,7 @@ def adapt_student(
     The exit code is 0 whatever the gate decides. The same command finishes a night that was killed.
     """
     from pipelines.adapt_student.config import NightConfig
-    from pipelines.checks import check, findings_of, print_problems
+    from pipelines.checks import check, check_unread, findings_of
     from pipelines.settings import load
 
     settings = load(config, NightConfig, set_ or ())
@@ -179,7 +178,7 @@ def adapt_student(
         from pipelines.adapt_student.plan import print_dry_run
 
         print_dry_run(settings, config, set_ or (), work_dir, price)
-        print_problems(settings, work_dir)
+        check_unread(settings, work_dir)
         return
     check(settings, work_dir, findings_of)
     with flow_process(work_dir):
@@ -215,10 +214,15 @@ def promote(
     """Make a registered version the champion, unless the gate held or rejected it."""
     if despite_the_gate != bool(because.strip()):
         raise typer.BadParameter("and --because REASON go together", param_hint="--despite-the-gate")
-    previous = _registry(config, work_dir).promote(role, version, despite=because.strip() or None)
+    registry, despite = _registry(config, work_dir), because.strip() or None
+    previous = registry.promote(role, version, despite=despite)
     before = "there was none before" if previous is None else f"the previous one is version {previous}"
     sys.stdout.write(f"Version {version} of the {role} is the champion; {before}.\n")
     if role == "student":
+        from pipelines.adapt_student.state import release_promoted
+
+        if released := release_promoted(registry, version, work_dir, despite):
+            sys.stdout.write(f"No longer quarantined, since it holds them: {', '.join(released)}.\n")
         sys.stdout.write(f"To serve it: {preceptor('serve', *_place(config, work_dir))}\n")
 
 
@@ -319,13 +323,12 @@ def _registry(config: Path | None, work_dir: Path, *, complete: bool = True) -> 
 def serve(
     config: FlowFile = None,
     work_dir: WorkDir = Path(".preceptor"),
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; any but loopback needs --api-key-env.")
-    ] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; any but loopback needs keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     api_key_env: Annotated[
-        str | None, typer.Option(help="Environment variable that holds the key clients must send.")
+        str | None, typer.Option(help="Environment variable with the clients' key, or a line `NAME KEY` for each.")
     ] = None,
+    api_keys: Annotated[Path | None, typer.Option(help="File with a line `NAME KEY` for each client.")] = None,
     student: Annotated[
         str | None, typer.Option(help="Directory, hub name or micro-student [the champion's own base].")
     ] = None,
@@ -347,7 +350,8 @@ def serve(
     from pipelines.serve.server import ServeOptions, run_server
     from pipelines.settings import TrackingConfig
 
-    options = ServeOptions(role, host, port, api_key_env, poll, with_base, student, arguments=tuple(vllm or ()))
+    keys = api_key_env, api_keys
+    options = ServeOptions(role, host, port, *keys, poll, with_base, student, arguments=tuple(vllm or ()))
     tracking = TrackingConfig()
     if config is not None:
         flow, asking = asked_flow(config)
@@ -404,6 +408,7 @@ app.command("check-regression")(check_regression)
 app.command("ask")(ask)
 app.command("get-model")(get_model)
 app.command("init")(init)
+app.command("examples")(examples)
 inbox_app.command("list")(list_documents)
 inbox_app.command("show")(show)
 inbox_app.command("remove")(remove)

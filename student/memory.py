@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import date
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -85,6 +85,11 @@ class ExternalMemory:
 
     def __len__(self) -> int:
         return len(self.entries)
+
+    def without(self, ids: Collection[str]) -> ExternalMemory:
+        """Return the memory without some entries; itself, with its index, if it has none of them."""
+        kept = [entry for entry in self.entries if entry.id not in ids]
+        return self if len(kept) == len(self) else ExternalMemory(kept)
 
     @cached_property
     def digest(self) -> str:

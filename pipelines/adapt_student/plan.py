@@ -115,6 +115,8 @@ class InboxContent(NamedTuple):
     """Ids of removed documents."""
     notes: Mapping[str, str] = MappingProxyType({})
     """See `InboxStore.note`."""
+    refused: Mapping[str, str] = MappingProxyType({})
+    """See `InboxStore.refused`."""
 
     def arrivals(self, held: Collection[str], routing: RoutingConfig) -> Iterator[tuple[InboxDocument, Route, str]]:
         """Yield every new document with its route and the reason for it.
@@ -143,7 +145,8 @@ def read_inbox(work_dir: Path) -> InboxContent:
         return InboxContent((), frozenset(), {})
     with InboxStore(work_dir / INBOX_FILE) as inbox:
         quarantined, removed = frozenset(inbox.quarantined()), frozenset(inbox.removed())
-        return InboxContent(inbox.documents(), quarantined, inbox.superseded(), removed, inbox.notes())
+        changes = inbox.superseded(), removed, inbox.notes(), inbox.refused()
+        return InboxContent(inbox.documents(), quarantined, *changes)
 
 
 def new_plan(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import typer
 
 from pipelines.inbox.command import next_step, open_inbox
+from pipelines.inbox.intake import listing
 from pipelines.process import WorkDir, exclusive, preceptor, prepare_process
 from pipelines.reports.format import counted
 from pipelines.terminal import open_console, printable
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from pipelines.inbox.documents import InboxDocument
     from pipelines.inbox.store import InboxStore
 
-Kind = Literal["waiting", "quarantined", "learned", "memory", "superseded", "removed"]
+Kind = Literal["waiting", "quarantined", "learned", "memory", "superseded", "removed", "refused"]
 FlowFile = Annotated[Path | None, typer.Option("--config", help="YAML file of the night, for a store of its own.")]
 _MAX_TITLE = 60
 
@@ -31,7 +32,7 @@ class Status(NamedTuple):
     """Where a document is."""
 
     kind: Kind
-    """Learned: in the weights of the champion; memory: in its external memory."""
+    """Learned: in the weights of the champion; memory: in its external memory; refused: a file that `add` refused."""
     reason: str
 
 
@@ -56,19 +57,17 @@ def champion(work_dir: Path, config: Path | None) -> tuple[int | None, StudentSt
     return version, read_state(registry.fetch("student", version, student_directory(work_dir, version)))
 
 
-def night_result(work_dir: Path, night: str = "night-*") -> dict[str, Any]:
-    """Return the result (`NightResult` as JSON) of a night, or of the last one; empty if there is none."""
+def night_results(work_dir: Path) -> list[dict[str, Any]]:
+    """Return the results (`NightResult` as JSON) of all nights, in their order."""
     from pipelines.adapt_student.plan import NIGHTS, RESULT
 
-    files = sorted((work_dir / NIGHTS).glob(f"{night}/{RESULT}"))
-    found: dict[str, Any] = json.loads(files[-1].read_bytes()) if files else {}
-    return found
+    return [json.loads(file.read_bytes()) for file in sorted((work_dir / NIGHTS).glob(f"night-*/{RESULT}"))]
 
 
 def statuses(store: InboxStore, work_dir: Path, state: StudentState) -> dict[str, Status]:
     """Return the statuses of all documents by id, removed ones last; `state` is the champion's."""
     quarantined, superseded, removed, notes = store.quarantined(), store.superseded(), store.removed(), store.notes()
-    last = night_result(work_dir)  # what it did not add to the champion comes again
+    last = [{}, *night_results(work_dir)][-1]  # what it did not add to the champion comes again
     held = {each.task.id: each for each in state.documents}
     tried = {each["id"]: each for each in last.get("new", ())}
 
@@ -108,21 +107,23 @@ def list_documents(
     status: Annotated[Kind | None, typer.Option("--status", help="Only documents with this status.")] = None,
     source: Annotated[str | None, typer.Option(metavar="GLOB", help="Only sources such as 'notes/*'.")] = None,
     limit: Annotated[int, typer.Option(min=0, help="The latest documents only; 0 lists all.")] = 50,
-    all_: Annotated[bool, typer.Option("--all", help="Removed documents too.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="Removed documents and refused files too.")] = False,
     config: FlowFile = None,
     json_: Annotated[bool, typer.Option("--json", help="Print all that match as JSON, whatever the limit.")] = False,
 ) -> None:
-    """List documents in order of arrival with what the next night does with them, or why nothing."""
+    """List documents in order of arrival with what the next night does with them, or why nothing; and refused files."""
     from rich.text import Text
 
     with open_inbox(work_dir) as store:
         found = statuses(store, work_dir, champion(work_dir, config)[1])
         rows = [_row(each.id, found, each.source, each) for each in store.documents()]
         rows += [_row(name, found, record.source) for name, record in store.removed().items()]
+        refused = store.refused()
+    rows += [_row(place, {place: Status("refused", reason)}, place) for place, reason in refused.items()]
     rows = [
         row
         for row in rows
-        if (row["status"] == status if status else all_ or row["status"] != "removed")
+        if (row["status"] == status if status else all_ or row["status"] not in ("removed", "refused"))
         and fnmatchcase(row["source"], source or "*")
     ]
     if json_:
@@ -135,11 +136,13 @@ def list_documents(
     if len(latest) < len(rows):
         typer.echo(f"… and {len(rows) - len(latest):,} more before these; --limit 0 lists all")
     for row in latest:
-        questions = "" if row["status"] == "removed" else counted(row["questions"], "question")
+        questions = "" if row["status"] in ("removed", "refused") else counted(row["questions"], "question")
         facts = filter(None, (row["title"][:_MAX_TITLE], row["source"], row["effective"], questions))
         first = f"{row['id']}  {' · '.join(facts)}"
         for line in (first, f"{'':{len(row['id'])}}  {row['status']}: {row['reason']}"):
             console.print(Text(printable(line)), no_wrap=True, overflow="ellipsis")
+    if refused and not (status or all_ or source):
+        typer.echo("\n  ".join([f"Refused {len(refused)}, see --status refused:", *listing(refused)]))
     quarantined = [row["id"] for row in rows if row["status"] == "quarantined"]
     following = f"show {latest[-1]['id']}" if latest else "add FILE"
     next_step(f"release {quarantined[0]}" if quarantined else following, work_dir)
@@ -191,31 +194,53 @@ def remove(
     work_dir: WorkDir = Path(".preceptor"),
     config: FlowFile = None,
 ) -> None:
-    """Erase documents from the inbox and from the memory of versions to come; a record without their text is kept."""
+    """Erase documents from the inbox and from what `ask` and `serve` look up; a record without their text is kept.
+
+    A refused file, as `list` names it, is no longer listed.
+    """
     if not because.strip():
         raise typer.BadParameter("is blank; give the reason", param_hint="--because")
     with open_inbox(work_dir) as store, exclusive(work_dir):  # no night works on it meanwhile
         version, state = champion(work_dir, config)
+        refused = store.refused()
         store.remove(documents, because.strip(), who)
-    held = {each.task.id: each for each in state.documents if each.task.id in documents}
+    held = {each.task.id: each.place for each in state.documents}
+    place = ("--work-dir", work_dir, *(("--config", config) if config else ()))
     for name in dict.fromkeys(documents):
-        typer.echo(f"{name}: removed; its text and questions are erased from the inbox.")
-        if name not in held:
+        if name in refused:
+            typer.echo(f"{printable(name)}: no longer listed as refused.")
             continue
-        if held[name].place == "memory":
-            typer.echo(f"  Version {version}, the champion, has it in memory; the version of the next night will not.")
-        else:
-            typer.echo(f"  {_unlearning(work_dir, held[name].night)}")
-    if held:
-        typer.echo("Files of earlier nights and versions are kept as they are and may hold its text.")
+        typer.echo(f"{name}: removed; its text and questions are erased from the inbox.")
+        if held.get(name) == "memory":
+            typer.echo("  From now on `ask` and `serve` leave it out of the memory of every version.")
+        learned = learned_versions(work_dir, name)
+        if version is not None and held.get(name) == "weights":
+            learned.setdefault(version, state.parent)
+        if learned:
+            typer.echo(f"  {_unlearning(learned, version, place)}")
+    typer.echo("Files of earlier nights and versions are kept as they are and may hold the text.")
     next_step("list --status removed", work_dir)
 
 
-def _unlearning(work_dir: Path, night: str) -> str:
-    """Return how to get rid of what the weights learned in a night."""
-    parent = night_result(work_dir, night).get("parent")
-    cannot = f"The weights learned it in {night} and cannot unlearn it. "
-    if parent is None:
-        return cannot + "No earlier version is recorded: the base student alone is without it."
-    command = preceptor("promote", "student", parent, "--work-dir", work_dir)
-    return f"{cannot}To return to the version before, from which nights learn the rest again: {command}"
+def learned_versions(work_dir: Path, name: str) -> dict[int, int | None]:
+    """Return the versions whose weights learned a document, with their parents, as the nights' results have it."""
+    found: dict[int, int | None] = {}
+    for result in night_results(work_dir):
+        mine = [each for each in result.get("new", ()) if each["id"] == name and not each.get("not_learned")]
+        if any(each.get("place") == "weights" for each in mine) or result.get("parent") in found:
+            found[result["version"]] = result.get("parent")
+    return found
+
+
+def _unlearning(learned: Mapping[int, int | None], champion: int | None, place: Iterable[object]) -> str:
+    """Return in which versions' weights a document is, and what to type; `learned` has their parents."""
+    said = f"The weights learned it and cannot unlearn it in version {', '.join(map(str, sorted(learned)))}."
+    if champion not in learned:
+        return f"{said} None of these is in use: do not promote them."
+    clean = champion
+    while clean is not None and clean in learned:
+        clean = learned[clean]
+    if clean is None:
+        return f"{said} Only the base student is without it: to begin anew, add the others under another --work-dir."
+    command = preceptor("promote", "student", clean, *place)
+    return f"{said} To return to the last version without it, from which nights learn the rest again: {command}"

@@ -19,7 +19,7 @@ from evaluation.common.errors import LineageError
 from evaluation.tasks import KnowledgeTask
 from pipelines.ask.answers import FORMAT_FILE, AnswerSettings
 from pipelines.inbox.documents import Route
-from pipelines.inbox.store import INBOX_FILE
+from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.records import Record
 from student.memory import MEMORY_FILE, ExternalMemory, MemoryEntry
 from teacher.self_edit import SelfEdit
@@ -183,6 +183,21 @@ def version_directory(adapter_dir: Path, state: StudentState, asking: AnswerSett
     (directory / STATE_FILE).write_text(state.model_dump_json(), encoding="utf-8")
     (directory / FORMAT_FILE).write_text(asking.model_dump_json(), encoding="utf-8")
     return directory
+
+
+def release_promoted(registry: Registry, version: int, work_dir: Path, despite: str | None) -> tuple[str, ...]:
+    """Release from quarantine what a new champion holds, with a note on it, and return the ids.
+
+    `despite` is why it was promoted although the gate refused it; None if the gate did not.
+    """
+    if not (work_dir / INBOX_FILE).is_file():
+        return ()
+    held = read_state(registry.fetch("student", version, student_directory(work_dir, version))).ids
+    until = f"until version {version} was promoted" + (f" despite the gate: {despite}" if despite else "")
+    with InboxStore(work_dir / INBOX_FILE) as inbox:
+        mine = {name: why for name, why in inbox.quarantined().items() if name in held}
+        inbox.note({name: f"quarantined in {night} ({why}) {until}" for name, (why, night) in mine.items()})
+        return inbox.release([*mine])
 
 
 def reverted_documents(registry: Registry, rollback: Rollback, work_dir: Path) -> dict[str, list[str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from json import dumps
 from pathlib import Path
@@ -17,11 +17,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evaluation.common.checkpoints import Checkpoint, load_checkpoint, model_digest
+from evaluation.common.checkpoints import Checkpoint, model_digest
 from evaluation.common.errors import ConfigError, ModelError, PreceptorError
-from evaluation.exact_match import AnswerFormat
-from evaluation.formats import FORMAT_QUESTIONS, best_format, try_formats
-from evaluation.retention import general_questions
 from pipelines.ask.answers import (
     Answer,
     AskOptions,
@@ -32,6 +29,7 @@ from pipelines.ask.answers import (
     asked_flow,
     read_version,
 )
+from pipelines.inbox.store import removed_documents
 from pipelines.process import WorkDir, find_optional_config, preceptor, prepare_process
 from student.memory import ExternalMemory
 
@@ -54,10 +52,7 @@ class Answerer(Composer):
         version: int | None = None,
     ) -> None:
         """Combine a base with an adapter and a memory, by default empty; raises ModelError for one of another base."""
-        options = options or AskOptions()
-        if options.answer_format is None:
-            options = options.model_copy(update={"answer_format": _answered_best(student)})
-        parts = Vocabulary.of(student), memory or ExternalMemory(), options
+        parts = Vocabulary.of(student), memory or ExternalMemory(), options or AskOptions()
         super().__init__(*parts, has_adapter=adapter is not None, version=version)
         self.adapter, self._student, self._digest = adapter, student, model_digest(student.model)
         if adapter is not None and adapter.base_digest not in ("", self._digest):
@@ -97,20 +92,32 @@ class Answerer(Composer):
             )
         with tempfile.TemporaryDirectory() as scratch:
             directory = registry.fetch("student", number, Path(scratch, "student"))
-            return cls.from_directory(directory, base, options, version=number)
+            removed = removed_documents(work_dir)
+            return cls.from_directory(directory, base, options, version=number, removed=removed)
 
     @classmethod
     def from_directory(
-        cls, directory: Path, model: str, options: AskOptions | None = None, *, version: int | None = None
+        cls,
+        directory: Path,
+        model: str,
+        options: AskOptions | None = None,
+        *,
+        version: int | None = None,
+        removed: Collection[str] = (),
     ) -> Answerer:
-        """Open an adapter in PEFT's format with the memory beside it, if any; see `from_registry`."""
-        import torch
+        """Open an adapter in PEFT's format with the memory beside it, if any, without `removed`; see `from_registry`.
 
+        Where neither options nor version have a format, it is the one in which the base answers best.
+        """
+        from pipelines.models import ModelRef, answer_format, open_student
+        from pipelines.settings import Asking
         from student.adapters import load_adapter
 
-        memory, options = read_version(directory, options)
-        student = load_checkpoint(model, device=options.device, dtype=getattr(torch, options.dtype))
-        return cls(student, load_adapter(directory), memory, options, version=version)
+        memory, options = read_version(directory, options, removed)
+        ref = ModelRef(model, options.device, options.dtype, None)
+        if options.answer_format is None:
+            options = options.model_copy(update={"answer_format": answer_format(Asking(), ref)})
+        return cls(open_student(ref), load_adapter(directory), memory, options, version=version)
 
     def answer(self, question: str, by: By = "auto") -> Answer:
         """Return the answer to a question; see `answer_many`."""
@@ -150,19 +157,6 @@ class Answerer(Composer):
                     raise ModelError(f"ask: {written.reason}. Name the base that the adapter was trained on.")
                 found.update(zip(part, written, strict=True))
         return found
-
-
-def answered_best(model: str, dtype: str) -> AnswerFormat:
-    """Return the form in which a base answers most general questions; ModelError if it cannot be opened."""
-    import torch
-
-    return _answered_best(load_checkpoint(model, dtype=getattr(torch, dtype)))
-
-
-def _answered_best(student: Checkpoint) -> AnswerFormat:
-    """Return the form in which the base answers most general questions."""
-    tried = try_formats(student, AnswerFormat(), general_questions(FORMAT_QUESTIONS))
-    return tried[best_format(tried)].answer_format
 
 
 def ask(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import date
 from pathlib import Path
@@ -179,8 +179,12 @@ class Vocabulary(NamedTuple):
         return cls.of(Checkpoint(parts, tokenizer))
 
 
-def read_version(directory: Path, options: AskOptions | None = None) -> tuple[ExternalMemory, AskOptions]:
+def read_version(
+    directory: Path, options: AskOptions | None = None, removed: Collection[str] = ()
+) -> tuple[ExternalMemory, AskOptions]:
     """Return a version's memory, and the options with whatever they do not set taken from the version.
+
+    `removed` has ids of documents that were removed since: the memory is without them.
 
     Raises:
         InputError: The memory or the settings cannot be read.
@@ -193,7 +197,7 @@ def read_version(directory: Path, options: AskOptions | None = None) -> tuple[Ex
         except ValidationError as error:
             raise InputError(f"answer settings: {str(file)!r} is damaged; restore it. {error}") from error
     memory = ExternalMemory.load(file) if (file := directory / MEMORY_FILE).exists() else ExternalMemory()
-    return memory, AskOptions.model_validate({**stored, **given})
+    return memory.without(removed), AskOptions.model_validate({**stored, **given})
 
 
 class Composer:
@@ -275,15 +279,11 @@ def calibrated_confidence(answers: Iterable[tuple[float, bool]]) -> float:
     whether the answer is right. Of equals the lowest wins, half-way between two observed confidences; a threshold that
     refuses every answer is none.
     """
-    right: dict[float, int] = {}
-    wrong: dict[float, int] = {}
-    for confidence, is_right in answers:
-        side = right if is_right else wrong
-        side[confidence] = side.get(confidence, 0) + 1
-    observed = sorted({*right, *wrong}) if right else []
-    best, fewest = 0.0, (errors := sum(wrong.values()))
-    for below, above in itertools.pairwise(observed):
-        errors += right.get(below, 0) - wrong.get(below, 0)
-        if errors < fewest:
-            best, fewest = (below + above) / 2, errors
-    return best
+    given = tuple(answers)
+    observed = sorted({confidence for confidence, _ in given}) if any(right for _, right in given) else []
+    between = ((below + above) / 2 for below, above in itertools.pairwise(observed))
+
+    def errors(threshold: float) -> int:
+        return sum(right == (confidence < threshold) for confidence, right in given)
+
+    return min((0.0, *between), key=errors)

@@ -61,12 +61,16 @@ def add(
         if 1 < len(paths) <= _MAX_PATHS or verbose:
             found = counted(len(intake.documents) - documents, "document")
             typer.echo(f"{printable(str(path))}: {found}, {len(intake.skipped) - skipped} skipped")
+    if intake.refused and not intake.documents:
+        with InboxStore(work_dir / INBOX_FILE) as store:
+            store.refuse(intake.files, intake.refused)
     intake.check(verbose=verbose)
     size = most_characters if most_characters != DEFAULT_CHARACTERS else None
     given = {"--source": source, "--format": format_, "--most-characters": size}
     again = [str(part) for option, value in given.items() if value for part in (option, value)]
     with InboxStore(work_dir / INBOX_FILE) as store:
         before = store.superseded()
+        store.refuse(intake.files, intake.refused)
         _show_added(intake, store, store.add(intake.documents, intake.contents, keep_both=keep_both), verbose)
         _show_changes(intake, store, before, again, work_dir)
     next_step("list", work_dir)
@@ -77,7 +81,7 @@ def _show_added(intake: Intake, store: InboxStore, added: Mapping[str, bool], ve
     new, removed, unknown = sum(added.values()), [*store.removed().keys() & added], store.unknown_targets()
     known = len(added) - new - len(removed)
     in_inbox = f" Already in the inbox: {known}." if known else ""
-    typer.echo(f"Added {counted(new, 'document')} from {counted(intake.files, 'file')}.{in_inbox}")
+    typer.echo(f"Added {counted(new, 'document')} from {counted(len(intake.files), 'file')}.{in_inbox}")
     for note in intake.notes:
         typer.echo(f"Warning: {printable(note)}.")
     if intake.skipped:

@@ -77,7 +77,10 @@ class Intake:
     """By file or line that was not usable: the reason."""
     notes: list[str] = field(default_factory=list, init=False)
     """Warnings about accepted files."""
-    files: int = field(default=0, init=False)
+    refused: dict[str, str] = field(default_factory=dict, init=False)
+    """The same of files that exist, by their path below `root`."""
+    files: list[str] = field(default_factory=list, init=False)
+    """Paths below `root` of what was read or refused."""
     contents: dict[str, list[str]] = field(default_factory=dict, init=False)
     """By file (its path below `root`, or absolute), or row of a file with an id or a title (a digest on another line):
     the ids of the documents that it holds now."""
@@ -116,8 +119,10 @@ class Intake:
                 raise UnreadableError(f"has no supported format ({known}); convert it, or set --format")
             content = _read(path.expanduser())
         except UnreadableError as error:
-            self.files += 1
+            self.files.append(self._relative(path))
             self.skipped[str(path)] = str(error)
+            if os.path.exists(path.expanduser()):
+                self.refused[self.files[-1]] = str(error)
         else:
             # Names that are not UTF-8 come as surrogates, which no database takes.
             place, file, source = (
@@ -134,7 +139,7 @@ class Intake:
 
     def add_content(self, content: bytes, place: str, format_: Format, source: str, file: str = "") -> None:
         """Add the documents of the content of `file` (empty: of no file), or skip it."""
-        self.files += 1
+        self.files.append(file or place)
         try:
             if len(content) > MAX_BYTES:
                 raise UnreadableError(_too_large(f"more than {MAX_BYTES}"))
@@ -147,7 +152,7 @@ class Intake:
             self._hold(file, self._add(extract, extract.fields, Path(place).stem, source))
             self.notes += [f"{place}: {note}" for note in extract.notes]
         except (UnreadableError, JsonSyntaxError) as error:
-            self.skipped[place] = str(error)
+            self.skipped[place] = self.refused[self.files[-1]] = str(error)
 
     def _hold(self, key: str, ids: list[str]) -> None:
         """Record what a file, or a row of it, holds; an empty key is of no file."""
@@ -179,7 +184,7 @@ class Intake:
                 row_key = f"{file}\n{digest_json(label)[:12]}" if file and label else ""
                 self._hold(file if not within else row_key, ids)
             except UnreadableError as error:
-                self.skipped[at] = str(error)
+                self.skipped[at] = self.refused[self.files[-1] + at.removeprefix(place)] = str(error)
 
     def _add_row(self, raw: Any, source: str, place: str) -> list[str]:
         if isinstance(raw, dict) and "messages" in raw:  # its other keys belong to the agent

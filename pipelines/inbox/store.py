@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -34,6 +35,7 @@ CREATE TABLE removed (
     since TEXT NOT NULL
 );
 """
+_REFUSED = "CREATE TABLE refused (place TEXT PRIMARY KEY, reason TEXT NOT NULL, since TEXT NOT NULL);"
 _TABLES_1 = """
 CREATE TABLE documents (
     id TEXT PRIMARY KEY, place INTEGER NOT NULL UNIQUE, arrived TEXT NOT NULL, content TEXT NOT NULL
@@ -58,8 +60,9 @@ _COLUMNS = {
     "aside": "document, reason, night, since",
     "notes": "document, reason, since",
     "removed": "document, source, reason, who, since",
+    "refused": "place, reason, since",
 }
-_MIGRATION_3 = "".join(
+_MIGRATION_3 = _REFUSED + "".join(
     f"ALTER TABLE {table} ADD COLUMN checksum TEXT; UPDATE {table} SET checksum = checksum({columns});"
     for table, columns in _COLUMNS.items()
 )
@@ -210,10 +213,12 @@ class InboxStore(SqliteFile):
     def remove(self, ids: Sequence[str], reason: str, who: str) -> None:
         """Erase documents from the file, all but their records, by which they stay removed when they are added again.
 
-        Removing twice completes an erasure that another process prevented; the first record stays.
+        Removing twice completes an erasure that another process prevented; the first record stays. Of a refused file
+        or row (see `refuse`) nothing is kept.
         """
         with self._transaction() as db:
             db.execute("PRAGMA secure_delete = ON")
+            ids = [name for name in ids if not db.execute("DELETE FROM refused WHERE place = ?", (name,)).rowcount]
             self._check_known(db, ids, removed=True)
             for name in ids:
                 (content,) = db.execute("SELECT content FROM documents WHERE id = ?", (name,)).fetchone()
@@ -233,6 +238,18 @@ class InboxStore(SqliteFile):
         """Return the records of removed documents by id, in the order of removal."""
         rows = self._whole("removed", "1 ORDER BY since, document")
         return {name: Removal(*record) for name, *record in rows}
+
+    def refuse(self, files: Iterable[str], reasons: Mapping[str, str]) -> None:
+        """Record which of some files, or rows of them (`FILE: line 3`), were refused now and why; see `refused`."""
+        delete = "DELETE FROM refused WHERE place = ?1 OR substr(place, 1, length(?1) + 2) = ?1 || ': '"
+        with self._transaction() as db:
+            db.executemany(delete, [(file,) for file in files])
+            rows = [(place, reason, _now()) for place, reason in reasons.items()]
+            db.executemany(f"REPLACE {_into('refused')}", rows)
+
+    def refused(self) -> dict[str, str]:
+        """Return the reasons for refused files and rows, until they are read, or removed from the list."""
+        return {place: reason for place, reason, _ in self._whole("refused", "1 ORDER BY since, place")}
 
     def note(self, reasons: Mapping[str, str]) -> None:
         """Record why documents wait, or what else a night found out about them, by id; the latest note is kept."""
@@ -334,6 +351,14 @@ class InboxStore(SqliteFile):
             f"inbox {str(self.path)!r}: got {', '.join(map(repr, ids))}, but there is no such document. "
             "`preceptor inbox list` shows the ids."
         )
+
+
+def removed_documents(work_dir: Path) -> frozenset[str]:
+    """Return the ids of what was removed from a work directory's inbox; none where there is no inbox."""
+    if not (work_dir / INBOX_FILE).is_file():
+        return frozenset()
+    with InboxStore(work_dir / INBOX_FILE) as store:
+        return frozenset(store.removed())
 
 
 def _now() -> str:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 TOP_CANDIDATES = 100
 """Rows of the table of best candidates."""
 _LEARNING = ("examples", "tokens", "loss", "kl", "entropy", "clip_fraction", "gradient_norm")
-_NIGHT = ("new_before", "new_after", "probes_base", "probes_before", "probes_after")
+_NIGHT = ("new_before", "new_after", "earlier_before", "earlier_after", "probes_base", "probes_before", "probes_after")
 
 Metrics = dict[str, float]
 
@@ -200,8 +200,5 @@ def metric_part(name: str) -> str:
 
 def night_metrics(result: NightResult) -> Metrics:
     """Return the figures of a night: shares of what is known before and after it, in [0, 1]."""
-    groups = [group for group in result.groups if group.before is not None and group.after is not None]
     figures = {f"night/{name}": getattr(result, name) for name in _NIGHT}
-    figures["night/earlier_before"] = known_mean([group.before for group in groups])
-    figures["night/earlier_after"] = known_mean([group.after for group in groups])
     return _known(figures | {"night/new_documents": len(result.new)})

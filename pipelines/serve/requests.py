@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 from evaluation.common.errors import ScoringError
 from evaluation.exact_match import prompt_ids
 from pipelines.ask.answers import Answer, Composer, Prompt
+from pipelines.serve.front import BY_HEADER
 
 if TYPE_CHECKING:
     from pipelines.serve.server import Server, Version
@@ -96,7 +97,7 @@ def chat_events(reply: Mapping[str, Any]) -> Iterator[str]:
 def source_headers(answer: Answer) -> dict[str, str]:
     """Return the headers that name version and source; ids of documents are percent-encoded."""
     sources = ",".join(quote(source.id) for source in answer.sources)
-    return {VERSION_HEADER: str(answer.version), "x-preceptor-by": answer.by, "x-preceptor-sources": sources}
+    return {VERSION_HEADER: str(answer.version), BY_HEADER: answer.by, "x-preceptor-sources": sources}
 
 
 class Forward:

@@ -10,12 +10,11 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import ipaddress
-import os
-import secrets
 import shutil
 import signal
 import socket
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,27 +25,28 @@ import typer
 import uvicorn
 from anyio import to_process
 from filelock import FileLock
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
-from starlette.authentication import AuthenticationBackend, AuthenticationError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from evaluation.common.errors import ConfigError, PreceptorError, ServeError
 from evaluation.engines.vllm import INSTALL_HINT
-from pipelines.ask.answerer import answered_best
 from pipelines.ask.answers import AskOptions, Composer, Vocabulary, read_version
+from pipelines.inbox.store import removed_documents
 from pipelines.lineage.registry import Registry, Role
 from pipelines.lineage.store import require_store
 from pipelines.lineage.versions import CHAMPION
+from pipelines.models import ModelRef, answer_format
 from pipelines.process import prepare_process
+from pipelines.serve.front import Front, Metrics, read_api_keys, refusal
 from pipelines.serve.requests import CHAT, COMPLETIONS, Forward
 from pipelines.serve.vllm import LOOPBACK, Launch, Proof, VllmServer, zero_adapter
-from pipelines.settings import TrackingConfig
+from pipelines.settings import Asking, TrackingConfig
 
 if TYPE_CHECKING:
     from student.adapters import Adapter
@@ -67,7 +67,8 @@ class ServeOptions(NamedTuple):
     port: int = 8000
     """In [0, 65535]; 0 takes a free one."""
     key_variable: str | None = None
-    """Environment variable that holds the clients' key."""
+    key_file: Path | None = None
+    """Environment variable, and file, that hold the clients' keys; see `clients_keys`."""
     poll_seconds: float = 5.0
     """Time between two looks at the registry."""
     with_base: bool = False
@@ -82,29 +83,22 @@ class ServeOptions(NamedTuple):
     """How a student's chats are answered; what is not set is the version's own."""
 
 
-def read_api_key(host: str, variable: str | None) -> str | None:
-    """Return the key that clients must send, from an environment variable; None for none.
+def clients_keys(options: ServeOptions) -> dict[str, str]:
+    """Return the keys that clients must send, by name; none for a loopback address that asks for none.
 
     Raises:
-        ConfigError: There is no key where there must be one, or it does not fit into a header.
+        ConfigError: There is no key where there must be one, or it is refused.
     """
-    if variable is None:
-        with suppress(ValueError):  # a name
-            if host == "localhost" or ipaddress.ip_address(host).is_loopback:
-                return None
-        raise ConfigError(
-            f"serve: --host {host!r} is reachable from other machines, which needs a key. Put one into an environment "
-            "variable and give its name with --api-key-env, or stay on 127.0.0.1."
-        )
-    key = os.environ.get(variable, "")
-    # The key itself is never shown, not even when it is refused.
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
-        state = "has characters that no header takes" if key else "is empty or not set"
-        raise ConfigError(
-            f"serve: --api-key-env {variable!r}: the variable {state}. Allowed is printable ASCII without blanks, such "
-            "as `openssl rand -hex 32` prints."
-        )
-    return key
+    if options.key_variable is not None or options.key_file is not None:
+        return read_api_keys(options.key_variable, options.key_file)
+    with suppress(ValueError):  # a name
+        if options.host == "localhost" or ipaddress.ip_address(options.host).is_loopback:
+            return {}
+    raise ConfigError(
+        f"serve: --host {options.host!r} is reachable from other machines, which needs a key. Put one into an "
+        "environment variable and give its name with --api-key-env, several into a file (--api-keys), or stay on "
+        "127.0.0.1."
+    )
 
 
 def run_server(options: ServeOptions, tracking: TrackingConfig, work_dir: Path) -> None:
@@ -115,7 +109,7 @@ def run_server(options: ServeOptions, tracking: TrackingConfig, work_dir: Path) 
         LineageError: The registry cannot be read, or the champion's files are not those that were registered.
         ServeError: vLLM is missing or ended, or does not answer as the champion.
     """
-    key = read_api_key(options.host, options.key_variable)
+    keys = clients_keys(options)
     require_store(tracking, work_dir)
     if importlib.util.find_spec("vllm") is None:
         raise ServeError(f"serve: vLLM is not installed. {INSTALL_HINT}.")
@@ -130,7 +124,7 @@ def run_server(options: ServeOptions, tracking: TrackingConfig, work_dir: Path) 
         ) from error
     scratch = tempfile.TemporaryDirectory(prefix="serving-", dir=work_dir)
     with listener, scratch as files, FileLock(f"{files}/serving.lock"):  # `preceptor gc` tells by it who lives
-        server = Server(options, Registry.open(tracking, work_dir), key, Path(files).resolve())
+        server = Server(options, Registry.open(tracking, work_dir), keys, Path(files).resolve())
         port, host = listener.getsockname()[1], f"[{options.host}]" if ":" in options.host else options.host
         log = work_dir / f"vllm-{port}.log"
         log.unlink(missing_ok=True)
@@ -164,9 +158,10 @@ class Server:
 
     vllm: VllmServer
 
-    def __init__(self, options: ServeOptions, registry: Registry, key: str | None, directory: Path) -> None:
-        """Fetch the first champion into `directory`; `key` is the clients'."""
-        self._options, self._registry, self._key, self._directory = options, registry, key, directory
+    def __init__(self, options: ServeOptions, registry: Registry, keys: Mapping[str, str], directory: Path) -> None:
+        """Fetch the first champion into `directory`, which lies in the work directory; `keys` are the clients'."""
+        self._options, self._registry, self._keys, self._directory = options, registry, keys, directory
+        self.metrics = Metrics()
         self._wanted: int | None = (number := registry.number(options.role, CHAMPION))
         self.base = options.base or registry.recorded_model(options.role, number) or ""
         if not self.base:
@@ -236,6 +231,8 @@ class Server:
                 error = "serve: no version has the alias `champion` any more."
             elif self.current is None or wanted != self.current.number:
                 await self._place(await asyncio.to_thread(self._fetch, wanted))
+            if self.current is not None and self.current.composer is not None:
+                await self._forget_removed(self.current.composer)
         except PreceptorError as failure:
             error = str(failure)
         if error and error != self.error:
@@ -267,9 +264,13 @@ class Server:
                     "the first champion, start `preceptor serve` again."
                 )
         except BaseException:
+            self.metrics.refusals.inc()
             await self._forget(version)
             raise
         old, self.current, version.since = self.current, version, _now()
+        facts = {"role": self._options.role, "version": str(version.number), "digest": version.adapter.digest}
+        self.metrics.version.info({**facts, "base": self.base})
+        self.metrics.swaps.inc()
         typer.echo(f"version {version.number} answers now")
         if old is not None:
             task = asyncio.create_task(self._retire(old))
@@ -282,10 +283,18 @@ class Server:
             return None
         memory, options = await asyncio.to_thread(read_version, version.files, self._options.asking)
         if options.answer_format is None:  # a version without settings: decided as `ask` does, in a process of its own
-            form = await to_process.run_sync(answered_best, self.base, self._options.dtype)
+            form = await to_process.run_sync(answer_format, Asking(), ModelRef(self.base, "cpu", options.dtype, None))
             options = options.model_copy(update={"answer_format": form})
+        composer = Composer(self._vocabulary, memory, options, has_adapter=True, version=version.number)
+        await self._forget_removed(composer)
+        return composer
+
+    async def _forget_removed(self, composer: Composer) -> None:
+        """Take out of a version's memory what was removed from the inbox since; InboxError if it cannot be read."""
+        removed = await asyncio.to_thread(removed_documents, self._directory.parent)
+        memory = composer.memory.without(removed)
         await asyncio.to_thread(memory.search, "index")  # the first search builds the index
-        return Composer(self._vocabulary, memory, options, has_adapter=True, version=version.number)
+        composer.memory = memory
 
     async def _retire(self, old: Version) -> None:
         """Unload a version after its last request, or when the grace period ends."""
@@ -304,16 +313,17 @@ class Server:
         """Return the HTTP front."""
         forward = [Route(path, Forward(self), methods=["POST"]) for path in _ANSWERED]
         # Without a key, a page of another site whose name was made to point here (DNS rebinding) is turned away.
-        guard = (
-            Middleware(TrustedHostMiddleware, allowed_hosts=[LOOPBACK, "localhost", "::1", "[::1]"])
-            if self._key is None
-            else Middleware(AuthenticationMiddleware, backend=_Key(self._key), on_error=_refusal)
-        )
+        hosts = Middleware(TrustedHostMiddleware, allowed_hosts=[LOOPBACK, "localhost", "::1", "[::1]"])
+        front = Middleware(Front, metrics=self.metrics, keys=self._keys, paths=_ANSWERED)
+        state = {"/health": self._health, "/metrics": self._metrics, "/v1/models": self._models}
         return Starlette(
-            routes=[Route("/health", self._health), Route("/v1/models", self._models), *forward],
-            middleware=[guard],
-            exception_handlers={HTTPException: _refusal},
+            routes=[*(Route(path, answer) for path, answer in state.items()), *forward],
+            middleware=[front] if self._keys else [front, hosts],
+            exception_handlers={HTTPException: refusal},
         )
+
+    async def _metrics(self, _request: Request) -> Response:
+        return Response(generate_latest(self.metrics.all), media_type=CONTENT_TYPE_LATEST)
 
     async def _health(self, _request: Request) -> Response:
         served, (proved, proof) = self.current, self._proof or (None, None)
@@ -355,27 +365,6 @@ class Server:
             return self.base_name
         hint = " (the base: start with --with-base)" if asked == self.base else ""
         raise HTTPException(404, f"the model {str(asked)[:200]!r} is not served{hint}, allowed is {CHAMPION!r}")
-
-
-class _Key(AuthenticationBackend):
-    """Turns away whoever lacks the key, from everything but /health."""
-
-    def __init__(self, key: str) -> None:
-        self._expected = f"Bearer {key}".encode()
-
-    async def authenticate(self, conn: HTTPConnection) -> None:
-        sent = conn.headers.get("authorization", "").encode()
-        if conn.url.path != "/health" and not secrets.compare_digest(sent, self._expected):
-            raise AuthenticationError("this server needs its key: Authorization: Bearer KEY")
-
-
-def _refusal(_conn: HTTPConnection, error: Exception) -> Response:
-    """Return an error in the form of OpenAI's API."""
-    refused = (
-        error if isinstance(error, HTTPException) else HTTPException(401, str(error), {"www-authenticate": "Bearer"})
-    )
-    content = {"message": refused.detail, "type": "invalid_request_error", "param": None, "code": refused.status_code}
-    return JSONResponse({"error": content}, refused.status_code, refused.headers)
 
 
 def _now() -> str:

@@ -15,23 +15,21 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.microworld.world import draw_documents
-from pipelines.adapt_student.config import NightConfig
+from pipelines.adapt_student.queue import champion, statuses
+from pipelines.inbox.documents import InboxDocument
+from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.settings import load, to_yaml
 from pipelines.train_teacher.config import TrainTeacherConfig
 from tests.flows.settings import CONFIGS, ROOT, TINY, environment
-from tests.flows.test_nights import document_rows
-from tests.pipelines.adapt_student.factories import SMALL
-from tests.pipelines.inbox.files import ordinary_files
 
-pytestmark = [pytest.mark.flow, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.flow, pytest.mark.timeout(1200)]
 PAGES = ROOT / "docs" / "walkthroughs"
 
 
-def commands(page: str) -> list[str]:
-    """Return the lines of all shell blocks of a page."""
-    blocks = re.findall(r"```bash\n(.*?)```", (PAGES / page).read_text(encoding="utf-8"), re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if line.strip()]
+def commands(page: str, extra: str = "") -> list[str]:
+    """Return the shell blocks of a page, without those that need an extra, unless it is given."""
+    blocks = re.findall(r"```bash ?(.*?)\n(.*?)```", (PAGES / page).read_text(encoding="utf-8"), re.DOTALL)
+    return [block for needs, block in blocks if needs in ("", extra)]
 
 
 @pytest.fixture(scope="module", params=["checkout", "wheel"])
@@ -62,7 +60,7 @@ def run_all(lines: Sequence[str], place: Path, programs: Path) -> str:
         found["PYTHONPATH"] = ""
     for line in lines:
         done = subprocess.run(
-            ["bash", "-c", line],
+            ["bash", "-emc", line],
             cwd=place,
             env={**environment(place / "home"), **found},
             capture_output=True,
@@ -75,29 +73,68 @@ def run_all(lines: Sequence[str], place: Path, programs: Path) -> str:
     return printed
 
 
+@pytest.mark.slow
 def test_enterprises_day(tmp_path: Path, programs: Path) -> None:
-    (tmp_path / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in document_rows()))
-    (tmp_path / "night.yaml").write_text(to_yaml(load(CONFIGS / "nights-demo.yaml", NightConfig, SMALL)))
     printed = run_all(commands("enterprise.md"), tmp_path, programs)
     assert "night-0001: promoted" in printed
-    assert "champion" in printed
     assert (tmp_path / "work" / "nights" / "night-0001" / "morning.html").is_file()
 
 
+@pytest.mark.slow
 def test_a_night_on_files_of_ones_own(tmp_path: Path, programs: Path) -> None:
-    """Every file is learned, in memory, or refused with a reason; a moved work directory answers the same."""
-    drawn = [(each.task.document.title, each.task.document.text) for each in draw_documents("test", 12, 6)]
-    ordinary_files(tmp_path / "papers", drawn)
-    printed = run_all(commands("own-documents.md"), tmp_path, programs)
-    page = (tmp_path / "elsewhere" / "work" / "nights" / "night-0001" / "morning.html").read_text(encoding="utf-8")
-    for name in ("register.pdf", "directory.docx", "chat.json", "page-0.html", "note-1.md"):
+    """What needs vLLM is left out; see the next test."""
+    check_own_files(run_all(commands("own-documents.md"), tmp_path, programs), tmp_path)
+
+
+@pytest.mark.vllm
+def test_a_night_on_files_of_ones_own_that_is_served(tmp_path: Path) -> None:
+    printed = run_all(commands("own-documents.md", "vllm"), tmp_path, Path(sys.executable).parent)
+    told = check_own_files(printed, tmp_path)
+    replies = [json.loads(line) for line in printed.splitlines() if line.startswith('{"id"')]
+    served = [(each["choices"][0]["message"]["content"], each["preceptor"]["by"]) for each in replies]
+    assert served == told
+    assert json.loads((tmp_path / "health.json").read_text())["version"] == 1
+    counted = (tmp_path / "metrics.txt").read_text()
+    for source in ("weights", "memory"):
+        assert re.search(f'preceptor_requests_total{{.*source="{source}"}} 1.0', counted)
+
+
+def check_own_files(printed: str, place: Path) -> list[tuple[str, str]]:
+    """Check that each file is learned, in memory, or refused with a reason; return answers with their sources.
+
+    A moved work directory whose last version was rolled back answers as the first one did.
+    """
+    work = place / "elsewhere" / "work"
+    page = (work / "nights" / "night-0001" / "morning.html").read_text(encoding="utf-8")
+    inbox = {each.source: status for each, status in listed(work)}
+    refused = {f"examples/papers/{name}" for name in ("figures.xlsx", "scan.pdf")}
+    assert len(inbox) == 14
+    for file in (place / "examples" / "papers").iterdir():
+        name = str(file.relative_to(place))
         assert name in page
-    assert "night-0001: promoted" in printed
-    before, after = re.findall(r"(.+)\nFrom the (.+);", printed)
-    assert before == after
-    assert not (tmp_path / "work").exists()
+        if name in refused:
+            assert printed.count(f"{name}: ") >= 3  # added, in the morning, and listed
+        else:
+            assert inbox[name] == ("memory" if file.name == "notice.md" else "learned")
+    with InboxStore(work / INBOX_FILE) as store:
+        assert set(store.refused()) == refused
+    assert inbox["examples/later/directory.md"] == "quarantined"
+    assert [f"night-000{number}: promoted" in printed for number in (1, 2)] == [True, True]
+    answers = re.findall(r"(.+)\nFrom the (weights|memory) of version 1 ", printed)
+    assert [by for _, by in answers[:2]] == ["weights", "memory"]
+    assert answers[:2] == answers[2:]
+    assert not (place / "work").exists()
+    return answers[:2]
 
 
+def listed(work_dir: Path) -> list[tuple[InboxDocument, str]]:
+    """Return the documents of an inbox with their statuses."""
+    with InboxStore(work_dir / INBOX_FILE) as store:
+        found = statuses(store, work_dir, champion(work_dir, None)[1])
+        return [(each, found[each.id].kind) for each in store.documents()]
+
+
+@pytest.mark.slow
 def test_data_scientists_afternoon(tmp_path: Path, programs: Path) -> None:
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "demo.yaml").write_text(to_yaml(load(CONFIGS / "demo.yaml", TrainTeacherConfig, TINY)))
@@ -107,6 +144,7 @@ def test_data_scientists_afternoon(tmp_path: Path, programs: Path) -> None:
     assert "trained_minus_untrained" in json.loads((tmp_path / "result.json").read_text())["gains"]
 
 
+@pytest.mark.slow
 def test_pull_requests_check(tmp_path: Path, programs: Path) -> None:
     printed = run_all(commands("continuous-integration.md"), tmp_path, programs)
     assert "passed" in printed.lower()
@@ -114,6 +152,7 @@ def test_pull_requests_check(tmp_path: Path, programs: Path) -> None:
     assert (tmp_path / "report.md").read_text().startswith("# PASSED")
 
 
+@pytest.mark.slow
 def test_commands_of_the_readme_find_their_files(tmp_path: Path, programs: Path) -> None:
     found = re.findall(
         r"^preceptor (?:doctor|train-teacher|adapt-student) [^#\n]+", (ROOT / "README.md").read_text(), re.M

@@ -25,7 +25,7 @@ from pipelines.cli import app
 from pipelines.experiments.nights import as_delivered
 from pipelines.inbox.cloze import continuations
 from pipelines.inbox.documents import InboxDocument
-from pipelines.inbox.store import InboxStore
+from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.lineage import moves
 from pipelines.lineage import registry as registry_module
 from pipelines.lineage.registry import Registry
@@ -105,13 +105,17 @@ def test_ordinary_documents_are_learned_or_looked_up_and_what_waits_is_told(
     tmp_path: Path, prefect_server: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deliver(tmp_path, [InboxDocument(text=text, source=name) for name, text in ORDINARY.items()])
+    with InboxStore(tmp_path / INBOX_FILE) as store:
+        store.refuse([], {"a.xlsx": "has no supported format"})
     told: dict[str, Any] = {}
     monkeypatch.setattr(flow, "emit_event", lambda event, **given: told.update({event: given["payload"]}))
     waits = a_night(tmp_path, "questions=null", "routing.volatile_patterns=[]")
     assert (waits.outcome, len(waits.waiting)) == ("nothing new", 2)
     assert set(read_inbox(tmp_path).notes) == {*waits.waiting}
     assert told["preceptor.night.documents-waiting"]["documents"] == waits.waiting
+    assert told["preceptor.night.documents-waiting"]["refused"] == waits.refused != {}
     first = a_night(tmp_path)
+    assert first.refused == waits.refused
     gate, word = first.new
     assert (gate.place, gate.questions, gate.after) == ("memory", 0, None)
     assert (word.place, word.questions) == ("memory", 0)

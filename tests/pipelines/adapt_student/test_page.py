@@ -60,6 +60,7 @@ def a_night(outcome: str = "rejected", title: str = "A <script>alert(1)</script>
         ),
         quarantined=("d1", "d2") if outcome == "rejected" else (),
         waiting={"d3": "a reason"},
+        refused={"b.xlsx": "has <no> supported format"},
         learned=("d1#0",),
         superseded={"d0": "d1"},
         groups=(GroupScore(night="night-0001", documents=5, then=0.9, before=1.0, after=0.0),),
@@ -90,6 +91,7 @@ def test_page_says_what_came_what_was_lost_and_what_to_do() -> None:
         "5 earlier documents",
         "preceptor inbox release d1 --work-dir",
         "d3: a reason",
+        "b.xlsx: has &lt;no&gt; supported format",
         "d0 (now d1)",
         "2026-11-30",
         "own-model",
@@ -135,6 +137,7 @@ def test_terminal_lines_end_with_the_next_command() -> None:
     assert "preceptor inbox release d1 --work-dir" in rejected[-1]
     assert any(line.startswith("  earlier documents: ") for line in rejected)
     assert "next night" in held[-1]
+    assert any("b.xlsx: has <no> supported format" in line for line in held)
     nothing = NightResult(night="", outcome="nothing new")
     assert "othing new" in next(night_lines(nothing, place))
     reasons = {"d4": WITHOUT_QUESTIONS, "d5": WITHOUT_QUESTIONS, "d6": QUARANTINED}

@@ -16,8 +16,9 @@ from pipelines.adapt_student.learn import replayed
 from pipelines.adapt_student.plan import NIGHTS, RESULT, dry_run, open_plan
 from pipelines.adapt_student.state import student_version
 from pipelines.cli import app
-from pipelines.inbox.store import INBOX_FILE, InboxStore
+from pipelines.inbox.store import INBOX_FILE, InboxStore, removed_documents
 from pipelines.lineage.run import Lineage
+from pipelines.lineage.versions import DECISION_TAG
 from pipelines.process import exclusive
 from pipelines.settings import load
 from tests.pipelines.adapt_student.factories import DEMO, deliver, document, held, promoted, state
@@ -50,15 +51,13 @@ def inbox(open_run: Open, work_dir: Path, tmp_path: Path) -> tuple[Path, dict[st
     lineage = open_run()
     champion = (held(learned, "night-0001"), held(looked_up, "night-0001", "memory"), held(old, "night-0001", "memory"))
     promoted(lineage, state(*champion), tmp_path)
-    for night, outcome, parent, names in (("night-0001", "promoted", 7, []), ("night-0002", "held", 1, [held_back.id])):
+    for number, night, outcome, parent, name in (
+        (1, "night-0001", "promoted", 7, learned.id),
+        (2, "night-0002", "held", 1, held_back.id),
+    ):
         (work_dir / NIGHTS / night).mkdir(parents=True)
-        result = {
-            "night": night,
-            "outcome": outcome,
-            "version": 1,
-            "parent": parent,
-            "new": [{"id": name} for name in names],
-        }
+        tried = [{"id": name, "place": "weights"}]
+        result = {"night": night, "outcome": outcome, "version": number, "parent": parent, "new": tried}
         (work_dir / NIGHTS / night / RESULT).write_text(json.dumps(result))
     return work_dir, by_title, lineage
 
@@ -85,6 +84,61 @@ def test_status_says_what_the_next_night_does_or_why_not(inbox: tuple[Path, dict
     assert len(waiting) == 1 + 2 * 3 + 1
 
 
+def test_document_in_weights_that_are_not_in_use_is_said_to_be_there(
+    inbox: tuple[Path, dict[str, str], Lineage],
+) -> None:
+    work_dir, ids, _ = inbox
+    said = run("remove", ids["held_back"], "--because", "asked to", "--work-dir", work_dir)
+    assert "version 2. " in said
+    assert "promote student" not in said
+
+
+def test_refused_file_is_listed_until_it_is_read_or_removed_from_the_list(
+    inbox: tuple[Path, dict[str, str], Lineage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work_dir, _, _ = inbox
+    monkeypatch.chdir(work_dir.parent)
+    Path("papers").mkdir()
+    for name in ("a.xlsx", "b.xlsx", "c.md"):
+        Path("papers", name).write_bytes(b"")
+    Path("papers", "d.jsonl").write_text('{"text": "Whole."}\nbroken\n')
+
+    def refused() -> list[str]:
+        rows = json.loads(run("list", "--status", "refused", "--json", "--work-dir", work_dir))
+        return [row["source"] for row in rows if row["reason"]]
+
+    run("add", "papers", "gone.md", "--work-dir", work_dir)
+    assert refused() == ["papers/a.xlsx", "papers/b.xlsx", "papers/c.md", "papers/d.jsonl: line 2"]
+    assert "\n  2 .xlsx: papers/a.xlsx, papers/b.xlsx: has no supported" in run("list", "--work-dir", work_dir)
+    monkeypatch.chdir("papers")  # the same files by another path
+    Path("c.md").write_text("Text.")
+    Path("d.jsonl").write_text('{"text": "Whole."}\n')
+    run("add", "c.md", "d.jsonl", "--work-dir", work_dir)
+    run("add", "b.xlsx", "--work-dir", work_dir, code=1)
+    assert refused() == ["papers/a.xlsx", "papers/b.xlsx"]
+    run("remove", "papers/a.xlsx", "--because", "not ours", "--work-dir", work_dir)
+    assert refused() == ["papers/b.xlsx"]
+
+
+def test_what_a_version_promoted_despite_the_gate_holds_is_no_longer_quarantined(
+    inbox: tuple[Path, dict[str, str], Lineage], tmp_path: Path
+) -> None:
+    work_dir, ids, lineage = inbox
+    with InboxStore(work_dir / INBOX_FILE) as store:
+        wrong = store.find(ids["wrong"])
+    refused = promoted(lineage, state(held(wrong, "night-0002")), tmp_path, 2.0)
+    client, name = lineage.store.client, lineage.registry.name("student")
+    client.set_model_version_tag(name, str(refused), DECISION_TAG, "hold")
+    lineage.registry.promote("student", 1)
+    command = ["promote", "student", str(refused), "--despite-the-gate", "--because", "we know", "--work-dir"]
+    done = CliRunner().invoke(app, [*command, str(work_dir)])
+    assert ids["wrong"] in done.output
+    (row,) = json.loads(run("list", "--source", wrong.source, "--json", "--work-dir", work_dir))
+    assert row["status"] == "learned"
+    for word in ("contradicts", f"version {refused}", "despite the gate: we know"):
+        assert word in row["reason"]
+
+
 def test_removed_document_is_out_of_the_next_night_and_of_its_memory(
     inbox: tuple[Path, dict[str, str], Lineage],
 ) -> None:
@@ -98,9 +152,10 @@ def test_removed_document_is_out_of_the_next_night_and_of_its_memory(
     with exclusive(work_dir):
         run(*removal, code=1)
     said = run(*removal)
-    assert "learned it in night-0001 and cannot unlearn" in said
+    assert "version 1, 2. " in said
     assert f"preceptor promote student 7 --work-dir {shlex.quote(str(work_dir))}\n" in said
-    assert "Version 1, the champion, has it in memory" in said
+    assert said.count("leave it out of the memory") == 1
+    assert removed_documents(work_dir) == set(chosen)
     assert not set(chosen) & {row["id"] for row in json.loads(run("list", "--json", "--work-dir", work_dir))}
     removed = json.loads(run("list", "--json", "--status", "removed", "--work-dir", work_dir))
     assert {row["id"] for row in removed} == set(chosen)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from pipelines.inbox.documents import InboxDocument
 
@@ -80,30 +78,3 @@ def word_file() -> bytes:
     written = io.BytesIO()
     made.save(written)
     return written.getvalue()
-
-
-def ordinary_files(folder: Path, documents: Sequence[tuple[str, str]]) -> None:
-    """Write documents (title, text) as what lies about in an office: PDF, DOCX, a transcript, web pages and notes."""
-    from docx import Document
-
-    folder.mkdir(parents=True)
-    (title, text), word, talk, *more = documents
-    lines = [" ".join(words) for words in batched(text.split(), 12)]
-    (folder / "register.pdf").write_bytes(changed_pdf(pdf([lines]), title=title))
-    made = Document()
-    made.add_heading(word[0], 0)
-    made.add_paragraph(word[1])
-    made.save(str(folder / "directory.docx"))
-    turns = [{"role": "user", "content": f"Tell me about {talk[0]}."}, {"role": "assistant", "content": talk[1]}]
-    (folder / "chat.json").write_text(json.dumps({"messages": turns}), encoding="utf-8")
-    for number, (title, text) in enumerate(more):
-        note = f"# {title}\n\n{text}\n"
-        page = f"<html><head><title>{title}</title></head><body><nav>Home</nav><p>{text}</p></body></html>"
-        (folder / f"note-{number}.md" if number % 2 else folder / f"page-{number}.html").write_text(
-            note if number % 2 else page, encoding="utf-8"
-        )
-
-
-def batched(words: Sequence[str], size: int) -> list[Sequence[str]]:
-    """Return parts of `size` words."""
-    return [words[start : start + size] for start in range(0, len(words), size)]

@@ -70,7 +70,7 @@ def test_directory_is_read_in_order_and_bad_files_are_skipped(folder: Path) -> N
     assert reasons[2].startswith("colour is an unknown key (allowed: ")
     assert reasons[3].startswith("broken JSON")
     assert found.notes == ["docs/b.pdf: no text on 1 of 2 pages (2): blank or scanned"]
-    assert found.files == 8
+    assert len(found.files) == 8
 
 
 def test_source_is_the_same_however_a_path_is_written(folder: Path) -> None:

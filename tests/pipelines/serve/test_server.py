@@ -15,6 +15,7 @@ from typing import Any, cast
 import httpx
 import psutil  # type: ignore[import-untyped]
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -25,12 +26,15 @@ from evaluation.common.errors import ConfigError, LineageError, ServeError
 from evaluation.exact_match import AnswerFormat
 from pipelines.ask.answers import FORMAT_FILE, AnswerSettings
 from pipelines.cli import app
+from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.lineage.run import Lineage
 from pipelines.serve import server as serving
-from pipelines.serve.server import ServeOptions, Server, read_api_key
+from pipelines.serve.server import ServeOptions, Server, clients_keys
 from pipelines.serve.vllm import Proof, VllmServer
 from student.adapters import Adapter, save_adapter
+from student.memory import ExternalMemory, MemoryEntry
 from tests.pipelines.factories import make_adapter
+from tests.pipelines.inbox.files import document
 
 Open = Callable[..., Lineage]
 PASSED = Proof(True, 1, 1, 0, 0.0, 1, "")
@@ -71,12 +75,12 @@ class StandIn:
 class Setting:
     """A server of three registered students, the first one champion."""
 
-    def __init__(self, lineage: Lineage, work_dir: Path, key: str | None) -> None:
+    def __init__(self, lineage: Lineage, work_dir: Path, keys: dict[str, str]) -> None:
         self.lineage, self.registry, self.files = lineage, lineage.registry, work_dir / "serving"
         for value in range(3):
             self.add(make_adapter(float(value)))
         self.registry.promote("student", 1)
-        self.server = Server(ServeOptions(base="micro-student"), self.registry, key, self.files)
+        self.server = Server(ServeOptions(base="micro-student"), self.registry, keys, self.files)
         self.vllm = StandIn()
         self.server.vllm = cast("VllmServer", self.vllm)
         transport = httpx.ASGITransport(self.server.app())
@@ -108,14 +112,14 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture
-def key() -> str | None:
-    return None
+def keys() -> dict[str, str]:
+    return {}
 
 
 @pytest.fixture
-async def it(open_run: Open, work_dir: Path, key: str | None) -> Setting:
+async def it(open_run: Open, work_dir: Path, keys: dict[str, str]) -> Setting:
     """A server whose first champion answers."""
-    setting = Setting(open_run(), work_dir, key)
+    setting = Setting(open_run(), work_dir, keys)
     assert [(await setting.client.get("/health")).status_code, (await setting.ask()).status_code][0] == 503
     await setting.server._place(setting.server.first)
     return setting
@@ -132,23 +136,31 @@ async def until(reached: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
 def test_loopback_needs_no_key(host: str) -> None:
-    assert read_api_key(host, None) is None
+    assert clients_keys(ServeOptions(host=host)) == {}
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "localhost.example.org", "127.0.0.1.nip.io"])
 def test_any_other_address_needs_a_key(host: str) -> None:
     with pytest.raises(ConfigError, match="--api-key-env"):
-        read_api_key(host, None)
+        clients_keys(ServeOptions(host=host))
 
 
-@pytest.mark.parametrize("value", ["", "two words", "tab\there", "schlüssel", "line\n"])
+@pytest.mark.parametrize("value", ["", "three words here", "tab\there", "schlüssel", "a k3y\na other", "a k3y\nb k3y"])
 def test_unfit_key_is_refused_and_never_shown(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("SOME_KEY", value)
     with pytest.raises(ConfigError, match="SOME_KEY") as caught:
-        read_api_key("127.0.0.1", "SOME_KEY")
-    assert not value or value not in str(caught.value)
+        clients_keys(ServeOptions(key_variable="SOME_KEY"))
+    assert not value or value.rpartition(" ")[2] not in str(caught.value)
+
+
+def test_each_client_has_a_key_from_the_environment_or_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SOME_KEY", "k3y")
-    assert read_api_key("0.0.0.0", "SOME_KEY") == "k3y"
+    there = ServeOptions(host="0.0.0.0", key_variable="SOME_KEY")
+    assert clients_keys(there) == {"client": "k3y"}
+    (tmp_path / "keys").write_text("ann k1\nben k2\n")
+    assert clients_keys(there._replace(key_file=tmp_path / "keys")) == {"client": "k3y", "ann": "k1", "ben": "k2"}
+    with pytest.raises(ConfigError, match="cannot be read"):
+        clients_keys(ServeOptions(key_file=tmp_path / "none"))
 
 
 def test_missing_store_is_refused_with_or_without_vllm(tmp_path: Path) -> None:
@@ -246,16 +258,75 @@ async def test_requests_are_refused_with_a_reason(it: Setting) -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("key", ["secret"])
-async def test_key_is_needed_everywhere_but_for_health(it: Setting) -> None:
+@pytest.mark.parametrize("keys", [{"ann": "secret", "ben": "other"}])
+async def test_key_is_needed_everywhere_but_for_health(it: Setting, capsys: pytest.CaptureFixture[str]) -> None:
     for header in ({}, {"authorization": "Bearer"}, {"authorization": "Bearer secreT"}, {"x-api-key": "secret"}):
-        for path in ("/v1/models", "/docs", "/", "/health/"):
+        for path in ("/v1/models", "/metrics", "/docs", "/", "/health/"):
             assert (await it.client.get(path, headers=header)).status_code == 401
         assert (await it.client.post("/v1/completions", json={}, headers=header)).status_code == 401
         assert (await it.client.get("/health", headers=header)).status_code == 200
     it.client.headers["authorization"] = "Bearer secret"
     assert (await it.ask()).status_code == 200
     assert [entry["id"] for entry in (await it.client.get("/v1/models")).json()["data"]] == ["champion"]
+    it.client.headers["authorization"] = "Bearer other"
+    assert (await it.ask(model="nobody")).status_code == 404
+    assert (await it.ask()).status_code == 200
+    counted = await metrics(it)
+    for client in ("ann", "ben"):
+        labels = {"path": "/v1/completions", "source": "completion", "client": client}
+        assert counted("preceptor_requests_total", **labels) == 1
+    for status, number in {"401": 5, "404": 1, "503": None}.items():
+        assert counted("preceptor_errors_total", path="/v1/completions", status=status) == number
+    log = capsys.readouterr().out
+    assert ("ben /v1/completions 200" in log, "ben /v1/completions 404" in log, "- /v1/completions 401" in log) == (
+        True,
+        True,
+        True,
+    )
+    assert not [key for key in ("secret", "other") if key in log]
+
+
+async def metrics(it: Setting) -> Callable[..., float | None]:
+    """Return the value of a sample by name and labels, as Prometheus reads the server's page."""
+    reply = await it.client.get("/metrics")
+    assert reply.headers["content-type"].startswith("text/plain")
+    families = text_string_to_metric_families(reply.text)
+    found = {(each.name, *sorted(each.labels.items())): each.value for family in families for each in family.samples}
+    return lambda name, **labels: found.get((name, *sorted(labels.items())))
+
+
+@pytest.mark.anyio
+async def test_metrics_say_what_answers_and_how_often_it_changed(it: Setting) -> None:
+    async def sample(name: str, **labels: str) -> float | None:
+        return (await metrics(it))(name, **labels)
+
+    digest = it.server.first.adapter.digest
+    facts = {"version": "1", "digest": digest, "role": "student", "base": "micro-student"}
+    assert await sample("preceptor_version_info", **facts) == 1
+    await it.promote(2)
+    it.vllm.failing = {3}
+    await it.promote(3)
+    assert (await sample("preceptor_swaps_total"), await sample("preceptor_refused_versions_total")) == (2, 1)
+    assert await sample("preceptor_version_info", **facts) is None
+    await it.ask()
+    assert await sample("preceptor_request_seconds_count", path="/v1/completions") == 2  # one before a version answered
+
+
+@pytest.mark.anyio
+async def test_document_that_is_removed_leaves_the_memory_of_the_version_that_answers(
+    it: Setting, work_dir: Path
+) -> None:
+    kept, gone = (document(f"{name} lives in Oldmere.") for name in ("Zyx", "Ann"))
+    with InboxStore(work_dir / INBOX_FILE) as inbox:
+        inbox.add([kept, gone])
+    composer = it.server.first.composer
+    assert composer is not None
+    composer.memory = ExternalMemory(MemoryEntry(id=each.id, text=each.text) for each in (kept, gone))
+    assert (await it.check())["memory"] == 2
+    with InboxStore(work_dir / INBOX_FILE) as inbox:
+        inbox.remove([gone.id], "asked to", "ada")
+    assert (await it.check())["memory"] == 1
+    assert [entry.id for entry in composer.memory.entries] == [kept.id]
 
 
 @pytest.mark.anyio
@@ -295,7 +366,7 @@ server.run_server(server.ServeOptions(port=0, base="micro-student"), TrackingCon
 def test_no_process_is_left_however_the_server_ends(
     open_run: Open, work_dir: Path, tmp_path: Path, ends: signal.Signals | None
 ) -> None:
-    Setting(open_run(), work_dir, None)
+    Setting(open_run(), work_dir, {})
     with (tmp_path / "log").open("wb") as file:
         process = subprocess.Popen([sys.executable, "-c", _SERVE, str(work_dir)], stdout=file, stderr=file)
     try:
