@@ -16,6 +16,7 @@ from pipelines.inbox.documents import MAX_TEXT_CHARACTERS, Route
 from pipelines.inbox.intake import DEFAULT_CHARACTERS, MIN_CHARACTERS, Intake, listing, named
 from pipelines.inbox.readers import Format
 from pipelines.inbox.store import INBOX_FILE, InboxStore
+from pipelines.inbox.worker import ReadingLimits
 from pipelines.process import WorkDir, preceptor
 from pipelines.reports.format import counted, printable
 
@@ -45,15 +46,16 @@ def add(
     keep_both: Annotated[
         bool, typer.Option("--keep-both", help="Changed files: keep the former version in force too.")
     ] = False,
+    config: Annotated[Path | None, typer.Option("--config", help="YAML file of the night, for its limits.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="List every refused file and row.")] = False,
 ) -> None:
-    """Add documents: JSON Lines, JSON, Markdown, HTML, text, PDF, DOCX, or agent transcripts (OpenAI chat format).
+    """Add documents: JSON Lines, JSON, Markdown, HTML, MHTML, text, PDF, DOCX, or agent transcripts (OpenAI chat format).
 
     Adding a document twice changes nothing; a changed file supersedes its former version. A bad file or line is skipped
     with a reason, and the rest is added.
     """
     day, root = None if effective is None else effective.date(), work_dir.resolve().parent
-    intake = Intake(source or None, day, tuple(supersedes or ()), route, format_, most_characters, root)
+    intake = Intake(source or None, day, tuple(supersedes or ()), route, format_, most_characters, root, _limits(config))
     for path in paths:
         documents, skipped = len(intake.documents), len(intake.skipped)
         intake.read(path, typer.get_binary_stream("stdin"))
@@ -69,6 +71,18 @@ def add(
         _show_added(intake, store, store.add(intake.documents, intake.contents, keep_both=keep_both), verbose)
         _show_changes(intake, store, before, again, work_dir)
     next_step("list", work_dir)
+
+
+def _limits(config: Path | None) -> ReadingLimits:
+    """Return what a file may take, by a night's configuration or by default."""
+    if config is None:
+        return ReadingLimits()
+    from pipelines.settings import AnyFlow, load
+
+    class ReadingFlow(AnyFlow):
+        limits: ReadingLimits = ReadingLimits()
+
+    return load(config, ReadingFlow).limits
 
 
 def _show_added(intake: Intake, store: InboxStore, added: Mapping[str, bool], verbose: bool) -> None:
