@@ -26,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 _MAX_PATHS = 20
-"""Paths whose results are shown one by one."""
+"""Paths whose results, and files whose warnings, are shown one by one."""
 
 
 @app.command("add")
@@ -68,7 +68,9 @@ def add(
     again = [str(part) for option, value in given.items() if value for part in (option, value)]
     with InboxStore(work_dir / INBOX_FILE) as store:
         before = store.superseded()
-        _show_added(intake, store, store.add(intake.documents, intake.contents, keep_both=keep_both), verbose)
+        same = store.copies(intake.documents, intake.named_by_path)
+        _show_added(intake, store, store.add(intake.documents, intake.contents, keep_both=keep_both, same=same), verbose)
+        _show_copies(intake, same)
         _show_changes(intake, store, before, again, work_dir)
     next_step("list", work_dir)
 
@@ -91,8 +93,11 @@ def _show_added(intake: Intake, store: InboxStore, added: Mapping[str, bool], ve
     known = len(added) - new - len(removed)
     in_inbox = f" Already in the inbox: {known}." if known else ""
     typer.echo(f"Added {counted(new, 'document')} from {counted(intake.files, 'file')}.{in_inbox}")
-    for note in intake.notes:
+    shown = intake.notes if verbose else intake.notes[:_MAX_PATHS]
+    for note in shown:
         typer.echo(f"Warning: {printable(note)}.")
+    if len(intake.notes) > len(shown):
+        typer.echo(f"Warnings about {len(intake.notes) - len(shown)} more files; --verbose lists all.")
     if intake.skipped:
         typer.echo("\n  ".join([f"Skipped {len(intake.skipped)}:", *listing(intake.skipped, verbose)]))
     if removed:
@@ -100,6 +105,14 @@ def _show_added(intake: Intake, store: InboxStore, added: Mapping[str, bool], ve
     for name in added:
         for target in unknown.get(name, ()):
             typer.echo(f"Warning: {name} supersedes '{printable(target)}', which is not in the inbox.")
+
+
+def _show_copies(intake: Intake, same: Mapping[str, str]) -> None:
+    """Print which files hold what the inbox has from others."""
+    sources = {each.source: same[each.id] for each in intake.documents if each.id in same}
+    if sources:
+        held = named(list(dict.fromkeys(sources.values())))
+        typer.echo(f"The same content under another path, and one document: {printable(named([*sources]))} ({held}).")
 
 
 def _show_changes(

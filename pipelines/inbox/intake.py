@@ -34,7 +34,7 @@ from pipelines.inbox.documents import (
 )
 from pipelines.inbox.readers import READERS, SUFFIXES, Format
 from pipelines.inbox.readers.text import Block, Extract, UnreadableError, one_line, paragraphs, truncated
-from pipelines.inbox.worker import MEGABYTE, ExceededError, ReadingLimits, Worker
+from pipelines.inbox.worker import MEGABYTE, ExceededError, ReadingLimits, Worker, is_out_of_memory
 from pipelines.reports.format import printable
 
 DEFAULT_CHARACTERS, MIN_CHARACTERS = 4_000, 200
@@ -140,7 +140,7 @@ class Intake:
         alone = replace(self)
         try:
             if len(content) > self.limits.file_mb * MEGABYTE:
-                raise ExceededError(_too_large("more than that", self.limits))
+                raise ExceededError(self.limits.exceeded("file_mb", "has more than {} MB"))
             found = self._worker.call(_with_content, alone, content, place, format_, source, file)
         except ExceededError as error:
             self.skipped[place] = str(error)
@@ -164,7 +164,7 @@ class Intake:
             self._hold(file, self._add(extract, extract.fields, Path(place).stem, source))
             self.notes += [f"{place}: {note}" for note in extract.notes]
         except (UnreadableError, JsonSyntaxError) as error:
-            if _is_out_of_memory(error):
+            if is_out_of_memory(error):
                 raise MemoryError from error
             self.skipped[place] = str(error)
         self.named_by_path = {each.id for each in self.documents if file and each.source == file}
@@ -240,7 +240,7 @@ class Intake:
             raise UnreadableError(mistakes(error)) from error
         self.documents += made
         if len(self.documents) > self.limits.documents:
-            raise ExceededError(self.limits.exceeded("documents", "holds more documents"))
+            raise ExceededError(self.limits.exceeded("documents", "holds more than {} documents"))
         return [document.id for document in made]
 
 
@@ -277,13 +277,6 @@ def _with_content(intake: Intake, *content: Any) -> Intake:
     return intake
 
 
-def _is_out_of_memory(error: BaseException | None) -> bool:
-    """Return whether a library ran out of memory, and its reader took that for a damaged file."""
-    while error is not None and not isinstance(error, MemoryError):
-        error = error.__cause__ or error.__context__
-    return error is not None
-
-
 def _read(path: Path, limits: ReadingLimits) -> bytes:
     """Return the content of a regular file that is small enough."""
     try:
@@ -291,14 +284,10 @@ def _read(path: Path, limits: ReadingLimits) -> bytes:
         if not stat.S_ISREG(state.st_mode):
             raise UnreadableError("is not a regular file")
         if state.st_size > limits.file_mb * MEGABYTE:
-            raise UnreadableError(_too_large(f"{state.st_size / MEGABYTE:.1f}", limits))
+            raise UnreadableError(limits.exceeded("file_mb", "has more than {} MB"))
         return path.read_bytes()
     except OSError as error:
         raise UnreadableError(f"cannot be read: {error.strerror}") from error
-
-
-def _too_large(size: str, limits: ReadingLimits) -> str:
-    return limits.exceeded("file_mb", f"has a size, in MB, of {size}")
 
 
 def _joined(blocks: Sequence[Block]) -> str:

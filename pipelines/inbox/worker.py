@@ -23,7 +23,8 @@ MEGABYTE = 10**6
 _KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
 """Of the environment: what reads hostile files is given no keys."""
 _START_SECONDS = 120.0
-_STATM = Path("/proc/self/statm")
+_NEARLY = 0.9
+_STATUS = Path("/proc/self/status")
 
 
 class ReadingLimits(Frozen):
@@ -38,9 +39,10 @@ class ReadingLimits(Frozen):
     documents: int = Field(default=10_000, ge=1, le=10_000_000)
     """Documents that it holds, after splitting, in [1, 10000000]."""
 
-    def exceeded(self, name: str, what: str, remedy: str = "split the file") -> str:
-        """Return the reason for refusing a file."""
-        return f"{what}, allowed are {getattr(self, name):g} (limits.{name}); {remedy}, or raise the limit with --config"
+    def exceeded(self, name: str, what: str) -> str:
+        """Return the reason for refusing a file that, for example, `has more than {} MB`."""
+        limit = what.format(f"{getattr(self, name):,g}")
+        return f"{limit} (limits.{name}); split it, or raise the limit in a night's file and give that with --config"
 
 
 class ExceededError(Exception):
@@ -63,13 +65,13 @@ class Worker:
         if self._child is None:
             self._child = self._start()
         connection, end = self._child
-        reason = self._limits.exceeded("memory_mb", "needs more memory, in MB")
+        reason = self._limits.exceeded("memory_mb", "needs more than {} MB of memory")
         try:
             connection.send((function, arguments))
             if connection.poll(_START_SECONDS):  # what it imports is no part of the file
                 connection.recv()
             if not connection.poll(self._limits.seconds):
-                reason = self._limits.exceeded("seconds", "takes longer to read, in seconds")
+                reason = self._limits.exceeded("seconds", "takes more than {} seconds to read")
             else:
                 answer = connection.recv()
                 if not isinstance(answer, BaseException):
@@ -116,16 +118,28 @@ def serve(descriptor: int, memory: int) -> None:
     with suppress(EOFError, ConnectionError):
         while True:
             function, arguments = connection.recv()
-            size = int(_STATM.read_text().split()[0]) * resource.getpagesize() if _STATM.exists() else 0
             with suppress(ValueError, OSError):  # macOS has no such limit
-                resource.setrlimit(resource.RLIMIT_AS, (size + memory, resource.RLIM_INFINITY))
+                resource.setrlimit(resource.RLIMIT_AS, (_address_space("VmSize") + memory, resource.RLIM_INFINITY))
             connection.send(None)
             try:
                 answer = function(*arguments)
-            except MemoryError:
-                answer = MemoryError()
             except ExceededError as error:
                 answer = error
             except Exception as error:
-                answer = ExceededError(f"cannot be read: {type(error).__name__}: {error}")
+                reason = f"cannot be read: {type(error).__name__}: {error}"
+                answer = MemoryError() if is_out_of_memory(error) else ExceededError(reason)
             connection.send(answer)
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Return whether an error comes from a lack of memory; libraries in C and readers call it by other names."""
+    while error is not None and not isinstance(error, MemoryError):
+        error = error.__cause__ or error.__context__
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return error is not None or (limit > 0 and _address_space("VmPeak") > _NEARLY * limit)
+
+
+def _address_space(name: str) -> int:
+    """Return a size of this process in bytes; 0 where the system has no such figure."""
+    lines = _STATUS.read_text().splitlines() if _STATUS.exists() else []
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
