@@ -193,7 +193,7 @@ class Walk:
             self._words = []
         elif name == "dl" and self._terms:
             self._end()
-            self._words = [] if self._defined else [", ".join(self._terms)]
+            self._lines += [] if self._defined else [", ".join(self._terms)]
             self._terms, self._defined = [], False
         self._end()
         self._level = 0
@@ -258,7 +258,7 @@ def _set_apart(name: str, inner: str, before: str, node: LexborNode) -> str:
         return inner if inner.isdigit() and before[-1:].isalpha() else f"_{inner}"
     link = node.css_first("a")
     note = link is not None and (link.attributes.get("href") or "").startswith("#")
-    if note or (inner.strip("[]()*†‡§,").isdigit() and re.search(r"[.,;:!?\"”’]\Z", before)):
+    if note or inner.startswith("[") or (inner.strip("()*†‡§,").isdigit() and re.search(r"[.,;:!?\"”’]\Z", before)):
         return inner if inner.startswith("[") else f"[{inner}]"
     if not re.search(r"[\w)\]]\Z", before) or _ORDINAL.match(inner):
         return inner

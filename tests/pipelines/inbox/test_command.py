@@ -99,7 +99,7 @@ def test_each_path_has_its_result_and_equal_refusals_share_a_line(
     shown = added + printed("list") + printed("show", row["id"])
     assert "\x1b" not in shown
     assert "\x07" not in shown
-    assert "\\x1b[2J" in shown
+    assert "\\x1b[31m" in shown
     assert failed("add", "gone", "notes/README", monkeypatch=monkeypatch, cwd=tmp_path) == 2
     assert "gone: cannot be read" in capsys.readouterr().err
 
