@@ -15,8 +15,8 @@ _CONTROLS = dict.fromkeys([*range(0x09), *range(0x0E, 0x20), *range(0x7F, 0xA0)]
 _TABLE = _CONTROLS | _UNSEEN | _LINES | _SPACES | _LIGATURES
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
 _SURROGATES = re.compile("[\ud800-\udfff]")
-_MARKS = (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32")
-_MARKS += (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")
+_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
+_MARKS |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
 def clean_text(text: str) -> str:
@@ -38,7 +38,7 @@ def decode_text(content: bytes) -> str:
     Raises:
         ValueError: The bytes are not text in one of them; the message says where they stop being it.
     """
-    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
+    encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
     even, odd = (content[start:4096:2].count(0) for start in (0, 1))
     if encoding == "utf-8" and even + odd > len(content[:4096]) // 4:  # Latin letters of two or four bytes
         for wide in ("utf-32-le", "utf-32-be", "utf-16-be" if even > odd else "utf-16-le"):

@@ -49,13 +49,14 @@ def add(
     config: Annotated[Path | None, typer.Option("--config", help="YAML file of the night, for its limits.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="List every refused file and row.")] = False,
 ) -> None:
-    """Add documents: JSON Lines, JSON, Markdown, HTML, MHTML, text, PDF, DOCX, or agent transcripts (OpenAI chat format).
+    """Add documents: JSON Lines, JSON, Markdown, web pages, text, PDF, DOCX, or agent transcripts (OpenAI chat format).
 
     Adding a document twice changes nothing; a changed file supersedes its former version. A bad file or line is skipped
     with a reason, and the rest is added.
     """
     day, root = None if effective is None else effective.date(), work_dir.resolve().parent
-    intake = Intake(source or None, day, tuple(supersedes or ()), route, format_, most_characters, root, _limits(config))
+    replaced, limits = tuple(supersedes or ()), _limits(config)
+    intake = Intake(source or None, day, replaced, route, format_, most_characters, root, limits)
     for path in paths:
         documents, skipped = len(intake.documents), len(intake.skipped)
         intake.read(path, typer.get_binary_stream("stdin"))
@@ -69,7 +70,8 @@ def add(
     with InboxStore(work_dir / INBOX_FILE) as store:
         before = store.superseded()
         same = store.copies(intake.documents, intake.named_by_path)
-        _show_added(intake, store, store.add(intake.documents, intake.contents, keep_both=keep_both, same=same), verbose)
+        added = store.add(intake.documents, intake.contents, keep_both=keep_both, same=same)
+        _show_added(intake, store, added, verbose)
         _show_copies(intake, same)
         _show_changes(intake, store, before, again, work_dir)
     next_step("list", work_dir)

@@ -70,7 +70,7 @@ class Intake:
     """Length limit of a document, in characters, in [200, 100000]; longer ones are split."""
     root: Path = field(default_factory=Path.cwd)
     """Directory, without symbolic links, to which sources are relative."""
-    limits: ReadingLimits = ReadingLimits()
+    limits: ReadingLimits = field(default_factory=ReadingLimits)
     """What each file may take."""
     documents: list[InboxDocument] = field(default_factory=list, init=False)
     """In the order of the files and their content."""

@@ -74,7 +74,7 @@ class Arrival(NamedTuple):
     name: str
     source: str
     position: int
-    paths: frozenset[str] = frozenset()
+    paths: tuple[str, ...] = ()
     """Of files that hold it or held it: further sources."""
 
 
@@ -147,7 +147,7 @@ class InboxStore(SqliteFile):
         """
         delivered = list(documents)
         given = [document for document in delivered if document.id not in same]
-        found = {name: False for name in same.values()}
+        found = dict.fromkeys(same.values(), False)
         with self._transaction() as db:
             position = int(db.execute(_LAST_PLACE).fetchone()[0])
             for document in given:
@@ -194,11 +194,11 @@ class InboxStore(SqliteFile):
 
         These are in force, or were given before.
         """
-        query = "SELECT id, json_extract(content, '$.title', '$.text') FROM documents WHERE content != '' ORDER BY place"
-        known, superseded = {name for (name,) in self._rows("SELECT id FROM documents")}, self.superseded()
+        query = "SELECT id, json_extract(nullif(content, ''), '$.title', '$.text') FROM documents ORDER BY place"
+        known, superseded = dict(self._rows(query)), self.superseded()
         first: dict[str, str] = {}
-        for name, content in self._rows(query):
-            if name not in superseded:
+        for name, content in known.items():
+            if content and name not in superseded:
                 first.setdefault(digest_json(json.loads(content)), name)
         found = {}
         for document in documents:
@@ -303,11 +303,13 @@ class InboxStore(SqliteFile):
             finally:
                 db.execute("COMMIT")
         documents = [(at, name, self._document(text) if text else None) for at, name, text in rows]
-        paths: dict[str, list[str]] = {}
+        paths: dict[str, list[str]] = {name: [] for _, name, _ in rows}
         for file, name, *_ in held:
-            paths.setdefault(name, []).append(file)
+            paths[name].append(file)
         arrivals = [  # of removed documents only the id is left
-            Arrival(name, d.title, d.name, d.source, at, frozenset(paths.get(name, ()))) if d else Arrival(name, "", "", "", at)
+            Arrival(name, d.title, d.name, d.source, at, tuple(paths.get(name, ())))
+            if d
+            else Arrival(name, "", "", "", at)
             for at, name, d in documents
         ]
         return arrivals, [Claim(*row) for row in claims], [Content(*row) for row in held]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
 
 from evaluation.common.text import clean_text, decode_text
-from pipelines.inbox.readers.tables import Cell, table_blocks
 from pipelines.inbox.readers.text import Block, Extract, Reader, UnreadableError, blocks_of, one_line
 from pipelines.inbox.readers.visible import Visibility
 
@@ -24,6 +25,8 @@ _INLINE = frozenset(
 _LISTS, _PREFORMATTED = frozenset({"ul", "ol", "menu", "dl"}), frozenset({"pre", "listing", "xmp", "plaintext"})
 _LAYOUT = "table, table h1, table h2, table h3, table h4, table h5, table h6"
 """More than the table itself: it arranges a page."""
+_MOST_CHARACTERS = 2_000
+"""Of a block of a table; a longer one is divided between rows."""
 _AROUND = {"q": ("“", "”"), "button": (" ", " ")}
 _SPACE = re.compile(r"[ \t\r\n\f]+")
 _ORDINAL = re.compile(r"(?:st|nd|rd|th|[eèoaº]s?|ers?|res?|tm|sm|[®™°′″ªº])\Z", re.IGNORECASE)
@@ -42,7 +45,7 @@ def read_html(content: bytes, charset: str = "") -> Extract:
     tree = LexborHTMLParser(text)
     visibility, mains = Visibility(tree), tree.css("main, [role=main]")
     walk = Walk(visibility)
-    blocks = walk.blocks(tree.body or tree.root)
+    blocks = walk.blocks(tree.body)
     if len(mains) == 1:
         inside = Walk(visibility).blocks(mains[0])
         if _LEAST_MAIN * sum(len(block.text) for block in inside) >= sum(len(block.text) for block in blocks):
@@ -74,11 +77,9 @@ def _decoded(content: bytes, charset: str) -> tuple[str, tuple[str, ...]]:
     """Return a page as text, and a note where a browser would guess or show replacement characters."""
     found = _DECLARED.search(content[:4096])
     declared = (charset or (found[1].decode() if found else "")).lower()
-    if declared in ("", "utf-8", "utf8", "utf-16"):
-        try:
+    if not (declared and content.isascii()):  # ISO-2022-JP has no other bytes; pages in Unicode may declare anything
+        with suppress(ValueError):
             return decode_text(content), ()
-        except ValueError:
-            pass
     try:
         text = content.decode("cp1252" if declared in _LATIN else declared, "replace")
     except (LookupError, UnicodeError):
@@ -86,6 +87,17 @@ def _decoded(content: bytes, charset: str) -> tuple[str, tuple[str, ...]]:
     if not declared:
         return text, ("it declares no encoding and is read as windows-1252",)
     return text, (f"{wrong} characters are not {declared}",) if (wrong := text.count("\ufffd")) else ()
+
+
+class _Cell(NamedTuple):
+    """A cell of a table."""
+
+    text: str
+    rows: int
+    """Rows that it spans; 0 for all that follow."""
+    columns: int
+    heads: bool
+    """Whether it is a header."""
 
 
 class Walk:
@@ -109,8 +121,8 @@ class Walk:
         counts = ", ".join(f"{count} {kind}" for kind, count in self.left.most_common() if count > 0)
         return (f"words left out: {counts}",) if counts else ()
 
-    def blocks(self, root: LexborNode) -> tuple[Block, ...]:
-        """Return the blocks below an element."""
+    def blocks(self, root: LexborNode | None) -> tuple[Block, ...]:
+        """Return the blocks below an element; none if there is no element."""
         stack: list[LexborNode | Callable[[], None]] = [*reversed([*_children(root)])]
         while stack:
             item = stack.pop()
@@ -141,8 +153,9 @@ class Walk:
             return self._inline(node, name)
         elif name == "table" and len(node.css(_LAYOUT)) == 1:
             self._end()
+            self._keep_term()
             self._flush()
-            self._blocks += table_blocks(list(self._rows(node)))
+            self._blocks += _table(list(self._rows(node)))
         else:
             self._end()
             self._begin(node, name)
@@ -171,6 +184,8 @@ class Walk:
         """Begin a block."""
         attributes = node.attributes
         if name in _LISTS:
+            self._keep_term()
+            self._terms, self._defined = [], False
             self._lists.append(_number(attributes.get("start"), 1) if name == "ol" else 0)
         elif name == "li" and self._lists:
             number = self._lists[-1] and _number(attributes.get("value"), self._lists[-1])
@@ -200,6 +215,7 @@ class Walk:
         if name in _PREFORMATTED:
             self._preformatted -= 1
         elif name in ("li", "dd"):
+            self._keep_term()
             self._mark = ""
         elif name in _LISTS and self._lists:
             self._lists.pop()
@@ -217,30 +233,76 @@ class Walk:
             indent = "  " * (len(self._lists) - bool(self._mark))
             self._lines.append(indent + self._mark + text.replace("\n", f"\n{indent}  "))
         else:
+            if self._level:
+                self._keep_term()
             self._flush()
             self._blocks.append(Block(one_line(text), self._level) if self._level else Block(self._mark + text))
         self._mark = ""
+
+    def _keep_term(self) -> None:
+        """Put a term in a line of its own if its definition does not begin with text."""
+        if self._mark.endswith(": "):
+            self._lines.append("  " * (len(self._lists) - 1) + self._mark.rstrip())
+            self._mark = ""
 
     def _flush(self) -> None:
         """End the list that is open."""
         self._blocks.append(Block("\n".join(self._lines)))
         self._lines = []
 
-    def _rows(self, table: LexborNode) -> Iterator[list[Cell]]:
+    def _rows(self, table: LexborNode) -> Iterator[list[_Cell]]:
         """Yield the cells of a table's caption and rows."""
         for row in table.css("caption, tr"):
             if not self._is_left_out(row):
                 own = [row] if row.tag == "caption" else [each for each in _children(row) if each.tag in ("td", "th")]
                 yield [self._cell(each) for each in own]
 
-    def _cell(self, cell: LexborNode) -> Cell:
+    def _cell(self, cell: LexborNode) -> _Cell:
         shown = () if self._is_left_out(cell) else Walk(self._visibility, self.left).blocks(cell)
         rows, columns = (_number(cell.attributes.get(name), 1) for name in ("rowspan", "colspan"))
-        return Cell(one_line(" ".join(block.text for block in shown)), rows, columns, cell.tag != "td")
+        return _Cell(one_line(" ".join(block.text for block in shown)), rows, columns, cell.tag != "td")
 
 
-def _children(node: LexborNode) -> Iterator[LexborNode]:
-    child = node.first_child
+def _table(rows: Sequence[Sequence[_Cell]]) -> Iterator[Block]:
+    """Yield a table: cells separated by ` | `, a cell that spans rows or columns repeated in each."""
+    lines = [" | ".join(line) if any(line) else "" for line in _grid(rows)]
+    heads = [*itertools.takewhile(lambda i: rows[i] and all(cell.heads for cell in rows[i]), range(len(rows)))]
+    header = [lines[i] for i in heads if lines[i]]
+    held, size = list(header), 0
+    for line in filter(None, lines[len(heads) :]):
+        if size and size + len(line) > _MOST_CHARACTERS:
+            yield Block("\n".join(held))
+            held, size = list(header), 0
+        held.append(line)
+        size += len(line) + 1
+    yield Block("\n".join(held))
+
+
+def _grid(rows: Sequence[Sequence[_Cell]]) -> Iterator[list[str]]:
+    """Yield the rows with a text for each column."""
+    widest = max((len(row) for row in rows), default=0)
+    spanning: dict[int, tuple[str, int]] = {}  # by column: a text from above, and for how many rows more
+    for row in rows:
+        if len(row) == 1 and row[0].columns >= widest > 1 and not spanning:
+            yield [row[0].text]
+            continue
+        line: list[str] = []
+        due = max(spanning, default=-1)
+        for cell in (*row, None):
+            while len(line) in spanning or (cell is None and len(line) <= due):
+                text, more = spanning.pop(len(line), ("", 0))
+                if more > 1:
+                    spanning[len(line)] = (text, more - 1)
+                line.append(text)
+            for _ in range(min(cell.columns, widest) or 1 if cell else 0):
+                if cell and cell.rows != 1:
+                    spanning[len(line)] = (cell.text, cell.rows - 1 if cell.rows else len(rows))
+                line.append(cell.text if cell else "")
+        yield line
+
+
+def _children(node: LexborNode | None) -> Iterator[LexborNode]:
+    child = node.first_child if node is not None else None
     while child is not None:
         yield child
         child = child.next

@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from evaluation.common.text import clean_text
@@ -20,12 +21,9 @@ if TYPE_CHECKING:
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?)^(?:---|\.\.\.)[ \t]*$\n?", re.DOTALL | re.MULTILINE)
 _KEY = re.compile(r"[a-z_][\w.-]*")
 _PLAIN_VALUE = re.compile(r"^([A-Za-z_][\w.-]*):[ \t]+([^\s\"'\[{|>&*!].*?)[ \t]*$", re.MULTILINE)
-_FOREIGN = frozenset(
-    {"author", "authors", "categories", "category", "comments", "created", "date", "description", "draft", "id"}
-    | {"keywords", "lang", "language", "layout", "name", "permalink", "publish", "published", "slug", "subtitle"}
-    | {"summary", "tags", "toc", "type", "updated", "version"}
-)
-"""Common keys of other programs; without one of them a passage between rules whose keys are not in lower case is text."""
+_OWN = ("title", "source", "effective", "supersedes", "route")
+_COMMON = frozenset({*_OWN, "author", "date", "description", "draft", "id", "layout", "slug", "tags"})
+"""Without one of them a passage between two rules whose keys are not in lower case is text, such as `Note: closed`."""
 _MEANT = frozenset({"del", "s", "strike", "sup", "sub", "ruby", "rt", "rp", "q"})
 """Inline tags that change what a text says; others are taken out."""
 _ROW, _CODE = re.compile(r"^ {0,3}\|.*`.*$", re.MULTILINE), re.compile(r"`[^`]+`")
@@ -42,7 +40,7 @@ def read_markdown(content: bytes) -> Extract:
     except RecursionError as error:
         raise UnreadableError("is nested too deeply") from error
     walk = Walk(Visibility(tree))
-    blocks = walk.blocks(tree.body or tree.root)
+    blocks = walk.blocks(tree.body)
     return Extract(blocks, one_line(str(fields.pop("title", ""))), fields, (*notes, *walk.notes))
 
 
@@ -82,7 +80,7 @@ def _inline_tag(tokens: Sequence[Token], i: int) -> str:
 def _closed(html: str) -> str:
     from selectolax.lexbor import LexborHTMLParser
 
-    body = LexborHTMLParser(html).body
+    body = LexborHTMLParser(re.sub(r"<(?=[^<>]*\Z)", "&lt;", html)).body
     return (body.inner_html if body else None) or ""
 
 
@@ -103,7 +101,7 @@ def _front_matter(text: str) -> tuple[dict[str, Any], tuple[str, ...], str]:
     broken = ""
     for attempt in (found[1], _PLAIN_VALUE.sub(lambda m: f"{m[1]}: {json.dumps(m[2])}", found[1])):
         try:
-            front = yaml.load(attempt, Loader)  # noqa: S506
+            front = yaml.load(attempt, Loader)
             broken = ""
             break
         except UnreadableError:
@@ -112,47 +110,28 @@ def _front_matter(text: str) -> tuple[dict[str, Any], tuple[str, ...], str]:
             broken = str(error)
     if not isinstance(front, dict) or not front or not all(isinstance(key, str) for key in front):
         return {}, ("what is between the rules at its top is no YAML mapping and is read as text",) * bool(broken), text
-    if not (_FOREIGN | _VALUES.keys()) & front.keys() and not all(_KEY.fullmatch(key) for key in front):
+    if not (_COMMON & front.keys() or all(_KEY.fullmatch(key) for key in front)):
         return {}, (), text
-    given = {key: front[key] for key in _VALUES if front.get(key) is not None}
-    values = {key: _VALUES[key](value) for key, value in given.items()}
-    foreign = [key for key, value in values.items() if value is None]
-    notes = (f"not used, as it is not in the inbox's form: {', '.join(foreign)} in the front matter",) if foreign else ()
+    values = {key: _value(key, front[key]) for key in _OWN if front.get(key) is not None}
+    foreign = ", ".join(f"{key} {front[key]!r:.40}" for key, value in values.items() if value is None)
+    notes = (f"not used, as the inbox has other forms for them: {foreign} in the front matter",) if foreign else ()
     return {key: value for key, value in values.items() if value is not None}, notes, text[found.end() :]
 
 
-def _title(value: Any) -> str | None:
-    return None if isinstance(value, dict | list) else str(value)
-
-
-def _source(value: Any) -> str | None:
-    value = value[0] if isinstance(value, list) and len(value) == 1 else value
-    return value if isinstance(value, str) else None
-
-
-def _date(value: Any) -> str | None:
-    try:
-        return datetime.datetime.fromisoformat(str(value)).date().isoformat()
-    except ValueError:
+def _value(key: str, value: Any) -> Any:
+    """Return the inbox's value of a key; None where it is in the form of another program."""
+    if key == "effective":
+        with suppress(ValueError):
+            return datetime.datetime.fromisoformat(str(value)).date().isoformat()
         return None
-
-
-def _supersedes(value: Any) -> list[str] | None:
+    if key == "title":
+        return None if isinstance(value, dict | list) else str(value)
+    if key == "route":
+        return value if value in ("weights", "memory") else None
     values = value if isinstance(value, list) else [value]
-    return values if all(isinstance(each, str) for each in values) else None
+    if not all(isinstance(each, str) for each in values) or (key == "source" and len(values) != 1):
+        return None
+    return values[0] if key == "source" else values
 
-
-def _route(value: Any) -> str | None:
-    return value if value in ("weights", "memory") else None
-
-
-_VALUES: dict[str, Callable[[Any], Any]] = {
-    "title": _title,
-    "source": _source,
-    "effective": _date,
-    "supersedes": _supersedes,
-    "route": _route,
-}
-"""Keys that are read, with what makes the inbox's value of theirs, or None of another program's."""
 
 MARKDOWN = Reader("markdown", (".md", ".markdown"), read_markdown)
