@@ -134,8 +134,8 @@ class Settings(Frozen):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of everything that may change a result; tracking is left out."""
-        return digest_json(self.model_dump(mode="json", exclude={"tracking"}))
+        """SHA-256 of everything that may change a result; tracking and the limits of reading files are left out."""
+        return digest_json(self.model_dump(mode="json", exclude={"tracking", "limits"}))
 
     def read_data(self) -> object:
         """Read the data that a flow needs; raises InputError or ConfigError if they are refused."""

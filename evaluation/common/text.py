@@ -7,29 +7,24 @@ import re
 import unicodedata
 
 _LIGATURES = {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0xFB00, 0xFB07)}
-_SPACES = dict.fromkeys([0xA0, 0x2007, 0x202F, 0x2002, 0x2003, 0x2009, 0x3000], " ")
+_SPACES = dict.fromkeys([0xA0, 0x1680, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000], " ")
 _LINES = {0x2028: "\n", 0x2029: "\n\n", 0x85: "\n", 0x0B: "\n", 0x0C: "\n"}
-_UNSEEN_CODES = [0xAD, 0x180E, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), 0x2060, *range(0x2066, 0x206A), 0xFEFF]
-_UNSEEN = dict.fromkeys(_UNSEEN_CODES)
+_UNSEEN_CODES = [0xAD, 0x61C, 0x180E, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0xFEFF]
+_UNSEEN = dict.fromkeys([*_UNSEEN_CODES, *range(0xFFF9, 0xFFFC), *range(0xE0000, 0xE0080)])
 _CONTROLS = dict.fromkeys([*range(0x09), *range(0x0E, 0x20), *range(0x7F, 0xA0)])
 _TABLE = _CONTROLS | _UNSEEN | _LINES | _SPACES | _LIGATURES
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
 _SURROGATES = re.compile("[\ud800-\udfff]")
-_MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
+_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
+_MARKS |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
 def clean_text(text: str) -> str:
     r"""Return text in composed form (NFC) with ligatures spelled out, and without characters that nobody sees.
 
-    Soft hyphens, zero-width spaces, marks of direction, control characters and terminal escape sequences go; special
-    spaces become a space; line ends are `\n`. The joiners U+200C and U+200D stay: Persian, Indic scripts and emoji mean
-    something by them.
+    Soft hyphens, zero-width spaces, marks of direction, tags, control characters and terminal escape sequences go;
+    special spaces become a space; line ends are `\n`. The joiners U+200C and U+200D stay: Persian, Indic scripts and
+    emoji mean something by them. Cleaning twice changes nothing.
     """
     text = _ESCAPES.sub("", text).replace("\r\n", "\n").replace("\r", "\n").translate(_TABLE)
     return unicodedata.normalize("NFC", _SURROGATES.sub("\ufffd", text))
@@ -38,13 +33,27 @@ def clean_text(text: str) -> str:
 def decode_text(content: bytes) -> str:
     """Return text of bytes in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
+    Other encodings are refused, not guessed: a wrong guess teaches wrong words.
+
     Raises:
         ValueError: The bytes are not text in one of them; the message says where they stop being it.
     """
-    for mark, encoding in _MARKS:
-        if content.startswith(mark):
-            return content.decode(encoding)
-    zeros = [content[i:4096:2].count(0) for i in (0, 1)]
-    if sum(zeros) > len(content[:4096]) // 4 and len(content) % 2 == 0:
-        return content.decode("utf-16-le" if zeros[1] > zeros[0] else "utf-16-be")
-    return content.decode("utf-8")
+    encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
+    even, odd = (content[start:4096:2].count(0) for start in (0, 1))
+    if encoding == "utf-8" and even + odd > len(content[:4096]) // 4:  # Latin letters of two or four bytes
+        for wide in ("utf-32-le", "utf-32-be", "utf-16-be" if even > odd else "utf-16-le"):
+            try:
+                text = content.decode(wide)
+            except UnicodeDecodeError:
+                continue
+            if "\0" not in text:
+                return text
+        raise ValueError("is not text: it is full of NUL bytes")
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"is not {encoding.upper().removesuffix('-SIG')}: line {line} has the byte {content[error.start]:#04x}; "
+            "convert it, for example with iconv -f WINDOWS-1252 -t UTF-8"
+        ) from error

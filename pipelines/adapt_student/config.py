@@ -14,6 +14,7 @@ from evaluation.retention import retention_probes
 from pipelines.ask.answers import AskOptions, MemoryConfig
 from pipelines.inbox.documents import Route
 from pipelines.inbox.questions import WriterSettings
+from pipelines.inbox.worker import ReadingLimits
 from pipelines.settings import LoopSettings, TrackingConfig, for_documents
 from student.config import UpdateRecipe
 
@@ -82,6 +83,8 @@ class NightConfig(LoopSettings):
     waiting."""
     update: UpdateRecipe = UpdateRecipe()
     """Recipe of the night's one update."""
+    limits: ReadingLimits = ReadingLimits()
+    """For `preceptor inbox add --config`."""
     replay: ReplayConfig = ReplayConfig()
     routing: RoutingConfig = RoutingConfig()
     memory: MemoryConfig = MemoryConfig()

@@ -169,11 +169,13 @@ def show(
             typer.echo(f"{document} was removed {printable(status.reason)}")
             return
         found = store.find(document)
+        copies = [path for path in store.paths(document) if path != found.source]
     assert status is not None
     lines = {
         "Id": found.id,
         "Title": found.title,
         "Source": found.source,
+        "Also in": ", ".join(copies),
         "Sender's id": found.name,
         "Effective": str(found.effective or ""),
         "Supersedes": ", ".join(found.supersedes),

@@ -16,6 +16,7 @@ from pipelines.inbox.documents import MAX_TEXT_CHARACTERS, Route
 from pipelines.inbox.intake import DEFAULT_CHARACTERS, MIN_CHARACTERS, Intake, listing, named
 from pipelines.inbox.readers import Format
 from pipelines.inbox.store import INBOX_FILE, InboxStore
+from pipelines.inbox.worker import ReadingLimits
 from pipelines.process import WorkDir, preceptor
 from pipelines.reports.format import counted
 from pipelines.terminal import printable
@@ -26,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 _MAX_PATHS = 20
-"""Paths whose results are shown one by one."""
+"""Paths whose results, and files whose warnings, are shown one by one."""
 
 
 @app.command("add")
@@ -46,15 +47,17 @@ def add(
     keep_both: Annotated[
         bool, typer.Option("--keep-both", help="Changed files: keep the former version in force too.")
     ] = False,
+    config: Annotated[Path | None, typer.Option("--config", help="YAML file of the night, for its limits.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="List every refused file and row.")] = False,
 ) -> None:
-    """Add documents: JSON Lines, JSON, Markdown, HTML, text, PDF, DOCX, or agent transcripts (OpenAI chat format).
+    """Add documents: JSON Lines, JSON, Markdown, web pages, text, PDF, DOCX, or agent transcripts (OpenAI chat format).
 
     Adding a document twice changes nothing; a changed file supersedes its former version. A bad file or line is skipped
     with a reason, and the rest is added.
     """
     day, root = None if effective is None else effective.date(), work_dir.resolve().parent
-    intake = Intake(source or None, day, tuple(supersedes or ()), route, format_, most_characters, root)
+    replaced, limits = tuple(supersedes or ()), _limits(config)
+    intake = Intake(source or None, day, replaced, route, format_, most_characters, root, limits)
     for path in paths:
         documents, skipped = len(intake.documents), len(intake.skipped)
         intake.read(path, typer.get_binary_stream("stdin"))
@@ -71,9 +74,24 @@ def add(
     with InboxStore(work_dir / INBOX_FILE) as store:
         before = store.superseded()
         store.refuse(intake.files, intake.refused)
-        _show_added(intake, store, store.add(intake.documents, intake.contents, keep_both=keep_both), verbose)
+        same = store.copies(intake.documents, intake.named_by_path)
+        added = store.add(intake.documents, intake.contents, keep_both=keep_both, same=same)
+        _show_added(intake, store, added, verbose)
+        _show_copies(intake, same)
         _show_changes(intake, store, before, again, work_dir)
     next_step("list", work_dir)
+
+
+def _limits(config: Path | None) -> ReadingLimits:
+    """Return what a file may take, by a night's configuration or by default."""
+    if config is None:
+        return ReadingLimits()
+    from pipelines.settings import AnyFlow, load
+
+    class ReadingFlow(AnyFlow):
+        limits: ReadingLimits = ReadingLimits()
+
+    return load(config, ReadingFlow).limits
 
 
 def _show_added(intake: Intake, store: InboxStore, added: Mapping[str, bool], verbose: bool) -> None:
@@ -82,8 +100,11 @@ def _show_added(intake: Intake, store: InboxStore, added: Mapping[str, bool], ve
     known = len(added) - new - len(removed)
     in_inbox = f" Already in the inbox: {known}." if known else ""
     typer.echo(f"Added {counted(new, 'document')} from {counted(len(intake.files), 'file')}.{in_inbox}")
-    for note in intake.notes:
+    shown = intake.notes if verbose else intake.notes[:_MAX_PATHS]
+    for note in shown:
         typer.echo(f"Warning: {printable(note)}.")
+    if len(intake.notes) > len(shown):
+        typer.echo(f"Warnings about {len(intake.notes) - len(shown)} more files; --verbose lists all.")
     if intake.skipped:
         typer.echo("\n  ".join([f"Skipped {len(intake.skipped)}:", *listing(intake.skipped, verbose)]))
     if removed:
@@ -91,6 +112,14 @@ def _show_added(intake: Intake, store: InboxStore, added: Mapping[str, bool], ve
     for name in added:
         for target in unknown.get(name, ()):
             typer.echo(f"Warning: {name} supersedes '{printable(target)}', which is not in the inbox.")
+
+
+def _show_copies(intake: Intake, same: Mapping[str, str]) -> None:
+    """Print which files hold what the inbox has from others."""
+    sources = {each.source: same[each.id] for each in intake.documents if each.id in same}
+    if sources:
+        held = named(list(dict.fromkeys(sources.values())))
+        typer.echo(f"The same content under another path, and one document: {printable(named([*sources]))} ({held}).")
 
 
 def _show_changes(

@@ -12,7 +12,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self
 
@@ -34,10 +34,9 @@ from pipelines.inbox.documents import (
 from pipelines.inbox.readers import READERS, SUFFIXES, Format
 from pipelines.inbox.readers.text import Block, Extract, UnreadableError, one_line, paragraphs, truncated
 from pipelines.inbox.transcripts import is_transcript, read_transcript
+from pipelines.inbox.worker import MEGABYTE, ExceededError, ReadingLimits, Worker, is_out_of_memory
 from pipelines.terminal import printable
 
-MAX_BYTES = 50 * 2**20
-"""Of a file (50 MiB)."""
 DEFAULT_CHARACTERS, MIN_CHARACTERS = 4_000, 200
 """Length limit of a document: the default, about 1,000 tokens of English, and the smallest."""
 _MAX_LISTED, _MAX_NAMED = 50, 3
@@ -46,12 +45,12 @@ _PATH_SEPARATOR = " > "
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _BOUNDARIES = (
     re.compile(r"\n+"),
-    re.compile(r"(?<=[.!?。！？])[\"'”’)\]]*\s+|(?<=[。！？])"),
+    re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+|[。！？]+[\"'”’」』）)\]]*\s*"),
     re.compile(r"\s+"),
 )
 """Of lines, sentences and words."""
-_SEPARATORS = ("\n\n", "\n", " ", " ")
-"""What joins paragraphs, lines, sentences and words."""
+_SEPARATOR = "\n\n"
+"""Between paragraphs."""
 
 
 @dataclass
@@ -71,6 +70,8 @@ class Intake:
     """Length limit of a document, in characters, in [200, 100000]; longer ones are split."""
     root: Path = field(default_factory=Path.cwd)
     """Directory, without symbolic links, to which sources are relative."""
+    limits: ReadingLimits = field(default_factory=ReadingLimits)
+    """What each file may take."""
     documents: list[InboxDocument] = field(default_factory=list, init=False)
     """In the order of the files and their content."""
     skipped: dict[str, str] = field(default_factory=dict, init=False)
@@ -84,6 +85,9 @@ class Intake:
     contents: dict[str, list[str]] = field(default_factory=dict, init=False)
     """By file (its path below `root`, or absolute), or row of a file with an id or a title (a digest on another line):
     the ids of the documents that it holds now."""
+    named_by_path: set[str] = field(default_factory=set, init=False)
+    """Ids of documents whose source is the path of their file: they are the same under another path."""
+    _worker: Worker | None = field(default=None, init=False, repr=False)
 
     def read(self, path: Path, stdin: BinaryIO | None = None) -> Self:
         """Add the documents in a file, a directory tree or, for the path `-`, standard input.
@@ -92,7 +96,8 @@ class Intake:
         """
         if str(path) == "-" and stdin is not None:
             source = self.source or "standard input"
-            self.add_content(stdin.read(MAX_BYTES + 1), "standard input", self.format or "jsonl", source)
+            content = stdin.read(self.limits.file_mb * MEGABYTE + 1)
+            self._add_apart(content, "standard input", self.format or "jsonl", source)
         elif os.path.isdir(path):
             files = list(_files(path))
             for file in files:
@@ -117,7 +122,7 @@ class Intake:
             if format_ is None and os.path.exists(path.expanduser()):
                 known = ", ".join(dict.fromkeys(SUFFIXES.values()))
                 raise UnreadableError(f"has no supported format ({known}); convert it, or set --format")
-            content = _read(path.expanduser())
+            content = _read(path.expanduser(), self.limits)
         except UnreadableError as error:
             self.files.append(self._relative(path))
             self.skipped[str(path)] = str(error)
@@ -129,7 +134,7 @@ class Intake:
                 os.fsencode(name).decode("utf-8", "backslashreplace")
                 for name in (path, self._relative(path), source or self._relative(path))
             )
-            self.add_content(content, place, format_ or "", source, file)
+            self._add_apart(content, place, format_ or "", source, file)
 
     def _relative(self, file: Path) -> str:
         """Return a file's path below `root`, else its absolute one; a link to a file keeps its name."""
@@ -137,12 +142,30 @@ class Intake:
         absolute = whole.parent.resolve() / whole.name
         return (absolute.relative_to(self.root) if absolute.is_relative_to(self.root) else absolute).as_posix()
 
+    def _add_apart(self, content: bytes, place: str, format_: Format, source: str, file: str = "") -> None:
+        """Add the documents of the content of `file` in a child process within the limits, or skip it."""
+        self._worker = self._worker or Worker(self.limits)
+        try:
+            if len(content) > self.limits.file_mb * MEGABYTE:
+                raise ExceededError(self.limits.exceeded("file_mb", "has more than {} MB"))
+            found = self._worker.call(_with_content, replace(self), content, place, format_, source, file)
+        except ExceededError as error:
+            self.files.append(file or place)
+            self.skipped[place] = self.refused[self.files[-1]] = str(error)
+            return
+        self.documents += found.documents
+        self.files += found.files
+        self.skipped |= found.skipped
+        self.refused |= found.refused
+        self.notes += found.notes
+        self.named_by_path |= found.named_by_path
+        for key, ids in found.contents.items():
+            self._hold(key, ids)
+
     def add_content(self, content: bytes, place: str, format_: Format, source: str, file: str = "") -> None:
-        """Add the documents of the content of `file` (empty: of no file), or skip it."""
+        """Add the documents of the content of `file` (empty: of no file), or skip it; raises ExceededError."""
         self.files.append(file or place)
         try:
-            if len(content) > MAX_BYTES:
-                raise UnreadableError(_too_large(f"more than {MAX_BYTES}"))
             if not content.strip():
                 raise UnreadableError("is empty")
             if format_ in ("jsonl", "json"):
@@ -152,7 +175,10 @@ class Intake:
             self._hold(file, self._add(extract, extract.fields, Path(place).stem, source))
             self.notes += [f"{place}: {note}" for note in extract.notes]
         except (UnreadableError, JsonSyntaxError) as error:
+            if is_out_of_memory(error):
+                raise MemoryError from error
             self.skipped[place] = self.refused[self.files[-1]] = str(error)
+        self.named_by_path = {each.id for each in self.documents if file and each.source == file}
 
     def _hold(self, key: str, ids: list[str]) -> None:
         """Record what a file, or a row of it, holds; an empty key is of no file."""
@@ -172,7 +198,7 @@ class Intake:
         if is_transcript(raw):
             rows = [("", {"messages": raw})]
         elif lines:
-            rows = json_lines(content, lambda at, why: self.skipped.update({f"{place}: {at}": why}))
+            rows = json_lines(content, lambda line, why: self._skip_row(f"{place}: {line}", place, why))
         else:
             rows = [(f"[{i}]", item) for i, item in enumerate(raw)] if isinstance(raw, list) else [("", raw)]
         for within, raw in rows:
@@ -184,7 +210,10 @@ class Intake:
                 row_key = f"{file}\n{digest_json(label)[:12]}" if file and label else ""
                 self._hold(file if not within else row_key, ids)
             except UnreadableError as error:
-                self.skipped[at] = self.refused[self.files[-1] + at.removeprefix(place)] = str(error)
+                self._skip_row(at, place, str(error))
+
+    def _skip_row(self, at: str, place: str, reason: str) -> None:
+        self.skipped[at] = self.refused[self.files[-1] + at.removeprefix(place)] = reason
 
     def _add_row(self, raw: Any, source: str, place: str) -> list[str]:
         if isinstance(raw, dict) and "messages" in raw:  # its other keys belong to the agent
@@ -231,6 +260,8 @@ class Intake:
         except ValidationError as error:
             raise UnreadableError(mistakes(error)) from error
         self.documents += made
+        if len(self.documents) > self.limits.documents:
+            raise ExceededError(self.limits.exceeded("documents", "holds more than {} documents"))
         return [document.id for document in made]
 
 
@@ -261,25 +292,27 @@ def _files(directory: Path) -> Iterator[Path]:
         yield from (Path(root, name) for name in sorted(names) if not name.startswith((".", "~$")))
 
 
-def _read(path: Path) -> bytes:
+def _with_content(intake: Intake, *content: Any) -> Intake:
+    """Return an intake, in a child process, after it has added some content."""
+    intake.add_content(*content)
+    return intake
+
+
+def _read(path: Path, limits: ReadingLimits) -> bytes:
     """Return the content of a regular file that is small enough."""
     try:
         state = path.stat()
         if not stat.S_ISREG(state.st_mode):
             raise UnreadableError("is not a regular file")
-        if state.st_size > MAX_BYTES:
-            raise UnreadableError(_too_large(str(state.st_size)))
+        if state.st_size > limits.file_mb * MEGABYTE:
+            raise UnreadableError(limits.exceeded("file_mb", "has more than {} MB"))
         return path.read_bytes()
     except OSError as error:
         raise UnreadableError(f"cannot be read: {error.strerror}") from error
 
 
-def _too_large(size: str) -> str:
-    return f"has {size} bytes, allowed are {MAX_BYTES}; split it into smaller files"
-
-
 def _joined(blocks: Sequence[Block]) -> str:
-    return _SEPARATORS[0].join(block.text for block in blocks)
+    return _SEPARATOR.join(block.text for block in blocks)
 
 
 class Section(NamedTuple):
@@ -344,15 +377,15 @@ def _with_lone_headings(pieces: Iterator[_Piece], limit: int) -> list[_Piece]:
 
 def _packed(texts: Sequence[str], limit: int, depth: int = 0) -> Iterator[str]:
     """Yield paragraphs (or lines, sentences, words), greedily joined up to `limit` characters; longer ones are cut."""
-    held, separator = "", _SEPARATORS[depth]
+    held, separator = "", "" if depth else _SEPARATOR
     for text in texts:
-        for piece in [text] if len(text) <= limit else _cut(text, limit, depth):
-            if held and len(held) + len(separator) + len(piece) > limit:
-                yield held
+        for piece in [text] if len(text.strip()) <= limit else _cut(text, limit, depth):
+            if held.strip() and len(f"{held}{separator}{piece}".strip()) > limit:
+                yield held.strip()
                 held = ""
             held = f"{held}{separator}{piece}" if held else piece
-    if held:
-        yield held
+    if held.strip():
+        yield held.strip()
 
 
 def _cut(text: str, limit: int, depth: int) -> Iterator[str]:
@@ -360,10 +393,9 @@ def _cut(text: str, limit: int, depth: int) -> Iterator[str]:
     if depth == len(_BOUNDARIES):
         yield from (text[start : start + limit] for start in range(0, len(text), limit))
         return
-    # Closing quotes that a match holds stay with the sentence before it.
+    # Closing quotes that a match holds stay with the sentence before it, and so does the white space.
     ends = [0, *(match.end() for match in _BOUNDARIES[depth].finditer(text)), len(text)]
-    pieces = [piece for start, end in itertools.pairwise(ends) if (piece := text[start:end].strip())]
-    yield from _packed(pieces, limit, depth + 1)
+    yield from _packed([text[start:end] for start, end in itertools.pairwise(ends)], limit, depth + 1)
 
 
 def assign_questions(questions: Sequence[Question], texts: Sequence[str]) -> list[tuple[Question, ...]]:

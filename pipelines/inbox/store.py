@@ -9,13 +9,16 @@ cannot supersede each other. Beside claims, what a file no longer holds is super
 from __future__ import annotations
 
 import datetime
+import json
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from evaluation.common.data import digest_json
 from evaluation.common.errors import InputError, PreceptorError
 from evaluation.common.storage import SqliteFile, checksum
 from evaluation.tasks import Question
@@ -97,6 +100,8 @@ class Arrival(NamedTuple):
     name: str
     source: str
     position: int
+    paths: tuple[str, ...] = ()
+    """Of files that hold it or held it: further sources."""
 
 
 class Claim(NamedTuple):
@@ -153,6 +158,7 @@ class InboxStore(SqliteFile):
         files: Mapping[str, Collection[str]] | None = None,
         *,
         keep_both: bool = False,
+        same: Mapping[str, str] = MappingProxyType({}),
     ) -> dict[str, bool]:
         """Store documents in one transaction; they may supersede each other in any order.
 
@@ -160,12 +166,14 @@ class InboxStore(SqliteFile):
             documents: To add.
             files: By file, the ids of the documents that it holds now; those that it held before are superseded.
             keep_both: These stay in force; for an unchanged file those of its last change come into force again.
+            same: Ids of documents that are not stored -> ids of those of the same content that stand for them.
 
         Returns:
             By id: whether the document is new; one that was in the inbox, or was removed from it, is unchanged.
         """
-        given = list(documents)
-        found: dict[str, bool] = {}
+        delivered = list(documents)
+        given = [document for document in delivered if document.id not in same]
+        found = dict.fromkeys(same.values(), False)
         with self._transaction() as db:
             position = int(db.execute(_LAST_PLACE).fetchone()[0])
             for document in given:
@@ -175,10 +183,10 @@ class InboxStore(SqliteFile):
                 position += added
             position += 1
             for file, ids in (files or {}).items():
-                self._replace(db, file, ids, position, keep_both)
-            claimed = [(doc.id, doc.whole or doc.id, target) for doc in given for target in doc.supersedes]
-            for claim in claimed:
-                position += db.execute(_ADD_CLAIM, (*claim, position + 1)).rowcount
+                self._replace(db, file, [same.get(name, name) for name in ids], position, keep_both)
+            claimed = [(doc.id, doc.whole or doc.id, target) for doc in delivered for target in doc.supersedes]
+            for name, *claim in claimed:
+                position += db.execute(_ADD_CLAIM, (same.get(name, name), *claim, position + 1)).rowcount
         return found
 
     @staticmethod
@@ -204,6 +212,30 @@ class InboxStore(SqliteFile):
         for *_, text in self._whole("documents", "id = ? AND content != ''", document):
             return self._document(text)
         raise self._no_document([document])
+
+    def copies(self, documents: Iterable[InboxDocument], ids: Collection[str]) -> dict[str, str]:
+        """Return ids of new documents (those among `ids`) -> ids of others of the same title and text.
+
+        These are in force, or were given before.
+        """
+        known, superseded = self._whole("documents", "1 ORDER BY place"), self.superseded()
+        names = {name for name, *_ in known}
+        first: dict[str, str] = {}
+        for name, *_, text in known:
+            if text and name not in superseded:
+                content = json.loads(text)
+                first.setdefault(digest_json([content["title"], content["text"]]), name)
+        found = {}
+        for document in documents:
+            name = first.setdefault(digest_json([document.title, document.text]), document.id)
+            if name != document.id and document.id in ids and document.id not in names:
+                found[document.id] = name
+        return found
+
+    def paths(self, document: str) -> list[str]:
+        """Return the files that hold a document."""
+        rows = self._whole("files", "document = ? AND state = 1 ORDER BY rowid", document)
+        return list(dict.fromkeys(file.partition("\n")[0] for file, *_ in rows))
 
     def former(self, files: Iterable[str]) -> list[tuple[str, str]]:
         """Return files with the ids of the documents that they do not hold any more."""
@@ -310,8 +342,13 @@ class InboxStore(SqliteFile):
             finally:
                 db.execute("COMMIT")
         documents = [(at, name, self._document(text) if text else None) for name, at, _, text in rows]
+        paths: dict[str, list[str]] = {name: [] for name, *_ in rows}
+        for file, name, *_ in held:
+            paths[name].append(file)
         arrivals = [  # of removed documents only the id is left
-            Arrival(name, d.title, d.name, d.source, at) if d else Arrival(name, "", "", "", at)
+            Arrival(name, d.title, d.name, d.source, at, tuple(paths.get(name, ())))
+            if d
+            else Arrival(name, "", "", "", at)
             for at, name, d in documents
         ]
         return arrivals, [Claim(*row) for row in claims], [Content(*row) for row in held]
@@ -370,7 +407,7 @@ def _resolved(arrivals: Sequence[Arrival], claims: Sequence[Claim]) -> list[tupl
     by_id = {arrival.id: arrival for arrival in arrivals}
     by_name: dict[str, list[Arrival]] = {}
     for arrival in arrivals:
-        for called in {arrival.name, arrival.source} - {""}:
+        for called in {arrival.name, arrival.source, *arrival.paths} - {""}:
             by_name.setdefault(called, []).append(arrival)
     members: dict[str, set[str]] = {}
     for claim in claims:

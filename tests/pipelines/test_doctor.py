@@ -209,7 +209,7 @@ def test_doctor_exits_with_1_where_a_configuration_cannot_run_here(
         ("pipelines.reports.costs", ("torch", "transformers", "scipy")),
         (
             "pipelines.inbox.command, pipelines.inbox.intake, pipelines.adapt_student.queue",
-            ("torch", "transformers", "mlflow", "prefect", "bs4", "docx", "pypdf", "markdown_it", "scipy"),
+            ("torch", "transformers", "mlflow", "prefect", "selectolax", "docx", "pypdf", "markdown_it", "scipy"),
         ),
     ],
 )

@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from pipelines.inbox.readers.html import HTML as HTML
+from pipelines.inbox.readers.html import MHTML as MHTML
+from pipelines.inbox.readers.markdown import MARKDOWN as MARKDOWN
 from pipelines.inbox.readers.office import PDF as PDF
 from pipelines.inbox.readers.office import WORD as WORD
-from pipelines.inbox.readers.text import HTML as HTML
-from pipelines.inbox.readers.text import MARKDOWN as MARKDOWN
 from pipelines.inbox.readers.text import PLAIN as PLAIN
 from pipelines.inbox.readers.text import Extract, Reader
 

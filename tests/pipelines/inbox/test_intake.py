@@ -150,19 +150,6 @@ def test_nothing_usable_is_an_error_that_lists_all(tmp_path: Path) -> None:
         piped("")
 
 
-def test_file_that_is_too_large_is_skipped_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with (tmp_path / "a.txt").open("wb") as sparse:
-        sparse.truncate(2**40)
-    (tmp_path / "b.txt").write_text("Small.")
-    found = taken(tmp_path)
-    assert [each.text for each in found.documents] == ["Small."]
-    reason = "has 1099511627776 bytes, allowed are 52428800; split it into smaller files"
-    assert found.skipped == {str(tmp_path / "a.txt"): reason}
-    monkeypatch.setattr("pipelines.inbox.intake.MAX_BYTES", 5)
-    with pytest.raises(InputError, match="has more than 5 bytes"):
-        piped('{"text": "a"}')
-
-
 def test_named_pipe_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.txt")
     with pytest.raises(InputError, match="is not a regular file"):
