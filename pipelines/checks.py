@@ -238,7 +238,8 @@ def _tried(place: Path, recipes: Mapping[str, UpdateRecipe] | None) -> str:
     try:
         opened = load_checkpoint(str(place), weights=size <= OPENED_BYTES)
     except ModelError as error:
-        raise ModelError(f"cannot be opened: {error.__cause__}; give a causal model with its tokenizer") from error
+        reason = str(error.__cause__).strip().partition("\n")[0].rstrip(".")
+        raise ModelError(f"cannot be opened: {reason}; give a causal model with its tokenizer") from error
     if recipes is None:
         return check_model(opened, banked=False)
     check_behaviour(opened)

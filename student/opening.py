@@ -67,9 +67,13 @@ def check_behaviour(checkpoint: Checkpoint) -> None:
     ids = torch.from_numpy(probe_line(model, max(_LENGTHS)).ids)[None].to(model.device)
     changed = ids.clone()
     changed[0, -1] = (ids[0, -1] + 1) % rows
-    with torch.inference_mode():
-        ahead = _difference(_logits(model, ids)[:-1], _logits(model, changed)[:-1])
-    padded = _padding_difference(model, tokenizer, ids)
+    try:
+        with torch.inference_mode():
+            ahead = _difference(_logits(model, ids)[:-1], _logits(model, changed)[:-1])
+        padded = _padding_difference(model, tokenizer, ids)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise ModelError(f"fails on a prompt of {max(_LENGTHS)} tokens ({reason}); use another model") from error
     moved = {"is not causal: another last token": ahead, "heeds no attention mask: padding on the left": padded}
     for what, share in moved.items():
         if not share <= _tolerance(model):  # a logit that is not a number fails here too
@@ -113,7 +117,7 @@ def _check_layers(model: Any, target_modules: TargetModules, depth: tuple[float,
     stacked, others = sorted(name for name in weights - adapted if "expert" in name), towers(model)
     told = [f"{len(stacked)} stacks of experts ({stacked[0]} ...)"] if stacked else []
     told += [f"{len(others)} layers for images or sound ({others[0]} ...)"] if others else []
-    return f"all-linear leaves frozen, as in no linear layer of its text part: {', '.join(told)}" if told else ""
+    return f"all-linear, the linear layers of its text part, leaves frozen: {', '.join(told)}" if told else ""
 
 
 def _adapted_by_peft(model: Any, targets: Collection[str] | str) -> tuple[set[str], str]:

@@ -97,6 +97,12 @@ def test_tokenizer_with_more_ids_than_the_model_embeds_is_refused(tmp_path: Path
         check_model(student, "all-linear")
 
 
+def test_model_that_cannot_take_a_prompt_is_refused_in_one_line(tmp_path: Path) -> None:
+    few = load_checkpoint(str(save_checkpoint("gpt2", tmp_path, n_positions=4, max_position_embeddings=4)))
+    with pytest.raises(ModelError, match=r"^fails on .*\)[^\n]*$"):
+        check_model(few)
+
+
 def test_saved_adapter_that_peft_opens_otherwise_is_refused(tmp_path: Path) -> None:
     student = load_checkpoint("micro-student")
     updated(load_checkpoint("micro-student"), "all-linear", tmp_path)
