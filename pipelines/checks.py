@@ -36,7 +36,7 @@ from evaluation.engines.vllm import INSTALL_HINT
 from pipelines.lineage.store import has_store
 from pipelines.process import preceptor, prepare_process
 from pipelines.settings import LoopSettings, Settings
-from student.config import UpdateRecipe, select_layers, unknown_names
+from student.config import WHOLE_DEPTH, UpdateRecipe
 
 SECONDS = 5.0
 """Longest wait for a server's answer."""
@@ -47,6 +47,7 @@ _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _PARTS = {"config.json": ("config.json",), "a tokenizer": _TOKENIZERS, "weights": _WEIGHTS}
 _DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
 """Of NVIDIA's driver, AMD's, and the one of WSL; without any, torch need not be asked."""
+_MICRO_LAYERS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _CAUSAL = ("CausalLM", "LMHead", "ConditionalGeneration")
 
@@ -181,8 +182,8 @@ def model_finding(
     if lacking:
         return Finding(role, False, f"{name} lacks {', '.join(lacking)}; save model and tokenizer there")
     try:
-        shapes = _read(place, chat)
-        known = is_micro(name) and all(_has_layers(shapes, recipe) for recipe in (recipes or {}).values())
+        _read(place, chat)
+        known = is_micro(name) and all(_is_plain(recipe) for recipe in (recipes or {}).values())
         note = "" if known else _tried(place, recipes)
     except ModelError as error:
         return Finding(role, False, f"{name} {error}")
@@ -216,11 +217,8 @@ def _absence(role: str, name: str) -> str:
     return ""
 
 
-def _read(place: Path, chat: str) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a model's weights; refuse what small files and headers of the weights show.
-
-    The message continues "the model".
-    """
+def _read(place: Path, chat: str) -> None:
+    """Refuse what small files and the headers of the weights show; the message continues "the model"."""
     try:
         content = json.loads((place / "config.json").read_text(encoding="utf-8"))
         kinds, remote, kind = content.get("architectures") or [], content.get("auto_map"), content.get("model_type")
@@ -239,33 +237,33 @@ def _read(place: Path, chat: str) -> dict[str, tuple[int, ...]]:
     places = [*place.glob("chat_template.*"), *place.glob("tokenizer_config.json")]
     if chat and not any("chat_template" in f"{file.stem} {file.read_text(encoding='utf-8')}" for file in places):
         raise ModelError(f"has no chat template, which {chat} needs; change {chat}, or use an instruction-tuned model")
-    return weight_shapes(place)
+    weight_shapes(place)
 
 
-def _has_layers(shapes: Mapping[str, tuple[int, ...]], recipe: UpdateRecipe) -> bool:
-    """Return whether a shipped model has the layers of a recipe."""
-    linears = [name.removesuffix(".weight") for name, shape in shapes.items() if len(shape) == 2]
-    fits = not unknown_names(linears, recipe.target_modules)
-    return fits and bool(select_layers(linears, recipe.target_modules, recipe.depth))
+def _is_plain(recipe: UpdateRecipe) -> bool:
+    """Return whether the shipped models are known to have the layers of a recipe."""
+    named = recipe.target_modules == "all-linear" or _MICRO_LAYERS.issuperset(recipe.target_modules)
+    return named and recipe.depth == WHOLE_DEPTH
 
 
 def _tried(place: Path, recipes: Mapping[str, UpdateRecipe] | None) -> str:
     """Return what of a model stays frozen; refuse one that does not do what training relies on (`student.opening`)."""
     prepare_process()
-    from student.opening import check_behaviour, check_student, check_teacher
+    from student.opening import check_behaviour, check_model
 
     size = sum(file.stat().st_size for pattern in _WEIGHTS for file in place.glob(pattern))
     try:
         opened = load_checkpoint(str(place), weights=size <= OPENED_BYTES)
     except ModelError as error:
-        raise ModelError(f"cannot be opened: {error.__cause__}; give a causal model with its tokenizer") from error
+        reason = str(error.__cause__).strip().partition("\n")[0].rstrip(".")
+        raise ModelError(f"cannot be opened: {reason}; give a causal model with its tokenizer") from error
     if recipes is None:
-        return check_teacher(opened)
+        return check_model(opened, banked=False)
     check_behaviour(opened)
     note = ""
     for section, recipe in recipes.items():
         try:
-            note = check_student(opened, recipe.target_modules, recipe.depth) or note
+            note = check_model(opened, recipe.target_modules, recipe.depth) or note
         except ModelError as error:
             raise ModelError(str(error).replace("set target_modules", f"set {section}.target_modules")) from error
     return note

@@ -6,6 +6,7 @@ Work is described by plain data (a `ModelRef`, configurations, paths); here a pr
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
@@ -89,15 +90,11 @@ def open_student(ref: ModelRef) -> Checkpoint:
 
 
 def student_for(ref: ModelRef, recipe: UpdateRecipe) -> Checkpoint:
-    """Return the frozen student, tried once with the layers that a recipe adapts.
-
-    Raises:
-        ModelError: The student cannot be opened, or its adapters would be another model in PEFT; see `student.opening`.
-    """
-    from student.opening import check_student
+    """Return the frozen student, tried once with a recipe's layers; ModelError as in `student.opening`."""
+    from student.opening import check_model
 
     student, layers = open_student(ref), (recipe.target_modules, recipe.depth)
-    _once(lambda: _tried("student", ref, lambda: check_student(student, *layers)), "student tried", ref, *layers)
+    _once(lambda: _tried("student", ref, check_model, student, *layers), "student tried", ref, *layers)
     return student
 
 
@@ -105,14 +102,13 @@ def prove_student(ref: ModelRef, directory: Path) -> None:
     """Refuse a saved adapter of the student that PEFT does not open as the same model; see `prove_adapter`."""
     from student.opening import prove_adapter
 
-    student = open_student(ref).model
-    _tried(f"adapter {str(directory)!r}", ref, lambda: prove_adapter(student, directory))
+    _tried(f"adapter {str(directory)!r}", ref, prove_adapter, open_student(ref).model, directory)
 
 
-def _tried(role: str, ref: ModelRef, check: Callable[[], _Open]) -> _Open:
-    """Return what a check of a model at its opening returns; its refusal names role and model."""
+def _tried(role: str, ref: ModelRef, check: Callable[..., _Open], *arguments: Any) -> _Open:
+    """Return what a check of a model returns; its refusal names role and model."""
     try:
-        return check()
+        return check(*arguments)
     except ModelError as error:
         raise ModelError(f"{role}: {ref.name!r} {error}. Nothing is trained or registered with it.") from error
 
@@ -157,11 +153,11 @@ class Teacher:
 
     def __init__(self, ref: ModelRef, config: TeacherConfig, seed: int) -> None:
         """Open the base; `seed` makes the untrained adapter."""
-        from student.opening import check_teacher
+        from student.opening import check_model
         from teacher.policy import TeacherPolicy
 
         base = ref.load()
-        _tried("teacher", ref, lambda: check_teacher(base))
+        _tried("teacher", ref, partial(check_model, banked=False), base)
         self.policy: TeacherPolicy = TeacherPolicy(base, config.policy, seed)
         self._ref, self._sampling, self._seed = ref, config.sampling, seed
         self._state: str | None = None

@@ -6,7 +6,6 @@ the device `meta` vocabulary and layers are checked. Nothing of a model or the g
 
 from __future__ import annotations
 
-import math
 import tempfile
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -20,42 +19,39 @@ from torch import Tensor
 from evaluation.common.checkpoints import Checkpoint, towers
 from evaluation.common.errors import ModelError
 from student.adapters import Adapter, load_adapter, save_adapter
-from student.bank.layers import FactorShape
+from student.bank.layers import FactorShape, FlatLayout, unstack
 from student.bank.model import BankedModel, find_targets
 from student.bank.packing import lay_out, probe_line
 from student.config import WHOLE_DEPTH, TargetModules
 
 _LENGTHS = (5, 9, 7)
 """Tokens of the prompts on which logits are compared."""
-_TOLERANCE, _HALF_TOLERANCE = 1e-4, 0.05
-"""Largest difference of logits that should be equal, as a share of the largest logit; of a base in half precision."""
-_RANK = 2
+_RANK, _SPREAD = 2, 0.03
+"""Of the random adapter: large enough to show in logits, small enough not to amplify roundings."""
 
 
-def check_teacher(checkpoint: Checkpoint) -> str:
-    """Return what `all-linear` leaves frozen; refuse a model that PEFT cannot adapt, or see `check_behaviour`."""
-    check_behaviour(checkpoint)
-    return _check_layers(checkpoint.model, "all-linear", banked=False)
-
-
-def check_student(
-    checkpoint: Checkpoint, target_modules: TargetModules, depth: tuple[float, float] = WHOLE_DEPTH
+def check_model(
+    checkpoint: Checkpoint,
+    target_modules: TargetModules = "all-linear",
+    depth: tuple[float, float] = WHOLE_DEPTH,
+    *,
+    banked: bool = True,
 ) -> str:
-    """Return what `all-linear` leaves frozen; refuse a model whose trained adapters would be another model in PEFT."""
+    """Refuse a model whose trained adapters would be another one in PEFT; return what `all-linear` leaves frozen.
+
+    `banked` is a student, of which a bank trains linear layers alone; a teacher is trained by PEFT itself.
+    """
     check_behaviour(checkpoint)
-    frozen = _check_layers(checkpoint.model, target_modules, depth)
-    if checkpoint.model.device.type == "meta":
+    model = checkpoint.model
+    frozen = _check_layers(model, target_modules, depth, banked=banked)
+    if model.device.type == "meta" or not banked:
         return frozen
-    targets, generator = find_targets(checkpoint.model, target_modules, depth), torch.Generator().manual_seed(0)
-
-    def drawn(rows: int, columns: int) -> Tensor:
-        return torch.randn((rows, columns), generator=generator) / math.sqrt(max(rows, columns))
-
-    shapes = {name: FactorShape.of(layer) for name, layer in targets.items()}
-    factors = {name: (drawn(_RANK, d_in), drawn(d_out, _RANK)) for name, (d_in, d_out) in shapes.items()}
+    shapes = {name: FactorShape.of(each) for name, each in find_targets(model, target_modules, depth).items()}
+    layout = FlatLayout(shapes, _RANK)
+    flat = _SPREAD * torch.randn(layout.size, generator=torch.Generator().manual_seed(0))
+    adapter = Adapter(unstack(layout, flat, _RANK, list(shapes)), _RANK, float(_RANK), base_digest="")
     with tempfile.TemporaryDirectory(prefix="preceptor-opening-") as scratch:
-        adapter = Adapter(factors, rank=_RANK, alpha=float(_RANK), base_digest="")
-        prove_adapter(checkpoint.model, save_adapter(adapter, Path(scratch) / "adapter"))
+        prove_adapter(model, save_adapter(adapter, Path(scratch) / "adapter"))
     return frozen
 
 
@@ -71,9 +67,13 @@ def check_behaviour(checkpoint: Checkpoint) -> None:
     ids = torch.from_numpy(probe_line(model, max(_LENGTHS)).ids)[None].to(model.device)
     changed = ids.clone()
     changed[0, -1] = (ids[0, -1] + 1) % rows
-    with torch.inference_mode():
-        ahead = _difference(_logits(model, ids)[:-1], _logits(model, changed)[:-1])
-    padded = _padding_difference(model, tokenizer, ids)
+    try:
+        with torch.inference_mode():
+            ahead = _difference(_logits(model, ids)[:-1], _logits(model, changed)[:-1])
+        padded = _padding_difference(model, tokenizer, ids)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise ModelError(f"fails on a prompt of {max(_LENGTHS)} tokens ({reason}); use another model") from error
     moved = {"is not causal: another last token": ahead, "heeds no attention mask: padding on the left": padded}
     for what, share in moved.items():
         if not share <= _tolerance(model):  # a logit that is not a number fails here too
@@ -98,14 +98,8 @@ def _padding_difference(model: Any, tokenizer: Any, ids: Tensor) -> float:
     return _difference(torch.stack([step[0] for step in written.logits]), alone)
 
 
-def _check_layers(
-    model: Any, target_modules: TargetModules, depth: tuple[float, float] = WHOLE_DEPTH, *, banked: bool = True
-) -> str:
-    """Refuse target layers that PEFT does not adapt as they are; the message names those that it does.
-
-    `all-linear` has PEFT's meaning within the text part of the model, of which a bank trains linear layers alone
-    (`banked`). Returns the large weights that it leaves frozen.
-    """
+def _check_layers(model: Any, target_modules: TargetModules, depth: tuple[float, float], *, banked: bool) -> str:
+    """Refuse layers that PEFT does not adapt as they are, naming those that it does; return what stays frozen."""
     found, every = list(find_targets(model, target_modules, depth)), target_modules == "all-linear"
     adapted, problem = _adapted_by_peft(model, "all-linear") if every else (set(found), "")
     if banked and not problem:
@@ -117,11 +111,13 @@ def _check_layers(
         able = ", ".join(end for end, names in ends.items() if _adapted_by_peft(model, names)[0] == names)
         advice = f"set target_modules to some of [{able}]" if banked else f"use another model (only {able} will do)"
         raise ModelError(f"{problem}; {advice}")
+    if not every:
+        return ""
     weights = {name.rpartition(".")[0] for name, weight in model.named_parameters() if weight.ndim == 3}
     stacked, others = sorted(name for name in weights - adapted if "expert" in name), towers(model)
     told = [f"{len(stacked)} stacks of experts ({stacked[0]} ...)"] if stacked else []
     told += [f"{len(others)} layers for images or sound ({others[0]} ...)"] if others else []
-    return f"all-linear leaves frozen, as in no linear layer of its text part: {', '.join(told)}" if told else ""
+    return f"all-linear, the linear layers of its text part, leaves frozen: {', '.join(told)}" if told else ""
 
 
 def _adapted_by_peft(model: Any, targets: Collection[str] | str) -> tuple[set[str], str]:
@@ -196,7 +192,8 @@ def _difference(left: Tensor, right: Tensor) -> float:
 
 
 def _tolerance(model: Any) -> float:
-    return _TOLERANCE if model.dtype in (torch.float32, torch.float64) else _HALF_TOLERANCE
+    """Return the largest difference of logits that should be equal, as a share of the largest one."""
+    return 1e-4 if model.dtype in (torch.float32, torch.float64) else 0.05
 
 
 def _layers(opened: Any) -> dict[str, Any]:

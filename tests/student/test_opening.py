@@ -15,7 +15,7 @@ from evaluation.common.errors import ModelError
 from student.adapters import CONFIG_FILE, load_adapter, save_adapter
 from student.bank.bank import LoraBank
 from student.config import TargetModules, UpdateRecipe
-from student.opening import check_student, check_teacher, prove_adapter
+from student.opening import check_model, prove_adapter
 from student.updates import UpdateRequest
 from tests.student.architectures import ARCHITECTURES, save_checkpoint
 from tests.student.factories import adapter_of, sequences
@@ -56,12 +56,12 @@ def tried(kind: str, place: Path) -> None:
     targets: TargetModules = "all-linear"
     if kind in REFUSED:
         with pytest.raises(ModelError, match=REFUSED[kind]) as refusal:
-            check_student(student, targets)
+            check_model(student, targets)
         named = re.search(LAYERS, str(refusal.value))
         if named is None:
             return
         targets = tuple(named.group(1).split(", "))
-    check_student(student, targets)
+    check_model(student, targets)
     assert torch.equal(state, torch.get_rng_state())
     assert digest == model_digest(student.model)
     assert all(module is modules[name] for name, module in student.model.named_modules())
@@ -84,9 +84,9 @@ def test_every_architecture_is_in_peft_what_the_bank_trained_or_is_refused(kind:
 
 def test_teacher_trains_what_its_peft_adapts_in_its_text_part(tmp_path: Path) -> None:
     opened = {kind: load_checkpoint(str(save_checkpoint(kind, tmp_path / kind))) for kind in ("gemma3", "mamba")}
-    assert "vision" in check_teacher(opened["gemma3"])
+    assert "vision" in check_model(opened["gemma3"], banked=False)
     with pytest.raises(ModelError, match="out_proj"):
-        check_teacher(opened["mamba"])
+        check_model(opened["mamba"], banked=False)
     assert not hasattr(opened["mamba"].model, "peft_config")
 
 
@@ -94,7 +94,13 @@ def test_tokenizer_with_more_ids_than_the_model_embeds_is_refused(tmp_path: Path
     student = load_checkpoint(str(save_checkpoint("llama", tmp_path)))
     student.model.resize_token_embeddings(600)
     with pytest.raises(ModelError, match="600"):
-        check_student(student, "all-linear")
+        check_model(student, "all-linear")
+
+
+def test_model_that_cannot_take_a_prompt_is_refused_in_one_line(tmp_path: Path) -> None:
+    few = load_checkpoint(str(save_checkpoint("gpt2", tmp_path, n_positions=4, max_position_embeddings=4)))
+    with pytest.raises(ModelError, match=r"^fails on .*\)[^\n]*$"):
+        check_model(few)
 
 
 def test_saved_adapter_that_peft_opens_otherwise_is_refused(tmp_path: Path) -> None:
