@@ -16,8 +16,9 @@ from urllib.parse import unquote
 from evaluation.common.text import clean_text
 from pipelines.inbox.readers.text import HTML, Block, Extract, Reader, UnreadableError, one_line
 
-MAX_PART_BYTES = 100 * 2**20
-"""Of one part of an archive; more is a decompression bomb."""
+MAX_PART_BYTES = 50 * 2**20
+_PLAIN_BYTES, _MOST_RATIO = 10 * 2**20, 100
+"""Of one part of an archive; more, or beyond the second what is compressed by more, is a decompression bomb."""
 _OLD_OFFICE = b"\xd0\xcf\x11\xe0"
 """Magic number of OLE files: legacy Office formats and encrypted new ones."""
 _HEADING = re.compile(r"heading ([1-9])", re.IGNORECASE)
@@ -29,7 +30,7 @@ _READ_FIRST = frozenset({"styles", "numbering", "footnotes", "endnotes"})
 _SYMBOLS = {0xB0: "°", 0xB1: "±", 0xB3: "≥", 0xA3: "≤", 0xB4: "×", 0xB9: "≠", 0xAE: "→"}
 """Of the Symbol font; others are taken for bullets."""
 _TRUE = frozenset({"", "1", "true", "on"})
-_MOST_SPAN, _MOST_REPEATED = 50, 1000
+_MOST_SPAN, _MOST_REPEATED = 20, 1000
 """Columns of a merged cell, and characters of one that are repeated in the rows below."""
 
 
@@ -43,10 +44,14 @@ class _Archive:
 
     def read(self, name: str) -> bytes:
         """Return the content of a part."""
-        size = self._zip.getinfo(name).file_size
-        if size > MAX_PART_BYTES:
-            limits = f"{size / 2**20:.0f} MiB, allowed are {MAX_PART_BYTES // 2**20}"
-            raise UnreadableError(f"has a part {name} that unpacks to {limits}; is it a document?")
+        part = self._zip.getinfo(name)
+        size, ratio = part.file_size, part.file_size // max(1, part.compress_size)
+        if size > MAX_PART_BYTES or (size > _PLAIN_BYTES and ratio > _MOST_RATIO):
+            limits = f"{MAX_PART_BYTES // 2**20} MiB and {_MOST_RATIO} times"
+            unpacked = f"{size / 2**20:.0f} MiB, {ratio} times its size"
+            raise UnreadableError(
+                f"has a part {name} that unpacks to {unpacked}; allowed are {limits}; is it a document?"
+            )
         return self._zip.read(name)
 
     def tree(self, name: str) -> Any:

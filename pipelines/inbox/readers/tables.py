@@ -86,8 +86,9 @@ def read_sheets(content: bytes) -> Extract:
                 row[column - left] = rows[first - top][column - left]
         found = blocks_of(rows_of(rows))
         blocks += [Block(name, 2), *found] if len(shown) > 1 and found else found
-    hidden = len(sheets) - len(shown)
-    return Extract(tuple(blocks), notes=(f"left out: {hidden} hidden sheets",) if hidden else ())
+    counts = {"hidden sheets": len(sheets) - len(shown), "sheets with comments": content.count(b"xl/comments") // 2}
+    notes = tuple(f"left out: {count} {what}" for what, count in counts.items() if count)
+    return Extract(tuple(blocks), notes=notes)
 
 
 CSV = Reader("csv", (".csv", ".tsv"), read_csv)
