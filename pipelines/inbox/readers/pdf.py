@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 from evaluation.common.text import clean_text
 from pipelines.inbox.readers.text import Block, Extract, Reader, UnreadableError, blocks_of, one_line
 
-_SHORT_LINE, _PITCH = 0.75, 1.7
-"""A line shorter than this share of the page's long lines ends a paragraph; one further below than this many line
-heights starts one."""
+_SHORT_LINE, _LEAST_LINE, _PITCH = 0.75, 20, 1.7
+"""A line shorter than this share of the page's long lines, or of fewer characters, ends a paragraph; one further below
+than this many line heights starts one."""
 _UNMAPPED, _KNOWN = 0.3, 0.6
 """A page with a larger share of characters without a Unicode value decodes only if this share of its words is known."""
 _FEW_WORDS, _LANGUAGES = 8, ("en", "de", "fr", "es", "it", "pt", "nl", "ru")
@@ -312,6 +312,7 @@ def _goes_on(last: _Line, line: _Line, width: float) -> bool:
     """Return whether a line continues the paragraph of the one before."""
     return (
         " | " not in last.text + line.text
+        and len(last.text) > _LEAST_LINE
         and last.right - last.left >= _SHORT_LINE * width
         and not _ITEM.match(line.text)
         and abs(line.height - last.height) < last.height / 4
