@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 from evaluation.common.text import clean_text
 from pipelines.inbox.readers.text import Block, Extract, Reader, UnreadableError, blocks_of, one_line
 
-_SHORT_LINE, _LEAST_LINE, _PITCH = 0.75, 20, 1.7
+_SHORT_LINE, _LEAST_LINE, _PITCH = 0.75, 20, 1.4
 """A line shorter than this share of the page's long lines, or of fewer characters, ends a paragraph; one further below
-than this many line heights starts one."""
+than the usual distance of the page's lines times this starts one."""
 _UNMAPPED, _KNOWN = 0.3, 0.6
 """A page with a larger share of characters without a Unicode value decodes only if this share of its words is known."""
 _FEW_WORDS, _LANGUAGES = 8, ("en", "de", "fr", "es", "it", "pt", "nl", "ru")
@@ -285,16 +285,25 @@ def _headings(document: Any) -> dict[int, dict[str, int]]:
     return found
 
 
-def _paragraphs(lines: Sequence[_Line], headings: dict[int, dict[str, int]]) -> Iterator[Block]:
+def _paragraphs(lines: list[_Line], headings: dict[int, dict[str, int]]) -> Iterator[Block]:
     """Yield paragraphs with wrapped lines joined; rows of tables and items of lists stay apart."""
     widths: dict[int, list[float]] = {}
-    for line in lines:
-        widths.setdefault(line.page, []).append(line.right - line.left)
-    longest = {page: max(statistics.quantiles([*own, *own], n=10)) for page, own in widths.items()}
+    steps: dict[int, list[float]] = {}
+    for before, line in zip(lines[:1] + lines, lines, strict=False):
+        widths.setdefault(line.page, [0.0]).extend([line.right - line.left] if " | " not in line.text else [])
+        step = before.bottom - line.bottom
+        steps.setdefault(line.page, [line.height]).extend([step] if 0 < step < 3 * line.height else [])
+    means = {page: statistics.fmean(own) for page, own in widths.items()}
+    long = {page: statistics.median(each for each in own if each >= means[page]) for page, own in widths.items()}
+    pitch = {page: _PITCH * statistics.median_high(own) for page, own in steps.items()}
     held, last = "", None
     for line in lines:
         level = headings.get(line.page, {}).get(one_line(clean_text(line.text)), 0)
-        joins = last is not None and not level and (held.endswith(_BREAK) or _goes_on(last, line, longest[last.page]))
+        joins = (
+            last is not None
+            and not level
+            and (held.endswith(_BREAK) or _goes_on(last, line, long[last.page], pitch[line.page]))
+        )
         if joins and held[-1] in "-\u2010\xad" + _BREAK and line.text[0].isalnum():
             held = held[:-1] + _BREAK + line.text
         elif joins:
@@ -308,7 +317,7 @@ def _paragraphs(lines: Sequence[_Line], headings: dict[int, dict[str, int]]) -> 
     yield Block(held)
 
 
-def _goes_on(last: _Line, line: _Line, width: float) -> bool:
+def _goes_on(last: _Line, line: _Line, width: float, pitch: float) -> bool:
     """Return whether a line continues the paragraph of the one before."""
     return (
         " | " not in last.text + line.text
@@ -316,7 +325,7 @@ def _goes_on(last: _Line, line: _Line, width: float) -> bool:
         and last.right - last.left >= _SHORT_LINE * width
         and not _ITEM.match(line.text)
         and abs(line.height - last.height) < last.height / 4
-        and (0 < last.bottom - line.bottom < _PITCH * line.height or line.text[0].islower())
+        and (0 < last.bottom - line.bottom < pitch or line.text[0].islower())
     )
 
 
