@@ -109,7 +109,8 @@ def _extract(document: Any, content: bytes) -> Extract:
     notes = [f"left out: {count} {what}" for what, count in counts.items() if count]
     for what, pages in bare.items():
         listed = ", ".join(pages[:10]) + " and more" * (len(pages) > 10)
-        notes += [f"{what} on {len(pages)} of {total} ({listed})"] if pages else []
+        why = ": blank or scanned" * (what == "no text")
+        notes += [f"{what} on {len(pages)} of {total} ({listed}){why}"] if pages else []
     title = one_line(clean_text(document.get_metadata_value("Title")))
     return Extract(blocks_of(_whole_words(blocks)), title, notes=tuple(notes))
 
