@@ -62,7 +62,7 @@ import sys
 from pathlib import Path
 from pipelines.cli import main
 from pipelines.inbox.store import INBOX_FILE, InboxStore
-entry = "SUMMARY:Refunds\\nDTSTART;VALUE=DATE:20261130\\nDESCRIPTION:Paid within ten days.\\\\n\\\\nNever\\n  in cash.\\n"
+entry = "SUMMARY:Refunds\\nDTSTART;VALUE=DATE:20261130\\nDESCRIPTION:Paid within ten days.\\\\n\\\\nNever\\n  in cash."
 Path("note.ics").write_text(entry)
 sys.argv = ["preceptor", "inbox", "add", "note.ics", "--work-dir", "work"]
 try:
