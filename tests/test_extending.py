@@ -62,9 +62,9 @@ import sys
 from pathlib import Path
 from pipelines.cli import main
 from pipelines.inbox.store import INBOX_FILE, InboxStore
-mail = "Subject: Refunds\\nDate: Mon, 30 Nov 2026 09:00:00 +0000\\n\\nPaid within ten days.\\n\\nNever in cash.\\n"
-Path("note.eml").write_text(mail)
-sys.argv = ["preceptor", "inbox", "add", "note.eml", "--work-dir", "work"]
+entry = "SUMMARY:Refunds\\nDTSTART;VALUE=DATE:20261130\\nDESCRIPTION:Paid within ten days.\\\\n\\\\nNever\\n  in cash."
+Path("note.ics").write_text(entry)
+sys.argv = ["preceptor", "inbox", "add", "note.ics", "--work-dir", "work"]
 try:
     main()
 except SystemExit as ended:
@@ -72,7 +72,7 @@ except SystemExit as ended:
 with InboxStore(Path("work") / INBOX_FILE) as store:
     (found,) = store.documents()
 assert (found.title, found.text) == ("Refunds", "Paid within ten days.\\n\\nNever in cash.")
-assert str(found.effective) == "2026-11-30" and found.source == "note.eml"
+assert str(found.effective) == "2026-11-30" and found.source == "note.ics"
 """,
     "gate check": """
 from evaluation.gate.checks import PairedScore

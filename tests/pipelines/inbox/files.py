@@ -7,6 +7,13 @@ from collections.abc import Mapping, Sequence
 
 from pipelines.inbox.documents import InboxDocument
 
+LONG_LINE = "Refunds are paid within ten days after the parcel has come back"
+PAGES = [
+    ["Chapter one", LONG_LINE, "to us.", "", "Cards come first (always)."],
+    ["Chapter two", "Gift cards are not refunded."],
+]
+"""Lines of a PDF."""
+
 
 def document(text: str = "Cranes nest at Lake Orrin.", source: str = "notes", **more: object) -> InboxDocument:
     """Return a document; titles are empty unless given."""
