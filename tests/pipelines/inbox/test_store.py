@@ -177,7 +177,8 @@ def test_after_any_edits_exactly_what_the_files_hold_is_in_force(
         held: dict[str, set[str]] = {}
         for file, sections in edits:
             (root / file).write_text("# Book\n\n" + "".join(f"## {each}\n\n{each * 150}\n\n" for each in sections))
-            intake = Intake(root=root, most_characters=200).read(root / file)
+            intake = Intake(root=root, most_characters=200)
+            intake.add_content((root / file).read_bytes(), file, "markdown", file, file)
             store.add(intake.documents, intake.contents)
             held[file] = set(ids(*intake.documents))
             assert len(held[file]) == len(sections)
@@ -337,3 +338,23 @@ def test_target_within_the_own_whole_is_unknown() -> None:
     claims = [Claim("a", "w", "book", 3), Claim("b", "w", "nowhere", 4)]
     assert newest(arrivals, claims) == {}
     assert unknown_targets(arrivals, claims) == {"a": ("book",), "b": ("nowhere",)}
+
+
+def test_same_content_of_several_files_is_one_document(store: InboxStore) -> None:
+    one, two, three = (document("Nine berths.", source=f"{name}/pier.md") for name in "abc")
+    other = document("Nine berths.", source="wiki")
+    given, named = [one, two, three, other], {one.id, two.id, three.id}
+    same = store.copies(given, named)
+    assert same == {two.id: one.id, three.id: one.id}
+    files = {each.source: [each.id] for each in given[:3]}
+    assert store.add(given, files, same=same) == {one.id: True, other.id: True}
+    assert store.paths(one.id) == ["a/pier.md", "b/pier.md", "c/pier.md"]
+    assert store.copies([two], named) == {two.id: one.id}
+
+    changed = document("Ten berths.", source="a/pier.md")
+    store.add([changed], {"a/pier.md": [changed.id]})
+    assert store.superseded() == {}  # the others hold it still
+    by_path = document("No berths.", supersedes=["c/pier.md"])
+    store.add([by_path])
+    assert store.superseded() == {one.id: by_path.id}
+    assert store.copies([two], named) == {two.id: other.id}  # what is superseded stands for nothing
