@@ -37,9 +37,10 @@ _LISTED = frozenset({*_TEXT_FIELDS, *_ANSWER_FIELDS, "id", "number"})
 """Fields of an entry of a list."""
 _PAIRS = ({"question", "answer"}, {"id", "question", "answer"}, {"q", "a"})
 _ITEM = re.compile(
-    r"<(?P<tag>implication|statement|fact|item|li|qa|pair|sentence)>(?P<inside>[^<]+|\s*<question>(?P<question>[^<]+)"
-    r"</question>\s*<answer>(?P<answer>[^<]+)</answer>\s*)</(?P=tag)>"
+    r"<(?P<tag>implication|statement|fact|item|li|sentence)(?:\s[^<>]{0,40})?>(?P<text>[^<]+)</(?P=tag)>"
+    r"|<question>(?P<question>[^<]+)</question>\s*<answer>(?P<answer>[^<]+)</answer>"
 )
+_WHOLE_STRING = re.compile(r'"((?:[^"\\\n]|\\.)+)"\s*[,\]]')
 _TABLE = re.compile(r"(?:^[ \t]*\|.*\|[ \t]*$\n?){3,}", re.MULTILINE)
 _SPECIFICATION_START = re.compile(
     r"\{\s*[\"']?(?:data_generation|augmentations|training|implications|use_(?:basic|size|chain|repeat)_augmentations"
@@ -91,7 +92,7 @@ def read_specification(text: str) -> Specification:
     """Return the content of the JSON blocks in `text`; errors are reported in `reason`, never raised."""
     found = Specification(rest=text)
     items = list(_ITEM.finditer(text))
-    found.entries = [(each["question"] or each["inside"], each["answer"]) for each in items]
+    found.entries = [(each["question"] or each["text"], each["answer"]) for each in items]
     found.rest = text = blank(text, (each.span() for each in items))
     for table in _TABLE.finditer(text):
         if rows := _rows(table[0]):
@@ -129,10 +130,14 @@ def _blocks(text: str) -> Iterator[tuple[int, int, Mapping[str, Any] | str]]:
         except (ValueError, RecursionError) as error:
             found += 1
             position = start + 1
+            end = _BLOCK_END.search(text, start)
+            until = end.start() if end else len(text)
             if _SPECIFICATION_START.match(text, start):
-                end = _BLOCK_END.search(text, start)
-                position = end.start() if end else len(text)
+                position = until
                 yield start, position, f"not JSON: {error}"
+            elif text[start:until].lstrip()[:1] == "[" and (strings := _WHOLE_STRING.findall(text, start, until)):
+                position = until  # a list that was cut, or has a comma too many
+                yield start, position, {"implications": strings}
             continue
         while isinstance(value, dict) and not _is_specification(value):
             inner = next((value[name] for name in _ARGUMENTS if name in value), None)

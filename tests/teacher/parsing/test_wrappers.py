@@ -79,6 +79,9 @@ WRAPPED = {
     "fenced array": f"Sure, here are the implications:\n```json\n{json.dumps([NINE, BOATS])}\n```\n",
     "array of objects": json.dumps([{"statement": NINE}, {"implication": BOATS}]),
     "array under a name": json.dumps({"statements": [NINE, BOATS]}),
+    "array that was cut": f'```json\n["{NINE}", "{BOATS}", "The crane is',
+    "array with a comma too many": f'["{NINE}", "{BOATS}",]',
+    "items with attributes": f'<item id="1">{NINE}</item><item id="2">{BOATS}</item>',
     "call": json.dumps({"name": "write", "arguments": {"implications": [NINE, BOATS]}}),
     "call with quoted arguments": json.dumps({"name": "w", "arguments": json.dumps({"implications": [NINE, BOATS]})}),
     "function": json.dumps({"function": {"name": "w", "arguments": json.dumps({"lines": [NINE, BOATS]})}}),
@@ -110,6 +113,7 @@ ASKED = {
     "lines of objects": "\n".join(json.dumps({"question": q, "answer": a}) for q, a in PAIRS),
     "table": "\n".join(["| # | Question | Answer |", "|---|:-:|---|", *(f"| 1 | {q} | {a} |" for q, a in PAIRS)]),
     "German table": "\n".join(["| Frage | Antwort |", "|---|---|", *(f"| {q} | {a} |" for q, a in PAIRS)]),
+    "tags alone": "".join(f"<question>{q}</question>\n<answer>{a}</answer>\n" for q, a in PAIRS),
     "tags": "".join(f"<qa><question>{q}</question> <answer>{a}</answer></qa>\n" for q, a in PAIRS),
     **{
         word: "\n".join(f"{word} {i}: {q}\n{answer} {i}: {a}" for i, (q, a) in enumerate(PAIRS, 1))
