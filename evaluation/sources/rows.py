@@ -221,7 +221,7 @@ class Intake(Refusals):
     def tasks(self) -> tuple[KnowledgeTask, ...]:
         """Return the tasks in row order; InputError as in `check`, or without rows."""
         self.check()
-        left_out = f"{self.unanswerable} questions without an answer are left out"
+        left_out = f"left out, for want of an answer: {self.unanswerable} of its questions"
         if not self._rows:
             why = f" ({left_out})" if self.unanswerable else ""
             raise InputError(f"{self.source}: holds no document{why}. Give a source with at least one document.")
