@@ -15,6 +15,7 @@ from pydantic import Field, field_validator
 from evaluation.common.data import Frozen
 from evaluation.common.errors import ScoringError
 from evaluation.tasks import Question
+from evaluation.thoughts import without_thoughts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -165,8 +166,8 @@ def end_tokens_of(model: Any, tokenizer: Any) -> frozenset[int]:
 
 
 def first_line(text: str) -> str:
-    """Return the first non-blank line, stripped: base models continue with further questions."""
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+    """Return the first non-blank line behind any thoughts, stripped: base models continue with further questions."""
+    return next((line.strip() for line in without_thoughts(text).splitlines() if line.strip()), "")
 
 
 def score_answers(

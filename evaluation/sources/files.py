@@ -5,7 +5,7 @@ JSON Lines has one object per line; blank lines are skipped:
 {"id"?: str, "title"?: str, "text": str, "source"?: str, "entities"?: [str],
  "questions": [{"question": str, "answer": str}], "held_out_questions"?: [{"question": str, "answer": str}]}
 ```
-SQuAD v1.1 (arXiv 1606.05250) makes each paragraph a document, under its article's title, in one of two forms:
+SQuAD (arXiv 1606.05250) makes each paragraph a document, under its article's title, in one of two forms:
 - official: `{"data": [{"title", "paragraphs": [{"context", "qas": [{"question", "answers": [{"text"}]}]}]}]}`;
 - regrouped by paragraph: `[{"title", "context", "questions": [{"question", "answer"}]}]`, with an optional `id`.
 
@@ -67,7 +67,7 @@ class JsonLinesData(LocalData):
 
 
 class SquadData(SampledData, LocalData):
-    """A SQuAD v1.1 file, in the official nested form or regrouped by paragraph (`evaluation.sources.files`)."""
+    """A SQuAD 1.1 or 2.0 file, in the official nested form or regrouped by paragraph (`evaluation.sources.files`)."""
 
     type: Literal["squad"] = "squad"
 

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
@@ -84,11 +84,8 @@ def not_blank(value: str) -> str:
 class WrittenFloat(float):
     """A number that remembers how it was written, such as `1.50`."""
 
-    def __new__(cls, written: str) -> Self:
-        """Read a number."""
-        return super().__new__(cls, written)
-
     def __init__(self, written: str) -> None:
+        """Keep the text."""
         self.written = written
 
 
@@ -224,7 +221,7 @@ class Intake(Refusals):
     def tasks(self) -> tuple[KnowledgeTask, ...]:
         """Return the tasks in row order; InputError as in `check`, or without rows."""
         self.check()
-        left_out = f"{self.unanswerable} questions without an answer are left out"
+        left_out = f"left out, for want of an answer: {self.unanswerable} of its questions"
         if not self._rows:
             why = f" ({left_out})" if self.unanswerable else ""
             raise InputError(f"{self.source}: holds no document{why}. Give a source with at least one document.")

@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError, model_validator
 from evaluation.common.checkpoints import Checkpoint, ready_model
 from evaluation.common.data import Frozen
 from evaluation.common.errors import InputError, ModelError, ScoringError
+from evaluation.common.text import clean_text
 from evaluation.exact_match import AnswerFormat, end_tokens_of, first_line, prompt_ids
 from student.memory import MEMORY_FILE, ExternalMemory, Hit
 
@@ -227,6 +228,7 @@ class Composer:
         from student.in_context import TEMPLATE
 
         options, (tokenizer, longest, _) = self.options, self.vocabulary
+        question = clean_text(question)  # as texts and questions are learned
         hits: tuple[Hit, ...] = ()
         if by != "weights":
             hits = self.memory.search(question, options.passages, options.least_score if by == "auto" else 0.0)

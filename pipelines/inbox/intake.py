@@ -11,7 +11,8 @@ import itertools
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self
@@ -187,33 +188,31 @@ class Intake:
 
     def _add_rows(self, content: bytes, place: str, source: str, file: str, *, lines: bool) -> None:
         """Add JSON Lines or a JSON document, in either: rows, a list of rows, or a bare list of messages."""
-        content = in_utf8(content)
-        rows: Iterable[tuple[str, Any]]
-        try:
-            raw = parse_json(content) if not lines or content.lstrip().startswith(b"[") else {}
-        except JsonSyntaxError:
-            if not lines:
-                raise
-            raw = {}
-        if is_transcript(raw):
-            rows = [("", {"messages": raw})]
-        elif lines:
-            rows = json_lines(content, lambda line, why: self._skip_row(f"{place}: {line}", place, why))
+        content, rows = in_utf8(content), list[tuple[str, Any]]()
+        whole: Any = None
+        with suppress(JsonSyntaxError) if lines else nullcontext():
+            whole = parse_json(content) if not lines or content.lstrip().startswith(b"[") else None
+        if lines and not is_transcript(whole):
+            for each in json_lines(content, lambda at, why: rows.append((at, UnreadableError(why)))):
+                rows.append(each)
+            turns = [row for _, row in rows]
+            rows = [("", {"messages": turns})] if is_transcript(turns) else rows
+        elif isinstance(whole, list) and not is_transcript(whole):
+            rows = [(f"[{i}]", item) for i, item in enumerate(whole)]
         else:
-            rows = [(f"[{i}]", item) for i, item in enumerate(raw)] if isinstance(raw, list) else [("", raw)]
+            rows = [("", whole)]
         for within, raw in rows:
             at = f"{place}: {within}" if within else place
             try:
+                if isinstance(raw, UnreadableError):
+                    raise raw
                 row = {"messages": raw} if is_transcript(raw) else raw
                 ids = self._add_row(row, source, at)
                 label = row.get("id") or row.get("title")
                 row_key = f"{file}\n{digest_json(label)[:12]}" if file and label else ""
                 self._hold(file if not within else row_key, ids)
             except UnreadableError as error:
-                self._skip_row(at, place, str(error))
-
-    def _skip_row(self, at: str, place: str, reason: str) -> None:
-        self.skipped[at] = self.refused[self.files[-1] + at.removeprefix(place)] = reason
+                self.skipped[at] = self.refused[self.files[-1] + at.removeprefix(place)] = str(error)
 
     def _add_row(self, raw: Any, source: str, place: str) -> list[str]:
         if isinstance(raw, dict) and "messages" in raw:  # its other keys belong to the agent

@@ -15,6 +15,7 @@ from typing import Any
 from evaluation.common.text import clean_text
 from evaluation.thoughts import without_thoughts
 from pipelines.inbox.readers.text import Block, Extract, UnreadableError, blocks_of, one_line, truncated
+from pipelines.reports.format import counted
 
 _ROLES = ("user", "assistant", "system", "developer", "tool", "function")
 _TITLE_CHARACTERS, _ARGUMENT_CHARACTERS = 80, 200
@@ -45,7 +46,7 @@ def read_transcript(messages: Any) -> Extract:
     reader = _Reader()
     for number, message in enumerate(messages):
         reader.add(message, f"messages[{number}]")
-    left_out = (f"{count} {what} left out" for what, count in (+reader.left_out).items())
+    left_out = (f"{counted(count, what)} left out" for what, count in (+reader.left_out).items())
     return Extract(blocks_of(reader.blocks), truncated(reader.title, _TITLE_CHARACTERS), notes=tuple(left_out))
 
 
@@ -70,7 +71,7 @@ class _Reader:
         if role in ("system", "developer"):
             return
         if message.get("reasoning_content") or message.get("reasoning"):
-            self.left_out["thoughts"] += 1
+            self.left_out["thought"] += 1
         content, name = message.get("content"), str(message.get("name") or "")
         speaker = role if role in ("user", "assistant") else f"tool {name or self._tool(message)}"
         if isinstance(content, list):
@@ -103,7 +104,7 @@ class _Reader:
     ) -> str | None:
         """Return the words of a part; what a tool was asked or said is added behind the words `before` it."""
         if kind in _THOUGHTS:
-            self.left_out["thoughts"] += 1
+            self.left_out["thought"] += 1
             return None
         if kind in _TEXTS:
             return next((part[key] for key in ("text", "refusal") if isinstance(part.get(key), str)), "")
@@ -139,9 +140,9 @@ class _Reader:
     def _say(self, speaker: str, words: str) -> None:
         """Add a turn, without thoughts and embedded files."""
         spoken = without_thoughts(words) if speaker == "assistant" else words
-        self.left_out["thoughts"] += spoken.strip() != words.strip()
+        self.left_out["thought"] += spoken.strip() != words.strip()
         text, files = _EMBEDDED.subn(lambda found: f"[{found['type'] or 'data'}]", spoken)
-        self.left_out["embedded files"] += files
+        self.left_out["embedded file"] += files
         text = clean_text(text).strip()
         self.title = self.title or (one_line(text) if speaker == "user" else "")
         if text:

@@ -192,7 +192,7 @@ class Line(NamedTuple):
 _UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]{1,2}|[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]{4}")
 """About a word of a script without spaces."""
 _BOLD_ONLY = re.compile(r"\*\*[^*]+\*\*[:.]?\Z")
-_TAG = re.compile(r"(?:`{3,}|~{3,})\s?\w{0,20}\Z|</?\w[^<>]{0,40}>\Z")
+_TAG = re.compile(r"(?:`{3,}|~{3,})\s?\w{0,20}\Z|(?:</?\w[^<>]{0,40}>\s*)+\Z")
 _SECTION = re.compile(
     r"(?i:(?:list of |the )?(?:direct |indirect )?implications|rewritten passages?|rephrased passages?|rewrites"
     r"|questions and answers|question-answer (?:format|pairs))\s?[:.]?\s*"
@@ -239,10 +239,11 @@ _REMARK = re.compile(
 )
 _REFUSAL = re.compile(
     r"(?i:(?:i['’]m|i am|we are|we['’]re)\s(?:\w{1,9}\s)?(?:sorry|afraid)\b.{0,40}\b(?:can['’]?t|cannot|unable)\b"
-    r"|(?:(?:sorry|unfortunately|i apologi[sz]e),?\s(?:but\s)?)?i\s(?:can['’]?t|cannot|can not|won['’]t"
+    r"|(?:(?:sorry|unfortunately|i apologi[sz]e),?\s(?:but\s)?)?i\s(?:can['’]?t|cannot|can not|won['’]t(?: be able to)?"
     r"|am\s(?:not able|unable)\sto)\s(?:help(?!\s(?:but|\w+ing)\b)|assist|compl|fulfil|provide|generate|create|write"
     r"|answer|engage|continue|support|do (?:that|this))|i['’]m\s(?:not able|unable)\sto\s"
-    r"|as an ai\b.{0,40}\b(?:can['’]?t|cannot|unable|don['’]t)\b|(?:es )?tut mir leid\b|leider kann ich\b"
+    r"|as an? (?:\w{1,12} ){0,2}(?:ai|language model)\b.{0,40}\b(?:can['’]?t|cannot|unable|don['’]t)\b"
+    r"|(?:es )?tut mir leid\b|leider kann ich\b|ich kann .{0,40}\bnicht (?:weiter)?helfen\b"
     r"|(?:je suis )?désolée?,|je ne peux pas (?:vous )?(?:aider|répondre)|lo siento,|no puedo (?:ayudar|responder)"
     r"|mi dispiace,|non posso (?:aiutar|rispond)|(?:desculpe|sinto muito),|não posso (?:ajudar|responder)"
     r"|het spijt me\b|(?:извините|простите),|к сожалению, я|я не могу (?:помочь|ответить)|przepraszam,|przykro mi"

@@ -31,12 +31,16 @@ _TRAINING_FIELDS = frozenset(TrainingSpec.model_fields) | frozenset(_TRAINING_NA
 
 _OBJECT_START = re.compile(r'\{\s*["\'}]|(?<![^\n])[ \t]*\[\s*(?=["{])')
 _ARGUMENTS = ("arguments", "parameters", "input", "function", "args")
-_LISTED = frozenset({"text", "question", "answer", "statement", "implication", "id", "number"})
+_TEXT_FIELDS = ("text", "question", "statement", "implication", "fact", "q")
+_ANSWER_FIELDS = ("answer", "response", "a")
+_LISTED = frozenset({*_TEXT_FIELDS, *_ANSWER_FIELDS, "id", "number"})
 """Fields of an entry of a list."""
+_PAIRS = ({"question", "answer"}, {"id", "question", "answer"}, {"q", "a"})
 _ITEM = re.compile(
-    r"<(?P<tag>implication|statement|fact|item|li|qa|pair|sentence)>(?P<inside>[^<]+|\s*<question>(?P<question>[^<]+)"
-    r"</question>\s*<answer>(?P<answer>[^<]+)</answer>\s*)</(?P=tag)>"
+    r"<(?P<tag>implication|statement|fact|item|li|sentence)(?:\s[^<>]{0,40})?>(?P<text>[^<]+)</(?P=tag)>"
+    r"|<question>(?P<question>[^<]+)</question>\s*<answer>(?P<answer>[^<]+)</answer>"
 )
+_WHOLE_STRING = re.compile(r'"((?:[^"\\\n]|\\.)+)"\s*[,\]]')
 _TABLE = re.compile(r"(?:^[ \t]*\|.*\|[ \t]*$\n?){3,}", re.MULTILINE)
 _SPECIFICATION_START = re.compile(
     r"\{\s*[\"']?(?:data_generation|augmentations|training|implications|use_(?:basic|size|chain|repeat)_augmentations"
@@ -88,7 +92,7 @@ def read_specification(text: str) -> Specification:
     """Return the content of the JSON blocks in `text`; errors are reported in `reason`, never raised."""
     found = Specification(rest=text)
     items = list(_ITEM.finditer(text))
-    found.entries = [(each["question"] or each["inside"], each["answer"]) for each in items]
+    found.entries = [(each["question"] or each["text"], each["answer"]) for each in items]
     found.rest = text = blank(text, (each.span() for each in items))
     for table in _TABLE.finditer(text):
         if rows := _rows(table[0]):
@@ -126,10 +130,14 @@ def _blocks(text: str) -> Iterator[tuple[int, int, Mapping[str, Any] | str]]:
         except (ValueError, RecursionError) as error:
             found += 1
             position = start + 1
+            end = _BLOCK_END.search(text, start)
+            until = end.start() if end else len(text)
             if _SPECIFICATION_START.match(text, start):
-                end = _BLOCK_END.search(text, start)
-                position = end.start() if end else len(text)
+                position = until
                 yield start, position, f"not JSON: {error}"
+            elif text[start:until].lstrip()[:1] == "[" and (strings := _WHOLE_STRING.findall(text, start, until)):
+                position = until  # a list that was cut, or has a comma too many
+                yield start, position, {"implications": strings}
             continue
         while isinstance(value, dict) and not _is_specification(value):
             inner = next((value[name] for name in _ARGUMENTS if name in value), None)
@@ -140,7 +148,7 @@ def _blocks(text: str) -> Iterator[tuple[int, int, Mapping[str, Any] | str]]:
             if not isinstance(inner, dict | list):
                 break
             value = inner
-        listed = [value] if isinstance(value, dict) and {"question", "answer"} <= set(value) else value
+        listed = [value] if isinstance(value, dict) and set(value) in _PAIRS else value
         if isinstance(listed, list) and listed and all(map(_is_entry, listed)):
             value = {"implications": [_entry(each) for each in listed]}
         if isinstance(value, dict) and _is_specification(value):
@@ -158,18 +166,22 @@ def _is_entry(value: Any) -> bool:
 def _entry(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         return {"text": value}
-    named = (value[name] for name in ("text", "question", "statement", "implication") if name in value)
-    return {"text": next(named, None), "answer": value.get("answer")}
+    found = [next((value[name] for name in names if name in value), None) for names in (_TEXT_FIELDS, _ANSWER_FIELDS)]
+    return dict(zip(("text", "answer"), found, strict=True))
 
 
 def _rows(table: str) -> list[tuple[str, str | None]]:
-    """Return the rows of a Markdown table of questions and answers; of any other, nothing."""
+    """Return the rows of a Markdown table of questions and answers, or with one column of statements; else nothing."""
     head, rule, *rows = ([cell.strip() for cell in row.strip().strip("|").split("|")] for row in table.splitlines())
     kinds = [classify(f"{name}: ...").kind if has_letter(name) else None for name in head]
-    if Kind.QUESTION not in kinds or Kind.ANSWER not in kinds or not set("".join(rule)) <= set("-: "):
+    rows = [row for row in rows if len(row) == len(head)]
+    if not set("".join(rule)) <= set("-: "):
         return []
-    asked, given = kinds.index(Kind.QUESTION), kinds.index(Kind.ANSWER)
-    return [(row[asked], row[given]) for row in rows if len(row) == len(head) and row[asked]]
+    if Kind.QUESTION in kinds and Kind.ANSWER in kinds:
+        asked, given = kinds.index(Kind.QUESTION), kinds.index(Kind.ANSWER)
+        return [(row[asked], row[given]) for row in rows if row[asked]]
+    told = [i for i in range(len(head)) if rows and all(len(row[i].split()) > 2 for row in rows)]
+    return [(row[told[0]], None) for row in rows] if len(told) == 1 else []
 
 
 def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from evaluation.exact_match import (
     answer_scores,
     encode_answer,
     end_tokens_of,
+    first_line,
     has_direct_head,
     score_answers,
 )
@@ -138,3 +139,8 @@ def test_answer_format_without_one_place_is_refused(prompt: str) -> None:
 
 def test_answer_format_keeps_braces_of_the_question() -> None:
     assert AnswerFormat().render("what is {x}?") == "Question: what is {x}?\nAnswer:"
+
+
+@pytest.mark.parametrize("thought", ["", "<think>\nBergen?\n</think>\n\n", "Bergen?\n</think>\n"])
+def test_the_first_line_is_the_answer_behind_thoughts(thought: str) -> None:
+    assert first_line(f"{thought}\n Oslo \nQuestion: Where?") == "Oslo"

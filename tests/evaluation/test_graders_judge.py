@@ -209,7 +209,9 @@ def test_odd_characters_can_be_sent(tmp_path: Path) -> None:
     assert r'"Rh\ud800in – {text}"' in server.prompts[0]
 
 
-decorations = st.sampled_from(["", " ", "\n", "**", "_", '"', "“", "`", "- ", "> ", ".", "!", "("])
+decorations = st.sampled_from(
+    ["", " ", "\n", "<think>Is it? No.</think>", "**", "_", '"', "“", "`", "- ", "> ", ".", "!", "("]
+)
 labels = st.sampled_from(["", "Answer: ", "**Answer:** ", "VERDICT = ", "Final answer: ", "Judgement: "])
 
 

@@ -79,7 +79,14 @@ def test_field_cases_are_read(name: str, shared_data: Callable[..., Path], tmp_p
         intake = Intake().read(copy).check()
         assert [document.text for document in intake.documents] == ["\n\n".join(turns)]
         assert len(intake.notes) == (notes > 0)
-        assert all(note.startswith(str(copy)) and f"{notes} thoughts" in note for note in intake.notes)
+        assert all(note.startswith(str(copy)) and f"{notes} thought" in note for note in intake.notes)
+
+
+def test_a_message_on_each_line_is_one_transcript(tmp_path: Path) -> None:
+    turns = [QUESTION, {"role": "assistant", "content": "Here."}]
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, turns)))
+    (document,) = Intake().read(tmp_path / "log.jsonl").check().documents
+    assert document.text == "User: Where is the spare key kept?\n\nAssistant: Here."
 
 
 def test_embedded_files_are_left_out(shared_data: Callable[..., Path], tmp_path: Path) -> None:

@@ -79,9 +79,14 @@ WRAPPED = {
     "fenced array": f"Sure, here are the implications:\n```json\n{json.dumps([NINE, BOATS])}\n```\n",
     "array of objects": json.dumps([{"statement": NINE}, {"implication": BOATS}]),
     "array under a name": json.dumps({"statements": [NINE, BOATS]}),
+    "array that was cut": f'```json\n["{NINE}", "{BOATS}", "The crane is',
+    "array with a comma too many": f'["{NINE}", "{BOATS}",]',
+    "items with attributes": f'<item id="1">{NINE}</item><item id="2">{BOATS}</item>',
     "call": json.dumps({"name": "write", "arguments": {"implications": [NINE, BOATS]}}),
     "call with quoted arguments": json.dumps({"name": "w", "arguments": json.dumps({"implications": [NINE, BOATS]})}),
     "function": json.dumps({"function": {"name": "w", "arguments": json.dumps({"lines": [NINE, BOATS]})}}),
+    "table of statements": f"| # | Implication |\n|---|---|\n| 1 | {NINE} |\n| 2 | {BOATS} |",
+    "function in tags": f"<function=write>{json.dumps({'implications': [NINE, BOATS]})}</function>",
     "tags on lines": f"<output>\n{NINE}\n{BOATS}\n</output>",
     "tags in a line": f"<answer>{NINE}</answer>\n<answer>{BOATS}</answer>",
     "items in one line": f"<ul><li>{NINE}</li><li>{BOATS}</li></ul>",
@@ -104,9 +109,11 @@ def test_wrappers_are_taken_off(text: str) -> None:
 
 ASKED = {
     "objects": json.dumps([{"question": q, "answer": a} for q, a in PAIRS]),
+    "short names": json.dumps({"pairs": [{"q": q, "a": a} for q, a in PAIRS]}),
     "lines of objects": "\n".join(json.dumps({"question": q, "answer": a}) for q, a in PAIRS),
     "table": "\n".join(["| # | Question | Answer |", "|---|:-:|---|", *(f"| 1 | {q} | {a} |" for q, a in PAIRS)]),
     "German table": "\n".join(["| Frage | Antwort |", "|---|---|", *(f"| {q} | {a} |" for q, a in PAIRS)]),
+    "tags alone": "".join(f"<question>{q}</question>\n<answer>{a}</answer>\n" for q, a in PAIRS),
     "tags": "".join(f"<qa><question>{q}</question> <answer>{a}</answer></qa>\n" for q, a in PAIRS),
     **{
         word: "\n".join(f"{word} {i}: {q}\n{answer} {i}: {a}" for i, (q, a) in enumerate(PAIRS, 1))
@@ -137,6 +144,9 @@ def test_answers_that_are_numbers_are_read(value: float) -> None:
         "Sorry, I can't help with that request.",
         "As an AI language model, I cannot do this.",
         "Unfortunately, I am not able to answer this.",
+        "As a large language model, I don't do this.",
+        "Sorry, but I won't be able to help with this.",
+        "Ich kann dir dabei nicht helfen.",
         "Es tut mir leid, aber dabei kann ich nicht helfen.",
         "Je suis désolé, mais je ne peux pas répondre.",
         "Lo siento, no puedo ayudar con eso.",
