@@ -86,6 +86,7 @@ def check(config: _Config, work_dir: Path, findings: Callable[[_Config, Path], I
     if key in _passed:
         return
     config.read_data()
+    has_store(config.tracking, work_dir)
     found = list(findings(config, work_dir))
     require(found)
     sys.stdout.write("".join(f"{finding.name}: {finding.text}\n" for finding in found if finding.note))
@@ -123,10 +124,6 @@ def place_findings(config: Settings, work_dir: Path) -> Iterator[Finding]:
     yield Finding("device", not problem, problem or config.device)
     yield from key_findings(config)
     yield directory_finding(work_dir)
-    try:
-        has_store(config.tracking, work_dir)
-    except ConfigError as error:
-        yield Finding("store", False, str(error).removesuffix("."))
     servers = {"MLflow": (config.tracking.location, "tracking.uri or MLFLOW_TRACKING_URI")}
     servers["Prefect"] = (os.environ.get("PREFECT_API_URL"), "PREFECT_API_URL")
     for name, (uri, setting) in servers.items():

@@ -16,11 +16,11 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager, nullcontext, suppress
 from functools import cache
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Annotated
-from urllib.request import urlopen
 
 import typer
 from filelock import FileLock, Timeout
@@ -96,7 +96,6 @@ _QUIET = {
 gap between two small operations (a bank of the micro student took 0.13 s an adapter, not 0.20), and then sleep."""
 
 _PREFECT = {
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
@@ -176,16 +175,16 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a command in the same order as Ctrl-C."""
 
 
-def _terminate(*_: object) -> None:
-    raise Terminated
-
-
 @contextmanager
 def stoppable() -> Iterator[None]:
     """End a command that is stopped by Ctrl-C or SIGTERM in order, and say how to go on; exit codes 130 and 143."""
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
     before = signal.getsignal(signal.SIGTERM)
     with suppress(ValueError):  # signals are for the main thread alone
-        signal.signal(signal.SIGTERM, _terminate)
+        signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -247,18 +246,15 @@ def _is_taken(port: int) -> bool:
 
 _SERVER = """
 import os, signal, socket, sys, threading, uvicorn
-
 for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(each, signal.SIG_IGN)
 factory = "prefect.server.api.server:create_app"
 server = uvicorn.Server(uvicorn.Config(factory, factory=True, log_level="error", lifespan="on"))
-
 def serve():
     try:
         server.run([socket.socket(fileno=int(sys.argv[1]))])
     finally:
         os._exit(not server.started)
-
 thread = threading.Thread(target=serve, daemon=True)
 thread.start()
 os.read(0, 1)
@@ -269,7 +265,6 @@ os._exit(0)
 """Prefect's server for one process. Nothing is ever written to its standard input, which ends when that process does,
 however it does; signals, which a terminal or a service manager sends to a whole group, are that process's to handle."""
 _SERVER_SETTINGS = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
-"""As Prefect sets them for a server that it starts itself."""
 _START_SECONDS = 180.0
 
 
@@ -304,11 +299,8 @@ def flow_process(work_dir: Path) -> Iterator[None]:
     """Hold a work directory for a flow, with Prefect's server for it; import flows inside, not before.
 
     The server is started unless the user has one, keeps its data in the work directory, and ends with this process.
-    Runs that killed processes left behind in it are marked as crashed.
-
-    Raises:
-        BusyError: Another process holds the directory.
-        LineageError: The server did not start.
+    Runs that killed processes left behind in it are marked as crashed. BusyError if another process holds the
+    directory, LineageError if the server did not start.
     """
     with exclusive(work_dir), ExitStack() as stack:
         prepare_process(work_dir)
@@ -319,7 +311,8 @@ def flow_process(work_dir: Path) -> Iterator[None]:
             stack.enter_context(temporary_settings({PREFECT_API_URL: _embedded_server(home)}))
             if home == work_dir.resolve() / "prefect":  # else runs of other work directories are there, too
                 _close_stale_flow_runs()
-        hide_own_errors()
+        for name in ("prefect.flow_runs", "prefect.task_runs"):  # Prefect would print own errors a second time
+            logging.getLogger(name).addFilter(_is_news)
         _held.add(work_dir.resolve())
         stack.callback(_held.discard, work_dir.resolve())
         yield
@@ -327,11 +320,7 @@ def flow_process(work_dir: Path) -> Iterator[None]:
 
 @contextmanager
 def embedded_flow(work_dir: Path) -> Iterator[str]:
-    """Hold a flow's work directory, unless its command does; yield the id of Prefect's run.
-
-    Raises:
-        BusyError: Another process holds it.
-    """
+    """Hold a flow's work directory, unless its command does (else BusyError); yield the id of Prefect's run."""
     from prefect.context import get_run_context
 
     with nullcontext() if work_dir.resolve() in _held else exclusive(work_dir):
@@ -346,18 +335,20 @@ def _embedded_server(home: Path) -> str:
         (home / "server.log").open("wb") as log,
         socket.create_server((_HOST, 0)) as listener,
     ):
-        command, number = [sys.executable, "-c", _SERVER, str(listener.fileno())], listener.getsockname()[1]
-        environment, fds = {**os.environ, **_SERVER_SETTINGS}, (listener.fileno(),)
-        server = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=fds)
+        fd, port = listener.fileno(), listener.getsockname()[1]
+        command, environment = [sys.executable, "-P", "-c", _SERVER, str(fd)], {**os.environ, **_SERVER_SETTINGS}
+        server = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=[fd]
+        )
         listener.close()  # so that a server that ends refuses the request instead of leaving it waiting
-        atexit.register(_stop, server)  # after Prefect has sent what is queued, which it does before
-        url = f"http://{_HOST}:{number}/api"
+        atexit.register(_stop, server)  # when Prefect has sent all that it had queued
         try:
-            urlopen(f"{url}/health", timeout=_START_SECONDS).close()
-        except OSError as error:
-            _stop(server)
+            with closing(HTTPConnection(_HOST, port, timeout=_START_SECONDS)) as client:
+                client.request("GET", "/api/health")
+                client.getresponse()
+        except (OSError, HTTPException) as error:
             raise LineageError(f"Prefect's server did not start: {error}; its log is {log.name!r}.") from error
-    return url
+    return f"http://{_HOST}:{port}/api"
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:
@@ -385,12 +376,6 @@ def _is_news(record: logging.LogRecord) -> bool:
     own = bool(record.exc_info) and isinstance(record.exc_info[1], PreceptorError)  # type: ignore[index]
     said = record.getMessage()
     return not own and "Finished in state Failed(" not in said and not said.startswith("Crash detected!")
-
-
-def hide_own_errors() -> None:
-    """Leave the report of own errors and signals to the command, which Prefect would print a second time."""
-    for name in ("prefect.flow_runs", "prefect.task_runs"):
-        logging.getLogger(name).addFilter(_is_news)
 
 
 _DASHBOARD_SECONDS = 180.0

@@ -36,7 +36,6 @@ from pipelines.adapt_student.plan import (
     RESULT,
     SCORES,
     WITHOUT_QUESTIONS,
-    champion_number,
     close_plan,
     new_plan,
     open_plan,
@@ -45,6 +44,7 @@ from pipelines.adapt_student.plan import (
     read_inbox,
     waits,
 )
+from pipelines.adapt_student.queue import night_results
 from pipelines.adapt_student.state import (
     HeldDocument,
     StudentVersion,
@@ -118,29 +118,22 @@ def awaited(work_dir: Path) -> Iterator[Callable[[NightResult], NightResult]]:
     Yields a function that takes the flow's result and returns the one to tell: of nothing new, that of a night which
     ended after a command that was killed had begun to wait for it.
     """
-
-    def last() -> str:
-        return max((path.parent.name for path in (work_dir / NIGHTS).glob(f"night-*/{RESULT}")), default="")
+    results = night_results(work_dir)
+    file, last = work_dir / "awaited-night", results[-1]["night"] if results else ""
+    before = file.read_text(encoding="utf-8") if file.is_file() else write_atomically(file, last).read_text("utf-8")
 
     def to_tell(result: NightResult) -> NightResult:
-        if result.night or last() == before:
-            return result
-        return NightResult.model_validate_json((work_dir / NIGHTS / last() / RESULT).read_bytes())
+        ended = night_results(work_dir)[-1:]
+        return result if result.night or not ended or ended[0]["night"] == before else NightResult(**ended[0])
 
-    file = work_dir / "awaited-night"
-    before = file.read_text(encoding="utf-8") if file.is_file() else write_atomically(file, last()).read_text("utf-8")
-    try:
-        yield to_tell
-    except Exception:  # which the caller is told
-        file.unlink()
-        raise
+    yield to_tell
     file.unlink()
 
 
 def run_night(config: NightConfig, work_dir: Path, flow_run: str, console: Console) -> NightResult:
     """Run one night in a work directory that this process holds; see `adapt_student`."""
     registry, inbox = Registry.open(config.tracking, work_dir), read_inbox(work_dir)
-    champion = student_version(registry, champion_number(registry, work_dir), work_dir)
+    champion = student_version(registry, registry.champion("student"), work_dir)
     if champion.number is None and any(inbox.arrivals((), config.routing)):
         for line in ask_base(config):
             console.print(line, markup=False, highlight=False, soft_wrap=True)

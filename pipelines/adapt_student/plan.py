@@ -35,7 +35,6 @@ from pipelines.adapt_student.state import (
 )
 from pipelines.inbox.documents import InboxDocument, Route
 from pipelines.inbox.store import INBOX_FILE, InboxStore
-from pipelines.lineage.moves import lost_champion
 from pipelines.lineage.registry import Registry
 from pipelines.lineage.store import has_store
 from pipelines.plan import Plan, Stage, Step, UpdateSize
@@ -192,22 +191,6 @@ def new_plan(
     )
 
 
-def champion_number(registry: Registry | None, work_dir: Path) -> int | None:
-    """Return the champion student's version; None is the base student.
-
-    Raises:
-        ConfigError: The work directory had a champion and its registry has none: it is not to be lost silently.
-    """
-    number = None if registry is None else registry.champion("student")
-    if number is not None:
-        return number
-    results = (json.loads(path.read_bytes()) for path in sorted((work_dir / NIGHTS).glob("night-*/result.json")))
-    for result in results:  # of an earlier release, which recorded champions nowhere else
-        if result["outcome"] == "promoted":
-            raise lost_champion(work_dir, "student", result["version"])
-    return None
-
-
 WITHOUT_QUESTIONS = "without questions, and the night generates none (questions: null)"
 QUARANTINED = "quarantined, see `preceptor inbox list`"
 """Why documents wait."""
@@ -354,7 +337,7 @@ def dry_run(config: NightConfig, work_dir: Path) -> DryRun:
     """Return what the next night in a work directory, which need not exist, would do; changes nothing."""
     prepare_process()
     registry = Registry.open(config.tracking, work_dir) if has_store(config.tracking, work_dir) else None
-    parent = champion_number(registry, work_dir)
+    parent = None if registry is None else registry.champion("student")
     state, inbox = _held(registry, parent, work_dir), read_inbox(work_dir)
     unasked = {document.id for document in inbox.unasked(state.ids, config)}
     plan = read_plan(work_dir)

@@ -14,7 +14,7 @@ from evaluation.microworld.world import NightDocument, draw_nights
 from evaluation.statistics import known_mean
 from pipelines.inbox.documents import InboxDocument
 from pipelines.inbox.store import INBOX_FILE, InboxStore
-from pipelines.process import plain_errors, prepare_process
+from pipelines.process import flow_process, plain_errors
 from pipelines.reports.format import markdown_table, percent
 from pipelines.settings import load
 
@@ -114,13 +114,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override; repeatable")
     parser.add_argument("--work-dir", type=Path, default=Path(".preceptor/simulated"), help="a directory for each arm")
     given = parser.parse_args(arguments)
-    prepare_process(given.work_dir)
     from pipelines.adapt_student.config import NightConfig
 
     seed, rows = load(given.config, NightConfig, given.set).seed, []
-    for name in given.arm or ARMS:
-        place = given.work_dir / name.replace(" ", "-")
-        rows.append(arm_row(name, run_arm(given.config, (*given.set, *ARMS[name]), given.nights, place, seed)))
+    with flow_process(given.work_dir):
+        for name in given.arm or ARMS:
+            place = given.work_dir / name.replace(" ", "-")
+            rows.append(arm_row(name, run_arm(given.config, (*given.set, *ARMS[name]), given.nights, place, seed)))
     heads = ["arm", "promoted", "held", "rejected", "poisoned night", "after own night, %", "after last night, %"]
     heads += ["kept, %", "probes of the base, %", "probes, %"]
     print(markdown_table(heads, rows))

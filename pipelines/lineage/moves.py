@@ -53,24 +53,16 @@ def read_move(work_dir: Path) -> Move | None:
     return Move.model_validate_json(path.read_bytes()) if path.is_file() else None
 
 
-def write_move(move: Move, work_dir: Path) -> None:
-    """Record a move before its first step."""
-    write_atomically(work_dir / MOVE_FILE, move.model_dump_json())
-
-
-def remove_move(work_dir: Path) -> None:
-    """Record that nothing is in progress."""
-    (work_dir / MOVE_FILE).unlink(missing_ok=True)
+def write_move(move: Move | None, work_dir: Path) -> None:
+    """Record a move before its first step; None after its last."""
+    if move is None:
+        (work_dir / MOVE_FILE).unlink(missing_ok=True)
+    else:
+        write_atomically(work_dir / MOVE_FILE, move.model_dump_json())
 
 
 def apply_move(client: Any, move: Move, work_dir: Path) -> None:
-    """Take all steps of a move, the alias `champion` after everything that belongs to it; repeating them is harmless.
-
-    Args:
-        client: `MlflowClient`.
-        move: To be made.
-        work_dir: Of the inbox.
-    """
+    """Take all steps of a move by MLflow's client, the alias `champion` after all else; repeating them is harmless."""
     name, tagged = move.name, move.to if move.promoted else move.left
     for tag, value in move.tags.items():
         client.set_model_version_tag(name, str(tagged), tag, value)

@@ -28,7 +28,6 @@ from pipelines.lineage.moves import (
     lost_champion,
     note_champion,
     read_move,
-    remove_move,
     write_move,
 )
 from pipelines.lineage.store import Store, lineage_errors, open_store, tag_filter
@@ -168,14 +167,9 @@ class Registry:
         """Make the champion's parent the champion, and record on the version that is left when and why.
 
         A second rollback goes one version further back, see `parent_of`; `previous` then stands where the next one
-        would lead, or nowhere. The same call completes a rollback that was killed before `tell` returned, and so does
-        whoever opens the registry next. To go forward, promote.
-
-        Args:
-            role: Whose champion it is.
-            reason: Kept with the version that is left.
-            reverted: Gives the documents to quarantine: ids by the night that learned them.
-            tell: Called with the rollback when it is made.
+        would lead, or nowhere. `reverted` gives the documents to quarantine, ids by the night that learned them, and
+        `tell` is called with the rollback when it is made. The same call completes a rollback that was killed before
+        `tell` returned, and so does whoever opens the registry next. To go forward, promote.
 
         Raises:
             ConfigError: The reason is blank.
@@ -185,15 +179,15 @@ class Registry:
             raise ConfigError("rollback: got no reason. Say why in a sentence: it is kept with the version.")
         name, work_dir = self.name(role), self._store.work_dir
         with lineage_errors(f"roll back {name!r}", self._store.uri), self._store.lock:
-            move = read_move(work_dir)
-            if move is None or move.name != name or move.promoted or not self._is_open(move):
+            move = self._interrupted()
+            if move is None or move.name != name or move.promoted:
                 self.finish_move()
                 move = self._rollback(role, reason.strip(), reverted)
                 write_move(move, work_dir)
             apply_move(self._store.client, move, work_dir)
             if tell is not None:
                 tell(move)
-            remove_move(work_dir)
+            write_move(None, work_dir)
         assert move.left is not None
         return Rollback(move.left, move.to)
 
@@ -228,21 +222,18 @@ class Registry:
         if read_move(work_dir) is None:
             return
         with lineage_errors("complete the last promotion or rollback", self._store.uri), self._store.lock:
-            move = read_move(work_dir)  # another process may have completed it
-            if move is not None and self._is_open(move):
+            if (move := self._interrupted()) is not None:  # no other process has completed it
                 apply_move(self._store.client, move, work_dir)
-            remove_move(work_dir)
+            write_move(None, work_dir)
 
-    def _is_open(self, move: Move) -> bool:
-        """Return whether nobody moved the champion on since, by another work directory."""
-        return self._aliases(move.name).get(CHAMPION) in (move.left, move.to)
+    def _interrupted(self) -> Move | None:
+        """Return the move in progress, unless the champion was moved since, by another work directory."""
+        move = read_move(self._store.work_dir)
+        is_open = move is not None and self._aliases(move.name).get(CHAMPION) in (move.left, move.to)
+        return move if is_open else None
 
     def champion(self, role: Role) -> int | None:
-        """Return the version in use; None when there never was one.
-
-        Raises:
-            ConfigError: There was one.
-        """
+        """Return the version in use; None when there never was one, ConfigError when there was."""
         name, work_dir = self.name(role), self._store.work_dir
         number = self.aliases(role).get(CHAMPION)
         if number is not None:

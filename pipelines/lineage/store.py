@@ -73,11 +73,7 @@ def require_store(tracking: TrackingConfig, work_dir: Path) -> None:
 
 
 def has_store(tracking: TrackingConfig, work_dir: Path) -> bool:
-    """Return whether there is a store to open; of one that is no SQLite file, that is taken for granted.
-
-    Raises:
-        ConfigError: It is gone or empty, and a champion with it.
-    """
+    """Return whether there is a store to open, taken for granted if no SQLite file; ConfigError for a lost champion."""
     _, database = _located(tracking, work_dir)
     if database is not None and not _has_content(database):
         for name, version in champions(work_dir).items():

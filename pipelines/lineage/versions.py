@@ -114,11 +114,7 @@ def promotion_tags(
     record: Mapping[str, str],
     despite: str | None,
 ) -> dict[str, str]:
-    """Return what a promotion writes on a version of the model `name` with `tags`; see `Registry.promote`.
-
-    Raises:
-        LineageError: Another champion than in the record is in use, or the gate refused the version.
-    """
+    """Return what a promotion writes on a version of the model `name` with `tags`; errors as of `Registry.promote`."""
     written = dict(record)
     if (decision := tags.get(DECISION_TAG)) in REFUSED:
         if despite is None:

@@ -144,7 +144,8 @@ def test_stopped_command_ends_soon_closes_its_runs_and_says_how_to_go_on(
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("kind", ["night", pytest.param("run", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["night", "run"])
 def test_killed_command_leaves_no_process_and_the_next_start_closes_its_run(tmp_path: Path, kind: str) -> None:
     with started(kind, tmp_path) as (terminal, work_dir, arguments):
         terminal.process.kill()
@@ -157,6 +158,7 @@ def test_killed_command_leaves_no_process_and_the_next_start_closes_its_run(tmp_
     assert not left_behind(work_dir)
 
 
+@pytest.mark.slow
 def test_of_two_first_starts_in_a_new_directory_one_runs_and_the_other_says_why_not(tmp_path: Path) -> None:
     work_dir = tmp_path / "work"
     both = [Child(command(CONFIGS / "demo.yaml", work_dir, TINY), tmp_path / f"home {i}") for i in range(2)]

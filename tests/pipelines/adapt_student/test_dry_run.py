@@ -13,14 +13,10 @@ import pytest
 from rich.console import Console
 
 from evaluation.common.errors import ConfigError, LineageError
-from evaluation.common.storage import write_atomically
 from pipelines.adapt_student.config import NightConfig
 from pipelines.adapt_student.flow import run_night
-from pipelines.adapt_student.page import NightResult
 from pipelines.adapt_student.plan import (
-    NIGHTS,
     QUARANTINED,
-    RESULT,
     WITHOUT_QUESTIONS,
     DryRun,
     dry_run,
@@ -139,16 +135,12 @@ def test_rollback_of_a_damaged_version_works(
     assert "Version 1 of the student is the champion again" in said
 
 
-@pytest.mark.parametrize("left", ["gone", "empty", "without versions", "of an earlier release"])
+@pytest.mark.parametrize("left", ["gone", "empty", "without versions"])
 def test_champion_that_was_lost_with_its_store_stops_the_night(
     open_run: Open, work_dir: Path, tmp_path: Path, empty_store: Path, left: str
 ) -> None:
     deliver(work_dir, [document("a")])
-    if left == "of an earlier release":
-        result = NightResult(night="night-0001", outcome="promoted", version=4)
-        write_atomically(work_dir / NIGHTS / "night-0001" / RESULT, result.model_dump_json())
-    else:
-        promoted(open_run(), state(held(document("b"), "night-0001")), tmp_path)
+    promoted(open_run(), state(held(document("b"), "night-0001")), tmp_path)
     place = Path(shutil.copytree(work_dir, tmp_path / "lost", ignore=shutil.ignore_patterns("mlflow.db*")))
     store = place / "mlflow.db"
     if left == "empty":

@@ -49,7 +49,6 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, number: int) -> list[str]:
     counted(MlflowClient, "delete_registered_model_alias")
     counted(InboxStore, "quarantine")
     counted(registry, "write_move")
-    counted(registry, "remove_move")
     counted(moves, "note_champion")
     return made
 
