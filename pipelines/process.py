@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import json
 import logging
 import os
@@ -151,6 +152,8 @@ def inherited(environment: Mapping[str, str], also: Collection[str] = ()) -> dic
     }
 
 
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
+_FULL = "database or disk is full"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _STOP_SECONDS = 10.0
 
@@ -163,6 +166,24 @@ def plain_errors() -> Iterator[None]:
     except PreceptorError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(2 if isinstance(error, ConfigError | InputError) else 1)
+    except Exception as error:
+        if (problem := disk_problem(error)) is None:
+            raise
+        sys.stderr.write(f"{problem}\n")
+        sys.exit(1)
+
+
+def disk_problem(error: BaseException | None) -> str | None:
+    """Return a message if a full disk, or one that refuses, is behind an error; None for any other."""
+    while error is not None:
+        if (isinstance(error, OSError) and error.errno in _DISK) or _FULL in str(error):
+            where = f" at {str(error.filename)!r}" if isinstance(error, OSError) and error.filename else ""
+            return (
+                f"disk: {getattr(error, 'strerror', None) or _FULL}{where}. What was finished is kept. Make room or "
+                "check the permissions, then repeat the command: it goes on from there."
+            )
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @asynccontextmanager

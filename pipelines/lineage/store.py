@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import sqlite3
@@ -88,6 +89,7 @@ def open_store(tracking: TrackingConfig, work_dir: Path) -> Store:
     """
     from mlflow import MlflowClient
 
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # each error is raised as well
     uri, database = _located(tracking, work_dir)
     place = database or work_dir.resolve() / "mlflow"
     lock = _lock(place)

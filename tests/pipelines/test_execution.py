@@ -95,7 +95,7 @@ def test_damaged_update_is_not_found_and_its_bank_is_known(tmp_path: Path, kind:
         assert list(store.find(keys)) == ["k1", "k3", "k4"]
         assert store.damaged == (kind != "deleted")
         assert store.banks(keys, ["k2"]) == [["k1", "k2", "k3"]]
-        assert store.banks(["k1", "k4"], ["k4"]) == [["k4"]]
+        assert store.banks(["k1", "k2", "k4"], ["k2", "k4"]) == [["k4"]]
 
 
 def test_updates_of_a_release_without_checksums_are_made_again(tmp_path: Path) -> None:
