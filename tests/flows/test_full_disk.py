@@ -102,7 +102,7 @@ def test_full_disk_costs_one_message_and_nothing_else(disk: Disk, work_dir: Path
     for name in (name for name in tried if name not in long):
         done = disk.run(*tried[name])
         assert done.returncode == 0, (name, done.stderr)
-    restored = ["restore", work_dir.parent / "backup.tar.gz", "--work-dir", disk.place / "restored"]
+    restored: list[str | Path] = ["restore", work_dir.parent / "backup.tar.gz", "--work-dir", disk.place / "restored"]
     disk.fill()
     assert_one_message(disk.run(*restored), "restore")
     assert not (disk.place / "restored").exists()
