@@ -13,10 +13,11 @@ import shlex
 import shutil
 import signal
 import socket
+import sqlite3
 import sys
 import time
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -116,6 +117,7 @@ def prepare_process(work_dir: Path | None = None) -> None:
     if work_dir is not None:
         home = work_dir.resolve() / "prefect"
         home.mkdir(parents=True, exist_ok=True)  # Prefect's server does not start without it
+        _leave_damaged(home / "prefect.db")
         if os.environ.setdefault("PREFECT_HOME", str(home)) == str(home) and {*"%?"} & {*str(home)}:
             database = f"sqlite+aiosqlite:{sqlite_uri(home / 'prefect.db').partition(':')[2]}"  # Prefect quotes none
             os.environ.setdefault("PREFECT_API_DATABASE_CONNECTION_URL", database)
@@ -130,6 +132,22 @@ def prepare_process(work_dir: Path | None = None) -> None:
         mallopt(_M_MMAP_THRESHOLD, 1 << 30)
         mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
         mallopt(_M_TOP_PAD, 1 << 28)
+
+
+def _leave_damaged(database: Path) -> None:
+    """Put a damaged database of Prefect's aside: nothing is resumed from it, and its server does not start with it."""
+    if not database.exists():
+        return
+    try:
+        with closing(sqlite3.connect(database)) as db:
+            whole = db.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok"
+    except sqlite3.DatabaseError as error:
+        whole = isinstance(error, sqlite3.OperationalError)  # such as one that is in use
+    if not whole:
+        database.rename(f"{database}.damaged")
+        for rest in ("-wal", "-shm"):
+            Path(f"{database}{rest}").unlink(missing_ok=True)
+        sys.stderr.write(f"{database} is damaged: left as {database.name}.damaged, and Prefect begins a new one\n")
 
 
 _NEEDED = re.compile(
