@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -41,16 +42,18 @@ class Disk(NamedTuple):
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    place = tmp_path / "disk"
+def disk() -> Iterator[Disk]:
+    root = Path(tempfile.mkdtemp(prefix="full-disk-"))  # pytest's own directories are for their owner alone
+    place = root / "disk"
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=100m", "tmpfs", str(place)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("a small disk needs the right to mount one")
     try:
-        yield Disk(place, tmp_path / "home")
+        yield Disk(place, root / "home")
     finally:
         subprocess.run(["umount", "-l", str(place)], check=True)
+        shutil.rmtree(root)
 
 
 @pytest.fixture
@@ -109,7 +112,7 @@ def test_full_disk_costs_one_message_and_nothing_else(disk: Disk, work_dir: Path
     assert disk.run(*restored).returncode == 0
 
 
-def test_directory_that_refuses_costs_one_message(disk: Disk, work_dir: Path, tmp_path: Path) -> None:
+def test_directory_that_refuses_costs_one_message(disk: Disk, work_dir: Path) -> None:
     if os.geteuid() or shutil.which("setpriv") is None:
         pytest.skip("needs another user")
     nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
@@ -117,9 +120,8 @@ def test_directory_that_refuses_costs_one_message(disk: Disk, work_dir: Path, tm
         pytest.skip("another user cannot run this Python")
     disk.home.mkdir(exist_ok=True)
     disk.home.chmod(0o777)
-    for path in (tmp_path, *tmp_path.parents):
-        path.chmod(path.stat().st_mode | 0o055)
+    disk.place.parent.chmod(0o755)
     before = {path: digest_files(path) for path in (work_dir, *work_dir.rglob("*")) if path.is_dir()}
-    for name, arguments in commands(work_dir, tmp_path).items():
+    for name, arguments in commands(work_dir, disk.place.parent).items():
         assert_one_message(disk.run(*arguments, prefix=nobody), name)
     assert {path: digest_files(path) for path in before} == before
