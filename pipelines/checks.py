@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import sys
 import tempfile
@@ -42,6 +43,8 @@ SECONDS = 5.0
 """Longest wait for a server's answer."""
 OPENED_BYTES = 1 << 27
 """Largest weights that a check reads, in bytes."""
+ROOM = 64_000_000
+"""Bytes that a run's stores take before its first result: MLflow's, Prefect's, and what SQLite writes beside them."""
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _PARTS = {"config.json": ("config.json",), "a tokenizer": _TOKENIZERS, "weights": _WEIGHTS}
@@ -146,13 +149,17 @@ def data_finding(config: Settings) -> Finding:
 
 
 def directory_finding(work_dir: Path) -> Finding:
-    """Return whether the work directory, or its nearest existing parent, is writable."""
+    """Return whether the work directory, or its nearest existing parent, is writable and has room."""
     place = next(path for path in (work_dir.resolve(), *work_dir.resolve().parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=place):
-            return Finding("work directory", True, f"{work_dir} is writable")
+            free = shutil.disk_usage(place).free
     except OSError as error:
         return Finding("work directory", False, f"{place} is not writable: {error}; give another --work-dir")
+    if free < ROOM:
+        left = f"{free / 1e6:.0f} MB left, and a run's stores need {ROOM / 1e6:.0f} MB to begin with"
+        return Finding("work directory", False, f"{place} has {left}; make room, or give another --work-dir")
+    return Finding("work directory", True, f"{work_dir} is writable")
 
 
 def model_finding(

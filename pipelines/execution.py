@@ -126,13 +126,14 @@ class UpdateStore(SqliteFile):
         return {key: ScoredUpdate.model_validate_json(record) for key, (record, _) in whole.items()}
 
     def banks(self, keys: Collection[str], missing: Collection[str]) -> list[list[str]]:
-        """Return the keys of each stored bank that some of `keys` are of, and that lacks a missing one.
+        """Return the keys of each stored bank all of whose updates are among `keys`, one of them missing.
 
         What is made again alone, not in its bank, could be rounded otherwise.
         """
         named, gone = {_short(key): key for key in keys}, {_short(key) for key in missing}
         found = dict.fromkeys(bank for _, bank in self._whole(keys)[0].values())
-        return [[named[name] for name in bank.split() if name in named] for bank in found if gone & {*bank.split()}]
+        wanted = (bank.split() for bank in found if gone & {*bank.split()} and {*bank.split()} <= named.keys())
+        return [[named[name] for name in names] for names in wanted]
 
     def _whole(self, keys: Collection[str]) -> tuple[dict[str, tuple[str, str]], int]:
         """Return record and bank of each stored update that matches its checksum, and the number of all stored ones."""

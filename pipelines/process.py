@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import ctypes
+import errno
 import logging
 import os
 import re
@@ -12,6 +13,7 @@ import shlex
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -117,6 +119,7 @@ def prepare_process(work_dir: Path | None = None) -> None:
     if work_dir is not None:
         home = work_dir.resolve() / "prefect"
         home.mkdir(parents=True, exist_ok=True)  # Prefect's server does not start without it
+        _leave_damaged(home / "prefect.db")
         if os.environ.setdefault("PREFECT_HOME", str(home)) == str(home) and {*"%?"} & {*str(home)}:
             database = f"sqlite+aiosqlite:{sqlite_uri(home / 'prefect.db').partition(':')[2]}"  # Prefect quotes none
             os.environ.setdefault("PREFECT_API_DATABASE_CONNECTION_URL", database)
@@ -131,6 +134,22 @@ def prepare_process(work_dir: Path | None = None) -> None:
         mallopt(_M_MMAP_THRESHOLD, 1 << 30)
         mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
         mallopt(_M_TOP_PAD, 1 << 28)
+
+
+def _leave_damaged(database: Path) -> None:
+    """Put a damaged database of Prefect's aside: nothing is resumed from it, and its server does not start with it."""
+    if not database.exists():
+        return
+    try:
+        with closing(sqlite3.connect(database)) as db:
+            whole = db.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok"
+    except sqlite3.DatabaseError as error:
+        whole = isinstance(error, sqlite3.OperationalError)  # such as one that is in use
+    if not whole:
+        database.rename(f"{database}.damaged")
+        for rest in ("-wal", "-shm"):
+            Path(f"{database}{rest}").unlink(missing_ok=True)
+        sys.stderr.write(f"{database} is damaged: left as {database.name}.damaged, and Prefect begins a new one\n")
 
 
 _NEEDED = re.compile(
@@ -153,6 +172,8 @@ def inherited(environment: Mapping[str, str], also: Collection[str] = ()) -> dic
     }
 
 
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
+_FULL = "database or disk is full"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _STOP_SECONDS = 10.0
 
@@ -165,6 +186,24 @@ def plain_errors() -> Iterator[None]:
     except PreceptorError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(2 if isinstance(error, ConfigError | InputError) else 1)
+    except Exception as error:
+        if (problem := disk_problem(error)) is None:
+            raise
+        sys.stderr.write(f"{problem}\n")
+        sys.exit(1)
+
+
+def disk_problem(error: BaseException | None) -> str | None:
+    """Return a message if a full disk, or one that refuses, is behind an error; None for any other."""
+    while error is not None:
+        if (isinstance(error, OSError) and error.errno in _DISK) or _FULL in str(error):
+            where = f" at {str(error.filename)!r}" if isinstance(error, OSError) and error.filename else ""
+            return (
+                f"disk: {getattr(error, 'strerror', None) or _FULL}{where}. What was finished is kept. Make room or "
+                "check the permissions, then repeat the command: it goes on from there."
+            )
+        error = error.__cause__ or error.__context__
+    return None
 
 
 STOPPED = {130: "Ctrl-C", 143: "SIGTERM"}

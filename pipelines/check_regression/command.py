@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from evaluation.common.errors import ConfigError, InputError, PreceptorError
-from pipelines.process import JsonFile, WorkDir, find_config, flow_process, prepare_process
+from pipelines.process import JsonFile, WorkDir, disk_problem, find_config, flow_process, prepare_process
 
 if TYPE_CHECKING:
     from pipelines.check_regression.suite import RegressionSuite
@@ -78,9 +78,9 @@ def check_regression(
         raise
     except Exception as error:
         # Python would exit with 1, which says that the candidate regressed.
-        own = isinstance(error, PreceptorError)
-        sys.stderr.write(f"{error}\n" if own else traceback.format_exc())
-        code = _report_problem(checked, str(error) if own else f"{type(error).__name__}: {error}", reports)
+        known = str(error) if isinstance(error, PreceptorError) else disk_problem(error)
+        sys.stderr.write(f"{known}\n" if known else traceback.format_exc())
+        code = _report_problem(checked, known or f"{type(error).__name__}: {error}", reports)
         raise typer.Exit(code) from error
     raise typer.Exit(report.exit_code)
 

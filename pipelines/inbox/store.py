@@ -253,7 +253,7 @@ class InboxStore(SqliteFile):
             ids = [name for name in ids if not db.execute("DELETE FROM refused WHERE place = ?", (name,)).rowcount]
             self._check_known(db, ids, removed=True)
             for name in ids:
-                (content,) = db.execute("SELECT content FROM documents WHERE id = ?", (name,)).fetchone()
+                ((*_, content),) = self._select(db, "documents", "id = ?", name)
                 if content:
                     record = (name, self._document(content).source, reason, who, _now())
                     db.execute(f"INSERT {_into('removed')}", record)
@@ -327,7 +327,7 @@ class InboxStore(SqliteFile):
         asked = {"questions": tuple(questions[::2]), "held_out_questions": tuple(questions[1::2])}
         with self._transaction() as db:
             self._check_known(db, [document])
-            text = db.execute("SELECT content FROM documents WHERE id = ?", (document,)).fetchone()[0]
+            ((*_, text),) = self._select(db, "documents", "id = ?", document)
             changed = self._document(text).model_copy(update=asked)
             db.execute(_SET_CONTENT, (changed.model_dump_json(), document))
 

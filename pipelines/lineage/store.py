@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import sqlite3
@@ -95,6 +96,7 @@ def open_store(tracking: TrackingConfig, work_dir: Path) -> Store:
     from mlflow import MlflowClient
 
     has_store(tracking, work_dir)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # each error is raised as well
     uri, database = _located(tracking, work_dir)
     place = database or work_dir.resolve() / "mlflow"
     lock = _lock(place)

@@ -205,7 +205,7 @@ class Loop:
             if key not in found or (trial.keep and self._is_lost(found[key]))
         }
         todo, of_key = dict(reversed(missing.items())), dict(zip(keys, trials, strict=True))
-        units = store.banks(of_key, todo.keys() - found.keys())
+        units = store.banks(of_key, todo)
         rest = [key for key in todo if not any(key in unit for unit in units)]
         for unit in (*units, *(rest[start : start + UNIT_UPDATES] for start in range(0, len(rest), UNIT_UPDATES))):
             self.reporter.begin(f"training and scoring {len(unit)} adapters")

@@ -12,6 +12,7 @@ import pytest
 
 from pipelines import execution
 from pipelines.execution import RESULT_FOLDERS, StoreError, UpdateStore, code_digest, content_key
+from pipelines.process import prepare_process
 from tests.pipelines.factories import make_replicate, small_config
 
 
@@ -95,7 +96,7 @@ def test_damaged_update_is_not_found_and_its_bank_is_known(tmp_path: Path, kind:
         assert list(store.find(keys)) == ["k1", "k3", "k4"]
         assert store.damaged == (kind != "deleted")
         assert store.banks(keys, ["k2"]) == [["k1", "k2", "k3"]]
-        assert store.banks(["k1", "k4"], ["k4"]) == [["k4"]]
+        assert store.banks(["k1", "k2", "k4"], ["k2", "k4"]) == [["k4"]]
 
 
 def test_updates_of_a_release_without_checksums_are_made_again(tmp_path: Path) -> None:
@@ -114,3 +115,17 @@ def test_store_that_is_no_store_is_refused_with_its_path(tmp_path: Path) -> None
     path.write_bytes(b"no database at all, but long enough to be taken for one" * 20)
     with pytest.raises(StoreError, match=r"updates\.sqlite"):
         UpdateStore(path)
+
+
+def test_damaged_database_of_prefect_is_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PREFECT_HOME", "PREFECT_LOCAL_STORAGE_PATH", "PREFECT_MEMO_STORE_PATH"):
+        monkeypatch.setenv(name, str(tmp_path))
+    file = tmp_path / "prefect" / "prefect.db"
+    prepare_process(tmp_path)
+    with closing(sqlite3.connect(file)) as db, db:
+        db.execute("CREATE TABLE runs AS SELECT 1 AS number")
+    prepare_process(tmp_path)
+    assert file.is_file()
+    file.write_bytes(file.read_bytes()[:4096] + b"\xa5" * 4096)
+    prepare_process(tmp_path)
+    assert [path.name for path in file.parent.iterdir()] == ["prefect.db.damaged"]

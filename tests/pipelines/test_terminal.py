@@ -17,6 +17,7 @@ from pipelines.adapt_student.page import page_of
 from pipelines.check_regression.flow import junit_xml, regression_markdown
 from pipelines.check_regression.verdict import RegressionReport, VerdictConfig
 from pipelines.cli import app
+from pipelines.process import HUB_TOKENS, child, inherited
 from pipelines.reports.console import Reporter
 from pipelines.terminal import guard_output, open_console, printable
 from tests.pipelines.adapt_student.test_page import a_night
@@ -24,6 +25,11 @@ from tests.pipelines.adapt_student.test_page import a_night
 HOSTILE = "a\x1b[2J\x1b]0;owned\x07b\x9b31mc\u202egnp.exe\u2066d\x08\x00e\ud800f\ufffe"
 ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe]")
 KEPT = "naïve – Straße, “日本” فارسی\u200cها 👩\u200d🚀"
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
 
 
 class Screen(io.TextIOWrapper):
@@ -114,3 +120,18 @@ def test_page_and_reports_hold_text_alone() -> None:
         xml = junit_xml(each)
         assert not ACTING.search(xml)
         assert JUnitXml.fromstring(xml.encode())
+
+
+@pytest.mark.anyio
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="no /proc")
+async def test_children_get_what_they_need_and_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = ("PATH", "LC_ALL", "CUDA_HOME", "HF_HOME", "OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM", "PREFECT_HOME")
+    secret = ("AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY", "HF_TOKEN", "NVIDIA_API_KEY", "MLFLOW_TRACKING_PASSWORD")
+    for name in (*needed, *secret, "PREFECT_API_KEY", "VLLM_API_KEY", "GITHUB_TOKEN", "DATABASE_URL"):
+        monkeypatch.setenv(name, f"given {name}")
+    monkeypatch.setenv("PATH", os.defpath)
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    async with child(command, inherited(os.environ, HUB_TOKENS[:1]), tmp_path / "log") as process:
+        seen = Path(f"/proc/{process.pid}/environ").read_bytes()
+    given = {entry.partition(b"=")[0].decode() for entry in seen.split(b"\0") if b"given" in entry}
+    assert given == {*needed, "HF_TOKEN"} - {"PATH"}

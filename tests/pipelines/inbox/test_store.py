@@ -3,6 +3,7 @@ from __future__ import annotations
 import multiprocessing
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,41 @@ def test_damaged_files_and_documents_are_refused(store: InboxStore, tmp_path: Pa
         db.execute("UPDATE documents SET content = '{}'")
     with pytest.raises(InboxError, match="invalid document"):
         store.documents()
+
+
+@pytest.mark.parametrize(
+    ("table", "change"),
+    [
+        ("documents", "content = replace(content, 'ne.', 'no.')"),
+        ("documents", "content = CAST(X'ff' || content AS TEXT)"),
+        ("documents", "place = place + 7"),
+        ("claims", "target = 'c.md'"),
+        ("files", "state = 1 - state"),
+        ("aside", "reason = 'none'"),
+        ("notes", "reason = 'none'"),
+        ("removed", "source = 'x'"),
+    ],
+)
+def test_changed_record_is_refused(store: InboxStore, tmp_path: Path, table: str, change: str) -> None:
+    one, two, three = document("One.", source="a.md"), document("Two.", supersedes=["a.md"]), document("Three.")
+    store.add([one, two, three], {"a.md": [one.id]})
+    store.quarantine([one.id], "a reason", "night-0001")
+    store.note({two.id: "a note"})
+    store.remove([three.id], "a reason", "me")
+    readers = (store.documents, store.superseded, store.quarantined, store.notes, store.removed)
+    assert all(read() is not None for read in readers)
+    with closing(sqlite3.connect(tmp_path / "inbox.db")) as db, db:
+        db.execute(f"UPDATE {table} SET {change} WHERE rowid = (SELECT MIN(rowid) FROM {table})")
+    refused = 0
+    for read in readers:
+        try:
+            read()
+        except InboxError as error:
+            refused += "invalid" in str(error)
+    assert refused
+    if table == "documents":
+        with pytest.raises(InboxError):
+            store.put_questions(one.id, [])
 
 
 # Supersession

@@ -13,10 +13,12 @@ import pytest
 
 from evaluation.common.data import digest_files
 from evaluation.common.errors import LineageError
+from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.lineage.registry import Registry
 from pipelines.lineage.store import flatten_params, follow_move, git_tags, lineage_errors, open_store
 from pipelines.settings import TrackingConfig
-from student.adapters import load_adapter, save_adapter
+from student.adapters import CONFIG_FILE, WEIGHTS_FILE, load_adapter, save_adapter
+from tests.pipelines.adapt_student.factories import document
 from tests.pipelines.conftest import open_lineage
 from tests.pipelines.factories import make_adapter, make_task
 
@@ -114,3 +116,34 @@ def test_git_tags_tell_commit_and_changes(tmp_path: Path) -> None:
     (tmp_path / "pipelines" / "a.py").write_text("2\n")
     assert git_tags(tmp_path)["preceptor.git_dirty"] == "true"
     assert git_tags(tmp_path / "pipelines")["preceptor.git_sha"] == "unknown"  # another project's checkout around it
+
+
+ODD = "w?x=1&y=%41 %20#z; 'q' \"é\" 日本"
+
+
+def test_odd_characters_of_a_directory_leave_nothing_beside_it(tmp_path: Path) -> None:
+    work_dir, moved = tmp_path / ODD, tmp_path / "moved %3F?#&"
+    with InboxStore(work_dir / INBOX_FILE) as inbox:
+        inbox.add([document("Zyx")])
+    version, digest = register(work_dir, 0.5, tmp_path / "made"), make_adapter(0.5).digest
+    for place in (work_dir, moved):
+        registry = Registry.open(TrackingConfig(), place)
+        assert load_adapter(registry.fetch("student", version, place / "copy")).digest == digest
+        assert {each.name for each in tmp_path.iterdir()} == {place.name, "made"}
+        if place == work_dir:
+            shutil.rmtree(place / "copy")
+            place.rename(moved)
+
+
+@pytest.mark.parametrize("damaged", [WEIGHTS_FILE, CONFIG_FILE, "gone"])
+def test_damaged_copy_of_a_version_is_copied_again(work_dir: Path, tmp_path: Path, damaged: str) -> None:
+    version, registry = register(work_dir, 0.5, tmp_path), Registry.open(TrackingConfig(), work_dir)
+    copy = registry.fetch("student", version, tmp_path / "copy")
+    whole = digest_files(copy)
+    if damaged == "gone":
+        (copy / CONFIG_FILE).unlink()
+    else:
+        content = (copy / damaged).read_bytes()
+        (copy / damaged).write_bytes(content[:-3] + bytes([content[-3] ^ 4]) + content[-2:])
+    assert registry.fetch("student", version, copy) == copy
+    assert digest_files(copy) == whole

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ import httpx
 import psutil  # type: ignore[import-untyped]
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -384,3 +387,33 @@ def test_no_process_is_left_however_the_server_ends(
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("at", ["headers", "body", "waiting", "reset"])
+async def test_client_that_hangs_up_leaves_no_traceback(
+    it: Setting, at: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    body = b'{"model": "champion", "wait": true}'
+    head = (
+        b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
+    )
+    sent = {"headers": head, "body": head + b"\r\n" + body[:9]}
+    front = uvicorn.Server(uvicorn.Config(it.server.app(), log_config=None, access_log=False, lifespan="off"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = asyncio.create_task(front.serve(sockets=[listener]))
+        client = socket.create_connection(listener.getsockname())
+        client.sendall(sent.get(at, head + b"\r\n" + body))
+        version = it.server.answering()
+        await (until(lambda: version.in_flight == 1) if at in ("waiting", "reset") else asyncio.sleep(0.2))
+        if at == "reset":
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        await asyncio.sleep(0.1)
+        it.vllm.release.set()
+        await until(lambda: version.in_flight == 0)
+        assert (await it.ask()).status_code == 200
+        front.should_exit = True
+        await serving
+    assert not [record for record in caplog.records if record.exc_info or record.levelname == "ERROR"]
+    assert "Traceback" not in "".join(capfd.readouterr())
