@@ -28,6 +28,7 @@ from pipelines.process import (
     prepare_flow,
     prepare_process,
 )
+from pipelines.reports.format import counted
 from pipelines.upkeep import backup, restore
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ def rollback(
     if role == "student":
         if reverted:
             sys.stdout.write(
-                f"{len(reverted)} documents of the reverted nights are quarantined; to return one to the queue: "
+                f"Quarantined with the reverted nights: {counted(len(reverted), 'document')}. To return one to the queue: "
                 f"{preceptor('inbox', 'release', reverted[0], '--work-dir', work_dir)}\n"
             )
         sys.stdout.write(f"To check its answers: {preceptor('ask', 'YOUR QUESTION', *place)}\n")
