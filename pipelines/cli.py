@@ -242,10 +242,9 @@ def rollback(
     )
     if role == "student":
         if reverted:
-            sys.stdout.write(
-                f"Quarantined with the reverted nights: {counted(len(reverted), 'document')}. To return one to the queue: "
-                f"{preceptor('inbox', 'release', reverted[0], '--work-dir', work_dir)}\n"
-            )
+            release = preceptor("inbox", "release", reverted[0], "--work-dir", work_dir)
+            number = counted(len(reverted), "document")
+            sys.stdout.write(f"Quarantined with its nights: {number}. To return one to the queue: {release}\n")
         sys.stdout.write(f"To check its answers: {preceptor('ask', 'YOUR QUESTION', *place)}\n")
     sys.stdout.write(f"To see all versions: {preceptor('versions', '--role', role, *place)}\n")
 
