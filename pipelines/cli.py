@@ -257,7 +257,7 @@ def rollback(
         )
         if ids:
             sys.stdout.write(
-                f"{counted(len(ids), 'document')} of the reverted nights quarantined; to return one to the queue: "
+                f"Quarantined with its nights: {counted(len(ids), 'document')}. To return one to the queue: "
                 f"{preceptor('inbox', 'release', ids[0], '--work-dir', work_dir)}\n"
             )
         if role == "student":

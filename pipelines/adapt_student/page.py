@@ -204,11 +204,12 @@ def _way(before: float | None, after: float | None) -> str:
 def night_lines(result: NightResult, work_dir: Path, config: Path | None = None) -> Iterator[str]:
     """Yield a summary of a night for the terminal, and the next command; `config` names a store of its own."""
     place, store = ("--work-dir", work_dir), () if config is None else ("--config", config)
+    refused = listing(result.refused)
+    waiting = [*waiting_lines(result.waiting, work_dir), *(f"Refused by the inbox: {line}" for line in refused)]
     if result.outcome == "nothing new":
-        yield from waiting_lines(result.waiting, work_dir)
+        yield from waiting
         if not result.waiting:
             yield "Nothing new in the inbox: the champion is unchanged."
-        yield from _refused_lines(result)
         yield f"To add documents: {preceptor('inbox', 'add', 'FILE', *place)}"
         return
     parent = "the base student" if result.parent is None else f"version {result.parent}"
@@ -222,8 +223,7 @@ def night_lines(result: NightResult, work_dir: Path, config: Path | None = None)
         yield f"  {check.name}: {check.sentence}"
     if result.warning:
         yield f"Warning: {result.warning}"
-    yield from waiting_lines(result.waiting, work_dir)
-    yield from _refused_lines(result)
+    yield from waiting
     yield f"Page: {result.page}"
     if result.outcome == "promoted":
         yield f"To roll back: {preceptor('rollback', '--because', 'YOUR REASON', *store, *place)}"
@@ -232,12 +232,6 @@ def night_lines(result: NightResult, work_dir: Path, config: Path | None = None)
     if result.quarantined:
         release = preceptor("inbox", "release", result.quarantined[0], *place)
         yield f"Quarantined: {counted(len(result.quarantined), 'document')}. To return one to the queue: {release}"
-
-
-def _refused_lines(result: NightResult) -> Iterator[str]:
-    if result.refused:
-        yield f"Refused by the inbox: {len(result.refused)}"
-        yield from (f"  {line}" for line in listing(result.refused))
 
 
 def _change(before: float | None, after: float | None) -> str:

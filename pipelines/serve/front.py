@@ -69,15 +69,11 @@ class Front:
             await app(scope, receive, noted)
         finally:
             if path in self._paths:
-                self._count(path, client or "-", status, source, time.perf_counter() - started)
-
-    def _count(self, path: str, client: str, status: int, source: str, seconds: float) -> None:
-        if status < 400:
-            self._metrics.requests.labels(path, source, client).inc()
-        else:
-            self._metrics.errors.labels(path, str(status)).inc()
-        self._metrics.latency.labels(path).observe(seconds)
-        typer.echo(f"{client} {path} {status} {source} {seconds:.3f} s")
+                counters, client, seconds = self._metrics, client or "-", time.perf_counter() - started
+                answered = counters.requests.labels(path, source, client) if status < 400 else None
+                (answered or counters.errors.labels(path, str(status))).inc()
+                counters.latency.labels(path).observe(seconds)
+                typer.echo(f"{client} {path} {status} {source} {seconds:.3f} s")
 
 
 def refusal(_request: Request | None, error: Exception) -> Response:

@@ -22,7 +22,7 @@ from pipelines.settings import load, to_yaml
 from pipelines.train_teacher.config import TrainTeacherConfig
 from tests.flows.settings import CONFIGS, ROOT, TINY, environment
 
-pytestmark = [pytest.mark.flow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.flow, pytest.mark.timeout(2400)]
 PAGES = ROOT / "docs" / "walkthroughs"
 
 

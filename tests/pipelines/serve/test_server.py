@@ -17,8 +17,8 @@ from typing import Any, cast
 import httpx
 import psutil  # type: ignore[import-untyped]
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 import uvicorn
+from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
