@@ -41,8 +41,6 @@ _BATCH_ELEMENTS = 1 << 21
 class StatisticsConfig(IntervalConfig):
     """How sure a check must be: a candidate at the margin passes in at most 1 - confidence of cases."""
 
-    seed: int = Field(default=0, ge=0)
-    """Of the resamples, at least 0."""
     most_collapsed: float = Field(default=0.02, ge=0.0, le=1.0)
     """Share of empty or degenerate answers allowed, in [0, 1]; a regression test allows as many as the baseline has."""
 
@@ -90,19 +88,19 @@ def differences_of(scores: Sequence[PairedScore]) -> list[float]:
 def bounds_of(differences: Sequence[float], settings: StatisticsConfig) -> Interval:
     """Return the mean of N >= 1 paired differences in [-1, 1] with one-sided bounds, independent of the order.
 
-    The confidence is that of each bound. Bounds of candidates are monotone under the same seed.
+    The confidence is that of each bound. Bounds of candidates are monotone: their resamples have one seed.
     """
     sample = sorted_sample(differences, (_WORST, _BEST))
     mean = float(sample.mean())
-    draws = zip(*_draws(sample, settings.resamples, settings.seed), strict=True)
+    draws = zip(*_draws(sample, settings.resamples), strict=True)
     low, high = (np.sort(np.concatenate(part)) for part in draws)
     place = math.floor((1.0 - settings.confidence) * len(low))  # draws beyond the bound, rounded outwards
     return Interval(mean=mean, low=min(mean, float(low[place])), high=max(mean, float(high[-1 - place])))
 
 
-def _draws(sample: Array, resamples: int, seed: int) -> Iterator[tuple[Array, Array]]:
+def _draws(sample: Array, resamples: int) -> Iterator[tuple[Array, Array]]:
     """Yield batches of weighted means with an additional document at the worst and at the best value."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     size = max(1, _BATCH_ELEMENTS // (len(sample) + 1))
     for start in range(0, resamples, size):
         # Normalised exponential variates are flat Dirichlet.
@@ -169,9 +167,7 @@ def check_groups(
     patterns = max(settings.resamples, math.ceil(4 * len(known) / level))
     # One-sided against a mean of at least -margin: the null distribution is symmetric, one tail is half of the p-value.
     p_values = {
-        name: sign_flip_test([d + margin for d in values], resamples=patterns, seed=settings.seed) / 2.0
-        if beyond[name]
-        else 1.0
+        name: sign_flip_test([d + margin for d in values], resamples=patterns) / 2.0 if beyond[name] else 1.0
         for name, values in known.items()
     }
     if len(p_values) > 1 and min(p_values.values()) <= level:  # else the correction changes nothing and takes 0.1 s

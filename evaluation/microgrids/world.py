@@ -57,6 +57,8 @@ SPACE: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     }
 )
 """Fields and values of the teacher's specifications; small enough for exhaustive search."""
+REWARDED_TESTS, COMPARED_TESTS = 8, 8
+"""Test inputs of a task for rewards, and further ones for comparisons."""
 _BATCH = 4
 """Batch size of the students."""
 
@@ -232,18 +234,14 @@ class MicrogridsData(GridData):
     """Development tasks, in [0, 10000]."""
     test_documents: int = Field(default=112, ge=1, le=10_000)
     """Test tasks, in [1, 10000]."""
-    rewarded_tests: int = Field(default=8, ge=1, le=64)
-    """Test inputs per task for rewards, in [1, 64]."""
-    compared_tests: int = Field(default=8, ge=1, le=64)
-    """Further test inputs per task for comparisons, in [1, 64]."""
 
     def draw(self) -> Split:
         """Return the tasks."""
 
         def side(name: str, families: tuple[str, ...], count: int) -> tuple[KnowledgeTask, ...]:
-            tests = self.rewarded_tests + self.compared_tests
+            tests = REWARDED_TESTS + COMPARED_TESTS
             drawn = draw_tasks(name, families, count, self.split_seed, demonstrations=DEMONSTRATIONS, tests=tests)
-            return tuple(as_task(task, self.views, self.rewarded_tests) for task in drawn)
+            return tuple(as_task(task, self.views, REWARDED_TESTS) for task in drawn)
 
         return Split(
             side("train", ADAPTED, self.train_documents),

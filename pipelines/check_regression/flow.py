@@ -60,7 +60,7 @@ def _log(suite: RegressionSuite, report: RegressionReport, work_dir: Path, flow_
     """Log a report as a run of its own, and return the run's id."""
     page = regression_markdown(report)
     tags = run_tags(suite, FLOW_NAME, flow_run)
-    tags |= {"preceptor.seed": str(report.limits.seed), "preceptor.outcome": report.outcome, NOTE: page}
+    tags |= {"preceptor.outcome": report.outcome, NOTE: page}
     metrics = {f"change/{check.name}": check.estimate for check in report.checks}
     for name, subject in report.subjects.items():
         adapter = subject.adapter_digest or "base"

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+CLIP = 0.2
+"""The importance ratio is clipped to [1 - CLIP, 1 + CLIP] (arXiv 1707.06347)."""
+
+
 class GroupRelativeConfig(Algorithm):
     """Group-relative policy gradient: reinforce completions above the other rewards of their group, suppress others.
 
@@ -32,8 +36,6 @@ class GroupRelativeConfig(Algorithm):
     """`batch` divides advantages by their root mean square over completions, for any scale of reward; or `none`."""
     line_credit: float = Field(default=0.0, ge=0.0, le=10.0)
     """Weight of the line's credit (`teacher.rewards`) in the advantages of its tokens, in [0, 10]; 0 disables it."""
-    clip: float = Field(default=0.2, ge=0.0, lt=1.0)
-    """The importance ratio is clipped to [1 - clip, 1 + clip]; in [0, 1) (arXiv 1707.06347)."""
     kl_coefficient: float = Field(default=0.01, ge=0.0, le=10.0)
     """Weight of the KL divergence from the base teacher per token (nats), in [0, 10]; 0 disables it."""
     length_normalizer: int = Field(default=128, ge=1, le=32_768)
@@ -63,7 +65,7 @@ class GroupRelativeConfig(Algorithm):
         """Return the clipped surrogate, min(r A, clip(r) A) (arXiv 1707.06347, equation 7), minus the KL penalty."""
         ratio_NT = (terms.log_probs_NT - terms.old_log_probs_NT).exp()
         free_NT = ratio_NT * terms.weights_NT
-        bound_NT = ratio_NT.clamp(1.0 - self.clip, 1.0 + self.clip) * terms.weights_NT
+        bound_NT = ratio_NT.clamp(1.0 - CLIP, 1.0 + CLIP) * terms.weights_NT
         return free_NT.minimum(bound_NT) - self.kl_coefficient * terms.kl_NT, (bound_NT < free_NT).float()
 
     def normalizer(self, minibatch: Sequence[WeightedExample]) -> float:

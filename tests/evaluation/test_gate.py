@@ -57,7 +57,7 @@ def check(report: GateReport, name: str) -> GateCheck:
 @pytest.mark.parametrize(("right", "count"), [(0, 10), (3, 20), (57, 60)])
 def test_bounds_of_right_and_wrong_answers_are_clopper_and_pearsons(right: int, count: int) -> None:
     # Clopper and Pearson 1934, one-sided at 95 %, as quantiles of beta distributions.
-    found = bounds_of([1.0] * right + [-1.0] * (count - right), StatisticsConfig(resamples=40_000, seed=1))
+    found = bounds_of([1.0] * right + [-1.0] * (count - right), StatisticsConfig(resamples=40_000))
     low = beta.ppf(0.05, right, count - right + 1) if right else 0.0
     high = beta.ppf(0.95, right + 1, count - right)
     assert found.low == pytest.approx(2 * low - 1, abs=0.01)
@@ -65,7 +65,7 @@ def test_bounds_of_right_and_wrong_answers_are_clopper_and_pearsons(right: int, 
 
 
 def test_bounds_of_equal_scores_are_the_exact_ones_of_the_bootstrap() -> None:
-    found = bounds_of([0.25] * 30, StatisticsConfig(resamples=40_000, seed=1))
+    found = bounds_of([0.25] * 30, StatisticsConfig(resamples=40_000))
     exact = bootstrap_mean([0.25] * 30, confidence=0.95, bounds=(-1.0, 1.0))
     assert ends(found) == pytest.approx(ends(exact), abs=0.005)
 
@@ -76,7 +76,7 @@ def test_bounds_never_fall_when_a_document_gains(differences: list[float], data:
     place = data.draw(st.integers(0, len(differences) - 1))
     better = list(differences)
     better[place] = data.draw(st.floats(differences[place], 1.0))
-    draws = StatisticsConfig(confidence=0.9, resamples=1000, seed=3)
+    draws = StatisticsConfig(confidence=0.9, resamples=1000)
     before, after = (bounds_of(d, draws) for d in (differences, better))
     assert after.low >= before.low - 1e-12
     assert after.high >= before.high - 1e-12

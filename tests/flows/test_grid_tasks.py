@@ -33,7 +33,7 @@ SMALL = (
 def test_micro_grids_are_learned_on_and_compared(tmp_path: Path) -> None:
     sides = "data={type: microgrids, train_documents: 4, development_documents: 1, test_documents: 3, "
     variants = f"[base, raw_passage, {FIXED}, untrained_teacher, trained_teacher, other_document]"
-    data = sides + "rewarded_tests: 2, compared_tests: 2, views: [as-it-is, mirror]}"
+    data = sides + "views: [as-it-is, mirror]}"
     result, output = train(tmp_path, "grids-demo", (*SMALL, data, f"comparison.variants={variants}"))
     kinds = {"base", "raw_passage", "fixed_spec", "untrained_teacher", "trained_teacher", "other_document"}
     assert set(result["variants"]) == kinds

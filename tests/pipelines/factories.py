@@ -193,8 +193,7 @@ def grid_config(place: Path, *overrides: str) -> TrainTeacherConfig:
         save_tiny_model(student)
     settings = [
         "threads=1",
-        "data={type: microgrids, train_documents: 4, development_documents: 1, test_documents: 4, "
-        "rewarded_tests: 3, compared_tests: 2}",
+        "data={type: microgrids, train_documents: 4, development_documents: 1, test_documents: 4}",
         f"student.model={student}",
         f"teacher.model={student}",
         "student.update.step_budget=10",
