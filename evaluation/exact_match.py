@@ -111,12 +111,30 @@ def encode_answer(tokenizer: Any, question: str, answer: str, answer_format: Ans
     return EncodedAnswer(whole, len(prompt))
 
 
-def encode_questions(tokenizer: Any, questions: Sequence[Question], answer_format: AnswerFormat) -> list[EncodedAnswer]:
-    """Encode questions with gold answers; see `encode_answer`. Texts to continue are put as they are."""
+def most_tokens(model: Any) -> int | None:
+    """Return how many tokens a model can be given at once; None where its configuration sets no limit."""
+    limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit
+
+
+def encode_questions(
+    tokenizer: Any, questions: Sequence[Question], answer_format: AnswerFormat, limit: int | None = None
+) -> list[EncodedAnswer]:
+    """Encode questions with gold answers, each of at most `limit` tokens (`most_tokens`); see `encode_answer`.
+
+    Texts to continue are put as they are.
+    """
     plain = AnswerFormat(prompt="{question}")
-    return [
+    found = [
         encode_answer(tokenizer, q.question, q.answer, plain if q.is_continuation else answer_format) for q in questions
     ]
+    for question, encoded in zip(questions, found, strict=True):
+        if limit is not None and len(encoded.tokens) > limit:
+            raise ScoringError(
+                f"answer: question {question.question[:200]!r} takes {len(encoded.tokens)} tokens with its answer, the "
+                f"model has {limit} positions. Leave it out, or shorten it."
+            )
+    return found
 
 
 def answer_batch(rows: Sequence[EncodedAnswer], device: Any = None) -> LabelBatch:
@@ -176,11 +194,11 @@ def score_answers(
     """Return the score of each question, in order, for a plain causal language model, whose mode is restored.
 
     Raises:
-        ScoringError: A question has no token boundary before its answer, or a logit is not finite.
+        ScoringError: A question is too long or has no token boundary before its answer, or a logit is not finite.
     """
     import torch
 
-    encoded = encode_questions(tokenizer, questions, answer_format)
+    encoded = encode_questions(tokenizer, questions, answer_format, most_tokens(model))
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].tokens))
     ends = end_tokens_of(model, tokenizer)
     scores: dict[int, AnswerScore | None] = {}

@@ -377,7 +377,8 @@ def _embedded_server(home: Path) -> str:
         socket.create_server((_HOST, 0)) as listener,
     ):
         fd, port = listener.fileno(), listener.getsockname()[1]
-        command, environment = [sys.executable, "-P", "-c", _SERVER, str(fd)], {**os.environ, **_SERVER_SETTINGS}
+        command = [sys.executable, "-P", "-c", _SERVER, str(fd)]
+        environment = {**inherited(os.environ), **_SERVER_SETTINGS}
         server = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=[fd]
         )

@@ -26,6 +26,7 @@ from evaluation.exact_match import (
     end_tokens_of,
     has_direct_head,
     label_logits,
+    most_tokens,
 )
 from evaluation.tasks import Question
 from student.bank.scoring import ScoringFailure, SlotScores, whole_scores
@@ -65,7 +66,7 @@ def score_in_context(
         raise ScoringError(f"in-context template: got {template!r}. Allowed: a text with {{context}} exactly once.")
     done: dict[int, SlotScores] = {}
     encoded: dict[int, list[EncodedAnswer]] = {}
-    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    most = most_tokens(model)
     for k, (context, mine) in enumerate(zip(contexts, questions, strict=True)):
         opened = answer_format.behind(template.replace("{context}", context))
         try:

@@ -116,7 +116,11 @@ def load_checkpoint(
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
         if weights:
-            model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype or torch.float32)
+            model, told = AutoModelForCausalLM.from_pretrained(
+                place, dtype=dtype or torch.float32, output_loading_info=True
+            )
+            if lacking := sorted(told["missing_keys"]):  # transformers makes them up
+                raise ValueError(f"its files lack {len(lacking)} weights, such as {lacking[0]}")
         else:
             with torch.device(device := "meta"):
                 model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(place))

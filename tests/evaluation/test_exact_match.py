@@ -144,3 +144,9 @@ def test_answer_format_keeps_braces_of_the_question() -> None:
 @pytest.mark.parametrize("thought", ["", "<think>\nBergen?\n</think>\n\n", "Bergen?\n</think>\n"])
 def test_the_first_line_is_the_answer_behind_thoughts(thought: str) -> None:
     assert first_line(f"{thought}\n Oslo \nQuestion: Where?") == "Oslo"
+
+
+def test_question_that_is_longer_than_the_model_is_refused_by_name(tokenizer: Any) -> None:
+    model, asked = tiny_model(), Question(question="z" * 4_000, answer="a")
+    with pytest.raises(ScoringError, match=f"zzz.* takes .* tokens .* the model has {model.config.max_position_embeddings}"):
+        score_answers(model, tokenizer, [asked], AnswerFormat())

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 
 from evaluation.common.checkpoints import Checkpoint, load_checkpoint, model_digest
 from evaluation.common.errors import ModelError
@@ -118,3 +119,13 @@ def test_saved_adapter_that_peft_opens_otherwise_is_refused(tmp_path: Path) -> N
     (tmp_path / "adapter" / CONFIG_FILE).write_text(json.dumps(config | {"lora_alpha": config["lora_alpha"] * 3}))
     with pytest.raises(ModelError, match="digest"):
         load_adapter(tmp_path / "adapter")
+
+
+def test_checkpoint_that_lacks_a_weight_is_refused_and_not_filled_up(tmp_path: Path) -> None:
+    place = save_checkpoint("llama", tmp_path / "llama")
+    file = place / "model.safetensors"
+    weights = load_file(file)
+    del weights["model.layers.0.mlp.up_proj.weight"]
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(ModelError, match=r"lack 1 weights.*layers\.0\.mlp\.up_proj"):
+        load_checkpoint(str(place))
