@@ -37,7 +37,7 @@ from evaluation.engines.vllm import INSTALL_HINT
 from pipelines.lineage.store import has_store
 from pipelines.process import preceptor, prepare_process
 from pipelines.settings import LoopSettings, Settings
-from student.config import WHOLE_DEPTH, UpdateRecipe
+from student.config import UpdateRecipe, select_layers, unknown_names
 
 SECONDS = 5.0
 """Longest wait for a server's answer."""
@@ -50,7 +50,6 @@ _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _PARTS = {"config.json": ("config.json",), "a tokenizer": _TOKENIZERS, "weights": _WEIGHTS}
 _DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
 """Of NVIDIA's driver, AMD's, and the one of WSL; without any, torch need not be asked."""
-_MICRO_LAYERS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _CAUSAL = ("CausalLM", "LMHead", "ConditionalGeneration")
 
@@ -187,7 +186,7 @@ def model_finding(
         return Finding(role, False, f"{name} lacks {', '.join(lacking)}; save model and tokenizer there")
     try:
         _read(place, chat)
-        known = is_micro(name) and all(_is_plain(recipe) for recipe in (recipes or {}).values())
+        known = is_micro(name) and all(_has_layers(place, recipe) for recipe in (recipes or {}).values())
         note = "" if known else _tried(place, recipes)
     except ModelError as error:
         return Finding(role, False, f"{name} {error}")
@@ -244,10 +243,15 @@ def _read(place: Path, chat: str) -> None:
     weight_shapes(place)
 
 
-def _is_plain(recipe: UpdateRecipe) -> bool:
-    """Return whether the shipped models are known to have the layers of a recipe."""
-    named = recipe.target_modules == "all-linear" or _MICRO_LAYERS.issuperset(recipe.target_modules)
-    return named and recipe.depth == WHOLE_DEPTH
+def _has_layers(place: Path, recipe: UpdateRecipe) -> bool:
+    """Return whether a shipped model has the layers of a recipe, by the headers of its weights."""
+    linears = [
+        name.removesuffix(".weight")
+        for name, shape in weight_shapes(place).items()
+        if len(shape) == 2 and "embed" not in name
+    ]
+    chosen = select_layers(linears, recipe.target_modules, recipe.depth)
+    return bool(chosen) and not unknown_names(linears, recipe.target_modules)
 
 
 def _tried(place: Path, recipes: Mapping[str, UpdateRecipe] | None) -> str:

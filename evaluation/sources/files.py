@@ -165,7 +165,7 @@ def read_data_file(path: Path, field: str = "data.path") -> bytes:
 
 def in_utf8(content: bytes) -> bytes:
     """Return a text in UTF-8 without byte order mark; bytes in none of `decode_text`'s encodings unchanged."""
-    with suppress(UnicodeDecodeError):
+    with suppress(ValueError):
         return decode_text(content).encode("utf-8")
     return content
 

@@ -148,5 +148,6 @@ def test_the_first_line_is_the_answer_behind_thoughts(thought: str) -> None:
 
 def test_question_that_is_longer_than_the_model_is_refused_by_name(tokenizer: Any) -> None:
     model, asked = tiny_model(), Question(question="z" * 4_000, answer="a")
-    with pytest.raises(ScoringError, match=f"zzz.* takes .* tokens .* the model has {model.config.max_position_embeddings}"):
+    limit = model.config.max_position_embeddings
+    with pytest.raises(ScoringError, match=f"zzz.* takes .* tokens .* the model has {limit} positions"):
         score_answers(model, tokenizer, [asked], AnswerFormat())

@@ -81,7 +81,7 @@ def test_restored_directory_has_all_that_is_not_made_again(kept: Path, tmp_path:
     assert f"preceptor versions --work-dir '{new}'" in preceptor("restore", archive, "--work-dir", new)
     assert {path.name for path in archive.parent.iterdir()} == {archive.name}
     top = {name.partition("/")[0] for name in tree(new)}
-    assert top == {"artifacts", "mlflow.db", INBOX_FILE, "nights", "prefect"}
+    assert top == {"artifacts", "champions.json", "mlflow.db", INBOX_FILE, "nights", "prefect"}
     assert [name for name in tree(new) if name.startswith("prefect")] == ["prefect/storage/sample/v5/ab/abc"]
     with InboxStore(new / INBOX_FILE) as inbox:
         assert {each.title for each in inbox.documents()} == {"a", "b"}

@@ -99,7 +99,7 @@ def test_refused_file_is_listed_until_it_is_read_or_removed_from_the_list(
     work_dir, _, _ = inbox
     monkeypatch.chdir(work_dir.parent)
     Path("papers").mkdir()
-    for name in ("a.xlsx", "b.xlsx", "c.md"):
+    for name in ("a.key", "b.key", "c.md"):
         Path("papers", name).write_bytes(b"")
     Path("papers", "d.jsonl").write_text('{"text": "Whole."}\nbroken\n')
 
@@ -108,16 +108,16 @@ def test_refused_file_is_listed_until_it_is_read_or_removed_from_the_list(
         return [row["source"] for row in rows if row["reason"]]
 
     run("add", "papers", "gone.md", "--work-dir", work_dir)
-    assert refused() == ["papers/a.xlsx", "papers/b.xlsx", "papers/c.md", "papers/d.jsonl: line 2"]
-    assert "\n  2 .xlsx: papers/a.xlsx, papers/b.xlsx: has no supported" in run("list", "--work-dir", work_dir)
+    assert refused() == ["papers/a.key", "papers/b.key", "papers/c.md", "papers/d.jsonl: line 2"]
+    assert "\n  2 .key: papers/a.key, papers/b.key: has no supported" in run("list", "--work-dir", work_dir)
     monkeypatch.chdir("papers")  # the same files by another path
     Path("c.md").write_text("Text.")
     Path("d.jsonl").write_text('{"text": "Whole."}\n')
     run("add", "c.md", "d.jsonl", "--work-dir", work_dir)
-    run("add", "b.xlsx", "--work-dir", work_dir, code=1)
-    assert refused() == ["papers/a.xlsx", "papers/b.xlsx"]
-    run("remove", "papers/a.xlsx", "--because", "not ours", "--work-dir", work_dir)
-    assert refused() == ["papers/b.xlsx"]
+    run("add", "b.key", "--work-dir", work_dir, code=1)
+    assert refused() == ["papers/a.key", "papers/b.key"]
+    run("remove", "papers/a.key", "--because", "not ours", "--work-dir", work_dir)
+    assert refused() == ["papers/b.key"]
 
 
 def test_what_a_version_promoted_despite_the_gate_holds_is_no_longer_quarantined(

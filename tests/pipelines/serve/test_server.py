@@ -395,9 +395,8 @@ async def test_client_that_hangs_up_leaves_no_traceback(
     it: Setting, at: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     body = b'{"model": "champion", "wait": true}'
-    head = (
-        b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
-    )
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    head += b"Content-Length: %d\r\n" % len(body)
     sent = {"headers": head, "body": head + b"\r\n" + body[:9]}
     front = uvicorn.Server(uvicorn.Config(it.server.app(), log_config=None, access_log=False, lifespan="off"))
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -128,9 +128,10 @@ def test_learn_kl_term_limits_the_divergence() -> None:
     assert kl(5.0) < 0.5 * kl(0.0)
 
 
-def test_learn_clips_in_the_direction_of_the_weight() -> None:
-    """With clip = 0 the likelihood of a good completion stops rising after one step, that of a bad one falling."""
-    config = RELATIVE.model_copy(update={"epochs": 4, "clip": 0.0, "kl_coefficient": 0.0})
+def test_learn_clips_in_the_direction_of_the_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With CLIP = 0 the likelihood of a good completion stops rising after one step, that of a bad one falling."""
+    config = RELATIVE.model_copy(update={"epochs": 4, "kl_coefficient": 0.0})
+    monkeypatch.setattr("teacher.algorithms.grpo.CLIP", 0.0)
     for examples in ([EXAMPLES[0]], [EXAMPLES[1]]):
         one, four = (learn(policy(), examples, config.model_copy(update={"epochs": n}), seed=0) for n in (1, 4))
         assert (one.clip_fraction, four.clip_fraction) == (0.0, 0.75)
