@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.common.checkpoints import MICRO_MODELS
+from pipelines.checks import OPENED_BYTES
 from pipelines.process import exclusive
 from tests.flows.settings import CONFIGS, PATIENCE_SECONDS, ROOT, command, environment, preceptor, run_command
 
@@ -133,7 +134,12 @@ def test_run_that_fails_ends_with_the_reason_and_code_1(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     broken = Path(shutil.copytree(MICRO_MODELS["micro-teacher"], tmp_path / "broken model"))
-    (broken / "tokenizer.json").write_text("{}")
+    settings = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(
+        json.dumps({**settings, "intermediate_size": settings["intermediate_size"] * 2})
+    )
+    with (broken / "pytorch_model.bin").open("wb") as file:
+        file.truncate(OPENED_BYTES + 1)  # what is larger is opened by the run alone
     work_dir = tmp_path / "work"
     arguments = command(CONFIGS / "demo.yaml", work_dir, [f"teacher.model='{broken}'"], tmp_path / "result.json")
     code, output = run_command(arguments, tmp_path / "home")
