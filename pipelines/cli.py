@@ -21,18 +21,15 @@ from pipelines.doctor import doctor
 from pipelines.experiments.micro_models import build_micro
 from pipelines.inbox.command import app as inbox_app
 from pipelines.process import (
-    STOPPED,
     JsonFile,
     WorkDir,
     find_config,
     find_optional_config,
     flow_process,
-    plain_errors,
     preceptor,
     prepare_process,
-    stoppable,
 )
-from pipelines.terminal import guard_output, open_console
+from pipelines.terminal import STOPPED, guard_output, open_console, plain_errors, stoppable
 from pipelines.upkeep import backup, restore
 
 if TYPE_CHECKING:

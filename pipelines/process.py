@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import ctypes
-import errno
-import gc
 import logging
 import os
 import re
@@ -28,7 +26,7 @@ from typing import Annotated
 import typer
 from filelock import FileLock, Timeout
 
-from evaluation.common.errors import ConfigError, InputError, LineageError, PreceptorError
+from evaluation.common.errors import ConfigError, LineageError, PreceptorError
 from evaluation.common.mistakes import did_you_mean
 from evaluation.common.storage import sqlite_uri
 
@@ -173,68 +171,8 @@ def inherited(environment: Mapping[str, str], also: Collection[str] = ()) -> dic
     }
 
 
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
-_FULL = "database or disk is full"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _STOP_SECONDS = 10.0
-
-
-@contextmanager
-def plain_errors() -> Iterator[None]:
-    """End the process with a message for the project's own errors; exit code 2: misuse, nothing was started; else 1."""
-    atexit.register(gc.freeze)  # Python's last collection, over MLflow's modules, would take a second of CPU time
-    try:
-        yield
-    except PreceptorError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(2 if isinstance(error, ConfigError | InputError) else 1)
-    except Exception as error:
-        if (problem := disk_problem(error)) is None:
-            raise
-        sys.stderr.write(f"{problem}\n")
-        sys.exit(1)
-
-
-def disk_problem(error: BaseException | None) -> str | None:
-    """Return a message if a full disk, or one that refuses, is behind an error; None for any other."""
-    while error is not None:
-        if (isinstance(error, OSError) and error.errno in _DISK) or _FULL in str(error):
-            where = f" at {str(error.filename)!r}" if isinstance(error, OSError) and error.filename else ""
-            return (
-                f"disk: {getattr(error, 'strerror', None) or _FULL}{where}. What was finished is kept. Make room or "
-                "check the permissions, then repeat the command: it goes on from there."
-            )
-        error = error.__cause__ or error.__context__
-    return None
-
-
-STOPPED = {130: "Ctrl-C", 143: "SIGTERM"}
-"""Exit codes of a command that was stopped, and by what."""
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a command in the same order as Ctrl-C."""
-
-
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """End a command that is stopped by Ctrl-C or SIGTERM in order, and say how to go on; exit codes 130 and 143."""
-
-    def terminate(*_: object) -> None:
-        raise Terminated
-
-    before = signal.getsignal(signal.SIGTERM)
-    with suppress(ValueError):  # signals are for the main thread alone
-        signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        code = 143 if isinstance(stop, Terminated) else 130
-        sys.stderr.write(f"\nStopped by {STOPPED[code]}. What was done is kept; to go on: {preceptor(*sys.argv[1:])}\n")
-        sys.exit(code)
-    finally:
-        with suppress(ValueError):
-            signal.signal(signal.SIGTERM, before)
 
 
 @asynccontextmanager

@@ -1,16 +1,25 @@
-"""The one door to standard output and error: nothing that a document or model wrote acts on a terminal or fails there.
+"""What a person sees of a command: the one door of its output, and how it ends.
 
-Control characters, marks of direction and characters that nobody sees are shown escaped; so is what the terminal's
-encoding lacks. Only a rich console, whose own control sequences must get through, writes past the door: `open_console`.
+Nothing that a document or model wrote acts on a terminal or fails there: control characters, marks of direction and
+characters that nobody sees are shown escaped, and so is what the terminal's encoding lacks. Only a rich console, whose
+own control sequences must get through, writes past the door: `open_console`.
 """
 
 from __future__ import annotations
 
+import atexit
+import errno
+import gc
 import re
+import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, TextIO, cast
+
+from evaluation.common.errors import ConfigError, InputError, PreceptorError
+from pipelines.process import preceptor
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -78,3 +87,65 @@ def _console_class() -> type[Console]:
             return super()._render_buffer(shown)
 
     return GuardedConsole
+
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
+_FULL = "database or disk is full"
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """End the process with a message for the project's own errors; exit code 2: misuse, nothing was started; else 1."""
+    atexit.register(gc.freeze)  # Python's last collection, over MLflow's modules, would take a second of CPU time
+    try:
+        yield
+    except PreceptorError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(2 if isinstance(error, ConfigError | InputError) else 1)
+    except Exception as error:
+        if (problem := disk_problem(error)) is None:
+            raise
+        sys.stderr.write(f"{problem}\n")
+        sys.exit(1)
+
+
+def disk_problem(error: BaseException | None) -> str | None:
+    """Return a message if a full disk, or one that refuses, is behind an error; None for any other."""
+    while error is not None:
+        if (isinstance(error, OSError) and error.errno in _DISK) or _FULL in str(error):
+            where = f" at {str(error.filename)!r}" if isinstance(error, OSError) and error.filename else ""
+            return (
+                f"disk: {getattr(error, 'strerror', None) or _FULL}{where}. What was finished is kept. Make room or "
+                "check the permissions, then repeat the command: it goes on from there."
+            )
+        error = error.__cause__ or error.__context__
+    return None
+
+
+STOPPED = {130: "Ctrl-C", 143: "SIGTERM"}
+"""Exit codes of a command that was stopped, and by what."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command in the same order as Ctrl-C."""
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """End a command that is stopped by Ctrl-C or SIGTERM in order, and say how to go on; exit codes 130 and 143."""
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    before = signal.getsignal(signal.SIGTERM)
+    with suppress(ValueError):  # signals are for the main thread alone
+        signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        code = 143 if isinstance(stop, Terminated) else 130
+        sys.stderr.write(f"\nStopped by {STOPPED[code]}. What was done is kept; to go on: {preceptor(*sys.argv[1:])}\n")
+        sys.exit(code)
+    finally:
+        with suppress(ValueError):
+            signal.signal(signal.SIGTERM, before)

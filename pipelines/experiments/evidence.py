@@ -30,11 +30,11 @@ from evaluation.statistics import (
     sign_flip_test,
 )
 from pipelines.experiments.grid import REFERENCE, SEEDS, GridPlan, PlannedRun, planned_runs, read_result, run_all
-from pipelines.process import plain_errors
 from pipelines.records import RunResult
 from pipelines.reports.format import UNKNOWN, markdown_table, p_value, percent, percent_interval, points_interval
 from pipelines.reports.plots import GREY, INK, draw_interval, new_figure, save_figure
 from pipelines.settings import load
+from pipelines.terminal import plain_errors
 from pipelines.train_teacher.config import TrainTeacherConfig
 
 OPEN, CLOSE = "<!-- notes -->", "<!-- /notes -->"

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from evaluation.common.data import derive_seed
 from evaluation.common.errors import ConfigError, UpdateError
 from pipelines.check_regression.suite import RegressionSuite, SuiteContent, check_pins, load_content
-from pipelines.process import plain_errors, prepare_process
+from pipelines.process import prepare_process
 from pipelines.settings import load
+from pipelines.terminal import plain_errors
 
 if TYPE_CHECKING:
     from student.adapters import Adapter

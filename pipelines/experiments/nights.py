@@ -14,9 +14,10 @@ from evaluation.microworld.world import NightDocument, draw_nights
 from evaluation.statistics import known_mean
 from pipelines.inbox.documents import InboxDocument
 from pipelines.inbox.store import INBOX_FILE, InboxStore
-from pipelines.process import flow_process, plain_errors
+from pipelines.process import flow_process
 from pipelines.reports.format import markdown_table, percent
 from pipelines.settings import load
+from pipelines.terminal import plain_errors
 
 if TYPE_CHECKING:
     from pipelines.adapt_student.page import NightResult

@@ -23,69 +23,21 @@ from evaluation.common.errors import InputError, PreceptorError
 from evaluation.common.storage import SqliteFile, checksum
 from evaluation.tasks import Question
 from pipelines.inbox.documents import InboxDocument
+from pipelines.inbox.schema import (
+    ADD_CLAIM,
+    ADD_DOCUMENT,
+    COLUMNS,
+    LAST_PLACE,
+    MIGRATION_2,
+    MIGRATION_3,
+    SET_CONTENT,
+    TABLES,
+    into,
+)
 from pipelines.reports.format import counted
 
 INBOX_FILE = "inbox.db"
 """In a work directory."""
-_TABLES_2 = """
-CREATE TABLE files (
-    file TEXT NOT NULL, document TEXT NOT NULL REFERENCES documents (id), state INTEGER NOT NULL,
-    place INTEGER NOT NULL, PRIMARY KEY (file, document)
-);
-CREATE TABLE notes (document TEXT PRIMARY KEY REFERENCES documents (id), reason TEXT NOT NULL, since TEXT NOT NULL);
-CREATE TABLE removed (
-    document TEXT PRIMARY KEY REFERENCES documents (id), source TEXT NOT NULL, reason TEXT NOT NULL, who TEXT NOT NULL,
-    since TEXT NOT NULL
-);
-"""
-_REFUSED = "CREATE TABLE refused (place TEXT PRIMARY KEY, reason TEXT NOT NULL, since TEXT NOT NULL);"
-_TABLES_1 = """
-CREATE TABLE documents (
-    id TEXT PRIMARY KEY, place INTEGER NOT NULL UNIQUE, arrived TEXT NOT NULL, content TEXT NOT NULL
-);
-CREATE TABLE claims (
-    document TEXT NOT NULL REFERENCES documents (id), whole TEXT NOT NULL, target TEXT NOT NULL,
-    place INTEGER NOT NULL UNIQUE, PRIMARY KEY (document, whole, target)
-);
-CREATE TABLE aside (
-    document TEXT PRIMARY KEY REFERENCES documents (id), reason TEXT NOT NULL, night TEXT NOT NULL, since TEXT NOT NULL
-);
-"""
-_MIGRATION_2 = f"""{_TABLES_2}
-INSERT INTO files SELECT json_extract(content, '$.source'), id, 1, place FROM documents
-    WHERE json_extract(content, '$.source') NOT LIKE '%.%json%';
-"""
-"""Sources were paths, but for those of rows, which do not replace each other by their file."""
-_COLUMNS = {
-    "documents": "id, place, arrived, content",
-    "claims": "document, whole, target, place",
-    "files": "file, document, state, place",
-    "aside": "document, reason, night, since",
-    "notes": "document, reason, since",
-    "removed": "document, source, reason, who, since",
-    "refused": "place, reason, since",
-}
-_MIGRATION_3 = _REFUSED + "".join(
-    f"ALTER TABLE {table} ADD COLUMN checksum TEXT; UPDATE {table} SET checksum = checksum({columns});"
-    for table, columns in _COLUMNS.items()
-)
-_TABLES = _TABLES_1 + _TABLES_2 + _MIGRATION_3
-
-
-def _into(table: str) -> str:
-    """Return the rest of an INSERT or REPLACE: the table, and the values with their checksum."""
-    values = ", ".join(f"?{i + 1}" for i in range(_COLUMNS[table].count(",") + 1))
-    return f"INTO {table} VALUES ({values}, checksum({values}))"
-
-
-# Not OR IGNORE, which would also hide violations of other constraints.
-_ADD_DOCUMENT = f"INSERT {_into('documents')} ON CONFLICT (id) DO NOTHING"
-_ADD_CLAIM = f"INSERT {_into('claims')} ON CONFLICT (document, whole, target) DO NOTHING"
-_SET_CONTENT = "UPDATE documents SET content = ?1, checksum = checksum(id, place, arrived, ?1) WHERE id = ?2"
-_LAST_PLACE = (
-    "SELECT MAX(place) FROM (SELECT 0 AS place UNION SELECT place FROM documents UNION SELECT place FROM claims "
-    "UNION SELECT place FROM files)"
-)
 
 
 class InboxError(PreceptorError, RuntimeError):
@@ -144,8 +96,8 @@ class InboxStore(SqliteFile):
 
     NAME = "inbox"
     VERSION = 3
-    TABLES = _TABLES
-    MIGRATIONS = (_MIGRATION_2, _MIGRATION_3)
+    TABLES = TABLES
+    MIGRATIONS = (MIGRATION_2, MIGRATION_3)
     ERROR = InboxError
     NEXT_STEP = (
         "Check free disk space, and that the file is an inbox that you may write; then repeat the command: adding "
@@ -175,10 +127,10 @@ class InboxStore(SqliteFile):
         given = [document for document in delivered if document.id not in same]
         found = dict.fromkeys(same.values(), False)
         with self._transaction() as db:
-            position = int(db.execute(_LAST_PLACE).fetchone()[0])
+            position = int(db.execute(LAST_PLACE).fetchone()[0])
             for document in given:
                 row = (document.id, position + 1, _now(), document.model_dump_json())
-                added = db.execute(_ADD_DOCUMENT, row).rowcount
+                added = db.execute(ADD_DOCUMENT, row).rowcount
                 found[document.id] = found.get(document.id, False) or bool(added)
                 position += added
             position += 1
@@ -186,7 +138,7 @@ class InboxStore(SqliteFile):
                 self._replace(db, file, [same.get(name, name) for name in ids], position, keep_both)
             claimed = [(doc.id, doc.whole or doc.id, target) for doc in delivered for target in doc.supersedes]
             for name, *claim in claimed:
-                position += db.execute(_ADD_CLAIM, (same.get(name, name), *claim, position + 1)).rowcount
+                position += db.execute(ADD_CLAIM, (same.get(name, name), *claim, position + 1)).rowcount
         return found
 
     @staticmethod
@@ -201,7 +153,7 @@ class InboxStore(SqliteFile):
         changed = [(file, name, 2 if keep_both else 0, position) for name in gone]
         since = position if rows else 0  # what a file's first delivery finds in the inbox did not arrive again
         come = [(file, name, 1, since) for name in ids if name not in before]
-        db.executemany(f"REPLACE {_into('files')}", [*changed, *come])
+        db.executemany(f"REPLACE {into('files')}", [*changed, *come])
 
     def documents(self) -> tuple[InboxDocument, ...]:
         """Return all documents in order of arrival, including superseded and quarantined ones."""
@@ -256,8 +208,8 @@ class InboxStore(SqliteFile):
                 ((*_, content),) = self._select(db, "documents", "id = ?", name)
                 if content:
                     record = (name, self._document(content).source, reason, who, _now())
-                    db.execute(f"INSERT {_into('removed')}", record)
-                db.execute(_SET_CONTENT, ("", name))
+                    db.execute(f"INSERT {into('removed')}", record)
+                db.execute(SET_CONTENT, ("", name))
                 for table in ("aside", "notes"):
                     db.execute(f"DELETE FROM {table} WHERE document = ?", (name,))
         with self._errors("erase text from"), self._lock:
@@ -277,7 +229,7 @@ class InboxStore(SqliteFile):
         with self._transaction() as db:
             db.executemany(delete, [(file,) for file in files])
             rows = [(place, reason, _now()) for place, reason in reasons.items()]
-            db.executemany(f"REPLACE {_into('refused')}", rows)
+            db.executemany(f"REPLACE {into('refused')}", rows)
 
     def refused(self) -> dict[str, str]:
         """Return the reasons for refused files and rows, until they are read, or removed from the list."""
@@ -288,7 +240,7 @@ class InboxStore(SqliteFile):
         with self._transaction() as db:
             self._check_known(db, list(reasons))
             rows = [(document, reason, _now()) for document, reason in reasons.items()]
-            db.executemany(f"REPLACE {_into('notes')}", rows)
+            db.executemany(f"REPLACE {into('notes')}", rows)
 
     def notes(self) -> dict[str, str]:
         """Return the notes by id of the document."""
@@ -308,7 +260,7 @@ class InboxStore(SqliteFile):
         with self._transaction() as db:
             self._check_known(db, ids)
             rows = [(document, reason, night, _now()) for document in ids]
-            db.executemany(f"REPLACE {_into('aside')}", rows)
+            db.executemany(f"REPLACE {into('aside')}", rows)
 
     def release(self, ids: Sequence[str]) -> tuple[str, ...]:
         """Return documents to the queue; those that were quarantined are returned."""
@@ -329,7 +281,7 @@ class InboxStore(SqliteFile):
             self._check_known(db, [document])
             ((*_, text),) = self._select(db, "documents", "id = ?", document)
             changed = self._document(text).model_copy(update=asked)
-            db.execute(_SET_CONTENT, (changed.model_dump_json(), document))
+            db.execute(SET_CONTENT, (changed.model_dump_json(), document))
 
     def _order(self) -> tuple[list[Arrival], list[Claim], list[Content]]:
         """Return a consistent snapshot of documents, claims and the content of files, in order."""
@@ -358,8 +310,8 @@ class InboxStore(SqliteFile):
             return self._select(db, table, condition, *values)
 
     def _select(self, db: sqlite3.Connection, table: str, condition: str, *values: str) -> list[tuple[Any, ...]]:
-        """Return rows of a table in the order of `_COLUMNS`, each with its checksum verified."""
-        query = f"SELECT {_COLUMNS[table]}, checksum FROM {table} WHERE {condition}"
+        """Return rows of a table in the order of `COLUMNS`, each with its checksum verified."""
+        query = f"SELECT {COLUMNS[table]}, checksum FROM {table} WHERE {condition}"
         rows = db.execute(query, values).fetchall()
         if wrong := [row[0] for row in rows if row[-1] != checksum(*row[:-1])]:
             what = "document" if table == "documents" else f"record in {table!r}"
