@@ -129,10 +129,11 @@ def encode_questions(
         encode_answer(tokenizer, q.question, q.answer, plain if q.is_continuation else answer_format) for q in questions
     ]
     for question, encoded in zip(questions, found, strict=True):
-        if limit is not None and len(encoded.tokens) > limit:
+        width = len(encoded.tokens) - 1  # the last token is only a label
+        if limit is not None and width > limit:
             raise ScoringError(
-                f"answer: question {question.question[:200]!r} takes {len(encoded.tokens)} tokens with its answer, the "
-                f"model has {limit} positions. Leave it out, or shorten it."
+                f"answer: question {question.question[:200]!r} takes {width} tokens with its answer, the model has "
+                f"{limit} positions. Leave it out, or shorten it."
             )
     return found
 

@@ -70,13 +70,11 @@ def score_in_context(
     for k, (context, mine) in enumerate(zip(contexts, questions, strict=True)):
         opened = answer_format.behind(template.replace("{context}", context))
         try:
-            rows = encode_questions(tokenizer, mine, opened)
+            rows = encode_questions(tokenizer, mine, opened, most)
         except ScoringError as error:
             done[k] = ScoringFailure(str(error))
             continue
-        if most is not None and rows and _width(rows) > most:
-            done[k] = ScoringFailure(f"{_width(rows)} tokens with the context in front, the model takes at most {most}")
-        elif rows:
+        if rows:
             encoded[k] = rows
         else:
             done[k] = []

@@ -220,9 +220,8 @@ def _adapt(night: Night, lineage: Lineage, stages: Mapping[str, Stage]) -> Night
     measured = measure(night, learned.student, stages[SCORES])
     took["score"] = time.perf_counter() - started - took["learn"]
     report = ask_gate(night, learned, measured)
-    otherwise: dict[str, tuple[Contradiction, ...]] = {}
-    if report is not None and report.decision != "promote":
-        otherwise = contradictions(night, learned.student, measured)
+    doubted = report is not None and report.decision != "promote"
+    otherwise = contradictions(night, learned.student, measured) if doubted else {}
     result = NightResult(
         night=plan.night,
         date=plan.date,

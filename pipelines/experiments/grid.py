@@ -143,11 +143,9 @@ def run_all(
             status = await process.wait()
         if status:
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_QUOTED_LINES:]
-            message = [
-                f"{label}: failed with exit code {status}. Last lines of {log}:",
-                *(f"  {line}" for line in lines),
-            ]
-            raise GridError("\n".join([*message, f"Finished units are kept. To resume: {resume}"]))
+            message = f"{label}: failed with exit code {status}. Last lines of {log}:"
+            kept = f"Finished units are kept. To resume: {resume}"
+            raise GridError("\n".join([message, *(f"  {line}" for line in lines), kept]))
         say(f"{label}: done in {(time.monotonic() - begun) / 60:.1f} minutes")
 
     async def run_lane(lane: int) -> None:
