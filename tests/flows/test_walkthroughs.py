@@ -153,14 +153,17 @@ def test_pull_requests_check(tmp_path: Path, programs: Path) -> None:
 
 
 @pytest.mark.slow
-def test_commands_of_the_readme_find_their_files(tmp_path: Path, programs: Path) -> None:
-    found = re.findall(
-        r"^preceptor (?:doctor|train-teacher|adapt-student) [^#\n]+", (ROOT / "README.md").read_text(), re.M
-    )
-    lines = [line.replace("my.yaml", "demo") for line in found]
-    lines = [line if line.startswith("preceptor doctor") else f"{line} --dry-run" for line in lines]
+def test_commands_of_the_readme_run_as_they_stand(tmp_path: Path, programs: Path) -> None:
+    """The model and one's own files are put in; what would train for long is run dry."""
+    shutil.copytree(CONFIGS / "examples" / "papers", tmp_path / "papers")
+    shutil.copy(tmp_path / "papers" / "directory.docx", tmp_path / "minutes.docx")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = readme.replace("MODEL ", "micro-student ").replace("my.yaml", "demo")
+    found = re.findall(r"^preceptor (?:init|inbox|doctor|train-teacher|adapt-student) [^#\n]+", readme, re.M)
+    trains = re.compile("preceptor (train-teacher|adapt-student)(?!.*--dry-run)")
+    lines = [f"{line} --dry-run" if trains.match(line) else line for line in found]
     printed = run_all(["preceptor --version", *lines], tmp_path, programs)
-    assert len(lines) == 4
+    assert len(lines) == 7
     assert "Cost of demo" in printed
-    assert "The next night of nights-demo" in printed
+    assert "The next night of micro-student-nights" in " ".join(printed.split())
     assert "PROBLEM" not in printed
