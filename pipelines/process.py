@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 
 from evaluation.common.errors import ConfigError, LineageError, PreceptorError
 from evaluation.common.mistakes import did_you_mean
-from evaluation.common.storage import sqlite_uri
+from evaluation.common.storage import disk_problem, sqlite_uri
 
 WorkDir = Annotated[Path, typer.Option("--work-dir", help="Directory for records, adapters and the embedded stores.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result for scripts to this file.")]
@@ -353,7 +353,8 @@ def _close_stale_flow_runs() -> None:
 
 def _is_news(record: logging.LogRecord) -> bool:
     """Return whether a line of Prefect's says what the command does not: own errors and signals end it anyway."""
-    own = bool(record.exc_info) and isinstance(record.exc_info[1], PreceptorError)  # type: ignore[index]
+    error = record.exc_info[1] if record.exc_info else None
+    own = isinstance(error, PreceptorError) or disk_problem(error) is not None
     said = record.getMessage()
     return not own and "Finished in state Failed(" not in said and not said.startswith("Crash detected!")
 

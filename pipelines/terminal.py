@@ -8,7 +8,6 @@ own control sequences must get through, writes past the door: `open_console`.
 from __future__ import annotations
 
 import atexit
-import errno
 import gc
 import re
 import signal
@@ -19,6 +18,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from evaluation.common.errors import ConfigError, InputError, PreceptorError
+from evaluation.common.storage import disk_problem
 from pipelines.process import preceptor
 
 if TYPE_CHECKING:
@@ -89,10 +89,6 @@ def _console_class() -> type[Console]:
     return GuardedConsole
 
 
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
-_FULL = "database or disk is full"
-
-
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """End the process with a message for the project's own errors; exit code 2: misuse, nothing was started; else 1."""
@@ -107,19 +103,6 @@ def plain_errors() -> Iterator[None]:
             raise
         sys.stderr.write(f"{problem}\n")
         sys.exit(1)
-
-
-def disk_problem(error: BaseException | None) -> str | None:
-    """Return a message if a full disk, or one that refuses, is behind an error; None for any other."""
-    while error is not None:
-        if (isinstance(error, OSError) and error.errno in _DISK) or _FULL in str(error):
-            where = f" at {str(error.filename)!r}" if isinstance(error, OSError) and error.filename else ""
-            return (
-                f"disk: {getattr(error, 'strerror', None) or _FULL}{where}. What was finished is kept. Make room or "
-                "check the permissions, then repeat the command: it goes on from there."
-            )
-        error = error.__cause__ or error.__context__
-    return None
 
 
 STOPPED = {130: "Ctrl-C", 143: "SIGTERM"}

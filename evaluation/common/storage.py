@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import sqlite3
@@ -154,3 +155,20 @@ class SqliteFile:
             raise self.ERROR(
                 f"{self.NAME} {str(self.path)!r}: could not {action} it: {error}. {self.NEXT_STEP}"
             ) from error
+
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
+_FULL = "database or disk is full"
+
+
+def disk_problem(error: BaseException | None) -> str | None:
+    """Return a message if a full disk, or one that refuses, is behind an error; None for any other."""
+    while error is not None:
+        if (isinstance(error, OSError) and error.errno in _DISK) or _FULL in str(error):
+            where = f" at {str(error.filename)!r}" if isinstance(error, OSError) and error.filename else ""
+            return (
+                f"disk: {getattr(error, 'strerror', None) or _FULL}{where}. What was finished is kept. Make room or "
+                "check the permissions, then repeat the command: it goes on from there."
+            )
+        error = error.__cause__ or error.__context__
+    return None

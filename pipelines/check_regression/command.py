@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from evaluation.common.errors import ConfigError, InputError, PreceptorError
+from evaluation.common.storage import disk_problem
 from pipelines.process import JsonFile, WorkDir, find_config, flow_process, prepare_process
-from pipelines.terminal import disk_problem
 
 if TYPE_CHECKING:
     from pipelines.check_regression.suite import RegressionSuite
