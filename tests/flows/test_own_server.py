@@ -81,7 +81,7 @@ def test_a_worker_runs_the_deployed_night(server: OwnServer) -> None:
     """An empty inbox: the night opens its stores, finds nothing and is done."""
     running = server.run("deployment", "run", "adapt-student/nightly", "--watch")
     assert "Completed" in running
-    assert (server.place / ".preceptor" / "inbox.db").is_file()
+    assert (server.place / ".preceptor" / "mlflow.db").is_file()
 
 
 def test_a_worker_says_why_it_cannot_compare_versions_that_are_not_there(server: OwnServer) -> None:
@@ -91,7 +91,7 @@ def test_a_worker_says_why_it_cannot_compare_versions_that_are_not_there(server:
     )  # fmt: skip
     assert asked.returncode == 1
     assert "Failed" in asked.stdout
-    assert "has no alias" in (server.place / "worker.log").read_text()
+    assert "no version with the alias 'candidate'" in (server.place / "worker.log").read_text()
 
 
 def test_automation_is_made_and_listed(server: OwnServer) -> None:
