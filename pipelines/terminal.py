@@ -127,7 +127,8 @@ def stoppable() -> Iterator[None]:
         yield
     except KeyboardInterrupt as stop:
         code = 143 if isinstance(stop, Terminated) else 130
-        sys.stderr.write(f"\nStopped by {STOPPED[code]}. What was done is kept; to go on: {preceptor(*sys.argv[1:])}\n")
+        stream = getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # a bar that still runs would wrap the command
+        stream.write(f"\nStopped by {STOPPED[code]}. What was done is kept; to go on: {preceptor(*sys.argv[1:])}\n")
         sys.exit(code)
     finally:
         with suppress(ValueError):

@@ -50,7 +50,7 @@ def add(
     config: Annotated[Path | None, typer.Option("--config", help="YAML file of the night, for its limits.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="List every refused file and row.")] = False,
 ) -> None:
-    """Add documents: JSON Lines, JSON, Markdown, web pages, text, PDF, DOCX, or agent transcripts (OpenAI chat format).
+    """Add documents: PDF, office files, mail, web pages, Markdown, text, tables, transcripts of chats, or JSON Lines.
 
     Adding a document twice changes nothing; a changed file supersedes its former version. A bad file or line is skipped
     with a reason, and the rest is added.
