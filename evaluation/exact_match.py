@@ -111,7 +111,7 @@ def encode_answer(tokenizer: Any, question: str, answer: str, answer_format: Ans
     return EncodedAnswer(whole, len(prompt))
 
 
-def most_tokens(model: Any) -> int | None:
+def context_length(model: Any) -> int | None:
     """Return how many tokens a model can be given at once; None where its configuration sets no limit."""
     limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return limit
@@ -120,7 +120,7 @@ def most_tokens(model: Any) -> int | None:
 def encode_questions(
     tokenizer: Any, questions: Sequence[Question], answer_format: AnswerFormat, limit: int | None = None
 ) -> list[EncodedAnswer]:
-    """Encode questions with gold answers, each of at most `limit` tokens (`most_tokens`); see `encode_answer`.
+    """Encode questions with gold answers, each of at most `limit` tokens (`context_length`); see `encode_answer`.
 
     Texts to continue are put as they are.
     """
@@ -199,7 +199,7 @@ def score_answers(
     """
     import torch
 
-    encoded = encode_questions(tokenizer, questions, answer_format, most_tokens(model))
+    encoded = encode_questions(tokenizer, questions, answer_format, context_length(model))
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].tokens))
     ends = end_tokens_of(model, tokenizer)
     scores: dict[int, AnswerScore | None] = {}

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from evaluation.common.checkpoints import Checkpoint
 from evaluation.common.errors import ModelError, ScoringError
-from evaluation.exact_match import AnswerFormat, most_tokens, score_answers
+from evaluation.exact_match import AnswerFormat, context_length, score_answers
 from evaluation.tasks import Question
 from evaluation.thoughts import NO_THOUGHTS
 
@@ -95,7 +95,7 @@ def try_formats(student: Checkpoint, wording: AnswerFormat, questions: Sequence[
 
 
 def _tried(student: Checkpoint, form: AnswerFormat, questions: Sequence[Question]) -> Tried:
-    most = most_tokens(student.model)
+    most = context_length(student.model)
     longest = max((len(student.tokenizer(form.render(q.question))["input_ids"]) for q in questions), default=0)
     if most is not None and longest + 16 > most:
         return Tried(form, 0, 0, len(questions), f"{longest} tokens, the model takes at most {most}")

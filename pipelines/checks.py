@@ -12,7 +12,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -25,6 +25,7 @@ from pydantic import BaseModel
 from evaluation.common.checkpoints import (
     MICRO_MODELS,
     is_micro,
+    linear_layers,
     load_checkpoint,
     local_model,
     resolve_model,
@@ -185,8 +186,8 @@ def model_finding(
     if lacking:
         return Finding(role, False, f"{name} lacks {', '.join(lacking)}; save model and tokenizer there")
     try:
-        _read(place, chat)
-        known = is_micro(name) and all(_has_layers(place, recipe) for recipe in (recipes or {}).values())
+        linears = linear_layers(_read(place, chat))
+        known = is_micro(name) and all(_has_layers(linears, recipe) for recipe in (recipes or {}).values())
         note = "" if known else _tried(place, recipes)
     except ModelError as error:
         return Finding(role, False, f"{name} {error}")
@@ -220,8 +221,8 @@ def _absence(role: str, name: str) -> str:
     return ""
 
 
-def _read(place: Path, chat: str) -> None:
-    """Refuse what small files and the headers of the weights show; the message continues "the model"."""
+def _read(place: Path, chat: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the weights, or refuse what small files show; the message continues "the model"."""
     try:
         content = json.loads((place / "config.json").read_text(encoding="utf-8"))
         kinds, remote, kind = content.get("architectures") or [], content.get("auto_map"), content.get("model_type")
@@ -240,16 +241,11 @@ def _read(place: Path, chat: str) -> None:
     places = [*place.glob("chat_template.*"), *place.glob("tokenizer_config.json")]
     if chat and not any("chat_template" in f"{file.stem} {file.read_text(encoding='utf-8')}" for file in places):
         raise ModelError(f"has no chat template, which {chat} needs; change {chat}, or use an instruction-tuned model")
-    weight_shapes(place)
+    return weight_shapes(place)
 
 
-def _has_layers(place: Path, recipe: UpdateRecipe) -> bool:
-    """Return whether a shipped model has the layers of a recipe, by the headers of its weights."""
-    linears = [
-        name.removesuffix(".weight")
-        for name, shape in weight_shapes(place).items()
-        if len(shape) == 2 and "embed" not in name
-    ]
+def _has_layers(linears: Sequence[str], recipe: UpdateRecipe) -> bool:
+    """Return whether a recipe finds its layers, and some at all, among a shipped model's."""
     chosen = select_layers(linears, recipe.target_modules, recipe.depth)
     return bool(chosen) and not unknown_names(linears, recipe.target_modules)
 

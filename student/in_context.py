@@ -22,11 +22,11 @@ from evaluation.exact_match import (
     LabelBatch,
     answer_batch,
     answer_scores,
+    context_length,
     encode_questions,
     end_tokens_of,
     has_direct_head,
     label_logits,
-    most_tokens,
 )
 from evaluation.tasks import Question
 from student.bank.scoring import ScoringFailure, SlotScores, whole_scores
@@ -66,7 +66,7 @@ def score_in_context(
         raise ScoringError(f"in-context template: got {template!r}. Allowed: a text with {{context}} exactly once.")
     done: dict[int, SlotScores] = {}
     encoded: dict[int, list[EncodedAnswer]] = {}
-    most = most_tokens(model)
+    most = context_length(model)
     for k, (context, mine) in enumerate(zip(contexts, questions, strict=True)):
         opened = answer_format.behind(template.replace("{context}", context))
         try:

@@ -16,6 +16,7 @@ from evaluation.common.gguf import PACKAGED, converted, prepare
 if TYPE_CHECKING:
     import torch
 
+_NOT_LINEAR = ("embed", "wte", "wpe", "norm", "lm_head", "output_layer")
 _EVALUATION = Path(__file__).parents[1]
 MICRO_MODELS = {
     "micro-student": _EVALUATION / "microworld" / "models" / "student",
@@ -88,6 +89,15 @@ def weight_shapes(place: Path) -> dict[str, tuple[int, ...]]:
     except (OSError, SafetensorError, ValueError, KeyError, AttributeError) as error:
         raise ModelError(f"has weights that are damaged or cut short ({error}); copy or download them again") from error
     return shapes
+
+
+def linear_layers(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Return the names of the linear layers among weights, without embeddings and output head; see `weight_shapes`."""
+    return [
+        weight.removesuffix(".weight")
+        for weight, shape in shapes.items()
+        if len(shape) == 2 and weight.endswith(".weight") and not any(part in weight for part in _NOT_LINEAR)
+    ]
 
 
 def is_micro(name: str) -> bool:

@@ -20,7 +20,7 @@ from evaluation.common.checkpoints import Checkpoint, ready_model
 from evaluation.common.data import Frozen
 from evaluation.common.errors import InputError, ModelError, ScoringError
 from evaluation.common.text import clean_text
-from evaluation.exact_match import AnswerFormat, end_tokens_of, first_line, most_tokens, prompt_ids
+from evaluation.exact_match import AnswerFormat, context_length, end_tokens_of, first_line, prompt_ids
 from student.memory import MEMORY_FILE, ExternalMemory, Hit
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class Vocabulary(NamedTuple):
     @classmethod
     def of(cls, student: Checkpoint) -> Vocabulary:
         """Return that of an open model, or of anything with its `config` and `generation_config`."""
-        longest = most_tokens(student.model)
+        longest = context_length(student.model)
         return cls(student.tokenizer, longest, end_tokens_of(*student))
 
     @classmethod

@@ -19,7 +19,7 @@ from pydantic import Field
 from evaluation.answers import normalize_answer
 from evaluation.common.checkpoints import Checkpoint, is_micro
 from evaluation.common.errors import ScoringError
-from evaluation.exact_match import AnswerFormat, encode_questions, most_tokens
+from evaluation.exact_match import AnswerFormat, context_length, encode_questions
 from evaluation.tasks import Question
 from pipelines.inbox.cloze import continuations, sentences_to_complete
 from pipelines.inbox.documents import InboxDocument
@@ -229,7 +229,7 @@ class _Filters(NamedTuple):
 
     def _scorable(self, i: int, questions: Sequence[Question]) -> tuple[Question, ...]:
         """Return the questions that fit the student and have a token boundary before the answer."""
-        most = most_tokens(self.student.model)
+        most = context_length(self.student.model)
         fitting = []
         for question in questions:
             try:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from evaluation.common.checkpoints import local_model, weight_shapes
+from evaluation.common.checkpoints import linear_layers, local_model, weight_shapes
 from evaluation.common.errors import ModelError
 from evaluation.domains import domain_of
 from evaluation.engines.endpoint import EndpointConfig
@@ -51,7 +51,6 @@ QUESTIONS = 8
 """Assumed questions of a document."""
 QUESTION_TOKENS, _JUDGE_TOKENS, _PROMPT_TOKENS = 24, 160, 32
 """Assumed lengths of a question with its answer, of a judge's instructions, and of a prompt around a passage."""
-_NOT_LINEAR = ("embed", "wte", "wpe", "norm", "lm_head", "output_layer")
 
 
 class ModelSize(NamedTuple):
@@ -88,12 +87,7 @@ def model_size(
         return None
     if not shapes:
         return _size_by_name(name.rpartition("/")[2].lower(), rank) if place is None else None
-    linears = [
-        weight.removesuffix(".weight")
-        for weight, shape in shapes.items()
-        if len(shape) == 2 and weight.endswith(".weight") and not any(part in weight for part in _NOT_LINEAR)
-    ]
-    adapted = [shapes[f"{name}.weight"] for name in select_layers(linears, targets, depth)]
+    adapted = [shapes[f"{name}.weight"] for name in select_layers(linear_layers(shapes), targets, depth)]
     return ModelSize(sum(map(math.prod, shapes.values())), sum(rank * (rows + columns) for rows, columns in adapted))
 
 

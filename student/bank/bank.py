@@ -10,7 +10,7 @@ from torch import Tensor
 
 from evaluation.common.checkpoints import model_digest
 from evaluation.common.errors import ScoringError, UpdateError
-from evaluation.exact_match import AnswerFormat, EncodedAnswer, encode_questions, end_tokens_of, most_tokens
+from evaluation.exact_match import AnswerFormat, EncodedAnswer, context_length, encode_questions, end_tokens_of
 from evaluation.tasks import Question
 from student.adapters import Adapter
 from student.bank.layers import FlatLayout, initial_factors, misfit, unstack
@@ -231,7 +231,7 @@ class LoraBank:
         student, _ = self._opened()
         done: dict[int, SlotScores] = {**self._without_work("score", adapters, questions)}
         encoded: dict[int, list[EncodedAnswer]] = {}
-        limit = most_tokens(student.model)
+        limit = context_length(student.model)
         for k in range(len(adapters)):
             if k not in done:
                 try:
@@ -307,7 +307,7 @@ def _refusal(slot: Slot, student: BankedModel, base_digest: str) -> tuple[Update
         asked = f"{recipe.epochs} epochs of {len(request.sequences)} sequences"
         return UpdateOutcome.OVER_BUDGET, f"{steps} optimizer steps, allowed are {budget} (step_budget): {asked}"
     longest = max(len(sequence.tokens) for sequence in request.sequences)
-    limit = most_tokens(student.model)
+    limit = context_length(student.model)
     if limit is not None and longest > limit:
         return UpdateOutcome.SEQUENCE_TOO_LONG, f"{longest} tokens, the student has {limit} positions"
     if (initial := request.initial) is not None:

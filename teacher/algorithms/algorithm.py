@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 
 from evaluation.common.data import Frozen
 from evaluation.common.errors import InputError
-from evaluation.exact_match import most_tokens
+from evaluation.exact_match import context_length
 from teacher.prompts import prompt_token_ids
 from teacher.rewards import LineGains
 
@@ -211,7 +211,7 @@ class _Row:
 def _tokenized(policy: TeacherPolicy, examples: Sequence[WeightedExample]) -> list[_Row]:
     import torch
 
-    context = most_tokens(policy.model) or math.inf
+    context = context_length(policy.model) or math.inf
     prompts = {prompt: prompt_token_ids(policy.tokenizer, prompt) for prompt in {e.prompt for e in examples}}
     rows: list[_Row] = []
     mistakes: list[str] = []

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from evaluation.sources.rows import as_written
 from evaluation.thoughts import blank
 from teacher.parsing.lines import Kind, classify, count_lines, has_letter
 from teacher.self_edit import AugmentationSpec, TrainingSpec
@@ -263,8 +264,7 @@ def _entries(value: Any) -> list[tuple[str, str | None]]:
     entries: list[tuple[str, str | None]] = []
     for entry in value if isinstance(value, list) else [value]:
         pair = entry if isinstance(entry, dict) else {"text": entry}
-        text, answer = pair.get("text", pair.get("question")), pair.get("answer")
-        answer = json.dumps(answer) if isinstance(answer, bool | int | float) else answer
+        text, answer = pair.get("text", pair.get("question")), as_written(pair.get("answer"))
         known = set(pair) <= {"text", "answer"} or set(pair) <= {"question", "answer"}
         if not known or not isinstance(text, str) or not isinstance(answer, str | None) or not isinstance(value, list):
             allowed = "allowed is a list of strings or of objects with text and answer"

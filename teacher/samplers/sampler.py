@@ -13,7 +13,7 @@ from pydantic import Field
 
 from evaluation.common.data import Frozen
 from evaluation.common.errors import ConfigError, GenerationError
-from evaluation.exact_match import most_tokens
+from evaluation.exact_match import context_length
 from teacher.prompts import prompt_token_ids
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class LocalSampler(ABC, Generic[_Sampled]):
         ends = getattr(model.generation_config, "eos_token_id", None)
         ends = tokenizer.eos_token_id if ends is None else ends
         self._ends = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
-        context = most_tokens(model)
+        context = context_length(model)
         if context is not None and context <= config.max_new_tokens:
             raise ConfigError(
                 f"sampling.max_new_tokens: got {config.max_new_tokens}, allowed is less than the model's context of "

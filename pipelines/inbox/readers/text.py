@@ -74,9 +74,6 @@ def truncated(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-valid_unicode = clean_text
-
-
 def text_of(content: bytes) -> str:
     """Return a file in a Unicode encoding as text; raises UnreadableError for any other."""
     try:
