@@ -39,9 +39,7 @@ def _guarded(reader: Reader) -> Callable[[bytes], Extract]:
             raise UnreadableError(
                 f"needs the Python package {error.name}: install Preceptor with all it needs"
             ) from error
-        except (
-            Exception
-        ) as error:  # damaged files make libraries raise anything, such as RecursionError or struct.error
+        except Exception as error:  # damaged files make libraries raise anything
             cause = one_line(str(error)) or type(error).__name__
             raise UnreadableError(f"is not a readable {reader.format.upper()} file: {cause}") from error
 

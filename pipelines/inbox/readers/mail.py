@@ -8,7 +8,7 @@ from email.message import EmailMessage
 
 from evaluation.common.text import clean_text
 from pipelines.inbox.readers.html import HTML
-from pipelines.inbox.readers.text import Block, Extract, Reader, UnreadableError, blocks_of, one_line, paragraphs
+from pipelines.inbox.readers.text import OLE, Block, Extract, Reader, UnreadableError, blocks_of, one_line, paragraphs
 
 _NEXT = re.compile(rb"^From \S.*\r?\n", re.MULTILINE)
 """Start of a message in a mailbox."""
@@ -16,7 +16,7 @@ _NEXT = re.compile(rb"^From \S.*\r?\n", re.MULTILINE)
 
 def read_mail(content: bytes) -> Extract:
     """Return a message (EML), or those of a mailbox (MBOX), with the date of the only one as the day it holds from."""
-    if content.startswith(b"\xd0\xcf\x11\xe0"):
+    if content.startswith(OLE):
         raise UnreadableError("is an Outlook .msg file; save the message as .eml")
     letters = _NEXT.split(content) if content.startswith(b"From ") else [content]
     messages = [message_from_bytes(each, policy=policy.default) for each in letters if each.strip()]
@@ -34,14 +34,14 @@ def _message(message: EmailMessage, attachments: list[str]) -> list[Block]:
         raise UnreadableError("has neither sender nor subject: it is no message")
     facts = {name: one_line(str(message[name] or "")) for name in ("From", "To", "Date")}
     blocks = [
-        Block(clean_text(str(message["subject"] or "No subject")), 2),
-        Block(clean_text("\n".join(f"{name}: {value}" for name, value in facts.items() if value))),
+        Block(str(message["subject"] or "No subject"), 2),
+        Block("\n".join(f"{name}: {value}" for name, value in facts.items() if value)),
     ]
     body = message.get_body(("plain", "html"))
     if body is not None and body.get_content_subtype() == "html":
         blocks += HTML.read(b'<meta charset="utf-8">' + body.get_content().encode("utf-8", "replace")).blocks
     elif body is not None:
-        blocks += paragraphs(clean_text(body.get_content()))
+        blocks += paragraphs(body.get_content())
     for part in message.iter_attachments():
         if part.get_content_type() == "message/rfc822":
             blocks += _message(part.get_content(), attachments)

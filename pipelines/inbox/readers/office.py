@@ -15,13 +15,11 @@ from urllib.parse import unquote
 
 from evaluation.common.text import clean_text
 from pipelines.inbox.readers.html import HTML
-from pipelines.inbox.readers.text import Block, Extract, Reader, UnreadableError, one_line
+from pipelines.inbox.readers.text import OLE, Block, Extract, Reader, UnreadableError, one_line
 
 MAX_PART_BYTES = 50 * 2**20
 _PLAIN_BYTES, _MOST_RATIO = 10 * 2**20, 100
 """Of one part of an archive; more, or beyond the second what is compressed by more, is a decompression bomb."""
-_OLD_OFFICE = b"\xd0\xcf\x11\xe0"
-"""Magic number of OLE files: legacy Office formats and encrypted new ones."""
 _HEADING = re.compile(r"heading ([1-9])", re.IGNORECASE)
 _FLOAT = re.compile("\0(.*?)\1", re.DOTALL)
 """What hangs on a paragraph, such as a note or a text box; characters of text are none of these."""
@@ -80,7 +78,7 @@ def _reader(kind: str, read: Callable[[_Archive], Extract]) -> Callable[[bytes],
     """Return a reader of archives that refuses legacy files by name and adds title and notes."""
 
     def read_archive(content: bytes) -> Extract:
-        if content.startswith(_OLD_OFFICE):
+        if content.startswith(OLE):
             raise UnreadableError(
                 f"is a legacy Office file (.doc, .ppt) or encrypted; save it as .{kind} without a password"
             )

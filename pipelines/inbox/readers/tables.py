@@ -8,8 +8,8 @@ import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from evaluation.common.text import clean_text, decode_text
-from pipelines.inbox.readers.text import Block, Extract, Reader, UnreadableError, blocks_of, one_line
+from evaluation.common.text import clean_text
+from pipelines.inbox.readers.text import Block, Extract, Reader, UnreadableError, blocks_of, one_line, text_of
 
 _NUMBER = re.compile(r"[-+]?[\d.,' ]*\d%?")
 _YEAR = re.compile(r"(?:19|20)\d\d")
@@ -52,10 +52,7 @@ def _shown(value: object) -> str:
 
 def read_csv(content: bytes) -> Extract:
     """Return the rows of a table with commas, semicolons, tabs or bars between its cells."""
-    try:
-        text = decode_text(content)
-    except ValueError as error:
-        raise UnreadableError(f"is not Unicode text ({error}); save it as UTF-8") from error
+    text = text_of(content)
     try:
         dialect: type[csv.Dialect] = csv.Sniffer().sniff(text[:65_536], ",;\t|")
     except csv.Error:  # one column

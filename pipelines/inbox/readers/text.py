@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from evaluation.common.text import clean_text, decode_text
 
+OLE = b"\xd0\xcf\x11\xe0"
+"""Magic number of OLE files: Office formats of before, encrypted new ones, and Outlook's messages."""
 _BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*)+")
 
 
