@@ -20,10 +20,11 @@ from evaluation.tasks import KnowledgeTask, Split
 from pipelines.loop.loop import Loop
 from pipelines.plan import Stage
 from pipelines.records import CurvePoint, GroupAccuracy, SpecOracle, Transfer, VariantComparison, VariantScores
-from pipelines.train_teacher import config as configs
-from pipelines.train_teacher.config import BASELINE_TEACHER, TRAINED_TEACHER, Variant
+from pipelines.train_teacher import sources
+from pipelines.train_teacher.config import TransferConfig
 from pipelines.train_teacher.edits import budgeted
 from pipelines.train_teacher.plan import transferred_variants
+from pipelines.train_teacher.sources import BASELINE_TEACHER, TRAINED_TEACHER, Variant
 from pipelines.train_teacher.variants import Comparing, best_place, specification, try_all
 
 _OF_THE_TRAINED = (
@@ -100,9 +101,9 @@ def token_curve(comparing: Comparing, stage: Stage) -> tuple[CurvePoint, ...]:
     plan, loop, test = comparing.config.comparison.curve, comparing.loop, comparing.split.test
     variant: Variant = stage.subject
     assert plan is not None
-    best = isinstance(variant.source, configs.BestPrompt)
+    best = isinstance(variant.source, sources.BestPrompt)
     prompt = comparing.best_prompt if best else comparing.config.teacher.prompt
-    state = comparing.states.get(variant.source.state) if isinstance(variant.source, configs.TeacherSource) else None
+    state = comparing.states.get(variant.source.state) if isinstance(variant.source, sources.TeacherSource) else None
     with loop.reporter.step(stage.steps[0], stage.name):
         sampled = loop.sample(state, prompt, test, n=plan.samples, seed=loop.seed("sample", "curve")).edits
     points, count = [], comparing.count_tokens()
@@ -120,13 +121,13 @@ def token_curve(comparing: Comparing, stage: Stage) -> tuple[CurvePoint, ...]:
 def transfer(comparing: Comparing, stage: Stage) -> Transfer:
     """Return the comparison on a student that no teacher was trained with, updated with the same self-edits."""
     config = comparing.config
-    plan: configs.TransferConfig = stage.subject
+    plan: TransferConfig = stage.subject
     student = config.student.model_copy(update={"model": plan.model, "update": plan.update or config.student.update})
     other_config = config.model_copy(update={"student": student})
     loop = comparing.loop
     with Loop(other_config, loop.work_dir, loop.tasks.values(), loop.probes, loop.reporter) as other_loop:
         other = Comparing(other_config, other_loop, comparing.split, comparing.states, comparing.diagnostics)
-        base = next((v for v in config.listed if isinstance(v.source, configs.BaseStudent)), configs.STANDARD["base"])
+        base = next((v for v in config.listed if isinstance(v.source, sources.BaseStudent)), sources.STANDARD["base"])
         other.add(Stage(stage.name, stage.steps[:1], base))
         there = {variant.name for variant in comparing.scored}
         for variant, step in zip(transferred_variants(config), stage.steps[1:], strict=True):
@@ -183,7 +184,7 @@ def find_oracle(comparing: Comparing, stage: Stage) -> SpecOracle | None:
     It is the most that reading a task can gain. Like the best fixed specification it is chosen by the tests that
     rewards come from, and scored on those of the comparison. None where no task has a specification with a score.
     """
-    source: configs.FixedSpecification = stage.subject
+    source: sources.FixedSpecification = stage.subject
     loop, test = comparing.loop, comparing.split.test
     # Drawn at random: every n-th task would meet the same few families where families take turns.
     places = random.Random(loop.seed("oracle tasks")).sample(range(len(test)), min(source.oracle_tasks, len(test)))

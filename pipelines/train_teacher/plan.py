@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from pipelines.plan import Plan, Stage, Step
-from pipelines.train_teacher import config as configs
-from pipelines.train_teacher.config import TrainTeacherConfig, Variant
+from pipelines.train_teacher import sources
+from pipelines.train_teacher.config import TrainTeacherConfig
+from pipelines.train_teacher.sources import Variant
 from teacher.rewards import RewardConfig
 
 POOLED = 3
@@ -16,11 +17,11 @@ POOLED = 3
 def plan_run(config: TrainTeacherConfig) -> Plan:
     """Return the stages of a run: rounds, the rounds of the proxy control, variants, curves, transfer, oracle."""
     stages = plan_rounds(config, config.teacher.reward)
-    if any(source.state == "proxy" for source in config.sources(configs.TeacherSource)):
+    if any(source.state == "proxy" for source in config.sources(sources.TeacherSource)):
         stages += plan_rounds(config, proxy_reward(config))
     stages += [plan_variant(config, variant) for variant in config.listed]
     stages += [*_plan_curves(config), *_plan_transfer(config)]
-    stages += [plan_oracle(source) for source in config.sources(configs.FixedSpecification) if source.oracle_tasks]
+    stages += [plan_oracle(source) for source in config.sources(sources.FixedSpecification) if source.oracle_tasks]
     return tuple(stages)
 
 
@@ -59,35 +60,35 @@ def plan_variant(config: TrainTeacherConfig, variant: Variant) -> Stage:
 
     steps: tuple[Step, ...]
     match source:
-        case configs.BaseStudent():
+        case sources.BaseStudent():
             steps = (Step("score", tests, questions="comparison"),)
-        case configs.RawPassage():
+        case sources.RawPassage():
             steps = (update(tests, 1, trains_on="passage"),)
-        case configs.BestPrompt():
+        case sources.BestPrompt():
             steps = taught(config.data.development_documents) * len(source.prompts) + taught(tests)
-        case configs.TeacherSource():
+        case sources.TeacherSource():
             steps = taught(tests)
-        case configs.ExternalGenerator():
+        case sources.ExternalGenerator():
             steps = (Step("sample", tests, after.tried, writer="external"), update(tests, after.edits))
-        case configs.FixedSpecification():
+        case sources.FixedSpecification():
             tried = len(source.choices)
             spec = Step("update", source.tasks, tried, trains_on="specification")
             steps = (spec, update(tests, 1, trains_on="specification"))
-        case configs.Control(kind="null_edit"):
+        case sources.Control(kind="null_edit"):
             steps = (update(tests, 1, trains_on="line"),)
-        case configs.Control(kind="oracle"):
+        case sources.Control(kind="oracle"):
             steps = (update(tests, 1),)
-        case configs.Control(kind="equal_tokens"):
+        case sources.Control(kind="equal_tokens"):
             steps = (Step("sample", tests, POOLED * after.edits), update(tests, after.edits))
         case _:
             steps = (update(tests, after.edits),)
     return Stage(f"variant {variant.name}", steps, variant)
 
 
-def _is_taught(source: configs.Source) -> bool:
+def _is_taught(source: sources.Source) -> bool:
     """Return whether a local teacher writes a variant's self-edits, the one that learns from the proxy left out."""
-    teacher = isinstance(source, configs.TeacherSource) and source.state != "proxy"
-    return teacher or isinstance(source, configs.BestPrompt)
+    teacher = isinstance(source, sources.TeacherSource) and source.state != "proxy"
+    return teacher or isinstance(source, sources.BestPrompt)
 
 
 def _plan_curves(config: TrainTeacherConfig) -> list[Stage]:
@@ -104,8 +105,8 @@ def transferred_variants(config: TrainTeacherConfig) -> list[Variant]:
     """Return the variants whose self-edits are tried on the other student."""
 
     def is_tried(source: Any) -> bool:
-        oracle = isinstance(source, configs.Control) and source.kind == "oracle"
-        return oracle or isinstance(source, configs.RawPassage) or _is_taught(source)
+        oracle = isinstance(source, sources.Control) and source.kind == "oracle"
+        return oracle or isinstance(source, sources.RawPassage) or _is_taught(source)
 
     return [variant for variant in config.listed if is_tried(variant.source)]
 
@@ -117,13 +118,13 @@ def _plan_transfer(config: TrainTeacherConfig) -> list[Stage]:
         return []
     steps = [Step("score", tests, questions="comparison")]
     for variant in transferred_variants(config):
-        passage = isinstance(variant.source, configs.RawPassage)
-        each = 1 if passage or isinstance(variant.source, configs.Control) else after.edits
+        passage = isinstance(variant.source, sources.RawPassage)
+        each = 1 if passage or isinstance(variant.source, sources.Control) else after.edits
         steps.append(Step("update", tests, each, trains_on="passage" if passage else "edit", questions="comparison"))
     return [Stage("transfer", tuple(steps), after.transfer)]
 
 
-def plan_oracle(source: configs.FixedSpecification) -> Stage:
+def plan_oracle(source: sources.FixedSpecification) -> Stage:
     """Return the stage of the oracle: every specification on some test tasks, then the best of each."""
     tried = len(source.choices)
     steps = (

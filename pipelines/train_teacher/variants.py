@@ -26,10 +26,11 @@ from pipelines.records import (
     by_document,
     raw_passage,
 )
-from pipelines.train_teacher import config as configs
 from pipelines.train_teacher import edits as self_edits
-from pipelines.train_teacher.config import TRAINED_TEACHER, TrainTeacherConfig, Variant
+from pipelines.train_teacher import sources
+from pipelines.train_teacher.config import TrainTeacherConfig
 from pipelines.train_teacher.plan import POOLED
+from pipelines.train_teacher.sources import TRAINED_TEACHER, Variant
 from teacher.prompts import prompt_template
 from teacher.rewards import REFUSALS
 from teacher.self_edit import edit_of
@@ -68,12 +69,12 @@ class Comparing:
 
     def _score(self, variant: Variant, stage: Stage) -> VariantScores | None:
         source, test = variant.source, self.split.test
-        if isinstance(source, configs.BaseStudent):
+        if isinstance(source, sources.BaseStudent):
             with self.loop.reporter.step(stage.steps[0], stage.name):
                 return self._scores(variant, self.loop.base(test, "comparison"), test)
-        if isinstance(source, configs.BestPrompt):
+        if isinstance(source, sources.BestPrompt):
             return self._best_prompt(variant, source, stage)
-        if isinstance(source, configs.TeacherSource):
+        if isinstance(source, sources.TeacherSource):
             prompt, state = self.config.teacher.prompt, self.states.get(source.state)
             last = "trained" if self.config.loop.rounds else "untrained"
             keep = self.config.comparison.keep_adapters if source.state == last else 0
@@ -90,27 +91,27 @@ class Comparing:
         """Return the self-edits of a variant that no local teacher samples as it is; None where there can be none."""
         loop, test, sheets = self.loop, self.split.test, self.diagnostics.sheets
         match source:
-            case configs.RawPassage():
+            case sources.RawPassage():
                 return [raw_passage(task.id, task.document.text) for task in test]
-            case configs.ExternalGenerator():
+            case sources.ExternalGenerator():
                 seed = loop.seed("sample", "external")
                 return loop.ask(source.sampling, "external", source.prompt, test, n=stage.steps[0].each, seed=seed)
-            case configs.FixedSpecification():
+            case sources.FixedSpecification():
                 table = try_all(loop, self.split.train[: source.tasks], source.choices, "fixed specification")
                 choice, self.specs = best_of(table, source.choices)
                 return [specification(task.id, 0, choice) for task in test]
-            case configs.Control(kind="null_edit"):
+            case sources.Control(kind="null_edit"):
                 return self_edits.null_edits(test)
-            case configs.Control(kind="oracle"):
+            case sources.Control(kind="oracle"):
                 return None if sheets is None else self_edits.oracle_edits(test, sheets)
-            case configs.Control(kind="other_document"):
+            case sources.Control(kind="other_document"):
                 return self_edits.other_documents_edits(self.edits_of(TRAINED_TEACHER), test)
-            case configs.Control(kind="swapped_values"):
+            case sources.Control(kind="swapped_values"):
                 swaps = {
                     t.id: self_edits.answer_swaps(t) if sheets is None else sheet_swaps(sheets[t.id]) for t in test
                 }
                 return self_edits.swapped_edits(self.edits_of(TRAINED_TEACHER), swaps)
-            case configs.Control(kind="equal_tokens"):
+            case sources.Control(kind="equal_tokens"):
                 return self._at_equal_tokens(self.edits_of(TRAINED_TEACHER))
         raise TypeError(f"no variant has a source of type {type(source).__name__}")
 
@@ -136,7 +137,7 @@ class Comparing:
         count, variant = self.config.comparison.edits, next(v for v in self.scored if v.name == name)
         return tuple(candidate.edit for candidate in variant.candidates if candidate.edit.index < count)
 
-    def _best_prompt(self, variant: Variant, source: configs.BestPrompt, stage: Stage) -> VariantScores | None:
+    def _best_prompt(self, variant: Variant, source: sources.BestPrompt, stage: Stage) -> VariantScores | None:
         """Return the untrained teacher with the prompt that is best on the development documents."""
         tried: list[tuple[str, float | None]] = []
         for place, prompt in enumerate(source.prompts):

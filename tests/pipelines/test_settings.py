@@ -11,7 +11,8 @@ import yaml
 from evaluation.common.errors import ConfigError
 from pipelines.adapt_student.config import NightConfig
 from pipelines.settings import Settings, load, to_yaml
-from pipelines.train_teacher.config import STANDARD, TrainTeacherConfig
+from pipelines.train_teacher.config import TrainTeacherConfig
+from pipelines.train_teacher.sources import STANDARD
 from tests.pipelines.factories import CONFIGS
 
 DEMO = CONFIGS / "demo.yaml"

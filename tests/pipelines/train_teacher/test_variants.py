@@ -16,9 +16,10 @@ from evaluation.domains import load_split
 from evaluation.tasks import specifications
 from pipelines.records import Edit, Sampling
 from pipelines.train_teacher.comparison import by_group, find_oracle, pairs_of
-from pipelines.train_teacher.config import STANDARD, FixedSpecification, TrainTeacherConfig, Variant
+from pipelines.train_teacher.config import TrainTeacherConfig
 from pipelines.train_teacher.edits import Diagnostics, most_written
 from pipelines.train_teacher.plan import plan_oracle, plan_variant
+from pipelines.train_teacher.sources import STANDARD, FixedSpecification, Variant
 from pipelines.train_teacher.variants import Comparing, Table, best_of, try_all
 from student.adapters import load_adapter
 from teacher.rewards import RewardFailure
