@@ -91,10 +91,13 @@ class TrackingConfig(Frozen):
 
     uri: str | None = None
     """MLflow tracking URI; None is that of `MLFLOW_TRACKING_URI`, or else an SQLite file in the work directory."""
-    experiment: str = Field(default="preceptor/train-teacher", min_length=1)
-    """MLflow experiment."""
-    registry_prefix: str = Field(default="preceptor", pattern=r"^[A-Za-z0-9_-]+$")
-    """Registered models are called `<prefix>-teacher` and `<prefix>-student`."""
+    experiment: str = Field(default="preceptor/train-teacher", pattern=r"^[A-Za-z0-9_-]+(/.+)?$")
+    """MLflow experiment, `<prefix>/<name>`; registered models are called `<prefix>-teacher` and `<prefix>-student`."""
+
+    @property
+    def registry_prefix(self) -> str:
+        """What precedes the role in the names of registered models."""
+        return self.experiment.partition("/")[0]
 
     @property
     def location(self) -> str | None:

@@ -76,11 +76,12 @@ class GridData(DataSplit):
 
 
 class ArcData(SampledData, LocalData, GridData):
-    """ARC's JSON: a file of challenges or of one task, or a directory of files of one task."""
+    """ARC's JSON: a file of challenges or of one task, or a directory of files of one task.
+
+    The test outputs of `…challenges.json` are in `…solutions.json` beside it, where there is such a file.
+    """
 
     type: Literal["arc"] = "arc"
-    solutions_path: Path | None = None
-    """File with the test outputs of a file of challenges; None if they are in `path`."""
 
 
 _PROMPT = """\
@@ -120,12 +121,14 @@ class Grids(Domain):
         """Return the tasks; see `Domain.load`."""
         if not isinstance(data, ArcData):
             return data.draw()
-        found = load_arc(data.path, data.solutions_path)
+        beside = data.path.with_name(data.path.name.replace("challenges", "solutions"))
+        found = load_arc(data.path, beside if beside != data.path and beside.expanduser().is_file() else None)
         unknown = [task.id for task in found if any(test.output is None for test in task.tests)]
         if unknown:
             raise InputError(
                 f"{data.path}: the test outputs of {len(unknown)} of {len(found)} tasks are not known, the first is "
-                f"{unknown[0]!r}, so no reward can be given. Name the file of solutions in data.solutions_path."
+                f"{unknown[0]!r}, so no reward can be given. Put their solutions into a file beside it with "
+                "`solutions` in place of `challenges` in its name."
             )
         tasks = [as_task(task, data.views) for task in data.sample(found)]
         return split_tasks(

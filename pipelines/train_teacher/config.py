@@ -33,15 +33,14 @@ from teacher.samplers.openai import OpenAISampling
 class DevelopmentConfig(Frozen):
     """Checkpoint selection and early stopping on the development documents.
 
-    When the mean reward falls by more than 0.05 below the best one, learning continues from the best teacher.
+    When the mean reward falls by more than 0.05 below the best one, learning continues from the best teacher; after
+    three checks in a row without a better teacher it ends.
     """
 
     every: int = Field(default=3, ge=1, le=1000)
     """Rounds between two checks, in [1, 1000]; the last round is always followed by one."""
     edits: int = Field(default=2, ge=1, le=64)
     """Self-edits for each document, in [1, 64]; the same seeds at each check."""
-    patience: int = Field(default=2, ge=1, le=1000)
-    """Checks in a row without a better teacher after which learning ends, in [1, 1000]."""
 
 
 class LoopConfig(Frozen):

@@ -13,12 +13,14 @@ from pipelines.loop.loop import Loop
 from pipelines.loop.reward import groups_of, judge
 from pipelines.plan import Stage
 from pipelines.records import Candidate, DevelopmentCheck, Edit, Round, ScoredUpdate
-from pipelines.train_teacher.config import DevelopmentConfig, TrainTeacherConfig
+from pipelines.train_teacher.config import TrainTeacherConfig
 from pipelines.train_teacher.edits import Diagnostics
 from teacher.algorithms.algorithm import Selection
 from teacher.filters import refusal
 from teacher.rewards import RewardConfig
 
+_PATIENCE = 3
+"""Checks in a row without a better teacher after which learning ends."""
 _FALL = 0.05
 """When the mean reward is below the best one by more than this, learning continues from the best teacher."""
 
@@ -62,7 +64,7 @@ class Training(NamedTuple):
     def run(self, plan: Sequence[Stage], on_round: Callable[[Round], None]) -> Course:
         """Run the rounds of a plan; `on_round` is called with each round's record."""
         settings = self.config.loop.development
-        selection = None if settings is None else CheckpointSelection(settings)
+        selection = None if settings is None else CheckpointSelection()
         rounds: list[Round] = []
         state: str | None = None
         stages = {stage.name: stage for stage in plan}
@@ -172,9 +174,9 @@ def _distinct(edits: Iterable[Edit]) -> set[tuple[str, str]]:
 class CheckpointSelection:
     """Checkpoint selection and early stopping on the development set: keeps the best teacher so far."""
 
-    def __init__(self, config: DevelopmentConfig) -> None:
+    def __init__(self) -> None:
         """Start without a teacher."""
-        self._patience, self._best, self._stale = config.patience, -math.inf, 0
+        self._best, self._stale = -math.inf, 0
         self.best_state: str | None = None
         """The state with the highest mean reward; the first one checked while none had a reward."""
         self.next_state: str | None = None
@@ -194,7 +196,7 @@ class CheckpointSelection:
         self._stale += 1
         if mean > self._best:
             decision, self._best, self.best_state, self._stale = "best", mean, state, 0
-        elif self._stale >= self._patience:
+        elif self._stale >= _PATIENCE:
             decision, self.ended = "stop", True
         elif mean < self._best - _FALL:
             decision, self.next_state = "back to the best", self.best_state

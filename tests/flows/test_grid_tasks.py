@@ -59,7 +59,7 @@ def test_three_real_tasks_of_arc_run_end_to_end(tmp_path: Path, shared_data: Cal
     paths = tmp_path / "challenges.json", tmp_path / "solutions.json"
     for path, content in zip(paths, (challenges, solutions), strict=True):
         path.write_text(json.dumps({name: content[name] for name in chosen}), encoding="utf-8")
-    data = f"data={{type: arc, path: {paths[0]}, solutions_path: {paths[1]}, development_documents: 0, "
+    data = f"data={{type: arc, path: {paths[0]}, development_documents: 0, "
     more = "loop={rounds: 1, documents: 1}", "grading.max_new_tokens=128", "comparison.edits=3"
     result, _ = train(tmp_path, "grids-demo", (*SMALL, data + "test_documents: 2}", *more))
     # What a teacher of micro-grids writes about other grids is not always a specification: such a task has no score.

@@ -124,7 +124,10 @@ def test_result_is_valid_only_for_its_configuration_and_code(tmp_path: Path) -> 
     assert read_result(run) is None
 
 
-def test_failed_run_stops_the_others_and_finished_runs_are_not_repeated(tmp_path: Path) -> None:
+def test_failed_run_stops_the_others_and_finished_runs_are_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.experiments.grid.LANES", 1)
     content = yaml.safe_load(DEMO.read_text(encoding="utf-8"))
     content["data"] = {"type": "jsonl", "path": str(tmp_path / "none.jsonl"), "development_documents": 1}
     lines: list[str] = []

@@ -9,7 +9,7 @@ import pytest
 from evaluation.common.errors import ConfigError
 from evaluation.domains import load_split
 from pipelines.records import Candidate, raw_passage
-from pipelines.train_teacher.config import DevelopmentConfig, TrainTeacherConfig
+from pipelines.train_teacher.config import TrainTeacherConfig
 from pipelines.train_teacher.edits import Diagnostics
 from pipelines.train_teacher.plan import plan_rounds
 from pipelines.train_teacher.rounds import CheckpointSelection, Course, Training, round_documents
@@ -124,18 +124,18 @@ def test_development_documents_choose_the_teacher(tmp_path: Path, prefect_server
 
 
 @pytest.mark.parametrize(
-    ("means", "patience", "expected", "best", "following", "ended"),
+    ("means", "expected", "best", "following", "ended"),
     [
-        ([0.2, 0.4, 0.38], 3, ["best", "best", "continue"], "p1", "p2", False),
-        ([0.4, 0.3], 3, ["best", "back to the best"], "p0", "p0", False),
-        ([0.4, 0.39, 0.38], 2, ["best", "continue", "stop"], "p0", "p2", True),
-        ([None, 0.1, None], 2, [None, "best", None], "p1", "p2", False),
+        ([0.2, 0.4, 0.38], ["best", "best", "continue"], "p1", "p2", False),
+        ([0.4, 0.3], ["best", "back to the best"], "p0", "p0", False),
+        ([0.4, 0.39, 0.38, 0.37], ["best", "continue", "continue", "stop"], "p0", "p3", True),
+        ([None, 0.1, None], [None, "best", None], "p1", "p2", False),
     ],
 )
 def test_checkpoint_selection(
-    means: list[float | None], patience: int, expected: list[str | None], best: str, following: str, ended: bool
+    means: list[float | None], expected: list[str | None], best: str, following: str, ended: bool
 ) -> None:
-    selection = CheckpointSelection(DevelopmentConfig(patience=patience))
+    selection = CheckpointSelection()
     checks = [selection.check(f"p{i}", mean) for i, mean in enumerate(means)]
     assert [None if check is None else check.decision for check in checks] == expected
     assert (selection.best_state, selection.next_state, selection.ended) == (best, following, ended)
