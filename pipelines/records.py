@@ -293,18 +293,6 @@ class VariantComparison(Record):
     """Share of retention probes lost by variant, in [-1, 1]."""
 
 
-class CurvePoint(Record):
-    """Accuracy at one length of self-edits."""
-
-    budget: int
-    """Tokens allowed."""
-    tokens: float
-    """Mean tokens taken."""
-    accuracy: Interval
-    document_accuracy: dict[str, float] = Field(default_factory=dict)
-    """By document id."""
-
-
 class Transfer(Record):
     """The same self-edits on another student."""
 
@@ -330,22 +318,6 @@ class GroupAccuracy(Record):
     """Mean accuracy by variant, in [0, 1], over the tasks that it has scores on."""
 
 
-class SpecOracle(Record):
-    """The best specification of each of some test tasks, chosen by the tests that rewards come from."""
-
-    tasks: int
-    oracle: Interval
-    """Its accuracy on the comparison's tests, in [0, 1]."""
-    variants: dict[str, Interval]
-    """That of each variant on the same tasks."""
-    share: Interval | None
-    """The trained teacher's accuracy as a share of the oracle's; None where there is no trained teacher."""
-    regret: Interval | None
-    """The oracle's accuracy less the trained teacher's, in [-1, 1]; None where there is no trained teacher."""
-    chosen: dict[str, str] = Field(default_factory=dict)
-    """By task id, the specification as JSON."""
-
-
 class SpecSearch(Record):
     """Every specification of a space, tried on training tasks."""
 
@@ -354,8 +326,6 @@ class SpecSearch(Record):
     """The best one over all tasks, as JSON."""
     scores: dict[str, float | None]
     """By specification: mean accuracy, with a thousandth of the mean probability added; None where a task has none."""
-    oracle: SpecOracle | None = None
-    """None where the run wants none."""
 
 
 class RunResult(VariantComparison):
@@ -385,8 +355,6 @@ class RunResult(VariantComparison):
     """Updates of students that the rewards of all rounds took."""
     document_forgetting: dict[str, dict[str, float]] = Field(default_factory=dict)
     """Share of retention probes lost by variant and document id, in [-1, 1]."""
-    curve: dict[str, tuple[CurvePoint, ...]] = Field(default_factory=dict)
-    """Accuracy against tokens, by variant."""
     transfer: Transfer | None = None
     specs: SpecSearch | None = None
     """None without a fixed specification among the variants."""

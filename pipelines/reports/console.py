@@ -23,7 +23,6 @@ from pipelines.reports.format import (
     percent,
     percent_interval,
     plain_table,
-    points,
     points_interval,
     tokens,
     wrapped,
@@ -263,14 +262,6 @@ def _summary(result: RunResult) -> Iterator[str]:
         best = specs.scores[specs.fixed]
         score = "no score" if best is None else f"{percent(best)} %"
         yield f"Best fixed specification on {counted(specs.tasks, 'training task')}: {specs.fixed}, {score}."
-        if oracle := specs.oracle:
-            text = f"Best specification of each of {counted(oracle.tasks, 'test task')}"
-            text += f": {percent_interval(oracle.oracle)} %"
-            if oracle.regret is not None:
-                text += f"; trained teacher: {points(-oracle.regret.mean)} points"
-            if oracle.share is not None:
-                text += f", {percent_interval(oracle.share)} % of it"
-            yield f"{text}."
     for role, spent in result.spent.items():
         price = "" if spent.cost is None else f", {spent.cost:,.4f} {spent.currency}"
         failed = f" ({spent.failures:,} without a reply)" if spent.failures else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -67,15 +67,6 @@ class TransferConfig(StudentModel, Labelled):
     """Its recipe; None takes that of the student that rewards come from."""
 
 
-class CurveConfig(Frozen):
-    """Accuracy against tokens: self-edits cut or lengthened, by more of the same teacher's lines, to given lengths."""
-
-    tokens: tuple[Annotated[int, Field(ge=8, le=32_768)], ...] = (40, 80, 120, 160)
-    """Lengths in tokens of the teacher, each in [8, 32768]."""
-    samples: int = Field(default=3, ge=1, le=64)
-    """Self-edits of each document whose lines are used one after another, in [1, 64]."""
-
-
 class ComparisonConfig(IntervalConfig):
     """How the variants are compared at the end, on documents that no training saw."""
 
@@ -95,8 +86,6 @@ class ComparisonConfig(IntervalConfig):
     """Adapters of the last teacher's variant that are kept as artifacts, in [0, 10000]."""
     retention_probes: int = Field(default=24, ge=0, le=10_000)
     """Questions on what the student knew before, in [0, 10000], where the data has such; 0 asks none."""
-    curve: CurveConfig | None = None
-    """None draws no curve."""
     transfer: TransferConfig | None = None
     """None tries no other student."""
 

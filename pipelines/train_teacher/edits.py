@@ -158,14 +158,9 @@ def at_budget(edits: Sequence[Edit], budget: int, count: Callable[[str], int]) -
     return _made(document_id, tuple(taken.values()), used)
 
 
-def budgeted(edits: Sequence[Edit], budgets: Mapping[str, int] | int, count: Callable[[str], int]) -> tuple[Edit, ...]:
-    """Return one self-edit `at_budget` for each document, in the order in which documents first occur.
-
-    Budgets are the same for all, or by document id.
-    """
-    grouped = by_document(edits)
-    allowed = dict.fromkeys(grouped, budgets) if isinstance(budgets, int) else budgets
-    return tuple(at_budget(mine, allowed[document], count) for document, mine in grouped.items())
+def budgeted(edits: Sequence[Edit], budgets: Mapping[str, int], count: Callable[[str], int]) -> tuple[Edit, ...]:
+    """Return one self-edit `at_budget` for each document, in the order in which documents first occur."""
+    return tuple(at_budget(mine, budgets[document], count) for document, mine in by_document(edits).items())
 
 
 def _normalised(text: str) -> str:

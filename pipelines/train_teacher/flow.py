@@ -26,7 +26,7 @@ from pipelines.reports.console import Reporter, closing, print_run, round_line, 
 from pipelines.reports.plots import draw_figures
 from pipelines.settings import load
 from pipelines.terminal import open_console
-from pipelines.train_teacher.comparison import by_group, compare_variants, find_oracle, token_curve, transfer
+from pipelines.train_teacher.comparison import by_group, compare_variants, transfer
 from pipelines.train_teacher.config import TrainTeacherConfig
 from pipelines.train_teacher.edits import Diagnostics
 from pipelines.train_teacher.plan import plan_run, proxy_reward
@@ -93,19 +93,15 @@ class _Run:
         comparing = Comparing(self._config, self._loop, self._split, states, self._diagnostics)
         for stage in self._stages("variant"):
             comparing.add(stage)
-        curve = {stage.subject.name: token_curve(comparing, stage) for stage in self._stages("curve")}
         transferred = [transfer(comparing, stage) for stage in self._stages("transfer")]
-        specs = comparing.specs
-        for stage in self._stages("specification"):
-            specs = specs and specs.model_copy(update={"oracle": find_oracle(comparing, stage)})
         comparison = compare_variants(comparing.scored, comparing.intervals)
         for variant in comparing.scored:
             adapters = comparing.kept_adapters(variant)
             self._lineage.log_variant(variant, comparison.variants.get(variant.name), adapters)
-        found = {"curve": curve, "transfer": transferred[0] if transferred else None, "specs": specs}
+        found = {"transfer": transferred[0] if transferred else None, "specs": comparing.specs}
         result = self._result(course, comparing, comparison, time.perf_counter() - started, found)
         place = self._loop.work_dir / "plots" / self._config.name
-        figures = draw_figures(place, course.rounds, comparison, comparing.scored, curve)
+        figures = draw_figures(place, course.rounds, comparison, comparing.scored)
         self._lineage.log_comparison(comparison, result, figures)
         return result, comparing.scored
 

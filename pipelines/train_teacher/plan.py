@@ -15,14 +15,12 @@ POOLED = 3
 
 
 def plan_run(config: TrainTeacherConfig) -> Plan:
-    """Return the stages of a run: rounds, the rounds of the proxy control, variants, curves, transfer, oracle."""
+    """Return the stages of a run: rounds, the rounds of the proxy control, variants, transfer."""
     stages = plan_rounds(config, config.teacher.reward)
     if any(source.state == "proxy" for source in config.sources(sources.TeacherSource)):
         stages += plan_rounds(config, proxy_reward(config))
     stages += [plan_variant(config, variant) for variant in config.listed]
-    stages += [*_plan_curves(config), *_plan_transfer(config)]
-    stages += [plan_oracle(source) for source in config.sources(sources.FixedSpecification) if source.oracle_tasks]
-    return tuple(stages)
+    return (*stages, *_plan_transfer(config))
 
 
 def proxy_reward(config: TrainTeacherConfig) -> RewardConfig:
@@ -91,16 +89,6 @@ def _is_taught(source: sources.Source) -> bool:
     return teacher or isinstance(source, sources.BestPrompt)
 
 
-def _plan_curves(config: TrainTeacherConfig) -> list[Stage]:
-    """Return a stage for each variant with a curve of accuracy against tokens."""
-    plan, tests = config.comparison.curve, config.data.test_documents
-    if plan is None:
-        return []
-    steps = Step("sample", tests, plan.samples), *(Step("update", tests, questions="comparison") for _ in plan.tokens)
-    taught = [variant for variant in config.listed if _is_taught(variant.source)]
-    return [Stage(f"curve {v.name}", steps, v) for v in sorted(taught, key=lambda v: v.name == "fixed_kind")]
-
-
 def transferred_variants(config: TrainTeacherConfig) -> list[Variant]:
     """Return the variants whose self-edits are tried on the other student."""
 
@@ -122,13 +110,3 @@ def _plan_transfer(config: TrainTeacherConfig) -> list[Stage]:
         each = 1 if passage or isinstance(variant.source, sources.Control) else after.edits
         steps.append(Step("update", tests, each, trains_on="passage" if passage else "edit", questions="comparison"))
     return [Stage("transfer", tuple(steps), after.transfer)]
-
-
-def plan_oracle(source: sources.FixedSpecification) -> Stage:
-    """Return the stage of the oracle: every specification on some test tasks, then the best of each."""
-    tried = len(source.choices)
-    steps = (
-        Step("update", source.oracle_tasks, tried, trains_on="specification"),
-        Step("update", source.oracle_tasks, 1, trains_on="specification", questions="comparison"),
-    )
-    return Stage("specification oracle", steps, source)

@@ -69,9 +69,6 @@ class FixedSpecification(Frozen):
     """The values that each setting of a specification takes; every combination is tried."""
     tasks: int = Field(default=22, ge=1, le=10_000)
     """Training tasks that all are tried on, in [1, 10000]; the first ones."""
-    oracle_tasks: int = Field(default=0, ge=0, le=10_000)
-    """Test tasks, drawn at random, that all are tried on for the best one of each task, in [0, 10000]; 0 leaves this
-    oracle out."""
 
     @property
     def choices(self) -> list[dict[str, Any]]:

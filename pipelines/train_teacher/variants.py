@@ -314,14 +314,9 @@ def best_of(table: Table, choices: Sequence[Mapping[str, Any]]) -> tuple[Mapping
     """
     by_spec = list(zip(*table.values(), strict=True))
     means = [None if any(score is None for score in scores) else known_mean(scores) for scores in by_spec]
-    best = best_place(means)
-    if best is None:
+    known = [place for place, mean in enumerate(means) if mean is not None]
+    if not known:
         raise ValueError("no specification has a score on every task")
+    best = max(known, key=lambda place: means[place] or 0.0)
     scores = {json.dumps(choice): mean for choice, mean in zip(choices, means, strict=True)}
     return choices[best], SpecSearch(tasks=len(table), fixed=json.dumps(choices[best]), scores=scores)
-
-
-def best_place(scores: Sequence[float | None]) -> int | None:
-    """Return the place of the highest known score; None without any."""
-    known = [place for place, score in enumerate(scores) if score is not None]
-    return max(known, key=lambda place: scores[place] or 0.0) if known else None

@@ -24,7 +24,7 @@ from pipelines.experiments.grid import (
     read_result,
     run_all,
 )
-from pipelines.records import CurvePoint, RunResult, Transfer
+from pipelines.records import RunResult, Transfer
 from pipelines.settings import load
 from pipelines.train_teacher.config import TrainTeacherConfig
 
@@ -46,7 +46,6 @@ def run_result(seed: int, **levels: float) -> RunResult:
     pairs = [("trained_teacher", "untrained_teacher"), ("other_document", "base")]
     found = compare(accuracy, pairs, resamples=100)
     gains = {name.replace("_teacher", ""): gain for name, gain in found.gains.items()}
-    point = {"budget": 40, "tokens": 38.0, "accuracy": found.variants["trained_teacher"]}
     return RunResult(
         variants=found.variants,
         gains=gains,
@@ -63,7 +62,6 @@ def run_result(seed: int, **levels: float) -> RunResult:
         inner_runs=700,
         forgetting={"trained_teacher": found.variants["base"]},
         document_forgetting=dict.fromkeys(("untrained_teacher", "trained_teacher"), accuracy["base"]),
-        curve={name: (CurvePoint(**point, document_accuracy=accuracy[name]),) for name in LEVELS if "teacher" in name},
         transfer=Transfer(label="small", model="m", variants={}, gains={}, document_accuracy=other),
         edit_notes={"trained_teacher": {"tokens": 110.0, "parsed": 1.0}},
         phrasings={"trained_teacher": {"held-out": 0.5}},
@@ -144,7 +142,7 @@ def test_failed_run_stops_the_others_and_finished_runs_are_not_repeated(
 def test_document_has_all_tables_and_plots(tmp_path: Path) -> None:
     arms = {"Ablations": {"worse": {0: run_result(0, trained_teacher=0.3)}, "other seed": {5: run_result(5)}}}
     text = evidence.write_document(made_of(arms=arms), tmp_path).read_text(encoding="utf-8")
-    titles = ["Variants", "Notes", "Differences", "Equal tokens", "Phrasings of the questions", "Retention"]
+    titles = ["Variants", "Notes", "Differences", "Phrasings of the questions", "Retention"]
     titles += ["Self-edits", "Another student", "What each setting is worth", "Ablations"]
     assert re.findall(r"^## (.*)$", text, flags=re.MULTILINE) == titles
     links = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
