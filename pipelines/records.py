@@ -157,23 +157,12 @@ def usage_of(updates: Iterable[ScoredUpdate]) -> BankUsage:
     )
 
 
-class InContext(Record):
-    """Self-edits in the context of a student that is not updated."""
-
-    probabilities: tuple[tuple[float, ...] | None, ...]
-    """By question the probability of the gold answer, in [0, 1], in the order asked for; None where it could not be
-    scored."""
-    seconds: float
-
-
 class Candidate(Record):
     """A self-edit with its updates, scores and reward."""
 
     edit: Edit
     facts: dict[str, float] = Field(default_factory=dict)
     """Measures of the text: coverage, leakage, repetition ... (`teacher.filters.EditFacts`)."""
-    proxy_probability: tuple[float, ...] = ()
-    """By question the gold answer's probability with the self-edit in context, in [0, 1]; empty where it is unknown."""
     replicates: tuple[ScoredUpdate, ...] = ()
     reward: float | None = None
     """None when there is none, with a reason."""
@@ -187,11 +176,6 @@ class Candidate(Record):
     def document_id(self) -> str:
         """Of its self-edit."""
         return self.edit.document_id
-
-    @property
-    def proxy(self) -> float | None:
-        """Mean of `proxy_probability`, in [0, 1]; None where it is unknown."""
-        return known_mean(self.proxy_probability)
 
 
 _Item = TypeVar("_Item", Edit, Candidate)

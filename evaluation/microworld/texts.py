@@ -154,21 +154,6 @@ def oracle_lines(sheet: Sheet) -> tuple[tuple[str, str | None], ...]:
     return tuple(line for qa, statement in facts for line in ((qa.question, qa.answer), (statement, None)))
 
 
-def sheet_swaps(sheet: Sheet) -> dict[str, str]:
-    """Map each value of a document to another entity's value of the same attribute, rotating them.
-
-    Every true line becomes false with a value of the right class; attributes of a single entity are omitted. The only
-    sentence containing a value as an ordinary word is "What mark does ... bear?", whose ending maps to itself.
-    """
-    swaps: dict[str, str] = {}
-    for attribute in dict.fromkeys(fact.attribute for fact in sheet.facts):
-        values = [fact.value for fact in sheet.facts if fact.attribute == attribute]
-        if len(values) > 1:
-            swaps |= dict(zip(values, values[1:] + values[:1], strict=True))
-    endings = {question.split()[-1] for words in ATTRIBUTES[sheet.kind].values() for question in words.questions}
-    return swaps | {ending: ending for ending in sorted(endings) if ending.removesuffix("?") in swaps}
-
-
 class Text(NamedTuple):
     """A pretraining text."""
 

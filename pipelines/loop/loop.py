@@ -17,7 +17,7 @@ from pipelines.execution import Execution, content_key
 from pipelines.loop import update as updates
 from pipelines.loop.teacher import learn_from, sample_from, sample_teacher
 from pipelines.loop.update import BankWork, Trial, questions_of
-from pipelines.records import Edit, InContext, Learning, Sampling, ScoredUpdate
+from pipelines.records import Edit, Learning, Sampling, ScoredUpdate
 from pipelines.settings import LoopSettings, QuestionSet
 from student.adapters import load_adapter
 from teacher.algorithms.algorithm import WeightedExample
@@ -225,19 +225,6 @@ class Loop:
     def base(self, tasks: Sequence[KnowledgeTask], questions: QuestionSet) -> tuple[ScoredUpdate, ...]:
         """Return the scores of the student without an update, in the order of the tasks."""
         return self.update([Trial(task.id, 0, None, 0) for task in tasks], questions)
-
-    def in_context(self, edits: Sequence[Edit]) -> InContext:
-        """Return the probability of the gold answers with each self-edit in the student's context, and no update."""
-        tasks = {edit.document_id: self.tasks[edit.document_id] for edit in edits}
-        content = {
-            "student": self.student_digest,
-            "format": self.settings.student.answer_format.model_dump(mode="json"),
-            "edits": [[e.document_id, tasks[e.document_id].digest, e.edit.digest] for e in edits if e.edit is not None],
-        }
-        describe = f"reading {len(edits)} self-edits in the student's context"
-        return self.execution.run(
-            "in-context", content, updates.read_in_context, self.settings, list(edits), tasks, describe=describe
-        )
 
     def _probes_for(self, questions: QuestionSet) -> tuple[Question, ...]:
         """Return the probes asked besides some questions: in comparisons always, for rewards if they count."""

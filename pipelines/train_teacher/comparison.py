@@ -23,13 +23,13 @@ from pipelines.train_teacher.sources import BASELINE_TEACHER, TRAINED_TEACHER
 from pipelines.train_teacher.variants import Comparing
 
 _OF_THE_TRAINED = (
-    *(BASELINE_TEACHER, "fixed_kind", "fixed_kind_equal_tokens", "fixed_spec", "proxy_teacher", "external_generator"),
+    *(BASELINE_TEACHER, "fixed_kind", "fixed_kind_equal_tokens", "fixed_spec", "external_generator"),
     *("raw_passage", "base", "other_document"),
 )
 PAIRS = (
     *((TRAINED_TEACHER, name) for name in _OF_THE_TRAINED),
     *((BASELINE_TEACHER, name) for name in ("raw_passage", "base")),
-    *((name, "base") for name in ("null_edit", "other_document", "swapped_values")),
+    *((name, "base") for name in ("null_edit", "other_document")),
     ("oracle", TRAINED_TEACHER),
 )
 """Differences that are reported, where both variants are there; variants of other names are compared with the trained

@@ -174,7 +174,6 @@ class TrainTeacherConfig(LoopSettings):
         if "equal_tokens" in baselines and not self.sources(BestPrompt):
             raise ValueError("comparison.variants: equal_tokens needs a variant whose source is best_prompt; add one")
         baselines |= {"specs" for _ in self.sources(FixedSpecification)}
-        baselines |= {"proxy_teacher" for source in self.sources(TeacherSource) if source.state == "proxy"}
         grader = None if self.grading is None else self.grading.grader.type
         domain_of(self.data).check(self.data, grader, baselines)
         return self

@@ -29,7 +29,7 @@ from pipelines.terminal import open_console
 from pipelines.train_teacher.comparison import by_group, compare_variants, transfer
 from pipelines.train_teacher.config import TrainTeacherConfig
 from pipelines.train_teacher.edits import Diagnostics
-from pipelines.train_teacher.plan import plan_run, proxy_reward
+from pipelines.train_teacher.plan import plan_run
 from pipelines.train_teacher.rounds import Course, Training
 from pipelines.train_teacher.variants import Comparing
 
@@ -85,11 +85,10 @@ class _Run:
 
     def run(self) -> tuple[RunResult, list[VariantScores]]:
         """Return the result and the variants."""
-        course = self._train(prefix="round", log=True)
-        proxy = self._train(prefix="proxy round", log=False)
+        course = self._train()
         started = time.perf_counter()
         self._loop.reporter.say(f"comparing on {len(self._split.test)} documents that no training saw")
-        states = {"trained": course.state, "proxy": proxy.state}
+        states = {"trained": course.state}
         comparing = Comparing(self._config, self._loop, self._split, states, self._diagnostics)
         for stage in self._stages("variant"):
             comparing.add(stage)
@@ -108,20 +107,15 @@ class _Run:
     def _stages(self, *prefixes: str) -> list[Stage]:
         return [stage for stage in self._plan if stage.name.startswith(prefixes)]
 
-    def _train(self, prefix: str, log: bool) -> Course:
-        """Run the rounds of the teacher, or of the control that learns from the proxy reward."""
-        stages = self._stages(prefix, prefix.replace("round", "development"))
-        proxy = prefix.startswith("proxy")
-        if proxy and stages:
-            self._loop.reporter.say("the same rounds with the proxy reward, for the control")
-        reward = proxy_reward(self._config) if proxy else self._config.teacher.reward
+    def _train(self) -> Course:
+        """Run the rounds of the teacher."""
 
         def on_round(record: Round) -> None:
-            if log:
-                self._lineage.log_round(record, self._loop.state_dir(record.learning.policy))
+            self._lineage.log_round(record, self._loop.state_dir(record.learning.policy))
             self._loop.reporter.say(round_line(record))
 
-        return Training(self._config, self._loop, self._split, reward, self._diagnostics).run(stages, on_round)
+        training = Training(self._config, self._loop, self._split, self._diagnostics)
+        return training.run(self._stages("round", "development"), on_round)
 
     def _result(
         self,

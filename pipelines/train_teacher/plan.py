@@ -8,41 +8,29 @@ from pipelines.plan import Plan, Stage, Step
 from pipelines.train_teacher import sources
 from pipelines.train_teacher.config import TrainTeacherConfig
 from pipelines.train_teacher.sources import Variant
-from teacher.rewards import RewardConfig
 
 POOLED = 3
 """Self-edits whose lines fill the budget of one at equal tokens: enough for a trained one that is twice as long."""
 
 
 def plan_run(config: TrainTeacherConfig) -> Plan:
-    """Return the stages of a run: rounds, the rounds of the proxy control, variants, transfer."""
-    stages = plan_rounds(config, config.teacher.reward)
-    if any(source.state == "proxy" for source in config.sources(sources.TeacherSource)):
-        stages += plan_rounds(config, proxy_reward(config))
-    stages += [plan_variant(config, variant) for variant in config.listed]
-    return (*stages, *_plan_transfer(config))
+    """Return the stages of a run: rounds, variants, transfer."""
+    variants = (plan_variant(config, variant) for variant in config.listed)
+    return (*plan_rounds(config), *variants, *_plan_transfer(config))
 
 
-def proxy_reward(config: TrainTeacherConfig) -> RewardConfig:
-    """Return the reward of the control that learns without updates of a student."""
-    return config.teacher.reward.model_copy(update={"metric": "proxy"})
-
-
-def plan_rounds(config: TrainTeacherConfig, reward: RewardConfig) -> list[Stage]:
-    """Return the stages of one teacher's rounds; with the proxy reward no student is updated."""
+def plan_rounds(config: TrainTeacherConfig) -> list[Stage]:
+    """Return the stages of the teacher's rounds."""
     loop, samples, checks = config.loop, config.teacher.samples, config.loop.development
     documents, kept = loop.documents, config.teacher.learning.max_examples(samples)
-    proxy = reward.metric == "proxy"
-    prefix = "proxy " if proxy else ""
-    tried = Step("read", documents, samples) if proxy else Step("update", documents, samples * loop.replicates)
+    tried = Step("update", documents, samples * loop.replicates)
     stages = []
     for number in range(loop.rounds):
         steps = (Step("sample", documents, samples), tried, Step("score", documents), Step("learn", documents, kept))
-        stages.append(Stage(f"{prefix}round {number}", steps, number))
+        stages.append(Stage(f"round {number}", steps, number))
         if checks is not None and (number == loop.rounds - 1 or (number + 1) % checks.every == 0):
             size = config.data.development_documents, checks.edits
-            scored = Step("read" if proxy else "update", *size)
-            stages.append(Stage(f"{prefix}development {number}", (Step("sample", *size), scored), number))
+            stages.append(Stage(f"development {number}", (Step("sample", *size), Step("update", *size)), number))
     return stages
 
 
@@ -84,9 +72,8 @@ def plan_variant(config: TrainTeacherConfig, variant: Variant) -> Stage:
 
 
 def _is_taught(source: sources.Source) -> bool:
-    """Return whether a local teacher writes a variant's self-edits, the one that learns from the proxy left out."""
-    teacher = isinstance(source, sources.TeacherSource) and source.state != "proxy"
-    return teacher or isinstance(source, sources.BestPrompt)
+    """Return whether a local teacher writes a variant's self-edits."""
+    return isinstance(source, sources.TeacherSource | sources.BestPrompt)
 
 
 def transferred_variants(config: TrainTeacherConfig) -> list[Variant]:

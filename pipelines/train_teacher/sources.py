@@ -40,8 +40,8 @@ class TeacherSource(Frozen):
     """A teacher of this run."""
 
     type: Literal["teacher"] = "teacher"
-    state: Literal["untrained", "trained", "proxy"]
-    """Before the first round, after the last one, or after the same rounds with the proxy reward."""
+    state: Literal["untrained", "trained"]
+    """Before the first round, or after the last one."""
 
 
 class ExternalGenerator(PromptedConfig):
@@ -56,9 +56,9 @@ class Control(Frozen):
     """Self-edits that show what a gain is made of."""
 
     type: Literal["control"] = "control"
-    kind: Literal["null_edit", "other_document", "swapped_values", "equal_tokens", "oracle"]
-    """A line that says nothing; the trained teacher's self-edits for another document; its with values bound to other
-    names; the best prompt's lines at the trained teacher's tokens; all facts, where the world knows them."""
+    kind: Literal["null_edit", "other_document", "equal_tokens", "oracle"]
+    """A line that says nothing; the trained teacher's self-edits for another document; the best prompt's lines at the
+    trained teacher's tokens; all facts, where the world knows them."""
 
 
 class FixedSpecification(Frozen):
@@ -115,10 +115,8 @@ STANDARD = {
         Variant(name="raw_passage", label="raw passage", source=RawPassage()),
         Variant(name=BASELINE_TEACHER, label="untrained teacher", source=TeacherSource(state="untrained")),
         Variant(name=TRAINED_TEACHER, label="trained teacher", source=TeacherSource(state="trained")),
-        Variant(name="proxy_teacher", label="teacher trained on the proxy", source=TeacherSource(state="proxy")),
         _control("null_edit", "a self-edit that says nothing"),
         _control("other_document", "trained teacher, another document's"),
-        _control("swapped_values", "trained teacher, values swapped"),
         _control("equal_tokens", "best fixed kind, equal tokens", name="fixed_kind_equal_tokens"),
         _control("oracle", "all facts"),
     )

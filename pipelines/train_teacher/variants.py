@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from evaluation.microworld.texts import sheet_swaps
 from evaluation.statistics import known_mean, known_means
 from evaluation.tasks import KnowledgeTask, Split
 from pipelines.loop.loop import Loop
@@ -106,11 +105,6 @@ class Comparing:
                 return None if sheets is None else self_edits.oracle_edits(test, sheets)
             case sources.Control(kind="other_document"):
                 return self_edits.other_documents_edits(self.edits_of(TRAINED_TEACHER), test)
-            case sources.Control(kind="swapped_values"):
-                swaps = {
-                    t.id: self_edits.answer_swaps(t) if sheets is None else sheet_swaps(sheets[t.id]) for t in test
-                }
-                return self_edits.swapped_edits(self.edits_of(TRAINED_TEACHER), swaps)
             case sources.Control(kind="equal_tokens"):
                 return self._at_equal_tokens(self.edits_of(TRAINED_TEACHER))
         raise TypeError(f"no variant has a source of type {type(source).__name__}")

@@ -51,7 +51,7 @@ RUNS = {
             *KNOWLEDGE,
             "loop={rounds: 2, documents: 3, development: {every: 1, edits: 1}}",
             f"comparison.variants=[base, raw_passage, {PROMPTS}, untrained_teacher, trained_teacher, null_edit, "
-            "other_document, swapped_values, fixed_kind_equal_tokens, proxy_teacher, oracle]",
+            "other_document, fixed_kind_equal_tokens, oracle]",
         ),
     ),
     "imitation": (

@@ -31,11 +31,11 @@ from tests.flows.settings import (
 pytestmark = pytest.mark.flow
 
 PLAIN = {"base", "raw_passage", "fixed_kind", "untrained_teacher", "trained_teacher"}
-CONTROLS = {"null_edit", "other_document", "swapped_values", "fixed_kind_equal_tokens", "oracle"}
+CONTROLS = {"null_edit", "other_document", "fixed_kind_equal_tokens", "oracle"}
 VARIANTS = PLAIN | CONTROLS
 GAINS = {
     *(f"trained_minus_{name}" for name in ("untrained", "fixed_kind", "fixed_kind_equal_tokens", "other_document")),
-    *(f"{name}_minus_base" for name in ("trained", "untrained", "null_edit", "other_document", "swapped_values")),
+    *(f"{name}_minus_base" for name in ("trained", "untrained", "null_edit", "other_document")),
     *("trained_minus_raw_passage", "untrained_minus_raw_passage", "oracle_minus_trained"),
 }
 

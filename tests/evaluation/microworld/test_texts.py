@@ -19,13 +19,11 @@ from evaluation.microworld.texts import (
     LineKind,
     classify_line,
     oracle_lines,
-    sheet_swaps,
     write_edit,
     write_line,
 )
 from evaluation.microworld.world import (
     ATTRIBUTES,
-    ENTITIES_PER_DOCUMENT,
     ENTITY_KINDS,
     FILLERS,
     NAME_PARTS,
@@ -33,11 +31,8 @@ from evaluation.microworld.world import (
     PHRASINGS,
     VALUES,
     Attribute,
-    Fact,
     Sheet,
     draw_documents,
-    draw_sheet,
-    name_pools,
 )
 
 # Lines
@@ -167,19 +162,6 @@ def test_mixtures_sum_to_one_and_lines_are_drawn_by_their_shares(mixture: str) -
 EVERY_VALUE = {value for values in VALUES.values() for value in values}
 
 
-@st.composite
-def sheets(draw: st.DrawFn, entities: int = ENTITIES_PER_DOCUMENT) -> Sheet:
-    kind = draw(st.sampled_from(ENTITY_KINDS))
-    rng = random.Random(draw(st.integers(0, 2**31)))
-    names = tuple(rng.sample(name_pools()[kind, "test"], entities))
-    return draw_sheet(rng, names, kind, attributes=draw(st.integers(1, 4)))
-
-
-def value_swaps(sheet: Sheet) -> dict[str, str]:
-    """Return the swaps of single values, without the endings that stand for themselves."""
-    return {value: other for value, other in sheet_swaps(sheet).items() if value in EVERY_VALUE}
-
-
 def sentences(words: Attribute) -> list[str]:
     return [*words.passage, *words.statements, words.anonymous, *words.questions]
 
@@ -200,34 +182,9 @@ def test_oracle_questions_are_asked_by_rewards_and_not_by_comparisons() -> None:
         assert not asked & {(q.question, q.answer) for q in task.comparison_questions}
 
 
-@settings(deadline=None)
-@given(sheet=sheets())
-def test_every_name_gets_anothers_value_of_the_same_attribute(sheet: Sheet) -> None:
-    swaps = value_swaps(sheet)
-    assert swaps.keys() == {fact.value for fact in sheet.facts}
-    assert sorted(swaps.values()) == sorted(swaps)
-    for fact in sheet.facts:
-        others = {f.value for f in sheet.facts if f.attribute == fact.attribute and f.name != fact.name}
-        assert swaps[fact.value] in others
-
-
-@given(sheet=sheets(entities=1))
-def test_the_values_of_a_single_entity_have_no_swap(sheet: Sheet) -> None:
-    assert sheet_swaps(sheet) == {}
-
-
 def test_no_sentence_or_name_holds_a_value_but_one_question_at_its_end() -> None:
     stated = [s for kind in ENTITY_KINDS for words in ATTRIBUTES[kind].values() for s in sentences(words)]
     stated += [*FILLERS, *(opening for openings in OPENINGS.values() for opening in openings)]
     stated += [word for parts in NAME_PARTS.values() for words in parts for word in words]
     found = [(s, word) for s in stated for word in re.findall(r"\w+", s) if word.casefold() in EVERY_VALUE]
     assert found == [("What mark does {name} bear?", "bear")]
-
-
-@pytest.mark.parametrize("animals", [("bear", "fox", "swan", "wolf"), ("badger", "fox", "swan", "wolf")])
-def test_a_verb_that_is_also_a_value_stands_for_itself(animals: tuple[str, ...]) -> None:
-    names = name_pools()["product", "test"][: len(animals)]
-    facts = tuple(Fact("product", "mark", name, animal) for name, animal in zip(names, animals, strict=True))
-    swaps = sheet_swaps(Sheet("product", facts))
-    expected = dict(zip(animals, animals[1:] + animals[:1], strict=True))
-    assert swaps == (expected | {"bear?": "bear?"} if "bear" in animals else expected)

@@ -156,7 +156,7 @@ def test_all_specifications_are_tried_and_the_best_are_scored_like_any_variant(
 @pytest.mark.parametrize(
     ("override", "part"),
     [
-        ("comparison.variants=[base, trained_teacher, swapped_values]", "swapped_values"),
+        ("comparison.variants=[base, trained_teacher, oracle]", "oracle"),
         ("data.views=[as-it-is, as-it-is]", "views"),
         (
             "comparison.variants=[{name: f, label: f, source: {type: fixed_specification, space: {epochs: [0]}}}]",
