@@ -31,9 +31,9 @@ from evaluation.common.checkpoints import (
     resolve_model,
     weight_shapes,
 )
+from evaluation.common.data import did_you_mean
 from evaluation.common.errors import ConfigError, ModelError, PreceptorError
 from evaluation.common.gguf import PACKAGED, converted
-from evaluation.common.mistakes import did_you_mean
 from evaluation.engines.vllm import INSTALL_HINT
 from pipelines.lineage.store import has_store
 from pipelines.process import preceptor, prepare_process

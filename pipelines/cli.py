@@ -35,9 +35,8 @@ from pipelines.upkeep import backup, restore
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from pipelines.lineage.moves import Move
     from pipelines.lineage.registry import Registry
-    from pipelines.lineage.versions import Rollback
+    from pipelines.lineage.versions import Move, Rollback
 
 _GROUPS = {
     "Learn": ("train-teacher", "build-micro"),

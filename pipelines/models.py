@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from evaluation.common.checkpoints import Checkpoint, load_checkpoint, model_digest
 from evaluation.common.errors import ModelError
-from evaluation.exact_match import AnswerFormat
-from evaluation.formats import (
+from evaluation.exact_match import (
     FORMAT_QUESTIONS,
+    AnswerFormat,
     FormatName,
     Tried,
     best_format,

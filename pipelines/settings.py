@@ -10,13 +10,11 @@ from typing import Any, ClassVar, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from evaluation.common.data import Frozen, derive_seed, digest_json
+from evaluation.common.data import Frozen, derive_seed, digest_json, dotted_keys, grouped, reason, sections_at
 from evaluation.common.errors import ConfigError
 from evaluation.common.gguf import ModelName
-from evaluation.common.mistakes import dotted_keys, grouped, reason, sections_at
 from evaluation.engines.vllm import VllmOptions
-from evaluation.exact_match import AnswerFormat
-from evaluation.formats import FormatName
+from evaluation.exact_match import AnswerFormat, FormatName
 from evaluation.graders import DomainGrading, GraderConfig
 from pipelines.process import find_config, preceptor
 from student.config import UpdateRecipe

@@ -14,12 +14,11 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from evaluation.common.data import Frozen, digest_json
+from evaluation.common.data import Frozen, did_you_mean, digest_json
 from evaluation.common.errors import ConfigError, ModelError
-from evaluation.common.mistakes import did_you_mean
+from evaluation.common.text import NO_THOUGHTS
 from evaluation.domains import DOMAINS
 from evaluation.tasks import Document
-from evaluation.thoughts import NO_THOUGHTS
 
 _PLACEHOLDER = re.compile(r"\{(\w*)\}")
 

@@ -21,15 +21,6 @@ from typing import Any, Literal
 
 from evaluation.common.data import digest_files
 from evaluation.common.errors import ConfigError, LineageError
-from pipelines.lineage.moves import (
-    Move,
-    apply_move,
-    champions,
-    lost_champion,
-    note_champion,
-    read_move,
-    write_move,
-)
 from pipelines.lineage.store import Store, lineage_errors, open_store, tag_filter
 from pipelines.lineage.versions import (
     ADAPTER_TAG,
@@ -41,12 +32,19 @@ from pipelines.lineage.versions import (
     REASON_TAG,
     ROLLED_BACK_TAG,
     RUN_TAG,
+    Move,
     Registered,
     Rollback,
     VersionRecord,
+    apply_move,
+    champions,
+    lost_champion,
+    note_champion,
     parent_of,
     promotion_tags,
+    read_move,
     version_record,
+    write_move,
 )
 from pipelines.settings import TrackingConfig
 

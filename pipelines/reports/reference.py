@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from evaluation.common.mistakes import models_in
+from evaluation.common.data import models_in
 
 Schemas = Mapping[str, type[BaseModel]]
 """Schemas of files by the command that reads them."""

@@ -18,12 +18,12 @@ from typer.testing import CliRunner
 
 from evaluation.common.errors import ConfigError, LineageError
 from pipelines.cli import app
-from pipelines.lineage.moves import LONGEST_DESCRIPTION
 from pipelines.lineage.registry import Registry
 from pipelines.lineage.run import Lineage
 from pipelines.lineage.versions import (
     DATA_TAG,
     DECISION_TAG,
+    LONGEST_DESCRIPTION,
     NIGHT_TAG,
     NO_PARENT,
     PARENT_TAG,

@@ -86,7 +86,7 @@ def test_remembered_self_edits_are_not_updated_again(tmp_path: Path, prefect_ser
     history = [make_round(candidates=(Candidate(edit=known, replicates=first.updates, reward=0.5),))]
     second = mine._filter_and_try([new, known.model_copy(update={"index": 1})], 1, history)
     assert (first.inner_runs, second.inner_runs) == (1, 1)
-    (before,), (other, again) = first.updates, second.scores["updates"]
+    (before,), (other, again) = first.updates, second.updates
     assert again == before.model_copy(update={"index": 1})
     assert other.seed == before.seed, "whatever the round, all start alike"
 
