@@ -285,39 +285,15 @@ def conclude(
     Each step happens at most once however often a killed night gets here again, and the alias moves after everything
     that belongs to the version is written.
     """
-    assert student.directory is not None
-    assert student.adapter is not None
     plan, work_dir = night.plan, night.loop.work_dir
     accuracy = measured.after.accuracy(*(document.id for document in result.new if not document.not_learned))
     state = student.state.model_copy(update={"scores": {**student.state.scores, plan.night: accuracy or 0.0}})
-    tags = {
-        versions.NIGHT_TAG: plan.night,
-        versions.MEMORY_TAG: state.memory.digest,
-        "preceptor.student": night.loop.student_digest,
-        versions.DECISION_TAG: "no gate" if result.gate is None else result.gate.decision,
-        versions.TEACHER_TAG: "untrained" if result.teacher_version is None else str(result.teacher_version),
-        **versions.score_tags(
-            {"new": accuracy, "probes_before": result.probes_before, "probes_after": result.probes_after}
-        ),
-    }
-    with tempfile.TemporaryDirectory(dir=work_dir) as scratch:
-        files = version_directory(
-            student.directory, state, evaluate.answer_settings(night, student, measured), Path(scratch)
-        )
-        prove_student(night.loop.student_ref, files)
-        version = lineage.registry.register(
-            "student",
-            files,
-            digest=student.adapter.digest,
-            run_id=lineage.run_id,
-            tags=tags,
-            metrics={} if accuracy is None else {"eval/new_accuracy": accuracy},
-        )
+    version = _register(night, lineage, student._replace(state=state), measured, result, accuracy)
     report = f"{plan.night}: promoted without a gate.\n" if result.gate is None else report_markdown(result.gate)
     report = printable(report, "\n")
     if result.outcome == "promoted":
         record = {
-            versions.DECISION_TAG: tags[versions.DECISION_TAG],  # a version of an earlier release has none yet
+            versions.DECISION_TAG: _decision(result),  # a version of an earlier release has none yet
             versions.DATA_TAG: state.digest,
             versions.PARENT_TAG: versions.NO_PARENT if plan.parent is None else str(plan.parent),
         }
@@ -340,3 +316,41 @@ def conclude(
     lineage.log_night(result, report, page)
     write_atomically(directory / RESULT, result.model_dump_json(indent=2))
     return result
+
+
+def _decision(result: NightResult) -> str:
+    return "no gate" if result.gate is None else result.gate.decision
+
+
+def _register(
+    night: Night,
+    lineage: Lineage,
+    student: StudentVersion,
+    measured: evaluate.Measured,
+    result: NightResult,
+    accuracy: float | None,
+) -> int:
+    """Return the number of the version that the night's student is registered as, proved to answer from its files."""
+    assert student.directory is not None
+    assert student.adapter is not None
+    scores = {"new": accuracy, "probes_before": result.probes_before, "probes_after": result.probes_after}
+    tags = {
+        versions.NIGHT_TAG: night.plan.night,
+        versions.MEMORY_TAG: student.state.memory.digest,
+        "preceptor.student": night.loop.student_digest,
+        versions.DECISION_TAG: _decision(result),
+        versions.TEACHER_TAG: "untrained" if result.teacher_version is None else str(result.teacher_version),
+        **versions.score_tags(scores),
+    }
+    settings = evaluate.answer_settings(night, student, measured)
+    with tempfile.TemporaryDirectory(dir=night.loop.work_dir) as scratch:
+        files = version_directory(student.directory, student.state, settings, Path(scratch))
+        prove_student(night.loop.student_ref, files)
+        return lineage.registry.register(
+            "student",
+            files,
+            digest=student.adapter.digest,
+            run_id=lineage.run_id,
+            tags=tags,
+            metrics={} if accuracy is None else {"eval/new_accuracy": accuracy},
+        )
