@@ -87,6 +87,12 @@ FlowFile = Annotated[
 PriceOption = Annotated[
     float | None, typer.Option("--price-per-hour", min=0.0, help="Of this machine, for the cost in --dry-run.")
 ]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a setting, such as loop.rounds=3; repeatable.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the resolved configuration and what it will cost; nothing runs.")
+]
 RoleOption = Annotated[Literal["student", "teacher"], typer.Option("--role", help="Whose versions.")]
 
 
@@ -110,14 +116,10 @@ def _options(
 @app.command("train-teacher")
 def train_teacher(
     config: Annotated[Path, typer.Argument(help="YAML file, such as configs/demo.yaml.", callback=find_config)],
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a setting, such as loop.rounds=3; repeatable.")
-    ] = None,
+    set_: SetOption = None,
     work_dir: WorkDir = Path(".preceptor"),
     json_file: JsonFile = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved configuration and what the run will cost; no run.")
-    ] = False,
+    dry_run: DryRun = False,
     price: PriceOption = None,
 ) -> None:
     """Train a teacher on a student's progress, then compare it with the untrained one on unseen documents.
@@ -150,14 +152,10 @@ def adapt_student(
     config: Annotated[
         Path, typer.Argument(help="YAML file of the night, such as configs/nights-demo.yaml.", callback=find_config)
     ],
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Override such as replay.documents=16.")] = None,
-    work_dir: Annotated[
-        Path, typer.Option("--work-dir", help="Directory of the inbox, the nights and the embedded stores.")
-    ] = Path(".preceptor"),
+    set_: SetOption = None,
+    work_dir: WorkDir = Path(".preceptor"),
     json_file: JsonFile = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved configuration and what the night will cost; no night.")
-    ] = False,
+    dry_run: DryRun = False,
     price: PriceOption = None,
 ) -> None:
     """Adapt the champion student to everything new in the inbox; promote the result if it passes the gate.

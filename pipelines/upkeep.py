@@ -85,7 +85,6 @@ def backup(
 
 
 def _write(staging: Path, work_dir: Path) -> int:
-    """Write the archive and return its number of files."""
     digests: dict[str, str] = {}
     with (
         tempfile.TemporaryDirectory(dir=staging.parent) as scratch,
@@ -266,7 +265,6 @@ def doctor(
 
 
 def _findings(path: Path, work_dir: Path) -> Iterator[Finding]:
-    """Yield the findings of a file of any flow."""
     from pipelines.adapt_student.config import NightConfig
     from pipelines.check_regression.suite import RegressionSuite, suite_findings
     from pipelines.settings import command_of, load, read_config

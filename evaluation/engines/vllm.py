@@ -260,7 +260,6 @@ def _sampling(request: EngineRequest) -> Any:
 
 
 def _engine_settings(options: VllmOptions, device: str, max_rank: int | None) -> dict[str, Any]:
-    """Return vLLM's settings for a CPU or a GPU."""
     on_cpu = device == "cpu"
     cache = _CPU_KV_CACHE_GB if options.kv_cache_gb is None and on_cpu else options.kv_cache_gb
     settings: dict[str, Any] = {

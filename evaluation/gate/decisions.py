@@ -87,7 +87,6 @@ class GateReport(Frozen):
 
 
 def _measured(evidence: GateEvidence, config: GateConfig) -> tuple[GateCheck, ...]:
-    """Return the checks of completeness, canaries and collapse."""
     return (
         check_scored(evidence.unscored),
         check_canaries(evidence.canaries),

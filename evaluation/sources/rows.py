@@ -85,7 +85,6 @@ class WrittenFloat(float):
     """A number that remembers how it was written, such as `1.50`."""
 
     def __init__(self, written: str) -> None:
-        """Keep the text."""
         self.written = written
 
 
@@ -272,7 +271,6 @@ def _described(
     kind: type[BaseModel] | None = None,
     names: Mapping[str, str] = _SAME_NAMES,
 ) -> str:
-    """Return a mistake with its JSON path."""
     return f"{_json_path(location)}{reason(details, kind, names)}".removeprefix(":").strip()
 
 

@@ -101,7 +101,6 @@ def _report_problem(suite: RegressionSuite, problem: str, reports: dict[str, str
 
 
 def _pin(path: Path, suite: RegressionSuite) -> None:
-    """Write the suite's pins into its file."""
     from pipelines.check_regression.suite import load_content, write_pins
 
     content = load_content(suite)

@@ -274,7 +274,6 @@ def _rate(device: str, student: ModelSize | None) -> float:
 def _endpoints(
     kinds: Mapping[str, Sequence[Step]], settings: LoopSettings, external: OpenAISampling | None
 ) -> Iterator[EndpointCost]:
-    """Yield the calls of each endpoint."""
 
     def cost(role: str, endpoint: EndpointConfig, calls: int, read: int, written: int) -> EndpointCost:
         price = endpoint.cost(calls * read, calls * written)

@@ -143,7 +143,6 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def _extent(rounds: Sequence[Round]) -> str:
-    """Return the numbers of rounds, self-edits and documents."""
     candidates = sum(len(record.candidates) for record in rounds)
     documents = len({document for record in rounds for document in record.document_ids})
     parts = (len(rounds), "round"), (candidates, "self-edit"), (documents, "training document")

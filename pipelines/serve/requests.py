@@ -111,7 +111,6 @@ class Forward:
     """Lets vLLM answer a request with the version that answers when it comes, whatever is promoted meanwhile."""
 
     def __init__(self, server: Server) -> None:
-        """Answer for a server."""
         self._server = server
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -189,7 +188,6 @@ class Metrics:
     """Counters of one server."""
 
     def __init__(self) -> None:
-        """Begin at zero."""
         self.all = CollectorRegistry()
         path, by = ("path",), "memory, weights, both, base or unknown; completion where vLLM answers alone"
         self.requests = Counter("preceptor_requests", by, ("path", "source", "client"), registry=self.all)

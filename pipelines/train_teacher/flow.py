@@ -108,7 +108,6 @@ class _Run:
         return [stage for stage in self._plan if stage.name.startswith(prefixes)]
 
     def _train(self) -> Course:
-        """Run the rounds of the teacher."""
 
         def on_round(record: Round) -> None:
             self._lineage.log_round(record, self._loop.state_dir(record.learning.policy))
@@ -125,7 +124,6 @@ class _Run:
         seconds: float,
         found: Mapping[str, Any],
     ) -> RunResult:
-        """Return the result for scripts."""
         rounds, loop, config, variants = course.rounds, self._loop, self._config, comparing.scored
         stages = {stage: sum(r.seconds[stage] for r in rounds) for stage in ("sample", "update", "learn")}
         trained = [update for r in rounds for c in r.candidates for update in c.replicates]

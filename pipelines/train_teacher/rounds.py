@@ -162,7 +162,6 @@ class Training(NamedTuple):
 
 
 def _distinct(edits: Iterable[Edit]) -> set[tuple[str, str]]:
-    """Return the distinct self-edits by document and digest."""
     return {(edit.document_id, edit.edit.digest) for edit in edits if edit.edit is not None}
 
 
@@ -170,7 +169,6 @@ class CheckpointSelection:
     """Checkpoint selection and early stopping on the development set: keeps the best teacher so far."""
 
     def __init__(self) -> None:
-        """Start without a teacher."""
         self._best, self._stale = -math.inf, 0
         self.best_state: str | None = None
         """The state with the highest mean reward; the first one checked while none had a reward."""

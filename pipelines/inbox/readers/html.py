@@ -184,7 +184,6 @@ class Walk:
         return leave
 
     def _begin(self, node: LexborNode, name: str) -> None:
-        """Begin a block."""
         attributes = node.attributes
         if name in _LISTS:
             self._keep_term()
@@ -205,7 +204,6 @@ class Walk:
             self._level = min(max(_number(attributes.get("aria-level"), 2), 1), 6)
 
     def _leave(self, name: str) -> None:
-        """End a block."""
         if name == "dt" and (term := one_line("".join(self._words))):
             self._terms.append(term)
             self._words = []
