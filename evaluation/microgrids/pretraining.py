@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from evaluation.common.checkpoints import Checkpoint, load_checkpoint
 from evaluation.exact_match import AnswerFormat
@@ -24,9 +24,6 @@ from evaluation.microgrids import world
 from evaluation.microworld.build import Check, accuracy, sampled
 from evaluation.microworld.pretraining import Batch, Shape, batch_of, build_model, tokenizer_of, train
 from evaluation.tasks import specifications
-
-if TYPE_CHECKING:
-    pass
 
 GridRole = Literal["grid-student", "grid-teacher"]
 GRID_ROLES: tuple[GridRole, ...] = get_args(GridRole)
