@@ -1,0 +1,97 @@
+"""A teacher at work: sampling self-edits, and learning from their rewards. Plain data in, a record out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from evaluation.common.errors import UpdateError
+from evaluation.domains import domain_of
+from evaluation.tasks import KnowledgeTask
+from pipelines.models import TeacherState
+from pipelines.records import Edit, Learning, Sampling
+from teacher.algorithms.algorithm import WeightedExample, learn
+from teacher.parsing.parser import parse_self_edit
+from teacher.rewards import RewardFailure
+from teacher.samplers.sampler import Completion, FailedCompletion, Sampler, prompts_too_long
+from teacher.self_edit import SelfEdit
+
+
+def sample_teacher(
+    teacher: TeacherState, prompts: Sequence[str], tasks: Sequence[KnowledgeTask], n: int, seed: int
+) -> Sampling:
+    """Return `n` parsed self-edits for each task from a teacher at a saved state; see `sample_from`."""
+    opened = teacher.open()
+    opened.at(teacher.directory)
+    return sample_from(opened.sampler, prompts, tasks, n, seed)
+
+
+def sample_from(
+    sampler: Sampler, prompts: Sequence[str], tasks: Sequence[KnowledgeTask], n: int, seed: int
+) -> Sampling:
+    """Return `n` parsed self-edits for each task and its prompt from any engine; what fails has its reason.
+
+    The tasks' questions are not read.
+    """
+    started = time.perf_counter()
+    refused = prompts_too_long(sampler, prompts)
+    fitting = [i for i in range(len(tasks)) if i not in refused]
+    sampled = sampler.sample([prompts[i] for i in fitting], n=n, seed=seed) if fitting else []
+    edits = [
+        _parsed(tasks[i], prompts[i], index, completion)
+        for i, completions in zip(fitting, sampled, strict=True)
+        for index, completion in enumerate(completions)
+    ]
+    too_long = {
+        tasks[i].id: f"prompt of {length} tokens, allowed are {sampler.max_prompt_tokens}"
+        for i, length in refused.items()
+    }
+    return Sampling(edits=tuple(edits), too_long=too_long, seconds=time.perf_counter() - started)
+
+
+def _parsed(task: KnowledgeTask, prompt: str, index: int, completion: Completion | FailedCompletion) -> Edit:
+    if isinstance(completion, FailedCompletion):
+        return Edit(
+            document_id=task.id,
+            index=index,
+            rejection=f"{completion.reason}: {completion.detail}",
+            failure=RewardFailure.GENERATION_FAILED,
+        )
+    parsed = parse_self_edit(completion.text, prompt=prompt, finish_reason=completion.finish_reason)
+    edit = parsed.edit
+    if edit is not None and domain_of(task).spec_alone and (edit.augmentations or edit.training):
+        edit = SelfEdit(augmentations=edit.augmentations, training=edit.training)  # lines beside a spec are reasoning
+    return Edit(
+        document_id=task.id,
+        index=index,
+        text=completion.text,
+        token_ids=completion.token_ids,
+        completion_tokens=completion.completion_tokens,
+        finish_reason=completion.finish_reason,
+        edit=edit,
+        rejection="" if parsed.reason is None else f"{parsed.reason.value}: {parsed.detail}",
+        failure=None if parsed.reason is None else RewardFailure.PARSE_FAILED,
+        dropped={reason.value: count for reason, count in parsed.dropped.items()},
+    )
+
+
+def learn_from(teacher: TeacherState, examples: Sequence[WeightedExample], seed: int, states: Path) -> Learning:
+    """Return the step of a teacher on a round's examples, which `seed` orders; without any it stays unchanged.
+
+    The new state is saved in `states`, under its own digest.
+
+    Raises:
+        UpdateError: A step had a loss or gradient that is not finite.
+    """
+    started, opened = time.perf_counter(), teacher.open()
+    policy = opened.at(teacher.directory, to_change=True)
+    report = learn(policy, examples, teacher.config.learning, seed)
+    if report.skipped_steps:
+        raise UpdateError(
+            f"teacher: {report.skipped_steps} learning steps had a loss or gradient that is not finite. Lower "
+            "teacher.learning.learning_rate; the rounds before this one are kept."
+        )
+    place = opened.keep(states)
+    took = time.perf_counter() - started
+    return Learning(**report.model_dump(), policy=place.name, policy_digest=policy.digest, seconds=took)
