@@ -16,7 +16,8 @@ from student.adapters import Adapter
 from student.bank.layers import FlatLayout, initial_factors, misfit, unstack
 from student.bank.model import BankedModel
 from student.bank.packing import lay_out, probe_line
-from student.bank.passes import BankLimits, bytes_of_slot, peak_bytes, plan_limits
+from student.bank.passes import BankLimits, peak_bytes, plan_limits
+from student.bank.reuse import KnownStates
 from student.bank.scoring import (
     ScoringFailure,
     SlotScores,
@@ -26,7 +27,7 @@ from student.bank.scoring import (
     groups_of_slots,
     score_group,
 )
-from student.bank.training import Slot, train_slots
+from student.bank.training import Slot, bytes_of_slots, train_slots
 from student.config import WHOLE_DEPTH, TargetModules, UpdateRecipe
 from student.updates import BankUsage, SkipReason, UpdateOutcome, UpdateRequest, UpdateResult
 
@@ -98,6 +99,7 @@ class LoraBank:
         max_pass_places: int = 16_384,
         memory_bytes: int | None = None,
         base_digest: str | None = None,
+        reuse: bool = True,
     ) -> None:
         """Prepare a bank; nothing is wrapped yet.
 
@@ -112,10 +114,12 @@ class LoraBank:
                 slots follows from it, and a single slot that needs more has its layers computed again in the backward
                 pass.
             base_digest: `model_digest` of the model where it is known; None computes it.
+            reuse: Whether blocks below the lowest adapted one read a sequence once, which changes results by rounding
+                alone; False is for measuring what that saves.
         """
         self._model = model
         self._target_modules, self._depth = target_modules, depth
-        self._budget = max_slots, max_pass_places, memory_bytes
+        self._budget, self._reuse = (max_slots, max_pass_places, memory_bytes), reuse
         self.base_digest = model_digest(model) if base_digest is None else base_digest
         """Identity of the frozen base, in every adapter."""
         self.usage = BankUsage()
@@ -128,6 +132,7 @@ class LoraBank:
             raise UpdateError("bank: it is open already. Leave the first context before entering it again.")
         student = BankedModel(self._model, self._target_modules, self._depth)
         try:
+            student.lower.enabled = self._reuse
             canary = _Canary(student)
             self._limits = plan_limits(student, *self._budget)
         except BaseException:
@@ -198,7 +203,7 @@ class LoraBank:
         adapted = {name for slot in slots for name in slot.layers}
         shapes = {name: shape for name, shape in student.shapes.items() if name in adapted}
         layout = FlatLayout(shapes, max(slot.request.recipe.rank for slot in slots))
-        need = bytes_of_slot(layout, student.dtype) + max(slot.places for slot in slots) * self._limits.place_bytes
+        need = bytes_of_slots(student, layout, slots) + max(slot.places for slot in slots) * self._limits.place_bytes
         if need > self._limits.memory_bytes and not student.checkpoints and student.checkpoint():
             # A single slot needs more: fewer activations are kept from now on.
             self._limits = plan_limits(student, *self._budget)
@@ -239,8 +244,10 @@ class LoraBank:
                 except ScoringError as error:
                     done[k] = ScoringFailure(str(error))
         ends = end_tokens_of(student.model, tokenizer)
+        adapted = {name for k in encoded for name in getattr(adapters[k], "factors", ())}
+        known = KnownStates(student.lower, student.lower.first_of(adapted), self._limits.memory_bytes)
         for group in groups_of_slots(encoded, self._limits.max_slots, self._limits.max_pass_places):
-            scores = score_group(student, [adapters[k] for k in group], [encoded[k] for k in group], ends)
+            scores = score_group(student, [adapters[k] for k in group], [encoded[k] for k in group], ends, known)
             done.update(zip(group, scores, strict=True))
         return [done[k] for k in range(len(adapters))]
 

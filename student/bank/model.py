@@ -20,11 +20,13 @@ from student.bank.layers import (
     BankedLinear,
     FactorShape,
     FlatLayout,
+    FrozenLinear,
     frozen_head_loss,
     stack,
     weighted_loss,
 )
 from student.bank.packing import BankBatch, packed, takes_packed_rows
+from student.bank.reuse import LowerBlocks
 from student.config import WHOLE_DEPTH, TargetModules, UpdateRecipe, select_layers, unknown_names
 
 
@@ -101,12 +103,18 @@ class BankedModel:
         """Whether a slot's sequences stand end to end in one row; else one a row, padded."""
         # On a GPU the backward pass runs in a thread of its own, which computes checkpointed layers again.
         self._attached = AttachedHere() if self.device.type == "cpu" else Attached()
-        self._layers = {name: BankedLinear(layer, name, self._attached) for name, layer in targets.items()}
+        self._layers: dict[str, BankedLinear | FrozenLinear] = {
+            name: FrozenLinear(layer)
+            for name, layer in self._linears.items()
+            if name not in targets and layer is not self._head and FrozenLinear.gains_from(layer)
+        }
+        self._layers |= {name: BankedLinear(layer, name, self._attached) for name, layer in targets.items()}
         for name, layer in self._layers.items():
             model.set_submodule(name, layer)
         self._contexts = ExitStack()
         if self.packed:
             self._contexts.enter_context(packed(model))
+        self.lower = LowerBlocks(self)
 
     @contextmanager
     def attached(self, views: Mapping[str, tuple[Tensor, Tensor]], scales: Sequence[float]) -> Iterator[None]:
@@ -181,6 +189,7 @@ class BankedModel:
     def restore(self) -> None:
         """Put the original layers, their modes, gradient flags and attention back."""
         self._contexts.close()
+        self.lower.remove()
         if self.checkpoints and not self._checkpointed_before:
             self.model.gradient_checkpointing_disable()
         for name, layer in self._layers.items():

@@ -79,6 +79,8 @@ class BankBatch(NamedTuple):
     """Of each slot, places that are not padding."""
     places: int
     """Of each slot, padding included."""
+    filled: Tensor
+    """(F,) places among all that are not padding, sequence by sequence."""
 
 
 def lay_out(lines: Sequence[Sequence[LabelledTokens]], device: torch.device, *, packed: bool) -> BankBatch:
@@ -112,6 +114,7 @@ def lay_out(lines: Sequence[Sequence[LabelledTokens]], device: torch.device, *, 
         label_slots=torch.from_numpy(positions // places).to(device),
         tokens=[sum(slot) for slot in lengths],
         places=places,
+        filled=torch.from_numpy(at).to(device),
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from student.bank.layers import FlatLayout
 from student.bank.model import BankedModel
 from student.bank.packing import LabelledTokens, lay_out, probe_line
+from student.bank.reuse import KnownStates
 
 PASS_COST = 128
 """Fixed cost of a pass, in places of padding that it is worth."""
@@ -171,9 +172,13 @@ class GradientPasses:
     with weights that are fixed before.
     """
 
-    def __init__(self, student: BankedModel, layout: FlatLayout, most_places: int) -> None:
-        """Prepare passes of at most `most_places`, padding included, wherever a slot alone has no more."""
+    def __init__(self, student: BankedModel, layout: FlatLayout, most_places: int, first: int = 0) -> None:
+        """Prepare passes of at most `most_places`, padding included, wherever a slot alone has no more.
+
+        Blocks below `first` (`LowerBlocks.first_of`) read each sequence once.
+        """
         self._student, self._layout, self._most_places = student, layout, most_places
+        self.known = KnownStates(student.lower, first)
         self.splits = 0
 
     def run(self, flat: Tensor, scales: Sequence[float], lines: Sequence[Sequence[LabelledTokens]]) -> SlotGradients:
@@ -258,7 +263,7 @@ class GradientPasses:
         batch = lay_out(lines, flat.device, packed=self._student.packed)
         active = flat.detach().requires_grad_()
         shares = (1.0 / torch.tensor(labels, dtype=torch.float64)).to(flat)
-        with self._student.attached(self._layout.views(active), scales):
+        with self._student.attached(self._layout.views(active), scales), self.known.used(lines, batch):
             total, losses = self._student.loss(batch, shares.index_select(0, batch.label_slots))
             (gradients,) = torch.autograd.grad(total, active)
         by_slot = losses.new_zeros(len(lines)).index_add_(0, batch.label_slots, losses)

@@ -16,6 +16,7 @@ from evaluation.exact_match import AnswerScore, EncodedAnswer, answer_scores, pr
 from student.adapters import Adapter, save_adapter
 from student.bank.model import BankedModel
 from student.bank.packing import LabelledTokens, lay_out
+from student.bank.reuse import KnownStates
 
 
 class ScoringFailure(NamedTuple):
@@ -85,14 +86,15 @@ def score_group(
     adapters: Sequence[Adapter | None],
     encoded: Sequence[Sequence[EncodedAnswer]],
     end_tokens: frozenset[int],
+    known: KnownStates,
 ) -> list[SlotScores]:
-    """Return the scores of the slots of one forward pass."""
+    """Return the scores of the slots of one forward pass; questions in `known` pass the upper blocks alone."""
     lines = [
         [LabelledTokens.of(row.tokens, np.arange(len(row.tokens)) >= row.prompt_length) for row in rows]
         for rows in encoded
     ]
     batch = lay_out(lines, student.device, packed=student.packed)
-    with student.using(adapters), torch.inference_mode():
+    with student.using(adapters), torch.inference_mode(), known.used(lines, batch):
         logits = student.label_logits(batch)
     labels = [len(row.tokens) - row.prompt_length for rows in encoded for row in rows]
     owners = torch.arange(len(labels)).repeat_interleave(torch.tensor(labels)).to(student.device)

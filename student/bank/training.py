@@ -45,6 +45,8 @@ class Slot:
         lengths = sorted((len(sequence.tokens) - 1 for sequence in request.sequences), reverse=True)
         self.places = sum(lengths[: request.recipe.batch_size])
         """Most places of a step, were its longest sequences to come together."""
+        self.all_places = sum(lengths)
+        """Places of all its sequences."""
         self.step = self.tokens = self.padded_tokens = 0
         self.losses: list[Tensor] = []
         self.failure = ""
@@ -63,7 +65,7 @@ class Slot:
         """Return the sequences of the next step; each comes once an epoch."""
         size = self.request.recipe.batch_size
         epoch, part = divmod(self.step, -(-len(self.request.sequences) // size))
-        return [self._lines[i] for i in self._orders[epoch][part * size : (part + 1) * size]]
+        return [self.sequences[i] for i in self._orders[epoch][part * size : (part + 1) * size]]
 
     def finish(self, flat: Tensor, *, failed: bool) -> None:
         """Keep the (P,) factors of a slot that leaves the bank."""
@@ -76,7 +78,8 @@ class Slot:
         return Adapter(unstack(layout, self.flat, recipe.rank, self.layers), recipe.rank, recipe.alpha, base_digest)
 
     @cached_property
-    def _lines(self) -> tuple[LabelledTokens, ...]:
+    def sequences(self) -> tuple[LabelledTokens, ...]:
+        """All that it trains on."""
         return tuple(LabelledTokens.of(sequence.tokens, sequence.loss_mask) for sequence in self.request.sequences)
 
     @cached_property
@@ -146,13 +149,20 @@ def _factors(slot: Slot) -> tuple[float, ...]:
     return -recipe.learning_rate_at(slot.step, slot.steps) / corrections[0], 1 - beta1, beta2, 1 - beta2, corrections[1]
 
 
+def bytes_of_slots(student: BankedModel, layout: FlatLayout, slots: Sequence[Slot]) -> int:
+    """Return the bytes of one slot, with the hidden states that the one with the most sequences reuses."""
+    states = student.lower.state_bytes(student.lower.first_of(layout.shapes))
+    return bytes_of_slot(layout, student.dtype) + states * max(slot.all_places for slot in slots)
+
+
 def train_slots(student: BankedModel, layout: FlatLayout, limits: BankLimits, slots: Sequence[Slot]) -> BankUsage:
     """Train any number of slots, as many at once as limits and padding allow; return the usage without its peak.
 
     The rank of `layout` is at least that of every slot. Rows and columns beyond a slot's rank, and layers that it does
     not adapt, are zero and stay zero: their gradients are products with each other.
     """
-    slot_bytes, widest = bytes_of_slot(layout, student.dtype), max(slot.places for slot in slots)
+    first = student.lower.first_of(layout.shapes)
+    slot_bytes, widest = bytes_of_slots(student, layout, slots), max(slot.places for slot in slots)
     threads = threads_apart(student.model, student.device, len(slots))
     while threads > 1 and limits.slots(threads * widest, slot_bytes) < threads:
         threads -= 1
@@ -161,7 +171,7 @@ def train_slots(student: BankedModel, layout: FlatLayout, limits: BankLimits, sl
     # The longest first, as in any schedule that should end early; dealt out before, so that which slots share a pass
     # does not depend on which thread is faster.
     order = sorted(slots, key=lambda slot: -slot.steps * slot.places)
-    parts = [_Part(student, layout, -(-(capacity - i) // threads), max(1, places // threads)) for i in range(threads)]
+    parts = [_Part(student, layout, -(-(capacity - i) // threads), max(1, places // threads), first) for i in range(threads)]
     run_apart([partial(part.train, order[i::threads]) for i, part in enumerate(parts)])
     return BankUsage(
         slots=sum(part.most for part in parts),
@@ -174,12 +184,12 @@ def train_slots(student: BankedModel, layout: FlatLayout, limits: BankLimits, sl
 class _Part:
     """The slots that one thread trains side by side."""
 
-    def __init__(self, student: BankedModel, layout: FlatLayout, capacity: int, most_places: int) -> None:
+    def __init__(self, student: BankedModel, layout: FlatLayout, capacity: int, most_places: int, first: int) -> None:
         self._layout = layout
         self._flat = torch.zeros(capacity, layout.size, device=student.device, dtype=student.dtype)
         self._optimizer = SlotAdamW(self._flat)
         self._slots: list[Slot] = []
-        self.passes = GradientPasses(student, layout, most_places)
+        self.passes = GradientPasses(student, layout, most_places, first)
         self.most = 0
 
     def train(self, waiting: Sequence[Slot], stop: threading.Event) -> None:
@@ -195,6 +205,7 @@ class _Part:
             for i in reversed(range(len(slots))):
                 if slots[i].step == slots[i].steps or i in failed:
                     slots[i].finish(self._flat[i], failed=i in failed)
+                    self.passes.known.forget(slots[i].sequences)
                     if i < len(slots) - 1:
                         self._optimizer.move(len(slots) - 1, i)
                         slots[i] = slots[-1]
