@@ -8,6 +8,8 @@ from pipelines.plan import Plan, Stage, Step
 from pipelines.train_teacher import sources
 from pipelines.train_teacher.config import TrainTeacherConfig
 from pipelines.train_teacher.sources import Variant
+from pipelines.train_teacher.warm_start import WarmStartConfig
+from teacher.algorithms.algorithm import Algorithm
 from teacher.rewards import RewardConfig
 
 POOLED = 3
@@ -15,8 +17,9 @@ POOLED = 3
 
 
 def plan_run(config: TrainTeacherConfig) -> Plan:
-    """Return the stages of a run: rounds, the rounds of the proxy control, variants, curves, transfer, oracle."""
-    stages = plan_rounds(config, config.teacher.reward)
+    """Return the stages of a run: warm start, rounds, rounds of the proxy control, variants, curves and the like."""
+    stages = [] if config.warm_start is None else [plan_warm_start(config.warm_start, config.teacher.learning)]
+    stages += plan_rounds(config, config.teacher.reward)
     if any(source.state == "proxy" for source in config.sources(sources.TeacherSource)):
         stages += plan_rounds(config, proxy_reward(config))
     stages += [plan_variant(config, variant) for variant in config.listed]
@@ -30,6 +33,11 @@ def proxy_reward(config: TrainTeacherConfig) -> RewardConfig:
     return config.teacher.reward.model_copy(update={"metric": "proxy"})
 
 
+def plan_warm_start(settings: WarmStartConfig, like: Algorithm) -> Stage:
+    """Return the stage of the supervised steps before the first round."""
+    return Stage("warm start", (Step("learn", settings.documents),), settings.learning(like))
+
+
 def plan_rounds(config: TrainTeacherConfig, reward: RewardConfig) -> list[Stage]:
     """Return the stages of one teacher's rounds; with the proxy reward no student is updated."""
     loop, samples, checks = config.loop, config.teacher.samples, config.loop.development
@@ -37,14 +45,16 @@ def plan_rounds(config: TrainTeacherConfig, reward: RewardConfig) -> list[Stage]
     proxy = reward.metric == "proxy"
     prefix = "proxy " if proxy else ""
     tried = Step("read", documents, samples) if proxy else Step("update", documents, samples * loop.replicates)
+    size = config.data.development_documents, 0 if checks is None else checks.edits
+    check = Step("sample", *size), Step("read" if proxy else "update", *size)
     stages = []
+    if config.warm_start is not None and checks is not None and loop.rounds:
+        stages.append(Stage(f"{prefix}development of the warm start", check))
     for number in range(loop.rounds):
         steps = (Step("sample", documents, samples), tried, Step("score", documents), Step("learn", documents, kept))
         stages.append(Stage(f"{prefix}round {number}", steps, number))
         if checks is not None and (number == loop.rounds - 1 or (number + 1) % checks.every == 0):
-            size = config.data.development_documents, checks.edits
-            scored = Step("read" if proxy else "update", *size)
-            stages.append(Stage(f"{prefix}development {number}", (Step("sample", *size), scored), number))
+            stages.append(Stage(f"{prefix}development {number}", check, number))
     return stages
 
 
