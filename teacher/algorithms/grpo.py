@@ -37,7 +37,7 @@ class GroupRelativeConfig(Algorithm):
     line_credit: float = Field(default=0.0, ge=0.0, le=10.0)
     """Weight of the line's credit (`teacher.rewards`) in the advantages of its tokens, in [0, 10]; 0 disables it."""
     kl_coefficient: float = Field(default=0.01, ge=0.0, le=10.0)
-    """Weight of the KL divergence from the untrained, or warm-started, teacher per token (nats), in [0, 10]; 0 is none."""
+    """Weight of the KL divergence from where the rounds begin, per token (nats), in [0, 10]; 0 disables it."""
     length_normalizer: int = Field(default=128, ge=1, le=32_768)
     """Constant divisor of every completion's sum over tokens, in [1, 32768]. A divisor by length would penalize long
     bad completions less per token (Dr. GRPO, arXiv 2503.20783, section 3.2)."""
