@@ -56,7 +56,7 @@ class Stage(NamedTuple):
     """For people and as a key, such as `round 3` or `variant trained_teacher`."""
     steps: tuple[Step, ...]
     subject: Any = None
-    """What it is about: the number of a round, or a variant."""
+    """What it is about: the number of a round, a variant, or the algorithm of a warm start."""
 
 
 Plan = tuple[Stage, ...]

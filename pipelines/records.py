@@ -198,6 +198,21 @@ class Learning(LearningReport):
     seconds: float
 
 
+class WarmStart(Learning):
+    """Supervised steps of the untrained teacher, before the first round, on lines to imitate."""
+
+    loss_before: float
+    """Mean of -log p over the tokens of the targets, in nats, of the untrained teacher."""
+    loss_after: float
+    """The same of the warm-started teacher."""
+    document_ids: tuple[str, ...] = ()
+    """Training documents whose lines were imitated."""
+    left_out: dict[str, str] = Field(default_factory=dict)
+    """Documents without a target, with the reason."""
+    development: DevelopmentCheck | None = None
+    """None where checkpoints are not selected."""
+
+
 class DevelopmentCheck(Record):
     """The teacher's reward on the development documents, and the decision that follows."""
 
@@ -317,6 +332,8 @@ class RunResult(VariantComparison):
 
     rounds: tuple[dict[str, float | int | None], ...]
     """Per round: `mean_reward` and further figures."""
+    warm_start: WarmStart | None = None
+    """None where the first round began with the untrained teacher."""
     seconds: dict[str, float]
     """By stage, over the whole run."""
     mlflow_run_id: str

@@ -13,7 +13,7 @@ import numpy as np
 
 from evaluation.statistics import Interval, known_mean
 from evaluation.tasks import KnowledgeTask
-from pipelines.records import Candidate, Round, VariantComparison, VariantScores, usage_of
+from pipelines.records import Candidate, Round, VariantComparison, VariantScores, WarmStart, usage_of
 
 if TYPE_CHECKING:
     from pipelines.adapt_student.page import NightResult
@@ -150,6 +150,13 @@ def round_metrics(record: Round) -> Metrics:
         levels = {"p10": 0.1, "p50": 0.5, "p90": 0.9, "max": 1.0}
         figures |= {f"candidate/reward_{name}": float(np.quantile(rewards, level)) for name, level in levels.items()}
     return _known(figures)
+
+
+def warm_start_metrics(record: WarmStart) -> Metrics:
+    """Return the figures of a warm start; losses are in nats a token."""
+    figures = {name: getattr(record, name) for name in (*_LEARNING, "loss_before", "loss_after", "seconds")}
+    figures |= {"documents": len(record.document_ids), "left_out_documents": len(record.left_out)}
+    return _known({f"warm_start/{name}": value for name, value in figures.items()})
 
 
 def variant_metrics(record: VariantScores, interval: Interval | None) -> Metrics:

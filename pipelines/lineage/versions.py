@@ -32,6 +32,8 @@ MEMORY_TAG = "preceptor.memory_digest"
 DECISION_TAG, NIGHT_TAG, TEACHER_TAG = "preceptor.gate_decision", "preceptor.night", "preceptor.teacher"
 """Tags of a night's version, promoted or not: the gate's decision, the night, and the number of the teacher's version
 that wrote its self-edits (`untrained` for none)."""
+STATE_TAG = "preceptor.teacher_state"
+"""Tag of a teacher's version: `warm-started` or `RL-trained`."""
 SCORE_TAG = "preceptor.score."
 """Prefix of the tags with a version's scores, in [0, 1]: `new`, `probes_before` and `probes_after` of a student,
 `reward` of the round that a teacher learned from."""
@@ -76,6 +78,8 @@ class VersionRecord(NamedTuple):
     teacher: str | None = None
     night: str | None = None
     """See `TEACHER_TAG`."""
+    state: str | None = None
+    """See `STATE_TAG`."""
 
 
 class Registered(NamedTuple):
@@ -113,6 +117,7 @@ def version_record(version: int, aliases: Iterable[str], created_ms: int, tags: 
         scores={name.removeprefix(SCORE_TAG): float(tags[name]) for name in sorted(tags) if name.startswith(SCORE_TAG)},
         teacher=tags.get(TEACHER_TAG),
         night=tags.get(NIGHT_TAG),
+        state=tags.get(STATE_TAG),
     )
 
 

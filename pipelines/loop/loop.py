@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from evaluation.domains import domain_of
 from evaluation.engines.ledger import Spent
@@ -15,12 +15,12 @@ from evaluation.tasks import KnowledgeTask, Question
 from pipelines import models
 from pipelines.execution import Execution, content_key
 from pipelines.loop import update as updates
-from pipelines.loop.teacher import learn_from, sample_from, sample_teacher
+from pipelines.loop.teacher import imitate, learn_from, sample_from, sample_teacher
 from pipelines.loop.update import BankWork, Trial, questions_of
-from pipelines.records import Edit, Learning, Sampling, ScoredUpdate
+from pipelines.records import Edit, Learning, Sampling, ScoredUpdate, WarmStart
 from pipelines.settings import LoopSettings, QuestionSet
 from student.adapters import load_adapter
-from teacher.algorithms.algorithm import WeightedExample
+from teacher.algorithms.algorithm import Algorithm, WeightedExample
 from teacher.prompts import prompt_template
 from teacher.samplers.openai import OpenAISampler, OpenAISampling
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 STATES = "teachers"
 """Directory of the work directory with the teacher's saved states, by digest."""
+
+_Learned = TypeVar("_Learned", bound=Learning)
 
 UNIT_UPDATES = 64
 """Updates trained and stored together: the most that a kill can cost."""
@@ -141,23 +143,47 @@ class Loop:
         self.reporter.begin(f"asking for {n * len(tasks)} self-edits")
         return sample_from(self.endpoint(sampling, role), prompts, tasks, n, seed)
 
-    def learn(self, state: str | None, examples: Sequence[WeightedExample], *, seed: int) -> Learning:
-        """Return the teacher's step from a saved state; the new state is in the work directory."""
+    def learn(
+        self, state: str | None, examples: Sequence[WeightedExample], *, seed: int, reference: str | None = None
+    ) -> Learning:
+        """Return the teacher's step from a saved state; the new state is in the work directory.
+
+        `reference` is the state that the KL divergence is from: where the rounds began.
+        """
+        return self._step("learn", learn_from, state, examples, self.settings.teacher.learning, seed, reference)
+
+    def warm_start(self, examples: Sequence[WeightedExample], learning: Algorithm, *, seed: int) -> WarmStart:
+        """Return the untrained teacher's supervised steps; the new state is in the work directory."""
+        return self._step("warm-start", imitate, None, examples, learning, seed)
+
+    def _step(
+        self,
+        kind: str,
+        function: Callable[..., _Learned],
+        state: str | None,
+        examples: Sequence[WeightedExample],
+        learning: Algorithm,
+        seed: int,
+        reference: str | None = None,
+    ) -> _Learned:
+        teacher = self._teacher(state)
         content = {
             "teacher": self._teacher_content(state),
+            "reference": self._teacher_content(reference),
             "examples": [[e.prompt, list(e.token_ids), e.weight, e.group_id, e.token_weights] for e in examples],
-            "learning": self.settings.teacher.learning.model_dump(mode="json"),
+            "learning": learning.model_dump(mode="json"),
             "seed": seed,
         }
         return self.execution.run(
-            "learn",
+            kind,
             content,
-            learn_from,
-            self._teacher(state),
+            function,
+            teacher._replace(config=teacher.config.model_copy(update={"learning": learning})),
             list(examples),
             seed,
             self.work_dir / STATES,
-            describe=f"teacher learns from {len(examples)} self-edits",
+            self._teacher(reference).directory,
+            describe=f"teacher learns from {len(examples)} completions",
             complete=self._has_state,
         )
 

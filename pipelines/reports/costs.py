@@ -25,6 +25,7 @@ from evaluation.tasks import DataSplit
 from pipelines.plan import Plan, Step, UpdateSize
 from pipelines.settings import LoopSettings
 from student.config import WHOLE_DEPTH, TargetModules, UpdateRecipe, select_layers
+from teacher.algorithms.algorithm import Algorithm
 from teacher.samplers.openai import OpenAISampling
 from teacher.self_edit import edit_of
 
@@ -215,8 +216,13 @@ def estimate(
                 update_steps, update_tokens = update_steps + steps, update_tokens + tokens
     totals = {kind: sum(step.total for step in found) for kind, found in kinds.items()}
     samples = sum(step.total for step in kinds["sample"] if step.writer == "teacher")
-    recipe, learning = settings.student.update, settings.teacher.learning
-    minibatches = sum(math.ceil(step.total / learning.minibatch_size) for step in kinds["learn"])
+    recipe = settings.student.update
+    learned = [
+        (step.total, stage.subject if isinstance(stage.subject, Algorithm) else settings.teacher.learning)
+        for stage in plan
+        for step in stage.steps
+        if step.kind == "learn"
+    ]
     written = settings.teacher.sampling.max_new_tokens
     teacher = model_size(settings.teacher.model, settings.teacher.policy.rank, "all-linear")
     student = model_size(settings.student.model, recipe.rank, recipe.target_modules, recipe.depth)
@@ -224,7 +230,7 @@ def estimate(
     if teacher is not None and student is not None:
         whole = data is not None and domain_of(data).shows_document
         asked = QUESTIONS * (PASSAGE_TOKENS if whole else QUESTION_TOKENS)
-        flops = _flops(teacher, student, settings, totals, samples, update_tokens, asked)
+        flops = _flops(teacher, student, written, totals, samples, update_tokens, asked, learned)
     return CostEstimate(
         teacher=teacher,
         student=student,
@@ -233,8 +239,8 @@ def estimate(
             "Student updates": totals["update"],
             "Student optimizer steps": update_steps,
             "Student training tokens": update_tokens,
-            "Teacher optimizer steps": learning.epochs * minibatches,
-            "Teacher learning tokens": totals["learn"] * written * learning.epochs,
+            "Teacher optimizer steps": sum(by.epochs * math.ceil(n / by.minibatch_size) for n, by in learned),
+            "Teacher learning tokens": written * sum(n * by.epochs for n, by in learned),
         },
         endpoints=tuple(_endpoints(kinds, settings, external)),
         flops=flops,
@@ -245,23 +251,27 @@ def estimate(
 def _flops(
     teacher: ModelSize,
     student: ModelSize,
-    settings: LoopSettings,
+    written: int,
     totals: Mapping[str, int],
     samples: int,
     update_tokens: int,
     asked: int,
+    learned: Sequence[tuple[int, Algorithm]],
 ) -> dict[str, float]:
-    """Return the FLOPs by stage; `totals` are by kind of step, and `asked` are the tokens of a document's questions."""
-    learning, written = settings.teacher.learning, settings.teacher.sampling.max_new_tokens
+    """Return the FLOPs by stage.
+
+    `written` are the tokens of a completion, `totals` counts by kind of step, `asked` the tokens of a document's
+    questions, and `learned` the completions of each learning step with its algorithm.
+    """
     read = PASSAGE_TOKENS + _PROMPT_TOKENS + written
-    old_policy = teacher.forward_flops if learning.uses_old_policy else 0.0
-    per_token = old_policy + learning.epochs * (teacher.training_flops + 2.0 * teacher.parameters)
+    per_epoch = teacher.training_flops + 2.0 * teacher.parameters
+    passes = sum(n * (by.epochs * per_epoch + by.uses_old_policy * teacher.forward_flops) for n, by in learned)
     scored = (totals["update"] + totals["score"]) * asked + totals["read"] * (asked + QUESTIONS * written)
     return {
         "sampling": samples * read * teacher.forward_flops,
         "updates": update_tokens * student.training_flops,
         "scoring": scored * student.forward_flops,
-        "learning": totals["learn"] * read * per_token,
+        "learning": read * passes,
     }
 
 

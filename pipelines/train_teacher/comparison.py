@@ -19,15 +19,16 @@ from pipelines.records import GroupAccuracy, Transfer, VariantComparison, Varian
 from pipelines.train_teacher import sources
 from pipelines.train_teacher.config import TransferConfig
 from pipelines.train_teacher.plan import transferred_variants
-from pipelines.train_teacher.sources import BASELINE_TEACHER, TRAINED_TEACHER
+from pipelines.train_teacher.sources import BASELINE_TEACHER, TRAINED_TEACHER, WARM_STARTED_TEACHER
 from pipelines.train_teacher.variants import Comparing
 
 _OF_THE_TRAINED = (
-    *(BASELINE_TEACHER, "fixed_kind", "fixed_kind_equal_tokens", "fixed_spec", "external_generator"),
-    *("raw_passage", "base", "other_document"),
+    *(WARM_STARTED_TEACHER, BASELINE_TEACHER, "fixed_kind", "fixed_kind_equal_tokens", "fixed_spec"),
+    *("external_generator", "raw_passage", "base", "other_document"),
 )
 PAIRS = (
     *((TRAINED_TEACHER, name) for name in _OF_THE_TRAINED),
+    *((WARM_STARTED_TEACHER, name) for name in (BASELINE_TEACHER, "raw_passage", "base")),
     *((BASELINE_TEACHER, name) for name in ("raw_passage", "base")),
     *((name, "base") for name in ("null_edit", "other_document")),
     ("oracle", TRAINED_TEACHER),

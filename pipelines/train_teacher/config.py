@@ -16,6 +16,7 @@ from pipelines.train_teacher.sources import (
     BASELINE_TEACHER,
     STANDARD,
     TRAINED_TEACHER,
+    WARM_STARTED_TEACHER,
     BestPrompt,
     Control,
     ExternalGenerator,
@@ -26,6 +27,7 @@ from pipelines.train_teacher.sources import (
     TeacherSource,
     Variant,
 )
+from pipelines.train_teacher.warm_start import WarmStartConfig
 from student.config import UpdateRecipe
 from teacher.samplers.openai import OpenAISampling
 
@@ -47,7 +49,7 @@ class LoopConfig(Frozen):
     """How long the teacher learns, and on how much."""
 
     rounds: int = Field(default=10, ge=0, le=10_000)
-    """Rounds of sampling, updating, scoring and learning, in [0, 10000]; 0 compares the untrained teacher only."""
+    """Rounds of sampling, updating, scoring and learning, in [0, 10000]; 0 compares teachers without any."""
     documents: int = Field(default=8, ge=1, le=10_000)
     """Training documents of a round, in [1, 10000]; new ones each round until all have been used."""
     replicates: int = Field(default=1, ge=1, le=32)
@@ -56,7 +58,7 @@ class LoopConfig(Frozen):
     """Updates have the same seeds in all rounds, so that a self-edit that occurs again keeps its scores: for small
     spaces of self-edits, such as specifications, on few documents."""
     development: DevelopmentConfig | None = None
-    """None: the teacher of the last round is the trained one."""
+    """None: the teacher of the last round is the trained one. With it, a warm-started teacher competes, too."""
 
 
 class TransferConfig(StudentModel, Labelled):
@@ -71,7 +73,7 @@ class ComparisonConfig(IntervalConfig):
     """How the variants are compared at the end, on documents that no training saw."""
 
     variants: tuple[ListedVariant, ...] = tuple(
-        STANDARD[name] for name in ("base", "raw_passage", BASELINE_TEACHER, TRAINED_TEACHER)
+        STANDARD[name] for name in ("base", "raw_passage", BASELINE_TEACHER, WARM_STARTED_TEACHER, TRAINED_TEACHER)
     )
     """The variants, in the order of tables: names of `STANDARD`, or a name, a label and a source."""
     edits: int = Field(default=1, ge=1, le=64)
@@ -113,6 +115,8 @@ class TrainTeacherConfig(LoopSettings):
 
     command: ClassVar[str] = "train-teacher"
     data: DataConfig
+    warm_start: WarmStartConfig | None = None
+    """None: the first round begins with the untrained teacher."""
     loop: LoopConfig = LoopConfig()
     comparison: ComparisonConfig = ComparisonConfig()
 
@@ -122,13 +126,25 @@ class TrainTeacherConfig(LoopSettings):
 
     @property
     def listed(self) -> list[Variant]:
-        """The variants of the run; without rounds those that need a trained teacher are left out."""
+        """The variants of the run, without those of a teacher that it does not have.
+
+        Beside a warm start, which trains, too, the standard label of the trained teacher says by what it was trained.
+        """
 
         def is_possible(source: Source) -> bool:
-            taught = isinstance(source, TeacherSource) and source.state != "untrained"
-            return bool(self.loop.rounds) or not (taught or isinstance(source, Control))
+            if isinstance(source, TeacherSource) and source.state in ("untrained", "warm_started"):
+                return source.state == "untrained" or self.warm_start is not None
+            return bool(self.loop.rounds) or not isinstance(source, TeacherSource | Control)
 
-        return [variant for variant in self.comparison.variants if is_possible(variant.source)]
+        standard = STANDARD[TRAINED_TEACHER]
+        trained = standard.model_copy(update={"label": "RL-trained teacher"}) if self.warm_start else standard
+        possible = (variant for variant in self.comparison.variants if is_possible(variant.source))
+        return [trained if variant == standard else variant for variant in possible]
+
+    @property
+    def last_state(self) -> str:
+        """`TeacherSource.state` of the teacher that the run ends with."""
+        return "trained" if self.loop.rounds else "untrained" if self.warm_start is None else "warm_started"
 
     @property
     def external_sampling(self) -> OpenAISampling | None:
@@ -140,9 +156,11 @@ class TrainTeacherConfig(LoopSettings):
 
         Raises:
             InputError: The source was refused.
-            ConfigError: A round takes more documents than there are to learn from.
+            ConfigError: A round, or the warm start, takes more documents than there are to learn from.
         """
         split = load_split(self.data)
+        if self.warm_start is not None:
+            self.warm_start.targets(split)
         wanted, there = self.loop.documents, len(split.train)
         if self.loop.rounds and wanted > there:
             raise ConfigError(
@@ -160,6 +178,7 @@ class TrainTeacherConfig(LoopSettings):
         rounds, samples, learning = self.loop.rounds, self.teacher.samples, self.teacher.learning
         if isinstance(self.teacher.sampling, OpenAISampling) and rounds:
             raise ValueError(f"loop.rounds: a teacher behind an endpoint does not learn, got {rounds}, allowed is 0")
+        self._check_warm_start()
         if rounds and samples < learning.min_samples:
             raise ValueError(
                 f"teacher.samples: {learning.algorithm} compares the samples of a document, got {samples}, allowed is "
@@ -177,3 +196,14 @@ class TrainTeacherConfig(LoopSettings):
         grader = None if self.grading is None else self.grading.grader.type
         domain_of(self.data).check(self.data, grader, baselines)
         return self
+
+    def _check_warm_start(self) -> None:
+        if self.warm_start is None:
+            return
+        if isinstance(self.teacher.sampling, OpenAISampling):
+            raise ValueError("warm_start: a teacher behind an endpoint does not learn; leave the section out")
+        if domain_of(self.data).spec_alone:
+            raise ValueError(
+                f"warm_start: imitates lines, and teachers of {domain_of(self.data).name} write specifications; leave "
+                "the section out"
+            )

@@ -21,8 +21,8 @@ from pipelines.lineage.run import Lineage
 from pipelines.loop.loop import Loop
 from pipelines.plan import Plan, Stage, steps_of
 from pipelines.process import embedded_flow
-from pipelines.records import Round, RunResult, VariantComparison, VariantScores, usage_of
-from pipelines.reports.console import Reporter, closing, print_run, round_line, run_notes
+from pipelines.records import Round, RunResult, VariantComparison, VariantScores, WarmStart, usage_of
+from pipelines.reports.console import Reporter, closing, print_run, round_line, run_notes, warm_start_line
 from pipelines.reports.plots import draw_figures
 from pipelines.settings import load
 from pipelines.terminal import open_console
@@ -32,6 +32,7 @@ from pipelines.train_teacher.edits import Diagnostics
 from pipelines.train_teacher.plan import plan_run
 from pipelines.train_teacher.rounds import Course, Training
 from pipelines.train_teacher.variants import Comparing
+from pipelines.train_teacher.warm_start import examples_of
 
 FLOW_NAME = "train-teacher"
 
@@ -85,10 +86,12 @@ class _Run:
 
     def run(self) -> tuple[RunResult, list[VariantScores]]:
         """Return the result and the variants."""
-        course = self._train()
+        start = self._warm_start()
+        course = self._train(start)
+        start = start and start.model_copy(update={"development": course.begun})
         started = time.perf_counter()
         self._loop.reporter.say(f"comparing on {len(self._split.test)} documents that no training saw")
-        states = {"trained": course.state}
+        states = {"warm_started": start.policy if start else None, "trained": course.state}
         comparing = Comparing(self._config, self._loop, self._split, states, self._diagnostics)
         for stage in self._stages("variant"):
             comparing.add(stage)
@@ -97,7 +100,11 @@ class _Run:
         for variant in comparing.scored:
             adapters = comparing.kept_adapters(variant)
             self._lineage.log_variant(variant, comparison.variants.get(variant.name), adapters)
-        found = {"transfer": transferred[0] if transferred else None, "specs": comparing.specs}
+        found = {
+            "warm_start": start,
+            "transfer": transferred[0] if transferred else None,
+            "specs": comparing.specs,
+        }
         result = self._result(course, comparing, comparison, time.perf_counter() - started, found)
         place = self._loop.work_dir / "plots" / self._config.name
         figures = draw_figures(place, course.rounds, comparison, comparing.scored)
@@ -107,13 +114,27 @@ class _Run:
     def _stages(self, *prefixes: str) -> list[Stage]:
         return [stage for stage in self._plan if stage.name.startswith(prefixes)]
 
-    def _train(self) -> Course:
+    def _warm_start(self) -> WarmStart | None:
+        """Run the supervised steps before the first round; None without any."""
+        loop, settings = self._loop, self._config.warm_start
+        if settings is None:
+            return None
+        (stage,) = self._stages("warm start")
+        with loop.reporter.step(stage.steps[0], stage.name):
+            made = examples_of(loop, self._config.teacher.prompt, settings.targets(self._split))
+            record = loop.warm_start(made.examples, stage.subject, seed=loop.seed("warm start"))
+        record = record.model_copy(update={"document_ids": tuple(made.texts), "left_out": made.left_out})
+        self._lineage.log_warm_start(record, made.texts, loop.state_dir(record.policy))
+        loop.reporter.say(warm_start_line(record))
+        return record
+
+    def _train(self, start: WarmStart | None) -> Course:
 
         def on_round(record: Round) -> None:
             self._lineage.log_round(record, self._loop.state_dir(record.learning.policy))
             self._loop.reporter.say(round_line(record))
 
-        training = Training(self._config, self._loop, self._split, self._diagnostics)
+        training = Training(self._config, self._loop, self._split, self._diagnostics, start)
         return training.run(self._stages("round", "development"), on_round)
 
     def _result(

@@ -8,15 +8,23 @@ from pipelines.plan import Plan, Stage, Step
 from pipelines.train_teacher import sources
 from pipelines.train_teacher.config import TrainTeacherConfig
 from pipelines.train_teacher.sources import Variant
+from pipelines.train_teacher.warm_start import WarmStartConfig
+from teacher.algorithms.algorithm import Algorithm
 
 POOLED = 3
 """Self-edits whose lines fill the budget of one at equal tokens: enough for a trained one that is twice as long."""
 
 
 def plan_run(config: TrainTeacherConfig) -> Plan:
-    """Return the stages of a run: rounds, variants, transfer."""
+    """Return the stages of a run: warm start, rounds, variants, transfer."""
+    start = [] if config.warm_start is None else [plan_warm_start(config.warm_start, config.teacher.learning)]
     variants = (plan_variant(config, variant) for variant in config.listed)
-    return (*plan_rounds(config), *variants, *_plan_transfer(config))
+    return (*start, *plan_rounds(config), *variants, *_plan_transfer(config))
+
+
+def plan_warm_start(settings: WarmStartConfig, like: Algorithm) -> Stage:
+    """Return the stage of the supervised steps before the first round."""
+    return Stage("warm start", (Step("learn", settings.documents),), settings.learning(like))
 
 
 def plan_rounds(config: TrainTeacherConfig) -> list[Stage]:
@@ -24,13 +32,16 @@ def plan_rounds(config: TrainTeacherConfig) -> list[Stage]:
     loop, samples, checks = config.loop, config.teacher.samples, config.loop.development
     documents, kept = loop.documents, config.teacher.learning.max_examples(samples)
     tried = Step("update", documents, samples * loop.replicates)
+    size = config.data.development_documents, 0 if checks is None else checks.edits
+    check = Step("sample", *size), Step("update", *size)
     stages = []
+    if config.warm_start is not None and checks is not None and loop.rounds:
+        stages.append(Stage("development of the warm start", check))
     for number in range(loop.rounds):
         steps = (Step("sample", documents, samples), tried, Step("score", documents), Step("learn", documents, kept))
         stages.append(Stage(f"round {number}", steps, number))
         if checks is not None and (number == loop.rounds - 1 or (number + 1) % checks.every == 0):
-            size = config.data.development_documents, checks.edits
-            stages.append(Stage(f"development {number}", (Step("sample", *size), Step("update", *size)), number))
+            stages.append(Stage(f"development {number}", check, number))
     return stages
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from evaluation.statistics import known_mean
@@ -12,7 +12,7 @@ from evaluation.tasks import KnowledgeTask, Split
 from pipelines.loop.loop import Loop
 from pipelines.loop.reward import groups_of, judge
 from pipelines.plan import Stage
-from pipelines.records import Candidate, DevelopmentCheck, Edit, Round, ScoredUpdate
+from pipelines.records import Candidate, DevelopmentCheck, Edit, Round, ScoredUpdate, WarmStart
 from pipelines.train_teacher.config import TrainTeacherConfig
 from pipelines.train_teacher.edits import Diagnostics
 from teacher.algorithms.algorithm import Selection
@@ -25,12 +25,18 @@ _FALL = 0.05
 """When the mean reward is below the best one by more than this, learning continues from the best teacher."""
 
 
-def round_documents(config: TrainTeacherConfig, train: Sequence[KnowledgeTask], number: int) -> list[KnowledgeTask]:
-    """Return the training documents of a round: a fresh shuffle each time all of them have been used."""
+def round_documents(
+    config: TrainTeacherConfig, train: Sequence[KnowledgeTask], number: int, last: Collection[str] = ()
+) -> list[KnowledgeTask]:
+    """Return the training documents of a round: a fresh shuffle each time all of them have been used.
+
+    Those whose ids are in `last` come after all others.
+    """
     size = config.loop.documents
     rounds_in_pass = len(train) // size
     order = list(train)
     random.Random(config.seed_of("documents", number // rounds_in_pass)).shuffle(order)
+    order.sort(key=lambda task: task.id in last)
     start = number % rounds_in_pass * size
     return order[start : start + size]
 
@@ -40,7 +46,10 @@ class Course(NamedTuple):
 
     rounds: tuple[Round, ...]
     state: str | None
-    """Of the trained teacher: the best on the development documents, or the last one; None after no round."""
+    """Of the trained teacher: the best on the development documents, or the last one; after no round the one that
+    rounds would begin with."""
+    begun: DevelopmentCheck | None = None
+    """Of the warm-started teacher, where checkpoints are selected."""
 
 
 class _Tried(NamedTuple):
@@ -60,14 +69,20 @@ class Training(NamedTuple):
     loop: Loop
     split: Split
     diagnostics: Diagnostics
+    start: WarmStart | None = None
+    """Where the rounds begin; None is the untrained teacher."""
 
     def run(self, plan: Sequence[Stage], on_round: Callable[[Round], None]) -> Course:
         """Run the rounds of a plan; `on_round` is called with each round's record."""
         settings = self.config.loop.development
         selection = None if settings is None else CheckpointSelection()
         rounds: list[Round] = []
-        state: str | None = None
+        state = None if self.start is None else self.start.policy
         stages = {stage.name: stage for stage in plan}
+        begun = next((stage for stage in plan if stage.name.endswith("of the warm start")), None)
+        first = None
+        if selection is not None and begun is not None and state is not None:
+            first = selection.check(state, self._development_reward(begun, state))
         for stage in (stage for stage in plan if "round" in stage.name):
             record = self._round(stage, state, rounds)
             state = record.learning.policy
@@ -80,13 +95,14 @@ class Training(NamedTuple):
             on_round(record)
             if selection is not None and selection.ended:
                 break
-        return Course(tuple(rounds), state if selection is None or not rounds else selection.best_state)
+        return Course(tuple(rounds), state if selection is None or not rounds else selection.best_state, first)
 
     def _round(self, stage: Stage, state: str | None, history: Sequence[Round]) -> Round:
         """Return the record of one round; the new state is in the work directory."""
         config, loop, number = self.config, self.loop, int(stage.subject)
         sample, try_, score, learn = stage.steps
-        tasks = round_documents(config, self.split.train, number)
+        start = self.start
+        tasks = round_documents(config, self.split.train, number, () if start is None else start.document_ids)
         with loop.reporter.step(sample, stage.name):
             seed = loop.seed("sample", f"round {number}")
             sampling = loop.sample(state, config.teacher.prompt, tasks, n=config.teacher.samples, seed=seed)
@@ -106,7 +122,8 @@ class Training(NamedTuple):
         selection = self._select(candidates, floors)
         weights = {(example.group_id, example.token_ids): example.weight for example in selection.examples}
         with loop.reporter.step(learn, stage.name):
-            learning = loop.learn(state, selection.examples, seed=loop.seed("learn", number))
+            reference, seed = None if start is None else start.policy, loop.seed("learn", number)
+            learning = loop.learn(state, selection.examples, seed=seed, reference=reference)
         updating = sum(update.seconds for update in (*tried.updates, *base))
         return Round(
             round=number,

@@ -12,8 +12,8 @@ from teacher.prompts import Prompt, PromptedConfig
 from teacher.samplers.openai import OpenAISampling
 from teacher.self_edit import edit_of
 
-BASELINE_TEACHER, TRAINED_TEACHER = "untrained_teacher", "trained_teacher"
-"""Names of the variants that the teacher's gain is measured between."""
+BASELINE_TEACHER, WARM_STARTED_TEACHER, TRAINED_TEACHER = "untrained_teacher", "warm_started_teacher", "trained_teacher"
+"""Names of the variants that the teacher's gains are measured between."""
 
 
 class BaseStudent(Frozen):
@@ -40,8 +40,8 @@ class TeacherSource(Frozen):
     """A teacher of this run."""
 
     type: Literal["teacher"] = "teacher"
-    state: Literal["untrained", "trained"]
-    """Before the first round, or after the last one."""
+    state: Literal["untrained", "warm_started", "trained"]
+    """As it came, after the warm start, or after the last round."""
 
 
 class ExternalGenerator(PromptedConfig):
@@ -114,6 +114,7 @@ STANDARD = {
         Variant(name="base", label="base student, no update", source=BaseStudent()),
         Variant(name="raw_passage", label="raw passage", source=RawPassage()),
         Variant(name=BASELINE_TEACHER, label="untrained teacher", source=TeacherSource(state="untrained")),
+        Variant(name=WARM_STARTED_TEACHER, label="warm-started teacher", source=TeacherSource(state="warm_started")),
         Variant(name=TRAINED_TEACHER, label="trained teacher", source=TeacherSource(state="trained")),
         _control("null_edit", "a self-edit that says nothing"),
         _control("other_document", "trained teacher, another document's"),

@@ -75,8 +75,7 @@ class Comparing:
             return self._best_prompt(variant, source, stage)
         if isinstance(source, sources.TeacherSource):
             prompt, state = self.config.teacher.prompt, self.states.get(source.state)
-            last = "trained" if self.config.loop.rounds else "untrained"
-            keep = self.config.comparison.keep_adapters if source.state == last else 0
+            keep = self.config.comparison.keep_adapters if source.state == self.config.last_state else 0
             return self._taught(variant, state, prompt, test, stage.name, stage.steps, keep=keep)
         *first, last_step = stage.steps
         with self.loop.reporter.step(first[0], stage.name) if first else nullcontext():

@@ -1,7 +1,8 @@
 """Learning algorithms: the interface (docs/extending.md), and the shared step on weighted log-likelihoods.
 
-The KL divergence from the base is the exact one between the next-token distributions, KL(policy || base): it has no
-sampling noise, and the usual low-variance estimator (k3) has a wrong expected gradient as a loss (arXiv 2506.09477).
+The KL divergence from the reference (`TeacherPolicy.reference`) is the exact one between the next-token distributions,
+KL(policy || reference): it has no sampling noise, and the usual low-variance estimator (k3) has a wrong expected
+gradient as a loss (arXiv 2506.09477).
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class TokenTerms(NamedTuple):
     weights_NT: Tensor
     """Weight of the example plus that of the token."""
     kl_NT: Tensor
-    """KL divergence from the base in nats, with gradient."""
+    """KL divergence from the reference in nats, with gradient."""
 
 
 class Algorithm(Frozen):
@@ -154,7 +155,7 @@ class LearningReport(BaseModel, frozen=True):
     loss: float | None = None
     """The negated objective."""
     kl: float | None = None
-    """KL divergence from the base teacher, nats per token, at least 0."""
+    """KL divergence from the reference, nats per token, at least 0."""
     entropy: float | None = None
     """Of the next-token distribution, nats per token."""
     clip_fraction: float | None = None
@@ -194,6 +195,14 @@ def learn(policy: TeacherPolicy, examples: Sequence[WeightedExample], config: Al
             steps.append(_step(policy, minibatch, config, optimizer))
     policy.optimizer_state = optimizer.state_dict()
     return _report(steps, len(rows))
+
+
+def mean_loss(policy: TeacherPolicy, examples: Sequence[WeightedExample], micro_batch_size: int) -> float:
+    """Return the mean of -log p over the tokens of some examples, at least one, in nats; raises as `learn` does."""
+    rows = _tokenized(policy, examples)
+    _keep_log_probs(policy, rows, micro_batch_size)
+    total = math.fsum(float(row.old_log_probs_T.sum()) for row in rows)
+    return -total / sum(len(row.tokens_T) for row in rows)
 
 
 @dataclass(slots=True)

@@ -38,7 +38,7 @@ class GroupRelativeConfig(Algorithm):
     line_credit: float = Field(default=0.0, ge=0.0, le=10.0)
     """Weight of the line's credit (`teacher.rewards`) in the advantages of its tokens, in [0, 10]; 0 disables it."""
     kl_coefficient: float = Field(default=0.01, ge=0.0, le=10.0)
-    """Weight of the KL divergence from the base teacher per token (nats), in [0, 10]; 0 disables it."""
+    """Weight of the KL divergence from where the rounds begin, per token (nats), in [0, 10]; 0 disables it."""
 
     @property
     def assigns_credit_by_line(self) -> bool:

@@ -107,6 +107,13 @@ def row_key(seed: int, prompt: str, index: int) -> int:
     return int.from_bytes(hashlib.sha256(content).digest()[:8], "little", signed=True)
 
 
+def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Return the tokens that end a completion of a transformers model: its own, or else the tokenizer's EOS."""
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    ends = tokenizer.eos_token_id if ends is None else ends
+    return frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+
+
 _Sampled = TypeVar("_Sampled", bound=Completion | FailedCompletion)
 
 
@@ -114,16 +121,14 @@ class LocalSampler(ABC, Generic[_Sampled]):
     """Base of the engines on this machine."""
 
     def __init__(self, model: Any, tokenizer: Any, config: LocalSampling) -> None:
-        """Read context length and end tokens (the tokenizer's EOS by default) from a transformers model.
+        """Read context length and end tokens from a transformers model.
 
         Raises:
             ConfigError: The longest completion alone fills the model's context.
         """
         self._tokenizer = tokenizer
         self._sampling = config
-        ends = getattr(model.generation_config, "eos_token_id", None)
-        ends = tokenizer.eos_token_id if ends is None else ends
-        self._ends = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+        self._ends = end_tokens(model, tokenizer)
         context = context_length(model)
         if context is not None and context <= config.max_new_tokens:
             raise ConfigError(

@@ -18,9 +18,10 @@ from tests.pipelines.factories import CONFIGS, SMALL, small_config
 VARIANTS = (
     "comparison={edits: 1, resamples: 100, variants: [base, raw_passage, "
     "{name: fixed_kind, label: best, source: {type: best_prompt, prompts: [micro-self-qa]}}, untrained_teacher, "
-    "trained_teacher, null_edit, other_document, fixed_kind_equal_tokens, oracle]}"
+    "warm_started_teacher, trained_teacher, null_edit, other_document, fixed_kind_equal_tokens, oracle]}"
 )
-SETTINGS = (VARIANTS, "loop={rounds: 1, documents: 2, development: {every: 1, edits: 1}}")
+LOOP = "loop={rounds: 1, documents: 2, development: {every: 1, edits: 1}}"
+SETTINGS = (VARIANTS, LOOP, "warm_start={documents: 2, epochs: 1}")
 
 
 @pytest.fixture
@@ -42,6 +43,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> Counter[StepKind]:
     count("update", "update", lambda made, _: sum(update.adapter_digest is not None for update in made))
     count("score", "base", lambda _, arguments: len(arguments[0]))
     count("learn", "learn", lambda _, arguments: len(arguments[1]))
+    count("learn", "warm_start", lambda _, arguments: len(arguments[0]))
     return found
 
 
@@ -56,4 +58,4 @@ def test_a_dry_runs_counts_equal_what_the_run_did(
 def test_every_stage_of_a_plan_has_a_name_of_its_own() -> None:
     names = [stage.name for stage in plan_run(small_config(*SETTINGS))]
     assert len(set(names)) == len(names)
-    assert {"round 0", "development 0", "variant oracle"} <= set(names)
+    assert {"warm start", "round 0", "development 0", "variant oracle"} <= set(names)
