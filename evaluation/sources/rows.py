@@ -63,7 +63,7 @@ class LocalData(FileSplit):
     """A source on this machine."""
 
     path: Path
-    """The file, plain or gzipped, relative to the current directory."""
+    """The file, plain or gzipped, relative to the current directory; one that is not there may be one that ships."""
 
 
 def _representable(value: str) -> str:

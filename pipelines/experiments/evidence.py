@@ -1,4 +1,8 @@
-"""Run a grid and write docs/evidence.md: `python -m pipelines.experiments.evidence configs/evidence-plan.yaml`."""
+"""Run a grid and write its document: `python -m pipelines.experiments.evidence configs/evidence-plan.yaml`.
+
+The document is called as the plan: `evidence-plan.yaml` gives docs/evidence.md, `evidence-real-plan.yaml`
+docs/evidence-real.md.
+"""
 
 from __future__ import annotations
 
@@ -285,10 +289,10 @@ def kept_notes(path: Path) -> str:
     return notes
 
 
-def write_document(evidence: Evidence, out: Path) -> Path:
-    """Write `evidence.md` and its plots into a directory, preserving its notes, and return its path."""
-    path, seeds = out / "evidence.md", evidence.seeds
-    notes, pictures = kept_notes(path), draw(evidence, out / "evidence")
+def write_document(evidence: Evidence, path: Path) -> Path:
+    """Write a Markdown file, its notes preserved, with plots in a directory beside it of its name; return its path."""
+    seeds = evidence.seeds
+    notes, pictures = kept_notes(path), draw(evidence, path.with_suffix(""))
     wordings = sorted({wording for r in seeds.values() for means in r.phrasings.values() for wording in means})
     sections = {
         "Variants": f"{variants_table(evidence)}\n\n{pictures['variants']}",
@@ -301,7 +305,8 @@ def write_document(evidence: Evidence, out: Path) -> Path:
         "What each setting is worth": pictures.get("arms", ""),
     }
     sections |= {heading: arms_table(evidence, heading) for heading in evidence.arms}
-    parts = ["# Evidence", _runs(evidence), *(f"## {title}\n\n{text}" for title, text in sections.items() if text)]
+    title = "# " + path.stem.capitalize().replace("-", ": ", 1)
+    parts = [title, _runs(evidence), *(f"## {title}\n\n{text}" for title, text in sections.items() if text)]
     return write_atomically(path, "\n\n".join(parts) + "\n")
 
 
@@ -310,9 +315,11 @@ def _runs(evidence: Evidence) -> str:
     config, seeds = evidence.config, evidence.seeds
     minutes = [sum(result.seconds.values()) / 60 for result in seeds.values()]
     documents = sorted({result.documents for result in seeds.values()})
+    source = getattr(config.data, "path", None)
     lines = [
         f"Runs: `{config.name}`, seeds {', '.join(map(str, seeds))}, each with its own documents; "
-        f"{', '.join(map(str, documents))} unseen test documents per seed.",
+        f"{', '.join(map(str, documents))} unseen test documents per seed"
+        + (f", of `{source}`." if source is not None else "."),
         f"Each: {config.teacher.model} learns by {config.teacher.learning.algorithm} in {config.loop.rounds} rounds of "
         f"{config.loop.documents} documents and {config.teacher.samples} self-edits each, for {config.student.model}.",
         f"When: {' to '.join(dict.fromkeys(evidence.days))}; {min(minutes):.1f} to {max(minutes):.1f} min per seed.",
@@ -356,20 +363,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m pipelines.experiments.evidence", description=__doc__)
     parser.add_argument("plan", type=Path)
     parser.add_argument("--work-dir", type=Path, default=Path(".preceptor/evidence"), help="of all runs")
-    parser.add_argument("--out", type=Path, default=Path("docs"), help="directory of evidence.md and its plots")
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="directory of the document and its plots")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting of all runs"
+    )
     parser.add_argument("--only", choices=("seeds", "arms", "document"), help="run one part, or nothing")
     given = parser.parse_args(arguments)
     # Exit cleanly, so that running children are terminated.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     places = ["--work-dir", str(given.work_dir), "--out", str(given.out)]
+    places += [word for override in given.set for word in ("--set", override)]
     command = shlex.join(["python", "-m", "pipelines.experiments.evidence", str(given.plan), *places])
     plan = load(given.plan, GridPlan)
+    plan = plan.model_copy(update={"common": (*plan.common, *given.set)})
     config = given.plan.parent / plan.config
     runs = planned_runs(plan, config, given.work_dir)
     wanted = [run for run in runs if given.only is None or (given.only == "seeds") == (run.group == SEEDS)]
     if given.only != "document":
         run_all(plan, config, wanted, given.work_dir, command, lambda line: print(line, flush=True))
-    print(f"saved {write_document(gather(runs, config, command), given.out)}")
+    name = given.plan.stem.removesuffix("-plan")
+    print(f"saved {write_document(gather(runs, config, command), given.out / f'{name}.md')}")
 
 
 if __name__ == "__main__":

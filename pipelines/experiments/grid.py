@@ -39,18 +39,21 @@ Name = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[^|\n]+$")]
 """Heading of a table, or label of an arm."""
 
 
-class ArmsPlan(Frozen):
+class _Runs(Frozen):
+    common: tuple[str, ...] = ()
+    """Overrides (`--set`) of all runs of the section, such as fewer controls."""
+
+
+class ArmsPlan(_Runs):
     """Runs that differ from a reference in a few settings."""
 
     seeds: Seeds = (0,)
     """Of the reference and of each arm, in [0, 2^31)."""
-    common: tuple[str, ...] = ()
-    """Overrides (`--set`) of the reference and all arms, such as fewer controls."""
     groups: dict[Name, dict[Name, tuple[str, ...]]] = Field(default_factory=dict)
     """Heading of a table -> arm -> its overrides after `common`; p-values are corrected within a table."""
 
 
-class GridPlan(Frozen):
+class GridPlan(_Runs):
     """Seeds of one configuration, and arms."""
 
     config: str = Field(min_length=1)
@@ -100,7 +103,7 @@ def planned_runs(plan: GridPlan, config: Path, work_dir: Path) -> list[PlannedRu
     runs = []
     for group, name, seed, settings in wanted:
         # Each seed draws its own documents, so that a gain does not depend on one draw.
-        overrides = (f"seed={seed}", f"data.split_seed={seed}", *settings)
+        overrides = (*plan.common, f"seed={seed}", f"data.split_seed={seed}", *settings)
         try:
             digest = load(config, TrainTeacherConfig, overrides).digest
         except ConfigError as error:

@@ -76,11 +76,12 @@ def finish(run: grid.PlannedRun, code: str) -> None:
     run.result.write_text(made.model_dump_json(), encoding="utf-8")
 
 
-def test_shipped_plan_has_valid_configurations_for_all_runs(tmp_path: Path) -> None:
-    plan = load(CONFIGS / "evidence-plan.yaml", grid.GridPlan)
+@pytest.mark.parametrize("name", ["evidence-plan.yaml", "evidence-real-plan.yaml"])
+def test_shipped_plan_has_valid_configurations_for_all_runs(name: str, tmp_path: Path) -> None:
+    plan = load(CONFIGS / name, grid.GridPlan)
     runs = grid.planned_runs(plan, CONFIGS / plan.config, tmp_path)
-    assert plan.arms is not None
-    assert len(runs) == len(plan.seeds) + len(plan.arms.seeds) * (1 + sum(map(len, plan.arms.groups.values())))
+    arms = 0 if plan.arms is None else len(plan.arms.seeds) * (1 + sum(map(len, plan.arms.groups.values())))
+    assert len(runs) == len(plan.seeds) + arms
     assert len({run.result for run in runs}) == len(runs)
 
 
@@ -133,8 +134,8 @@ def test_failed_run_stops_the_others_and_finished_runs_are_not_repeated(
 
 def test_document_has_all_tables_and_plots(tmp_path: Path) -> None:
     arms = {"Ablations": {"worse": {0: run_result(0, trained_teacher=0.3)}, "other seed": {5: run_result(5)}}}
-    text = evidence.write_document(made_of(arms=arms), tmp_path).read_text(encoding="utf-8")
-    titles = ["Variants", "Notes", "Differences", "Phrasings of the questions", "Retention"]
+    text = evidence.write_document(made_of(arms=arms), tmp_path / "evidence.md").read_text(encoding="utf-8")
+    titles = ["Variants", "Notes", "Differences", "Equal tokens", "Phrasings of the questions", "Retention"]
     titles += ["Self-edits", "Another student", "What each setting is worth", "Ablations"]
     assert re.findall(r"^## (.*)$", text, flags=re.MULTILINE) == titles
     links = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
@@ -162,28 +163,34 @@ def test_gain_and_kept_share_agree_with_means_by_hand() -> None:
 
 
 def test_notes_are_preserved_and_broken_markers_refused(tmp_path: Path) -> None:
-    path = evidence.write_document(made_of((0,)), tmp_path)
+    path = evidence.write_document(made_of((0,)), tmp_path / "evidence.md")
     first = path.read_text(encoding="utf-8")
     noted = first.replace(f"{evidence.OPEN}\n\n", f"{evidence.OPEN}\nWhy *it* failed:\n")
     path.write_text(noted.replace("# Evidence", "# Mine"), encoding="utf-8")
-    evidence.write_document(made_of((0,)), tmp_path)
+    evidence.write_document(made_of((0,)), tmp_path / "evidence.md")
     assert path.read_text(encoding="utf-8") == noted
     for text in (evidence.OPEN, f"{evidence.CLOSE}{evidence.OPEN}", 2 * f"{evidence.OPEN}{evidence.CLOSE}"):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(ConfigError, match="correct the markers"):
-            evidence.write_document(made_of((0,)), tmp_path)
+            evidence.write_document(made_of((0,)), tmp_path / "evidence.md")
         assert path.read_text(encoding="utf-8") == text
 
 
 def test_command_writes_available_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plan, work = tmp_path / "plan.yaml", tmp_path / "work"
-    plan.write_text("config: demo.yaml\nseeds: [0, 1]\n")
+    plan, work = tmp_path / "evidence-own-plan.yaml", tmp_path / "work"
+    plan.write_text("config: demo.yaml\nseeds: [0, 1]\ncommon: [loop.rounds=2]\n")
     (tmp_path / "demo.yaml").write_bytes(DEMO.read_bytes())
     arguments = [str(plan), "--work-dir", str(work), "--out", str(tmp_path), "--only", "document"]
+    arguments += ["--set", "loop.documents=3"]
     with pytest.raises(SystemExit) as caught:
         evidence.main(arguments)
     assert caught.value.code == 2
     assert "no seed of the plan has a result" in capsys.readouterr().err
-    finish(grid.planned_runs(load(plan, grid.GridPlan), tmp_path / "demo.yaml", work)[0], "a" * 64)
+    told = grid.GridPlan(config="demo.yaml", seeds=(0, 1), common=("loop.rounds=2", "loop.documents=3"))
+    finish(grid.planned_runs(told, tmp_path / "demo.yaml", work)[0], "a" * 64)
     evidence.main(arguments)
-    assert "Without a result: all variants, seed 1." in (tmp_path / "evidence.md").read_text(encoding="utf-8")
+    text = (tmp_path / "evidence-own.md").read_text(encoding="utf-8")
+    assert text.startswith("# Evidence: own\n")
+    assert "Without a result: all variants, seed 1." in text
+    assert "--set loop.documents=3" in text
+    assert "in 2 rounds of 3 documents" in text
