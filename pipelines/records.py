@@ -166,6 +166,13 @@ class InContext(Record):
     seconds: float
 
 
+class Known(Record):
+    """What the student answers without an update and without a passage."""
+
+    exact: tuple[bool, ...]
+    """Per question: greedy decoding writes the gold answer; False where it could not be asked."""
+
+
 class Candidate(Record):
     """A self-edit with its updates, scores and reward."""
 

@@ -16,7 +16,7 @@ from evaluation.exact_match import AnswerScore, end_tokens_of
 from evaluation.graders import DomainGrading, Grade, GradeItem, Grader
 from evaluation.tasks import KnowledgeTask, Question
 from pipelines.models import ModelRef, open_answer_engine, open_student, prove_student, student_digest, student_for
-from pipelines.records import Edit, InContext, ScoredUpdate
+from pipelines.records import Edit, InContext, Known, ScoredUpdate
 from pipelines.settings import GradingConfig, LoopSettings, QuestionSet
 from student.adapters import Adapter, save_adapter
 from student.bank.bank import LoraBank
@@ -308,3 +308,11 @@ def read_in_context(settings: LoopSettings, edits: Sequence[Edit], tasks: Mappin
         ),
         seconds=time.perf_counter() - started,
     )
+
+
+def ask_base(settings: LoopSettings, questions: Sequence[Question]) -> Known:
+    """Return which questions the student answers right without an update; each is asked, or fails, alone."""
+    student = open_student(ModelRef.of(settings.student.model, settings))
+    sets, form = [[question] for question in questions], settings.student.answer_format
+    found = score_in_context(student.model, student.tokenizer, [""] * len(sets), sets, form, template="{context}")
+    return Known(exact=tuple(not isinstance(scores, ScoringFailure) and scores[0].exact for scores in found))

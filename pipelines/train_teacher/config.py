@@ -16,12 +16,15 @@ from pipelines.train_teacher.sources import (
     BASELINE_TEACHER,
     STANDARD,
     TRAINED_TEACHER,
+    ActiveReading,
+    AskFirst,
     BestPrompt,
     Control,
     ExternalGenerator,
     FixedSpecification,
     Labelled,
     ListedVariant,
+    MixedPrompts,
     Source,
     TeacherSource,
     Variant,
@@ -117,6 +120,18 @@ class ComparisonConfig(IntervalConfig):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"variants: {twice} are listed twice; give each variant a name of its own")
+        chosen = False
+        for place, variant in enumerate(self.variants):
+            if variant.equal_tokens and TRAINED_TEACHER not in names[:place]:
+                raise ValueError(f"variants: {variant.name} has equal_tokens, which needs {TRAINED_TEACHER} before it")
+            if not isinstance(variant.source, BestPrompt):
+                continue
+            if not (variant.source.prompts or chosen):
+                raise ValueError(
+                    f"variants: {variant.name} takes the prompt that another one chose; list a variant whose source is "
+                    "best_prompt, with prompts, before it"
+                )
+            chosen = True
         return self
 
 
@@ -136,11 +151,12 @@ class TrainTeacherConfig(LoopSettings):
     def listed(self) -> list[Variant]:
         """The variants of the run; without rounds those that need a trained teacher are left out."""
 
-        def is_possible(source: Source) -> bool:
+        def is_possible(variant: Variant) -> bool:
+            source = variant.source
             taught = isinstance(source, TeacherSource) and source.state != "untrained"
-            return bool(self.loop.rounds) or not (taught or isinstance(source, Control))
+            return bool(self.loop.rounds) or not (taught or variant.equal_tokens or isinstance(source, Control))
 
-        return [variant for variant in self.comparison.variants if is_possible(variant.source)]
+        return [variant for variant in self.comparison.variants if is_possible(variant)]
 
     @property
     def external_sampling(self) -> OpenAISampling | None:
@@ -182,9 +198,9 @@ class TrainTeacherConfig(LoopSettings):
                 "data.development_documents: the best prompt is chosen on development documents, got 0, allowed is at "
                 "least 1 (or leave best_prompt out of comparison.variants)"
             )
-        baselines = {control.kind for control in self.sources(Control)}
-        if "equal_tokens" in baselines and not self.sources(BestPrompt):
-            raise ValueError("comparison.variants: equal_tokens needs a variant whose source is best_prompt; add one")
+        baselines: set[str] = {control.kind for control in self.sources(Control)}
+        baselines |= {"equal_tokens" for variant in self.comparison.variants if variant.equal_tokens}
+        baselines |= {s.type for kind in (MixedPrompts, ActiveReading, AskFirst) for s in self.sources(kind)}
         baselines |= {"specs" for _ in self.sources(FixedSpecification)}
         baselines |= {"proxy_teacher" for source in self.sources(TeacherSource) if source.state == "proxy"}
         grader = None if self.grading is None else self.grading.grader.type

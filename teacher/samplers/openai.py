@@ -12,7 +12,7 @@ from pydantic import Field
 from evaluation.common.data import derive_seed
 from evaluation.engines.endpoint import Endpoint, EndpointConfig, EndpointRequest, check_key, most_tokens
 from evaluation.engines.ledger import EndpointFailure, Ledger, Outcome, Spent
-from teacher.samplers.sampler import Completion, FailedCompletion, Sampling
+from teacher.samplers.sampler import Completion, FailedCompletion, Sampling, cut_at
 
 
 class OpenAISampling(Sampling):
@@ -57,7 +57,9 @@ class OpenAISampler:
         """See `Endpoint.check`."""
         self._opened[1].check()
 
-    def sample(self, prompts: Sequence[str], *, n: int, seed: int) -> list[list[Completion | FailedCompletion]]:
+    def sample(
+        self, prompts: Sequence[str], *, n: int, seed: int, stop: str | None = None
+    ) -> list[list[Completion | FailedCompletion]]:
         """Return `n` completions for each prompt; see `Sampler.sample`.
 
         Servers need not honor the seeds, so repeatability comes from the ledger.
@@ -75,11 +77,12 @@ class OpenAISampler:
                 top_p=self._config.top_p,
                 seed=derive_seed(seed, prompt, index),
                 index=index,
+                stop=stop,
             )
             for prompt in prompts
             for index in range(distinct)
         ]
-        written = [_completion(outcome) for outcome in self._opened[1].complete(requests)]
+        written = [_completion(outcome, stop) for outcome in self._opened[1].complete(requests)]
         return [[written[p * distinct + index % distinct] for index in range(n)] for p in range(len(prompts))]
 
     def close(self) -> None:
@@ -94,7 +97,9 @@ class OpenAISampler:
         return ledger, Endpoint(self._config.endpoint, ledger)
 
 
-def _completion(outcome: Outcome) -> Completion | FailedCompletion:
+def _completion(outcome: Outcome, stop: str | None) -> Completion | FailedCompletion:
     if isinstance(outcome, EndpointFailure):
         return FailedCompletion(outcome.reason, outcome.detail)
-    return Completion(outcome.text, (), outcome.finish_reason, outcome.completion_tokens)
+    text = cut_at(outcome.text, stop)
+    ended = "stop" if text != outcome.text else outcome.finish_reason
+    return Completion(text, (), ended, outcome.completion_tokens)
