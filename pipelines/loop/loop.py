@@ -99,11 +99,10 @@ class Loop:
         """The teacher's policy and tokenizer."""
         return self._teacher(None).open()
 
-    def prompt(self, template: str, task: KnowledgeTask, strategy: str | None = None) -> str:
+    def prompt(self, template: str, task: KnowledgeTask, strategy: str = "") -> str:
         """Return what the teacher reads about a task, with the strategy that the template's instruction asks for."""
-        chosen, budget = prompt_template(template), self.settings.student.update.step_budget
-        if strategy is not None:
-            chosen = chosen.with_strategy(strategy)
+        budget = self.settings.student.update.step_budget
+        chosen = prompt_template(template).with_strategy(strategy)
         document = domain_of(task).render(task)
         if self.settings.teacher.chat:
             return chosen.render_chat(document, self.open_teacher.policy.tokenizer, budget)

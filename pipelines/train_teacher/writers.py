@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import chain, zip_longest
+from itertools import chain, product, zip_longest
 
 from evaluation.common.data import derive_seed
 from evaluation.tasks import KnowledgeTask, Question
@@ -36,7 +36,7 @@ def writer_of(loop: Loop, source: sources.PromptedSource | sources.ExternalGener
 
 def write_mixed(loop: Loop, prompts: Sequence[str], tasks: Sequence[KnowledgeTask], *, n: int, seed: int) -> Sampling:
     """Return self-edits with the lines of a completion of each prompt, in turn."""
-    return _joined([loop.sample(None, prompt, tasks, n=n, seed=seed) for prompt in prompts])
+    return _joined([loop.sample(None, prompt, tasks, n=n, seed=seed) for prompt in prompts], tasks, n)
 
 
 def write_actively(loop: Loop, tasks: Sequence[KnowledgeTask], *, n: int, seed: int) -> Sampling:
@@ -47,49 +47,26 @@ def write_actively(loop: Loop, tasks: Sequence[KnowledgeTask], *, n: int, seed: 
     tokens. Where none could be read, it fails as its list did.
     """
     lists = loop.sample(None, STRATEGIES, tasks, n=n, seed=seed)
-    parts = []
-    for place in range(APPLIED):
-        applied = []
-        for index in range(n):
-            listed = [(edit, edit.edit.implications) for edit in lists.edits if edit.index == index and edit.edit]
-            read = [loop.tasks[edit.document_id] for edit, _ in listed]
-            texts = [
-                loop.prompt(STRATEGY, task, lines[place % len(lines)].line)
-                for task, (_, lines) in zip(read, listed, strict=True)
-            ]
-            written = loop.write(None, STRATEGY, texts, read, n=1, seed=derive_seed(seed, place, index))
-            moved = tuple(edit.model_copy(update={"index": index}) for edit in written.edits)
-            applied.append(written.model_copy(update={"edits": moved}))
-        edits = tuple(chain.from_iterable(one.edits for one in applied))
-        too_long = {name: why for one in applied for name, why in one.too_long.items()}
-        parts.append(Sampling(edits=edits, too_long=too_long, seconds=sum(one.seconds for one in applied)))
-    found = _joined(parts)
-    there = {edit.id for edit in found.edits}
-    failed = tuple(edit for edit in lists.edits if edit.edit is None and edit.id not in there)
-    places = {task.id: place for place, task in enumerate(tasks)}
-    ordered = sorted((*found.edits, *failed), key=lambda edit: (places[edit.document_id], edit.index))
-    return Sampling(
-        edits=tuple(ordered), too_long=lists.too_long | found.too_long, seconds=lists.seconds + found.seconds
-    )
+    parts = [lists.model_copy(update={"edits": tuple(edit for edit in lists.edits if not _lines(edit))})]
+    for index, place in product(range(n), range(APPLIED)):
+        listed = {edit.document_id: _lines(edit) for edit in lists.edits if edit.index == index and _lines(edit)}
+        read = [task for task in tasks if task.id in listed]
+        texts = [loop.prompt(STRATEGY, task, listed[task.id][place % len(listed[task.id])].line) for task in read]
+        made = loop.write(None, STRATEGY, texts, read, n=1, seed=derive_seed(seed, place, index))
+        moved = tuple(edit.model_copy(update={"index": index}) for edit in made.edits)
+        parts.append(made.model_copy(update={"edits": moved}))
+    return _joined(parts, tasks, n)
 
 
-def _joined(parts: Sequence[Sampling]) -> Sampling:
+def _joined(parts: Sequence[Sampling], tasks: Sequence[KnowledgeTask], n: int) -> Sampling:
     """Return self-edits of the same documents and indexes as one each, as far as they fitted the teacher."""
     grouped: dict[tuple[str, int], list[Edit]] = {}
     for edit in chain.from_iterable(part.edits for part in parts):
         grouped.setdefault((edit.document_id, edit.index), []).append(edit)
-    too_long = {name: why for part in parts for name, why in part.too_long.items()}
-    there = {document for document, _ in grouped}
-    return Sampling(
-        edits=tuple(in_turn(edits) for _, edits in sorted(grouped.items(), key=_place_in(parts))),
-        too_long={name: why for name, why in too_long.items() if name not in there},
-        seconds=sum(part.seconds for part in parts),
-    )
-
-
-def _place_in(parts: Sequence[Sampling]) -> Callable[[tuple[tuple[str, int], object]], tuple[int, int]]:
-    documents = list(dict.fromkeys(edit.document_id for part in parts for edit in part.edits))
-    return lambda item: (documents.index(item[0][0]), item[0][1])
+    keys = [(task.id, index) for task in tasks for index in range(n) if (task.id, index) in grouped]
+    too_long = {name: why for part in parts for name, why in part.too_long.items() if (name, 0) not in grouped}
+    edits = tuple(in_turn(grouped[key]) for key in keys)
+    return Sampling(edits=edits, too_long=too_long, seconds=sum(part.seconds for part in parts))
 
 
 def in_turn(edits: Sequence[Edit]) -> Edit:
@@ -97,9 +74,12 @@ def in_turn(edits: Sequence[Edit]) -> Edit:
 
     All that was written counts as its tokens. Without any line it is the first of them, with its failure.
     """
-    columns = [edit.edit.implications if edit.edit else () for edit in edits]
-    lines = [line for row in zip_longest(*columns) for line in row if line is not None]
+    lines = [line for row in zip_longest(*map(_lines, edits)) for line in row if line is not None]
     return _of_lines(edits[0], lines, sum(edit.tokens for edit in edits)) if lines else edits[0]
+
+
+def _lines(edit: Edit) -> tuple[Implication, ...]:
+    return edit.edit.implications if edit.edit else ()
 
 
 def _of_lines(like: Edit, lines: Iterable[Implication], tokens: int) -> Edit:
@@ -117,14 +97,13 @@ def only_missed(loop: Loop, sampling: Sampling, count: Callable[[str], int]) -> 
     asked = {
         (line.text, line.answer): Question(question=line.text, answer=line.answer)
         for edit in sampling.edits
-        for line in (edit.edit.implications if edit.edit else ())
+        for line in _lines(edit)
         if line.answer and line.answer.strip() and line.text.strip()
     }
     known = dict(zip(asked, loop.knows(list(asked.values())), strict=True))
     found = []
     for edit in sampling.edits:
-        lines = edit.edit.implications if edit.edit else ()
-        missed = [line for line in lines if line.answer and not known.get((line.text, line.answer), True)]
+        missed = [line for line in _lines(edit) if line.answer and not known.get((line.text, line.answer), True)]
         if missed:
             edit = _of_lines(edit, missed, sum(count(written_line(line)) for line in missed))
         elif edit.edit is not None:

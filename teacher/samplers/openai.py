@@ -12,7 +12,7 @@ from pydantic import Field
 from evaluation.common.data import derive_seed
 from evaluation.engines.endpoint import Endpoint, EndpointConfig, EndpointRequest, check_key, most_tokens
 from evaluation.engines.ledger import EndpointFailure, Ledger, Outcome, Spent
-from teacher.samplers.sampler import Completion, FailedCompletion, Sampling, cut_at
+from teacher.samplers.sampler import Completion, FailedCompletion, Sampling
 
 
 class OpenAISampling(Sampling):
@@ -100,6 +100,5 @@ class OpenAISampler:
 def _completion(outcome: Outcome, stop: str | None) -> Completion | FailedCompletion:
     if isinstance(outcome, EndpointFailure):
         return FailedCompletion(outcome.reason, outcome.detail)
-    text = cut_at(outcome.text, stop)
-    ended = "stop" if text != outcome.text else outcome.finish_reason
-    return Completion(text, (), ended, outcome.completion_tokens)
+    text, cut, _ = outcome.text.partition(stop) if stop else (outcome.text, "", "")
+    return Completion(text, (), "stop" if cut else outcome.finish_reason, outcome.completion_tokens)

@@ -180,24 +180,16 @@ class LocalSampler(ABC, Generic[_Sampled]):
         if self._stop is not None and self._stop in text:
             stop = self._stop  # the tokens that it takes are found by halving, as longer beginnings hold it too
             least = bisect_left(range(len(kept)), True, key=lambda count: stop in self._decoded(kept[:count]))
-            return Completion(text=cut_at(text, stop), token_ids=tuple(kept[:least]), finish_reason="stop")
+            return Completion(text=text.partition(stop)[0], token_ids=tuple(kept[:least]), finish_reason="stop")
         return Completion(text=text, token_ids=tuple(kept), finish_reason="length" if end is None else "stop")
 
     def _decoded(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
-    def _stops(self, rows: Sequence[Sequence[int]]) -> list[bool]:
-        """Return which rows of sampled tokens have just completed `stop`."""
-        stop = self._stop
-        if stop is None:
-            return [False] * len(rows)
+    def _stopped(self, rows: Sequence[Sequence[int]], stop: str) -> list[bool]:
+        """Return which rows of sampled tokens have just completed a stop string."""
         last = len(stop.encode()) + 4  # a token is a byte at least; one more character may stand around it
         return [stop in self._decoded(row[-last:]) for row in rows]
-
-
-def cut_at(text: str, stop: str | None) -> str:
-    """Return a text up to a stop string."""
-    return text if stop is None else text.partition(stop)[0]
 
 
 def end_of_turn(tokenizer: Any) -> frozenset[int]:

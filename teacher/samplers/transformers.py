@@ -102,7 +102,7 @@ class TransformersSampler(LocalSampler[Completion]):
             processors.append(with_noise)
 
         def has_stopped(input_ids: Tensor, _scores: Any, **_: Any) -> Tensor:
-            return torch.tensor(self._stops(input_ids[:, width:].tolist()), device=device)
+            return torch.tensor(self._stopped(input_ids[:, width:].tolist(), self._stop or ""), device=device)
 
         criteria = StoppingCriteriaList([] if self._stop is None else [has_stopped])
         with torch.no_grad(), self._neutral_model():
