@@ -20,9 +20,7 @@ class Knowledge(Domain):
 
     name = "knowledge"
     sections = (JsonLinesData, SquadData, HuggingFaceData, MicroworldData)
-    baselines = Domain.baselines | {
-        *("swapped_values", "equal_tokens", "oracle", "proxy_teacher", "mixed_prompts", "active_reading", "ask_first")
-    }
+    baselines = Domain.baselines | {"equal_tokens", "oracle", "mixed_prompts", "active_reading", "ask_first"}
 
     def load(self, data: JsonLinesData | SquadData | HuggingFaceData | MicroworldData) -> Split:
         """Return the documents; see `Domain.load`."""

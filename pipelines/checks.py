@@ -22,18 +22,10 @@ from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel
 
-from evaluation.common.checkpoints import (
-    MICRO_MODELS,
-    is_micro,
-    linear_layers,
-    load_checkpoint,
-    local_model,
-    resolve_model,
-    weight_shapes,
-)
+from evaluation.common import checkpoints
+from evaluation.common.data import did_you_mean
 from evaluation.common.errors import ConfigError, ModelError, PreceptorError
 from evaluation.common.gguf import PACKAGED, converted
-from evaluation.common.mistakes import did_you_mean
 from evaluation.engines.vllm import INSTALL_HINT
 from pipelines.lineage.store import has_store
 from pipelines.process import preceptor, prepare_process
@@ -174,20 +166,22 @@ def model_finding(
         chat: Setting that needs a chat template, if any.
     """
     try:
-        place, made = local_model(name), converted(name)
+        place, made = checkpoints.local_model(name), converted(name)
     except ModelError as error:
         return Finding(role, False, str(error))
     if place is None and made is not None and name not in PACKAGED:
         return Finding(role, True, f"{name}: the run dequantises it once into {made}")
     lacking = [part for part, each in _PARTS.items() if place and not any(any(place.glob(pattern)) for pattern in each)]
-    if place is None or (lacking and not Path(resolve_model(name)).is_dir()):  # a part of it is in the hub's cache
+    if place is None or (
+        lacking and not Path(checkpoints.resolve_model(name)).is_dir()
+    ):  # a part of it is in the hub's cache
         problem = _absence(role, name)
         return Finding(role, not problem, problem or f"{name}: the run downloads it")
     if lacking:
         return Finding(role, False, f"{name} lacks {', '.join(lacking)}; save model and tokenizer there")
     try:
-        linears = linear_layers(_read(place, chat))
-        known = is_micro(name) and all(_has_layers(linears, recipe) for recipe in (recipes or {}).values())
+        linears = checkpoints.linear_layers(_read(place, chat))
+        known = checkpoints.is_micro(name) and all(_has_layers(linears, recipe) for recipe in (recipes or {}).values())
         note = "" if known else _tried(place, recipes)
     except ModelError as error:
         return Finding(role, False, f"{name} {error}")
@@ -200,12 +194,12 @@ def _absence(role: str, name: str) -> str:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-    advice = f"Set {role}.model to a directory, a hub id, or one of {', '.join([*MICRO_MODELS, *PACKAGED])}"
+    advice = f"Set {role}.model to a directory, a hub id, or one of {', '.join([*checkpoints.MICRO_MODELS, *PACKAGED])}"
     if name in PACKAGED:
         return f"{name!r} is not on this machine. Fetch it: {preceptor('get-model', name)}"
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists():
         return f"there is no directory {name!r}. {advice}"
-    if "/" not in name and (hint := did_you_mean(name, MICRO_MODELS)):
+    if "/" not in name and (hint := did_you_mean(name, checkpoints.MICRO_MODELS)):
         return f"got {name!r}{hint} {advice}"
     try:
         validate_repo_id(name)
@@ -241,7 +235,7 @@ def _read(place: Path, chat: str) -> dict[str, tuple[int, ...]]:
     places = [*place.glob("chat_template.*"), *place.glob("tokenizer_config.json")]
     if chat and not any("chat_template" in f"{file.stem} {file.read_text(encoding='utf-8')}" for file in places):
         raise ModelError(f"has no chat template, which {chat} needs; change {chat}, or use an instruction-tuned model")
-    return weight_shapes(place)
+    return checkpoints.weight_shapes(place)
 
 
 def _has_layers(linears: Sequence[str], recipe: UpdateRecipe) -> bool:
@@ -257,7 +251,7 @@ def _tried(place: Path, recipes: Mapping[str, UpdateRecipe] | None) -> str:
 
     size = sum(file.stat().st_size for pattern in _WEIGHTS for file in place.glob(pattern))
     try:
-        opened = load_checkpoint(str(place), weights=size <= OPENED_BYTES)
+        opened = checkpoints.load_checkpoint(str(place), weights=size <= OPENED_BYTES)
     except ModelError as error:
         reason = str(error.__cause__).strip().partition("\n")[0].rstrip(".")
         raise ModelError(f"cannot be opened: {reason}; give a causal model with its tokenizer") from error

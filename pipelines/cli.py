@@ -17,7 +17,6 @@ from pipelines.adapt_student.init import examples, get_model, init
 from pipelines.adapt_student.queue import list_documents, remove, show
 from pipelines.ask.answerer import ask
 from pipelines.check_regression.command import check_regression
-from pipelines.doctor import doctor
 from pipelines.experiments.micro_models import build_micro
 from pipelines.inbox.command import app as inbox_app
 from pipelines.process import (
@@ -30,14 +29,13 @@ from pipelines.process import (
     prepare_process,
 )
 from pipelines.terminal import STOPPED, guard_output, open_console, plain_errors, stoppable
-from pipelines.upkeep import backup, restore
+from pipelines.upkeep import backup, doctor, restore
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from pipelines.lineage.moves import Move
     from pipelines.lineage.registry import Registry
-    from pipelines.lineage.versions import Rollback
+    from pipelines.lineage.versions import Move, Rollback
 
 _GROUPS = {
     "Learn": ("train-teacher", "build-micro"),
@@ -364,7 +362,7 @@ config_app = typer.Typer(help="The configuration files.", no_args_is_help=True, 
 @config_app.command("reference")
 def config_reference() -> None:
     """Print every setting with its type, default, range and meaning, in Markdown (docs/configuration.md)."""
-    from pipelines.reports.reference import reference
+    from pipelines.settings import reference
 
     sys.stdout.write(reference(schemas()))
 

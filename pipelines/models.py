@@ -10,18 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
+from evaluation import exact_match
 from evaluation.common.checkpoints import Checkpoint, load_checkpoint, model_digest
 from evaluation.common.errors import ModelError
-from evaluation.exact_match import AnswerFormat
-from evaluation.formats import (
-    FORMAT_QUESTIONS,
-    FormatName,
-    Tried,
-    best_format,
-    chat_format,
-    few_shot_format,
-    try_formats,
-)
 from evaluation.graders import DomainGrading, Grader, build_grader
 from evaluation.retention import general_questions
 from pipelines.settings import Asking, GradingConfig, LoopSettings, Settings
@@ -118,7 +109,7 @@ def student_digest(ref: ModelRef) -> str:
     return _once(lambda: model_digest(open_student(ref).model), "student digest", ref)
 
 
-def answer_format(asking: Asking, ref: ModelRef) -> AnswerFormat:
+def answer_format(asking: Asking, ref: ModelRef) -> exact_match.AnswerFormat:
     """Return the form in which a student is trained and asked; `auto` is decided by asking its base.
 
     Raises:
@@ -127,17 +118,19 @@ def answer_format(asking: Asking, ref: ModelRef) -> AnswerFormat:
     if asking.written is not None:
         return asking.written
     if asking.format == "few-shot":
-        return few_shot_format(asking.answer_format)
+        return exact_match.few_shot_format(asking.answer_format)
     if asking.format == "chat":
-        return chat_format(open_student(ref).tokenizer)
+        return exact_match.chat_format(open_student(ref).tokenizer)
     tried = tried_formats(ref)
-    return tried[best_format(tried)].answer_format
+    return tried[exact_match.best_format(tried)].answer_format
 
 
-def tried_formats(ref: ModelRef) -> dict[FormatName, Tried]:
+def tried_formats(ref: ModelRef) -> dict[exact_match.FormatName, exact_match.Tried]:
     """Return how the base answers general questions in each form."""
-    questions = general_questions(FORMAT_QUESTIONS)
-    return _once(lambda: try_formats(open_student(ref), AnswerFormat(), questions), "formats", ref)
+    questions = general_questions(exact_match.FORMAT_QUESTIONS)
+    return _once(
+        lambda: exact_match.try_formats(open_student(ref), exact_match.AnswerFormat(), questions), "formats", ref
+    )
 
 
 def with_answer_format(settings: _Loop) -> _Loop:

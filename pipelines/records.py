@@ -157,15 +157,6 @@ def usage_of(updates: Iterable[ScoredUpdate]) -> BankUsage:
     )
 
 
-class InContext(Record):
-    """Self-edits in the context of a student that is not updated."""
-
-    probabilities: tuple[tuple[float, ...] | None, ...]
-    """By question the probability of the gold answer, in [0, 1], in the order asked for; None where it could not be
-    scored."""
-    seconds: float
-
-
 class Known(Record):
     """What the student answers without an update and without a passage."""
 
@@ -179,8 +170,6 @@ class Candidate(Record):
     edit: Edit
     facts: dict[str, float] = Field(default_factory=dict)
     """Measures of the text: coverage, leakage, repetition ... (`teacher.filters.EditFacts`)."""
-    proxy_probability: tuple[float, ...] = ()
-    """By question the gold answer's probability with the self-edit in context, in [0, 1]; empty where it is unknown."""
     replicates: tuple[ScoredUpdate, ...] = ()
     reward: float | None = None
     """None when there is none, with a reason."""
@@ -194,11 +183,6 @@ class Candidate(Record):
     def document_id(self) -> str:
         """Of its self-edit."""
         return self.edit.document_id
-
-    @property
-    def proxy(self) -> float | None:
-        """Mean of `proxy_probability`, in [0, 1]; None where it is unknown."""
-        return known_mean(self.proxy_probability)
 
 
 _Item = TypeVar("_Item", Edit, Candidate)
@@ -300,18 +284,6 @@ class VariantComparison(Record):
     """Share of retention probes lost by variant, in [-1, 1]."""
 
 
-class CurvePoint(Record):
-    """Accuracy at one length of self-edits."""
-
-    budget: int
-    """Tokens allowed."""
-    tokens: float
-    """Mean tokens taken."""
-    accuracy: Interval
-    document_accuracy: dict[str, float] = Field(default_factory=dict)
-    """By document id."""
-
-
 class Transfer(Record):
     """The same self-edits on another student."""
 
@@ -337,22 +309,6 @@ class GroupAccuracy(Record):
     """Mean accuracy by variant, in [0, 1], over the tasks that it has scores on."""
 
 
-class SpecOracle(Record):
-    """The best specification of each of some test tasks, chosen by the tests that rewards come from."""
-
-    tasks: int
-    oracle: Interval
-    """Its accuracy on the comparison's tests, in [0, 1]."""
-    variants: dict[str, Interval]
-    """That of each variant on the same tasks."""
-    share: Interval | None
-    """The trained teacher's accuracy as a share of the oracle's; None where there is no trained teacher."""
-    regret: Interval | None
-    """The oracle's accuracy less the trained teacher's, in [-1, 1]; None where there is no trained teacher."""
-    chosen: dict[str, str] = Field(default_factory=dict)
-    """By task id, the specification as JSON."""
-
-
 class SpecSearch(Record):
     """Every specification of a space, tried on training tasks."""
 
@@ -361,8 +317,6 @@ class SpecSearch(Record):
     """The best one over all tasks, as JSON."""
     scores: dict[str, float | None]
     """By specification: mean accuracy, with a thousandth of the mean probability added; None where a task has none."""
-    oracle: SpecOracle | None = None
-    """None where the run wants none."""
 
 
 class RunResult(VariantComparison):
@@ -392,8 +346,6 @@ class RunResult(VariantComparison):
     """Updates of students that the rewards of all rounds took."""
     document_forgetting: dict[str, dict[str, float]] = Field(default_factory=dict)
     """Share of retention probes lost by variant and document id, in [-1, 1]."""
-    curve: dict[str, tuple[CurvePoint, ...]] = Field(default_factory=dict)
-    """Accuracy against tokens, by variant."""
     transfer: Transfer | None = None
     specs: SpecSearch | None = None
     """None without a fixed specification among the variants."""

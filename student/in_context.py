@@ -1,4 +1,4 @@
-"""The proxy reward: answers of a student that reads a self-edit in its context and is not updated.
+"""Answers of a student that reads a text in its context and is not updated.
 
 After Reinforcement-Learned Teachers (arXiv 2506.08388, section 3), which reward an explanation by the log-probability
 of the solution given it. The common prefix of a context's questions is read once, and each continues from its keys and

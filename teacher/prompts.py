@@ -15,12 +15,11 @@ from typing import Annotated, Any, TypeAlias
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationError, model_validator
 
-from evaluation.common.data import Frozen, digest_json
+from evaluation.common.data import Frozen, did_you_mean, digest_json, reason
 from evaluation.common.errors import ConfigError, ModelError
-from evaluation.common.mistakes import did_you_mean, reason
+from evaluation.common.text import NO_THOUGHTS
 from evaluation.domains import DOMAINS
 from evaluation.tasks import Document
-from evaluation.thoughts import NO_THOUGHTS
 from teacher.kinds import ACTIVE_READING, SEAL, SPA
 
 _PLACEHOLDER = re.compile(r"\{(\w*)\}")

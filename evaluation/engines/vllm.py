@@ -46,11 +46,13 @@ MAX_ADAPTERS = 16
 """Adapters in memory at a time, each at full rank; others are swapped."""
 
 
+MAX_SEQUENCES = 256
+"""Concurrent sequences."""
+
+
 class VllmOptions(Frozen):
     """Resources of the engine; they do not affect samples, except for rounding."""
 
-    max_sequences: int = Field(default=256, ge=1, le=4096)
-    """Concurrent sequences, in [1, 4096]."""
     kv_cache_gb: float | None = Field(default=None, gt=0.0, le=1024.0)
     """KV cache in GB (10^9 bytes), in (0, 1024]; None is 1 GB on a CPU, and on a GPU the rest of `gpu_memory_share`."""
     gpu_memory_share: float = Field(default=0.4, gt=0.0, le=1.0)
@@ -268,7 +270,7 @@ def _engine_settings(options: VllmOptions, device: str, max_rank: int | None) ->
     settings: dict[str, Any] = {
         # Compilation took 50 s on two cores without a speed-up.
         "enforce_eager": on_cpu,
-        "max_num_seqs": options.max_sequences,
+        "max_num_seqs": MAX_SEQUENCES,
         "max_model_len": options.max_model_tokens,
         "enable_prefix_caching": True,
         # Chunking rewinds the request's random generator, which a CPU generator cannot do.

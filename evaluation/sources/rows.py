@@ -19,8 +19,8 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from evaluation.common.data import grouped, reason
 from evaluation.common.errors import InputError
-from evaluation.common.mistakes import grouped, reason
 from evaluation.common.text import clean_text
 from evaluation.tasks import DataSplit, Document, KnowledgeTask, Question
 

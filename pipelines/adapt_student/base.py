@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from evaluation.exact_match import score_answers
-from evaluation.formats import best_format
+from evaluation.exact_match import best_format, score_answers
 from evaluation.retention import retention_probes
 from pipelines.adapt_student.config import NightConfig
 from pipelines.models import ModelRef, answer_format, open_student, tried_formats

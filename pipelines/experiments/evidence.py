@@ -174,20 +174,6 @@ def gains_table(results: Results) -> str:
     return markdown_table(["difference, points", "bootstrap", "reading", "random effects", "SD between seeds"], rows)
 
 
-def budgets_table(evidence: Evidence) -> str:
-    """Return accuracies at equal token budgets, and the trained teacher's gains; empty without a curve."""
-    results, rows = evidence.seeds, []
-    labels = evidence.labels(result.curve for result in results.values())
-    curves = [[(name, point) for name, curve in r.curve.items() for point in curve] for r in results.values()]
-    for budget in sorted({point.budget for curve in curves for _, point in curve}):
-        scores = [{n: point.document_accuracy for n, point in curve if point.budget == budget} for curve in curves]
-        cells = [percent_interval(pooled([by.get(name, {}).values() for by in scores], low=0.0)) for name in labels]
-        rivals = [pooled([paired(by, TRAINED, name) for by in scores]) for name in labels if name != TRAINED]
-        rows.append([str(budget), *cells, *map(points_interval, rivals)])
-    heads = [*labels.values(), *(f"trained − {label}" for name, label in labels.items() if name != TRAINED)]
-    return markdown_table(["tokens allowed", *heads], rows) if rows else ""
-
-
 def means_table(evidence: Evidence, field: str, heads: Mapping[str, str]) -> str:
     """Return means over seeds of a field of results, by variant and key; empty if no result has any."""
     notes: list[Mapping[str, Mapping[str, float]]] = [getattr(result, field) for result in evidence.seeds.values()]
@@ -308,7 +294,6 @@ def write_document(evidence: Evidence, out: Path) -> Path:
         "Variants": f"{variants_table(evidence)}\n\n{pictures['variants']}",
         "Notes": f"{OPEN}{notes}{CLOSE}",
         "Differences": gains_table(seeds),
-        "Equal tokens": budgets_table(evidence),
         "Phrasings of the questions": means_table(evidence, "phrasings", {w: f"{w}, %" for w in wordings}),
         "Retention": retention_table(evidence),
         "Self-edits": means_table(evidence, "edit_notes", _EDIT_NOTES),

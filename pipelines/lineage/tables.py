@@ -49,7 +49,6 @@ _CANDIDATE_COLUMNS: dict[str, tuple[str, Callable[[Candidate], Any]]] = {
     "last_loss": ("float64s", lambda c: [r.last_loss for r in c.replicates]),
     "forgetting": ("float64s", lambda c: [r.forgetting for r in c.replicates]),
     "facts": ("string", lambda c: _json(c.facts)),
-    "proxy": ("float64", lambda c: c.proxy),
     "reward": ("float64", lambda c: c.reward),
     "reason": ("string", lambda c: c.reason.value if c.reason else None),
     "base_reward": ("float64", lambda c: c.base_reward),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from evaluation.common.errors import UpdateError
 from evaluation.domains import domain_of
 from evaluation.engines.ledger import Spent
 from evaluation.graders import Grade, Grader, JudgeGrader
@@ -15,17 +17,22 @@ from evaluation.tasks import KnowledgeTask, Question
 from pipelines import models
 from pipelines.execution import Execution, content_key
 from pipelines.loop import update as updates
-from pipelines.loop.teacher import learn_from, sample_from, sample_teacher
 from pipelines.loop.update import BankWork, Trial, questions_of
-from pipelines.records import Edit, InContext, Learning, Sampling, ScoredUpdate
+from pipelines.models import TeacherState
+from pipelines.records import Edit, Learning, Sampling, ScoredUpdate
 from pipelines.settings import LoopSettings, QuestionSet
 from student.adapters import load_adapter
-from teacher.algorithms.algorithm import WeightedExample
+from teacher.algorithms.algorithm import WeightedExample, learn
+from teacher.parsing.parser import parse_self_edit
 from teacher.prompts import prompt_template
+from teacher.rewards import RewardFailure
 from teacher.samplers.openai import OpenAISampler, OpenAISampling
+from teacher.samplers.sampler import Completion, FailedCompletion, Sampler, prompts_too_long
+from teacher.self_edit import SelfEdit
 
 if TYPE_CHECKING:
     from pipelines.reports.console import Reporter
+
 
 STATES = "teachers"
 """Directory of the work directory with the teacher's saved states, by digest."""
@@ -235,19 +242,6 @@ class Loop:
         """Return the scores of the student without an update, in the order of the tasks."""
         return self.update([Trial(task.id, 0, None, 0) for task in tasks], questions)
 
-    def in_context(self, edits: Sequence[Edit]) -> InContext:
-        """Return the probability of the gold answers with each self-edit in the student's context, and no update."""
-        tasks = {edit.document_id: self.tasks[edit.document_id] for edit in edits}
-        content = {
-            "student": self.student_digest,
-            "format": self.settings.student.answer_format.model_dump(mode="json"),
-            "edits": [[e.document_id, tasks[e.document_id].digest, e.edit.digest] for e in edits if e.edit is not None],
-        }
-        describe = f"reading {len(edits)} self-edits in the student's context"
-        return self.execution.run(
-            "in-context", content, updates.read_in_context, self.settings, list(edits), tasks, describe=describe
-        )
-
     def knows(self, questions: Sequence[Question]) -> tuple[bool, ...]:
         """Return which questions the student answers right, by exact match, without an update and a passage."""
         content = {
@@ -338,3 +332,92 @@ class Loop:
         if isinstance(self.grader, JudgeGrader):
             found["judge"] = self.grader
         return found
+
+
+def sample_teacher(
+    teacher: TeacherState,
+    prompts: Sequence[str],
+    tasks: Sequence[KnowledgeTask],
+    n: int,
+    seed: int,
+    stop: str | None = None,
+) -> Sampling:
+    """Return `n` parsed self-edits for each task from a teacher at a saved state; see `sample_from`."""
+    opened = teacher.open()
+    opened.at(teacher.directory)
+    return sample_from(opened.sampler, prompts, tasks, n, seed, stop)
+
+
+def sample_from(
+    sampler: Sampler,
+    prompts: Sequence[str],
+    tasks: Sequence[KnowledgeTask],
+    n: int,
+    seed: int,
+    stop: str | None = None,
+) -> Sampling:
+    """Return `n` parsed self-edits for each task and its prompt from any engine; what fails has its reason.
+
+    Each ends at `stop` at the latest. The tasks' questions are not read.
+    """
+    started = time.perf_counter()
+    refused = prompts_too_long(sampler, prompts)
+    fitting = [i for i in range(len(tasks)) if i not in refused]
+    sampled = sampler.sample([prompts[i] for i in fitting], n=n, seed=seed, stop=stop) if fitting else []
+    edits = [
+        _parsed(tasks[i], prompts[i], index, completion)
+        for i, completions in zip(fitting, sampled, strict=True)
+        for index, completion in enumerate(completions)
+    ]
+    too_long = {
+        tasks[i].id: f"prompt of {length} tokens, allowed are {sampler.max_prompt_tokens}"
+        for i, length in refused.items()
+    }
+    return Sampling(edits=tuple(edits), too_long=too_long, seconds=time.perf_counter() - started)
+
+
+def _parsed(task: KnowledgeTask, prompt: str, index: int, completion: Completion | FailedCompletion) -> Edit:
+    if isinstance(completion, FailedCompletion):
+        return Edit(
+            document_id=task.id,
+            index=index,
+            rejection=f"{completion.reason}: {completion.detail}",
+            failure=RewardFailure.GENERATION_FAILED,
+        )
+    parsed = parse_self_edit(completion.text, prompt=prompt, finish_reason=completion.finish_reason)
+    edit = parsed.edit
+    if edit is not None and domain_of(task).spec_alone and (edit.augmentations or edit.training):
+        edit = SelfEdit(augmentations=edit.augmentations, training=edit.training)  # lines beside a spec are reasoning
+    return Edit(
+        document_id=task.id,
+        index=index,
+        text=completion.text,
+        token_ids=completion.token_ids,
+        completion_tokens=completion.completion_tokens,
+        finish_reason=completion.finish_reason,
+        edit=edit,
+        rejection="" if parsed.reason is None else f"{parsed.reason.value}: {parsed.detail}",
+        failure=None if parsed.reason is None else RewardFailure.PARSE_FAILED,
+        dropped={reason.value: count for reason, count in parsed.dropped.items()},
+    )
+
+
+def learn_from(teacher: TeacherState, examples: Sequence[WeightedExample], seed: int, states: Path) -> Learning:
+    """Return the step of a teacher on a round's examples, which `seed` orders; without any it stays unchanged.
+
+    The new state is saved in `states`, under its own digest.
+
+    Raises:
+        UpdateError: A step had a loss or gradient that is not finite.
+    """
+    started, opened = time.perf_counter(), teacher.open()
+    policy = opened.at(teacher.directory, to_change=True)
+    report = learn(policy, examples, teacher.config.learning, seed)
+    if report.skipped_steps:
+        raise UpdateError(
+            f"teacher: {report.skipped_steps} learning steps had a loss or gradient that is not finite. Lower "
+            "teacher.learning.learning_rate; the rounds before this one are kept."
+        )
+    place = opened.keep(states)
+    took = time.perf_counter() - started
+    return Learning(**report.model_dump(), policy=place.name, policy_digest=policy.digest, seconds=took)

@@ -16,7 +16,7 @@ from evaluation.exact_match import AnswerScore, end_tokens_of
 from evaluation.graders import DomainGrading, Grade, GradeItem, Grader
 from evaluation.tasks import KnowledgeTask, Question
 from pipelines.models import ModelRef, open_answer_engine, open_student, prove_student, student_digest, student_for
-from pipelines.records import Edit, InContext, Known, ScoredUpdate
+from pipelines.records import Known, ScoredUpdate
 from pipelines.settings import GradingConfig, LoopSettings, QuestionSet
 from student.adapters import Adapter, save_adapter
 from student.bank.bank import LoraBank
@@ -291,22 +291,6 @@ def _with_grades(update: ScoredUpdate, grades: Sequence[Grade]) -> ScoredUpdate:
             "correct": tuple(grade.correct for grade in grades),
             "ungraded": dict(Counter(grade.ungraded for grade in grades if grade.ungraded is not None)),
         }
-    )
-
-
-def read_in_context(settings: LoopSettings, edits: Sequence[Edit], tasks: Mapping[str, KnowledgeTask]) -> InContext:
-    """Return the probability of the gold answers with each parsed self-edit in the student's context."""
-    started = time.perf_counter()
-    student = open_student(ModelRef.of(settings.student.model, settings))
-    contexts = [" ".join(line.line for line in e.edit.implications) for e in edits if e.edit is not None]
-    questions = [tasks[e.document_id].questions for e in edits]
-    found = score_in_context(student.model, student.tokenizer, contexts, questions, settings.student.answer_format)
-    return InContext(
-        probabilities=tuple(
-            None if isinstance(scores, ScoringFailure) else tuple(score.probability for score in scores)
-            for scores in found
-        ),
-        seconds=time.perf_counter() - started,
     )
 
 

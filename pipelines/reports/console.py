@@ -16,18 +16,7 @@ from evaluation.statistics import SMALL_SAMPLE, Interval, PairedTest
 from pipelines.plan import Step
 from pipelines.process import preceptor
 from pipelines.records import Round, RunResult, VariantComparison, VariantScores
-from pipelines.reports.format import (
-    UNKNOWN,
-    counted,
-    duration,
-    percent,
-    percent_interval,
-    plain_table,
-    points,
-    points_interval,
-    tokens,
-    wrapped,
-)
+from pipelines.reports import format
 from pipelines.terminal import guard_output
 
 if TYPE_CHECKING:
@@ -118,7 +107,7 @@ def round_line(record: Round) -> str:
         parts.append(f"development {record.development.mean:.3f} ({record.development.decision})")
     if not record.learning.examples:
         parts.append("no examples to learn from")
-    parts.append(duration(sum(record.seconds.values())))
+    parts.append(format.duration(sum(record.seconds.values())))
     return f"round {record.round}: " + ", ".join(parts)
 
 
@@ -137,8 +126,8 @@ def _gain(comparison: VariantComparison, reference: str, other: str) -> tuple[st
             said = reading(found, comparison.tests.get(name), comparison.confidence)
             if first == other:
                 found = Interval(mean=-found.mean, low=-found.high, high=-found.low)
-            return points_interval(found), said
-    return UNKNOWN, UNKNOWN
+            return format.points_interval(found), said
+    return format.UNKNOWN, format.UNKNOWN
 
 
 def run_table(comparison: VariantComparison, variants: Sequence[VariantScores]) -> Table:
@@ -147,8 +136,8 @@ def run_table(comparison: VariantComparison, variants: Sequence[VariantScores]) 
 
     trained = any(variant.name == "trained_teacher" for variant in variants)
     label = "trained teacher" if trained else "untrained teacher"
-    table = plain_table(
-        title=f"Variants on {counted(comparison.documents, 'test document')}",
+    table = format.plain_table(
+        title=f"Variants on {format.counted(comparison.documents, 'test document')}",
         caption=f"Accuracy in %, and the {label} minus the variant in points, paired by document, with "
         f"{100 * comparison.confidence:g} % bootstrap intervals. Significant: the interval excludes 0, and the "
         "sign-flip test corrected for the number of differences has p <= "
@@ -164,9 +153,9 @@ def run_table(comparison: VariantComparison, variants: Sequence[VariantScores]) 
         interval = comparison.variants.get(variant.name)
         cells = (
             variant.label,
-            "no scores" if interval is None else percent_interval(interval),
+            "no scores" if interval is None else format.percent_interval(interval),
             *_gain(comparison, label.replace(" ", "_"), variant.name),
-            tokens(variant.edit_tokens),
+            format.tokens(variant.edit_tokens),
             str(sum(variant.failures.values())),
         )
         table.add_row(*map(Text, cells))
@@ -181,7 +170,7 @@ def run_notes(result: RunResult, comparison: VariantComparison, variants: Sequen
 def _caveats(result: RunResult, comparison: VariantComparison, variants: Sequence[VariantScores]) -> Iterator[str]:
     empty = sum(figures.get("mean_reward") is None for figures in result.rounds)
     if empty:
-        yield f"No self-edit had a reward in {empty} of {counted(len(result.rounds), 'round')}."
+        yield f"No self-edit had a reward in {empty} of {format.counted(len(result.rounds), 'round')}."
     if result.variants and all(interval.mean < NEAR_ZERO for interval in result.variants.values()):
         yield (
             f"All variants answer under {100 * NEAR_ZERO:.0f} % of the questions: the models are too small for these "
@@ -192,13 +181,15 @@ def _caveats(result: RunResult, comparison: VariantComparison, variants: Sequenc
     noisy = [n.replace("_", " ") for n, said in readings.items() if said == "within noise" and n.startswith(taught)]
     if noisy:
         least = list(comparison.minimum_detectable.values())
-        seen = f" (80 % power needs {percent(min(least))} to {percent(max(least))} points)" if least else ""
+        seen = (
+            f" (80 % power needs {format.percent(min(least))} to {format.percent(max(least))} points)" if least else ""
+        )
         yield f"Within noise: {'; '.join(noisy)}{seen}; 4 x data.test_documents halves the intervals."
     worse = [n for n, gain in result.gains.items() if readings[n] == "significant" and gain.high < 0.0]
     if worse := [name.replace("_", " ") for name in worse if not name.startswith(taught)]:
         yield f"Significantly below 0: {'; '.join(worse)}."
     if result.variants and result.documents < SMALL_SAMPLE:
-        few = counted(result.documents, "test document")
+        few = format.counted(result.documents, "test document")
         yield f"Only {few}: intervals from fewer than {SMALL_SAMPLE} are too narrow."
     failed = {
         variant.label: ", ".join(f"{count} {reason}" for reason, count in sorted(variant.failures.items()) if count)
@@ -210,15 +201,15 @@ def _caveats(result: RunResult, comparison: VariantComparison, variants: Sequenc
         yield f"Not compared, because no document has a score: {', '.join(blank)}."
     left_out = len({document for variant in variants for document in variant.accuracy}) - result.documents
     if left_out > 0:
-        yield f"Left out of the comparison: {counted(left_out, 'document')} on which a variant has no score."
+        yield f"Left out of the comparison: {format.counted(left_out, 'document')} on which a variant has no score."
     if judge := result.judge:
         missing = f"{judge.unclear:,} unclear and {judge.failed:,} failed, which count as no verdict"
-        yield f"The judge gave {counted(judge.verdicts, 'verdict')}, {missing}."
+        yield f"The judge gave {format.counted(judge.verdicts, 'verdict')}, {missing}."
         if judge.flips is None:
             yield "The judge's consistency was not measured: set grading.grader.repeats above 1."
         else:
-            flips = f"Asked again, the judge reverses its verdict in {percent_interval(judge.flips)} % of cases"
-            yield f"{flips} ({counted(judge.repeated, 'answer')} judged repeatedly)."
+            flips = f"Asked again, the judge reverses its verdict in {format.percent_interval(judge.flips)} % of cases"
+            yield f"{flips} ({format.counted(judge.repeated, 'answer')} judged repeatedly)."
 
 
 def closing(
@@ -246,7 +237,7 @@ def _section(label: str, items: Sequence[str], most: int, bullet: str = "") -> l
     """Return items in wrapped lines behind a label, `most` at most; the last line counts those that do not fit."""
     lines: list[str] = []
     for i, item in enumerate(items):
-        mine = wrapped(item, " " * _LABEL + bullet, " " * (_LABEL + len(bullet)))
+        mine = format.wrapped(item, " " * _LABEL + bullet, " " * (_LABEL + len(bullet)))
         if len(lines) + len(mine) > most - (i + 1 < len(items)):
             lines.append(f"{' ' * _LABEL}{bullet}{len(items) - i} more in result.json of the MLflow run")
             break
@@ -258,23 +249,15 @@ def _summary(result: RunResult) -> Iterator[str]:
     """Yield what the table does not say: the course of the reward, specifications, what endpoints took."""
     rewards = [reward for figures in result.rounds if (reward := figures.get("mean_reward")) is not None]
     course = f", mean training reward {rewards[0]:.3f} -> {rewards[-1]:.3f}" if len(rewards) > 1 else ""
-    yield f"{counted(len(result.rounds), 'round')}{course}."
+    yield f"{format.counted(len(result.rounds), 'round')}{course}."
     if specs := result.specs:
         best = specs.scores[specs.fixed]
-        score = "no score" if best is None else f"{percent(best)} %"
-        yield f"Best fixed specification on {counted(specs.tasks, 'training task')}: {specs.fixed}, {score}."
-        if oracle := specs.oracle:
-            text = f"Best specification of each of {counted(oracle.tasks, 'test task')}"
-            text += f": {percent_interval(oracle.oracle)} %"
-            if oracle.regret is not None:
-                text += f"; trained teacher: {points(-oracle.regret.mean)} points"
-            if oracle.share is not None:
-                text += f", {percent_interval(oracle.share)} % of it"
-            yield f"{text}."
+        score = "no score" if best is None else f"{format.percent(best)} %"
+        yield f"Best fixed specification on {format.counted(specs.tasks, 'training task')}: {specs.fixed}, {score}."
     for role, spent in result.spent.items():
         price = "" if spent.cost is None else f", {spent.cost:,.4f} {spent.currency}"
         failed = f" ({spent.failures:,} without a reply)" if spent.failures else ""
-        yield f"Endpoint {role}: {counted(spent.calls, 'call')}{failed}, {spent.tokens:,} tokens{price}."
+        yield f"Endpoint {role}: {format.counted(spent.calls, 'call')}{failed}, {spent.tokens:,} tokens{price}."
 
 
 def print_run(
@@ -290,7 +273,7 @@ def versions_table(role: str, history: Sequence[VersionRecord]) -> Table:
     from rich.text import Text
 
     def shown(record: VersionRecord) -> dict[str, str]:
-        known = {name: percent(score) for name, score in record.scores.items()}
+        known = {name: format.percent(score) for name, score in record.scores.items()}
         return {
             "version": str(record.version),
             "aliases": ", ".join(record.aliases),
@@ -306,7 +289,7 @@ def versions_table(role: str, history: Sequence[VersionRecord]) -> Table:
 
     rows, notes = [shown(record) for record in history], ["Scores in %, dates in UTC."]
     heads = [head for head in rows[0] if any(row[head] for row in rows)]
-    table = plain_table(f"Versions of the {role}")
+    table = format.plain_table(f"Versions of the {role}")
     for head in heads:
         table.add_column(head, overflow="fold")
     for row in rows:

@@ -217,22 +217,14 @@ def estimate(
     samples = sum(step.total for step in kinds["sample"] if step.writer == "teacher")
     recipe, learning = settings.student.update, settings.teacher.learning
     minibatches = sum(math.ceil(step.total / learning.minibatch_size) for step in kinds["learn"])
-    written, flops = settings.teacher.sampling.max_new_tokens, None
+    written = settings.teacher.sampling.max_new_tokens
     teacher = model_size(settings.teacher.model, settings.teacher.policy.rank, "all-linear")
     student = model_size(settings.student.model, recipe.rank, recipe.target_modules, recipe.depth)
+    flops = None
     if teacher is not None and student is not None:
         whole = data is not None and domain_of(data).shows_document
         asked = QUESTIONS * (PASSAGE_TOKENS if whole else QUESTION_TOKENS)
-        read = PASSAGE_TOKENS + _PROMPT_TOKENS + written
-        old_policy = teacher.forward_flops if learning.uses_old_policy else 0.0
-        per_token = old_policy + learning.epochs * (teacher.training_flops + 2.0 * teacher.parameters)
-        scored = (totals["update"] + totals["score"]) * asked + totals["read"] * (asked + QUESTIONS * written)
-        flops = {
-            "sampling": samples * read * teacher.forward_flops,
-            "updates": update_tokens * student.training_flops,
-            "scoring": scored * student.forward_flops,
-            "learning": totals["learn"] * read * per_token,
-        }
+        flops = _flops(teacher, student, settings, totals, samples, update_tokens, asked)
     return CostEstimate(
         teacher=teacher,
         student=student,
@@ -248,6 +240,29 @@ def estimate(
         flops=flops,
         rate=_rate(settings.device, student),
     )
+
+
+def _flops(
+    teacher: ModelSize,
+    student: ModelSize,
+    settings: LoopSettings,
+    totals: Mapping[str, int],
+    samples: int,
+    update_tokens: int,
+    asked: int,
+) -> dict[str, float]:
+    """Return the FLOPs by stage; `totals` are by kind of step, and `asked` are the tokens of a document's questions."""
+    learning, written = settings.teacher.learning, settings.teacher.sampling.max_new_tokens
+    read = PASSAGE_TOKENS + _PROMPT_TOKENS + written
+    old_policy = teacher.forward_flops if learning.uses_old_policy else 0.0
+    per_token = old_policy + learning.epochs * (teacher.training_flops + 2.0 * teacher.parameters)
+    scored = (totals["update"] + totals["score"]) * asked + totals["read"] * (asked + QUESTIONS * written)
+    return {
+        "sampling": samples * read * teacher.forward_flops,
+        "updates": update_tokens * student.training_flops,
+        "scoring": scored * student.forward_flops,
+        "learning": totals["learn"] * read * per_token,
+    }
 
 
 def _rate(device: str, student: ModelSize | None) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -36,15 +36,14 @@ from teacher.samplers.openai import OpenAISampling
 class DevelopmentConfig(Frozen):
     """Checkpoint selection and early stopping on the development documents.
 
-    When the mean reward falls by more than 0.05 below the best one, learning continues from the best teacher.
+    When the mean reward falls by more than 0.05 below the best one, learning continues from the best teacher; after
+    three checks in a row without a better teacher it ends.
     """
 
     every: int = Field(default=3, ge=1, le=1000)
     """Rounds between two checks, in [1, 1000]; the last round is always followed by one."""
     edits: int = Field(default=2, ge=1, le=64)
     """Self-edits for each document, in [1, 64]; the same seeds at each check."""
-    patience: int = Field(default=2, ge=1, le=1000)
-    """Checks in a row without a better teacher after which learning ends, in [1, 1000]."""
 
 
 class LoopConfig(Frozen):
@@ -71,15 +70,6 @@ class TransferConfig(StudentModel, Labelled):
     """Its recipe; None takes that of the student that rewards come from."""
 
 
-class CurveConfig(Frozen):
-    """Accuracy against tokens: self-edits cut or lengthened, by more of the same teacher's lines, to given lengths."""
-
-    tokens: tuple[Annotated[int, Field(ge=8, le=32_768)], ...] = (40, 80, 120, 160)
-    """Lengths in tokens of the teacher, each in [8, 32768]."""
-    samples: int = Field(default=3, ge=1, le=64)
-    """Self-edits of each document whose lines are used one after another, in [1, 64]."""
-
-
 class ComparisonConfig(IntervalConfig):
     """How the variants are compared at the end, on documents that no training saw."""
 
@@ -99,8 +89,6 @@ class ComparisonConfig(IntervalConfig):
     """Adapters of the last teacher's variant that are kept as artifacts, in [0, 10000]."""
     retention_probes: int = Field(default=24, ge=0, le=10_000)
     """Questions on what the student knew before, in [0, 10000], where the data has such; 0 asks none."""
-    curve: CurveConfig | None = None
-    """None draws no curve."""
     transfer: TransferConfig | None = None
     """None tries no other student."""
 
@@ -202,7 +190,6 @@ class TrainTeacherConfig(LoopSettings):
         baselines |= {"equal_tokens" for variant in self.comparison.variants if variant.equal_tokens}
         baselines |= {s.type for kind in (MixedPrompts, ActiveReading, AskFirst) for s in self.sources(kind)}
         baselines |= {"specs" for _ in self.sources(FixedSpecification)}
-        baselines |= {"proxy_teacher" for source in self.sources(TeacherSource) if source.state == "proxy"}
         grader = None if self.grading is None else self.grading.grader.type
         domain_of(self.data).check(self.data, grader, baselines)
         return self

@@ -26,10 +26,10 @@ from pipelines.reports.console import Reporter, closing, print_run, round_line, 
 from pipelines.reports.plots import draw_figures
 from pipelines.settings import load
 from pipelines.terminal import open_console
-from pipelines.train_teacher.comparison import by_group, compare_variants, find_oracle, token_curve, transfer
+from pipelines.train_teacher.comparison import by_group, compare_variants, transfer
 from pipelines.train_teacher.config import TrainTeacherConfig
 from pipelines.train_teacher.edits import Diagnostics
-from pipelines.train_teacher.plan import plan_run, proxy_reward
+from pipelines.train_teacher.plan import plan_run
 from pipelines.train_teacher.rounds import Course, Training
 from pipelines.train_teacher.variants import Comparing
 
@@ -85,47 +85,37 @@ class _Run:
 
     def run(self) -> tuple[RunResult, list[VariantScores]]:
         """Return the result and the variants."""
-        course = self._train(prefix="round", log=True)
-        proxy = self._train(prefix="proxy round", log=False)
+        course = self._train()
         started = time.perf_counter()
         self._loop.reporter.say(f"comparing on {len(self._split.test)} documents that no training saw")
-        states = {"trained": course.state, "proxy": proxy.state}
+        states = {"trained": course.state}
         comparing = Comparing(self._config, self._loop, self._split, states, self._diagnostics)
         for stage in self._stages("variant"):
             comparing.add(stage)
-        curve = {stage.subject.name: token_curve(comparing, stage) for stage in self._stages("curve")}
         transferred = [transfer(comparing, stage) for stage in self._stages("transfer")]
-        specs = comparing.specs
-        for stage in self._stages("specification"):
-            specs = specs and specs.model_copy(update={"oracle": find_oracle(comparing, stage)})
         comparison = compare_variants(comparing.scored, comparing.intervals)
         for variant in comparing.scored:
             adapters = comparing.kept_adapters(variant)
             self._lineage.log_variant(variant, comparison.variants.get(variant.name), adapters)
-        found = {"curve": curve, "transfer": transferred[0] if transferred else None, "specs": specs}
+        found = {"transfer": transferred[0] if transferred else None, "specs": comparing.specs}
         result = self._result(course, comparing, comparison, time.perf_counter() - started, found)
         place = self._loop.work_dir / "plots" / self._config.name
-        figures = draw_figures(place, course.rounds, comparison, comparing.scored, curve)
+        figures = draw_figures(place, course.rounds, comparison, comparing.scored)
         self._lineage.log_comparison(comparison, result, figures)
         return result, comparing.scored
 
     def _stages(self, *prefixes: str) -> list[Stage]:
         return [stage for stage in self._plan if stage.name.startswith(prefixes)]
 
-    def _train(self, prefix: str, log: bool) -> Course:
-        """Run the rounds of the teacher, or of the control that learns from the proxy reward."""
-        stages = self._stages(prefix, prefix.replace("round", "development"))
-        proxy = prefix.startswith("proxy")
-        if proxy and stages:
-            self._loop.reporter.say("the same rounds with the proxy reward, for the control")
-        reward = proxy_reward(self._config) if proxy else self._config.teacher.reward
+    def _train(self) -> Course:
+        """Run the rounds of the teacher."""
 
         def on_round(record: Round) -> None:
-            if log:
-                self._lineage.log_round(record, self._loop.state_dir(record.learning.policy))
+            self._lineage.log_round(record, self._loop.state_dir(record.learning.policy))
             self._loop.reporter.say(round_line(record))
 
-        return Training(self._config, self._loop, self._split, reward, self._diagnostics).run(stages, on_round)
+        training = Training(self._config, self._loop, self._split, self._diagnostics)
+        return training.run(self._stages("round", "development"), on_round)
 
     def _result(
         self,

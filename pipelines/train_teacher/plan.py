@@ -8,7 +8,6 @@ from pipelines.plan import Plan, Stage, Step
 from pipelines.train_teacher import sources
 from pipelines.train_teacher.config import TrainTeacherConfig
 from pipelines.train_teacher.sources import Variant
-from teacher.rewards import RewardConfig
 
 POOLED = 3
 """Completions whose lines fill the budget of one self-edit at equal tokens: enough for a trained one that is twice as
@@ -18,36 +17,23 @@ APPLIED = 4
 
 
 def plan_run(config: TrainTeacherConfig) -> Plan:
-    """Return the stages of a run: rounds, the rounds of the proxy control, variants, curves, transfer, oracle."""
-    stages = plan_rounds(config, config.teacher.reward)
-    if any(source.state == "proxy" for source in config.sources(sources.TeacherSource)):
-        stages += plan_rounds(config, proxy_reward(config))
-    stages += [plan_variant(config, variant) for variant in config.listed]
-    stages += [*_plan_curves(config), *_plan_transfer(config)]
-    stages += [plan_oracle(source) for source in config.sources(sources.FixedSpecification) if source.oracle_tasks]
-    return tuple(stages)
+    """Return the stages of a run: rounds, variants, transfer."""
+    variants = (plan_variant(config, variant) for variant in config.listed)
+    return (*plan_rounds(config), *variants, *_plan_transfer(config))
 
 
-def proxy_reward(config: TrainTeacherConfig) -> RewardConfig:
-    """Return the reward of the control that learns without updates of a student."""
-    return config.teacher.reward.model_copy(update={"metric": "proxy"})
-
-
-def plan_rounds(config: TrainTeacherConfig, reward: RewardConfig) -> list[Stage]:
-    """Return the stages of one teacher's rounds; with the proxy reward no student is updated."""
+def plan_rounds(config: TrainTeacherConfig) -> list[Stage]:
+    """Return the stages of the teacher's rounds."""
     loop, samples, checks = config.loop, config.teacher.samples, config.loop.development
     documents, kept = loop.documents, config.teacher.learning.max_examples(samples)
-    proxy = reward.metric == "proxy"
-    prefix = "proxy " if proxy else ""
-    tried = Step("read", documents, samples) if proxy else Step("update", documents, samples * loop.replicates)
+    tried = Step("update", documents, samples * loop.replicates)
     stages = []
     for number in range(loop.rounds):
         steps = (Step("sample", documents, samples), tried, Step("score", documents), Step("learn", documents, kept))
-        stages.append(Stage(f"{prefix}round {number}", steps, number))
+        stages.append(Stage(f"round {number}", steps, number))
         if checks is not None and (number == loop.rounds - 1 or (number + 1) % checks.every == 0):
             size = config.data.development_documents, checks.edits
-            scored = Step("read" if proxy else "update", *size)
-            stages.append(Stage(f"{prefix}development {number}", (Step("sample", *size), scored), number))
+            stages.append(Stage(f"development {number}", (Step("sample", *size), Step("update", *size)), number))
     return stages
 
 
@@ -110,19 +96,7 @@ def plan_variant(config: TrainTeacherConfig, variant: Variant) -> Stage:
 
 def _is_taught(variant: Variant) -> bool:
     """Return whether a teacher that is no baseline, or the best prompt, writes a variant's self-edits as they are."""
-    source = variant.source
-    teacher = isinstance(source, sources.TeacherSource) and source.state != "proxy"
-    return not variant.equal_tokens and (teacher or isinstance(source, sources.BestPrompt))
-
-
-def _plan_curves(config: TrainTeacherConfig) -> list[Stage]:
-    """Return a stage for each variant with a curve of accuracy against tokens."""
-    plan, tests = config.comparison.curve, config.data.test_documents
-    if plan is None:
-        return []
-    steps = Step("sample", tests, plan.samples), *(Step("update", tests, questions="comparison") for _ in plan.tokens)
-    taught = [variant for variant in config.listed if _is_taught(variant)]
-    return [Stage(f"curve {v.name}", steps, v) for v in sorted(taught, key=lambda v: v.name == "fixed_kind")]
+    return not variant.equal_tokens and isinstance(variant.source, sources.TeacherSource | sources.BestPrompt)
 
 
 def transferred_variants(config: TrainTeacherConfig) -> list[Variant]:
@@ -147,13 +121,3 @@ def _plan_transfer(config: TrainTeacherConfig) -> list[Stage]:
         each = 1 if passage or isinstance(variant.source, sources.Control) else after.edits
         steps.append(Step("update", tests, each, trains_on="passage" if passage else "edit", questions="comparison"))
     return [Stage("transfer", tuple(steps), after.transfer)]
-
-
-def plan_oracle(source: sources.FixedSpecification) -> Stage:
-    """Return the stage of the oracle: every specification on some test tasks, then the best of each."""
-    tried = len(source.choices)
-    steps = (
-        Step("update", source.oracle_tasks, tried, trains_on="specification"),
-        Step("update", source.oracle_tasks, 1, trains_on="specification", questions="comparison"),
-    )
-    return Stage("specification oracle", steps, source)

@@ -68,8 +68,8 @@ class TeacherSource(Frozen):
     """A teacher of this run."""
 
     type: Literal["teacher"] = "teacher"
-    state: Literal["untrained", "trained", "proxy"]
-    """Before the first round, after the last one, or after the same rounds with the proxy reward."""
+    state: Literal["untrained", "trained"]
+    """Before the first round, or after the last one."""
 
 
 class ExternalGenerator(PromptedConfig):
@@ -84,9 +84,9 @@ class Control(Frozen):
     """Self-edits that show what a gain is made of."""
 
     type: Literal["control"] = "control"
-    kind: Literal["null_edit", "other_document", "swapped_values", "oracle"]
-    """A line that says nothing; the trained teacher's self-edits for another document; its with values bound to other
-    names; all facts, where the world knows them."""
+    kind: Literal["null_edit", "other_document", "oracle"]
+    """A line that says nothing; the trained teacher's self-edits for another document; all facts, where the world knows
+    them."""
 
 
 class FixedSpecification(Frozen):
@@ -97,9 +97,6 @@ class FixedSpecification(Frozen):
     """The values that each setting of a specification takes; every combination is tried."""
     tasks: int = Field(default=22, ge=1, le=10_000)
     """Training tasks that all are tried on, in [1, 10000]; the first ones."""
-    oracle_tasks: int = Field(default=0, ge=0, le=10_000)
-    """Test tasks, drawn at random, that all are tried on for the best one of each task, in [0, 10000]; 0 leaves this
-    oracle out."""
 
     @property
     def choices(self) -> list[dict[str, Any]]:
@@ -171,10 +168,8 @@ STANDARD = {
         Variant(name="raw_passage", label="raw passage", source=RawPassage()),
         Variant(name=BASELINE_TEACHER, label="untrained teacher", source=TeacherSource(state="untrained")),
         Variant(name=TRAINED_TEACHER, label="trained teacher", source=TeacherSource(state="trained")),
-        Variant(name="proxy_teacher", label="teacher trained on the proxy", source=TeacherSource(state="proxy")),
         _control("null_edit", "a self-edit that says nothing"),
         _control("other_document", "trained teacher, another document's"),
-        _control("swapped_values", "trained teacher, values swapped"),
         _at_equal_tokens(Variant(name="fixed_kind", label="best fixed kind", source=BestPrompt())),
         _control("oracle", "all facts"),
         *_PROMPTED,

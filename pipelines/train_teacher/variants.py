@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evaluation.microworld.texts import sheet_swaps
 from evaluation.statistics import known_mean, known_means
 from evaluation.tasks import KnowledgeTask, Split
 from pipelines.loop.loop import Loop
@@ -107,11 +106,6 @@ class Comparing:
                 return None if sheets is None else self_edits.oracle_edits(test, sheets)
             case sources.Control(kind="other_document"):
                 return self_edits.other_documents_edits(self.edits_of(TRAINED_TEACHER), test)
-            case sources.Control(kind="swapped_values"):
-                swaps = {
-                    t.id: self_edits.answer_swaps(t) if sheets is None else sheet_swaps(sheets[t.id]) for t in test
-                }
-                return self_edits.swapped_edits(self.edits_of(TRAINED_TEACHER), swaps)
         raise TypeError(f"no variant has a source of type {type(source).__name__}")
 
     def _at_equal_tokens(self, sampled: Sequence[Edit], pooled: int) -> tuple[Edit, ...]:
@@ -322,14 +316,9 @@ def best_of(table: Table, choices: Sequence[Mapping[str, Any]]) -> tuple[Mapping
     """
     by_spec = list(zip(*table.values(), strict=True))
     means = [None if any(score is None for score in scores) else known_mean(scores) for scores in by_spec]
-    best = best_place(means)
-    if best is None:
+    known = [place for place, mean in enumerate(means) if mean is not None]
+    if not known:
         raise ValueError("no specification has a score on every task")
+    best = max(known, key=lambda place: means[place] or 0.0)
     scores = {json.dumps(choice): mean for choice, mean in zip(choices, means, strict=True)}
     return choices[best], SpecSearch(tasks=len(table), fixed=json.dumps(choices[best]), scores=scores)
-
-
-def best_place(scores: Sequence[float | None]) -> int | None:
-    """Return the place of the highest known score; None without any."""
-    known = [place for place, score in enumerate(scores) if score is not None]
-    return max(known, key=lambda place: scores[place] or 0.0) if known else None

@@ -16,9 +16,9 @@ from pipelines.train_teacher.plan import plan_run
 from tests.pipelines.factories import CONFIGS, SMALL, small_config
 
 VARIANTS = (
-    "comparison={edits: 1, resamples: 100, curve: {tokens: [40], samples: 2}, variants: [base, raw_passage, "
+    "comparison={edits: 1, resamples: 100, variants: [base, raw_passage, "
     "{name: fixed_kind, label: best, source: {type: best_prompt, prompts: [micro-self-qa]}}, untrained_teacher, "
-    "trained_teacher, null_edit, other_document, fixed_kind_equal_tokens, proxy_teacher, oracle]}"
+    "trained_teacher, null_edit, other_document, fixed_kind_equal_tokens, oracle]}"
 )
 SETTINGS = (VARIANTS, "loop={rounds: 1, documents: 2, development: {every: 1, edits: 1}}")
 
@@ -42,7 +42,6 @@ def done(monkeypatch: pytest.MonkeyPatch) -> Counter[StepKind]:
     count("update", "update", lambda made, _: sum(update.adapter_digest is not None for update in made))
     count("score", "base", lambda _, arguments: len(arguments[0]))
     count("learn", "learn", lambda _, arguments: len(arguments[1]))
-    count("read", "in_context", lambda _, arguments: len(arguments[0]))
     return found
 
 
@@ -57,4 +56,4 @@ def test_a_dry_runs_counts_equal_what_the_run_did(
 def test_every_stage_of_a_plan_has_a_name_of_its_own() -> None:
     names = [stage.name for stage in plan_run(small_config(*SETTINGS))]
     assert len(set(names)) == len(names)
-    assert {"round 0", "development 0", "proxy round 0", "variant oracle", "curve fixed_kind"} <= set(names)
+    assert {"round 0", "development 0", "variant oracle"} <= set(names)

@@ -11,8 +11,7 @@ import pytest
 from evaluation.common.errors import InputError
 from evaluation.grids.domain import as_task
 from evaluation.grids.grids import read_grid
-from pipelines.loop.loop import Loop
-from pipelines.loop.teacher import sample_from
+from pipelines.loop.loop import Loop, sample_from
 from pipelines.loop.update import Trial
 from pipelines.train_teacher.config import TrainTeacherConfig
 from teacher.rewards import RewardFailure

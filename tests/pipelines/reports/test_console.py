@@ -8,8 +8,8 @@ from rich.console import Console, RenderableType
 
 from evaluation.statistics import Interval, PairedTest
 from pipelines.process import preceptor
-from pipelines.records import RunResult, SpecOracle, SpecSearch, VariantComparison
-from pipelines.reports.console import closing, print_run, reading, round_line, run_notes, run_table
+from pipelines.records import RunResult, SpecSearch, VariantComparison
+from pipelines.reports.console import closing, reading, round_line, run_notes, run_table
 from pipelines.reports.format import counted, duration, p_value, percent, points, points_interval
 from tests.pipelines.factories import make_candidate, make_learning, make_round, make_unparsable, make_variant
 
@@ -146,9 +146,7 @@ def test_notes_on_variants_near_zero_and_none_on_a_clear_result() -> None:
 
 @pytest.mark.parametrize("notes", [(), ("Short.",), ("One word " * 30,) * 9])
 def test_closing_takes_at_most_twelve_lines_and_wraps_only_sentences(notes: tuple[str, ...]) -> None:
-    share = Interval(mean=0.8, low=0.7, high=0.9)
-    oracle = SpecOracle(tasks=9, oracle=share, variants={}, share=share, regret=Interval(mean=0.1, low=0.0, high=0.2))
-    specs = SpecSearch(tasks=12, fixed='{"epochs": 4}', scores={'{"epochs": 4}': 0.3}, oracle=oracle)
+    specs = SpecSearch(tasks=12, fixed='{"epochs": 4}', scores={'{"epochs": 4}': 0.3})
     whole = result(notes=notes, specs=specs)
     work, config = Path("runs/my " + "long/" * 20), Path("configs/it's.yaml")
     lines = closing(whole, work, config, ("loop.rounds=3", "name='a b'"), work / "plots").splitlines()
@@ -166,14 +164,3 @@ def test_summary_tells_reward_specifications_and_spending() -> None:
     words = " ".join(closing(result(spent=spent), Path("w"), Path("c.yaml")).split())
     assert "mean training reward 0.100 -> 0.250" in words
     assert "Endpoint judge: 1,200 calls (2 without a reply), 34,000 tokens, 0.5000 USD." in words
-
-
-def test_a_run_prints_plain_text_without_a_terminal() -> None:
-    out = io.StringIO()
-    words = closing(result(notes=("See [bold] there.",)), Path("runs/" + "x" * 90), Path("c.yaml"))
-    print_run(Console(width=80, file=out), COMPARISON, VARIANTS, words)
-    text = out.getvalue()
-    assert "\x1b" not in text
-    assert "…" not in text
-    assert "See [bold] there." in text
-    assert "--work-dir runs/" + "x" * 90 in text

@@ -17,10 +17,10 @@ from evaluation.retention import retention_probes
 from evaluation.tasks import KnowledgeTask, specifications
 from pipelines.plan import totals
 from pipelines.records import Edit, Sampling
-from pipelines.train_teacher.comparison import by_group, find_oracle, pairs_of
+from pipelines.train_teacher.comparison import by_group, pairs_of
 from pipelines.train_teacher.config import TrainTeacherConfig
 from pipelines.train_teacher.edits import Diagnostics, most_written, written_line
-from pipelines.train_teacher.plan import APPLIED, plan_oracle, plan_variant
+from pipelines.train_teacher.plan import APPLIED, plan_variant
 from pipelines.train_teacher.sources import (
     STANDARD,
     ActiveReading,
@@ -43,7 +43,7 @@ WITHIN = {"orientations": "none", "colourings": 0, "epochs": 2}
 OVER = {"orientations": "all", "colourings": 0, "epochs": 9}
 CHOICES = list(specifications({"orientations": ("none", "mirror"), "colourings": (0, 8), "epochs": (1, 2)}))
 SPACE = {"orientations": ("none", "all"), "colourings": (0,), "learning_rate": (0.01,), "epochs": (1, 9)}
-FIXED = Variant(name="fixed_spec", label="fixed", source=FixedSpecification(space=SPACE, tasks=2, oracle_tasks=2))
+FIXED = Variant(name="fixed_spec", label="fixed", source=FixedSpecification(space=SPACE, tasks=2))
 
 
 def comparing(config: TrainTeacherConfig, place: Path) -> Comparing:
@@ -255,24 +255,12 @@ def test_all_specifications_are_tried_and_the_best_are_scored_like_any_variant(
     assert mine.specs.scores[mine.specs.fixed] == max(s for s in mine.specs.scores.values() if s is not None)
     assert {candidate.edit.text for candidate in fixed.candidates} == {mine.specs.fixed}
     assert set(fixed.accuracy) == {task.id for task in mine.split.test}
-    mine.scored[1] = fixed.model_copy(update={"name": "trained_teacher"})
-    oracle = find_oracle(mine, plan_oracle(source))
-    assert oracle is not None
-    names = [task.id for task in mine.split.test]
-    assert list(oracle.chosen) == sorted(oracle.chosen, key=names.index), "drawn at random, in the order of the tasks"
-    assert len(oracle.chosen) == 2
-    assert oracle.regret is not None
-    assert oracle.regret.mean == pytest.approx(oracle.oracle.mean - oracle.variants["trained_teacher"].mean)
-    mine.scored[1] = fixed.model_copy(update={"name": "trained_teacher", "accuracy": {}})  # all were refused
-    beside = find_oracle(mine, plan_oracle(source))
-    assert beside is not None
-    assert (beside.share, beside.regret, set(beside.variants)) == (None, None, {"base"})
 
 
 @pytest.mark.parametrize(
     ("override", "part"),
     [
-        ("comparison.variants=[base, trained_teacher, swapped_values]", "swapped_values"),
+        ("comparison.variants=[base, trained_teacher, oracle]", "oracle"),
         ("data.views=[as-it-is, as-it-is]", "views"),
         (
             "comparison.variants=[{name: f, label: f, source: {type: fixed_specification, space: {epochs: [0]}}}]",
