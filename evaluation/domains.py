@@ -20,7 +20,7 @@ class Knowledge(Domain):
 
     name = "knowledge"
     sections = (JsonLinesData, SquadData, HuggingFaceData, MicroworldData)
-    baselines = Domain.baselines | {"equal_tokens", "oracle"}
+    baselines = Domain.baselines | {"equal_tokens", "oracle", "mixed_prompts", "active_reading", "ask_first"}
 
     def load(self, data: JsonLinesData | SquadData | HuggingFaceData | MicroworldData) -> Split:
         """Return the documents; see `Domain.load`."""

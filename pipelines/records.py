@@ -157,6 +157,13 @@ def usage_of(updates: Iterable[ScoredUpdate]) -> BankUsage:
     )
 
 
+class Known(Record):
+    """What the student answers without an update and without a passage."""
+
+    exact: tuple[bool, ...]
+    """Per question: greedy decoding writes the gold answer; False where it could not be asked."""
+
+
 class Candidate(Record):
     """A self-edit with its updates, scores and reward."""
 

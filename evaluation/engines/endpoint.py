@@ -127,13 +127,16 @@ class EndpointRequest:
     """Sampling seed, if the server supports it; None sends none."""
     index: int = 0
     """Distinguishes otherwise equal requests."""
+    stop: str | None = None
+    """Text before which `completions` end; a chat's end with the turn, and some models behind it refuse it."""
 
     def digest(self, config: EndpointConfig) -> str:
         """Return the SHA-256 of the request with the endpoint's address, model and protocol."""
         numbers = {"temperature": float(self.temperature), "top_p": float(self.top_p)}
         server = {"base_url": config.base_url.rstrip("/"), "model": config.model, "api": config.api}
         # Replies are found under the key that they were stored under, in which a schema had a place.
-        return digest_json(asdict(self) | {"schema": None} | numbers | server)
+        content = {name: value for name, value in asdict(self).items() if name != "stop" or value is not None}
+        return digest_json(content | {"schema": None} | numbers | server)
 
     def most(self, config: EndpointConfig) -> Charge:
         """Return an upper bound of the charge of one call."""
@@ -153,6 +156,7 @@ class EndpointRequest:
             body["messages"] = [{"role": "user", "content": self.prompt}]
         else:
             body["prompt"] = self.prompt
+            body |= {} if self.stop is None else {"stop": [self.stop]}
         if self.seed is not None:
             body["seed"] = self.seed
         return body

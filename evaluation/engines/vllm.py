@@ -88,6 +88,8 @@ class EngineRequest:
     """Per-request seed in [0, 2^63), so that the completion is independent of the batch."""
     end_tokens: Sequence[int] = ()
     """Stop tokens, beside the model's own."""
+    stop: str | None = None
+    """Text that ends the completion, of which it is the last part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +257,9 @@ def _sampling(request: EngineRequest) -> Any:
         seed=request.seed,
         max_tokens=request.max_new_tokens,
         stop_token_ids=list(request.end_tokens),
-        detokenize=False,
+        stop=request.stop,
+        include_stop_str_in_output=True,
+        detokenize=request.stop is not None,
     )
 
 

@@ -131,7 +131,8 @@ def write_questions(
     prompts = writer_prompts(documents, prompt, tokenizer)
     long = prompts_too_long(sampler, prompts)
     short = [i for i in range(len(prompts)) if i not in long]
-    sampled = sampler.sample([prompts[i] for i in short], n=samples, seed=seed) if short else []
+    stop = prompt_template(prompt).stop if tokenizer is None else None
+    sampled = sampler.sample([prompts[i] for i in short], n=samples, seed=seed, stop=stop) if short else []
     completions = dict(zip(short, sampled, strict=True))
     dropped = [Counter({Dropped.TOO_LONG_FOR_TEACHER: int(i in long)}) for i in range(len(documents))]
 

@@ -101,9 +101,10 @@ class Loop:
         """The teacher's policy and tokenizer."""
         return self._teacher(None).open()
 
-    def prompt(self, template: str, task: KnowledgeTask) -> str:
-        """Return what the teacher reads about a task."""
-        chosen, budget = prompt_template(template), self.settings.student.update.step_budget
+    def prompt(self, template: str, task: KnowledgeTask, strategy: str = "") -> str:
+        """Return what the teacher reads about a task, with the strategy that the template's instruction asks for."""
+        budget = self.settings.student.update.step_budget
+        chosen = prompt_template(template).with_strategy(strategy)
         document = domain_of(task).render(task)
         if self.settings.teacher.chat:
             return chosen.render_chat(document, self.open_teacher.policy.tokenizer, budget)
@@ -114,21 +115,28 @@ class Loop:
 
         States are given by the names of their directories; None is the untrained teacher.
         """
+        return self.write(state, prompt, [self.prompt(prompt, task) for task in tasks], tasks, n=n, seed=seed)
+
+    def write(
+        self, state: str | None, prompt: str, texts: Sequence[str], tasks: Sequence[KnowledgeTask], *, n: int, seed: int
+    ) -> Sampling:
+        """Return `n` self-edits for each task from its `texts`, which `prompt` made from a template; see `sample`."""
         sampling = self.settings.teacher.sampling
+        stop = None if self.settings.teacher.chat else prompt_template(prompt).stop
         if isinstance(sampling, OpenAISampling):
-            return self.ask(sampling, "teacher", prompt, tasks, n=n, seed=seed)
-        prompts = [self.prompt(prompt, task) for task in tasks]
+            self.reporter.begin(f"asking for {n * len(tasks)} self-edits")
+            return sample_from(self.endpoint(sampling, "teacher"), texts, tasks, n, seed, stop)
         content = {
             "teacher": self._teacher_content(state),
-            "prompts": [[task.id, text] for task, text in zip(tasks, prompts, strict=True)],
+            "prompts": [[task.id, text] for task, text in zip(tasks, texts, strict=True)],
+            "stop": stop,
             "sampling": sampling.model_dump(mode="json"),
             "n": n,
             "seed": seed,
         }
         describe = f"sampling {n * len(tasks)} self-edits"
-        return self.execution.run(
-            "sample", content, sample_teacher, self._teacher(state), prompts, list(tasks), n, seed, describe=describe
-        )
+        work = self._teacher(state), list(texts), list(tasks), n, seed, stop
+        return self.execution.run("sample", content, sample_teacher, *work, describe=describe)
 
     def endpoint(self, sampling: OpenAISampling, role: str) -> OpenAISampler:
         """Return a sampler behind an endpoint, whose budget counts by the flow's name and the role."""
@@ -139,9 +147,10 @@ class Loop:
     ) -> Sampling:
         """Return an endpoint's self-edits. Its ledger stores the replies, so that only failures are asked again."""
         budget = self.settings.student.update.step_budget
-        prompts = [prompt_template(prompt).render(domain_of(task).render(task), budget) for task in tasks]
+        template = prompt_template(prompt)
+        prompts = [template.render(domain_of(task).render(task), budget) for task in tasks]
         self.reporter.begin(f"asking for {n * len(tasks)} self-edits")
-        return sample_from(self.endpoint(sampling, role), prompts, tasks, n, seed)
+        return sample_from(self.endpoint(sampling, role), prompts, tasks, n, seed, template.stop)
 
     def learn(
         self, state: str | None, examples: Sequence[WeightedExample], *, seed: int, reference: str | None = None
@@ -251,6 +260,16 @@ class Loop:
     def base(self, tasks: Sequence[KnowledgeTask], questions: QuestionSet) -> tuple[ScoredUpdate, ...]:
         """Return the scores of the student without an update, in the order of the tasks."""
         return self.update([Trial(task.id, 0, None, 0) for task in tasks], questions)
+
+    def knows(self, questions: Sequence[Question]) -> tuple[bool, ...]:
+        """Return which questions the student answers right, by exact match, without an update and a passage."""
+        content = {
+            "student": self.student_digest,
+            "format": self.settings.student.answer_format.model_dump(mode="json"),
+            "questions": [[question.question, question.answer] for question in questions],
+        }
+        describe, work = f"asking the student {len(questions)} questions first", (self.settings, list(questions))
+        return self.execution.run("ask-first", content, updates.ask_base, *work, describe=describe).exact
 
     def _probes_for(self, questions: QuestionSet) -> tuple[Question, ...]:
         """Return the probes asked besides some questions: in comparisons always, for rewards if they count."""

@@ -19,25 +19,35 @@ from teacher.self_edit import SelfEdit
 
 
 def sample_teacher(
-    teacher: TeacherState, prompts: Sequence[str], tasks: Sequence[KnowledgeTask], n: int, seed: int
+    teacher: TeacherState,
+    prompts: Sequence[str],
+    tasks: Sequence[KnowledgeTask],
+    n: int,
+    seed: int,
+    stop: str | None = None,
 ) -> Sampling:
     """Return `n` parsed self-edits for each task from a teacher at a saved state; see `sample_from`."""
     opened = teacher.open()
     opened.at(teacher.directory)
-    return sample_from(opened.sampler, prompts, tasks, n, seed)
+    return sample_from(opened.sampler, prompts, tasks, n, seed, stop)
 
 
 def sample_from(
-    sampler: Sampler, prompts: Sequence[str], tasks: Sequence[KnowledgeTask], n: int, seed: int
+    sampler: Sampler,
+    prompts: Sequence[str],
+    tasks: Sequence[KnowledgeTask],
+    n: int,
+    seed: int,
+    stop: str | None = None,
 ) -> Sampling:
     """Return `n` parsed self-edits for each task and its prompt from any engine; what fails has its reason.
 
-    The tasks' questions are not read.
+    Each ends at `stop` at the latest. The tasks' questions are not read.
     """
     started = time.perf_counter()
     refused = prompts_too_long(sampler, prompts)
     fitting = [i for i in range(len(tasks)) if i not in refused]
-    sampled = sampler.sample([prompts[i] for i in fitting], n=n, seed=seed) if fitting else []
+    sampled = sampler.sample([prompts[i] for i in fitting], n=n, seed=seed, stop=stop) if fitting else []
     edits = [
         _parsed(tasks[i], prompts[i], index, completion)
         for i, completions in zip(fitting, sampled, strict=True)

@@ -16,12 +16,13 @@ from evaluation.exact_match import AnswerScore, end_tokens_of
 from evaluation.graders import DomainGrading, Grade, GradeItem, Grader
 from evaluation.tasks import KnowledgeTask, Question
 from pipelines.models import ModelRef, open_answer_engine, open_student, prove_student, student_digest, student_for
-from pipelines.records import ScoredUpdate
+from pipelines.records import Known, ScoredUpdate
 from pipelines.settings import GradingConfig, LoopSettings, QuestionSet
 from student.adapters import Adapter, save_adapter
 from student.bank.bank import LoraBank
 from student.bank.scoring import ScoringFailure
 from student.config import UpdateRecipe
+from student.in_context import score_in_context
 from student.updates import UpdateOutcome, UpdateRequest, UpdateResult, make_request
 from teacher.rewards import RewardFailure
 from teacher.self_edit import SelfEdit
@@ -291,3 +292,11 @@ def _with_grades(update: ScoredUpdate, grades: Sequence[Grade]) -> ScoredUpdate:
             "ungraded": dict(Counter(grade.ungraded for grade in grades if grade.ungraded is not None)),
         }
     )
+
+
+def ask_base(settings: LoopSettings, questions: Sequence[Question]) -> Known:
+    """Return which questions the student answers right without an update; each is asked, or fails, alone."""
+    student = open_student(ModelRef.of(settings.student.model, settings))
+    sets, form = [[question] for question in questions], settings.student.answer_format
+    found = score_in_context(student.model, student.tokenizer, [""] * len(sets), sets, form, template="{context}")
+    return Known(exact=tuple(not isinstance(scores, ScoringFailure) and scores[0].exact for scores in found))

@@ -17,12 +17,15 @@ from pipelines.train_teacher.sources import (
     STANDARD,
     TRAINED_TEACHER,
     WARM_STARTED_TEACHER,
+    ActiveReading,
+    AskFirst,
     BestPrompt,
     Control,
     ExternalGenerator,
     FixedSpecification,
     Labelled,
     ListedVariant,
+    MixedPrompts,
     Source,
     TeacherSource,
     Variant,
@@ -107,6 +110,18 @@ class ComparisonConfig(IntervalConfig):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"variants: {twice} are listed twice; give each variant a name of its own")
+        chosen = False
+        for place, variant in enumerate(self.variants):
+            if variant.equal_tokens and TRAINED_TEACHER not in names[:place]:
+                raise ValueError(f"variants: {variant.name} has equal_tokens, which needs {TRAINED_TEACHER} before it")
+            if not isinstance(variant.source, BestPrompt):
+                continue
+            if not (variant.source.prompts or chosen):
+                raise ValueError(
+                    f"variants: {variant.name} takes the prompt that another one chose; list a variant whose source is "
+                    "best_prompt, with prompts, before it"
+                )
+            chosen = True
         return self
 
 
@@ -131,15 +146,16 @@ class TrainTeacherConfig(LoopSettings):
         Beside a warm start, which trains, too, the standard label of the trained teacher says by what it was trained.
         """
 
-        def is_possible(source: Source) -> bool:
-            if isinstance(source, TeacherSource) and source.state in ("untrained", "warm_started"):
-                return source.state == "untrained" or self.warm_start is not None
-            return bool(self.loop.rounds) or not isinstance(source, TeacherSource | Control)
+        def is_possible(variant: Variant) -> bool:
+            source = variant.source
+            if isinstance(source, TeacherSource) and source.state == "warm_started" and self.warm_start is None:
+                return False
+            trained = isinstance(source, TeacherSource) and source.state == "trained"
+            return bool(self.loop.rounds) or not (trained or variant.equal_tokens or isinstance(source, Control))
 
         standard = STANDARD[TRAINED_TEACHER]
         trained = standard.model_copy(update={"label": "RL-trained teacher"}) if self.warm_start else standard
-        possible = (variant for variant in self.comparison.variants if is_possible(variant.source))
-        return [trained if variant == standard else variant for variant in possible]
+        return [trained if v == standard else v for v in self.comparison.variants if is_possible(v)]
 
     @property
     def last_state(self) -> str:
@@ -189,9 +205,9 @@ class TrainTeacherConfig(LoopSettings):
                 "data.development_documents: the best prompt is chosen on development documents, got 0, allowed is at "
                 "least 1 (or leave best_prompt out of comparison.variants)"
             )
-        baselines = {control.kind for control in self.sources(Control)}
-        if "equal_tokens" in baselines and not self.sources(BestPrompt):
-            raise ValueError("comparison.variants: equal_tokens needs a variant whose source is best_prompt; add one")
+        baselines: set[str] = {control.kind for control in self.sources(Control)}
+        baselines |= {"equal_tokens" for variant in self.comparison.variants if variant.equal_tokens}
+        baselines |= {s.type for kind in (MixedPrompts, ActiveReading, AskFirst) for s in self.sources(kind)}
         baselines |= {"specs" for _ in self.sources(FixedSpecification)}
         grader = None if self.grading is None else self.grading.grader.type
         domain_of(self.data).check(self.data, grader, baselines)

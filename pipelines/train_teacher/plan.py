@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pipelines.plan import Plan, Stage, Step
 from pipelines.train_teacher import sources
@@ -12,7 +12,10 @@ from pipelines.train_teacher.warm_start import WarmStartConfig
 from teacher.algorithms.algorithm import Algorithm
 
 POOLED = 3
-"""Self-edits whose lines fill the budget of one at equal tokens: enough for a trained one that is twice as long."""
+"""Completions whose lines fill the budget of one self-edit at equal tokens: enough for a trained one that is twice as
+long."""
+APPLIED = 4
+"""Strategies of Active Reading that are applied for one self-edit."""
 
 
 def plan_run(config: TrainTeacherConfig) -> Plan:
@@ -45,6 +48,25 @@ def plan_rounds(config: TrainTeacherConfig) -> list[Stage]:
     return stages
 
 
+def written(config: TrainTeacherConfig, variant: Variant) -> int:
+    """Return how many self-edits a model writes for each document of a variant."""
+    after = config.comparison
+    if variant.equal_tokens:
+        return after.edits * pooled(variant.source)
+    return after.tried if isinstance(variant.source, sources.ExternalGenerator) else after.drawn
+
+
+def pooled(source: sources.Source) -> int:
+    """Return how many self-edits of a source give the lines of one at equal tokens."""
+    return -(-POOLED // _completions(source))
+
+
+def _completions(source: sources.Source) -> int:
+    """Return how many completions give the lines of one self-edit."""
+    mixed = len(source.prompts) if isinstance(source, sources.MixedPrompts) else 1
+    return APPLIED if isinstance(source, sources.ActiveReading) else mixed
+
+
 def plan_variant(config: TrainTeacherConfig, variant: Variant) -> Stage:
     """Return the stage of one variant: what is sampled for it, and what is trained and scored."""
     after, tests, source = config.comparison, config.data.test_documents, variant.source
@@ -52,8 +74,13 @@ def plan_variant(config: TrainTeacherConfig, variant: Variant) -> Stage:
     def update(documents: int, each: int, **more: Any) -> Step:
         return Step("update", documents, each, questions="comparison", **more)
 
-    def taught(documents: int) -> tuple[Step, ...]:
-        return Step("sample", documents, after.drawn), update(documents, after.edits)
+    def taught(documents: int, drawn: int = written(config, variant)) -> tuple[Step, ...]:
+        listed = isinstance(source, sources.ActiveReading)
+        writer: Literal["external", "teacher"]
+        writer = "external" if isinstance(source, sources.ExternalGenerator) else "teacher"
+        sample = Step("sample", documents, drawn * (_completions(source) + listed), writer=writer)
+        asked = (Step("score", documents, drawn),) if isinstance(source, sources.AskFirst) else ()
+        return sample, *asked, update(documents, after.edits)
 
     steps: tuple[Step, ...]
     match source:
@@ -62,11 +89,7 @@ def plan_variant(config: TrainTeacherConfig, variant: Variant) -> Stage:
         case sources.RawPassage():
             steps = (update(tests, 1, trains_on="passage"),)
         case sources.BestPrompt():
-            steps = taught(config.data.development_documents) * len(source.prompts) + taught(tests)
-        case sources.TeacherSource():
-            steps = taught(tests)
-        case sources.ExternalGenerator():
-            steps = (Step("sample", tests, after.tried, writer="external"), update(tests, after.edits))
+            steps = taught(config.data.development_documents, after.drawn) * len(source.prompts) + taught(tests)
         case sources.FixedSpecification():
             tried = len(source.choices)
             spec = Step("update", source.tasks, tried, trains_on="specification")
@@ -75,26 +98,27 @@ def plan_variant(config: TrainTeacherConfig, variant: Variant) -> Stage:
             steps = (update(tests, 1, trains_on="line"),)
         case sources.Control(kind="oracle"):
             steps = (update(tests, 1),)
-        case sources.Control(kind="equal_tokens"):
-            steps = (Step("sample", tests, POOLED * after.edits), update(tests, after.edits))
-        case _:
+        case sources.Control():
             steps = (update(tests, after.edits),)
+        case _:
+            steps = taught(tests)
     return Stage(f"variant {variant.name}", steps, variant)
 
 
-def _is_taught(source: sources.Source) -> bool:
-    """Return whether a local teacher writes a variant's self-edits."""
-    return isinstance(source, sources.TeacherSource | sources.BestPrompt)
+def _is_taught(variant: Variant) -> bool:
+    """Return whether a teacher that is no baseline, or the best prompt, writes a variant's self-edits as they are."""
+    return not variant.equal_tokens and isinstance(variant.source, sources.TeacherSource | sources.BestPrompt)
 
 
 def transferred_variants(config: TrainTeacherConfig) -> list[Variant]:
     """Return the variants whose self-edits are tried on the other student."""
 
-    def is_tried(source: Any) -> bool:
+    def is_tried(variant: Variant) -> bool:
+        source = variant.source
         oracle = isinstance(source, sources.Control) and source.kind == "oracle"
-        return oracle or isinstance(source, sources.RawPassage) or _is_taught(source)
+        return oracle or isinstance(source, sources.RawPassage) or _is_taught(variant)
 
-    return [variant for variant in config.listed if is_tried(variant.source)]
+    return [variant for variant in config.listed if is_tried(variant)]
 
 
 def _plan_transfer(config: TrainTeacherConfig) -> list[Stage]:

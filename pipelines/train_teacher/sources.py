@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from evaluation.common.data import Frozen
 from evaluation.tasks import specifications
+from teacher.kinds import SPA
 from teacher.prompts import Prompt, PromptedConfig
 from teacher.samplers.openai import OpenAISampling
 from teacher.self_edit import edit_of
@@ -32,8 +33,35 @@ class BestPrompt(Frozen):
     """The untrained teacher with the prompt that is best on the development documents."""
 
     type: Literal["best_prompt"] = "best_prompt"
-    prompts: tuple[Prompt, ...] = Field(min_length=1)
-    """The prompts that compete: names, or one's own as in `prompt`."""
+    prompts: tuple[Prompt, ...] = ()
+    """The prompts that compete: names, or one's own as in `prompt`; none takes what an earlier variant chose."""
+
+
+class FixedPrompt(PromptedConfig):
+    """The untrained teacher with one prompt."""
+
+    type: Literal["prompt"] = "prompt"
+
+
+class MixedPrompts(Frozen):
+    """The untrained teacher with several prompts; a self-edit has the lines of a completion of each, in turn."""
+
+    type: Literal["mixed_prompts"] = "mixed_prompts"
+    prompts: tuple[Prompt, ...] = Field(default=tuple(SPA), min_length=1)
+    """The prompts: names, or one's own as in `prompt`. The default is SPA's seven kinds (arXiv 2603.22213)."""
+
+
+class ActiveReading(Frozen):
+    """The untrained teacher, which writes strategies for learning a passage and then applies them."""
+
+    type: Literal["active_reading"] = "active_reading"
+
+
+class AskFirst(PromptedConfig):
+    """The untrained teacher's questions with answers, without those that the base student answers closed-book."""
+
+    type: Literal["ask_first"] = "ask_first"
+    prompt: Prompt = "worked-self-qa"
 
 
 class TeacherSource(Frozen):
@@ -56,9 +84,9 @@ class Control(Frozen):
     """Self-edits that show what a gain is made of."""
 
     type: Literal["control"] = "control"
-    kind: Literal["null_edit", "other_document", "equal_tokens", "oracle"]
-    """A line that says nothing; the trained teacher's self-edits for another document; the best prompt's lines at the
-    trained teacher's tokens; all facts, where the world knows them."""
+    kind: Literal["null_edit", "other_document", "oracle"]
+    """A line that says nothing; the trained teacher's self-edits for another document; all facts, where the world knows
+    them."""
 
 
 class FixedSpecification(Frozen):
@@ -82,8 +110,12 @@ class FixedSpecification(Frozen):
         return self
 
 
+PromptedSource = FixedPrompt | MixedPrompts | ActiveReading | AskFirst
+"""Sources in which the untrained teacher writes with given prompts."""
+Sampled = BestPrompt | TeacherSource | ExternalGenerator | PromptedSource
+"""Sources in which a model writes."""
 Source = Annotated[
-    BaseStudent | RawPassage | BestPrompt | TeacherSource | ExternalGenerator | Control | FixedSpecification,
+    BaseStudent | RawPassage | Sampled | Control | FixedSpecification,
     Field(discriminator="type"),
 ]
 """Where a variant's self-edits come from."""
@@ -102,10 +134,31 @@ class Variant(Labelled):
     name: str = Field(pattern=r"^[a-z0-9_]{1,40}$")
     """Key of its scores in results; lower-case letters, digits and `_`, at most 40."""
     source: Source
+    equal_tokens: bool = False
+    """Cut or lengthen each self-edit, by more lines of the same writer, to the tokens of the trained teacher's for its
+    document; for sources in which a model writes."""
+
+    @model_validator(mode="after")
+    def _is_sampled(self) -> Variant:
+        if self.equal_tokens and not isinstance(self.source, Sampled):
+            raise ValueError(f"equal_tokens: got a source of type {self.source.type}, in which no model writes")
+        return self
 
 
-def _control(kind: str, label: str, name: str = "") -> Variant:
-    return Variant(name=name or kind, label=label, source=Control(kind=kind))
+def _control(kind: str, label: str) -> Variant:
+    return Variant(name=kind, label=label, source=Control(kind=kind))
+
+
+def _at_equal_tokens(variant: Variant) -> Variant:
+    changes = {"name": f"{variant.name}_equal_tokens", "label": f"{variant.label}, equal tokens", "equal_tokens": True}
+    return variant.model_copy(update=changes)
+
+
+_PROMPTED = (
+    Variant(name="mixed_prompts", label="seven kinds mixed (SPA)", source=MixedPrompts()),
+    Variant(name="active_reading", label="strategies, then applied (Active Reading)", source=ActiveReading()),
+    Variant(name="ask_first", label="only what the student misses", source=AskFirst()),
+)
 
 
 STANDARD = {
@@ -118,8 +171,10 @@ STANDARD = {
         Variant(name=TRAINED_TEACHER, label="trained teacher", source=TeacherSource(state="trained")),
         _control("null_edit", "a self-edit that says nothing"),
         _control("other_document", "trained teacher, another document's"),
-        _control("equal_tokens", "best fixed kind, equal tokens", name="fixed_kind_equal_tokens"),
+        _at_equal_tokens(Variant(name="fixed_kind", label="best fixed kind", source=BestPrompt())),
         _control("oracle", "all facts"),
+        *_PROMPTED,
+        *map(_at_equal_tokens, _PROMPTED),
     )
 }
 """Variants that a configuration may list by name alone."""

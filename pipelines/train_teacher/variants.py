@@ -6,6 +6,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ from pipelines.records import (
 from pipelines.train_teacher import edits as self_edits
 from pipelines.train_teacher import sources
 from pipelines.train_teacher.config import TrainTeacherConfig
-from pipelines.train_teacher.plan import POOLED
+from pipelines.train_teacher.plan import pooled, written
 from pipelines.train_teacher.sources import TRAINED_TEACHER, Variant
+from pipelines.train_teacher.writers import Writer, only_missed, writer_of
 from teacher.prompts import prompt_template
 from teacher.rewards import REFUSALS
 from teacher.self_edit import edit_of
@@ -74,26 +76,25 @@ class Comparing:
         if isinstance(source, sources.BestPrompt):
             return self._best_prompt(variant, source, stage)
         if isinstance(source, sources.TeacherSource):
-            prompt, state = self.config.teacher.prompt, self.states.get(source.state)
             keep = self.config.comparison.keep_adapters if source.state == self.config.last_state else 0
-            return self._taught(variant, state, prompt, test, stage.name, stage.steps, keep=keep)
+            write = partial(self.loop.sample, self.states.get(source.state), self.config.teacher.prompt)
+            return self._taught(variant, write, test, stage.name, stage.steps, keep=keep)
+        if isinstance(source, sources.Sampled):
+            return self._taught(variant, writer_of(self.loop, source), test, stage.name, stage.steps)
         *first, last_step = stage.steps
         with self.loop.reporter.step(first[0], stage.name) if first else nullcontext():
-            edits = self._written(source, stage)
+            edits = self._written(source)
         if edits is None:
             return None
         with self.loop.reporter.step(last_step, stage.name):
             return self.score_edits(variant, edits, test)
 
-    def _written(self, source: Any, stage: Stage) -> Iterable[Edit] | Sampling | None:
-        """Return the self-edits of a variant that no local teacher samples as it is; None where there can be none."""
+    def _written(self, source: Any) -> Iterable[Edit] | None:
+        """Return the self-edits of a variant for which no model writes; None where there can be none."""
         loop, test, sheets = self.loop, self.split.test, self.diagnostics.sheets
         match source:
             case sources.RawPassage():
                 return [raw_passage(task.id, task.document.text) for task in test]
-            case sources.ExternalGenerator():
-                seed = loop.seed("sample", "external")
-                return loop.ask(source.sampling, "external", source.prompt, test, n=stage.steps[0].each, seed=seed)
             case sources.FixedSpecification():
                 table = try_all(loop, self.split.train[: source.tasks], source.choices, "fixed specification")
                 choice, self.specs = best_of(table, source.choices)
@@ -104,21 +105,17 @@ class Comparing:
                 return None if sheets is None else self_edits.oracle_edits(test, sheets)
             case sources.Control(kind="other_document"):
                 return self_edits.other_documents_edits(self.edits_of(TRAINED_TEACHER), test)
-            case sources.Control(kind="equal_tokens"):
-                return self._at_equal_tokens(self.edits_of(TRAINED_TEACHER))
         raise TypeError(f"no variant has a source of type {type(source).__name__}")
 
-    def _at_equal_tokens(self, trained: Sequence[Edit]) -> list[Edit]:
-        """Return the best prompt's lines, as many for each self-edit of the trained teacher as its tokens allow."""
-        indices, count = sorted({edit.index for edit in trained}), self.count_tokens()
-        seed, test = self.loop.seed("sample", "equal tokens"), self.split.test
-        sampled = self.loop.sample(None, self.best_prompt, test, n=POOLED * len(indices), seed=seed).edits
+    def _at_equal_tokens(self, sampled: Sequence[Edit], pooled: int) -> tuple[Edit, ...]:
+        """Return a self-edit for each of the trained teacher's, as long as that, from `pooled` sampled ones each."""
+        trained, count = self.edits_of(TRAINED_TEACHER), self.count_tokens()
         found: list[Edit] = []
-        for place, index in enumerate(indices):
+        for place, index in enumerate(sorted({edit.index for edit in trained})):
             budgets = {edit.document_id: max(edit.tokens, 1) for edit in trained if edit.index == index}
-            pool = [e for e in sampled if e.index // POOLED == place and e.document_id in budgets]
+            pool = [e for e in sampled if e.index // pooled == place and e.document_id in budgets]
             found += [e.model_copy(update={"index": index}) for e in self_edits.budgeted(pool, budgets, count)]
-        return found
+        return tuple(found)
 
     def count_tokens(self) -> Callable[[str], int]:
         """Return a function that counts the tokens of a text as the teacher writes it."""
@@ -133,39 +130,50 @@ class Comparing:
     def _best_prompt(self, variant: Variant, source: sources.BestPrompt, stage: Stage) -> VariantScores | None:
         """Return the untrained teacher with the prompt that is best on the development documents."""
         tried: list[tuple[str, float | None]] = []
+        as_written = variant.model_copy(update={"equal_tokens": False})
         for place, prompt in enumerate(source.prompts):
-            name, steps = prompt_template(prompt).name, stage.steps[2 * place : 2 * place + 2]
-            scores = self._taught(variant, None, prompt, self.split.development, f"{stage.name}, {name}", steps)
+            what, steps = f"{stage.name}, {prompt_template(prompt).name}", stage.steps[2 * place : 2 * place + 2]
+            write = partial(self.loop.sample, None, prompt)
+            scores = self._taught(as_written, write, self.split.development, what, steps)
             tried += [(prompt, accuracy) for accuracy in scores.accuracy.values()]
         means = _means(source.prompts, tried)
-        if not means:
+        if means:
+            self.best_prompt = max(means, key=means.__getitem__)
+            best = prompt_template(self.best_prompt).name.removeprefix("micro-")
+            variant = variant.model_copy(update={"label": f"{variant.label} ({best})"})
+        elif source.prompts or not self.best_prompt:
             return None
-        self.best_prompt = max(means, key=means.__getitem__)
-        best = prompt_template(self.best_prompt).name
-        named = variant.model_copy(update={"label": f"{variant.label} ({best.removeprefix('micro-')})"})
-        chosen = self._taught(named, None, self.best_prompt, self.split.test, stage.name, stage.steps[-2:])
+        write = partial(self.loop.sample, None, self.best_prompt)
+        chosen = self._taught(variant, write, self.split.test, stage.name, stage.steps[-2:])
         notes = {f"development accuracy of {prompt_template(prompt).name}": mean for prompt, mean in means.items()}
         return chosen.model_copy(update={"notes": {**chosen.notes, **notes}})
 
     def _taught(
         self,
         variant: Variant,
-        state: str | None,
-        prompt: str,
+        write: Writer,
         tasks: Sequence[KnowledgeTask],
         what: str,
         steps: Sequence[Step],
         *,
         keep: int = 0,
     ) -> VariantScores:
-        """Return the student updated with the self-edits of a teacher at a saved state."""
+        """Return the student updated with the self-edits that a model writes."""
         settings, loop = self.config.comparison, self.loop
+        external, equal = isinstance(variant.source, sources.ExternalGenerator), variant.equal_tokens
         with loop.reporter.step(steps[0], what):
-            seed = loop.seed("sample", "comparison")
-            sampling = loop.sample(state, prompt, tasks, n=settings.drawn, seed=seed)
-        with loop.reporter.step(steps[1], what):
-            chosen = sampling if settings.drafts == 1 else self_edits.most_written(sampling, settings.tried)
-            return self.score_edits(variant, chosen, tasks, keep=keep)
+            seed = loop.seed("sample", "equal tokens" if equal else "external" if external else "comparison")
+            sampling = write(tasks, n=written(self.config, variant), seed=seed)
+        for step in steps[1:-1]:
+            with loop.reporter.step(step, what):
+                sampling = only_missed(loop, sampling, self.count_tokens())
+        with loop.reporter.step(steps[-1], what):
+            if equal:
+                edits = self._at_equal_tokens(sampling.edits, pooled(variant.source))
+                sampling = sampling.model_copy(update={"edits": edits})
+            elif settings.drafts > 1 and not external:
+                sampling = self_edits.most_written(sampling, settings.tried)
+            return self.score_edits(variant, sampling, tasks, keep=keep)
 
     def score_edits(
         self, variant: Variant, edits: Iterable[Edit] | Sampling, tasks: Sequence[KnowledgeTask], *, keep: int = 0

@@ -18,8 +18,8 @@ _QUESTION_WORDS = (
     "|问题|問題|问|問|質問|질문"
 )
 _ANSWER_WORDS = (
-    "answer|ans|antwort|antwoord|respuesta|réponse|risposta|resposta|svar|odpowiedź|cevap|yanıt|ответ|відповідь|إجابة"
-    "|الإجابة|جواب|الجواب|उत्तर|答案|答|回答|答え|답변|답"
+    "answer|correct answer|ans|antwort|antwoord|respuesta|réponse|risposta|resposta|svar|odpowiedź|cevap|yanıt|ответ"
+    "|відповідь|إجابة|الإجابة|جواب|الجواب|उत्तर|答案|答|回答|答え|답변|답"
 )
 _TURN = re.compile(
     r"(?:<\|im_start\|>|<\|start\|>|<start_of_turn>|<\|start_header_id\|>)(?:assistant|model)(?:<\|end_header_id\|>)?"

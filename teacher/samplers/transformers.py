@@ -83,7 +83,7 @@ class TransformersSampler(LocalSampler[Completion]):
     def _sample_batch(self, prompt_ids: list[list[int]], keys: list[int]) -> list[Completion]:
         import torch
         from torch.nn.utils.rnn import pad_sequence
-        from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+        from transformers import LogitsProcessorList, StoppingCriteriaList, TemperatureLogitsWarper, TopPLogitsWarper
 
         device = self._model.device
         rows = [torch.tensor(row, device=device) for row in prompt_ids]
@@ -100,8 +100,15 @@ class TransformersSampler(LocalSampler[Completion]):
             if self._config.top_p < 1.0:
                 processors.append(TopPLogitsWarper(self._config.top_p))
             processors.append(with_noise)
+
+        def has_stopped(input_ids: Tensor, _scores: Any, **_: Any) -> Tensor:
+            return torch.tensor(self._stopped(input_ids[:, width:].tolist(), self._stop or ""), device=device)
+
+        criteria = StoppingCriteriaList([] if self._stop is None else [has_stopped])
         with torch.no_grad(), self._neutral_model():
-            output_NT = self._model.generate(ids_NT, attention_mask=mask_NT, logits_processor=processors)
+            output_NT = self._model.generate(
+                ids_NT, attention_mask=mask_NT, logits_processor=processors, stopping_criteria=criteria
+            )
         return [self._completion(row) for row in output_NT[:, width:].tolist()]
 
     @contextmanager

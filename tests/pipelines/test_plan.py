@@ -39,7 +39,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> Counter[StepKind]:
 
         monkeypatch.setattr(Loop, name, counted)
 
-    count("sample", "sample", lambda made, _: len(made.edits))
+    count("sample", "write", lambda made, _: len(made.edits))
     count("update", "update", lambda made, _: sum(update.adapter_digest is not None for update in made))
     count("score", "base", lambda _, arguments: len(arguments[0]))
     count("learn", "learn", lambda _, arguments: len(arguments[1]))

@@ -106,7 +106,9 @@ class Recorded:
     def count_tokens(self, prompt: str) -> int:
         return len(prompt.split())
 
-    def sample(self, prompts: Sequence[str], *, n: int, seed: int) -> Sequence[Sequence[Completion | FailedCompletion]]:
+    def sample(
+        self, prompts: Sequence[str], *, n: int, seed: int, stop: str | None = None
+    ) -> Sequence[Sequence[Completion | FailedCompletion]]:
         self.prompts += prompts
         made = [t if isinstance(t, FailedCompletion) else Completion(t, (), "stop") for t in self._texts]
         return [made for _ in prompts]

@@ -13,17 +13,30 @@ from hypothesis import strategies as st
 
 from evaluation.common.errors import ConfigError
 from evaluation.domains import load_split
-from evaluation.tasks import specifications
+from evaluation.retention import retention_probes
+from evaluation.tasks import KnowledgeTask, specifications
+from pipelines.plan import totals
 from pipelines.records import Edit, Sampling
 from pipelines.train_teacher.comparison import by_group, pairs_of
 from pipelines.train_teacher.config import TrainTeacherConfig
-from pipelines.train_teacher.edits import Diagnostics, most_written
-from pipelines.train_teacher.plan import plan_variant
-from pipelines.train_teacher.sources import STANDARD, FixedSpecification, Variant
+from pipelines.train_teacher.edits import Diagnostics, most_written, written_line
+from pipelines.train_teacher.plan import APPLIED, plan_variant
+from pipelines.train_teacher.sources import (
+    STANDARD,
+    ActiveReading,
+    AskFirst,
+    BestPrompt,
+    FixedPrompt,
+    FixedSpecification,
+    MixedPrompts,
+    Variant,
+)
 from pipelines.train_teacher.variants import Comparing, Table, best_of, try_all
+from pipelines.train_teacher.writers import only_missed
 from student.adapters import load_adapter
+from teacher.kinds import STRATEGIES
 from teacher.rewards import RewardFailure
-from teacher.self_edit import edit_of
+from teacher.self_edit import Implication, SelfEdit, edit_of
 from tests.pipelines.factories import grid_config, make_loop, make_variant, small_config
 
 WITHIN = {"orientations": "none", "colourings": 0, "epochs": 2}
@@ -123,6 +136,97 @@ def test_the_last_teacher_keeps_the_first_self_edits_of_its_first_documents(
     first = next(c for c in variant.candidates if c.edit.index == 0)
     assert set(kept) == {mine.split.test[0].id}
     assert load_adapter(*kept.values()).digest == first.replicates[0].adapter_digest
+
+
+MICRO = ("micro-self-qa", "micro-implications")
+PROMPTED = {
+    "prompt": FixedPrompt(prompt=MICRO[0]),
+    "mixed": MixedPrompts(prompts=MICRO),
+    "active": ActiveReading(),
+    "asked": AskFirst(prompt=MICRO[0]),
+    "best": BestPrompt(prompts=MICRO[:1]),
+}
+
+
+@pytest.mark.parametrize("equal", [False, True])
+def test_prompted_baselines_are_written_and_scored_as_planned(
+    equal: bool, tmp_path: Path, prefect_server: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = comparing(small_config("comparison.edits=2", "comparison.retention_probes=0"), tmp_path)
+    done: Counter[str] = Counter()
+    write = mine.loop.write
+    monkeypatch.setattr(mine.loop, "write", lambda *given, **more: counted(done, write(*given, **more)))
+    untrained = mine.add(plan_variant(mine.config, STANDARD["untrained_teacher"]))
+    assert untrained is not None
+    mine.scored[0] = untrained.model_copy(update={"name": "trained_teacher"})
+    budgets = {c.edit.id: c.edit.tokens for c in untrained.candidates}
+    found: dict[str, list[Edit]] = {}
+    for name, source in PROMPTED.items():
+        stage = plan_variant(mine.config, Variant(name=name, label=name, source=source, equal_tokens=equal))
+        done.clear()
+        variant = mine.add(stage)
+        assert variant is not None
+        planned, unread = totals(stage.steps)["sample"], 0
+        if name == "active":  # what the micro teacher writes of strategies cannot always be read
+            seed = mine.loop.seed("sample", "equal tokens" if equal else "comparison")
+            lists = write(None, STRATEGIES, *read(mine, STRATEGIES), n=planned // 2 // (1 + APPLIED), seed=seed)
+            unread = sum(edit.edit is None for edit in lists.edits)
+        assert done["sample"] == planned - APPLIED * unread, name
+        found[name] = [candidate.edit for candidate in variant.candidates]
+        assert {edit.id for edit in found[name]} == set(budgets), name
+        assert variant.edit_tokens, name
+        assert len(variant.accuracy) == len(mine.split.test) or unread, name
+        for edit in found[name] if equal else ():
+            assert edit.tokens <= budgets[edit.id] or (edit.edit and len(edit.edit.implications) == 1)
+    lines = {name: [edit.edit.implications if edit.edit else () for edit in edits] for name, edits in found.items()}
+    assert all(line.answer for mine in lines["asked"] for line in mine)
+    assert lines["best"] == lines["prompt"]
+    if not equal:
+        seed, test = mine.loop.seed("sample", "comparison"), mine.split.test
+        parts = [mine.loop.sample(None, prompt, test, n=2, seed=seed).edits for prompt in MICRO]
+        for mixed, first, second in zip(found["mixed"], *parts, strict=True):
+            assert first.edit is not None
+            assert second.edit is not None
+            assert mixed.edit is not None
+            assert mixed.tokens == first.tokens + second.tokens
+            assert mixed.edit.implications[:2] == (first.edit.implications[0], second.edit.implications[0])
+
+
+def read(mine: Comparing, prompt: str) -> tuple[list[str], tuple[KnowledgeTask, ...]]:
+    return [mine.loop.prompt(prompt, task) for task in mine.split.test], mine.split.test
+
+
+def counted(done: Counter[str], made: Sampling) -> Sampling:
+    done["sample"] += len(made.edits)
+    return made
+
+
+def test_only_what_the_student_misses_is_kept(tmp_path: Path, prefect_server: None) -> None:
+    mine = comparing(small_config("comparison.retention_probes=0"), tmp_path)
+    probe = next(q for q in retention_probes(mine.config.data, 24, 0) if mine.loop.knows([q]) == (True,))
+    known = Implication(text=probe.question, answer=probe.answer)
+    other, said = Implication(text="Where does Nobody live?", answer="Nowhere"), Implication(text="It is so.")
+    edits = [
+        Edit.written("d", SelfEdit(implications=lines), "", tokens=9) for lines in ((known, said, other), (known,))
+    ]
+    some, none = only_missed(mine.loop, Sampling(edits=tuple(edits)), lambda text: len(text.split())).edits
+    assert some.edit == SelfEdit(implications=(other,))
+    assert some.tokens == len(written_line(other).split())
+    assert (none.edit, none.failure) == (None, RewardFailure.PARSE_FAILED)
+
+
+@pytest.mark.parametrize(
+    ("variants", "part"),
+    [
+        ("[base, fixed_kind_equal_tokens]", "trained_teacher before"),
+        ("[base, trained_teacher, fixed_kind_equal_tokens]", "fixed_kind_equal_tokens takes the prompt"),
+        ("[{name: b, label: b, source: {type: base}, equal_tokens: true}]", "no model writes"),
+        ("[{name: m, label: m, source: {type: mixed_prompts, prompts: [implicatons]}}]", "did you mean implications"),
+    ],
+)
+def test_baselines_that_cannot_be_made_are_refused(variants: str, part: str) -> None:
+    with pytest.raises(ConfigError, match=part):
+        small_config(f"comparison.variants={variants}")
 
 
 def test_best_specification_has_a_score_on_every_task() -> None:
