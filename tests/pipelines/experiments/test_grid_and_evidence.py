@@ -135,7 +135,7 @@ def test_failed_run_stops_the_others_and_finished_runs_are_not_repeated(
 def test_document_has_all_tables_and_plots(tmp_path: Path) -> None:
     arms = {"Ablations": {"worse": {0: run_result(0, trained_teacher=0.3)}, "other seed": {5: run_result(5)}}}
     text = evidence.write_document(made_of(arms=arms), tmp_path / "evidence.md").read_text(encoding="utf-8")
-    titles = ["Variants", "Notes", "Differences", "Equal tokens", "Phrasings of the questions", "Retention"]
+    titles = ["Variants", "Notes", "Differences", "Phrasings of the questions", "Retention"]
     titles += ["Self-edits", "Another student", "What each setting is worth", "Ablations"]
     assert re.findall(r"^## (.*)$", text, flags=re.MULTILINE) == titles
     links = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
