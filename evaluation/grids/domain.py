@@ -196,6 +196,7 @@ def _question(task: GridTask, test: GridTest, view: Orientation) -> Question:
         question=write_query(shown, view.apply(test.input)),
         answer=write_grid(view.apply(test.output)),
         phrasing=view.name,
+        paraphrases=(),
     )
 
 

@@ -213,6 +213,22 @@ def retention_table(evidence: Evidence) -> str:
     return markdown_table(heads, rows) if rows[1:] else ""
 
 
+def unknown_table(evidence: Evidence) -> str:
+    """Return accuracies on what the base does not know and gold probabilities per token; empty if no seed has them."""
+    results, rows = evidence.seeds, []
+    asked = [result.unknown for result in results.values() if result.unknown is not None]
+    for name, label in evidence.labels(found.variants for found in asked).items():
+        unknown = pooled([compared(r.document_unknown).get(name, {}).values() for r in results.values()], low=0.0)
+        gold = known_mean(r.token_probability[name].mean for r in results.values() if name in r.token_probability)
+        rows.append([label, percent_interval(accuracy(results, name)), percent_interval(unknown), percent(gold)])
+    if not rows:
+        return ""
+    heads = ["", "all questions, %", "unknown questions, %", "gold probability per token, %"]
+    counts = f"{sum(found.unknown for found in asked):,} of {sum(found.questions for found in asked):,}"
+    note = f"Unknown: {counts} questions, which the base fails in all {asked[0].phrasings} phrasings."
+    return f"{note}\n\n{markdown_table(heads, rows)}"
+
+
 def transfer_table(evidence: Evidence) -> str:
     """Return accuracies and gains on the student of the rewards and on the transfer student."""
     both = {seed: result for seed, result in evidence.seeds.items() if result.transfer is not None}
@@ -309,6 +325,7 @@ def write_document(evidence: Evidence, out: Path) -> Path:
         "Notes": f"{OPEN}{notes}{CLOSE}",
         "Differences": gains_table(seeds),
         "Equal tokens": budgets_table(evidence),
+        "What the base does not know": unknown_table(evidence),
         "Phrasings of the questions": means_table(evidence, "phrasings", {w: f"{w}, %" for w in wordings}),
         "Retention": retention_table(evidence),
         "Self-edits": means_table(evidence, "edit_notes", _EDIT_NOTES),

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evaluation.agreement import GraderAgreement
 from evaluation.statistics import Interval, known_mean
 from evaluation.tasks import KnowledgeTask
-from pipelines.records import Candidate, Round, VariantComparison, VariantScores, usage_of
+from pipelines.records import Candidate, GraderComparison, Round, VariantComparison, VariantScores, usage_of
 
 if TYPE_CHECKING:
     from pipelines.adapt_student.page import NightResult
@@ -161,6 +162,9 @@ def variant_metrics(record: VariantScores, interval: Interval | None) -> Metrics
             "eval/documents": len(record.accuracy),
             "eval/edit_tokens": record.edit_tokens,
             "eval/training_tokens": record.training_tokens,
+            "eval/unknown_accuracy": known_mean(record.unknown.values()),
+            "eval/token_probability": known_mean(record.token_probability.values()),
+            **{f"grader/{name}": known_mean(verdicts) for name, verdicts in record.grades.items()},
             "eval/forgetting": known_mean(record.forgetting.values()),
             "eval/failed_count": sum(record.failures.values()),
             **{f"failure/{metric_part(reason)}": count for reason, count in record.failures.items()},
@@ -173,14 +177,32 @@ def variant_metrics(record: VariantScores, interval: Interval | None) -> Metrics
 def comparison_metrics(comparison: VariantComparison) -> Metrics:
     """Return the figures of a comparison under the names of its variants and gains."""
     figures: dict[str, float | None] = {"eval/documents": comparison.documents}
-    for name, interval in comparison.variants.items():
-        figures |= _interval(f"eval/{metric_part(name)}/accuracy", interval)
+    measured = {"accuracy": comparison.variants, "token_probability": comparison.token_probability}
+    if unknown := comparison.unknown:
+        figures |= {"eval/questions": unknown.questions, "eval/unknown_questions": unknown.unknown}
+        measured |= {"unknown_accuracy": unknown.variants}
+        for name, interval in unknown.gains.items():
+            figures |= _interval(f"gain/{metric_part(name)}_unknown", interval)
+    for measure, intervals in measured.items():
+        for name, interval in intervals.items():
+            figures |= _interval(f"eval/{metric_part(name)}/{measure}", interval)
+    for pair in comparison.graders.agreement if comparison.graders else ():
+        figures |= {
+            f"agreement/{pair.first}/{pair.second}": pair.equal,
+            f"kappa/{pair.first}/{pair.second}": pair.kappa,
+        }
     for name, interval in comparison.gains.items():
         figures |= _interval(f"gain/{metric_part(name)}", interval)
         figures[f"gain/{metric_part(name)}_minimum_detectable"] = comparison.minimum_detectable.get(name)
         if name in comparison.tests:
             figures[f"gain/{metric_part(name)}_p_adjusted"] = comparison.tests[name].adjusted
     return _known(figures)
+
+
+def grader_table(graders: GraderComparison) -> dict[str, list[Any]]:
+    """Return the agreement of each pair of graders, as MLflow's tables: `columns` and `data`."""
+    rows = [pair.model_dump() for pair in graders.agreement]
+    return {"columns": list(GraderAgreement.model_fields), "data": [list(row.values()) for row in rows]}
 
 
 def _interval(name: str, interval: Interval | None) -> dict[str, float | None]:

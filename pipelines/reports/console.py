@@ -142,14 +142,18 @@ def _gain(comparison: VariantComparison, reference: str, other: str) -> tuple[st
 
 
 def run_table(comparison: VariantComparison, variants: Sequence[VariantScores]) -> Table:
-    """Return the table of a run: each variant's accuracy, and the last teacher's difference to it."""
+    """Return the table of a run: each variant's accuracy, with that on what the base does not know, and the gains."""
     from rich.text import Text
 
+    unknown, asked = comparison.unknown, ""
+    if unknown is not None:
+        asked = f"on the {unknown.unknown:,} of {counted(unknown.questions, 'question')} that the base fails in all "
+        asked = f", in parentheses {asked}{unknown.phrasings} phrasings ({counted(unknown.documents, 'document')})"
     trained = any(variant.name == "trained_teacher" for variant in variants)
     label = "trained teacher" if trained else "untrained teacher"
     table = plain_table(
         title=f"Variants on {counted(comparison.documents, 'test document')}",
-        caption=f"Accuracy in %, and the {label} minus the variant in points, paired by document, with "
+        caption=f"Accuracy in %{asked}, and the {label} minus the variant in points, paired by document, with "
         f"{100 * comparison.confidence:g} % bootstrap intervals. Significant: the interval excludes 0, and the "
         "sign-flip test corrected for the number of differences has p <= "
         f"{1 - comparison.confidence:.2g}. Failed: updates without a score.",
@@ -162,9 +166,11 @@ def run_table(comparison: VariantComparison, variants: Sequence[VariantScores]) 
         table.add_column(name, justify="right", no_wrap=True)
     for variant in variants:
         interval = comparison.variants.get(variant.name)
+        on_unknown = None if unknown is None else unknown.variants.get(variant.name)
         cells = (
             variant.label,
-            "no scores" if interval is None else percent_interval(interval),
+            ("no scores" if interval is None else percent_interval(interval))
+            + ("" if on_unknown is None else f"\n({percent_interval(on_unknown)})"),
             *_gain(comparison, label.replace(" ", "_"), variant.name),
             tokens(variant.edit_tokens),
             str(sum(variant.failures.values())),
@@ -259,6 +265,11 @@ def _summary(result: RunResult) -> Iterator[str]:
     rewards = [reward for figures in result.rounds if (reward := figures.get("mean_reward")) is not None]
     course = f", mean training reward {rewards[0]:.3f} -> {rewards[-1]:.3f}" if len(rewards) > 1 else ""
     yield f"{counted(len(result.rounds), 'round')}{course}."
+    if graders := result.graders:
+        pairs = [pair for pair in graders.agreement if pair.first == graders.configured]
+        kappas = [UNKNOWN if pair.kappa is None else f"{pair.kappa:.2f}" for pair in pairs]
+        said = [f"{p.second} on {percent(p.equal)} % (kappa {k})" for p, k in zip(pairs, kappas, strict=True)]
+        yield f"Grader {graders.configured} agrees with {', '.join(said)} of the answers."
     if specs := result.specs:
         best = specs.scores[specs.fixed]
         score = "no score" if best is None else f"{percent(best)} %"

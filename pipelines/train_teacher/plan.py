@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from evaluation.domains import domain_of
+from evaluation.tasks import PARAPHRASES
 from pipelines.plan import Plan, Stage, Step
 from pipelines.train_teacher import sources
 from pipelines.train_teacher.config import TrainTeacherConfig
@@ -15,12 +17,12 @@ POOLED = 3
 
 
 def plan_run(config: TrainTeacherConfig) -> Plan:
-    """Return the stages of a run: rounds, the rounds of the proxy control, variants, curves, transfer, oracle."""
+    """Return the stages of a run: rounds, those of the proxy control, variants, known questions, curves ...."""
     stages = plan_rounds(config, config.teacher.reward)
     if any(source.state == "proxy" for source in config.sources(sources.TeacherSource)):
         stages += plan_rounds(config, proxy_reward(config))
     stages += [plan_variant(config, variant) for variant in config.listed]
-    stages += [*_plan_curves(config), *_plan_transfer(config)]
+    stages += [*_plan_known(config), *_plan_curves(config), *_plan_transfer(config)]
     stages += [plan_oracle(source) for source in config.sources(sources.FixedSpecification) if source.oracle_tasks]
     return tuple(stages)
 
@@ -83,6 +85,14 @@ def plan_variant(config: TrainTeacherConfig, variant: Variant) -> Stage:
         case _:
             steps = (update(tests, after.edits),)
     return Stage(f"variant {variant.name}", steps, variant)
+
+
+def _plan_known(config: TrainTeacherConfig) -> list[Stage]:
+    """Return the stage that finds what the base does not know; none where questions have no other words."""
+    if domain_of(config.data).shows_document:
+        return []
+    each = len(PARAPHRASES) + (not config.sources(sources.BaseStudent))
+    return [Stage("known questions", (Step("score", config.data.test_documents, each, questions="comparison"),))]
 
 
 def _is_taught(source: sources.Source) -> bool:

@@ -69,7 +69,8 @@ def test_result_has_the_shape_that_scripts_rely_on(result: dict[str, Any]) -> No
     fields = (
         "variants gains confidence documents rounds seconds seed notes mlflow_run_id config_digest code_digest "
         "document_accuracy edit_tokens padding_share spent judge inner_runs forgetting document_forgetting tests "
-        "minimum_detectable specs groups curve transfer edit_notes phrasings"
+        "minimum_detectable specs groups curve transfer edit_notes phrasings unknown "
+        "document_unknown token_probability graders"
     )
     assert set(result) == set(fields.split())
     assert set(result["variants"]) == VARIANTS
