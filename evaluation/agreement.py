@@ -16,8 +16,6 @@ from evaluation.graders import (
     build_grader,
 )
 
-_RULES = (ExactGrading(), GoldTokenRecallGrading(), TokenF1Grading())
-
 
 class GraderAgreement(Frozen):
     """How far two graders agree."""
@@ -36,7 +34,8 @@ class GraderAgreement(Frozen):
 
 def rule_verdicts(items: Sequence[GradeItem], configured: GraderConfig) -> dict[str, tuple[bool | None, ...]]:
     """Return the verdicts of the rules other than the configured grader, with default thresholds, by type."""
-    rules = [rule for rule in _RULES if rule.type != configured.type]
+    kinds = (ExactGrading(), GoldTokenRecallGrading(), TokenF1Grading())
+    rules = [rule for rule in kinds if rule.type != configured.type]
     return {r.type: tuple(grade.correct for grade in build_grader(r, Path()).grade(items)) for r in rules}
 
 

@@ -221,12 +221,14 @@ def unknown_table(evidence: Evidence) -> str:
         unknown = pooled([compared(r.document_unknown).get(name, {}).values() for r in results.values()], low=0.0)
         gold = known_mean(r.token_probability[name].mean for r in results.values() if name in r.token_probability)
         rows.append([label, percent_interval(accuracy(results, name)), percent_interval(unknown), percent(gold)])
-    if not rows:
-        return ""
-    heads = ["", "all questions, %", "unknown questions, %", "gold probability per token, %"]
-    counts = f"{sum(found.unknown for found in asked):,} of {sum(found.questions for found in asked):,}"
-    note = f"Unknown: {counts} questions, which the base fails in all {asked[0].phrasings} phrasings."
-    return f"{note}\n\n{markdown_table(heads, rows)}"
+    counts = f"{sum(found.unknown for found in asked):,} of {sum(found.questions for found in asked):,} questions"
+    heads = [
+        "",
+        "all questions, %",
+        f"{counts} that the base fails in all phrasings, %",
+        "gold probability per token, %",
+    ]
+    return markdown_table(heads, rows) if rows else ""
 
 
 def transfer_table(evidence: Evidence) -> str:

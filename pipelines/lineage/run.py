@@ -157,7 +157,7 @@ class Lineage:
             for figure in figures:
                 client.log_artifact(self.run_id, str(figure), "plots")
             if comparison.graders is not None:
-                client.log_dict(self.run_id, tables.grader_table(comparison.graders), "graders.json")
+                client.log_dict(self.run_id, comparison.graders.model_dump(mode="json"), "graders.json")
             self._log_metrics(self.run_id, tables.comparison_metrics(comparison), self._started, 0)
 
     def log_night(self, result: NightResult, report: str, page: Path) -> None:

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evaluation.agreement import GraderAgreement
 from evaluation.statistics import Interval, known_mean
 from evaluation.tasks import KnowledgeTask
-from pipelines.records import Candidate, GraderComparison, Round, VariantComparison, VariantScores, usage_of
+from pipelines.records import Candidate, Round, VariantComparison, VariantScores, usage_of
 
 if TYPE_CHECKING:
     from pipelines.adapt_student.page import NightResult
@@ -187,22 +186,14 @@ def comparison_metrics(comparison: VariantComparison) -> Metrics:
         for name, interval in intervals.items():
             figures |= _interval(f"eval/{metric_part(name)}/{measure}", interval)
     for pair in comparison.graders.agreement if comparison.graders else ():
-        figures |= {
-            f"agreement/{pair.first}/{pair.second}": pair.equal,
-            f"kappa/{pair.first}/{pair.second}": pair.kappa,
-        }
+        both = f"{pair.first}/{pair.second}"
+        figures |= {f"agreement/{both}": pair.equal, f"kappa/{both}": pair.kappa}
     for name, interval in comparison.gains.items():
         figures |= _interval(f"gain/{metric_part(name)}", interval)
         figures[f"gain/{metric_part(name)}_minimum_detectable"] = comparison.minimum_detectable.get(name)
         if name in comparison.tests:
             figures[f"gain/{metric_part(name)}_p_adjusted"] = comparison.tests[name].adjusted
     return _known(figures)
-
-
-def grader_table(graders: GraderComparison) -> dict[str, list[Any]]:
-    """Return the agreement of each pair of graders, as MLflow's tables: `columns` and `data`."""
-    rows = [pair.model_dump() for pair in graders.agreement]
-    return {"columns": list(GraderAgreement.model_fields), "data": [list(row.values()) for row in rows]}
 
 
 def _interval(name: str, interval: Interval | None) -> dict[str, float | None]:

@@ -148,7 +148,7 @@ def run_table(comparison: VariantComparison, variants: Sequence[VariantScores]) 
     unknown, asked = comparison.unknown, ""
     if unknown is not None:
         asked = f"on the {unknown.unknown:,} of {counted(unknown.questions, 'question')} that the base fails in all "
-        asked = f", in parentheses {asked}{unknown.phrasings} phrasings ({counted(unknown.documents, 'document')})"
+        asked = f", below it {asked}{unknown.phrasings} phrasings ({counted(unknown.documents, 'document')})"
     trained = any(variant.name == "trained_teacher" for variant in variants)
     label = "trained teacher" if trained else "untrained teacher"
     table = plain_table(
@@ -166,11 +166,12 @@ def run_table(comparison: VariantComparison, variants: Sequence[VariantScores]) 
         table.add_column(name, justify="right", no_wrap=True)
     for variant in variants:
         interval = comparison.variants.get(variant.name)
-        on_unknown = None if unknown is None else unknown.variants.get(variant.name)
+        # The base has no self-edits, and is wrong on all unknown questions by definition.
+        on_unknown = unknown.variants.get(variant.name) if unknown is not None and variant.candidates else None
         cells = (
             variant.label,
             ("no scores" if interval is None else percent_interval(interval))
-            + ("" if on_unknown is None else f"\n({percent_interval(on_unknown)})"),
+            + ("" if on_unknown is None else f"\n{percent_interval(on_unknown)}"),
             *_gain(comparison, label.replace(" ", "_"), variant.name),
             tokens(variant.edit_tokens),
             str(sum(variant.failures.values())),
@@ -265,8 +266,8 @@ def _summary(result: RunResult) -> Iterator[str]:
     rewards = [reward for figures in result.rounds if (reward := figures.get("mean_reward")) is not None]
     course = f", mean training reward {rewards[0]:.3f} -> {rewards[-1]:.3f}" if len(rewards) > 1 else ""
     yield f"{counted(len(result.rounds), 'round')}{course}."
-    if graders := result.graders:
-        pairs = [pair for pair in graders.agreement if pair.first == graders.configured]
+    graders = result.graders
+    if graders and (pairs := [pair for pair in graders.agreement if pair.first == graders.configured]):
         kappas = [UNKNOWN if pair.kappa is None else f"{pair.kappa:.2f}" for pair in pairs]
         said = [f"{p.second} on {percent(p.equal)} % (kappa {k})" for p, k in zip(pairs, kappas, strict=True)]
         yield f"Grader {graders.configured} agrees with {', '.join(said)} of the answers."

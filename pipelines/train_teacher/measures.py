@@ -13,9 +13,6 @@ from pipelines.records import GraderComparison, UnknownComparison, VariantScores
 from pipelines.train_teacher import sources
 from pipelines.train_teacher.variants import Comparing
 
-Verdicts = Sequence[bool | None]
-"""Per question: right or wrong; None without a verdict."""
-
 
 class Unknown(NamedTuple):
     """What the base student does not know."""
@@ -44,11 +41,10 @@ def find_unknown(comparing: Comparing, stage: Stage) -> Unknown:
     )
 
 
-def failed_in_all(asked: Verdicts, rephrased: Verdicts, counts: Sequence[int]) -> tuple[bool, ...]:
-    """Return per question whether every verdict is wrong, as it is and in `counts` other words, one after another.
-
-    A question without one of its verdicts is not known to be unknown.
-    """
+def failed_in_all(
+    asked: Sequence[bool | None], rephrased: Sequence[bool | None], counts: Sequence[int]
+) -> tuple[bool, ...]:
+    """Return per question whether all verdicts are wrong, its own and those of its `counts` paraphrases in a row."""
     others = iter(rephrased)
     return tuple(
         all(verdict is False for verdict in (first, *itertools.islice(others, count)))
@@ -76,7 +72,8 @@ def compare_unknown(
     intervals: Mapping[str, Any],
 ) -> UnknownComparison | None:
     """Return the variants on the unknown questions of the documents that all of them could score; None without any."""
-    here = {name: unknown.questions[name] for name in documents if any(unknown.questions.get(name, ()))}
+    asked = {name: unknown.questions[name] for name in documents if name in unknown.questions}
+    here = {name: each for name, each in asked.items() if any(each)}
     found = {v.name: {name: v.unknown[name] for name in here if name in v.unknown} for v in variants}
     scores = {name: values for name, values in found.items() if values}
     if not scores or not set.intersection(*map(set, scores.values())):
@@ -84,7 +81,7 @@ def compare_unknown(
     compared = compare(scores, pairs, **intervals)
     return UnknownComparison(
         phrasings=unknown.phrasings,
-        questions=sum(len(unknown.questions.get(name, ())) for name in documents),
+        questions=sum(map(len, asked.values())),
         unknown=sum(map(sum, here.values())),
         documents=len(compared.documents),
         variants=compared.variants,

@@ -83,6 +83,9 @@ def test_result_has_the_shape_that_scripts_rely_on(result: dict[str, Any]) -> No
     assert all(0.0 <= entry[name] <= 1.0 for entry in result["rounds"] for name in ("mean_reward", "base_reward"))
     assert set(result["seconds"]) == {"sample", "update", "learn", "compare"}
     assert all(seconds > 0.0 for seconds in result["seconds"].values())
+    assert result["unknown"]["variants"]["base"]["mean"] == 0.0
+    assert set(result["token_probability"]) == set(result["document_unknown"]) == VARIANTS
+    assert result["graders"] is None
     assert 1 <= result["documents"] <= 4
     assert all(isinstance(note, str) for note in result["notes"])
     assert set(result["document_accuracy"]) == VARIANTS

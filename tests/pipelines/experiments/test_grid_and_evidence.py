@@ -24,7 +24,7 @@ from pipelines.experiments.grid import (
     read_result,
     run_all,
 )
-from pipelines.records import CurvePoint, RunResult, Transfer
+from pipelines.records import CurvePoint, RunResult, Transfer, UnknownComparison
 from pipelines.settings import load
 from pipelines.train_teacher.config import TrainTeacherConfig
 
@@ -60,6 +60,11 @@ def run_result(seed: int, **levels: float) -> RunResult:
         code_digest="d" * 64,
         seed=seed,
         document_accuracy=accuracy,
+        document_unknown={name: values for name, values in accuracy.items() if name != "base"},
+        token_probability=found.variants,
+        unknown=UnknownComparison(
+            phrasings=4, questions=320, unknown=300, documents=40, variants=found.variants, gains={}
+        ),
         inner_runs=700,
         forgetting={"trained_teacher": found.variants["base"]},
         document_forgetting=dict.fromkeys(("untrained_teacher", "trained_teacher"), accuracy["base"]),
@@ -141,7 +146,8 @@ def test_failed_run_stops_the_others_and_finished_runs_are_not_repeated(tmp_path
 def test_document_has_all_tables_and_plots(tmp_path: Path) -> None:
     arms = {"Ablations": {"worse": {0: run_result(0, trained_teacher=0.3)}, "other seed": {5: run_result(5)}}}
     text = evidence.write_document(made_of(arms=arms), tmp_path).read_text(encoding="utf-8")
-    titles = ["Variants", "Notes", "Differences", "Equal tokens", "Phrasings of the questions", "Retention"]
+    titles = ["Variants", "Notes", "Differences", "Equal tokens", "What the base does not know"]
+    titles += ["Phrasings of the questions", "Retention"]
     titles += ["Self-edits", "Another student", "What each setting is worth", "Ablations"]
     assert re.findall(r"^## (.*)$", text, flags=re.MULTILINE) == titles
     links = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
