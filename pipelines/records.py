@@ -7,6 +7,7 @@ from typing import Literal, TypeVar
 
 from pydantic import Field
 
+from evaluation.agreement import GraderAgreement
 from evaluation.common.data import Frozen
 from evaluation.engines.ledger import Spent
 from evaluation.graders import JudgeNoise
@@ -267,6 +268,12 @@ class VariantScores(Record):
     """Mean accuracy by document id, over its edits that have scores, in [0, 1]; failed documents are missing."""
     verdicts: dict[str, tuple[bool | None, ...]] = Field(default_factory=dict)
     """By document id, for its first self-edit: which questions are answered right."""
+    unknown: dict[str, float] = Field(default_factory=dict)
+    """Mean accuracy by document id on the questions that the base fails in every phrasing, where there are any."""
+    token_probability: dict[str, float] = Field(default_factory=dict)
+    """Mean gold probability per token (`ScoredUpdate.token_probability`) by document id, in [0, 1]."""
+    grades: dict[str, tuple[bool | None, ...]] = Field(default_factory=dict)
+    """By grader its verdicts on all texts of the students, in the same order; empty without such texts."""
     phrasings: dict[str, float] = Field(default_factory=dict)
     """Mean accuracy by question phrasing, where questions have one."""
     forgetting: dict[str, float] = Field(default_factory=dict)
@@ -279,6 +286,34 @@ class VariantScores(Record):
     """Mean training tokens of an update, without padding."""
     notes: dict[str, float] = Field(default_factory=dict)
     """Figures about its self-edits: lines, coverage, leakage, distinct n-grams ..."""
+
+
+class UnknownComparison(Record):
+    """The variants on the questions that the base student fails in every phrasing."""
+
+    phrasings: int
+    """Phrasings of a question at most, as it is included."""
+    questions: int
+    """Questions on the documents that every variant has a score on."""
+    unknown: int
+    """Of them those that the base fails in every phrasing."""
+    documents: int
+    """Documents with such questions, the basis of the figures."""
+    variants: dict[str, Interval]
+    """Accuracy by variant, in [0, 1]; 0 for the base."""
+    gains: dict[str, Interval]
+    """Paired differences, in [-1, 1]."""
+
+
+class GraderComparison(Record):
+    """Graders on the same answers of all variants."""
+
+    configured: str
+    """The one that accuracies come from."""
+    accuracy: dict[str, dict[str, float]]
+    """By grader and variant: share of the answers with a verdict that are right, in [0, 1]."""
+    agreement: tuple[GraderAgreement, ...]
+    """Of each pair of graders."""
 
 
 class VariantComparison(Record):
@@ -297,6 +332,12 @@ class VariantComparison(Record):
     """By gain."""
     forgetting: dict[str, Interval] = Field(default_factory=dict)
     """Share of retention probes lost by variant, in [-1, 1]."""
+    token_probability: dict[str, Interval] = Field(default_factory=dict)
+    """Gold probability per token by variant: the mean over questions of `ScoredUpdate.token_probability`."""
+    unknown: UnknownComparison | None = None
+    """None where the base fails no question in every phrasing, or was not asked so."""
+    graders: GraderComparison | None = None
+    """None without answers as texts, or where the domain grades them."""
 
 
 class Transfer(Record):
@@ -350,6 +391,8 @@ class RunResult(VariantComparison):
     seed: int
     document_accuracy: dict[str, dict[str, float]] = Field(default_factory=dict)
     """Accuracy in [0, 1] by variant and document id; documents without a score are missing."""
+    document_unknown: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """Accuracy on the questions that the base fails in every phrasing, by variant and document id."""
     edit_tokens: dict[str, float] = Field(default_factory=dict)
     """Mean tokens of a self-edit by variant, where a teacher wrote it."""
     spent: dict[str, Spent] = Field(default_factory=dict)

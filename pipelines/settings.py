@@ -34,8 +34,8 @@ from pipelines.process import find_config, preceptor
 from student.config import UpdateRecipe
 from teacher.config import TeacherConfig
 
-QuestionSet = Literal["rewards", "comparison"]
-"""Which questions of a task are asked: those of the rewards, or the held-out phrasings."""
+QuestionSet = Literal["rewards", "comparison", "paraphrases"]
+"""Which questions of a task are asked: those of the rewards, the held-out phrasings, or the latter in other words."""
 
 _Config = TypeVar("_Config", bound=BaseModel)
 

@@ -187,6 +187,7 @@ def _question(task: grids.GridTask, test: grids.GridTest, view: grids.Orientatio
         question=grids.write_query(shown, view.apply(test.input)),
         answer=grids.write_grid(view.apply(test.output)),
         phrasing=view.name,
+        paraphrases=(),
     )
 
 

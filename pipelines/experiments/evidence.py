@@ -203,6 +203,24 @@ def retention_table(evidence: Evidence) -> str:
     return markdown_table(heads, rows) if rows[1:] else ""
 
 
+def unknown_table(evidence: Evidence) -> str:
+    """Return accuracies on what the base does not know and gold probabilities per token; empty if no seed has them."""
+    results, rows = evidence.seeds, []
+    asked = [result.unknown for result in results.values() if result.unknown is not None]
+    for name, label in evidence.labels(found.variants for found in asked).items():
+        unknown = pooled([compared(r.document_unknown).get(name, {}).values() for r in results.values()], low=0.0)
+        gold = known_mean(r.token_probability[name].mean for r in results.values() if name in r.token_probability)
+        rows.append([label, percent_interval(accuracy(results, name)), percent_interval(unknown), percent(gold)])
+    counts = f"{sum(found.unknown for found in asked):,} of {sum(found.questions for found in asked):,} questions"
+    heads = [
+        "",
+        "all questions, %",
+        f"{counts} that the base fails in all phrasings, %",
+        "gold probability per token, %",
+    ]
+    return markdown_table(heads, rows) if rows else ""
+
+
 def transfer_table(evidence: Evidence) -> str:
     """Return accuracies and gains on the student of the rewards and on the transfer student."""
     both = {seed: result for seed, result in evidence.seeds.items() if result.transfer is not None}
@@ -298,6 +316,7 @@ def write_document(evidence: Evidence, path: Path) -> Path:
         "Variants": f"{variants_table(evidence)}\n\n{pictures['variants']}",
         "Notes": f"{OPEN}{notes}{CLOSE}",
         "Differences": gains_table(seeds),
+        "What the base does not know": unknown_table(evidence),
         "Phrasings of the questions": means_table(evidence, "phrasings", {w: f"{w}, %" for w in wordings}),
         "Retention": retention_table(evidence),
         "Self-edits": means_table(evidence, "edit_notes", _EDIT_NOTES),

@@ -163,12 +163,14 @@ class Lineage:
                 self.store.client.log_artifacts(run_id, str(directory), f"adapters/{_file_name(document_id)}")
 
     def log_comparison(self, comparison: VariantComparison, result: RunResult, figures: Sequence[Path]) -> None:
-        """Log the comparison to the parent run: `result.json`, metrics, and image files under `plots/`."""
+        """Log the comparison to the parent run: `result.json`, `graders.json`, metrics, and `plots/`."""
         client = self.store.client
         with self._errors("comparison"):
             client.log_dict(self.run_id, result.model_dump(mode="json"), "result.json")
             for figure in figures:
                 client.log_artifact(self.run_id, str(figure), "plots")
+            if comparison.graders is not None:
+                client.log_dict(self.run_id, comparison.graders.model_dump(mode="json"), "graders.json")
             self._log_metrics(self.run_id, tables.comparison_metrics(comparison), self._started, 0)
 
     def log_night(self, result: NightResult, report: str, page: Path) -> None:

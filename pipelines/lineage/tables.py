@@ -167,6 +167,9 @@ def variant_metrics(record: VariantScores, interval: Interval | None) -> Metrics
             "eval/documents": len(record.accuracy),
             "eval/edit_tokens": record.edit_tokens,
             "eval/training_tokens": record.training_tokens,
+            "eval/unknown_accuracy": known_mean(record.unknown.values()),
+            "eval/token_probability": known_mean(record.token_probability.values()),
+            **{f"grader/{name}": known_mean(verdicts) for name, verdicts in record.grades.items()},
             "eval/forgetting": known_mean(record.forgetting.values()),
             "eval/failed_count": sum(record.failures.values()),
             **{f"failure/{metric_part(reason)}": count for reason, count in record.failures.items()},
@@ -179,8 +182,18 @@ def variant_metrics(record: VariantScores, interval: Interval | None) -> Metrics
 def comparison_metrics(comparison: VariantComparison) -> Metrics:
     """Return the figures of a comparison under the names of its variants and gains."""
     figures: dict[str, float | None] = {"eval/documents": comparison.documents}
-    for name, interval in comparison.variants.items():
-        figures |= _interval(f"eval/{metric_part(name)}/accuracy", interval)
+    measured = {"accuracy": comparison.variants, "token_probability": comparison.token_probability}
+    if unknown := comparison.unknown:
+        figures |= {"eval/questions": unknown.questions, "eval/unknown_questions": unknown.unknown}
+        measured |= {"unknown_accuracy": unknown.variants}
+        for name, interval in unknown.gains.items():
+            figures |= _interval(f"gain/{metric_part(name)}_unknown", interval)
+    for measure, intervals in measured.items():
+        for name, interval in intervals.items():
+            figures |= _interval(f"eval/{metric_part(name)}/{measure}", interval)
+    for pair in comparison.graders.agreement if comparison.graders else ():
+        both = f"{pair.first}/{pair.second}"
+        figures |= {f"agreement/{both}": pair.equal, f"kappa/{both}": pair.kappa}
     for name, interval in comparison.gains.items():
         figures |= _interval(f"gain/{metric_part(name)}", interval)
         figures[f"gain/{metric_part(name)}_minimum_detectable"] = comparison.minimum_detectable.get(name)

@@ -273,8 +273,8 @@ class Loop:
 
     def _probes_for(self, questions: QuestionSet) -> tuple[Question, ...]:
         """Return the probes asked besides some questions: in comparisons always, for rewards if they count."""
-        counts = questions == "comparison" or self.settings.teacher.reward.retention_weight > 0.0
-        return self.probes if counts else ()
+        rewarded = questions == "rewards" and self.settings.teacher.reward.retention_weight > 0.0
+        return self.probes if rewarded or questions == "comparison" else ()
 
     def _update_key(self, trial: Trial, questions: QuestionSet, probes: Sequence[Question]) -> str:
         student, task = self.settings.student, self.tasks[trial.document_id]

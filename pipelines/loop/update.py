@@ -46,7 +46,9 @@ class Trial:
 
 
 def questions_of(task: KnowledgeTask, which: QuestionSet) -> tuple[Question, ...]:
-    """Return the questions of a task that rewards use, or the held-out ones."""
+    """Return the questions of a task that rewards use, or the held-out ones, as they are or in other words."""
+    if which == "paraphrases":
+        return tuple(other for question in task.comparison_questions for other in question.rephrased)
     return task.questions if which == "rewards" else task.comparison_questions
 
 
@@ -264,16 +266,22 @@ def grade_updates(
         return tuple(_by_domain(update, tasks[update.document_id], questions) for update in updates)
     if grader is None:
         return tuple(updates)
-    items = [
+    found = grader.grade(grade_items(updates, tasks, questions))
+    verdicts.extend(found)
+    grades = iter(found)
+    return tuple(_with_grades(update, [next(grades) for _ in update.answers]) for update in updates)
+
+
+def grade_items(
+    updates: Sequence[ScoredUpdate], tasks: Mapping[str, KnowledgeTask], questions: QuestionSet
+) -> list[GradeItem]:
+    """Return the students' texts with their questions and gold answers, in the order of the updates."""
+    return [
         GradeItem(question.question, question.answer, answer)
         for update in updates
         if update.answers
         for question, answer in zip(questions_of(tasks[update.document_id], questions), update.answers, strict=True)
     ]
-    found = grader.grade(items)
-    verdicts.extend(found)
-    grades = iter(found)
-    return tuple(_with_grades(update, [next(grades) for _ in update.answers]) for update in updates)
 
 
 def _by_domain(update: ScoredUpdate, task: KnowledgeTask, questions: QuestionSet) -> ScoredUpdate:

@@ -148,15 +148,19 @@ def _gain(comparison: VariantComparison, reference: str, other: str) -> tuple[st
 
 
 def run_table(comparison: VariantComparison, variants: Sequence[VariantScores]) -> Table:
-    """Return the table of a run: each variant's accuracy, and the last teacher's difference to it."""
+    """Return the table of a run: each variant's accuracy, with that on what the base does not know, and the gains."""
     from rich.text import Text
 
     labels = {f"{label.replace('-', '_')}_teacher": label for label in ("trained", "warm-started", "untrained")}
     last = next((name for name in labels if any(v.name == name for v in variants)), "untrained_teacher")
     label = labels[last]
+    unknown, asked = comparison.unknown, ""
+    if unknown is not None:
+        asked = f"on the {unknown.unknown:,} of {counted(unknown.questions, 'question')} that the base fails in all "
+        asked = f", below it {asked}{unknown.phrasings} phrasings ({counted(unknown.documents, 'document')})"
     table = plain_table(
         title=f"Variants on {counted(comparison.documents, 'test document')}",
-        caption=f"Accuracy in %, and the {label} teacher minus the variant in points, paired by document, with "
+        caption=f"Accuracy in %{asked}, and the {label} teacher minus the variant in points, paired by document, with "
         f"{100 * comparison.confidence:g} % bootstrap intervals. Significant: the interval excludes 0, and the "
         "sign-flip test corrected for the number of differences has p <= "
         f"{1 - comparison.confidence:.2g}. Failed: updates without a score.",
@@ -169,9 +173,12 @@ def run_table(comparison: VariantComparison, variants: Sequence[VariantScores]) 
         table.add_column(name, justify="right", no_wrap=True)
     for variant in variants:
         interval = comparison.variants.get(variant.name)
+        # The base has no self-edits, and is wrong on all unknown questions by definition.
+        on_unknown = unknown.variants.get(variant.name) if unknown is not None and variant.candidates else None
         cells = (
             variant.label,
-            "no scores" if interval is None else percent_interval(interval),
+            ("no scores" if interval is None else percent_interval(interval))
+            + ("" if on_unknown is None else f"\n{percent_interval(on_unknown)}"),
             *_gain(comparison, last, variant.name),
             tokens(variant.edit_tokens),
             str(sum(variant.failures.values())),
@@ -272,6 +279,11 @@ def _summary(result: RunResult) -> Iterator[str]:
     rewards = [reward for figures in result.rounds if (reward := figures.get("mean_reward")) is not None]
     course = f", mean training reward {rewards[0]:.3f} -> {rewards[-1]:.3f}" if len(rewards) > 1 else ""
     yield f"{counted(len(result.rounds), 'round')}{course}."
+    graders = result.graders
+    if graders and (pairs := [pair for pair in graders.agreement if pair.first == graders.configured]):
+        kappas = [UNKNOWN if pair.kappa is None else f"{pair.kappa:.2f}" for pair in pairs]
+        said = [f"{p.second} on {percent(p.equal)} % (kappa {k})" for p, k in zip(pairs, kappas, strict=True)]
+        yield f"Grader {graders.configured} agrees with {', '.join(said)} of the answers."
     if specs := result.specs:
         best = specs.scores[specs.fixed]
         score = "no score" if best is None else f"{percent(best)} %"

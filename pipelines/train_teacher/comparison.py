@@ -18,6 +18,7 @@ from pipelines.plan import Stage
 from pipelines.records import GroupAccuracy, Transfer, VariantComparison, VariantScores
 from pipelines.train_teacher import sources
 from pipelines.train_teacher.config import TransferConfig
+from pipelines.train_teacher.measures import Unknown, compare_graders, compare_unknown
 from pipelines.train_teacher.plan import transferred_variants
 from pipelines.train_teacher.sources import BASELINE_TEACHER, TRAINED_TEACHER, WARM_STARTED_TEACHER
 from pipelines.train_teacher.variants import Comparing
@@ -44,10 +45,13 @@ def pairs_of(names: Sequence[str]) -> list[tuple[str, str]]:
     return [pair for pair in (*PAIRS, *more) if set(names).issuperset(pair)]
 
 
-def compare_variants(variants: Sequence[VariantScores], intervals: Mapping[str, Any]) -> VariantComparison:
+def compare_variants(
+    variants: Sequence[VariantScores], intervals: Mapping[str, Any], unknown: Unknown | None = None
+) -> VariantComparison:
     """Return the variants with their intervals and paired gains, over the documents that all of them could score.
 
-    `intervals` are `confidence`, `resamples` and `seed` of all bootstrap intervals.
+    `intervals` are `confidence`, `resamples` and `seed` of all bootstrap intervals, `unknown` the questions that the
+    base does not know, if it was asked.
     """
     pairs = pairs_of([variant.name for variant in variants])
     accuracies = {variant.name: variant.accuracy for variant in variants}
@@ -69,6 +73,13 @@ def compare_variants(variants: Sequence[VariantScores], intervals: Mapping[str, 
             for variant in variants
             if variant.forgetting
         },
+        token_probability={
+            variant.name: bootstrap_mean([variant.token_probability[name] for name in found.documents], **intervals)
+            for variant in variants
+            if variant.token_probability.keys() >= set(found.documents)
+        },
+        unknown=None if unknown is None else compare_unknown(variants, unknown, found.documents, pairs, intervals),
+        graders=compare_graders(variants),
     )
 
 

@@ -29,6 +29,7 @@ from pipelines.terminal import open_console
 from pipelines.train_teacher.comparison import by_group, compare_variants, transfer
 from pipelines.train_teacher.config import TrainTeacherConfig
 from pipelines.train_teacher.edits import Diagnostics
+from pipelines.train_teacher.measures import find_unknown, with_unknown
 from pipelines.train_teacher.plan import plan_run
 from pipelines.train_teacher.rounds import Course, Training
 from pipelines.train_teacher.variants import Comparing
@@ -95,8 +96,11 @@ class _Run:
         comparing = Comparing(self._config, self._loop, self._split, states, self._diagnostics)
         for stage in self._stages("variant"):
             comparing.add(stage)
+        unknown = next((find_unknown(comparing, stage) for stage in self._stages("known questions")), None)
+        if unknown is not None:
+            comparing.scored = [with_unknown(variant, unknown) for variant in comparing.scored]
         transferred = [transfer(comparing, stage) for stage in self._stages("transfer")]
-        comparison = compare_variants(comparing.scored, comparing.intervals)
+        comparison = compare_variants(comparing.scored, comparing.intervals, unknown)
         for variant in comparing.scored:
             adapters = comparing.kept_adapters(variant)
             self._lineage.log_variant(variant, comparison.variants.get(variant.name), adapters)
@@ -159,6 +163,7 @@ class _Run:
             code_digest=code_digest(),
             seed=config.seed,
             document_accuracy={variant.name: variant.accuracy for variant in variants},
+            document_unknown={variant.name: variant.unknown for variant in variants if variant.unknown},
             edit_tokens={variant.name: variant.edit_tokens for variant in variants if variant.edit_tokens is not None},
             judge=judge_noise(loop.verdicts, **comparing.intervals) if judged else None,
             spent=loop.spent(external=config.external_sampling),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from evaluation.domains import domain_of
+from evaluation.tasks import PARAPHRASES
 from pipelines.plan import Plan, Stage, Step
 from pipelines.train_teacher import sources
 from pipelines.train_teacher.config import TrainTeacherConfig
@@ -19,10 +21,10 @@ APPLIED = 4
 
 
 def plan_run(config: TrainTeacherConfig) -> Plan:
-    """Return the stages of a run: warm start, rounds, variants, transfer."""
+    """Return the stages of a run: warm start, rounds, variants, known questions, transfer."""
     start = [] if config.warm_start is None else [plan_warm_start(config.warm_start, config.teacher.learning)]
     variants = (plan_variant(config, variant) for variant in config.listed)
-    return (*start, *plan_rounds(config), *variants, *_plan_transfer(config))
+    return (*start, *plan_rounds(config), *variants, *_plan_known(config), *_plan_transfer(config))
 
 
 def plan_warm_start(settings: WarmStartConfig, like: Algorithm) -> Stage:
@@ -103,6 +105,14 @@ def plan_variant(config: TrainTeacherConfig, variant: Variant) -> Stage:
         case _:
             steps = taught(tests)
     return Stage(f"variant {variant.name}", steps, variant)
+
+
+def _plan_known(config: TrainTeacherConfig) -> list[Stage]:
+    """Return the stage that finds what the base does not know; none where questions have no other words."""
+    if domain_of(config.data).shows_document:
+        return []
+    each = len(PARAPHRASES) + (not config.sources(sources.BaseStudent))
+    return [Stage("known questions", (Step("score", config.data.test_documents, each, questions="comparison"),))]
 
 
 def _is_taught(variant: Variant) -> bool:

@@ -10,11 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from evaluation.agreement import rule_verdicts
+from evaluation.graders import DomainGrading
 from evaluation.statistics import known_mean, known_means
 from evaluation.tasks import KnowledgeTask, Split
 from pipelines.loop.loop import Loop
 from pipelines.loop.reward import judge
-from pipelines.loop.update import questions_of
+from pipelines.loop.update import grade_items, questions_of
 from pipelines.plan import Stage, Step
 from pipelines.records import (
     Candidate,
@@ -216,14 +218,25 @@ class Comparing:
             )
             if question.phrasing
         ]
+        accuracy = _means((task.id for task in tasks), [(u.document_id, u.accuracy) for u in updates])
         return VariantScores(
             name=variant.name,
             label=variant.label,
-            accuracy=_means((task.id for task in tasks), [(u.document_id, u.accuracy) for u in updates]),
+            accuracy=accuracy,
             verdicts={u.document_id: u.verdicts for u in scored if u.index == 0},
+            token_probability=_means(accuracy, [(u.document_id, u.mean_token_probability) for u in updates]),
+            grades=self._grades(scored),
             phrasings=_means(sorted({phrasing for phrasing, _ in answers}), answers),
             failures=dict(failures),
         )
+
+    def _grades(self, scored: Sequence[ScoredUpdate]) -> dict[str, tuple[bool | None, ...]]:
+        """Return the verdicts of all graders on the students' texts, the configured one first; none without texts."""
+        grading = self.config.grading_for("comparison")
+        if grading is None or isinstance(grading.grader, DomainGrading):
+            return {}
+        configured = {grading.grader.type: tuple(right for update in scored for right in update.correct)}
+        return configured | rule_verdicts(grade_items(scored, self.loop.tasks, "comparison"), grading.grader)
 
     def _update(self, sampling: Sampling, keep: int) -> tuple[list[Candidate], int]:
         """Return the first self-edits of each document with their scores, others in place of refused ones.

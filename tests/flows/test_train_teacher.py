@@ -58,7 +58,8 @@ def test_result_has_the_shape_that_scripts_rely_on(result: dict[str, Any]) -> No
     fields = (
         "variants gains confidence documents rounds seconds seed notes mlflow_run_id config_digest code_digest "
         "document_accuracy edit_tokens padding_share spent judge inner_runs forgetting document_forgetting tests "
-        "minimum_detectable specs groups transfer edit_notes phrasings warm_start"
+        "minimum_detectable specs groups transfer edit_notes phrasings warm_start unknown "
+        "document_unknown token_probability graders"
     )
     assert set(result) == set(fields.split())
     assert set(result["variants"]) == VARIANTS
@@ -71,6 +72,9 @@ def test_result_has_the_shape_that_scripts_rely_on(result: dict[str, Any]) -> No
     assert all(0.0 <= entry[name] <= 1.0 for entry in result["rounds"] for name in ("mean_reward", "base_reward"))
     assert set(result["seconds"]) == {"sample", "update", "learn", "compare"}
     assert all(seconds > 0.0 for seconds in result["seconds"].values())
+    assert result["unknown"]["variants"]["base"]["mean"] == 0.0
+    assert set(result["token_probability"]) == set(result["document_unknown"]) == VARIANTS
+    assert result["graders"] is None
     assert 1 <= result["documents"] <= 4
     assert all(isinstance(note, str) for note in result["notes"])
     assert set(result["document_accuracy"]) == VARIANTS

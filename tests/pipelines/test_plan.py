@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from evaluation.tasks import PARAPHRASES
 from pipelines.loop.loop import Loop
 from pipelines.plan import StepKind, steps_of, totals
 from pipelines.train_teacher.flow import train_teacher
@@ -41,7 +42,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> Counter[StepKind]:
 
     count("sample", "write", lambda made, _: len(made.edits))
     count("update", "update", lambda made, _: sum(update.adapter_digest is not None for update in made))
-    count("score", "base", lambda _, arguments: len(arguments[0]))
+    count("score", "base", lambda _, given: len(given[0]) * (len(PARAPHRASES) if given[1] == "paraphrases" else 1))
     count("learn", "learn", lambda _, arguments: len(arguments[1]))
     count("learn", "warm_start", lambda _, arguments: len(arguments[0]))
     return found

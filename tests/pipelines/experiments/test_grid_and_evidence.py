@@ -14,7 +14,7 @@ from evaluation.common.errors import ConfigError
 from evaluation.statistics import compare
 from pipelines.execution import code_digest
 from pipelines.experiments import evidence, grid
-from pipelines.records import RunResult, Transfer
+from pipelines.records import RunResult, Transfer, UnknownComparison
 from pipelines.settings import load
 from pipelines.train_teacher.config import TrainTeacherConfig
 
@@ -49,6 +49,11 @@ def run_result(seed: int, **levels: float) -> RunResult:
         code_digest="d" * 64,
         seed=seed,
         document_accuracy=accuracy,
+        document_unknown={name: values for name, values in accuracy.items() if name != "base"},
+        token_probability=found.variants,
+        unknown=UnknownComparison(
+            phrasings=4, questions=320, unknown=300, documents=40, variants=found.variants, gains={}
+        ),
         inner_runs=700,
         forgetting={"trained_teacher": found.variants["base"]},
         document_forgetting=dict.fromkeys(("untrained_teacher", "trained_teacher"), accuracy["base"]),
@@ -135,7 +140,8 @@ def test_failed_run_stops_the_others_and_finished_runs_are_not_repeated(
 def test_document_has_all_tables_and_plots(tmp_path: Path) -> None:
     arms = {"Ablations": {"worse": {0: run_result(0, trained_teacher=0.3)}, "other seed": {5: run_result(5)}}}
     text = evidence.write_document(made_of(arms=arms), tmp_path / "evidence.md").read_text(encoding="utf-8")
-    titles = ["Variants", "Notes", "Differences", "Phrasings of the questions", "Retention"]
+    titles = ["Variants", "Notes", "Differences", "What the base does not know"]
+    titles += ["Phrasings of the questions", "Retention"]
     titles += ["Self-edits", "Another student", "What each setting is worth", "Ablations"]
     assert re.findall(r"^## (.*)$", text, flags=re.MULTILINE) == titles
     links = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)

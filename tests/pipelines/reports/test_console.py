@@ -8,7 +8,7 @@ from rich.console import Console, RenderableType
 
 from evaluation.statistics import Interval, PairedTest
 from pipelines.process import preceptor
-from pipelines.records import RunResult, SpecSearch, VariantComparison
+from pipelines.records import RunResult, SpecSearch, UnknownComparison, VariantComparison
 from pipelines.reports.console import closing, reading, round_line, run_notes, run_table
 from pipelines.reports.format import counted, duration, p_value, percent, points, points_interval
 from tests.pipelines.factories import make_candidate, make_learning, make_round, make_unparsable, make_variant
@@ -105,9 +105,14 @@ def test_round_line_fits_a_line_and_says_what_is_missing() -> None:
     assert "KL" not in line
 
 
+UNKNOWN = UnknownComparison(phrasings=4, questions=96, unknown=84, documents=9, variants=COMPARISON.variants, gains={})
+
+
 @pytest.mark.parametrize("width", [76, 80])
-def test_table_cuts_nothing(width: int) -> None:
-    text = printed(run_table(COMPARISON, VARIANTS), width)
+@pytest.mark.parametrize("unknown", [None, UNKNOWN])
+def test_table_cuts_nothing(width: int, unknown: UnknownComparison | None) -> None:
+    text = printed(run_table(COMPARISON.model_copy(update={"unknown": unknown}), VARIANTS), width)
+    assert (text.count("32.4 [25.5, 40.3]") == 2) == ("84 of 96" in text) == (unknown is not None)
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= width
     for figures in ("5.1 [2.3, 10.4]", "100.0 [100.0, 100.0]", "32.4 [25.5, 40.3]", "+7.4 [-1.9, +16.4]", "1,112"):
