@@ -31,6 +31,8 @@ class LabelledTokens(NamedTuple):
     """(T,) token ids."""
     labels: NDArray[np.int64]
     """(T,) the token after each place, or -1 where it carries no loss."""
+    targets: Tensor | None = None
+    """(L, D) for context distillation, in place of the L labels: see `BankedModel.states`."""
 
     @classmethod
     def of(cls, tokens: Sequence[int], is_label: Sequence[bool] | NDArray[np.bool_]) -> LabelledTokens:
@@ -79,12 +81,15 @@ class BankBatch(NamedTuple):
     """Of each slot, places that are not padding."""
     places: int
     """Of each slot, padding included."""
+    targets: Tensor | None = None
+    """(C, D) those of the lines; None without."""
 
 
 def lay_out(lines: Sequence[Sequence[LabelledTokens]], device: torch.device, *, packed: bool) -> BankBatch:
     """Return one forward pass over the sequences of K slots, at least one each.
 
     With `packed`, a slot's sequences stand end to end, for models that take packed rows; else one a row, right-padded.
+    Either all sequences have targets or none has.
     """
     flat = [line for slot in lines for line in slot]
     lengths = [[len(line.ids) for line in slot] for slot in lines]
@@ -104,6 +109,7 @@ def lay_out(lines: Sequence[Sequence[LabelledTokens]], device: torch.device, *, 
     targets = np.concatenate([line.labels for line in flat])
     kept = targets >= 0
     positions = at[kept]
+    distilled = [line.targets for line in flat if line.targets is not None]
     return BankBatch(
         input_ids=torch.from_numpy(ids).view(shape).to(device),
         extra=extra,
@@ -112,6 +118,7 @@ def lay_out(lines: Sequence[Sequence[LabelledTokens]], device: torch.device, *, 
         label_slots=torch.from_numpy(positions // places).to(device),
         tokens=[sum(slot) for slot in lengths],
         places=places,
+        targets=torch.cat(distilled) if distilled else None,
     )
 
 
