@@ -214,7 +214,9 @@ def estimate(
                 steps, tokens = _step_cost(step, stage.subject, settings, data)
                 update_steps, update_tokens = update_steps + steps, update_tokens + tokens
     totals = {kind: sum(step.total for step in found) for kind, found in kinds.items()}
-    samples = sum(step.total for step in kinds["sample"] if step.writer == "teacher")
+    samples, own = (
+        sum(step.total for step in kinds["sample"] if step.writer == writer) for writer in ("teacher", "student")
+    )
     recipe, learning = settings.student.update, settings.teacher.learning
     minibatches = sum(math.ceil(step.total / learning.minibatch_size) for step in kinds["learn"])
     written, flops = settings.teacher.sampling.max_new_tokens, None
@@ -228,7 +230,7 @@ def estimate(
         per_token = old_policy + learning.epochs * (teacher.training_flops + 2.0 * teacher.parameters)
         scored = (totals["update"] + totals["score"]) * asked + totals["read"] * (asked + QUESTIONS * written)
         flops = {
-            "sampling": samples * read * teacher.forward_flops,
+            "sampling": samples * read * teacher.forward_flops + own * read * student.forward_flops,
             "updates": update_tokens * student.training_flops,
             "scoring": scored * student.forward_flops,
             "learning": totals["learn"] * read * per_token,
@@ -237,7 +239,7 @@ def estimate(
         teacher=teacher,
         student=student,
         counts={
-            "Self-edits sampled": samples,
+            "Self-edits sampled": samples + own,
             "Student updates": totals["update"],
             "Student optimizer steps": update_steps,
             "Student training tokens": update_tokens,
@@ -271,7 +273,9 @@ def _endpoints(
             yield cost(role, sampling.endpoint, calls, PASSAGE_TOKENS + _PROMPT_TOKENS, sampling.max_new_tokens)
     grading = settings.grading
     if grading is not None and isinstance(grading.grader, JudgeGrading):
-        graded = [s for s in (*kinds["update"], *kinds["score"]) if settings.grading_for(s.questions) is not None]
+        read = (step for step in kinds["read"] if step.questions == "comparison")
+        asked = (*kinds["update"], *kinds["score"], *read)
+        graded = [step for step in asked if settings.grading_for(step.questions) is not None]
         calls = sum(step.total for step in graded) * QUESTIONS * grading.grader.repeats
         seen = _JUDGE_TOKENS + QUESTION_TOKENS + grading.max_new_tokens
         yield cost("judge", grading.grader.endpoint, calls, seen, grading.grader.max_tokens)

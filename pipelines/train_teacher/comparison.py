@@ -35,7 +35,7 @@ PAIRS = (
     *((TRAINED_TEACHER, name) for name in _OF_THE_TRAINED),
     *((BASELINE_TEACHER, name) for name in ("raw_passage", "base")),
     *((name, "base") for name in ("null_edit", "other_document", "swapped_values")),
-    ("oracle", TRAINED_TEACHER),
+    *((name, TRAINED_TEACHER) for name in ("trained_teacher_distilled", "passage_in_context", "retrieval", "oracle")),
 )
 """Differences that are reported, where both variants are there; variants of other names are compared with the trained
 teacher."""

@@ -70,6 +70,10 @@ def plan_variant(config: TrainTeacherConfig, variant: Variant) -> Stage:
             steps = taught(tests)
         case sources.ExternalGenerator():
             steps = (Step("sample", tests, after.tried, writer="external"), update(tests, after.edits))
+        case sources.OwnQuestions():
+            steps = (Step("sample", tests, after.drawn, writer="student"), update(tests, after.edits))
+        case sources.PassageInContext() | sources.Retrieval():
+            steps = (Step("read", tests, questions="comparison"),)
         case sources.FixedSpecification():
             tried = len(source.choices)
             spec = Step("update", source.tasks, tried, trains_on="specification")

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from evaluation.common.data import Frozen
 from evaluation.tasks import specifications
+from student.config import Objective
 from teacher.prompts import Prompt, PromptedConfig
 from teacher.samplers.openai import OpenAISampling
 from teacher.self_edit import edit_of
@@ -61,6 +62,27 @@ class Control(Frozen):
     names; the best prompt's lines at the trained teacher's tokens; all facts, where the world knows them."""
 
 
+class OwnQuestions(PromptedConfig):
+    """Questions with answers that the student itself writes, with the passage in its context."""
+
+    type: Literal["own_questions"] = "own_questions"
+    prompt: Prompt = "worked-self-qa"
+
+
+class PassageInContext(Frozen):
+    """No update: the document's text stands before each question."""
+
+    type: Literal["in_context"] = "in_context"
+
+
+class Retrieval(Frozen):
+    """No update: before each question stand the passages of all test documents that fit it best, by BM25."""
+
+    type: Literal["retrieval"] = "retrieval"
+    passages: int = Field(default=1, ge=1, le=32)
+    """Passages before a question, in [1, 32]."""
+
+
 class FixedSpecification(Frozen):
     """The specification of a space that is best over some training tasks, for every task."""
 
@@ -86,7 +108,16 @@ class FixedSpecification(Frozen):
 
 
 Source = Annotated[
-    BaseStudent | RawPassage | BestPrompt | TeacherSource | ExternalGenerator | Control | FixedSpecification,
+    BaseStudent
+    | RawPassage
+    | BestPrompt
+    | TeacherSource
+    | ExternalGenerator
+    | OwnQuestions
+    | PassageInContext
+    | Retrieval
+    | Control
+    | FixedSpecification,
     Field(discriminator="type"),
 ]
 """Where a variant's self-edits come from."""
@@ -105,6 +136,14 @@ class Variant(Labelled):
     name: str = Field(pattern=r"^[a-z0-9_]{1,40}$")
     """Key of its scores in results; lower-case letters, digits and `_`, at most 40."""
     source: Source
+    objective: Objective | None = None
+    """Of the student's updates; None is that of `student.update`."""
+
+    @model_validator(mode="after")
+    def _is_updated(self) -> Variant:
+        if self.objective is not None and isinstance(self.source, BaseStudent | PassageInContext | Retrieval):
+            raise ValueError(f"objective: got {self.objective!r}, but {self.source.type!r} has no update; leave it out")
+        return self
 
 
 def _control(kind: str, label: str, name: str = "") -> Variant:
@@ -119,6 +158,20 @@ STANDARD = {
         Variant(name=BASELINE_TEACHER, label="untrained teacher", source=TeacherSource(state="untrained")),
         Variant(name=TRAINED_TEACHER, label="trained teacher", source=TeacherSource(state="trained")),
         Variant(name="proxy_teacher", label="teacher trained on the proxy", source=TeacherSource(state="proxy")),
+        Variant(
+            name="trained_teacher_distilled",
+            label="trained teacher, context distillation",
+            source=TeacherSource(state="trained"),
+            objective="context_distillation",
+        ),
+        Variant(
+            name="context_distillation",
+            label="context distillation, own questions",
+            source=OwnQuestions(),
+            objective="context_distillation",
+        ),
+        Variant(name="passage_in_context", label="passage in context, no update", source=PassageInContext()),
+        Variant(name="retrieval", label="retrieved passage in context", source=Retrieval()),
         _control("null_edit", "a self-edit that says nothing"),
         _control("other_document", "trained teacher, another document's"),
         _control("swapped_values", "trained teacher, values swapped"),

@@ -6,6 +6,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from pipelines.train_teacher import sources
 from pipelines.train_teacher.config import TrainTeacherConfig
 from pipelines.train_teacher.plan import POOLED
 from pipelines.train_teacher.sources import TRAINED_TEACHER, Variant
+from student.config import Objective
+from student.memory import ExternalMemory, MemoryEntry
 from teacher.prompts import prompt_template
 from teacher.rewards import REFUSALS
 from teacher.self_edit import edit_of
@@ -72,13 +75,19 @@ class Comparing:
         if isinstance(source, sources.BaseStudent):
             with self.loop.reporter.step(stage.steps[0], stage.name):
                 return self._scores(variant, self.loop.base(test, "comparison"), test)
+        if isinstance(source, sources.PassageInContext | sources.Retrieval):
+            with self.loop.reporter.step(stage.steps[0], stage.name):
+                return self._scores(variant, self.loop.with_passages(self._passages(source)), test)
         if isinstance(source, sources.BestPrompt):
             return self._best_prompt(variant, source, stage)
+        if isinstance(source, sources.OwnQuestions):
+            return self._taught(variant, self.loop.sample_student, source.prompt, test, stage.name, stage.steps)
         if isinstance(source, sources.TeacherSource):
             prompt, state = self.config.teacher.prompt, self.states.get(source.state)
             last = "trained" if self.config.loop.rounds else "untrained"
             keep = self.config.comparison.keep_adapters if source.state == last else 0
-            return self._taught(variant, state, prompt, test, stage.name, stage.steps, keep=keep)
+            write = partial(self.loop.sample, state)
+            return self._taught(variant, write, prompt, test, stage.name, stage.steps, keep=keep)
         *first, last_step = stage.steps
         with self.loop.reporter.step(first[0], stage.name) if first else nullcontext():
             edits = self._written(source, stage)
@@ -86,6 +95,19 @@ class Comparing:
             return None
         with self.loop.reporter.step(last_step, stage.name):
             return self.score_edits(variant, edits, test)
+
+    def _passages(self, source: sources.PassageInContext | sources.Retrieval) -> dict[str, list[str]]:
+        """Return by document id what stands before each held-out question."""
+        test = self.split.test
+        if isinstance(source, sources.PassageInContext):
+            return {task.id: [task.document.text] * len(questions_of(task, "comparison")) for task in test}
+        documents = (task.document for task in test)
+        memory = ExternalMemory(MemoryEntry(id=each.id, title=each.title, text=each.text) for each in documents)
+
+        def best(question: str) -> str:
+            return " ".join(hit.passage for hit in memory.search(question, source.passages))
+
+        return {task.id: [best(asked.question) for asked in questions_of(task, "comparison")] for task in test}
 
     def _written(self, source: Any, stage: Stage) -> Iterable[Edit] | Sampling | None:
         """Return the self-edits of a variant that no local teacher samples as it is; None where there can be none."""
@@ -140,9 +162,10 @@ class Comparing:
     def _best_prompt(self, variant: Variant, source: sources.BestPrompt, stage: Stage) -> VariantScores | None:
         """Return the untrained teacher with the prompt that is best on the development documents."""
         tried: list[tuple[str, float | None]] = []
+        write = partial(self.loop.sample, None)
         for place, prompt in enumerate(source.prompts):
             name, steps = prompt_template(prompt).name, stage.steps[2 * place : 2 * place + 2]
-            scores = self._taught(variant, None, prompt, self.split.development, f"{stage.name}, {name}", steps)
+            scores = self._taught(variant, write, prompt, self.split.development, f"{stage.name}, {name}", steps)
             tried += [(prompt, accuracy) for accuracy in scores.accuracy.values()]
         means = _means(source.prompts, tried)
         if not means:
@@ -150,14 +173,14 @@ class Comparing:
         self.best_prompt = max(means, key=means.__getitem__)
         best = prompt_template(self.best_prompt).name
         named = variant.model_copy(update={"label": f"{variant.label} ({best.removeprefix('micro-')})"})
-        chosen = self._taught(named, None, self.best_prompt, self.split.test, stage.name, stage.steps[-2:])
+        chosen = self._taught(named, write, self.best_prompt, self.split.test, stage.name, stage.steps[-2:])
         notes = {f"development accuracy of {prompt_template(prompt).name}": mean for prompt, mean in means.items()}
         return chosen.model_copy(update={"notes": {**chosen.notes, **notes}})
 
     def _taught(
         self,
         variant: Variant,
-        state: str | None,
+        write: Callable[..., Sampling],
         prompt: str,
         tasks: Sequence[KnowledgeTask],
         what: str,
@@ -165,11 +188,11 @@ class Comparing:
         *,
         keep: int = 0,
     ) -> VariantScores:
-        """Return the student updated with the self-edits of a teacher at a saved state."""
+        """Return the student updated with the self-edits that `write` samples by a prompt."""
         settings, loop = self.config.comparison, self.loop
         with loop.reporter.step(steps[0], what):
             seed = loop.seed("sample", "comparison")
-            sampling = loop.sample(state, prompt, tasks, n=settings.drawn, seed=seed)
+            sampling = write(prompt, tasks, n=settings.drawn, seed=seed)
         with loop.reporter.step(steps[1], what):
             chosen = sampling if settings.drafts == 1 else self_edits.most_written(sampling, settings.tried)
             return self.score_edits(variant, chosen, tasks, keep=keep)
@@ -182,7 +205,7 @@ class Comparing:
         Of the first `keep` documents the adapter of the first self-edit is kept (`kept_adapters`).
         """
         sampling = edits if isinstance(edits, Sampling) else Sampling(edits=tuple(edits))
-        candidates, redrawn = self._update(sampling, keep)
+        candidates, redrawn = self._update(sampling, variant.objective, keep)
         updates = [update for candidate in candidates for update in candidate.replicates]
         drawn = [candidate.edit for candidate in candidates]
         refused = Counter(c.reason.value for c in candidates if c.reason is not None and not c.replicates)
@@ -224,7 +247,7 @@ class Comparing:
             failures=dict(failures),
         )
 
-    def _update(self, sampling: Sampling, keep: int) -> tuple[list[Candidate], int]:
+    def _update(self, sampling: Sampling, objective: Objective | None, keep: int) -> tuple[list[Candidate], int]:
         """Return the first self-edits of each document with their scores, others in place of refused ones.
 
         A refused one changes places with the document's next, so that indices below `comparison.edits` are those that
@@ -238,7 +261,9 @@ class Comparing:
         found: dict[str, Candidate] = {}
         redrawn = 0
         while todo:
-            updates = self.loop.update(self.loop.trials(todo, "comparison", keep=kept), "comparison")
+            updates = self.loop.update(
+                self.loop.trials(todo, "comparison", keep=kept, objective=objective), "comparison"
+            )
             judged, todo = judge(todo, plain, updates=updates), []
             for candidate in judged:
                 others = waiting.get(candidate.document_id)
