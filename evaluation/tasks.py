@@ -185,7 +185,7 @@ class Domain(ABC):
     prompts: Mapping[str, str] = MappingProxyType({})
     """Additional prompt templates by name (`teacher.prompts`)."""
     baselines: frozenset[str] = frozenset({"null_edit", "other_document"})
-    """Supported controls, and `specs` for exhaustive search over specifications."""
+    """Supported controls, `specs` for exhaustive search over specifications, and what puts passages in contexts."""
     grades: bool = False
     """Supports `grading.grader: {type: domain}`."""
     spec_alone: bool = False
@@ -225,8 +225,8 @@ class Domain(ABC):
             )
         if needless := sorted(set(baselines) - self.baselines):
             raise ValueError(
-                f"comparison: got {needless}, which make no sense for data.type {data.type!r}; allowed of controls "
-                f"and specs are {sorted(self.baselines)}"
+                f"comparison: got {needless}, which make no sense for data.type {data.type!r}; allowed of these are "
+                f"{sorted(self.baselines)}"
             )
 
 

@@ -141,6 +141,13 @@ def with_answer_format(settings: _Loop) -> _Loop:
     return settings.model_copy(update={"student": resolved})
 
 
+def chat_of(ref: ModelRef, form: exact_match.AnswerFormat) -> Any:
+    """Return the student's tokenizer where `form` is its chat template, else None."""
+    tokenizer = open_student(ref).tokenizer
+    has_template = bool(getattr(tokenizer, "chat_template", None))
+    return tokenizer if has_template and form == exact_match.chat_format(tokenizer) else None
+
+
 class Teacher:
     """A trainable teacher at one of its saved states, with the engine that samples from it."""
 

@@ -30,9 +30,7 @@ from evaluation.exact_match import (
 )
 from evaluation.tasks import Question
 from student.bank.scoring import ScoringFailure, SlotScores, whole_scores
-
-TEMPLATE = "Passage: {context}\n"
-"""What stands before each question; the micro-student was pretrained to answer from it."""
+from student.config import PASSAGE_TEMPLATE
 
 
 def score_in_context(
@@ -43,7 +41,7 @@ def score_in_context(
     answer_format: AnswerFormat,
     *,
     places: int = 16_384,
-    template: str = TEMPLATE,
+    template: str = PASSAGE_TEMPLATE,
 ) -> list[SlotScores]:
     """Return the scores of each context's questions, in order.
 

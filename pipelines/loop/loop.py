@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -15,14 +15,16 @@ from evaluation.tasks import KnowledgeTask, Question
 from pipelines import models
 from pipelines.execution import Execution, content_key
 from pipelines.loop import update as updates
-from pipelines.loop.teacher import imitate, learn_from, sample_from, sample_teacher
+from pipelines.loop.teacher import imitate, learn_from, sample_from, sample_student, sample_teacher
 from pipelines.loop.update import BankWork, Trial, questions_of
 from pipelines.records import Edit, Learning, Sampling, ScoredUpdate, WarmStart
 from pipelines.settings import LoopSettings, QuestionSet
 from student.adapters import load_adapter
+from student.config import Objective
 from teacher.algorithms.algorithm import Algorithm, WeightedExample
 from teacher.prompts import prompt_template
 from teacher.samplers.openai import OpenAISampler, OpenAISampling
+from teacher.samplers.transformers import TransformersSampling
 
 if TYPE_CHECKING:
     from pipelines.reports.console import Reporter
@@ -103,12 +105,15 @@ class Loop:
 
     def prompt(self, template: str, task: KnowledgeTask, strategy: str = "") -> str:
         """Return what the teacher reads about a task, with the strategy that the template's instruction asks for."""
+        chat = self.open_teacher.policy.tokenizer if self.settings.teacher.chat else None
+        return self._prompt(template, task, chat, strategy)
+
+    def _prompt(self, template: str, task: KnowledgeTask, chat: Any, strategy: str = "") -> str:
+        """Return a prompt about a task, in the chat template of a tokenizer where `chat` gives one."""
         budget = self.settings.student.update.step_budget
         chosen = prompt_template(template).with_strategy(strategy)
         document = domain_of(task).render(task)
-        if self.settings.teacher.chat:
-            return chosen.render_chat(document, self.open_teacher.policy.tokenizer, budget)
-        return chosen.render(document, budget)
+        return chosen.render(document, budget) if chat is None else chosen.render_chat(document, chat, budget)
 
     def sample(self, state: str | None, prompt: str, tasks: Sequence[KnowledgeTask], *, n: int, seed: int) -> Sampling:
         """Return `n` self-edits for each task, by a prompt template, from the teacher at a saved state.
@@ -137,6 +142,28 @@ class Loop:
         describe = f"sampling {n * len(tasks)} self-edits"
         work = self._teacher(state), list(texts), list(tasks), n, seed, stop
         return self.execution.run("sample", content, sample_teacher, *work, describe=describe)
+
+    def sample_student(self, prompt: str, tasks: Sequence[KnowledgeTask], *, n: int, seed: int) -> Sampling:
+        """Return `n` self-edits for each task, by a prompt template, from the student without an update.
+
+        Temperature and lengths are the teacher's. A student that is asked in its chat template writes in it, too.
+        """
+        sampling = self.settings.teacher.sampling
+        how = TransformersSampling(**sampling.model_dump(include={"temperature", "top_p", "max_new_tokens"}))
+        chat = models.chat_of(self.student_ref, self.settings.student.answer_format)
+        prompts = [self._prompt(prompt, task, chat) for task in tasks]
+        stop = prompt_template(prompt).stop if chat is None else None
+        content = {
+            "student": self.student_digest,
+            "prompts": [[task.id, text] for task, text in zip(tasks, prompts, strict=True)],
+            "stop": stop,
+            "sampling": how.model_dump(mode="json"),
+            "n": n,
+            "seed": seed,
+        }
+        describe = f"the student writes {n * len(tasks)} self-edits"
+        work = (self.student_ref, how, prompts, list(tasks), n, seed, stop)
+        return self.execution.run("sample-student", content, sample_student, *work, describe=describe)
 
     def endpoint(self, sampling: OpenAISampling, role: str) -> OpenAISampler:
         """Return a sampler behind an endpoint, whose budget counts by the flow's name and the role."""
@@ -208,20 +235,22 @@ class Loop:
         return updates.adapter_dir(self.work_dir, digest)
 
     def trials(
-        self, edits: Iterable[Edit], purpose: str, replicates: int = 1, keep: Collection[str] = ()
+        self,
+        edits: Iterable[Edit],
+        purpose: str,
+        replicates: int = 1,
+        keep: Collection[str] = (),
+        objective: Objective | None = None,
     ) -> list[Trial]:
         """Return the updates to make for the self-edits that could be parsed.
 
         All self-edits of a document share their seeds (common random numbers): only the edit differs between them.
         Seeds differ between purposes, so that no comparison reuses a round's luck, and between replicates. Self-edits
-        whose `Edit.id` is in `keep` keep their adapters.
+        whose `Edit.id` is in `keep` keep their adapters. `objective` None is that of the recipe.
         """
         parsed = [edit for edit in edits if edit.edit is not None]
-        return [
-            Trial(e.document_id, e.index, e.edit, self.seed("update", purpose, e.document_id, replicate), e.id in keep)
-            for replicate in range(replicates)
-            for e in parsed
-        ]
+        seeds = [(e, self.seed("update", purpose, e.document_id, r)) for r in range(replicates) for e in parsed]
+        return [Trial(e.document_id, e.index, e.edit, seed, e.id in keep, objective) for e, seed in seeds]
 
     def update(self, trials: Sequence[Trial], questions: QuestionSet) -> tuple[ScoredUpdate, ...]:
         """Return the scores of some trials, in their order; each is trained once, whichever round or variant asks.
@@ -261,6 +290,14 @@ class Loop:
         """Return the scores of the student without an update, in the order of the tasks."""
         return self.update([Trial(task.id, 0, None, 0) for task in tasks], questions)
 
+    def with_passages(self, passages: Mapping[str, Sequence[str]]) -> tuple[ScoredUpdate, ...]:
+        """Return the scores of the student without an update, with passages in its context.
+
+        By document id there is one for each of the held-out questions; a blank one leaves the question alone.
+        """
+        trials = [Trial(name, 0, None, 0, passages=tuple(mine)) for name, mine in passages.items()]
+        return self.update(trials, "comparison")
+
     def knows(self, questions: Sequence[Question]) -> tuple[bool, ...]:
         """Return which questions the student answers right, by exact match, without an update and a passage."""
         content = {
@@ -281,7 +318,7 @@ class Loop:
         asked, grading = questions_of(task, questions), self.settings.grading_for(questions)
         content = {
             "student": self.student_digest,
-            "recipe": student.update.model_dump(mode="json"),
+            "recipe": updates.recipe_of(trial, student.update).model_dump(mode="json"),
             "format": student.answer_format.model_dump(mode="json"),
             # Both may change the batches in which an update is computed, and with that how its sums are rounded.
             "slots": student.bank_slots,
@@ -289,6 +326,7 @@ class Loop:
             "task": [task.domain, task.document.digest, [[q.question, q.answer] for q in asked]],
             "edit": None if trial.edit is None else trial.edit.digest,
             "seed": trial.seed,
+            "passages": list(trial.passages),
             "probes": [[probe.question, probe.answer] for probe in probes],
             # The grader is no part: it reads the stored answers.
             "answers": None if grading is None else grading.model_dump(mode="json", exclude={"grader"}),

@@ -9,12 +9,13 @@ from pathlib import Path
 from evaluation.common.errors import UpdateError
 from evaluation.domains import domain_of
 from evaluation.tasks import KnowledgeTask
-from pipelines.models import TeacherState
+from pipelines.models import ModelRef, TeacherState, open_student
 from pipelines.records import Edit, Learning, Sampling, WarmStart
 from teacher.algorithms.algorithm import WeightedExample, learn, mean_loss
 from teacher.parsing.parser import parse_self_edit
 from teacher.rewards import RewardFailure
 from teacher.samplers.sampler import Completion, FailedCompletion, Sampler, prompts_too_long
+from teacher.samplers.transformers import TransformersSampler, TransformersSampling
 from teacher.self_edit import SelfEdit
 
 
@@ -30,6 +31,19 @@ def sample_teacher(
     opened = teacher.open()
     opened.at(teacher.directory)
     return sample_from(opened.sampler, prompts, tasks, n, seed, stop)
+
+
+def sample_student(
+    student: ModelRef,
+    sampling: TransformersSampling,
+    prompts: Sequence[str],
+    tasks: Sequence[KnowledgeTask],
+    n: int,
+    seed: int,
+    stop: str | None = None,
+) -> Sampling:
+    """Return `n` parsed self-edits for each task from the student without an update; see `sample_from`."""
+    return sample_from(TransformersSampler(*open_student(student), sampling), prompts, tasks, n, seed, stop)
 
 
 def sample_from(

@@ -215,7 +215,8 @@ def estimate(
                 steps, tokens = _step_cost(step, stage.subject, settings, data)
                 update_steps, update_tokens = update_steps + steps, update_tokens + tokens
     totals = {kind: sum(step.total for step in found) for kind, found in kinds.items()}
-    samples = sum(step.total for step in kinds["sample"] if step.writer == "teacher")
+    writers = ("teacher", "student")
+    samples, own = (sum(step.total for step in kinds["sample"] if step.writer == writer) for writer in writers)
     recipe = settings.student.update
     learned = [
         (step.total, stage.subject if isinstance(stage.subject, Algorithm) else settings.teacher.learning)
@@ -230,12 +231,12 @@ def estimate(
     if teacher is not None and student is not None:
         whole = data is not None and domain_of(data).shows_document
         asked = QUESTIONS * (PASSAGE_TOKENS if whole else QUESTION_TOKENS)
-        flops = _flops(teacher, student, written, totals, samples, update_tokens, asked, learned)
+        flops = _flops(teacher, student, written, totals, (samples, own), update_tokens, asked, learned)
     return CostEstimate(
         teacher=teacher,
         student=student,
         counts={
-            "Self-edits sampled": samples,
+            "Self-edits sampled": samples + own,
             "Student updates": totals["update"],
             "Student optimizer steps": update_steps,
             "Student training tokens": update_tokens,
@@ -253,14 +254,15 @@ def _flops(
     student: ModelSize,
     written: int,
     totals: Mapping[str, int],
-    samples: int,
+    samples: tuple[int, int],
     update_tokens: int,
     asked: int,
     learned: Sequence[tuple[int, Algorithm]],
 ) -> dict[str, float]:
     """Return the FLOPs by stage.
 
-    `written` are the tokens of a completion, `totals` counts by kind of step, `asked` the tokens of a document's
+    `written` are the tokens of a completion, `totals` counts by kind of step, `samples` are the teacher's and
+    the student's completions, `asked` the tokens of a document's
     questions, and `learned` the completions of each learning step with its algorithm.
     """
     read = PASSAGE_TOKENS + _PROMPT_TOKENS + written
@@ -268,7 +270,7 @@ def _flops(
     passes = sum(n * (by.epochs * per_epoch + by.uses_old_policy * teacher.forward_flops) for n, by in learned)
     scored = (totals["update"] + totals["score"]) * asked + totals["read"] * (asked + QUESTIONS * written)
     return {
-        "sampling": samples * read * teacher.forward_flops,
+        "sampling": read * (samples[0] * teacher.forward_flops + samples[1] * student.forward_flops),
         "updates": update_tokens * student.training_flops,
         "scoring": scored * student.forward_flops,
         "learning": read * passes,
@@ -295,7 +297,9 @@ def _endpoints(
             yield cost(role, sampling.endpoint, calls, PASSAGE_TOKENS + _PROMPT_TOKENS, sampling.max_new_tokens)
     grading = settings.grading
     if grading is not None and isinstance(grading.grader, JudgeGrading):
-        graded = [s for s in (*kinds["update"], *kinds["score"]) if settings.grading_for(s.questions) is not None]
+        read = (step for step in kinds["read"] if step.questions == "comparison")
+        asked = (*kinds["update"], *kinds["score"], *read)
+        graded = [step for step in asked if settings.grading_for(step.questions) is not None]
         calls = sum(step.total for step in graded) * QUESTIONS * grading.grader.repeats
         seen = _JUDGE_TOKENS + QUESTION_TOKENS + grading.max_new_tokens
         yield cost("judge", grading.grader.endpoint, calls, seen, grading.grader.max_tokens)

@@ -32,7 +32,7 @@ PAIRS = (
     *((WARM_STARTED_TEACHER, name) for name in (BASELINE_TEACHER, "raw_passage", "base")),
     *((BASELINE_TEACHER, name) for name in ("raw_passage", "base")),
     *((name, "base") for name in ("null_edit", "other_document")),
-    ("oracle", TRAINED_TEACHER),
+    *((name, TRAINED_TEACHER) for name in ("trained_teacher_distilled", "passage_in_context", "retrieval", "oracle")),
 )
 """Differences that are reported, where both variants are there; variants of other names are compared with the trained
 teacher."""

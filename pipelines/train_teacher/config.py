@@ -26,6 +26,9 @@ from pipelines.train_teacher.sources import (
     Labelled,
     ListedVariant,
     MixedPrompts,
+    OwnQuestions,
+    PassageInContext,
+    Retrieval,
     Source,
     TeacherSource,
     Variant,
@@ -33,6 +36,9 @@ from pipelines.train_teacher.sources import (
 from pipelines.train_teacher.warm_start import WarmStartConfig
 from student.config import UpdateRecipe
 from teacher.samplers.openai import OpenAISampling
+
+_READING = (OwnQuestions, PassageInContext, Retrieval)
+"""Sources in which the student reads passages."""
 
 
 class DevelopmentConfig(Frozen):
@@ -209,6 +215,9 @@ class TrainTeacherConfig(LoopSettings):
         baselines |= {"equal_tokens" for variant in self.comparison.variants if variant.equal_tokens}
         baselines |= {s.type for kind in (MixedPrompts, ActiveReading, AskFirst) for s in self.sources(kind)}
         baselines |= {"specs" for _ in self.sources(FixedSpecification)}
+        baselines |= {v.source.type for v in self.comparison.variants if isinstance(v.source, _READING)}
+        objectives = {self.student.update.objective, *(v.objective for v in self.comparison.variants)}
+        baselines |= {"context_distillation"} & objectives
         grader = None if self.grading is None else self.grading.grader.type
         domain_of(self.data).check(self.data, grader, baselines)
         return self

@@ -78,8 +78,9 @@ def plan_variant(config: TrainTeacherConfig, variant: Variant) -> Stage:
 
     def taught(documents: int, drawn: int = written(config, variant)) -> tuple[Step, ...]:
         listed = isinstance(source, sources.ActiveReading)
-        writer: Literal["external", "teacher"]
+        writer: Literal["external", "student", "teacher"]
         writer = "external" if isinstance(source, sources.ExternalGenerator) else "teacher"
+        writer = "student" if isinstance(source, sources.OwnQuestions) else writer
         sample = Step("sample", documents, drawn * (_completions(source) + listed), writer=writer)
         asked = (Step("score", documents, drawn),) if isinstance(source, sources.AskFirst) else ()
         return sample, *asked, update(documents, after.edits)
@@ -92,6 +93,8 @@ def plan_variant(config: TrainTeacherConfig, variant: Variant) -> Stage:
             steps = (update(tests, 1, trains_on="passage"),)
         case sources.BestPrompt():
             steps = taught(config.data.development_documents, after.drawn) * len(source.prompts) + taught(tests)
+        case sources.PassageInContext() | sources.Retrieval():
+            steps = (Step("read", tests, questions="comparison"),)
         case sources.FixedSpecification():
             tried = len(source.choices)
             spec = Step("update", source.tasks, tried, trains_on="specification")

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from evaluation.common.data import Frozen
 from evaluation.tasks import specifications
+from student.config import Objective
 from teacher.kinds import SPA
 from teacher.prompts import Prompt, PromptedConfig
 from teacher.samplers.openai import OpenAISampling
@@ -89,6 +90,27 @@ class Control(Frozen):
     them."""
 
 
+class OwnQuestions(PromptedConfig):
+    """Questions with answers that the student itself writes, with the passage in its context."""
+
+    type: Literal["own_questions"] = "own_questions"
+    prompt: Prompt = "worked-self-qa"
+
+
+class PassageInContext(Frozen):
+    """No update: the document's text stands before each question."""
+
+    type: Literal["in_context"] = "in_context"
+
+
+class Retrieval(Frozen):
+    """No update: before each question stand the passages of all test documents that fit it best, by BM25."""
+
+    type: Literal["retrieval"] = "retrieval"
+    passages: int = Field(default=1, ge=1, le=32)
+    """Passages before a question, in [1, 32]."""
+
+
 class FixedSpecification(Frozen):
     """The specification of a space that is best over some training tasks, for every task."""
 
@@ -112,10 +134,10 @@ class FixedSpecification(Frozen):
 
 PromptedSource = FixedPrompt | MixedPrompts | ActiveReading | AskFirst
 """Sources in which the untrained teacher writes with given prompts."""
-Sampled = BestPrompt | TeacherSource | ExternalGenerator | PromptedSource
+Sampled = BestPrompt | TeacherSource | ExternalGenerator | OwnQuestions | PromptedSource
 """Sources in which a model writes."""
 Source = Annotated[
-    BaseStudent | RawPassage | Sampled | Control | FixedSpecification,
+    BaseStudent | RawPassage | Sampled | PassageInContext | Retrieval | Control | FixedSpecification,
     Field(discriminator="type"),
 ]
 """Where a variant's self-edits come from."""
@@ -137,11 +159,15 @@ class Variant(Labelled):
     equal_tokens: bool = False
     """Cut or lengthen each self-edit, by more lines of the same writer, to the tokens of the trained teacher's for its
     document; for sources in which a model writes."""
+    objective: Objective | None = None
+    """Of the student's updates; None is that of `student.update`."""
 
     @model_validator(mode="after")
-    def _is_sampled(self) -> Variant:
+    def _fits_its_source(self) -> Variant:
         if self.equal_tokens and not isinstance(self.source, Sampled):
             raise ValueError(f"equal_tokens: got a source of type {self.source.type}, in which no model writes")
+        if self.objective is not None and isinstance(self.source, BaseStudent | PassageInContext | Retrieval):
+            raise ValueError(f"objective: got {self.objective!r}, but {self.source.type!r} has no update; leave it out")
         return self
 
 
@@ -169,6 +195,20 @@ STANDARD = {
         Variant(name=BASELINE_TEACHER, label="untrained teacher", source=TeacherSource(state="untrained")),
         Variant(name=WARM_STARTED_TEACHER, label="warm-started teacher", source=TeacherSource(state="warm_started")),
         Variant(name=TRAINED_TEACHER, label="trained teacher", source=TeacherSource(state="trained")),
+        Variant(
+            name="trained_teacher_distilled",
+            label="trained teacher, context distillation",
+            source=TeacherSource(state="trained"),
+            objective="context_distillation",
+        ),
+        Variant(
+            name="context_distillation",
+            label="context distillation, own questions",
+            source=OwnQuestions(),
+            objective="context_distillation",
+        ),
+        Variant(name="passage_in_context", label="passage in context, no update", source=PassageInContext()),
+        Variant(name="retrieval", label="retrieved passage in context", source=Retrieval()),
         _control("null_edit", "a self-edit that says nothing"),
         _control("other_document", "trained teacher, another document's"),
         _at_equal_tokens(Variant(name="fixed_kind", label="best fixed kind", source=BestPrompt())),

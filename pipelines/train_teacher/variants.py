@@ -34,6 +34,8 @@ from pipelines.train_teacher.config import TrainTeacherConfig
 from pipelines.train_teacher.plan import pooled, written
 from pipelines.train_teacher.sources import TRAINED_TEACHER, Variant
 from pipelines.train_teacher.writers import Writer, only_missed, writer_of
+from student.config import Objective
+from student.memory import ExternalMemory, MemoryEntry
 from teacher.prompts import prompt_template
 from teacher.rewards import REFUSALS
 from teacher.self_edit import edit_of
@@ -75,6 +77,9 @@ class Comparing:
         if isinstance(source, sources.BaseStudent):
             with self.loop.reporter.step(stage.steps[0], stage.name):
                 return self._scores(variant, self.loop.base(test, "comparison"), test)
+        if isinstance(source, sources.PassageInContext | sources.Retrieval):
+            with self.loop.reporter.step(stage.steps[0], stage.name):
+                return self._scores(variant, self.loop.with_passages(self._passages(source)), test)
         if isinstance(source, sources.BestPrompt):
             return self._best_prompt(variant, source, stage)
         if isinstance(source, sources.TeacherSource):
@@ -90,6 +95,19 @@ class Comparing:
             return None
         with self.loop.reporter.step(last_step, stage.name):
             return self.score_edits(variant, edits, test)
+
+    def _passages(self, source: sources.PassageInContext | sources.Retrieval) -> dict[str, list[str]]:
+        """Return by document id what stands before each held-out question."""
+        test = self.split.test
+        if isinstance(source, sources.PassageInContext):
+            return {task.id: [task.document.text] * len(questions_of(task, "comparison")) for task in test}
+        documents = (task.document for task in test)
+        memory = ExternalMemory(MemoryEntry(id=each.id, title=each.title, text=each.text) for each in documents)
+
+        def best(question: str) -> str:
+            return " ".join(hit.passage for hit in memory.search(question, source.passages))
+
+        return {task.id: [best(asked.question) for asked in questions_of(task, "comparison")] for task in test}
 
     def _written(self, source: Any) -> Iterable[Edit] | None:
         """Return the self-edits of a variant for which no model writes; None where there can be none."""
@@ -185,7 +203,7 @@ class Comparing:
         Of the first `keep` documents the adapter of the first self-edit is kept (`kept_adapters`).
         """
         sampling = edits if isinstance(edits, Sampling) else Sampling(edits=tuple(edits))
-        candidates, redrawn = self._update(sampling, keep)
+        candidates, redrawn = self._update(sampling, variant.objective, keep)
         updates = [update for candidate in candidates for update in candidate.replicates]
         drawn = [candidate.edit for candidate in candidates]
         refused = Counter(c.reason.value for c in candidates if c.reason is not None and not c.replicates)
@@ -238,7 +256,7 @@ class Comparing:
         configured = {grading.grader.type: tuple(right for update in scored for right in update.correct)}
         return configured | rule_verdicts(grade_items(scored, self.loop.tasks, "comparison"), grading.grader)
 
-    def _update(self, sampling: Sampling, keep: int) -> tuple[list[Candidate], int]:
+    def _update(self, sampling: Sampling, objective: Objective | None, keep: int) -> tuple[list[Candidate], int]:
         """Return the first self-edits of each document with their scores, others in place of refused ones.
 
         A refused one changes places with the document's next, so that indices below `comparison.edits` are those that
@@ -252,7 +270,9 @@ class Comparing:
         found: dict[str, Candidate] = {}
         redrawn = 0
         while todo:
-            updates = self.loop.update(self.loop.trials(todo, "comparison", keep=kept), "comparison")
+            updates = self.loop.update(
+                self.loop.trials(todo, "comparison", keep=kept, objective=objective), "comparison"
+            )
             judged, todo = judge(todo, plain, updates=updates), []
             for candidate in judged:
                 others = waiting.get(candidate.document_id)

@@ -21,11 +21,13 @@ Writer = Callable[..., Sampling]
 """Called with tasks, the number `n` of self-edits for each of them, and a seed."""
 
 
-def writer_of(loop: Loop, source: sources.PromptedSource | sources.ExternalGenerator) -> Writer:
-    """Return who writes the self-edits of a source: the untrained teacher, or the model behind an endpoint."""
+def writer_of(loop: Loop, source: sources.PromptedSource | sources.ExternalGenerator | sources.OwnQuestions) -> Writer:
+    """Return who writes the self-edits of a source: the untrained teacher, the student, or a model at an endpoint."""
     match source:
         case sources.ExternalGenerator():
             return partial(loop.ask, source.sampling, "external", source.prompt)
+        case sources.OwnQuestions():
+            return partial(loop.sample_student, source.prompt)
         case sources.MixedPrompts():
             return partial(write_mixed, loop, source.prompts)
         case sources.ActiveReading():

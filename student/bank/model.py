@@ -178,13 +178,19 @@ class BankedModel:
             self.model, batch.input_ids, batch.positions, direct_head=self.direct_head, extra=batch.extra
         )
 
+    def states(self, batch: BankBatch) -> Tensor:
+        """Return the last hidden states (C, D) at the labelled places, or the logits where the head is not linear."""
+        if not self.direct_head:
+            return self.label_logits(batch)
+        return label_hidden(self.model, batch.input_ids, batch.positions, batch.extra)
+
     def loss(self, batch: BankBatch, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Return the sum of label losses times `weights` (C,), and each of them (C,) without gradient, in nats."""
+        states, labels = self.states(batch), batch.labels if batch.targets is None else batch.targets
         if not self.direct_head:
-            return weighted_loss(self.label_logits(batch), batch.labels, weights)
+            return weighted_loss(states, labels, weights)
         head = self.model.get_output_embeddings()
-        hidden = label_hidden(self.model, batch.input_ids, batch.positions, batch.extra)
-        return frozen_head_loss(hidden, head.weight, head.bias, batch.labels, weights)
+        return frozen_head_loss(states, head.weight, head.bias, labels, weights)
 
     def restore(self) -> None:
         """Put the original layers, their modes, gradient flags and attention back."""

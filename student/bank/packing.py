@@ -31,6 +31,8 @@ class LabelledTokens(NamedTuple):
     """(T,) token ids."""
     labels: NDArray[np.int64]
     """(T,) the token after each place, or -1 where it carries no loss."""
+    targets: Tensor | None = None
+    """(L, D) for context distillation, in place of the L labels: see `BankedModel.states`."""
 
     @classmethod
     def of(cls, tokens: Sequence[int], is_label: Sequence[bool] | NDArray[np.bool_]) -> LabelledTokens:
@@ -81,12 +83,15 @@ class BankBatch(NamedTuple):
     """Of each slot, padding included."""
     filled: Tensor
     """(F,) places among all that are not padding, sequence by sequence."""
+    targets: Tensor | None = None
+    """(C, D) those of the lines; None without."""
 
 
 def lay_out(lines: Sequence[Sequence[LabelledTokens]], device: torch.device, *, packed: bool) -> BankBatch:
     """Return one forward pass over the sequences of K slots, at least one each.
 
     With `packed`, a slot's sequences stand end to end, for models that take packed rows; else one a row, right-padded.
+    Either all sequences have targets or none has.
     """
     flat = [line for slot in lines for line in slot]
     lengths = [[len(line.ids) for line in slot] for slot in lines]
@@ -106,6 +111,7 @@ def lay_out(lines: Sequence[Sequence[LabelledTokens]], device: torch.device, *, 
     targets = np.concatenate([line.labels for line in flat])
     kept = targets >= 0
     positions = at[kept]
+    distilled = [line.targets for line in flat if line.targets is not None]
     return BankBatch(
         input_ids=torch.from_numpy(ids).view(shape).to(device),
         extra=extra,
@@ -115,6 +121,7 @@ def lay_out(lines: Sequence[Sequence[LabelledTokens]], device: torch.device, *, 
         tokens=[sum(slot) for slot in lengths],
         places=places,
         filled=torch.from_numpy(at).to(device),
+        targets=torch.cat(distilled) if distilled else None,
     )
 
 

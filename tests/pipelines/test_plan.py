@@ -19,7 +19,9 @@ from tests.pipelines.factories import CONFIGS, SMALL, small_config
 VARIANTS = (
     "comparison={edits: 1, resamples: 100, variants: [base, raw_passage, "
     "{name: fixed_kind, label: best, source: {type: best_prompt, prompts: [micro-self-qa]}}, untrained_teacher, "
-    "warm_started_teacher, trained_teacher, null_edit, other_document, fixed_kind_equal_tokens, oracle]}"
+    "warm_started_teacher, trained_teacher, null_edit, other_document, fixed_kind_equal_tokens, oracle, "
+    "trained_teacher_distilled, passage_in_context, retrieval, {name: own, label: own questions, objective: "
+    "context_distillation, source: {type: own_questions, prompt: micro-self-qa}}]}"
 )
 LOOP = "loop={rounds: 1, documents: 2, development: {every: 1, edits: 1}}"
 SETTINGS = (VARIANTS, LOOP, "warm_start={documents: 2, epochs: 1}")
@@ -45,6 +47,8 @@ def done(monkeypatch: pytest.MonkeyPatch) -> Counter[StepKind]:
     count("score", "base", lambda _, given: len(given[0]) * (len(PARAPHRASES) if given[1] == "paraphrases" else 1))
     count("learn", "learn", lambda _, arguments: len(arguments[1]))
     count("learn", "warm_start", lambda _, arguments: len(arguments[0]))
+    count("sample", "sample_student", lambda made, _: len(made.edits))
+    count("read", "with_passages", lambda made, _: len(made))
     return found
 
 

@@ -72,6 +72,19 @@ def test_estimate_sums_the_steps_of_a_plan() -> None:
     assert set(cost_of(settings(), ()).counts.values()) == {0}
 
 
+def test_estimate_counts_what_the_student_writes_and_reads(checkpoint: Path) -> None:
+    model = {"model": str(checkpoint)}
+    writes = (Stage("variant own", (Step("sample", 11, 2, writer="student"),)),)
+    cost = cost_of(settings(teacher=model, student=model), writes)
+    assert cost.counts["Self-edits sampled"] == 22
+    assert cost.flops is not None
+    assert cost.flops["sampling"] > 0
+    reads = (Stage("variant retrieval", (Step("read", 11, questions="comparison"),)),)
+    address = {"base_url": "http://127.0.0.1:1/v1", "model": "large"}
+    graded = settings(grading={"grader": {"type": "judge", "endpoint": address}})
+    assert [each.calls for each in cost_of(graded, reads).endpoints] == [11 * costs.QUESTIONS]
+
+
 def test_estimate_respects_the_recipe() -> None:
     with_passage = cost_of(settings(student={"update": {"epochs": 3, "batch_size": 8, "include_passage": True}}))
     assert with_passage.counts[TOKENS] - cost_of(settings()).counts[TOKENS] == 62 * 3 * costs.PASSAGE_TOKENS

@@ -15,8 +15,9 @@ from evaluation.common.errors import ConfigError
 from evaluation.domains import load_split
 from evaluation.retention import retention_probes
 from evaluation.tasks import KnowledgeTask, specifications
+from pipelines.models import ModelRef, open_student
 from pipelines.plan import totals
-from pipelines.records import Edit, Sampling
+from pipelines.records import Edit, Sampling, raw_passage
 from pipelines.train_teacher.comparison import by_group, pairs_of
 from pipelines.train_teacher.config import TrainTeacherConfig
 from pipelines.train_teacher.edits import Diagnostics, most_written, written_line
@@ -34,6 +35,8 @@ from pipelines.train_teacher.sources import (
 from pipelines.train_teacher.variants import Comparing, Table, best_of, try_all
 from pipelines.train_teacher.writers import only_missed
 from student.adapters import load_adapter
+from student.bank.scoring import ScoringFailure
+from student.in_context import score_in_context
 from teacher.kinds import STRATEGIES
 from teacher.rewards import RewardFailure
 from teacher.self_edit import Implication, SelfEdit, edit_of
@@ -262,6 +265,8 @@ def test_all_specifications_are_tried_and_the_best_are_scored_like_any_variant(
     [
         ("comparison.variants=[base, trained_teacher, oracle]", "oracle"),
         ("data.views=[as-it-is, as-it-is]", "views"),
+        ("comparison.variants=[base, retrieval]", "retrieval"),
+        ("student.update.objective=context_distillation", "context_distillation"),
         (
             "comparison.variants=[{name: f, label: f, source: {type: fixed_specification, space: {epochs: [0]}}}]",
             "epochs",
@@ -271,6 +276,45 @@ def test_all_specifications_are_tried_and_the_best_are_scored_like_any_variant(
 def test_what_makes_no_sense_on_grids_is_refused(tmp_path: Path, override: str, part: str) -> None:
     with pytest.raises(ConfigError, match=part):
         grid_config(tmp_path, override)
+
+
+def test_an_objective_is_part_of_an_update_and_of_no_variant_without_one(tmp_path: Path, prefect_server: None) -> None:
+    mine = comparing(small_config("loop.rounds=0", "comparison.variants=[base]"), tmp_path)
+    edits = [raw_passage(task.id, task.document.text) for task in mine.split.test]
+    plain, distilled = (
+        mine.score_edits(STANDARD["raw_passage"].model_copy(update={"objective": objective}), edits, mine.split.test)
+        for objective in (None, "context_distillation")
+    )
+    digests = [[u.adapter_digest for c in each.candidates for u in c.replicates] for each in (plain, distilled)]
+    assert len({digest for found in digests for digest in found if digest is not None}) == 2 * len(edits)
+    with pytest.raises(ConfigError, match="has no update"):
+        small_config("comparison.variants=[{name: b, label: b, objective: likelihood, source: {type: base}}]")
+
+
+GRADED = "grading={grader: {type: gold-token-recall}, engine: bank, max_new_tokens: 8}"
+
+
+@pytest.mark.parametrize("name", ["passage_in_context", "retrieval"])
+def test_ceilings_are_scored_and_graded_behind_their_passages(name: str, tmp_path: Path, prefect_server: None) -> None:
+    found = {}
+    for grading in ([], [GRADED]):
+        mine = comparing(small_config("loop.rounds=0", *grading), tmp_path / str(len(grading)))
+        base = mine.add(plan_variant(mine.config, STANDARD["base"]))
+        variant = mine.add(plan_variant(mine.config, STANDARD[name]))
+        assert base is not None
+        assert variant is not None
+        assert (variant.candidates, variant.failures, variant.training_tokens) == ((), {}, None)
+        found[len(grading)] = variant.accuracy
+        assert sum(variant.accuracy.values()) > 0.5 * len(variant.accuracy) > sum(base.accuracy.values())
+    # The shipped student's greedy text is the gold answer where exact match says so, and may hold it where not.
+    assert all(found[1][document] >= accuracy for document, accuracy in found[0].items())
+    task = mine.split.test[0]
+    student = open_student(ModelRef.of(mine.config.student.model, mine.config))
+    form, contexts = mine.loop.settings.student.answer_format, [task.document.text]
+    (scores,) = score_in_context(*student, contexts, [task.comparison_questions], form)
+    assert not isinstance(scores, ScoringFailure)
+    if name == "passage_in_context":
+        assert found[0][task.id] == pytest.approx(sum(score.exact for score in scores) / len(scores))
 
 
 def test_groups_are_told_apart_by_whether_training_has_them(tmp_path: Path) -> None:
