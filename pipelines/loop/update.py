@@ -52,7 +52,7 @@ def questions_of(task: KnowledgeTask, which: QuestionSet) -> tuple[Question, ...
 
 def bank_of(settings: LoopSettings, recipe: UpdateRecipe) -> AbstractContextManager[LoraBank]:
     """Return a bank on the student, not yet open, for updates by a recipe."""
-    student, ref = settings.student, ModelRef.of(settings.student.model, settings)
+    student, ref = settings.student, ModelRef.of(settings.student, settings)
     return LoraBank(
         student_for(ref, recipe).model,
         recipe.target_modules,
@@ -85,7 +85,7 @@ def train_and_score(work: BankWork) -> tuple[ScoredUpdate, ...]:
     """Return the scores of some trials; a failure concerns its own trial alone and has a reason."""
     started = time.perf_counter()
     settings, config = work.settings, work.settings.student
-    ref = ModelRef.of(config.model, settings)
+    ref = ModelRef.of(config, settings)
     tokenizer = open_student(ref).tokenizer
     made = {i: _request(work, trial, tokenizer) for i, trial in enumerate(work.trials)}
     requests = {i: request for i, request in made.items() if request is not None}
@@ -156,9 +156,7 @@ def _answers(
     if grading is None:
         return [None] * len(adapters)
     prompts = [[config.answer_format.render(q.question) for q in mine] for mine in questions]
-    texts = write_answers(
-        ModelRef.of(config.model, work.settings), grading, bank, adapters, prompts, config.update.rank
-    )
+    texts = write_answers(ModelRef.of(config, work.settings), grading, bank, adapters, prompts, config.update.rank)
     cuts = [domain_of(work.tasks[work.trials[i].document_id]).answer_in for i in asked]
     return [
         mine if isinstance(mine, ScoringFailure) else [cut(text) for text in mine]
@@ -297,7 +295,7 @@ def _with_grades(update: ScoredUpdate, grades: Sequence[Grade]) -> ScoredUpdate:
 def read_in_context(settings: LoopSettings, edits: Sequence[Edit], tasks: Mapping[str, KnowledgeTask]) -> InContext:
     """Return the probability of the gold answers with each parsed self-edit in the student's context."""
     started = time.perf_counter()
-    student = open_student(ModelRef.of(settings.student.model, settings))
+    student = open_student(ModelRef.of(settings.student, settings))
     contexts = [" ".join(line.line for line in e.edit.implications) for e in edits if e.edit is not None]
     questions = [tasks[e.document_id].questions for e in edits]
     found = score_in_context(student.model, student.tokenizer, contexts, questions, settings.student.answer_format)
