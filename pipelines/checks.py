@@ -106,7 +106,15 @@ def findings_of(config: LoopSettings, work_dir: Path) -> Iterator[Finding]:
         yield model_finding("teacher", teacher.model, chat="teacher.chat" if teacher.chat else "")
     chat = "student.format" if student.format == "chat" else ""
     recipes = {"student.update": student.update, "update": getattr(config, "update", None)}  # a night has its own
-    yield model_finding("student", student.model, {name: r for name, r in recipes.items() if r is not None}, chat=chat)
+    chosen = {name: recipe for name, recipe in recipes.items() if recipe is not None}
+    problem = checkpoints.quantization_problem(student.quantization, config.device)
+    if problem or student.quantization != "none":
+        yield Finding("student.quantization", not problem, problem or student.quantization)
+    if student.quantization != "none" and grading is not None and grading.engine == "vllm":
+        both = f"grading.engine: vllm opens the base without {student.quantization}"
+        yield Finding("student.quantization", False, f"{both}; set grading.engine: bank, or student.quantization: none")
+    quantization = "none" if problem else student.quantization
+    yield model_finding("student", student.model, chosen, chat=chat, quantization=quantization)
     on_vllm = teacher.sampling.type == "vllm" or (grading is not None and grading.engine == "vllm")
     if on_vllm and find_spec("vllm") is None:
         yield Finding("vllm", False, f"not installed. {INSTALL_HINT}")
@@ -155,7 +163,12 @@ def directory_finding(work_dir: Path) -> Finding:
 
 
 def model_finding(
-    role: str, name: str, recipes: Mapping[str, UpdateRecipe] | None = None, *, chat: str = ""
+    role: str,
+    name: str,
+    recipes: Mapping[str, UpdateRecipe] | None = None,
+    *,
+    chat: str = "",
+    quantization: str = "none",
 ) -> Finding:
     """Return whether a model is there, or can be downloaded, and can be trained.
 
@@ -164,6 +177,7 @@ def model_finding(
         name: Directory, hub id or shipped name.
         recipes: Of a student: section of the configuration -> recipe whose layers it must have. None is a teacher.
         chat: Setting that needs a chat template, if any.
+        quantization: With which a small model is tried.
     """
     try:
         place, made = checkpoints.local_model(name), converted(name)
@@ -182,7 +196,7 @@ def model_finding(
     try:
         linears = checkpoints.linear_layers(_read(place, chat))
         known = checkpoints.is_micro(name) and all(_has_layers(linears, recipe) for recipe in (recipes or {}).values())
-        note = "" if known else _tried(place, recipes)
+        note = "" if known and quantization == "none" else _tried(place, recipes, quantization)
     except ModelError as error:
         return Finding(role, False, f"{name} {error}")
     return Finding(role, True, f"{name}: {note or 'complete'}", note=bool(note))
@@ -231,7 +245,9 @@ def _read(place: Path, chat: str) -> dict[str, tuple[int, ...]]:
         raise ModelError(f"is a {kinds[0] if kinds else 'encoder-decoder'}, allowed are causal language models")
     if quantized := content.get("quantization_config"):
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
-        raise ModelError(f"is quantized ({method}), allowed is an unquantized model")
+        raise ModelError(
+            f"is quantized ({method}), allowed is an unquantized model (student.quantization quantizes one)"
+        )
     places = [*place.glob("chat_template.*"), *place.glob("tokenizer_config.json")]
     if chat and not any("chat_template" in f"{file.stem} {file.read_text(encoding='utf-8')}" for file in places):
         raise ModelError(f"has no chat template, which {chat} needs; change {chat}, or use an instruction-tuned model")
@@ -244,14 +260,16 @@ def _has_layers(linears: Sequence[str], recipe: UpdateRecipe) -> bool:
     return bool(chosen) and not unknown_names(linears, recipe.target_modules)
 
 
-def _tried(place: Path, recipes: Mapping[str, UpdateRecipe] | None) -> str:
+def _tried(place: Path, recipes: Mapping[str, UpdateRecipe] | None, quantization: str) -> str:
     """Return what of a model stays frozen; refuse one that does not do what training relies on (`student.opening`)."""
     prepare_process()
     from student.opening import check_behaviour, check_model
 
     size = sum(file.stat().st_size for pattern in _WEIGHTS for file in place.glob(pattern))
     try:
-        opened = checkpoints.load_checkpoint(str(place), weights=size <= OPENED_BYTES)
+        whole = size <= OPENED_BYTES
+        kept = quantization if whole else "none"
+        opened = checkpoints.load_checkpoint(str(place), weights=whole, quantization=kept)
     except ModelError as error:
         reason = str(error.__cause__).strip().partition("\n")[0].rstrip(".")
         raise ModelError(f"cannot be opened: {reason}; give a causal model with its tokenizer") from error

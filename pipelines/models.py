@@ -15,7 +15,7 @@ from evaluation.common.checkpoints import Checkpoint, load_checkpoint, model_dig
 from evaluation.common.errors import ModelError
 from evaluation.graders import DomainGrading, Grader, build_grader
 from evaluation.retention import general_questions
-from pipelines.settings import Asking, GradingConfig, LoopSettings, Settings
+from pipelines.settings import Asking, GradingConfig, LoopSettings, Settings, StudentConfig
 from student.config import UpdateRecipe
 from teacher.config import TeacherConfig
 from teacher.samplers.openai import OpenAISampler, OpenAISampling
@@ -57,11 +57,14 @@ class ModelRef(NamedTuple):
     device: str
     dtype: str
     threads: int | None
+    quantization: str = "none"
+    """`none` or `nf4`, as in `StudentConfig`."""
 
     @classmethod
-    def of(cls, name: str, settings: Settings) -> ModelRef:
-        """Return a model under a flow's settings."""
-        return cls(name, settings.device, settings.dtype, settings.threads)
+    def of(cls, model: str | StudentConfig, settings: Settings) -> ModelRef:
+        """Return a model under a flow's settings: one by its name, or a flow's student."""
+        place = settings.device, settings.dtype, settings.threads
+        return cls(model, *place) if isinstance(model, str) else cls(model.model, *place, model.quantization)
 
     def load(self) -> Checkpoint:
         """Return the model, opened for this caller alone.
@@ -72,7 +75,8 @@ class ModelRef(NamedTuple):
         import torch
 
         torch.set_num_threads(self.threads or torch.get_num_threads())
-        return load_checkpoint(self.name, device=self.device, dtype=getattr(torch, self.dtype))
+        dtype = getattr(torch, self.dtype)
+        return load_checkpoint(self.name, device=self.device, dtype=dtype, quantization=self.quantization)
 
 
 def open_student(ref: ModelRef) -> Checkpoint:
@@ -136,7 +140,7 @@ def tried_formats(ref: ModelRef) -> dict[exact_match.FormatName, exact_match.Tri
 def with_answer_format(settings: _Loop) -> _Loop:
     """Return settings in which the form of the student's questions is resolved; the same once it is."""
     student = settings.student
-    form = answer_format(student, ModelRef.of(student.model, settings))
+    form = answer_format(student, ModelRef.of(student, settings))
     resolved = student.model_copy(update={"format": "plain", "answer_format": form})
     return settings.model_copy(update={"student": resolved})
 

@@ -69,6 +69,9 @@ class StudentConfig(StudentModel, Asking):
     """The student: a frozen base, and the recipe by which self-edits update LoRA adapters on it."""
 
     update: UpdateRecipe = UpdateRecipe()
+    quantization: Literal["none", "nf4"] = "none"
+    """`nf4` keeps the weights of the base's linear layers in 4 bits (QLoRA, arXiv 2305.14314), by bitsandbytes; the
+    adapters on it stay in float32."""
     bank_slots: int = Field(default=32, ge=1, le=1024)
     """Adapters trained at once at most, memory permitting, in [1, 1024]."""
     bank_memory_gb: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)

@@ -34,7 +34,7 @@ def ask_base(config: NightConfig) -> Iterator[str]:
     probes = retention_probes(config.general, config.probes, config.seed_of("retention"))
     if not probes:
         return
-    ref, wanted = ModelRef.of(config.student.model, config), config.student.format
+    ref, wanted = ModelRef.of(config.student, config), config.student.format
     student = open_student(ref)
     scores = score_answers(student.model, student.tokenizer, probes, answer_format(config.student, ref))
     right, empty = sum(score.exact for score in scores), sum(score.empty for score in scores)

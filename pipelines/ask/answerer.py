@@ -49,7 +49,8 @@ class Answerer(answers.Composer):
         if adapter is not None and adapter.base_digest not in ("", self._digest):
             raise ModelError(
                 f"ask: the adapter was trained on the base {adapter.base_digest[:12]!r}, but the student is "
-                f"{self._digest[:12]!r}. Name the base that it was trained on with --student."
+                f"{self._digest[:12]!r}. Name the base that it was trained on with --student, or "
+                "the file of its run, for dtype and quantization, with --config."
             )
 
     @classmethod
@@ -105,7 +106,7 @@ class Answerer(answers.Composer):
         from student.adapters import load_adapter
 
         memory, options = answers.read_version(directory, options, removed)
-        ref = ModelRef(model, options.device, options.dtype, None)
+        ref = ModelRef(model, options.device, options.dtype, None, options.quantization)
         if options.answer_format is None:
             options = options.model_copy(update={"answer_format": answer_format(Asking(), ref)})
         return cls(open_student(ref), load_adapter(directory), memory, options, version=version)

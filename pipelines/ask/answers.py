@@ -75,6 +75,8 @@ class AskOptions(AnswerSettings):
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Where the student runs, and the number format of the base."""
+    quantization: Literal["none", "nf4"] = "none"
+    """Of the base; see `StudentConfig`."""
 
     @classmethod
     def of(cls, settings: LoopSettings, memory: MemoryConfig) -> AskOptions:
@@ -83,6 +85,7 @@ class AskOptions(AnswerSettings):
             answer_format=settings.student.written,
             device=settings.device,
             dtype=settings.dtype,
+            quantization=settings.student.quantization,
             **memory.model_dump(exclude_unset=True),
         )
 

@@ -123,7 +123,7 @@ def open_sides(place: str, adapters: int) -> tuple[Side, Side, float]:
     changes = [torch.cat([(b @ a).flatten() for _, (a, b) in sorted(factors.items())]) for factors in ends]
     apart = float((changes[0] - changes[1]).norm() / changes[1].norm())
     bank, loop = partial(train_in_bank, model, requests), partial(train_sequentially, model, requests, starts)
-    return partial(_timed, bank), partial(_timed, loop), apart
+    return partial(timed, bank), partial(timed, loop), apart
 
 
 def time_worker(tree: Path, place: str, adapters: int, digests: set[str]) -> float:
@@ -173,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.meta_path[:] = [e for e in sys.meta_path if not getattr(e, "__module__", "").startswith("__editable__")]
         work = partial(train_in_bank, *open_work(chosen.model, chosen.adapters))
         digest = " ".join(adapter.digest for adapter in work())
-        print(json.dumps([_timed(work), digest]))
+        print(json.dumps([timed(work), digest]))
         return
     from evaluation.common.checkpoints import resolve_model
     from pipelines.reports.format import markdown_table
@@ -208,7 +208,8 @@ def open_work(place: str, adapters: int) -> tuple[Any, list[Any]]:
     return model, make_requests(adapters, model.get_input_embeddings().weight.shape[0])
 
 
-def _timed(work: Callable[[], object]) -> float:
+def timed(work: Callable[[], object]) -> float:
+    """Return the seconds that a piece of work takes."""
     gc.collect()  # garbage of earlier runs is not timed
     begun = time.perf_counter()
     work()

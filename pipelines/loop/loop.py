@@ -75,7 +75,7 @@ class Loop:
     @cached_property
     def student_ref(self) -> models.ModelRef:
         """The frozen student, to be opened."""
-        return models.ModelRef.of(self.settings.student.model, self.settings)
+        return models.ModelRef.of(self.settings.student, self.settings)
 
     @property
     def student_digest(self) -> str:

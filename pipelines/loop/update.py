@@ -63,7 +63,7 @@ def recipe_of(trial: Trial, recipe: UpdateRecipe) -> UpdateRecipe:
 
 def bank_of(settings: LoopSettings, recipe: UpdateRecipe) -> AbstractContextManager[LoraBank]:
     """Return a bank on the student, not yet open, for updates by a recipe."""
-    student, ref = settings.student, ModelRef.of(settings.student.model, settings)
+    student, ref = settings.student, ModelRef.of(settings.student, settings)
     return LoraBank(
         student_for(ref, recipe).model,
         recipe.target_modules,
@@ -96,7 +96,7 @@ def train_and_score(work: BankWork) -> tuple[ScoredUpdate, ...]:
     """Return the scores of some trials; a failure concerns its own trial alone and has a reason."""
     started = time.perf_counter()
     settings, config = work.settings, work.settings.student
-    ref = ModelRef.of(config.model, settings)
+    ref = ModelRef.of(config, settings)
     tokenizer = open_student(ref).tokenizer
     made = {i: _request(work, trial, tokenizer) for i, trial in enumerate(work.trials)}
     requests = {i: request for i, request in made.items() if request is not None}
@@ -160,7 +160,7 @@ def _read(work: BankWork) -> dict[int, SlotScores]:
         for question, passage in zip(asked[i], trial.passages, strict=True):
             sets.setdefault((i, _opening(passage)), []).append(question)
     config, contexts = work.settings.student, [opening for _, opening in sets]
-    student, form = open_student(ModelRef.of(config.model, work.settings)), config.answer_format
+    student, form = open_student(ModelRef.of(config, work.settings)), config.answer_format
     found = score_in_context(*student, contexts, list(sets.values()), form, template="{context}")
     failures: dict[int, SlotScores] = {}
     known: dict[tuple[int, Question], AnswerScore] = {}
@@ -202,7 +202,7 @@ def _answers(
         forms = [config.answer_format.behind(_opening(passage)) for passage in trial.passages]
         return [f.render(q.question) for f, q in zip(forms or [config.answer_format] * len(asked), asked, strict=True)]
 
-    ref, chosen = ModelRef.of(config.model, work.settings), [work.trials[i] for i in adapters]
+    ref, chosen = ModelRef.of(config, work.settings), [work.trials[i] for i in adapters]
     given = list(adapters.values()), list(map(prompts, chosen))
     texts = write_answers(ref, grading, bank, *given, config.update.rank)
     cuts = [domain_of(work.tasks[trial.document_id]).answer_in for trial in chosen]
@@ -348,7 +348,7 @@ def _with_grades(update: ScoredUpdate, grades: Sequence[Grade]) -> ScoredUpdate:
 
 def ask_base(settings: LoopSettings, questions: Sequence[Question]) -> Known:
     """Return which questions the student answers right without an update; each is asked, or fails, alone."""
-    student = open_student(ModelRef.of(settings.student.model, settings))
+    student = open_student(ModelRef.of(settings.student, settings))
     sets, form = [[question] for question in questions], settings.student.answer_format
     found = score_in_context(student.model, student.tokenizer, [""] * len(sets), sets, form, template="{context}")
     return Known(exact=tuple(not isinstance(scores, ScoringFailure) and scores[0].exact for scores in found))

@@ -88,7 +88,8 @@ class BankedModel:
         self.shapes = {name: FactorShape.of(layer) for name, layer in targets.items()}
         parameters = list(model.parameters())
         self.device: torch.device = parameters[0].device
-        base_dtype: torch.dtype = next(iter(targets.values())).weight.dtype
+        weight: Tensor = next(iter(targets.values())).weight
+        base_dtype: torch.dtype = weight.dtype if weight.is_floating_point() else model.dtype  # else quantized
         self.dtype: torch.dtype = torch.float32 if base_dtype in (torch.float16, torch.bfloat16) else base_dtype
         """Of the factors: float32 for a half-precision base, as in PEFT, else the base's own."""
         self._training = {module: module.training for module in model.modules()}

@@ -309,7 +309,7 @@ def test_ceilings_are_scored_and_graded_behind_their_passages(name: str, tmp_pat
     # The shipped student's greedy text is the gold answer where exact match says so, and may hold it where not.
     assert all(found[1][document] >= accuracy for document, accuracy in found[0].items())
     task = mine.split.test[0]
-    student = open_student(ModelRef.of(mine.config.student.model, mine.config))
+    student = open_student(ModelRef.of(mine.config.student, mine.config))
     form, contexts = mine.loop.settings.student.answer_format, [task.document.text]
     (scores,) = score_in_context(*student, contexts, [task.comparison_questions], form)
     assert not isinstance(scores, ScoringFailure)

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from evaluation.common.checkpoints import Checkpoint
+from evaluation.common.checkpoints import Checkpoint, load_checkpoint
 from evaluation.common.errors import ConfigError, GenerationError
 from evaluation.tasks import Document
 from teacher.kinds import ACTIVE_READING, SEAL, SPA
@@ -15,6 +16,7 @@ from teacher.policy import PolicyConfig, TeacherPolicy
 from teacher.prompts import prompt_template, prompt_token_ids
 from teacher.samplers.sampler import prompts_too_long, row_key
 from teacher.samplers.transformers import TransformersSampler, TransformersSampling, gumbel_noise
+from tests.student.architectures import save_checkpoint
 from tests.teacher.factories import shaken, tiny_base, tiny_chat_base
 
 PROMPTS = [" ".join(f"w{(7 * i + j) % 290}" for j in range(3 + 4 * i)) for i in range(4)]
@@ -159,3 +161,21 @@ def test_built_sampler_uses_the_current_policy() -> None:
     assert before == sampler(temperature=0.0).sample(PROMPTS, n=1, seed=0)
     shaken(policy)
     assert engine.sample(PROMPTS, n=1, seed=0) != before
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3_text", "cohere", "lfm2"])
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "top_p": 0.8}])
+def test_samples_behind_a_prompt_that_is_read_once_are_those_behind_prompts_of_their_own(
+    kind: str, options: dict[str, float], tmp_path: Path
+) -> None:
+    """Rows end at different tokens and leave the batch; with a convolution (lfm2) nothing can be shared."""
+    model, tokenizer = load_checkpoint(str(save_checkpoint(kind, tmp_path)), dtype=torch.float64)
+    model.generation_config.eos_token_id = list(range(0, len(tokenizer), 10))
+    prompts = ["Alva Brin keeps the mill.", "Corda.", "A"]
+    config = TransformersSampling.model_validate({"max_new_tokens": 20, "batch_size": 7, **options})
+    found = [
+        TransformersSampler(model, tokenizer, config, shared=shared).sample(prompts, n=4, seed=1)
+        for shared in (True, False)
+    ]
+    assert found[0] == found[1]
+    assert len({len(completion.token_ids) for row in found[0] for completion in row}) > 3
