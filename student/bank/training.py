@@ -72,7 +72,7 @@ class Slot:
         """Read the passage in context where it is distilled; return whether that fits in memory."""
         if self.request.recipe.objective == "context_distillation":
             lines = with_targets(student, self.request.sequences, most_places)
-            self._lines = lines or ()
+            self.sequences = lines or ()
             return lines is not None
         return True
 
