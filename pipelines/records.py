@@ -206,6 +206,16 @@ class Learning(LearningReport):
     seconds: float
 
 
+class DevelopmentCheck(Record):
+    """The teacher's reward on the development documents, and the decision that follows."""
+
+    mean: float
+    """Mean reward."""
+    best: float
+    """Of the best teacher so far, this one included."""
+    decision: Literal["best", "continue", "back to the best", "stop"]
+
+
 class WarmStart(Learning):
     """Supervised steps of the untrained teacher, before the first round, on lines to imitate."""
 
@@ -219,16 +229,6 @@ class WarmStart(Learning):
     """Documents without a target, with the reason."""
     development: DevelopmentCheck | None = None
     """None where checkpoints are not selected."""
-
-
-class DevelopmentCheck(Record):
-    """The teacher's reward on the development documents, and the decision that follows."""
-
-    mean: float
-    """Mean reward."""
-    best: float
-    """Of the best teacher so far, this one included."""
-    decision: Literal["best", "continue", "back to the best", "stop"]
 
 
 class Round(Record):

@@ -134,6 +134,7 @@ def test_store_is_that_of_the_environment_and_the_experiment_that_of_the_command
 
 
 CHANGES = (
+    "warm_start={}",
     "name=other",
     "seed=1",
     "device=cuda",
