@@ -146,7 +146,6 @@ CHANGES = (
     "student.bank_slots=31",
     "student.update.max_steps=255",
     "loop.rounds=19",
-    "warm_start={documents: 3}",
     "comparison.resamples=9999",
     "grading={grader: {type: exact}}",
 )
