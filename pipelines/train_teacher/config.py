@@ -22,18 +22,13 @@ from pipelines.train_teacher.sources import (
     FixedSpecification,
     Labelled,
     ListedVariant,
-    OwnQuestions,
-    PassageInContext,
-    Retrieval,
+    Reading,
     Source,
     TeacherSource,
     Variant,
 )
 from student.config import UpdateRecipe
 from teacher.samplers.openai import OpenAISampling
-
-_READING = (OwnQuestions, PassageInContext, Retrieval)
-"""Sources in which the student reads passages."""
 
 
 class DevelopmentConfig(Frozen):
@@ -193,7 +188,7 @@ class TrainTeacherConfig(LoopSettings):
             raise ValueError("comparison.variants: equal_tokens needs a variant whose source is best_prompt; add one")
         baselines |= {"specs" for _ in self.sources(FixedSpecification)}
         baselines |= {"proxy_teacher" for source in self.sources(TeacherSource) if source.state == "proxy"}
-        baselines |= {v.source.type for v in self.comparison.variants if isinstance(v.source, _READING)}
+        baselines |= {v.source.type for v in self.comparison.variants if isinstance(v.source, Reading)}
         objectives = {self.student.update.objective, *(v.objective for v in self.comparison.variants)}
         baselines |= {"context_distillation"} & objectives
         grader = None if self.grading is None else self.grading.grader.type

@@ -107,17 +107,10 @@ class FixedSpecification(Frozen):
         return self
 
 
+Reading = OwnQuestions | PassageInContext | Retrieval
+"""Sources of variants in which the student itself reads passages."""
 Source = Annotated[
-    BaseStudent
-    | RawPassage
-    | BestPrompt
-    | TeacherSource
-    | ExternalGenerator
-    | OwnQuestions
-    | PassageInContext
-    | Retrieval
-    | Control
-    | FixedSpecification,
+    BaseStudent | RawPassage | BestPrompt | TeacherSource | ExternalGenerator | Reading | Control | FixedSpecification,
     Field(discriminator="type"),
 ]
 """Where a variant's self-edits come from."""
@@ -150,6 +143,10 @@ def _control(kind: str, label: str, name: str = "") -> Variant:
     return Variant(name=name or kind, label=label, source=Control(kind=kind))
 
 
+def _distilled(name: str, label: str, source: Source) -> Variant:
+    return Variant(name=name, label=label, source=source, objective="context_distillation")
+
+
 STANDARD = {
     variant.name: variant
     for variant in (
@@ -158,18 +155,8 @@ STANDARD = {
         Variant(name=BASELINE_TEACHER, label="untrained teacher", source=TeacherSource(state="untrained")),
         Variant(name=TRAINED_TEACHER, label="trained teacher", source=TeacherSource(state="trained")),
         Variant(name="proxy_teacher", label="teacher trained on the proxy", source=TeacherSource(state="proxy")),
-        Variant(
-            name="trained_teacher_distilled",
-            label="trained teacher, context distillation",
-            source=TeacherSource(state="trained"),
-            objective="context_distillation",
-        ),
-        Variant(
-            name="context_distillation",
-            label="context distillation, own questions",
-            source=OwnQuestions(),
-            objective="context_distillation",
-        ),
+        _distilled("trained_teacher_distilled", "trained teacher, distilled", TeacherSource(state="trained")),
+        _distilled("context_distillation", "context distillation, own questions", OwnQuestions()),
         Variant(name="passage_in_context", label="passage in context, no update", source=PassageInContext()),
         Variant(name="retrieval", label="retrieved passage in context", source=Retrieval()),
         _control("null_edit", "a self-edit that says nothing"),
