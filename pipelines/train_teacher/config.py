@@ -26,9 +26,7 @@ from pipelines.train_teacher.sources import (
     Labelled,
     ListedVariant,
     MixedPrompts,
-    OwnQuestions,
-    PassageInContext,
-    Retrieval,
+    Reading,
     Source,
     TeacherSource,
     Variant,
@@ -36,9 +34,6 @@ from pipelines.train_teacher.sources import (
 from pipelines.train_teacher.warm_start import WarmStartConfig
 from student.config import UpdateRecipe
 from teacher.samplers.openai import OpenAISampling
-
-_READING = (OwnQuestions, PassageInContext, Retrieval)
-"""Sources in which the student reads passages."""
 
 
 class DevelopmentConfig(Frozen):
@@ -215,7 +210,7 @@ class TrainTeacherConfig(LoopSettings):
         baselines |= {"equal_tokens" for variant in self.comparison.variants if variant.equal_tokens}
         baselines |= {s.type for kind in (MixedPrompts, ActiveReading, AskFirst) for s in self.sources(kind)}
         baselines |= {"specs" for _ in self.sources(FixedSpecification)}
-        baselines |= {v.source.type for v in self.comparison.variants if isinstance(v.source, _READING)}
+        baselines |= {v.source.type for v in self.comparison.variants if isinstance(v.source, Reading)}
         objectives = {self.student.update.objective, *(v.objective for v in self.comparison.variants)}
         baselines |= {"context_distillation"} & objectives
         grader = None if self.grading is None else self.grading.grader.type

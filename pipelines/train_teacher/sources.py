@@ -136,6 +136,8 @@ PromptedSource = FixedPrompt | MixedPrompts | ActiveReading | AskFirst
 """Sources in which the untrained teacher writes with given prompts."""
 Sampled = BestPrompt | TeacherSource | ExternalGenerator | OwnQuestions | PromptedSource
 """Sources in which a model writes."""
+Reading = OwnQuestions | PassageInContext | Retrieval
+"""Sources of variants in which the student itself reads passages."""
 Source = Annotated[
     BaseStudent | RawPassage | Sampled | PassageInContext | Retrieval | Control | FixedSpecification,
     Field(discriminator="type"),
@@ -187,6 +189,10 @@ _PROMPTED = (
 )
 
 
+def _distilled(name: str, label: str, source: Source) -> Variant:
+    return Variant(name=name, label=label, source=source, objective="context_distillation")
+
+
 STANDARD = {
     variant.name: variant
     for variant in (
@@ -195,18 +201,8 @@ STANDARD = {
         Variant(name=BASELINE_TEACHER, label="untrained teacher", source=TeacherSource(state="untrained")),
         Variant(name=WARM_STARTED_TEACHER, label="warm-started teacher", source=TeacherSource(state="warm_started")),
         Variant(name=TRAINED_TEACHER, label="trained teacher", source=TeacherSource(state="trained")),
-        Variant(
-            name="trained_teacher_distilled",
-            label="trained teacher, context distillation",
-            source=TeacherSource(state="trained"),
-            objective="context_distillation",
-        ),
-        Variant(
-            name="context_distillation",
-            label="context distillation, own questions",
-            source=OwnQuestions(),
-            objective="context_distillation",
-        ),
+        _distilled("trained_teacher_distilled", "trained teacher, distilled", TeacherSource(state="trained")),
+        _distilled("context_distillation", "context distillation, own questions", OwnQuestions()),
         Variant(name="passage_in_context", label="passage in context, no update", source=PassageInContext()),
         Variant(name="retrieval", label="retrieved passage in context", source=Retrieval()),
         _control("null_edit", "a self-edit that says nothing"),

@@ -9,12 +9,13 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from student.bank.model import BankedModel
-from student.bank.packing import LabelledTokens, lay_out
-from student.bank.passes import is_out_of_memory, split_into_passes
+from student.bank.packing import BankBatch, LabelledTokens, Tree, lay_out
+from student.bank.passes import is_out_of_memory
 from student.updates import TrainingSequence
 
 
@@ -23,14 +24,14 @@ def with_targets(
 ) -> tuple[LabelledTokens, ...] | None:
     """Return the sequences of one update with their targets; nothing may be attached to the model.
 
-    Each is read behind the passage, in passes of at most `most_places`, padding included, or of a single sequence; one
+    They are read behind the passage in passes of at most `most_places`, padding included, or of a single sequence; one
     that runs out of memory is split. None when a single sequence does not fit.
     """
     behind = [_behind(sequence) for sequence in sequences]
-    todo, found = split_into_passes([len(line.ids) for line in behind], most_places), [torch.empty(0)] * len(behind)
+    todo, found = [list(range(len(behind)))], [torch.empty(0)] * len(behind)
     while todo:
         part = todo.pop()
-        states = _states(student, [behind[i] for i in part])
+        states = _states(student, [behind[i] for i in part], most_places)
         if states is None and len(part) == 1:
             return None
         if states is None:
@@ -51,13 +52,17 @@ def _behind(sequence: TrainingSequence) -> LabelledTokens:
     return LabelledTokens.of(sequence.behind, ((False,) * size + sequence.loss_mask[1:])[-size:])
 
 
-def _states(student: BankedModel, lines: Sequence[LabelledTokens]) -> tuple[Tensor, ...] | None:
-    """Return each line's states (`BankedModel.states`) in one pass, or None when memory does not suffice."""
-    labels = [int((line.labels >= 0).sum()) for line in lines]
+def _states(student: BankedModel, lines: Sequence[LabelledTokens], most_places: int) -> tuple[Tensor, ...] | None:
+    """Return each line's states (`BankedModel.states`) in one pass, or None where several lines or memory are short."""
     try:
         with torch.no_grad():  # not inference mode, whose tensors no backward pass may keep
-            batch = lay_out([[line] for line in lines], student.device, packed=student.packed)
-            return torch.split(student.states(batch), labels)
+            if student.packed:
+                batch = _lay_out_tree(lines, student.device)
+            else:
+                batch = lay_out([[line] for line in lines], student.device, packed=False)
+            if len(lines) > 1 and batch.input_ids.numel() > most_places:
+                return None
+            return torch.split(student.states(batch), [int((line.labels >= 0).sum()) for line in lines])
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -65,3 +70,21 @@ def _states(student: BankedModel, lines: Sequence[LabelledTokens]) -> tuple[Tens
     if student.device.type == "cuda":
         torch.cuda.empty_cache()
     return None
+
+
+def _lay_out_tree(lines: Sequence[LabelledTokens], device: torch.device) -> BankBatch:
+    """Return a pass that reads what all lines begin with, such as the passage, once, and then the rest of each."""
+    most = min(int((line.labels >= 0).argmax()) for line in lines)
+    heads = np.stack([line.ids[:most] for line in lines])
+    shared = int(np.cumprod((heads == heads[0]).all(0)).sum())
+    tails = [LabelledTokens(line.ids[shared:], line.labels[shared:]) for line in lines]
+    sizes = [shared, *(len(tail.ids) for tail in tails)]
+    places = np.concatenate([np.arange(shared), *(shared + np.arange(size) for size in sizes[1:])])
+    labels = np.concatenate([np.full(shared, -1), *(tail.labels for tail in tails)])
+    ids = np.concatenate([lines[0].ids[:shared], *(tail.ids for tail in tails)])
+    kept, owners = np.flatnonzero(labels >= 0), np.repeat(np.arange(len(sizes)), sizes)
+    sees = np.tril((owners == 0) | (owners == owners[:, None]))
+    arrays = ids[None], places, sees, kept, labels[kept], np.zeros_like(kept)
+    row, at, mask, positions, targets, slots = (torch.from_numpy(array).to(device) for array in arrays)
+    extra = {"position_ids": at[None], "tree": Tree(at, mask)}
+    return BankBatch(row, extra, positions, targets, slots, [len(ids)], len(ids))

@@ -65,6 +65,15 @@ class Packing(NamedTuple):
     """(P, 1, 1) whether the place is padding."""
 
 
+class Tree(NamedTuple):
+    """A row that begins with what several sequences begin with, followed by the rest of each."""
+
+    places: Tensor
+    """(T,) place of each token in its own sequence."""
+    mask: Tensor
+    """(T, T) whether a token (row) sees another one (column)."""
+
+
 class BankBatch(NamedTuple):
     """The forward pass of K slots."""
 
@@ -192,6 +201,7 @@ def packed_attention(
     attention_mask: Tensor | None,
     *,
     packing: Packing | None = None,
+    tree: Tree | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **others: Any,
@@ -199,8 +209,8 @@ def packed_attention(
     """Return causal attention within each sequence, (1, P, H, D_head); an attention function of transformers.
 
     The query is (1, H, P, D_head); key and value have H_kv heads, a divisor of H. Without a `packing`, each row is one
-    sequence. `scaling` of the scores is 1 / sqrt(D_head) by default, and a token sees `sliding_window` places, itself
-    included, or all before it.
+    sequence, or a `tree` of several. `scaling` of the scores is 1 / sqrt(D_head) by default, and a token sees
+    `sliding_window` places, itself included, or all before it.
 
     Raises:
         ValueError: The architecture needs something else than scaled dot products.
@@ -213,11 +223,12 @@ def packed_attention(
     if shared and q.device.type == "cpu":  # The fused kernel on CPUs takes no shared keys.
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
         shared = False
-    mask, width = None, q.shape[2]
+    mask, width = None if tree is None else tree.mask, q.shape[2]
     if sliding_window is not None and sliding_window < width:
-        at = torch.arange(width, device=q.device)
+        at = torch.arange(width, device=q.device) if tree is None else tree.places
         distance = at[:, None] - at
-        mask = (distance >= 0) & (distance < sliding_window)
+        near = (distance >= 0) & (distance < sliding_window)
+        mask = near if mask is None else near & mask
     y = torch.nn.functional.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=shared
     )

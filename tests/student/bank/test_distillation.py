@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from transformers import MistralConfig, MistralForCausalLM
 
 from evaluation.exact_match import AnswerFormat
 from evaluation.tasks import Document, lines_of
 from student.bank.bank import LoraBank
+from student.bank.distillation import with_targets
 from student.bank.layers import frozen_head_loss, weighted_loss
 from student.bank.model import BankedModel
 from student.config import UpdateRecipe
@@ -31,8 +34,14 @@ from tests.student.factories import (
 from tests.student.reference import starting_point, train_alone
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma", "granite"])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+# In single precision rounding alone moves what PEFT trains of the tiny Qwen2 by 3e-5.
+@pytest.mark.parametrize(
+    ("kind", "dtype", "tolerance"),
+    [
+        *((kind, torch.float64, 1e-9) for kind in ("llama", "qwen2", "granite")),
+        *((kind, torch.float32, 1e-5) for kind in ("llama", "granite")),
+    ],
+)
 def test_distilled_slots_equal_separate_peft_trainings(
     make_model: MakeModel, kind: str, dtype: torch.dtype, tolerance: float
 ) -> None:
@@ -44,6 +53,29 @@ def test_distilled_slots_equal_separate_peft_trainings(
         assert float((got - want).norm()) < tolerance * float(want.norm())
         assert result.losses == pytest.approx(losses, rel=1e-5, abs=1e-6)
         assert result.losses[-1] < result.losses[0]
+
+
+@pytest.mark.parametrize("window", [None, 12])
+def test_passage_that_is_read_once_gives_what_each_sequence_gives_alone(window: int | None) -> None:
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "num_hidden_layers": 2}
+    config = MistralConfig(**heads, vocab_size=260, hidden_size=32, intermediate_size=48, sliding_window=window)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = MistralForCausalLM(config).double().eval()
+    passage = sequences(1, [20])[0].tokens
+    lines = sequences(0, [9, 14, 5], answers_only=True)
+    lines = tuple(replace(line, behind=passage + line.tokens) for line in lines)
+    student = BankedModel(model, "all-linear")
+    assert student.packed
+    for places in (1000, 30):
+        found = with_targets(student, lines, places)
+        assert found is not None
+        for got, line in zip(found, lines, strict=True):
+            kept = [i - 1 for i in range(len(line.behind) - sum(line.loss_mask), len(line.behind))]
+            with torch.no_grad(), student.unpacked():
+                want = model.model(input_ids=torch.tensor([line.behind])).last_hidden_state[0, kept]
+            assert got.targets is not None
+            assert torch.allclose(got.targets, want, rtol=0, atol=1e-12)
 
 
 def test_objectives_share_a_bank_and_leave_each_other_alone(make_model: MakeModel) -> None:
