@@ -171,7 +171,9 @@ def train_slots(student: BankedModel, layout: FlatLayout, limits: BankLimits, sl
     # The longest first, as in any schedule that should end early; dealt out before, so that which slots share a pass
     # does not depend on which thread is faster.
     order = sorted(slots, key=lambda slot: -slot.steps * slot.places)
-    parts = [_Part(student, layout, -(-(capacity - i) // threads), max(1, places // threads), first) for i in range(threads)]
+    parts = [
+        _Part(student, layout, -(-(capacity - i) // threads), max(1, places // threads), first) for i in range(threads)
+    ]
     run_apart([partial(part.train, order[i::threads]) for i, part in enumerate(parts)])
     return BankUsage(
         slots=sum(part.most for part in parts),
