@@ -80,7 +80,8 @@ def first_weights(model: Any, requests: Sequence[Any]) -> list[Any]:
     """Return the adapters that the bank starts from."""
     from student.bank.bank import LoraBank
 
-    with LoraBank(model, base_digest="") as bank:
+    recipe = requests[0].recipe
+    with LoraBank(model, recipe.target_modules, depth=recipe.depth, base_digest="") as bank:
         return [bank.no_change(request.recipe, request.seed) for request in requests]
 
 
@@ -138,13 +139,14 @@ def time_worker(tree: Path, place: str, adapters: int, digests: set[str]) -> flo
     return float(seconds)
 
 
-def measure(names: tuple[str, str], sides: tuple[Side, Side], pairs: int) -> tuple[list[float], list[float]]:
-    """Return the seconds of both sides; every other pair is in reverse order."""
-    seconds: tuple[list[float], list[float]] = ([], [])
+def measure(names: Sequence[str], sides: Sequence[Side], pairs: int) -> tuple[list[float], ...]:
+    """Return the seconds of each side; every other time they run in reverse order."""
+    seconds: tuple[list[float], ...] = tuple([] for _ in sides)
     for pair in range(pairs):
-        for i in (0, 1) if pair % 2 == 0 else (1, 0):
+        for i in range(len(sides)) if pair % 2 == 0 else reversed(range(len(sides))):
             seconds[i].append(sides[i]())
-        print(f"pair {pair + 1} of {pairs}: {names[0]} {seconds[0][-1]:.3g} s, {names[1]} {seconds[1][-1]:.3g} s")
+        told = (f"{name} {taken[-1]:.3g} s" for name, taken in zip(names, seconds, strict=True))
+        print(f"pair {pair + 1} of {pairs}: {', '.join(told)}", flush=True)
     return seconds
 
 
@@ -164,10 +166,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--against", type=Path, help="checkout to compare with [a sequential PEFT loop]")
     parser.add_argument("--model", default="micro-student", help="directory, hub name or micro model [micro-student]")
     parser.add_argument("--adapters", type=int, default=64, help="trained in each run [64]")
+    parser.add_argument("--workload", choices=("smollm2", "smollm2-scoring"), help="reuse below the adapted blocks")
+    parser.add_argument("--depth", choices=("half", "third"), default="half", help="adapted upper part of it [half]")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     if chosen.pairs < 2:
         parser.error("--pairs must be at least 2")
+    if chosen.workload is not None:
+        from pipelines.experiments.bench_reuse import run
+
+        run(chosen.workload, chosen.depth, chosen.adapters, chosen.pairs)
+        return
     if chosen.worker:
         # An editable installation would import this tree's modules.
         sys.meta_path[:] = [e for e in sys.meta_path if not getattr(e, "__module__", "").startswith("__editable__")]
@@ -193,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         each = [one / adapters for one in taken]
         rows.append([name, f"{statistics.median(each):.3g} [{min(each):.3g}, {max(each):.3g}]"])
     print(markdown_table(["side", "seconds per adapter, median [lowest, highest]"], rows))
-    ratio, low, high = speed_ratio(*seconds)
+    ratio, low, high = speed_ratio(seconds[0], seconds[1])
     print(f"\nspeedup of {names[0]} over {names[1]}: {ratio:.2f} [{low:.2f}, {high:.2f}]. {note}")
 
 
@@ -209,7 +218,7 @@ def open_work(place: str, adapters: int) -> tuple[Any, list[Any]]:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Return the seconds that a piece of work takes."""
+    """Return the seconds of some work."""
     gc.collect()  # garbage of earlier runs is not timed
     begun = time.perf_counter()
     work()

@@ -248,7 +248,9 @@ class LoraBank:
                     done[k] = ScoringFailure(str(error))
         ends = end_tokens_of(student.model, tokenizer)
         adapted = {name for k in encoded for name in getattr(adapters[k], "factors", ())}
-        known = KnownStates(student.lower, student.lower.first_of(adapted), self._limits.memory_bytes)
+        rows = [tuple(row.tokens) for mine in encoded.values() for row in mine]
+        first = student.lower.first_of(adapted) if len(set(rows)) < len(rows) else 0
+        known = KnownStates(student.lower, first, self._limits.memory_bytes)
         for group in groups_of_slots(encoded, self._limits.max_slots, self._limits.max_pass_places):
             scores = score_group(student, [adapters[k] for k in group], [encoded[k] for k in group], ends, known)
             done.update(zip(group, scores, strict=True))

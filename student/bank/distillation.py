@@ -87,4 +87,5 @@ def _lay_out_tree(lines: Sequence[LabelledTokens], device: torch.device) -> Bank
     arrays = ids[None], places, sees, kept, labels[kept], np.zeros_like(kept)
     row, at, mask, positions, targets, slots = (torch.from_numpy(array).to(device) for array in arrays)
     extra = {"position_ids": at[None], "tree": Tree(at, mask)}
-    return BankBatch(row, extra, positions, targets, slots, [len(ids)], len(ids))
+    filled = torch.arange(len(ids), device=device)
+    return BankBatch(row, extra, positions, targets, slots, [len(ids)], len(ids), filled)

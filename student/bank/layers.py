@@ -29,7 +29,7 @@ _ONEDNN = (
 """Whether oneDNN's float32 kernel can be called, and the processor has the instructions it gains from."""
 _CACHED_LOGITS = 1 << 18
 """Logits made at a time on a CPU, so that they stay in a core's cache until their gradient is done."""
-_STREAMED_LOGITS = 1 << 24
+_STREAMED_LOGITS = 6 << 20
 """The same where so few rows would stay in the cache that reading the head for them takes longer than the product."""
 _DEVICE_LOGITS = 1 << 27
 """Logits made at a time on another device: half a gigabyte in float32."""

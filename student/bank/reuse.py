@@ -150,6 +150,10 @@ class LowerBlocks:
             whole = student.label_logits(batch)
             try:
                 with known.used(lines, batch):
+                    pass
+                # What blocks may keep beside is that of other tokens now, as in any later pass.
+                student.label_logits(batch._replace(input_ids=batch.input_ids.flip(1)))
+                with known.used(lines, batch):
                     upper = student.label_logits(batch)
             except (TypeError, ValueError, AttributeError, LookupError, RuntimeError, AssertionError):
                 return 0
