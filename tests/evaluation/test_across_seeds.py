@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -105,6 +106,26 @@ def test_random_effects_move_with_the_means_and_do_not_depend_on_the_order(
     assert figures(again) == pytest.approx(figures(found), rel=1e-6, abs=1e-9)
 
 
+@pytest.mark.parametrize(("ratio", "low"), [(0.0, 0.97), (2.0, 0.94), (4.0, 0.92)])
+def test_random_effects_hold_the_true_mean_as_often_as_they_say_with_three_seeds(ratio: float, low: float) -> None:
+    generator = np.random.default_rng(0)
+    trials, held, held_alone = 400, 0, 0
+    for _ in range(trials):
+        true = 0.1 + generator.normal(0, ratio * 0.3 / 8, (3, 1))
+        values = generator.normal(true, 0.3, (3, 64))
+        found = random_effects(values.mean(1).tolist(), (values.std(1, ddof=1) / 8).tolist())
+        _, least, most = ends(found)
+        held += least <= 0.1 <= most
+        held_alone += abs(values.mean() - 0.1) <= 1.96 * values.std() / math.sqrt(values.size)
+    assert held / trials >= low
+    # The interval over all documents, as if there were no seeds, does not.
+    assert ratio == 0.0 or held_alone / trials < 0.75
+
+
+def test_random_effects_are_unknown_without_variance() -> None:
+    assert random_effects([0.2, 0.2], [0.0, 0.0]) is None
+
+
 def test_kept_share_has_the_spread_of_the_delta_method() -> None:
     there, here = gains(np.random.default_rng(1), 400, 0.3, 0.5)
     found = kept_share(there, here)
@@ -165,6 +186,33 @@ def test_kept_share_of_gains_that_vanish_everywhere_is_not_surely_none() -> None
     assert over_seeds.low < 0 < over_seeds.high < found.high
 
 
+def test_kept_share_holds_the_true_share_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(6)
+    found = [kept_share(*gains(generator, 60, 0.2, 0.5), resamples=399, seed=trial) for trial in range(200)]
+    given_ones = [interval for interval in found if interval is not None]
+    assert len(given_ones) > 190
+    assert 0.9 <= np.mean([i.low <= 0.5 <= i.high for i in given_ones]) <= 0.985
+
+
+def coverage_over_seeds(seeds: int, seed_sd: float, trials: int = 120) -> float:
+    generator = np.random.default_rng(7)
+    held: list[bool] = []
+    for _ in range(trials):
+        groups: Sequence[Gains] = [gains(generator, 60, 0.2, 0.5, (seed_sd, seed_sd)) for _ in range(seeds)]
+        if found := kept_share_over_seeds(groups, generator, resamples=299):
+            held.append(found.low <= 0.5 <= found.high)
+    assert len(held) > 0.9 * trials
+    return float(np.mean(held))
+
+
+def test_kept_share_over_seeds_holds_the_true_share_less_often_than_it_says_with_few_seeds() -> None:
+    error = 0.3 / math.sqrt(60)
+    assert coverage_over_seeds(3, 0.0) >= 0.93
+    assert 0.8 <= coverage_over_seeds(3, error) <= 0.96
+    # One seed is worse: it does not know of the others.
+    assert coverage_over_seeds(1, error) <= 0.87
+
+
 def test_kept_share_over_seeds_counts_seeds_alike_and_is_kept_share_for_one() -> None:
     generator = np.random.default_rng(8)
     many, few = gains(generator, 200, 0.4, 0.8), gains(generator, 50, 0.4, 0.2)
@@ -193,6 +241,20 @@ def test_hierarchical_bootstrap_has_the_spread_of_both_levels() -> None:
     pooled = bootstrap_mean([value for group in groups for value in group])
     assert found.mean == pytest.approx(pooled.mean)
     assert found.high - found.low > 2 * (pooled.high - pooled.low)
+
+
+@pytest.mark.parametrize(("groups", "low", "high"), [(3, 0.75, 0.9), (10, 0.9, 0.98)])
+def test_hierarchical_bootstrap_holds_the_true_mean_less_often_than_it_says_with_few_groups(
+    groups: int, low: float, high: float
+) -> None:
+    generator = np.random.default_rng(5)
+    trials, held = 300, 0
+    for _ in range(trials):
+        # Groups that differ by twice the standard error of their means.
+        values = [(0.5 + generator.normal(0, 0.04) + generator.normal(0, 0.16, 64)).clip(0, 1) for _ in range(groups)]
+        interval = hierarchical_bootstrap_mean([v.tolist() for v in values], generator, resamples=499)
+        held += interval.low <= 0.5 <= interval.high
+    assert low <= held / trials <= high
 
 
 @settings(deadline=None, max_examples=40)

@@ -4,8 +4,10 @@ import gc
 import itertools
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,6 +21,7 @@ from evaluation.statistics import (
     required_documents,
     sign_flip_test,
 )
+from tests.evaluation.factories import seal_scores
 
 DARWIN = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]
 """Fisher 1935, "The Design of Experiments", table 3: cross- minus self-fertilised maize, in eighths of an inch."""
@@ -51,6 +54,12 @@ def test_sign_flip_test_of_few_documents_is_the_share_of_all_sign_patterns(value
     assert sign_flip_test(values) == pytest.approx(enumerated(values))
 
 
+def test_sign_flip_test_of_documents_that_all_gain() -> None:
+    assert sign_flip_test([0.1, 0.4, 0.2, 0.3, 0.5]) == pytest.approx(2 / 32)
+    assert sign_flip_test([0.1, 0.4, 0.0, 0.2, 0.3, 0.5, 0.0]) == pytest.approx(2 / 32)
+    assert sign_flip_test([0.7]) == sign_flip_test([0.0, 0.0]) == sign_flip_test([0.0, 0.7]) == 1.0
+
+
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.integers(-6, 6).map(lambda v: v / 6), min_size=15, max_size=25), st.integers(0, 2**31))
 def test_sign_flip_test_depends_neither_on_the_order_of_documents_nor_on_the_scale(
@@ -61,6 +70,25 @@ def test_sign_flip_test_depends_neither_on_the_order_of_documents_nor_on_the_sca
     assert 0.0 < found <= 1.0
     assert sign_flip_test(shuffled, resamples=199, seed=seed) == found
     assert sign_flip_test([v * 1e-6 for v in values], resamples=199, seed=seed) == found
+
+
+def test_sign_flip_test_finds_nothing_as_seldom_as_its_level_says() -> None:
+    generator = np.random.default_rng(0)
+    # Six questions a document, right or wrong by chance alike for both variants: discrete, skewed by document.
+    chance = generator.beta(0.3, 1.2, (500, 30, 1))
+    right = generator.binomial(6, np.repeat(chance, 2, axis=2)) / 6
+    found = [sign_flip_test((r[:, 0] - r[:, 1]).tolist(), resamples=199, seed=i) for i, r in enumerate(right)]
+    for level in (0.05, 0.2, 0.5, 0.8):
+        assert np.mean([p <= level for p in found]) == pytest.approx(level, abs=3.5 * math.sqrt(level / len(found)))
+
+
+def test_sign_flip_test_agrees_with_the_interval_on_seal_results(shared_data: Callable[..., Path]) -> None:
+    # arXiv 2506.10943, recorded results of 200 passages: the interval of edits minus passage alone is [.013, .108],
+    # that is 2.5 standard errors from 0, a normal p-value of .012.
+    scored = {name: seal_scores(shared_data("seal", "graded", f"eval_{name}.json.gz")) for name in ("base", "naive")}
+    tests = compare(scored, [("base", "naive")], seed=1).tests
+    assert tests["base_minus_naive"].sign_flip == pytest.approx(0.012, abs=0.006)
+    assert tests["base_minus_naive"].required_documents == pytest.approx(230, abs=10)
 
 
 @pytest.mark.parametrize("values", [[], [0.1, math.nan], [0.1, math.inf]])
@@ -77,6 +105,19 @@ def test_mcnemar_test_is_the_sign_test_of_the_discordant_questions() -> None:
     assert mcnemar_test(a, b) == pytest.approx(sign_flip_test([float(x) - float(y) for x, y in zip(a, b, strict=True)]))
     assert mcnemar_test(a, a) == 1.0
     assert mcnemar_test([True], [False]) == 1.0
+
+
+def test_mcnemar_test_finds_too_much_where_questions_share_a_document() -> None:
+    generator = np.random.default_rng(2)
+    by_question, by_document = [], []
+    for trial in range(200):
+        # Ten questions a document, of which an update teaches all or none, by chance alike for both variants.
+        a, b = (np.repeat(generator.random(20) < 0.5, 10) for _ in range(2))
+        by_question.append(mcnemar_test(a.tolist(), b.tolist()))
+        gains = (a.astype(float) - b).reshape(20, 10).mean(1)
+        by_document.append(sign_flip_test(gains.tolist(), resamples=199, seed=trial))
+    assert np.mean([p <= 0.05 for p in by_question]) > 0.3
+    assert np.mean([p <= 0.05 for p in by_document]) < 0.1
 
 
 def test_adjusted_gives_the_published_findings() -> None:

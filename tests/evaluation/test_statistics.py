@@ -88,6 +88,16 @@ def test_bootstrap_mean_moves_with_the_values_whatever_their_order(values: list[
     assert ends(there) == pytest.approx([end + shift for end in ends(here)], abs=1e-9)
 
 
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(-12, 12).map(lambda more: more / 12), min_size=12, max_size=25))
+def test_bootstrap_mean_of_negated_differences_is_the_mirror_image(gains: list[float]) -> None:
+    forth, back = (bootstrap_mean([sign * g for g in gains], resamples=4000, bounds=(-1, 1)) for sign in (1, -1))
+    assert back.mean == pytest.approx(-forth.mean)
+    # Other documents are drawn, so the ends agree up to the error of the resampling.
+    tolerance = 0.02 + 0.1 * (forth.high - forth.low)
+    assert (back.low, back.high) == pytest.approx((-forth.high, -forth.low), abs=tolerance)
+
+
 def test_bootstrap_mean_covers_the_true_mean_as_often_as_it_says() -> None:
     generator = np.random.default_rng(0)
     trials, held = 300, 0
@@ -109,6 +119,13 @@ def test_bootstrap_mean_of_equal_scores_is_the_rule_of_three() -> None:
     assert (interval.mean, interval.low) == (0.0, 0.0)
     assert interval.high == pytest.approx(3 / 100, rel=0.02)
     assert ends(bootstrap_mean([0.1 + 0.2, 0.3] * 50)) == pytest.approx(ends(bootstrap_mean([0.3] * 100)))
+
+
+def test_bootstrap_mean_at_an_absurd_level_still_holds_the_mean() -> None:
+    values = [0.0] * 30 + [1.0]
+    interval = bootstrap_mean(values, confidence=1 - 1e-13, resamples=FEW)
+    assert interval.low <= interval.mean <= interval.high
+    assert interval.high > bootstrap_mean(values, confidence=0.9, resamples=FEW).high
 
 
 def test_bootstrap_mean_depends_on_the_seed_alone() -> None:

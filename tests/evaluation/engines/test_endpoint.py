@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from evaluation.common.errors import ConfigError, EndpointError
-from evaluation.engines.endpoint import Endpoint, EndpointConfig, EndpointRequest, check_key
+from evaluation.engines.endpoint import Endpoint, EndpointConfig, EndpointRequest, check_key, most_tokens
 from evaluation.engines.ledger import EndpointReply, Ledger
 from tests.evaluation.factories import config_for, counts, replies, requests_for, texts
 from tests.faults import COMPLETION_TOKENS, FaultyServer
@@ -55,6 +55,11 @@ def test_check_key_reads_the_named_variable_alone(monkeypatch: pytest.MonkeyPatc
     assert check_key(config(key_env="GENERATOR_KEY")) == "other"
 
 
+def test_cost_is_per_million_tokens_and_unknown_without_prices() -> None:
+    assert config().cost(1000, 1000) is None
+    assert config(price_input=3.0, price_output=15.0).cost(1_000_000, 100_000) == pytest.approx(4.5)
+
+
 def test_digest_depends_on_all_that_decides_the_reply_and_on_nothing_else() -> None:
     fields: dict[str, Any] = {"prompt": "p", "max_tokens": 5}
     base = EndpointRequest(**fields).digest(config())
@@ -76,6 +81,10 @@ def test_digest_depends_on_all_that_decides_the_reply_and_on_nothing_else() -> N
     paid_for = EndpointConfig(base_url="http://127.0.0.1:1/v1", model="m")
     stored = EndpointRequest("p", 10, temperature=0.5, seed=7, index=2).digest(paid_for)
     assert stored == "5a8913aa3f1de7d82f9f62348c47ddee8c865cd1c8c6543a43c33ea68f8e061e"
+
+
+def test_most_tokens_counts_bytes() -> None:
+    assert most_tokens("aé字\ud800") == 1 + 2 + 3 + 3
 
 
 KEY = "sk-the-right-one"

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,22 @@ def test_sum_of_charges_never_exceeds_the_limit(
                 ledger.fail(call, FAILURE, free=end == "free")
             expected += {"keep": most // 2, "free": 0}.get(end, most)
             assert ledger.spent().tokens == expected <= 1000
+
+
+def test_threads_share_a_ledger(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "l.db") as ledger, ThreadPoolExecutor(8) as pool:
+
+        def one(i: int) -> bool:
+            call = ledger.begin(str(i), "m", Charge(10, None), "USD", Limits(tokens=300))
+            if call is not None:
+                ledger.keep(call, str(i), reply(str(i)))
+            return call is not None
+
+        made = list(pool.map(one, range(60)))
+        assert sum(made) == 30
+        assert {d: r.text for d, r in ledger.find([str(i) for i in range(60)]).items()} == {
+            str(i): str(i) for i in range(60) if made[i]
+        }
 
 
 def _writer(path: Path, name: str, count: int, ready: str) -> None:

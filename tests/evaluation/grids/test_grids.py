@@ -19,6 +19,7 @@ from evaluation.grids.grids import (
     TURNS,
     Grid,
     GridPair,
+    Orientation,
     Transformation,
     chain,
     enlargement,
@@ -98,6 +99,11 @@ def test_attempts_are_different_predictions(predictions: list[Grid | None]) -> N
 
 
 CORNER: Grid = ((1, 2), (3, 4))
+
+
+@given(st.sampled_from(ORIENTATIONS), grids())
+def test_orientations_are_undone(orientation: Orientation, grid: Grid) -> None:
+    assert orientation.undo(orientation.apply(grid)) == grid
 
 
 @given(TRANSFORMATIONS, TRANSFORMATIONS, grids())

@@ -21,6 +21,7 @@ from evaluation.microworld.build import (
     CONTEXT_TOKENS,
     SAMPLING_TEMPERATURE,
     SHIPPED,
+    Check,
     Phase,
     Role,
     batch_of_texts,
@@ -79,6 +80,12 @@ def test_tokenizer_words_of_sentences_are_one_token(prefix: str) -> None:
         assert len(ids_of(prefix + sentence)) == len(pieces), sentence
 
 
+def test_tokenizer_starts_texts_with_bos() -> None:
+    assert TOKENIZER("Bram Dahl")["input_ids"] == [TOKENIZER.bos_token_id, *ids_of("Bram Dahl")]
+    assert [TOKENIZER.pad_token_id, TOKENIZER.bos_token_id, TOKENIZER.eos_token_id] == [0, 1, 2]
+    assert TOKENIZER.unk_token_id is None
+
+
 def assert_round_trip(text: str, tokenizer: Any = TOKENIZER) -> None:
     expected = text if text.startswith(" ") or not text else f" {text}"
     assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == expected
@@ -120,6 +127,21 @@ def test_batches_weigh_what_is_learned_only() -> None:
     assert batch.ids[1, 8:].tolist() == [TOKENIZER.pad_token_id] * 2
 
 
+def test_content_tokens_are_names_and_values_alone() -> None:
+    marked = {TOKENIZER.decode([i]).strip() for i in CONTENT.nonzero().flatten().tolist()}
+    assert marked == set(WORDS)
+
+
+def test_weighted_loss_is_the_weighted_mean_of_token_losses() -> None:
+    model = new_model(TINY, TOKENIZER, seed=0)
+    batch = batched([*itertools.islice(student_lines(0), 3), *itertools.islice(repeated_words(0), 2)])
+    with torch.no_grad():
+        logits = model(input_ids=batch.ids).logits[:, :-1]
+        losses = -logits.log_softmax(-1).gather(-1, batch.ids[:, 1:, None])[..., 0]
+        expected = (losses * batch.weights[:, 1:]).sum() / batch.weights[:, 1:].sum()
+        assert weighted_loss(model, batch).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_weighted_loss_choice_term_moves_choices_alone() -> None:
     """It is the likelihood among names and values: how likely one comes at all has no part in it."""
     model = new_model(TINY, TOKENIZER, seed=0)
@@ -136,6 +158,14 @@ def test_weighted_loss_choice_term_moves_choices_alone() -> None:
         expected = (plain + 4 * choice) / (learned.sum() + 4 * chosen.sum())
         assert weighted_loss(model, batch).item() == pytest.approx(expected.item(), rel=1e-5)
         assert weighted_loss(model, plainly).item() == pytest.approx((plain / learned.sum()).item(), rel=1e-5)
+
+
+def test_new_model_depends_on_its_seed_and_leaves_the_global_generator_alone() -> None:
+    state = torch.get_rng_state()
+    one, same, other = (new_model(TINY, TOKENIZER, seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(one[key], same[key]) for key in one)
+    assert not torch.equal(one["model.embed_tokens.weight"], other["model.embed_tokens.weight"])
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def tiny_phases(seed: int) -> list[Phase]:
@@ -260,3 +290,8 @@ def test_shipped_models_pass_all_checks_which_leave_the_global_generator_alone()
 def test_checks_sample_as_the_demo_does() -> None:
     text = (Path(__file__).parents[3] / "configs" / "demo.yaml").read_text(encoding="utf-8")
     assert yaml.safe_load(text)["teacher"]["sampling"]["temperature"] == SAMPLING_TEMPERATURE
+
+
+def test_check_passes_within_its_range_only() -> None:
+    values = (0.19, 0.2, 0.8, 0.81, float("nan"))
+    assert [Check("any", value, 0.2, 0.8).passed for value in values] == [False, True, True, False, False]

@@ -64,6 +64,10 @@ def question_forms(phrasing: str) -> list[str]:
     return [words.questions[place] for kind in world.ENTITY_KINDS for words in world.ATTRIBUTES[kind].values()]
 
 
+def passage_forms() -> list[str]:
+    return [form for kind in world.ENTITY_KINDS for words in world.ATTRIBUTES[kind].values() for form in words.passage]
+
+
 def names_in(text: str) -> set[str]:
     words = re.findall(r"\w+", text)
     pairs = set(itertools.pairwise(words))
@@ -93,6 +97,18 @@ def test_no_stream_asks_in_the_unseen_phrasing_and_teachers_not_in_the_held_out_
     texts, held_out = [given + learned for given, learned in drawn(stream)], question_forms("held-out")
     assert forms_found(texts, question_forms("unseen")) == []
     assert forms_found(texts, held_out) == (held_out if stream.startswith("student") else [])
+
+
+def test_teacher_edits_use_both_asked_phrasings() -> None:
+    learned = [text.learned for text in drawn("teacher edits")]
+    for phrasing in ("asked-1", "asked-2"):
+        assert forms_found(learned, question_forms(phrasing)) == question_forms(phrasing)
+
+
+def test_student_sees_passage_sentences_in_passages_only() -> None:
+    assert forms_found((given + learned for given, learned in drawn("student lines")), passage_forms()) == []
+    assert forms_found((text.learned for text in drawn("student readings")), passage_forms()) == []
+    assert forms_found((text.given for text in drawn("student readings")), passage_forms()) == passage_forms()
 
 
 @pytest.mark.parametrize(
@@ -201,6 +217,12 @@ def test_recipes_train_on_no_unseen_phrasing_and_no_entity_of_a_run(role: Role) 
     pools: tuple[world.Pool, ...] = ("known", "context", "teacher")
     allowed = {name for kind in world.ENTITY_KINDS for pool in pools for name in world.name_pools()[kind, pool]}
     assert set().union(*map(names_in, telling)) <= allowed
+
+
+def test_repeated_words_second_half_is_the_first() -> None:
+    for given_part, learned in itertools.islice(repeated_words(0), 200):
+        assert learned == f" {given_part}"
+        assert 4 <= len(given_part.split()) == len(set(given_part.split())) <= 16
 
 
 @pytest.mark.parametrize("stream", list(STREAMS))

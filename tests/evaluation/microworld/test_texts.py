@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 from collections import Counter
 
 import pytest
@@ -140,6 +141,12 @@ def test_mixtures_sum_to_one_and_lines_are_drawn_by_their_shares(mixture: str) -
 
 # Oracle lines and swaps
 
+EVERY_VALUE = {value for values in world.VALUES.values() for value in values}
+
+
+def sentences(words: world.Attribute) -> list[str]:
+    return [*words.passage, *words.statements, words.anonymous, *words.questions]
+
 
 @pytest.mark.parametrize("sheet", [d.sheet for d in DOCUMENTS[:3]], ids=[d.sheet.kind for d in DOCUMENTS[:3]])
 def test_oracle_lines_tell_every_fact_as_a_question_and_as_a_statement(sheet: world.Sheet) -> None:
@@ -155,3 +162,11 @@ def test_oracle_questions_are_asked_by_rewards_and_not_by_comparisons() -> None:
         asked = {(text, answer) for text, answer in texts.oracle_lines(sheet) if answer is not None}
         assert asked == {(q.question, q.answer) for q in task.questions if q.phrasing == world.PHRASINGS[0]}
         assert not asked & {(q.question, q.answer) for q in task.comparison_questions}
+
+
+def test_no_sentence_or_name_holds_a_value_but_one_question_at_its_end() -> None:
+    stated = [s for kind in world.ENTITY_KINDS for words in world.ATTRIBUTES[kind].values() for s in sentences(words)]
+    stated += [*world.FILLERS, *(opening for openings in world.OPENINGS.values() for opening in openings)]
+    stated += [word for parts in world.NAME_PARTS.values() for words in parts for word in words]
+    found = [(s, word) for s in stated for word in re.findall(r"\w+", s) if word.casefold() in EVERY_VALUE]
+    assert found == [("What mark does {name} bear?", "bear")]

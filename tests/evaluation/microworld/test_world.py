@@ -33,6 +33,16 @@ def test_name_pools_of_a_kind_are_disjoint_and_hold_all_names(kind: world.Entity
     assert max(dealt.values()) == 1
 
 
+@pytest.mark.parametrize("pool", list(world.POOL_SHARES))
+def test_name_pools_sizes_follow_the_shares(pool: world.Pool) -> None:
+    assert sum(world.POOL_SHARES.values()) == pytest.approx(1.0)
+    for kind in world.ENTITY_KINDS:
+        names = len(world.NAME_PARTS[kind][0]) * len(world.NAME_PARTS[kind][1])
+        assert len(world.name_pools()[kind, pool]) == pytest.approx(
+            world.POOL_SHARES[pool] * names, abs=len(world.POOL_SHARES)
+        )
+
+
 @settings(max_examples=25, deadline=None)
 @given(seed=SEEDS, pool=POOLS)
 def test_draw_documents_entities_share_no_word_occur_once_and_are_told_of(seed: int, pool: world.Pool) -> None:
@@ -96,6 +106,19 @@ def test_draw_documents_too_many_says_how_many_there_are() -> None:
     assert len(world.draw_documents("development", enough, 0)) == enough
 
 
+def test_take_names_leaves_names_that_share_a_word() -> None:
+    names = ["Bram Dahl", "Adela Voss", "Adela Abend"]
+    assert world.take_names(names, 2) == ("Adela Abend", "Bram Dahl")
+    assert names == ["Adela Voss"]
+
+
+def test_take_names_too_few_takes_none() -> None:
+    names = ["Adela Voss", "Adela Abend"]
+    with pytest.raises(ValueError, match="only 1 of 2"):
+        world.take_names(names, 2)
+    assert names == ["Adela Voss", "Adela Abend"]
+
+
 def test_microworld_sheets_hold_every_answer_of_the_split() -> None:
     sheets = world.microworld_sheets(small_data(5))
     tasks = list(itertools.chain(*world.microworld_split(small_data(5))))
@@ -104,6 +127,25 @@ def test_microworld_sheets_hold_every_answer_of_the_split() -> None:
     for task in tasks:
         answers = Counter(fact.value for fact in sheets[task.id].facts)
         assert Counter(q.answer for q in task.questions) == Counter({v: 2 * n for v, n in answers.items()})
+
+
+def test_values_belong_to_one_class_and_are_no_names() -> None:
+    values = Counter(value for values in world.VALUES.values() for value in values)
+    assert max(values.values()) == 1
+    assert min(map(len, world.VALUES.values())) >= 24
+    assert not [value for value in values if not re.fullmatch(r"[A-Za-z]+", value)]
+    parts = Counter(part for parts in world.NAME_PARTS.values() for part in itertools.chain(*parts))
+    assert max(parts.values()) == 1
+    assert not set(parts) & set(values)
+
+
+def test_values_behind_an_article_begin_with_a_consonant() -> None:
+    attributes = [words for kind in world.ENTITY_KINDS for words in world.ATTRIBUTES[kind].values()]
+    forms = [(words.values, form) for words in attributes for form in sentence_forms(words)]
+    behind = {values for values, form in forms if re.search(r"\ba \{value\}", form)}
+    assert behind == {"trade", "instrument", "animal"}
+    assert not [value for name in behind for value in world.VALUES[name] if value[0].lower() in "aeiou"]
+    assert not [form for _, form in forms if re.search(r"\ban \{value\}", form)]
 
 
 @pytest.mark.parametrize("kind", world.ENTITY_KINDS)

@@ -49,3 +49,9 @@ def test_bank_and_sequential_loop_do_the_same_work_and_leave_the_base_unchanged(
 def test_bank_of_another_checkout_runs_in_a_child_process(model: str, capfd: pytest.CaptureFixture[str]) -> None:
     bench_bank.main(["--model", model, "--adapters", "1", "--pairs", "2", "--against", str(bench_bank.ROOT)])
     assert "bit-equal" in capfd.readouterr().out
+
+
+def test_one_pair_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        bench_bank.main(["--pairs", "1"])
+    assert "--pairs must be at least 2" in capsys.readouterr().err

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -238,3 +242,81 @@ def test_rollbacks_always_end_and_never_return_to_what_was_rolled_back(steps: li
 
 
 # Kills
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from pipelines.settings import TrackingConfig
+from pipelines.lineage.registry import Registry
+
+work_dir, method, place, *arguments = sys.argv[1:]
+registry = Registry.open(TrackingConfig(), Path(work_dir))
+client = registry._store.client
+left = int(place)
+
+def dies_before(call):
+    def counted(*given, **named):
+        global left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*given, **named)
+    return counted
+
+for name in ("set_model_version_tag", "log_model_artifact", "update_model_version", "set_registered_model_alias"):
+    setattr(client, name, dies_before(getattr(client, name)))
+if method == "promote":
+    record = {"preceptor.gate_decision": "promote", "preceptor.data_digest": "d" * 64}
+    registry.promote("teacher", 3, record=record, report=arguments[0])
+else:
+    registry.rollback("teacher", arguments[0])
+print("done")
+"""
+
+
+def killed(work_dir: Path, method: str, writes: int, argument: str) -> None:
+    """Run a call in a process that kills itself with SIGKILL instead of its next write after so many."""
+    command = [sys.executable, "-c", _KILLED, str(work_dir), method, str(writes), argument]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
+
+
+def slow(*values: int) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("writes", "champion"),
+    [
+        (5, 2),  # three tags, the file and the description are written; the alias `previous` would be next
+        *(slow(writes, champion) for writes, champion in ((0, 2), (1, 2), (2, 2), (3, 2), (4, 2), (6, 2), (7, 3))),
+    ],
+)
+def test_promotion_killed_anywhere_is_completed_by_the_same_call(
+    registry: Registry, work_dir: Path, writes: int, champion: int
+) -> None:
+    for number in (1, 2):
+        registry.promote("teacher", number)
+    killed(work_dir, "promote", writes, REPORT)
+    assert aliases(registry)["champion"] == champion
+    assert registry.promote("teacher", 3, record=RECORD, report=REPORT) == 2
+    assert aliases(registry) == {"champion": 3, "previous": 2}
+    tags = registry.tags("teacher", 3)
+    assert {name: tags.get(name) for name in (*RECORD, versions.PARENT_TAG)} == {**RECORD, versions.PARENT_TAG: "2"}
+    assert versions.PROMOTED_TAG in tags
+    assert registry._store.client.get_model_version("preceptor-teacher", "3").description == REPORT
+    assert registry.rollback("teacher", "bad") == versions.Rollback(3, 2)
+
+
+# At 3, both tags and the alias `previous` are written; `champion` would be next.
+@pytest.mark.parametrize("writes", [slow(0), slow(1), slow(2), 3])
+def test_rollback_killed_anywhere_is_completed_by_the_same_call(
+    registry: Registry, work_dir: Path, writes: int
+) -> None:
+    for number in (1, 2, 3):
+        registry.promote("teacher", number)
+    killed(work_dir, "rollback", writes, "It forgot.")
+    assert aliases(registry)["champion"] == 3
+    assert registry.rollback("teacher", "It forgot.") == versions.Rollback(3, 2)
+    assert aliases(registry) == {"champion": 2, "previous": 1}
+    assert registry.history("teacher")[1].reason == "It forgot."

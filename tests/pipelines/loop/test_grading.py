@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from evaluation.common.errors import ConfigError
 from evaluation.graders import judge_noise
 from pipelines.loop.loop import Loop
 from pipelines.loop.update import Trial, grade_updates, questions_of
+from pipelines.models import LEDGER
 from pipelines.records import raw_passage
 from teacher.self_edit import Implication, SelfEdit
 from tests.faults import MODEL, FaultyServer
@@ -150,3 +152,18 @@ def test_what_an_endpoint_does_not_deliver_has_a_reason_and_is_asked_for_again(
     assert all(edit.edit is not None for edit in whole.edits)
     assert len(server.seen) == 1, "what the ledger holds is not asked for again"
     assert loop.spent(external=sampling)["external"].failures > 0
+
+
+def test_loops_without_endpoints_ask_nobody(opened: Open) -> None:
+    loop = opened()
+    loop.check_endpoints(external=None)
+    assert loop.spent() == {}
+    assert not (loop.work_dir / LEDGER).exists()
+
+
+def test_a_missing_key_is_refused_before_any_call(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    endpoint = {"base_url": "https://example.com/v1", "model": "m", "key_env": "NO_SUCH_KEY"}
+    loop = opened("grading=" + json.dumps({"grader": {"type": "judge", "endpoint": endpoint}}))
+    with pytest.raises(ConfigError, match="NO_SUCH_KEY"):
+        loop.check_endpoints()

@@ -9,7 +9,7 @@ from rich.console import Console, RenderableType
 from evaluation.statistics import Interval, PairedTest
 from pipelines.process import preceptor
 from pipelines.records import RunResult, SpecSearch, UnknownComparison, VariantComparison
-from pipelines.reports.console import closing, reading, round_line, run_notes, run_table
+from pipelines.reports.console import closing, print_run, reading, round_line, run_notes, run_table
 from pipelines.reports.format import counted, duration, p_value, percent, points, points_interval
 from tests.pipelines.factories import make_candidate, make_learning, make_round, make_unparsable, make_variant
 
@@ -169,3 +169,14 @@ def test_summary_tells_reward_specifications_and_spending() -> None:
     words = " ".join(closing(result(spent=spent), Path("w"), Path("c.yaml")).split())
     assert "mean training reward 0.100 -> 0.250" in words
     assert "Endpoint judge: 1,200 calls (2 without a reply), 34,000 tokens, 0.5000 USD." in words
+
+
+def test_a_run_prints_plain_text_without_a_terminal() -> None:
+    out = io.StringIO()
+    words = closing(result(notes=("See [bold] there.",)), Path("runs/" + "x" * 90), Path("c.yaml"))
+    print_run(Console(width=80, file=out), COMPARISON, VARIANTS, words)
+    text = out.getvalue()
+    assert "\x1b" not in text
+    assert "…" not in text
+    assert "See [bold] there." in text
+    assert "--work-dir runs/" + "x" * 90 in text

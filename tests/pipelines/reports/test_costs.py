@@ -190,3 +190,17 @@ def test_model_size_without_a_whole_file_is_unknown(content: bytes | None, tmp_p
     if content is not None:
         (tmp_path / "model.safetensors").write_bytes(content)
     assert costs.model_size(str(tmp_path), 8, "all-linear") is None
+
+
+def test_cost_table_shows_every_figure_at_80_columns(checkpoint: Path) -> None:
+    config = settings(teacher={"model": str(checkpoint)})
+    cost = cost_of(config)
+    out = io.StringIO()
+    Console(width=80, file=out).print(costs.cost_table(cost, config))
+    text = out.getvalue()
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    for figure in cost.counts.values():
+        assert f"{figure:,}" in text
+    assert "size unknown" in text  # the student's
+    assert "unknown" in text.split("GFLOP/s")[1]

@@ -12,6 +12,7 @@ from evaluation.common.checkpoints import MICRO_MODELS
 from evaluation.common.errors import InputError
 from evaluation.microworld.texts import LineKind, classify_line
 from evaluation.microworld.world import ATTRIBUTES, Sheet, WorldDocument, draw_documents
+from evaluation.tasks import KnowledgeTask, Question
 from pipelines.records import Edit
 from pipelines.train_teacher.edits import (
     NULL_LINE,
@@ -65,6 +66,12 @@ def lines_of(edit: Edit) -> tuple[Implication, ...]:
 
 def kinds_of(edit: Edit, sheet: Sheet) -> list[LineKind]:
     return [classify_line(written_line(line).removeprefix("- "), sheet).kind for line in lines_of(edit)]
+
+
+def task_with(answers: Sequence[str], held_out: Sequence[str] = ()) -> KnowledgeTask:
+    asked = [Question(question=f"What is part {i}?", answer=text) for i, text in enumerate([*answers, *held_out])]
+    here, later = tuple(asked[: len(answers)]), tuple(asked[len(answers) :])
+    return make_task().model_copy(update={"questions": here, "held_out_questions": later})
 
 
 # Controls of one's own making
@@ -174,6 +181,13 @@ def test_a_budget_is_never_exceeded_but_by_the_first_line(made: Made, budget: in
     assert taken[0] == told[0]
 
 
+@given(made=EDITS, budgets=st.tuples(st.integers(1, 60), st.integers(1, 60)))
+def test_a_larger_budget_takes_the_same_lines_and_goes_on(made: Made, budgets: tuple[int, int]) -> None:
+    short, long = (at_budget(records(made), budget, words_in) for budget in sorted(budgets))
+    assert long.text.startswith(short.text)
+    assert long.tokens >= short.tokens
+
+
 @given(made=EDITS)
 def test_a_budget_for_all_takes_all_lines_once_and_counts_all_that_was_written(made: Made) -> None:
     edits = records(made)
@@ -207,6 +221,12 @@ def test_lines_are_taken_in_order_until_one_does_not_fit(budget: int, texts: lis
     found = at_budget(edits, budget, words_in)
     assert [line.text for line in lines_of(found)] == texts
     assert found.tokens == tokens
+
+
+def test_a_statement_and_a_pair_with_the_same_text_are_two_lines() -> None:
+    lines = (Implication(text="Who?", answer="ab"), Implication(text="Who?", answer="cd"), Implication(text="Who?"))
+    assert lines_of(at_budget([edit_of(lines)], 100, words_in)) == lines
+    assert [written_line(line) for line in lines[1:]] == ["- Question: Who? Answer: cd\n", "- Who?\n"]
 
 
 def test_each_document_has_its_budget_and_keeps_its_place() -> None:
