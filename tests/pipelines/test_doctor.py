@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from pipelines import checks, upkeep
 from pipelines.adapt_student.config import NightConfig
 from pipelines.cli import app
 from pipelines.settings import load
+from pipelines.train_teacher.config import TrainTeacherConfig
 from student.config import UpdateRecipe
 from tests.student.architectures import save_checkpoint
 
@@ -200,6 +202,16 @@ def test_doctor_exits_with_1_where_a_configuration_cannot_run_here(
     outcome = CliRunner().invoke(app, ["doctor", str(CONFIGS / name), "--work-dir", str(tmp_path)])
     assert outcome.exit_code == code
     assert ("PROBLEM device" in outcome.stdout) is bool(code)
+
+
+def test_quantization_that_cannot_run_here_is_a_problem_that_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("evaluation.common.checkpoints.find_spec", lambda name: None)
+    config = load(CONFIGS / "demo.yaml", TrainTeacherConfig, ["student.quantization=nf4"])
+    problems = [finding.line for finding in checks.findings_of(config, tmp_path) if not finding.ok]
+    assert len(problems) == 1
+    assert re.search(r"student\.quantization: got nf4.*preceptor\[nf4\].*quantization: none", problems[0])
 
 
 @pytest.mark.parametrize(
