@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pipelines.plan import Plan, Stage, Step
 from pipelines.train_teacher import sources
@@ -65,9 +65,8 @@ def plan_variant(config: TrainTeacherConfig, variant: Variant) -> Stage:
 
     def taught(documents: int, drawn: int = written(config, variant)) -> tuple[Step, ...]:
         listed = isinstance(source, sources.ActiveReading)
-        writer: Literal["external", "teacher"]
-        writer = "external" if isinstance(source, sources.ExternalGenerator) else "teacher"
-        sample = Step("sample", documents, drawn * (_completions(source) + listed), writer=writer)
+        external, count = isinstance(source, sources.ExternalGenerator), drawn * (_completions(source) + listed)
+        sample = Step("sample", documents, count, writer="external" if external else "teacher")
         asked = (Step("score", documents, drawn),) if isinstance(source, sources.AskFirst) else ()
         return sample, *asked, update(documents, after.edits)
 

@@ -114,10 +114,7 @@ PromptedSource = FixedPrompt | MixedPrompts | ActiveReading | AskFirst
 """Sources in which the untrained teacher writes with given prompts."""
 Sampled = BestPrompt | TeacherSource | ExternalGenerator | PromptedSource
 """Sources in which a model writes."""
-Source = Annotated[
-    BaseStudent | RawPassage | Sampled | Control | FixedSpecification,
-    Field(discriminator="type"),
-]
+Source = Annotated[BaseStudent | RawPassage | Sampled | Control | FixedSpecification, Field(discriminator="type")]
 """Where a variant's self-edits come from."""
 
 
