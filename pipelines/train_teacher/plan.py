@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from evaluation.domains import domain_of
 from evaluation.tasks import PARAPHRASES
