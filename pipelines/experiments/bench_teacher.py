@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from pipelines.experiments.bench_bank import Side, measure, timed
+from pipelines.experiments.pairs import Side, measure, timed
 
 VOCABULARY = 49_152
 

@@ -78,7 +78,7 @@ def plan_variant(config: TrainTeacherConfig, variant: Variant) -> Stage:
 
     def taught(documents: int, drawn: int = written(config, variant)) -> tuple[Step, ...]:
         listed = isinstance(source, sources.ActiveReading)
-        writer: Literal[external, student, teacher]
+        writer: Literal["external", "student", "teacher"]
         writer = "external" if isinstance(source, sources.ExternalGenerator) else "teacher"
         writer = "student" if isinstance(source, sources.OwnQuestions) else writer
         sample = Step("sample", documents, drawn * (_completions(source) + listed), writer=writer)
