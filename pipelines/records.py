@@ -271,7 +271,7 @@ class VariantScores(Record):
     unknown: dict[str, float] = Field(default_factory=dict)
     """Mean accuracy by document id on the questions that the base fails in every phrasing, where there are any."""
     token_probability: dict[str, float] = Field(default_factory=dict)
-    """Mean gold probability per token (`ScoredUpdate.token_probability`) by document id, in [0, 1]."""
+    """Mean gold probability per token (`ScoredUpdate.token_probability`) by document id, to four decimals."""
     grades: dict[str, tuple[bool | None, ...]] = Field(default_factory=dict)
     """By grader its verdicts on all texts of the students, in the same order; empty without such texts."""
     phrasings: dict[str, float] = Field(default_factory=dict)

@@ -236,13 +236,15 @@ class Comparing:
             )
             if question.phrasing
         ]
+        gold = [(u.document_id, u.mean_token_probability) for u in updates]
         accuracy = _means((task.id for task in tasks), [(u.document_id, u.accuracy) for u in updates])
         return VariantScores(
             name=variant.name,
             label=variant.label,
             accuracy=accuracy,
             verdicts={u.document_id: u.verdicts for u in scored if u.index == 0},
-            token_probability=_means(accuracy, [(u.document_id, u.mean_token_probability) for u in updates]),
+            # An update that is made again to keep its adapter, in another bank, may differ in the last bits.
+            token_probability={name: round(mean, 4) for name, mean in _means(accuracy, gold).items()},
             grades=self._grades(scored),
             phrasings=_means(sorted({phrasing for phrasing, _ in answers}), answers),
             failures=dict(failures),
