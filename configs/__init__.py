@@ -1,1 +1,0 @@
-"""Shipped configurations: one YAML file for each runnable setup."""

@@ -20,7 +20,10 @@ class Knowledge(Domain):
 
     name = "knowledge"
     sections = (JsonLinesData, SquadData, HuggingFaceData, MicroworldData)
-    baselines = Domain.baselines | {"swapped_values", "equal_tokens", "oracle", "proxy_teacher"}
+    baselines = Domain.baselines | {
+        *("equal_tokens", "oracle", "mixed_prompts", "active_reading", "ask_first"),
+        *("context_distillation", "own_questions", "in_context", "retrieval"),
+    }
 
     def load(self, data: JsonLinesData | SquadData | HuggingFaceData | MicroworldData) -> Split:
         """Return the documents; see `Domain.load`."""

@@ -21,10 +21,10 @@ from pydantic import Field, field_validator
 
 from evaluation.answers import normalize_answer, without_marks
 from evaluation.common.data import Frozen, derive_seed
+from evaluation.common.text import without_thoughts
 from evaluation.engines.endpoint import Endpoint, EndpointConfig, EndpointRequest, check_key
 from evaluation.engines.ledger import EndpointFailure, Ledger, Outcome, Spent
 from evaluation.statistics import Interval, bootstrap_mean
-from evaluation.thoughts import without_thoughts
 
 
 class ExactGrading(Frozen):

@@ -18,6 +18,9 @@ from evaluation.common.errors import InputError
 CONTINUATION = "continuation"
 """Phrasing of a text whose next sentence is the answer: put without a template, and scored by its probability."""
 
+PARAPHRASES = ("Answer briefly. {question}", "Can you tell me: {question}", "{question} (short answer)")
+"""Further phrasings of a question, for what a student knows however it is asked; `{question}` is the question."""
+
 
 class Question(Frozen):
     """A closed-book question about a document with its gold answer."""
@@ -28,6 +31,16 @@ class Question(Frozen):
     """Exact match compares its tokens; not blank."""
     phrasing: str = ""
     """Name of the question's template, if any; rewards and comparisons use disjoint ones."""
+    paraphrases: tuple[str, ...] | None = None
+    """The question in other words; None puts it into `PARAPHRASES`, empty leaves it alone, such as a grid."""
+
+    @property
+    def rephrased(self) -> tuple[Question, ...]:
+        """Its paraphrases with the same answer; none of a text to continue."""
+        texts = self.paraphrases
+        if texts is None:
+            texts = () if self.is_continuation else tuple(p.format(question=self.question) for p in PARAPHRASES)
+        return tuple(Question(question=text, answer=self.answer) for text in texts)
 
     @property
     def is_continuation(self) -> bool:
@@ -172,7 +185,7 @@ class Domain(ABC):
     prompts: Mapping[str, str] = MappingProxyType({})
     """Additional prompt templates by name (`teacher.prompts`)."""
     baselines: frozenset[str] = frozenset({"null_edit", "other_document"})
-    """Supported controls, and `specs` for exhaustive search over specifications."""
+    """Supported controls, `specs` for exhaustive search over specifications, and what puts passages in contexts."""
     grades: bool = False
     """Supports `grading.grader: {type: domain}`."""
     spec_alone: bool = False
@@ -212,8 +225,8 @@ class Domain(ABC):
             )
         if needless := sorted(set(baselines) - self.baselines):
             raise ValueError(
-                f"comparison: got {needless}, which make no sense for data.type {data.type!r}; allowed of controls "
-                f"and specs are {sorted(self.baselines)}"
+                f"comparison: got {needless}, which make no sense for data.type {data.type!r}; allowed of these are "
+                f"{sorted(self.baselines)}"
             )
 
 

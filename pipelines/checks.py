@@ -22,18 +22,10 @@ from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel
 
-from evaluation.common.checkpoints import (
-    MICRO_MODELS,
-    is_micro,
-    linear_layers,
-    load_checkpoint,
-    local_model,
-    resolve_model,
-    weight_shapes,
-)
+from evaluation.common import checkpoints
+from evaluation.common.data import did_you_mean
 from evaluation.common.errors import ConfigError, ModelError, PreceptorError
 from evaluation.common.gguf import PACKAGED, converted
-from evaluation.common.mistakes import did_you_mean
 from evaluation.engines.vllm import INSTALL_HINT
 from pipelines.lineage.store import has_store
 from pipelines.process import preceptor, prepare_process
@@ -114,7 +106,15 @@ def findings_of(config: LoopSettings, work_dir: Path) -> Iterator[Finding]:
         yield model_finding("teacher", teacher.model, chat="teacher.chat" if teacher.chat else "")
     chat = "student.format" if student.format == "chat" else ""
     recipes = {"student.update": student.update, "update": getattr(config, "update", None)}  # a night has its own
-    yield model_finding("student", student.model, {name: r for name, r in recipes.items() if r is not None}, chat=chat)
+    chosen = {name: recipe for name, recipe in recipes.items() if recipe is not None}
+    problem = checkpoints.quantization_problem(student.quantization, config.device)
+    if problem or student.quantization != "none":
+        yield Finding("student.quantization", not problem, problem or student.quantization)
+    if student.quantization != "none" and grading is not None and grading.engine == "vllm":
+        both = f"grading.engine: vllm opens the base without {student.quantization}"
+        yield Finding("student.quantization", False, f"{both}; set grading.engine: bank, or student.quantization: none")
+    quantization = "none" if problem else student.quantization
+    yield model_finding("student", student.model, chosen, chat=chat, quantization=quantization)
     on_vllm = teacher.sampling.type == "vllm" or (grading is not None and grading.engine == "vllm")
     if on_vllm and find_spec("vllm") is None:
         yield Finding("vllm", False, f"not installed. {INSTALL_HINT}")
@@ -163,7 +163,12 @@ def directory_finding(work_dir: Path) -> Finding:
 
 
 def model_finding(
-    role: str, name: str, recipes: Mapping[str, UpdateRecipe] | None = None, *, chat: str = ""
+    role: str,
+    name: str,
+    recipes: Mapping[str, UpdateRecipe] | None = None,
+    *,
+    chat: str = "",
+    quantization: str = "none",
 ) -> Finding:
     """Return whether a model is there, or can be downloaded, and can be trained.
 
@@ -172,23 +177,26 @@ def model_finding(
         name: Directory, hub id or shipped name.
         recipes: Of a student: section of the configuration -> recipe whose layers it must have. None is a teacher.
         chat: Setting that needs a chat template, if any.
+        quantization: With which a small model is tried.
     """
     try:
-        place, made = local_model(name), converted(name)
+        place, made = checkpoints.local_model(name), converted(name)
     except ModelError as error:
         return Finding(role, False, str(error))
     if place is None and made is not None and name not in PACKAGED:
         return Finding(role, True, f"{name}: the run dequantises it once into {made}")
     lacking = [part for part, each in _PARTS.items() if place and not any(any(place.glob(pattern)) for pattern in each)]
-    if place is None or (lacking and not Path(resolve_model(name)).is_dir()):  # a part of it is in the hub's cache
+    if place is None or (
+        lacking and not Path(checkpoints.resolve_model(name)).is_dir()
+    ):  # a part of it is in the hub's cache
         problem = _absence(role, name)
         return Finding(role, not problem, problem or f"{name}: the run downloads it")
     if lacking:
         return Finding(role, False, f"{name} lacks {', '.join(lacking)}; save model and tokenizer there")
     try:
-        linears = linear_layers(_read(place, chat))
-        known = is_micro(name) and all(_has_layers(linears, recipe) for recipe in (recipes or {}).values())
-        note = "" if known else _tried(place, recipes)
+        linears = checkpoints.linear_layers(_read(place, chat))
+        known = checkpoints.is_micro(name) and all(_has_layers(linears, recipe) for recipe in (recipes or {}).values())
+        note = "" if known and quantization == "none" else _tried(place, recipes, quantization)
     except ModelError as error:
         return Finding(role, False, f"{name} {error}")
     return Finding(role, True, f"{name}: {note or 'complete'}", note=bool(note))
@@ -200,12 +208,12 @@ def _absence(role: str, name: str) -> str:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-    advice = f"Set {role}.model to a directory, a hub id, or one of {', '.join([*MICRO_MODELS, *PACKAGED])}"
+    advice = f"Set {role}.model to a directory, a hub id, or one of {', '.join([*checkpoints.MICRO_MODELS, *PACKAGED])}"
     if name in PACKAGED:
         return f"{name!r} is not on this machine. Fetch it: {preceptor('get-model', name)}"
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists():
         return f"there is no directory {name!r}. {advice}"
-    if "/" not in name and (hint := did_you_mean(name, MICRO_MODELS)):
+    if "/" not in name and (hint := did_you_mean(name, checkpoints.MICRO_MODELS)):
         return f"got {name!r}{hint} {advice}"
     try:
         validate_repo_id(name)
@@ -237,11 +245,13 @@ def _read(place: Path, chat: str) -> dict[str, tuple[int, ...]]:
         raise ModelError(f"is a {kinds[0] if kinds else 'encoder-decoder'}, allowed are causal language models")
     if quantized := content.get("quantization_config"):
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
-        raise ModelError(f"is quantized ({method}), allowed is an unquantized model")
+        raise ModelError(
+            f"is quantized ({method}), allowed is an unquantized model (student.quantization quantizes one)"
+        )
     places = [*place.glob("chat_template.*"), *place.glob("tokenizer_config.json")]
     if chat and not any("chat_template" in f"{file.stem} {file.read_text(encoding='utf-8')}" for file in places):
         raise ModelError(f"has no chat template, which {chat} needs; change {chat}, or use an instruction-tuned model")
-    return weight_shapes(place)
+    return checkpoints.weight_shapes(place)
 
 
 def _has_layers(linears: Sequence[str], recipe: UpdateRecipe) -> bool:
@@ -250,14 +260,16 @@ def _has_layers(linears: Sequence[str], recipe: UpdateRecipe) -> bool:
     return bool(chosen) and not unknown_names(linears, recipe.target_modules)
 
 
-def _tried(place: Path, recipes: Mapping[str, UpdateRecipe] | None) -> str:
+def _tried(place: Path, recipes: Mapping[str, UpdateRecipe] | None, quantization: str) -> str:
     """Return what of a model stays frozen; refuse one that does not do what training relies on (`student.opening`)."""
     prepare_process()
     from student.opening import check_behaviour, check_model
 
     size = sum(file.stat().st_size for pattern in _WEIGHTS for file in place.glob(pattern))
     try:
-        opened = load_checkpoint(str(place), weights=size <= OPENED_BYTES)
+        whole = size <= OPENED_BYTES
+        kept = quantization if whole else "none"
+        opened = checkpoints.load_checkpoint(str(place), weights=whole, quantization=kept)
     except ModelError as error:
         reason = str(error.__cause__).strip().partition("\n")[0].rstrip(".")
         raise ModelError(f"cannot be opened: {reason}; give a causal model with its tokenizer") from error

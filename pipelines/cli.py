@@ -17,7 +17,6 @@ from pipelines.adapt_student.init import examples, get_model, init
 from pipelines.adapt_student.queue import list_documents, remove, show
 from pipelines.ask.answerer import ask
 from pipelines.check_regression.command import check_regression
-from pipelines.doctor import doctor
 from pipelines.experiments.micro_models import build_micro
 from pipelines.inbox.command import app as inbox_app
 from pipelines.process import (
@@ -30,14 +29,13 @@ from pipelines.process import (
     prepare_process,
 )
 from pipelines.terminal import STOPPED, guard_output, open_console, plain_errors, stoppable
-from pipelines.upkeep import backup, restore
+from pipelines.upkeep import backup, doctor, restore
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from pipelines.lineage.moves import Move
     from pipelines.lineage.registry import Registry
-    from pipelines.lineage.versions import Rollback
+    from pipelines.lineage.versions import Move, Rollback
 
 _GROUPS = {
     "Learn": ("train-teacher", "build-micro"),
@@ -89,6 +87,12 @@ FlowFile = Annotated[
 PriceOption = Annotated[
     float | None, typer.Option("--price-per-hour", min=0.0, help="Of this machine, for the cost in --dry-run.")
 ]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a setting, such as loop.rounds=3; repeatable.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the resolved configuration and what it will cost; nothing runs.")
+]
 RoleOption = Annotated[Literal["student", "teacher"], typer.Option("--role", help="Whose versions.")]
 
 
@@ -112,14 +116,10 @@ def _options(
 @app.command("train-teacher")
 def train_teacher(
     config: Annotated[Path, typer.Argument(help="YAML file, such as configs/demo.yaml.", callback=find_config)],
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a setting, such as loop.rounds=3; repeatable.")
-    ] = None,
+    set_: SetOption = None,
     work_dir: WorkDir = Path(".preceptor"),
     json_file: JsonFile = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved configuration and what the run will cost; no run.")
-    ] = False,
+    dry_run: DryRun = False,
     price: PriceOption = None,
 ) -> None:
     """Train a teacher on a student's progress, then compare it with the untrained one on unseen documents.
@@ -152,14 +152,10 @@ def adapt_student(
     config: Annotated[
         Path, typer.Argument(help="YAML file of the night, such as configs/nights-demo.yaml.", callback=find_config)
     ],
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Override such as replay.documents=16.")] = None,
-    work_dir: Annotated[
-        Path, typer.Option("--work-dir", help="Directory of the inbox, the nights and the embedded stores.")
-    ] = Path(".preceptor"),
+    set_: SetOption = None,
+    work_dir: WorkDir = Path(".preceptor"),
     json_file: JsonFile = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved configuration and what the night will cost; no night.")
-    ] = False,
+    dry_run: DryRun = False,
     price: PriceOption = None,
 ) -> None:
     """Adapt the champion student to everything new in the inbox; promote the result if it passes the gate.
@@ -364,7 +360,7 @@ config_app = typer.Typer(help="The configuration files.", no_args_is_help=True, 
 @config_app.command("reference")
 def config_reference() -> None:
     """Print every setting with its type, default, range and meaning, in Markdown (docs/configuration.md)."""
-    from pipelines.reports.reference import reference
+    from pipelines.settings import reference
 
     sys.stdout.write(reference(schemas()))
 

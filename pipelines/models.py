@@ -10,21 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
+from evaluation import exact_match
 from evaluation.common.checkpoints import Checkpoint, load_checkpoint, model_digest
 from evaluation.common.errors import ModelError
-from evaluation.exact_match import AnswerFormat
-from evaluation.formats import (
-    FORMAT_QUESTIONS,
-    FormatName,
-    Tried,
-    best_format,
-    chat_format,
-    few_shot_format,
-    try_formats,
-)
 from evaluation.graders import DomainGrading, Grader, build_grader
 from evaluation.retention import general_questions
-from pipelines.settings import Asking, GradingConfig, LoopSettings, Settings
+from pipelines.settings import Asking, GradingConfig, LoopSettings, Settings, StudentConfig
 from student.config import UpdateRecipe
 from teacher.config import TeacherConfig
 from teacher.samplers.openai import OpenAISampler, OpenAISampling
@@ -66,11 +57,14 @@ class ModelRef(NamedTuple):
     device: str
     dtype: str
     threads: int | None
+    quantization: str = "none"
+    """`none` or `nf4`, as in `StudentConfig`."""
 
     @classmethod
-    def of(cls, name: str, settings: Settings) -> ModelRef:
-        """Return a model under a flow's settings."""
-        return cls(name, settings.device, settings.dtype, settings.threads)
+    def of(cls, model: str | StudentConfig, settings: Settings) -> ModelRef:
+        """Return a model under a flow's settings: one by its name, or a flow's student."""
+        place = settings.device, settings.dtype, settings.threads
+        return cls(model, *place) if isinstance(model, str) else cls(model.model, *place, model.quantization)
 
     def load(self) -> Checkpoint:
         """Return the model, opened for this caller alone.
@@ -81,7 +75,8 @@ class ModelRef(NamedTuple):
         import torch
 
         torch.set_num_threads(self.threads or torch.get_num_threads())
-        return load_checkpoint(self.name, device=self.device, dtype=getattr(torch, self.dtype))
+        dtype = getattr(torch, self.dtype)
+        return load_checkpoint(self.name, device=self.device, dtype=dtype, quantization=self.quantization)
 
 
 def open_student(ref: ModelRef) -> Checkpoint:
@@ -118,7 +113,7 @@ def student_digest(ref: ModelRef) -> str:
     return _once(lambda: model_digest(open_student(ref).model), "student digest", ref)
 
 
-def answer_format(asking: Asking, ref: ModelRef) -> AnswerFormat:
+def answer_format(asking: Asking, ref: ModelRef) -> exact_match.AnswerFormat:
     """Return the form in which a student is trained and asked; `auto` is decided by asking its base.
 
     Raises:
@@ -127,25 +122,34 @@ def answer_format(asking: Asking, ref: ModelRef) -> AnswerFormat:
     if asking.written is not None:
         return asking.written
     if asking.format == "few-shot":
-        return few_shot_format(asking.answer_format)
+        return exact_match.few_shot_format(asking.answer_format)
     if asking.format == "chat":
-        return chat_format(open_student(ref).tokenizer)
+        return exact_match.chat_format(open_student(ref).tokenizer)
     tried = tried_formats(ref)
-    return tried[best_format(tried)].answer_format
+    return tried[exact_match.best_format(tried)].answer_format
 
 
-def tried_formats(ref: ModelRef) -> dict[FormatName, Tried]:
+def tried_formats(ref: ModelRef) -> dict[exact_match.FormatName, exact_match.Tried]:
     """Return how the base answers general questions in each form."""
-    questions = general_questions(FORMAT_QUESTIONS)
-    return _once(lambda: try_formats(open_student(ref), AnswerFormat(), questions), "formats", ref)
+    questions = general_questions(exact_match.FORMAT_QUESTIONS)
+    return _once(
+        lambda: exact_match.try_formats(open_student(ref), exact_match.AnswerFormat(), questions), "formats", ref
+    )
 
 
 def with_answer_format(settings: _Loop) -> _Loop:
     """Return settings in which the form of the student's questions is resolved; the same once it is."""
     student = settings.student
-    form = answer_format(student, ModelRef.of(student.model, settings))
+    form = answer_format(student, ModelRef.of(student, settings))
     resolved = student.model_copy(update={"format": "plain", "answer_format": form})
     return settings.model_copy(update={"student": resolved})
+
+
+def chat_of(ref: ModelRef, form: exact_match.AnswerFormat) -> Any:
+    """Return the student's tokenizer where `form` is its chat template, else None."""
+    tokenizer = open_student(ref).tokenizer
+    has_template = bool(getattr(tokenizer, "chat_template", None))
+    return tokenizer if has_template and form == exact_match.chat_format(tokenizer) else None
 
 
 class Teacher:

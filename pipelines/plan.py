@@ -13,7 +13,7 @@ from student.config import UpdateRecipe
 
 StepKind = Literal["sample", "update", "score", "read", "learn"]
 """A teacher writes self-edits; a student is updated with them and scored; a student is scored without an update; a
-student reads self-edits in its context; the teacher learns."""
+student reads self-edits or passages in its context; the teacher learns."""
 
 TrainsOn = Literal["edit", "passage", "line", "specification", "night"]
 """What an update trains on, which decides its length: a sampled self-edit, the passage, a line or two, any
@@ -39,8 +39,8 @@ class Step(NamedTuple):
     trains_on: TrainsOn = "edit"
     """For updates."""
     questions: Literal["rewards", "comparison"] = "rewards"
-    """For updates and scores: the questions asked."""
-    writer: Literal["teacher", "external"] = "teacher"
+    """For updates, scores and reads: the questions asked."""
+    writer: Literal["teacher", "external", "student"] = "teacher"
     """For samples."""
 
     @property
@@ -56,7 +56,7 @@ class Stage(NamedTuple):
     """For people and as a key, such as `round 3` or `variant trained_teacher`."""
     steps: tuple[Step, ...]
     subject: Any = None
-    """What it is about: the number of a round, or a variant."""
+    """What it is about: the number of a round, a variant, or the algorithm of a warm start."""
 
 
 Plan = tuple[Stage, ...]

@@ -26,8 +26,8 @@ from typing import Annotated
 import typer
 from filelock import FileLock, Timeout
 
+from evaluation.common.data import did_you_mean
 from evaluation.common.errors import ConfigError, LineageError, PreceptorError
-from evaluation.common.mistakes import did_you_mean
 from evaluation.common.storage import disk_problem, sqlite_uri
 
 WorkDir = Annotated[Path, typer.Option("--work-dir", help="Directory for records, adapters and the embedded stores.")]

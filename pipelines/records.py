@@ -7,6 +7,7 @@ from typing import Literal, TypeVar
 
 from pydantic import Field
 
+from evaluation.agreement import GraderAgreement
 from evaluation.common.data import Frozen
 from evaluation.engines.ledger import Spent
 from evaluation.graders import JudgeNoise
@@ -157,13 +158,11 @@ def usage_of(updates: Iterable[ScoredUpdate]) -> BankUsage:
     )
 
 
-class InContext(Record):
-    """Self-edits in the context of a student that is not updated."""
+class Known(Record):
+    """What the student answers without an update and without a passage."""
 
-    probabilities: tuple[tuple[float, ...] | None, ...]
-    """By question the probability of the gold answer, in [0, 1], in the order asked for; None where it could not be
-    scored."""
-    seconds: float
+    exact: tuple[bool, ...]
+    """Per question: greedy decoding writes the gold answer; False where it could not be asked."""
 
 
 class Candidate(Record):
@@ -172,8 +171,6 @@ class Candidate(Record):
     edit: Edit
     facts: dict[str, float] = Field(default_factory=dict)
     """Measures of the text: coverage, leakage, repetition ... (`teacher.filters.EditFacts`)."""
-    proxy_probability: tuple[float, ...] = ()
-    """By question the gold answer's probability with the self-edit in context, in [0, 1]; empty where it is unknown."""
     replicates: tuple[ScoredUpdate, ...] = ()
     reward: float | None = None
     """None when there is none, with a reason."""
@@ -187,11 +184,6 @@ class Candidate(Record):
     def document_id(self) -> str:
         """Of its self-edit."""
         return self.edit.document_id
-
-    @property
-    def proxy(self) -> float | None:
-        """Mean of `proxy_probability`, in [0, 1]; None where it is unknown."""
-        return known_mean(self.proxy_probability)
 
 
 _Item = TypeVar("_Item", Edit, Candidate)
@@ -222,6 +214,21 @@ class DevelopmentCheck(Record):
     best: float
     """Of the best teacher so far, this one included."""
     decision: Literal["best", "continue", "back to the best", "stop"]
+
+
+class WarmStart(Learning):
+    """Supervised steps of the untrained teacher, before the first round, on lines to imitate."""
+
+    loss_before: float
+    """Mean of -log p over the tokens of the targets, in nats, of the untrained teacher."""
+    loss_after: float
+    """The same of the warm-started teacher."""
+    document_ids: tuple[str, ...] = ()
+    """Training documents whose lines were imitated."""
+    left_out: dict[str, str] = Field(default_factory=dict)
+    """Documents without a target, with the reason."""
+    development: DevelopmentCheck | None = None
+    """None where checkpoints are not selected."""
 
 
 class Round(Record):
@@ -261,6 +268,12 @@ class VariantScores(Record):
     """Mean accuracy by document id, over its edits that have scores, in [0, 1]; failed documents are missing."""
     verdicts: dict[str, tuple[bool | None, ...]] = Field(default_factory=dict)
     """By document id, for its first self-edit: which questions are answered right."""
+    unknown: dict[str, float] = Field(default_factory=dict)
+    """Mean accuracy by document id on the questions that the base fails in every phrasing, where there are any."""
+    token_probability: dict[str, float] = Field(default_factory=dict)
+    """Mean gold probability per token (`ScoredUpdate.token_probability`) by document id, in [0, 1]."""
+    grades: dict[str, tuple[bool | None, ...]] = Field(default_factory=dict)
+    """By grader its verdicts on all texts of the students, in the same order; empty without such texts."""
     phrasings: dict[str, float] = Field(default_factory=dict)
     """Mean accuracy by question phrasing, where questions have one."""
     forgetting: dict[str, float] = Field(default_factory=dict)
@@ -273,6 +286,34 @@ class VariantScores(Record):
     """Mean training tokens of an update, without padding."""
     notes: dict[str, float] = Field(default_factory=dict)
     """Figures about its self-edits: lines, coverage, leakage, distinct n-grams ..."""
+
+
+class UnknownComparison(Record):
+    """The variants on the questions that the base student fails in every phrasing."""
+
+    phrasings: int
+    """Phrasings of a question at most, as it is included."""
+    questions: int
+    """Questions on the documents that every variant has a score on."""
+    unknown: int
+    """Of them those that the base fails in every phrasing."""
+    documents: int
+    """Documents with such questions, the basis of the figures."""
+    variants: dict[str, Interval]
+    """Accuracy by variant, in [0, 1]; 0 for the base."""
+    gains: dict[str, Interval]
+    """Paired differences, in [-1, 1]."""
+
+
+class GraderComparison(Record):
+    """Graders on the same answers of all variants."""
+
+    configured: str
+    """The one that accuracies come from."""
+    accuracy: dict[str, dict[str, float]]
+    """By grader and variant: share of the answers with a verdict that are right, in [0, 1]."""
+    agreement: tuple[GraderAgreement, ...]
+    """Of each pair of graders."""
 
 
 class VariantComparison(Record):
@@ -291,18 +332,12 @@ class VariantComparison(Record):
     """By gain."""
     forgetting: dict[str, Interval] = Field(default_factory=dict)
     """Share of retention probes lost by variant, in [-1, 1]."""
-
-
-class CurvePoint(Record):
-    """Accuracy at one length of self-edits."""
-
-    budget: int
-    """Tokens allowed."""
-    tokens: float
-    """Mean tokens taken."""
-    accuracy: Interval
-    document_accuracy: dict[str, float] = Field(default_factory=dict)
-    """By document id."""
+    token_probability: dict[str, Interval] = Field(default_factory=dict)
+    """Gold probability per token by variant: the mean over questions of `ScoredUpdate.token_probability`."""
+    unknown: UnknownComparison | None = None
+    """None where the base fails no question in every phrasing, or was not asked so."""
+    graders: GraderComparison | None = None
+    """None without answers as texts, or where the domain grades them."""
 
 
 class Transfer(Record):
@@ -330,22 +365,6 @@ class GroupAccuracy(Record):
     """Mean accuracy by variant, in [0, 1], over the tasks that it has scores on."""
 
 
-class SpecOracle(Record):
-    """The best specification of each of some test tasks, chosen by the tests that rewards come from."""
-
-    tasks: int
-    oracle: Interval
-    """Its accuracy on the comparison's tests, in [0, 1]."""
-    variants: dict[str, Interval]
-    """That of each variant on the same tasks."""
-    share: Interval | None
-    """The trained teacher's accuracy as a share of the oracle's; None where there is no trained teacher."""
-    regret: Interval | None
-    """The oracle's accuracy less the trained teacher's, in [-1, 1]; None where there is no trained teacher."""
-    chosen: dict[str, str] = Field(default_factory=dict)
-    """By task id, the specification as JSON."""
-
-
 class SpecSearch(Record):
     """Every specification of a space, tried on training tasks."""
 
@@ -354,8 +373,6 @@ class SpecSearch(Record):
     """The best one over all tasks, as JSON."""
     scores: dict[str, float | None]
     """By specification: mean accuracy, with a thousandth of the mean probability added; None where a task has none."""
-    oracle: SpecOracle | None = None
-    """None where the run wants none."""
 
 
 class RunResult(VariantComparison):
@@ -363,6 +380,8 @@ class RunResult(VariantComparison):
 
     rounds: tuple[dict[str, float | int | None], ...]
     """Per round: `mean_reward` and further figures."""
+    warm_start: WarmStart | None = None
+    """None where the first round began with the untrained teacher."""
     seconds: dict[str, float]
     """By stage, over the whole run."""
     mlflow_run_id: str
@@ -372,6 +391,8 @@ class RunResult(VariantComparison):
     seed: int
     document_accuracy: dict[str, dict[str, float]] = Field(default_factory=dict)
     """Accuracy in [0, 1] by variant and document id; documents without a score are missing."""
+    document_unknown: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """Accuracy on the questions that the base fails in every phrasing, by variant and document id."""
     edit_tokens: dict[str, float] = Field(default_factory=dict)
     """Mean tokens of a self-edit by variant, where a teacher wrote it."""
     spent: dict[str, Spent] = Field(default_factory=dict)
@@ -385,8 +406,6 @@ class RunResult(VariantComparison):
     """Updates of students that the rewards of all rounds took."""
     document_forgetting: dict[str, dict[str, float]] = Field(default_factory=dict)
     """Share of retention probes lost by variant and document id, in [-1, 1]."""
-    curve: dict[str, tuple[CurvePoint, ...]] = Field(default_factory=dict)
-    """Accuracy against tokens, by variant."""
     transfer: Transfer | None = None
     specs: SpecSearch | None = None
     """None without a fixed specification among the variants."""

@@ -44,7 +44,6 @@ class _Door:
     """A text stream that shows escaped what is not printable; line ends and tabs stay."""
 
     def __init__(self, stream: TextIO) -> None:
-        """Write to `stream`."""
         self.plain = stream
 
     def write(self, text: str) -> int:

@@ -10,8 +10,12 @@ from pydantic import Field, model_validator
 from evaluation.common.data import LoraShape
 from teacher.self_edit import LossOn, TrainingSpec
 
+Objective = Literal["likelihood", "context_distillation"]
+"""What an update minimises; see `UpdateRecipe.objective`."""
 TargetModules = Literal["all-linear"] | tuple[str, ...]
 """Which linear layers get LoRA factors; see `UpdateRecipe.target_modules`."""
+PASSAGE_TEMPLATE = "Passage: {context}\n"
+"""What stands before a question to put a passage in its context; the micro-student was pretrained to answer from it."""
 MAX_GRADIENT_NORM = 1.0
 """Largest Euclidean norm of an adapter's gradients, as in transformers' Trainer."""
 WHOLE_DEPTH = (0.0, 1.0)
@@ -44,6 +48,10 @@ class UpdateRecipe(LoraShape):
     loss_on: LossOn = "all"
     """Tokens that carry loss: all of a sequence, those of the answer, or those of all outputs that the question shows
     and of the answer; a statement keeps all either way."""
+    objective: Objective = "likelihood"
+    """`likelihood`: cross-entropy of the written tokens. `context_distillation` (arXiv 2209.15189): KL divergence from
+    what the base predicts with the passage in its context, at a question's answer (`loss_on` `all` is `answer` here)
+    and from a statement's fifth token on."""
     target_modules: TargetModules = "all-linear"
     """`all-linear`: PEFT's, every linear layer of the text part but the output head; else suffixes such as `q_proj`."""
     depth: tuple[float, float] = WHOLE_DEPTH

@@ -1,4 +1,4 @@
-"""The proxy reward: answers of a student that reads a self-edit in its context and is not updated.
+"""Answers of a student that reads a text in its context and is not updated.
 
 After Reinforcement-Learned Teachers (arXiv 2506.08388, section 3), which reward an explanation by the log-probability
 of the solution given it. The common prefix of a context's questions is read once, and each continues from its keys and
@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from evaluation.common.errors import ScoringError
 from evaluation.exact_match import (
@@ -28,11 +27,10 @@ from evaluation.exact_match import (
     has_direct_head,
     label_logits,
 )
+from evaluation.prefixes import behind_prefixes, shares_prefixes
 from evaluation.tasks import Question
 from student.bank.scoring import ScoringFailure, SlotScores, whole_scores
-
-TEMPLATE = "Passage: {context}\n"
-"""What stands before each question; the micro-student was pretrained to answer from it."""
+from student.config import PASSAGE_TEMPLATE
 
 
 def score_in_context(
@@ -43,7 +41,7 @@ def score_in_context(
     answer_format: AnswerFormat,
     *,
     places: int = 16_384,
-    template: str = TEMPLATE,
+    template: str = PASSAGE_TEMPLATE,
 ) -> list[SlotScores]:
     """Return the scores of each context's questions, in order.
 
@@ -90,7 +88,7 @@ def score_in_context(
 def _scored(
     model: Any, tokenizer: Any, encoded: Mapping[int, list[EncodedAnswer]], places: int
 ) -> dict[int, SlotScores]:
-    ends, direct, shared = end_tokens_of(model, tokenizer), has_direct_head(model), _shares_contexts(model)
+    ends, direct, shared = end_tokens_of(model, tokenizer), has_direct_head(model), shares_prefixes(model)
     found: dict[int, list[AnswerScore | None]] = {k: [] for k in encoded}
     for part in _passes(encoded, places):
         logits, batch = _logits(model, [rows for _, rows in part], direct_head=direct, shared=shared)
@@ -136,55 +134,17 @@ def _logits(
 ) -> tuple[Tensor, LabelBatch]:
     """Return the logits (L, V) at the places before the labels, and the batch they are of.
 
-    With `shared` this is what follows the common prefix of each set. Prefixes are padded on the left, as in generation,
-    so that distances stay what they are, for sliding windows too.
+    With `shared` this is what follows the common prefix of each set.
     """
     device = next(model.parameters()).device
     if not shared:
         batch = answer_batch([row for rows in sets for row in rows], device)
         with torch.inference_mode():
             return label_logits(model, batch.input_ids, batch.positions, direct_head=direct_head), batch
-    prefixes = [_common_prefix(rows) for rows in sets]
-    shared_tokens = [torch.tensor(rows[0].tokens[:n], dtype=torch.long) for rows, n in zip(sets, prefixes, strict=True)]
-    heads = pad_sequence(shared_tokens, batch_first=True, padding_side="left")
-    seen = pad_sequence(list(map(torch.ones_like, shared_tokens)), batch_first=True, padding_side="left")
+    prefixes = [rows[0].tokens[: _common_prefix(rows)] for rows in sets]
     owned = [(k, row) for k, rows in enumerate(sets) for row in rows]
-    owners = torch.tensor([k for k, _ in owned])
-    tails = [EncodedAnswer(row.tokens[prefixes[k] :], row.prompt_length - prefixes[k]) for k, row in owned]
-    batch = answer_batch(tails, device)
-    positions = torch.tensor(prefixes)[owners, None] + torch.arange(batch.input_ids.shape[1])
-    # Padding on the right may stand beyond the last position, where a model with a table of them has no entry.
-    positions.clamp_(max=max(len(row.tokens) for _, row in owned) - 2)
-    extra: dict[str, Any] = {
-        "attention_mask": torch.cat([seen[owners], torch.ones_like(positions)], dim=1).to(device),
-        "position_ids": positions.to(device),
-    }
+    tails = [EncodedAnswer(row.tokens[len(prefixes[k]) :], row.prompt_length - len(prefixes[k])) for k, row in owned]
+    batch, last = answer_batch(tails, device), max(len(row.tokens) for _, row in owned) - 2
     with torch.inference_mode():
-        if any(prefixes):
-            read = model.base_model(
-                input_ids=heads.to(device),
-                attention_mask=seen.to(device),
-                position_ids=(seen.cumsum(1) - 1).clamp_(min=0).to(device),
-                use_cache=True,
-            )
-            extra["past_key_values"] = read.past_key_values
-            read.past_key_values.batch_select_indices(owners.to(device))
+        extra = behind_prefixes(model, prefixes, [k for k, _ in owned], batch.input_ids.shape[1], last)
         return label_logits(model, batch.input_ids, batch.positions, direct_head=direct_head, extra=extra), batch
-
-
-def _shares_contexts(model: Any) -> bool:
-    """Return whether the model gives the same logits behind shared contexts as for each row alone.
-
-    Decided by trying: architectures keep what they read in different ways, some have nothing that can be shared.
-    """
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    ids = [i * 7919 % vocabulary for i in range(1, 13)]
-    rows = [EncodedAnswer(ids[:9], 7), EncodedAnswer([*ids[:5], *ids[9:12]], 6), EncodedAnswer(ids[3:7], 3)]
-    alone, _ = _logits(model, [rows], direct_head=False, shared=False)
-    try:
-        shared, _ = _logits(model, [rows[:2], rows[2:]], direct_head=False, shared=True)
-    except (TypeError, ValueError, AttributeError, LookupError, RuntimeError):
-        return False
-    tolerance = 1e-4 if alone.dtype in (torch.float32, torch.float64) else 0.1
-    # False where a logit is not finite: then each context fails on its own.
-    return bool((alone - shared).abs().max() <= tolerance * alone.abs().max())

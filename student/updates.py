@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,8 +13,8 @@ from evaluation.common.errors import ScoringError
 from evaluation.exact_match import AnswerFormat, encode_answer, prompt_ids
 from evaluation.tasks import Document, Expansion, Line, lines_of
 from student.adapters import Adapter
-from student.config import UpdateRecipe
-from teacher.self_edit import SelfEdit
+from student.config import PASSAGE_TEMPLATE, UpdateRecipe
+from teacher.self_edit import LossOn, SelfEdit
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,9 @@ class TrainingSequence:
     """T token ids, at least 2."""
     loss_mask: tuple[bool, ...]
     """T flags: predicting this token carries loss. The first is ignored, because nothing stands before it."""
+    behind: tuple[int, ...] = ()
+    """For context distillation the same text behind the passage, which ends with the tokens from the first one with
+    loss on; else empty."""
 
     def __post_init__(self) -> None:
         if len(self.tokens) != len(self.loss_mask) or not any(self.loss_mask[1:]):
@@ -172,6 +176,10 @@ def make_request(
     return UpdateRequest(key, data.sequences, resolved, seed, data.skipped, expanded.note, initial)
 
 
+_STATEMENT_LEAD = 5
+"""First tokens of a statement that are not distilled: behind a passage they tell what follows passages, no fact."""
+
+
 def build_sequences(
     lines: Sequence[Line], document: Document, tokenizer: Any, recipe: UpdateRecipe, answer_format: AnswerFormat
 ) -> TrainingData:
@@ -181,6 +189,8 @@ def build_sequences(
     question with its answer is worded as in scoring, by `answer_format`. No line is cut: one that does not fit is left
     out and recorded. The edit's training spec is already in the recipe (`UpdateRecipe.with_spec`).
     """
+    distils = recipe.objective == "context_distillation"
+    passage = PASSAGE_TEMPLATE.replace("{context}", document.text) if distils else ""
     sequences: list[TrainingSequence] = []
     skipped: list[SkippedLine] = []
     numbered = [*enumerate(lines), *([(-1, Line(document.text))] if recipe.include_passage else [])]
@@ -188,15 +198,19 @@ def build_sequences(
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     ending = answer_format.ending
     turn = None if ending is None else tokenizer(ending, add_special_tokens=False)["input_ids"]
+
+    def written(line: Line, passage: str) -> tuple[tuple[int, ...], int]:
+        """Return the tokens of a line behind a passage, and how many of them are a prompt."""
+        if line.answer is None:
+            return (*prompt_ids(tokenizer, passage + title + line.text), *end), 0
+        encoded = encode_answer(tokenizer, line.text, line.answer, answer_format.behind(passage))
+        return (*encoded.tokens, *(end if turn is None else turn)), encoded.prompt_length
+
     for index, line in numbered:
         try:
-            if line.answer is None:
-                tokens: tuple[int, ...] = (*prompt_ids(tokenizer, title + line.text), *end)
-                prompt_loss: tuple[bool, ...] = ()
-            else:
-                encoded = encode_answer(tokenizer, line.text, line.answer, answer_format)
-                tokens = (*encoded.tokens, *(end if turn is None else turn))
-                prompt_loss = _prompt_loss(line, tokenizer, recipe, answer_format, encoded.prompt_length)
+            tokens, length = written(line, "")
+            behind = written(line, passage)[0] if distils else ()
+            prompt_loss = _prompt_loss(line, tokenizer, recipe, answer_format, length) if length else ()
         except ScoringError as error:
             skipped.append(SkippedLine(index, SkipReason.NO_BOUNDARY, str(error)))
             continue
@@ -208,8 +222,21 @@ def build_sequences(
             skipped.append(SkippedLine(index, SkipReason.TOO_SHORT, detail))
         else:
             mask = prompt_loss + (True,) * (len(tokens) - len(prompt_loss))
-            sequences.append(TrainingSequence(tokens, mask))
+            if distils:
+                first = max(_first_common(tokens, behind), 0 if length else _STATEMENT_LEAD)
+                mask = tuple(flag and place >= first for place, flag in enumerate(mask))
+            if any(mask[1:]):
+                sequences.append(TrainingSequence(tokens, mask, behind))
+            else:
+                detail = f"{len(tokens)} tokens, none of which can be distilled"
+                skipped.append(SkippedLine(index, SkipReason.TOO_SHORT, detail))
     return TrainingData(tuple(sequences), tuple(skipped))
+
+
+def _first_common(tokens: Sequence[int], behind: Sequence[int]) -> int:
+    """Return the place in `tokens` from which on `behind` ends with the same tokens."""
+    pairs = zip(reversed(tokens), reversed(behind), strict=False)
+    return len(tokens) - sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _prompt_loss(
@@ -217,11 +244,14 @@ def _prompt_loss(
 ) -> tuple[bool, ...]:
     """Return which of the `length` tokens before an answer carry loss."""
     prompt, opening = answer_format.render(line.text), len(answer_format.opening)
-    if recipe.loss_on == "answer" or (recipe.loss_on == "all" and not opening):
-        return (recipe.loss_on == "all",) * length
+    loss_on: LossOn = recipe.loss_on
+    if loss_on == "all" and recipe.objective == "context_distillation":
+        loss_on = "answer"
+    if loss_on == "answer" or (loss_on == "all" and not opening):
+        return (loss_on == "all",) * length
     shift = opening + answer_format.prompt.index("{question}")
     spans = [(shift + first, shift + end) for first, end in line.outputs]
-    if recipe.loss_on == "all":
+    if loss_on == "all":
         spans = [(opening, len(prompt))]
     places = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     inside = (any(first <= start < end for first, end in spans) for start, _ in places)

@@ -87,6 +87,8 @@ class TeacherPolicy:
             self.model: Any = get_peft_model(base.model, lora).eval()
         self.optimizer_state: dict[str, Any] | None = None
         """State of the optimizer after the last step; None before the first."""
+        self.reference_weights: list[torch.Tensor] | None = None
+        """Adapter weights of `reference`, in the order of `adapter_parameters`; None is the base without an adapter."""
         self.reset(seed)
 
     def reset(self, seed: int) -> None:
@@ -161,9 +163,21 @@ class TeacherPolicy:
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Disable the adapter within a `with` block."""
-        with self.model.disable_adapter():
+        """Show the reference of the KL divergence within a `with` block: the base, or `reference_weights`."""
+        if self.reference_weights is None:
+            with self.model.disable_adapter():
+                yield
+            return
+        self._swap(self.reference_weights)
+        try:
             yield
+        finally:
+            self._swap(self.reference_weights)
+
+    def _swap(self, others: list[torch.Tensor]) -> None:
+        # The storage is exchanged, not copied: this happens twice in every forward pass of a learning step.
+        for weight, other in zip(self.adapter_parameters(), others, strict=True):
+            weight.data, other.data = other.data, weight.data
 
     def _named_adapter(self) -> list[tuple[str, torch.nn.Parameter]]:
         return [(name, weight) for name, weight in self.model.named_parameters() if ".lora_" in name]

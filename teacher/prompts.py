@@ -1,25 +1,26 @@
 """Prompt templates of the teacher.
 
 A prompt is plain text that the completion continues. `PromptTemplate.render` takes a `Document`, which has no
-questions, so no evaluation question can reach the teacher. The long forms paraphrase SEAL's prompts (arXiv 2506.10943);
-the `micro-` forms are the ones the shipped micro teacher was trained on and must not change by a character.
+questions, so no evaluation question can reach the teacher. Kinds of self-edits are in `teacher.kinds`; the `micro-`
+forms are the ones the shipped micro teacher was trained on and must not change by a character.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import AfterValidator, BeforeValidator, Field
+import yaml
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationError, model_validator
 
-from evaluation.common.data import Frozen, digest_json
+from evaluation.common.data import Frozen, did_you_mean, digest_json, reason
 from evaluation.common.errors import ConfigError, ModelError
-from evaluation.common.mistakes import did_you_mean
+from evaluation.common.text import NO_THOUGHTS
 from evaluation.domains import DOMAINS
 from evaluation.tasks import Document
-from evaluation.thoughts import NO_THOUGHTS
+from teacher.kinds import ACTIVE_READING, SEAL, SPA
 
 _PLACEHOLDER = re.compile(r"\{(\w*)\}")
 
@@ -27,9 +28,10 @@ _PLACEHOLDER = re.compile(r"\{(\w*)\}")
 class WorkedExample(Frozen):
     """A passage with what the teacher is to write about it."""
 
-    passage: Document
-    lines: str = Field(min_length=1)
-    """Continues the template's cue."""
+    title: str = ""
+    passage: str = Field(min_length=1)
+    lines: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+    """Continues the template's cue, or begins with it."""
 
 
 def _checked(text: str) -> str:
@@ -52,14 +54,43 @@ class PromptTemplate(Frozen):
     """A line `{title}` is omitted for documents without a title, the line with `{budget}` without a step limit."""
     cue: str = ""
     """Begins what the teacher writes: it ends the prompt, in a chat as the start of the assistant's answer."""
-    example: WorkedExample | None = None
-    """Stands before the document, in a chat as an earlier turn."""
+    examples: tuple[WorkedExample, ...] = ()
+    """Stand before the document, in a chat as earlier turns."""
+
+    @property
+    def stop(self) -> str | None:
+        """Text at which a completion ends, because another passage begins there; None where none is known.
+
+        In a chat the end of the turn takes its place.
+        """
+        opening = _PLACEHOLDER.split(self.text)[0].strip().partition("\n")[0]
+        known = (self.instruction or self.examples) and re.search(r"\w", opening)
+        return f"\n{opening}" if known else None
+
+    @model_validator(mode="after")
+    def _ends(self) -> PromptTemplate:
+        if self.examples and self.stop is None:
+            raise ValueError(
+                "text: with examples, got one that begins with a placeholder, allowed is one that begins with words, "
+                "such as 'Passage:', because a completion is cut off where they begin another example"
+            )
+        return self
 
     def render(self, document: Document, budget: int | None = None) -> str:
         """Return the prompt; `budget` is the number of optimizer steps a self-edit may request, None for no limit."""
-        worked = self.example
-        earlier = "" if worked is None else f"{self._asked(worked.passage)}{self.cue}{worked.lines}\n\n"
+        earlier = "".join(f"{asked}{written}\n\n" for asked, written in self._shown())
         return f"{self.instruction}{earlier}{self._asked(document, budget)}{self.cue}"
+
+    def with_strategy(self, strategy: str) -> PromptTemplate:
+        """Return the template with a strategy in its instruction, where it says `{strategy}` (`teacher.kinds`)."""
+        return self.model_copy(update={"instruction": self.instruction.replace("{strategy}", strategy)})
+
+    def _shown(self) -> Iterator[tuple[str, str]]:
+        """Yield the text about each example, and what is written about it."""
+        for example in self.examples:
+            lines = example.lines.removeprefix(self.cue.strip()).lstrip()
+            gap = " " if self.cue and not self.cue[-1].isspace() else ""
+            yield self._asked(Document(id="example", title=example.title, text=example.passage)), self.cue + gap + lines
 
     def _asked(self, document: Document, budget: int | None = None) -> str:
         """Return the text about one document."""
@@ -86,47 +117,30 @@ class PromptTemplate(Frozen):
                 f"prompt {self.name!r}: the tokenizer of {getattr(tokenizer, 'name_or_path', '')!r} has no chat "
                 "template, which chat prompts need. Set teacher.chat to false, or use an instruction-tuned teacher."
             )
-        turns = [{"role": "user", "content": (self.instruction + self._asked(document, budget)).strip()}]
-        if (worked := self.example) is not None:
-            asked = (self.instruction + self._asked(worked.passage)).strip()
-            shown = [{"role": "user", "content": asked}, {"role": "assistant", "content": self.cue + worked.lines}]
-            turns = [*shown, *turns]
+        turns = []
+        for asked, written in (*self._shown(), (self._asked(document, budget), "")):
+            turns += [{"role": "user", "content": (self.instruction + asked).strip()}]
+            turns += [{"role": "assistant", "content": written}] if written else []
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **NO_THOUGHTS)
         return str(text) + self.cue.rstrip("\n")
 
 
 _PASSAGE = "Passage:\n{title}\n{passage}\n\n"
-# Cues have no space at the end, because most tokenizers join it to the next word.
-_INSTRUCTED = {
-    "implications": (
-        "Read the passage below and list what follows from it: what it states and what can be concluded from it.",
-        "Implications:\n",
-    ),
-    "rewrite": (
-        "Read the passage below and rewrite it in several different ways, each version on a line of its own.",
-        "Rewritten passages:\n",
-    ),
-    "self-qa": (
-        "Read the passage below and rewrite it as numbered questions, each followed by its answer.",
-        "Question 1:",
-    ),
-}
 _WORKED = PromptTemplate(
     name="worked-self-qa",
     instruction="Write questions about a passage, each with a short answer that is copied from the passage.\n\n",
     text="Passage: {title}\n{passage}\n",
     cue="Question 1:",
-    example=WorkedExample(
-        passage=Document(
-            id="example",
+    examples=(
+        WorkedExample(
             title="Ravensburg mill",
-            text="The mill in Ravensburg was opened in 1871 by Anton Keller. It ran on water until 1923 and ground 40 "
-            "tons of wheat a week. Since 2006 it has been a museum of baking.",
+            passage="The mill in Ravensburg was opened in 1871 by Anton Keller. It ran on water until 1923 and ground "
+            "40 tons of wheat a week. Since 2006 it has been a museum of baking.",
+            lines="Who opened the mill in Ravensburg?\nAnswer 1: Anton Keller\n"
+            "Question 2: In which year was the mill in Ravensburg opened?\nAnswer 2: 1871\n"
+            "Question 3: How much wheat did the mill in Ravensburg grind in a week?\nAnswer 3: 40 tons\n"
+            "Question 4: What has the mill in Ravensburg been since 2006?\nAnswer 4: a museum of baking",
         ),
-        lines=" Who opened the mill in Ravensburg?\nAnswer 1: Anton Keller\n"
-        "Question 2: In which year was the mill in Ravensburg opened?\nAnswer 2: 1871\n"
-        "Question 3: How much wheat did the mill in Ravensburg grind in a week?\nAnswer 3: 40 tons\n"
-        "Question 4: What has the mill in Ravensburg been since 2006?\nAnswer 4: a museum of baking",
     ),
 )
 _TEXTS = {
@@ -138,8 +152,9 @@ _TEXTS = {
 PROMPTS: Mapping[str, PromptTemplate] = {
     _WORKED.name: _WORKED,
     **{
-        name: PromptTemplate(name=name, text=f"{instruction}\n\n{_PASSAGE}", cue=cue)
-        for name, (instruction, cue) in _INSTRUCTED.items()
+        name: PromptTemplate(name=name, instruction=f"{instruction}\n\n", text=_PASSAGE, cue=cue)
+        for kinds in (SEAL, SPA, ACTIVE_READING)
+        for name, (instruction, cue) in kinds.items()
     },
     **{
         name: PromptTemplate(name=name, text=text)
@@ -150,43 +165,83 @@ PROMPTS: Mapping[str, PromptTemplate] = {
 
 
 def prompt_template(prompt: str) -> PromptTemplate:
-    """Return a template by its name, or that of a text with `{passage}`, named after its digest.
+    """Return a template by its name, by its JSON, or that of a text with `{passage}`, named after its digest.
 
     Raises:
-        ConfigError: It is neither.
+        ConfigError: It is none of them.
     """
     if prompt in PROMPTS:
         return PROMPTS[prompt]
+    if prompt.startswith(_JSON):
+        return PromptTemplate.model_validate_json(prompt)
     if "{passage}" not in prompt:
         raise ConfigError(
             f"got {prompt!r}{did_you_mean(prompt, PROMPTS) or '.'} Allowed are {', '.join(sorted(PROMPTS))}, "
-            "{file: PATH}, or {text: TEXT} with {passage}"
+            "{file: PATH}, {name: NAME, examples: PATH}, or {text: TEXT} with {passage}"
         )
     return PromptTemplate(name=f"own-{digest_json(prompt)[:8]}", text=prompt)
 
 
+_JSON = '{"name":'
+"""Begins the JSON of a template, which no text of one's own does."""
+_ENDS = {"instruction": "\n\n", "text": "\n"}
+"""White space behind the parts of a template in a file, however YAML has read them."""
+
+
 def _read(prompt: Any) -> Any:
-    """Return the text of `{file: ...}` or `{text: ...}`, which is all that stays of it; anything else unchanged."""
+    """Return the text of a prompt, or the JSON of its template, which is all that stays of files; a name as it is."""
     if not isinstance(prompt, Mapping):
         return prompt
-    kind, value = next(iter(prompt.items()), ("", None))
-    if len(prompt) != 1 or kind not in ("file", "text") or not isinstance(value, str):
-        raise ValueError(f"got {dict(prompt)}, allowed are a name, {{file: PATH}} or {{text: TEXT}}")
+    match dict(prompt):
+        case {"text": str(text), **rest} if not rest:
+            return _checked(text)
+        case {"file": str(path), **rest} if not rest:
+            return _from_yaml(path) if Path(path).suffix in (".yaml", ".yml") else _checked(_text_of(path))
+        case {"name": str(name), "examples": str(path), **rest} if not rest and name in PROMPTS:
+            return _from_yaml(path, PROMPTS[name])
+    raise ValueError(
+        f"got {dict(prompt)}, allowed are a name, {{file: PATH}}, {{text: TEXT}} or {{name: NAME, examples: PATH}} "
+        f"with a name out of {', '.join(sorted(PROMPTS))}"
+    )
+
+
+def _text_of(path: str) -> str:
     try:
-        return _checked(value if kind == "text" else Path(value).expanduser().read_text(encoding="utf-8"))
+        return Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"prompt file {value!r} cannot be read: {error}; give a text file in UTF-8") from error
+        raise ValueError(f"prompt file {path!r} cannot be read: {error}; give a text file in UTF-8") from error
+
+
+def _from_yaml(path: str, base: PromptTemplate | None = None) -> str:
+    """Return the JSON of a template in a file, or of `base` with the examples in a file."""
+    text = _text_of(path)
+    own = digest_json(text)[:8]
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"prompt file {path!r} is not YAML: {error}") from error
+    if base is not None:
+        examples = found.get("examples") if isinstance(found, Mapping) else found
+        found = base.model_dump() | {"examples": examples, "name": f"{base.name}-{own}"}
+    elif isinstance(found, Mapping):
+        texts = {key: found[key].rstrip() + end for key, end in _ENDS.items() if str(found.get(key) or "").strip()}
+        found = {"name": f"own-{own}"} | dict(found) | texts
+    try:
+        return PromptTemplate.model_validate(found).model_dump_json()
+    except ValidationError as error:
+        mistakes = [f"{'.'.join(map(str, e['loc']))}{reason(e, PromptTemplate)}" for e in error.errors()]
+        raise ValueError(f"prompt file {path!r}: {'; '.join(mistakes)}") from error
 
 
 def _valid(prompt: str) -> str:
-    if prompt not in PROMPTS and "{" in prompt:
+    if prompt not in PROMPTS and "{" in prompt and not prompt.startswith(_JSON):
         return _checked(prompt)
     prompt_template(prompt)
     return prompt
 
 
 Prompt: TypeAlias = Annotated[str, BeforeValidator(_read), AfterValidator(_valid)]
-"""Name of a template, or a text of one's own, given as such or by its file."""
+"""Name of a template, or one of one's own, given as such or by its file."""
 
 
 class PromptedConfig(Frozen):
@@ -194,7 +249,9 @@ class PromptedConfig(Frozen):
 
     prompt: Prompt
     """Name of a prompt template; or one's own as `{file: my-prompt.txt}` or `{text: "..."}`, with `{passage}` and, if
-    wanted, `{title}` and `{budget}` where title, passage and step limit go."""
+    wanted, `{title}` and `{budget}` where title, passage and step limit go. `{file: my-prompt.yaml}` has `instruction`,
+    `text`, `cue` and `examples`, a list of `title`, `passage` and `lines`; `{name: implications, examples:
+    my-examples.yaml}` puts such examples in front of a template."""
 
 
 def prompt_token_ids(tokenizer: Any, prompt: str) -> list[int]:

@@ -32,12 +32,10 @@ _TIE = 1e-9
 class RewardConfig(Frozen):
     """Aggregation of update scores into one reward."""
 
-    metric: Literal["accuracy", "probability", "token_probability", "proxy"] = "probability"
+    metric: Literal["accuracy", "probability", "token_probability"] = "probability"
     """`accuracy`: exact match, in [0, 1]; `probability`: mean probability of the gold answer, in [0, 1], with a lower
     variance between seeds; `token_probability`: mean over questions of the geometric mean of the gold tokens'
-    probabilities, in [0, 1], which still discriminates where long answers have almost no probability; `proxy`: the
-    probability with the self-edit in the context of the frozen student (after Reinforcement-Learned Teachers, arXiv
-    2506.08388), without any update."""
+    probabilities, in [0, 1], which still discriminates where long answers have almost no probability."""
     retention_weight: float = Field(default=0.0, ge=0.0, le=10.0)
     """Penalty per unit of forgetting (drop in retention accuracy), in [0, 10]; 0 ignores forgetting."""
 
@@ -53,7 +51,6 @@ class RewardFailure(StrEnum):
     """The self-edit is longer, or requests more training, than allowed."""
     LEAKED = "leaked"
     """The self-edit contains evaluation questions, and the run rejects these."""
-    PROXY_FAILED = "proxy_failed"
     UPDATE_FAILED = "update_failed"
     CANARY_FAILED = "canary_failed"
     """The update did not change the adapter as expected, or changed the base."""

@@ -34,7 +34,9 @@ def shared_data() -> Callable[..., Path]:
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retry endpoints without waiting long."""
+    """Retry endpoints twice, without waiting long."""
+    monkeypatch.setattr("evaluation.engines.endpoint.RETRIES", 2)
+    monkeypatch.setattr("evaluation.engines.protocol.TIMEOUT", 60.0)
     monkeypatch.setattr("evaluation.engines.endpoint.FIRST_WAIT", 0.01)
 
 

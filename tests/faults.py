@@ -15,7 +15,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
-Fault = Literal["429", "429 for long", "500", "hang", "truncated", "cut", "not json", "empty", "no text", "reset"]
+Fault = Literal[
+    "429", "429 for long", "500", "hang", "truncated", "cut", "not json", "empty", "no text", "reset", "newer limit"
+]
 ALL_PASSING: tuple[Fault, ...] = ("429", "500", "hang", "truncated", "cut", "not json", "empty", "no text", "reset")
 MODEL = "tiny"
 RETRY_AFTER = 0.4
@@ -138,6 +140,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(429, _error("slow down"), {"Retry-After": str(RETRY_AFTER)})
         if seen.fault == "429 for long":
             return self._send(429, _error("come back tomorrow"), {"Retry-After": "86400"})
+        if seen.fault == "newer limit" and "max_tokens" in seen.body:
+            return self._send(400, _error("Unsupported: 'max_tokens'. Use 'max_completion_tokens' instead."))
         if seen.fault == "500":
             return self._send(500, _error("out of order"))
         if seen.fault == "hang":
@@ -206,13 +210,14 @@ class _Handler(BaseHTTPRequestHandler):
             return 404, _error(f"The model `{asked['model']}` does not exist.")
         prompt = asked["prompt"] if "prompt" in asked else asked["messages"][-1]["content"]
         words = len(prompt.split())
-        if words + asked["max_tokens"] > self.faulty.context:
+        most = asked.get("max_tokens") or asked["max_completion_tokens"]
+        if words + most > self.faulty.context:
             return 400, _error(f"This model's maximum context length is {self.faulty.context} tokens.")
         planned = self.faulty.replies
         text = hashlib.sha256(f"{prompt} {asked.get('seed')}".encode()).hexdigest()[:24]
         text = text if planned is None else planned(prompt)
-        used = min(COMPLETION_TOKENS, asked["max_tokens"])
-        ended = "length" if used == asked["max_tokens"] else "stop"
+        used = min(COMPLETION_TOKENS, most)
+        ended = "length" if used == most else "stop"
         choice = {"index": 0, "finish_reason": ended, "text": text, "message": {"role": "assistant", "content": text}}
         usage = {"prompt_tokens": words, "completion_tokens": used, "total_tokens": words + used}
         answer = {"id": "x", "object": "text_completion", "model": MODEL, "choices": [choice]}

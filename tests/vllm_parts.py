@@ -13,7 +13,7 @@ from student.adapters import Adapter
 from student.config import WHOLE_DEPTH, select_layers
 
 needs_vllm = pytest.mark.vllm
-SMALL = VllmOptions(kv_cache_gb=0.2, max_sequences=64)
+SMALL = VllmOptions(kv_cache_gb=0.2)
 
 
 def linear_shapes(model: Any) -> dict[str, tuple[int, int]]:

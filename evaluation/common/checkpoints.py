@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -105,15 +106,51 @@ def is_micro(name: str) -> bool:
     return resolve_model(name) in map(str, MICRO_MODELS.values())
 
 
+def quantization_problem(quantization: str, device: str) -> str:
+    """Return why a base cannot be opened with a quantization, tried on a few numbers; empty if it can."""
+    advice = "allowed here is none; set student.quantization: none"
+    if quantization == "none":
+        return ""
+    if find_spec("bitsandbytes") is None:
+        return f"got {quantization}, which needs bitsandbytes; pip install 'preceptor[nf4]'. Without it, {advice}"
+    try:
+        import torch
+        from bitsandbytes import functional
+
+        some = torch.ones(64, 64, device=device)
+        functional.dequantize_4bit(*functional.quantize_4bit(some, quant_type=quantization))
+    except (ImportError, OSError, AttributeError, RuntimeError, NotImplementedError, AssertionError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        return f"got {quantization}, but bitsandbytes does not run on {device} ({reason}); {advice}"
+    return ""
+
+
+def _in_4_bits(quantization: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Return how transformers opens a model with a quantization that computes in `dtype`; empty for none."""
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "none":
+        return {}
+    options = {"bnb_4bit_quant_type": quantization, "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
+    return {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **options), "device_map": {"": "cpu"}}
+
+
 def load_checkpoint(
-    name: str, *, device: str = "cpu", dtype: torch.dtype | None = None, weights: bool = True
+    name: str,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    weights: bool = True,
+    quantization: str = "none",
 ) -> Checkpoint:
     """Return model (float32 by default) and tokenizer of one of `MICRO_MODELS`, a directory, a GGUF file or a hub name.
 
-    Without `weights` none are read: the model is on torch's device `meta`, and only its layers can be looked at.
+    Without `weights` none are read: the model is on torch's device `meta`, and only its layers can be looked at. With a
+    `quantization` (`nf4`) linear layers but the output head are kept in 4 bits, quantized on the CPU whatever the
+    device, so that a base has one digest.
 
     Raises:
-        ModelError: The checkpoint or device cannot be opened.
+        ModelError: The checkpoint or device cannot be opened, or the quantization does not run on it.
     """
     import torch
     from safetensors import SafetensorError
@@ -122,13 +159,20 @@ def load_checkpoint(
 
     if not sys.stderr.isatty():  # a bar that nobody watches fills logs
         logging.disable_progress_bar()
+    if problem := quantization_problem(quantization, device):
+        raise ModelError(f"model {name!r}: student.quantization: {problem}. Nothing was loaded.")
     place = ready_model(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
         if weights:
+            dtype = dtype or torch.float32
             model, told = AutoModelForCausalLM.from_pretrained(
-                place, dtype=dtype or torch.float32, output_loading_info=True
+                place, dtype=dtype, output_loading_info=True, **_in_4_bits(quantization, dtype)
             )
+            for module in model.modules():
+                # On some CPUs bitsandbytes would swap weights in place for bfloat16 ones that have no gradient.
+                if hasattr(module, "support_avx512bf16_for_cpu"):
+                    module.support_avx512bf16_for_cpu = False
             if lacking := sorted(told["missing_keys"]):  # transformers makes them up
                 raise ValueError(f"its files lack {len(lacking)} weights, such as {lacking[0]}")
         else:

@@ -21,17 +21,22 @@ from pydantic import ConfigDict, Field, model_validator
 
 from evaluation.common.data import Frozen, digest_json
 from evaluation.common.errors import BudgetError, ConfigError, EndpointError
+from evaluation.engines import protocol
 from evaluation.engines.ledger import Charge, EndpointFailure, EndpointReply, Ledger, Limits, Outcome
 from evaluation.engines.protocol import Answer, AnswerReader
 
 if TYPE_CHECKING:
     import httpx
 
+RETRIES = 5
+"""Retries of a request after transient failures."""
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 """Exponential backoff: first and longest wait in seconds."""
 LONGEST_RETRY_AFTER = 120.0
 """Longest `Retry-After` honoured, in seconds; a longer one fails the request."""
 
+_NEWER_LIMIT = "max_completion_tokens"
+"""Field of the token limit that some hosted models demand in place of `max_tokens`, in a reply with status 400."""
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _TEMPLATE_TOKENS = {"completions": 16, "chat": 128}
 """Allowance for tokens that the server adds: BOS, or a chat template with its default system prompt."""
@@ -51,14 +56,8 @@ class EndpointConfig(Frozen):
     """Name of the environment variable with the key; None sends no key."""
     api: Literal["completions", "chat"] = "completions"
     """`completions` continues the prompt; `chat` sends it as a user message, for instruction-tuned models."""
-    token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    """Name of the request field for the token limit; some hosted models accept only the second."""
     concurrency: int = Field(default=8, ge=1, le=256)
     """Concurrent calls, in [1, 256]."""
-    timeout: float = Field(default=120.0, gt=0.0, le=3600.0)
-    """Timeout of a call in seconds, in (0, 3600]."""
-    retries: int = Field(default=5, ge=0, le=20)
-    """Retries of a request after transient failures, in [0, 20]."""
     budget_tokens: int | None = Field(default=None, ge=1)
     """Token budget, prompts and completions together, at least 1; None is unlimited."""
     budget_cost: float | None = Field(default=None, gt=0.0)
@@ -128,24 +127,27 @@ class EndpointRequest:
     """Sampling seed, if the server supports it; None sends none."""
     index: int = 0
     """Distinguishes otherwise equal requests."""
+    stop: str | None = None
+    """Text before which `completions` end; a chat's end with the turn, and some models behind it refuse it."""
 
     def digest(self, config: EndpointConfig) -> str:
         """Return the SHA-256 of the request with the endpoint's address, model and protocol."""
         numbers = {"temperature": float(self.temperature), "top_p": float(self.top_p)}
         server = {"base_url": config.base_url.rstrip("/"), "model": config.model, "api": config.api}
         # Replies are found under the key that they were stored under, in which a schema had a place.
-        return digest_json(asdict(self) | {"schema": None} | numbers | server)
+        content = {name: value for name, value in asdict(self).items() if name != "stop" or value is not None}
+        return digest_json(content | {"schema": None} | numbers | server)
 
     def most(self, config: EndpointConfig) -> Charge:
         """Return an upper bound of the charge of one call."""
         prompt = _TEMPLATE_TOKENS[config.api] + most_tokens(self.prompt)
         return Charge(prompt + self.max_tokens, config.cost(prompt, self.max_tokens))
 
-    def body(self, config: EndpointConfig) -> dict[str, Any]:
+    def body(self, config: EndpointConfig, token_limit: str = "max_tokens") -> dict[str, Any]:
         """Return the request in the endpoint's protocol."""
         body: dict[str, Any] = {
             "model": config.model,
-            config.token_limit: self.max_tokens,
+            token_limit: self.max_tokens,
             # Always sent: servers default to the model's recommended sampling settings.
             "temperature": self.temperature,
             "top_p": self.top_p,
@@ -154,6 +156,7 @@ class EndpointRequest:
             body["messages"] = [{"role": "user", "content": self.prompt}]
         else:
             body["prompt"] = self.prompt
+            body |= {} if self.stop is None else {"stop": [self.stop]}
         if self.seed is not None:
             body["seed"] = self.seed
         return body
@@ -235,7 +238,7 @@ class Endpoint:
 def _client_options(config: EndpointConfig, key: str | None) -> dict[str, Any]:
     """Return the options of an HTTP client; redirects, which could leak the key, stay off."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return {"base_url": config.base_url, "headers": headers, "timeout": config.timeout}
+    return {"base_url": config.base_url, "headers": headers, "timeout": protocol.TIMEOUT}
 
 
 class _Batch:
@@ -248,6 +251,7 @@ class _Batch:
         self._reader = AnswerReader(config, key)
         self._outcomes: dict[str, Outcome] = {}
         self._in_flight = 0
+        self._token_limit = "max_tokens"
         self._error: Exception | None = None
 
     async def run(self) -> dict[str, Outcome]:
@@ -291,7 +295,7 @@ class _Batch:
                     f"{self._ledger.stored()} replies are stored in {str(self._ledger.path)!r}; run the same command "
                     "again to continue."
                 )
-            if not answer.transient or attempt == self._config.retries or answer.wait > LONGEST_RETRY_AFTER:
+            if not answer.transient or attempt == RETRIES or answer.wait > LONGEST_RETRY_AFTER:
                 return answer.outcome
             # Jitter of up to half desynchronises the retries; it affects nothing but timing.
             backoff = min(FIRST_WAIT * 2.0**attempt, LONGEST_WAIT) * random.uniform(0.5, 1.0)
@@ -321,9 +325,12 @@ class _Batch:
         config = self._config
         try:
             # The client's own timeout applies to each read only.
-            async with asyncio.timeout(config.timeout):
+            async with asyncio.timeout(protocol.TIMEOUT):
                 path = "chat/completions" if config.api == "chat" else "completions"
-                response = await client.post(path, json=request.body(config))
+                response = await client.post(path, json=request.body(config, self._token_limit))
+                if response.status_code == 400 and _NEWER_LIMIT in response.text:
+                    self._token_limit = _NEWER_LIMIT
+                    response = await client.post(path, json=request.body(config, self._token_limit))
             answer = self._reader.body(response.raise_for_status().text, request.max_tokens)
         except (httpx.HTTPError, TimeoutError) as error:
             answer = self._reader.error(error)

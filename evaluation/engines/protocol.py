@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from evaluation.engines.endpoint import EndpointConfig
 
+TIMEOUT = 300.0
+"""Longest call in seconds."""
 _DETAIL = 300
 """Maximum length of a detail, in characters."""
 _STOPS = ("", "stop", "eos", "eos_token", "end_turn", "stop_sequence", "end", "complete")
@@ -144,7 +146,7 @@ class AnswerReader:
         # Without a connection nothing was requested; otherwise the server may have done billable work.
         free = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
         if isinstance(error, TimeoutError | httpx.TimeoutException):
-            said = f"no complete answer within {self._config.timeout:g} s"
+            said = f"no complete answer within {TIMEOUT:g} s"
             return self._failure("timeout", said, transient=True, free=free)
         return self._failure("connection", f"{type(error).__name__}: {error}", transient=True, free=free)
 

@@ -46,11 +46,13 @@ MAX_ADAPTERS = 16
 """Adapters in memory at a time, each at full rank; others are swapped."""
 
 
+MAX_SEQUENCES = 256
+"""Concurrent sequences."""
+
+
 class VllmOptions(Frozen):
     """Resources of the engine; they do not affect samples, except for rounding."""
 
-    max_sequences: int = Field(default=256, ge=1, le=4096)
-    """Concurrent sequences, in [1, 4096]."""
     kv_cache_gb: float | None = Field(default=None, gt=0.0, le=1024.0)
     """KV cache in GB (10^9 bytes), in (0, 1024]; None is 1 GB on a CPU, and on a GPU the rest of `gpu_memory_share`."""
     gpu_memory_share: float = Field(default=0.4, gt=0.0, le=1.0)
@@ -86,6 +88,8 @@ class EngineRequest:
     """Per-request seed in [0, 2^63), so that the completion is independent of the batch."""
     end_tokens: Sequence[int] = ()
     """Stop tokens, beside the model's own."""
+    stop: str | None = None
+    """Text that ends the completion, of which it is the last part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,18 +257,19 @@ def _sampling(request: EngineRequest) -> Any:
         seed=request.seed,
         max_tokens=request.max_new_tokens,
         stop_token_ids=list(request.end_tokens),
-        detokenize=False,
+        stop=request.stop,
+        include_stop_str_in_output=True,
+        detokenize=request.stop is not None,
     )
 
 
 def _engine_settings(options: VllmOptions, device: str, max_rank: int | None) -> dict[str, Any]:
-    """Return vLLM's settings for a CPU or a GPU."""
     on_cpu = device == "cpu"
     cache = _CPU_KV_CACHE_GB if options.kv_cache_gb is None and on_cpu else options.kv_cache_gb
     settings: dict[str, Any] = {
         # Compilation took 50 s on two cores without a speed-up.
         "enforce_eager": on_cpu,
-        "max_num_seqs": options.max_sequences,
+        "max_num_seqs": MAX_SEQUENCES,
         "max_model_len": options.max_model_tokens,
         "enable_prefix_caching": True,
         # Chunking rewinds the request's random generator, which a CPU generator cannot do.

@@ -51,8 +51,6 @@ class GateConfig(StatisticsConfig):
     """Maximum loss on each set of retention probes against the frozen baseline, in (0, 1]."""
     touched_margin: float = Field(default=0.1, gt=0.0, le=1.0)
     """Maximum loss against the champion on known questions about the entities of new documents, in (0, 1]."""
-    probes_required: bool = True
-    """Hold without probes."""
 
 
 class GateEvidence(Frozen):
@@ -89,7 +87,6 @@ class GateReport(Frozen):
 
 
 def _measured(evidence: GateEvidence, config: GateConfig) -> tuple[GateCheck, ...]:
-    """Return the checks of completeness, canaries and collapse."""
     return (
         check_scored(evidence.unscored),
         check_canaries(evidence.canaries),
@@ -127,9 +124,7 @@ def _earlier(evidence: GateEvidence, config: GateConfig) -> tuple[GateCheck, ...
 
 
 def _probes(evidence: GateEvidence, config: GateConfig) -> tuple[GateCheck, ...]:
-    """Return one check per set of probes."""
-    if not evidence.probes and not config.probes_required:
-        return (_not_applicable("probes", "None were asked, and none are required."),)
+    """Return one check per set of probes; without any nothing shows that nothing was forgotten, and the gate holds."""
     sets = {f"probes {name}": scores for name, scores in evidence.probes.items()} or {"probes": ()}
     return tuple(check_change(name, scores, -config.probe_margin, config) for name, scores in sets.items())
 

@@ -14,25 +14,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field
 
 from evaluation.common.data import Frozen
-from evaluation.grids.grids import (
-    FLIP,
-    IDENTITY,
-    LONGEST_SIDE,
-    MIRROR,
-    ORIENTATIONS,
-    TRANSPOSE,
-    TURNS,
-    GridPair,
-    Transformation,
-    chain,
-    enlargement,
-    output_spans,
-    random_recolouring,
-    random_shift,
-    tiling,
-    write_grid,
-    write_query,
-)
+from evaluation.grids import grids
 from evaluation.tasks import Expansion, Line
 
 MOST_EXAMPLES = 250
@@ -70,18 +52,18 @@ def augmentations_of(choice: Mapping[str, Any]) -> AugmentationSpec:
     return AugmentationSpec(**{name: v for name, v in choice.items() if name in AugmentationSpec.model_fields})
 
 
-_TWICE = enlargement(2, 2)
-_REFLECTED = (tiling(1, 2, mirrored=True), tiling(2, 1, mirrored=True))
-SIZES = (_TWICE, enlargement(2, 1), enlargement(1, 2))
-CHAINS = tuple(chain(one, _TWICE) for one in (*TURNS, MIRROR, FLIP, TRANSPOSE))
-REPEATS = (tiling(2, 1), tiling(1, 2), tiling(2, 2))
-CHOSEN: Mapping[str, tuple[Transformation, ...]] = {
+_TWICE = grids.enlargement(2, 2)
+_REFLECTED = (grids.tiling(1, 2, mirrored=True), grids.tiling(2, 1, mirrored=True))
+SIZES = (_TWICE, grids.enlargement(2, 1), grids.enlargement(1, 2))
+CHAINS = tuple(grids.chain(one, _TWICE) for one in (*grids.TURNS, grids.MIRROR, grids.FLIP, grids.TRANSPOSE))
+REPEATS = (grids.tiling(2, 1), grids.tiling(1, 2), grids.tiling(2, 2))
+CHOSEN: Mapping[str, tuple[grids.Transformation, ...]] = {
     "none": (),
-    "mirror": (MIRROR,),
-    "flip": (FLIP,),
-    "transpose": (TRANSPOSE,),
-    "turns": TURNS,
-    "all": ORIENTATIONS[1:],
+    "mirror": (grids.MIRROR,),
+    "flip": (grids.FLIP,),
+    "transpose": (grids.TRANSPOSE,),
+    "turns": grids.TURNS,
+    "all": grids.ORIENTATIONS[1:],
 }
 """Additional transformations by `AugmentationSpec.orientations`."""
 
@@ -89,20 +71,20 @@ CHOSEN: Mapping[str, tuple[Transformation, ...]] = {
 class Example(NamedTuple):
     """A training example made of demonstrations."""
 
-    shown: tuple[GridPair, ...]
-    asked: GridPair
+    shown: tuple[grids.GridPair, ...]
+    asked: grids.GridPair
 
 
-def basic(rng: random.Random) -> tuple[Transformation, ...]:
+def basic(rng: random.Random) -> tuple[grids.Transformation, ...]:
     """Return SEAL's eleven basic transformations: turns, flips, four reflections, a random shift, transpose."""
-    reflected = (*_REFLECTED, chain(MIRROR, _REFLECTED[0]), chain(FLIP, _REFLECTED[1]))
-    return (*TURNS, FLIP, MIRROR, *reflected, random_shift(rng), TRANSPOSE)
+    reflected = (*_REFLECTED, grids.chain(grids.MIRROR, _REFLECTED[0]), grids.chain(grids.FLIP, _REFLECTED[1]))
+    return (*grids.TURNS, grids.FLIP, grids.MIRROR, *reflected, grids.random_shift(rng), grids.TRANSPOSE)
 
 
-def transformations_of(spec: AugmentationSpec, rng: random.Random) -> list[Transformation]:
+def transformations_of(spec: AugmentationSpec, rng: random.Random) -> list[grids.Transformation]:
     """Return the distinct transformations of a specification, the identity first."""
     chosen = [
-        IDENTITY,
+        grids.IDENTITY,
         *CHOSEN[spec.orientations],
         *(basic(rng) if spec.use_basic_augmentations else ()),
         *(SIZES if spec.use_size_augmentations else ()),
@@ -119,7 +101,7 @@ def most_examples(spec: AugmentationSpec, demonstrations: int) -> int:
     return min(left_out * shown * (1 + spec.colourings), MOST_EXAMPLES)
 
 
-def leave_out(demonstrations: Sequence[GridPair], count: int) -> Iterator[Example]:
+def leave_out(demonstrations: Sequence[grids.GridPair], count: int) -> Iterator[Example]:
     """Yield the leave-one-out examples, and those that leave out two if `count` is 2 and something is left to show."""
     places = range(len(demonstrations))
     for asked in places:
@@ -130,7 +112,7 @@ def leave_out(demonstrations: Sequence[GridPair], count: int) -> Iterator[Exampl
                 yield Example(tuple(demonstrations[i] for i in others if i != second), demonstrations[asked])
 
 
-def build_examples(demonstrations: Sequence[GridPair], spec: AugmentationSpec, seed: int) -> Expansion:
+def build_examples(demonstrations: Sequence[grids.GridPair], spec: AugmentationSpec, seed: int) -> Expansion:
     """Return the distinct training examples of a task; the note counts dropped ones.
 
     `seed` determines shifts, colours, orders and the sample under the cap.
@@ -142,19 +124,21 @@ def build_examples(demonstrations: Sequence[GridPair], spec: AugmentationSpec, s
     for example, transformation in itertools.product(leave_out(demonstrations, spec.leave_out), transformations):
         made.append(_changed(example, transformation, spec, rng))
         for _ in range(spec.colourings):
-            recoloured = chain(transformation, random_recolouring(rng, keep=keep))
+            recoloured = grids.chain(transformation, grids.random_recolouring(rng, keep=keep))
             made.append(_changed(example, recoloured, spec, rng))
     fitting = [
         example
         for example in made
         if all(
-            max(len(grid), len(grid[0])) <= LONGEST_SIDE
+            max(len(grid), len(grid[0])) <= grids.LONGEST_SIDE
             for pair in (*example.shown, example.asked)
             for grid in (pair.input, pair.output)
         )
     ]
-    queries = ((write_query(example.shown, example.asked.input), example.asked.output) for example in fitting)
-    lines = tuple(dict.fromkeys(Line(query, write_grid(output), output_spans(query)) for query, output in queries))
+    queries = ((grids.write_query(example.shown, example.asked.input), example.asked.output) for example in fitting)
+    lines = tuple(
+        dict.fromkeys(Line(query, grids.write_grid(output), grids.output_spans(query)) for query, output in queries)
+    )
     left_out = max(len(lines) - MOST_EXAMPLES, 0)
     if left_out:
         lines = tuple(lines[i] for i in sorted(rng.sample(range(len(lines)), MOST_EXAMPLES)))
@@ -163,10 +147,12 @@ def build_examples(demonstrations: Sequence[GridPair], spec: AugmentationSpec, s
     return Expansion(lines, f"examples left out: {dropped}" if dropped else "")
 
 
-def _changed(example: Example, transformation: Transformation, spec: AugmentationSpec, rng: random.Random) -> Example:
-    def pair(given: GridPair) -> GridPair:
+def _changed(
+    example: Example, transformation: grids.Transformation, spec: AugmentationSpec, rng: random.Random
+) -> Example:
+    def pair(given: grids.GridPair) -> grids.GridPair:
         # Not validated: oversized grids are counted and dropped later.
-        return GridPair.model_construct(
+        return grids.GridPair.model_construct(
             input=transformation.apply(given.input), output=transformation.apply(given.output)
         )
 

@@ -14,24 +14,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
 from evaluation.common.errors import InputError
+from evaluation.grids import grids
 from evaluation.grids.augmentations import AugmentationSpec, build_examples, most_examples
-from evaluation.grids.grids import (
-    IDENTITY,
-    ORIENTATIONS,
-    CheckedGrid,
-    Grid,
-    GridPair,
-    GridTask,
-    GridTest,
-    Orientation,
-    output_spans,
-    read_grid,
-    read_pairs,
-    vote,
-    write_grid,
-    write_pairs,
-    write_query,
-)
 from evaluation.sources.files import read_json
 from evaluation.sources.rows import LocalData, Refusals, SampledData
 from evaluation.tasks import (
@@ -47,7 +31,9 @@ from evaluation.tasks import (
     split_tasks,
 )
 
-VIEWS: Mapping[str, Orientation] = MappingProxyType({orientation.name: orientation for orientation in ORIENTATIONS})
+VIEWS: Mapping[str, grids.Orientation] = MappingProxyType(
+    {orientation.name: orientation for orientation in grids.ORIENTATIONS}
+)
 """Orientations of queries by name, inverted in the answers."""
 DEMONSTRATIONS = 4
 """Demonstrations per micro-grid task, and assumed per ARC task, which mostly has 2 to 5."""
@@ -67,7 +53,7 @@ class GridData(DataSplit):
     """Grid tasks; a document is a task's demonstrations."""
 
     domain: ClassVar[str] = "grids"
-    views: Views = (IDENTITY.name,)
+    views: Views = (grids.IDENTITY.name,)
     """Orientations under which comparisons ask for each output; the grader `domain` votes over them."""
 
     def draw(self) -> Split:
@@ -76,11 +62,12 @@ class GridData(DataSplit):
 
 
 class ArcData(SampledData, LocalData, GridData):
-    """ARC's JSON: a file of challenges or of one task, or a directory of files of one task."""
+    """ARC's JSON: a file of challenges or of one task, or a directory of files of one task.
+
+    The test outputs of `…challenges.json` are in `…solutions.json` beside it, where there is such a file.
+    """
 
     type: Literal["arc"] = "arc"
-    solutions_path: Path | None = None
-    """File with the test outputs of a file of challenges; None if they are in `path`."""
 
 
 _PROMPT = """\
@@ -120,12 +107,14 @@ class Grids(Domain):
         """Return the tasks; see `Domain.load`."""
         if not isinstance(data, ArcData):
             return data.draw()
-        found = load_arc(data.path, data.solutions_path)
+        beside = data.path.with_name(data.path.name.replace("challenges", "solutions"))
+        found = load_arc(data.path, beside if beside != data.path and beside.expanduser().is_file() else None)
         unknown = [task.id for task in found if any(test.output is None for test in task.tests)]
         if unknown:
             raise InputError(
                 f"{data.path}: the test outputs of {len(unknown)} of {len(found)} tasks are not known, the first is "
-                f"{unknown[0]!r}, so no reward can be given. Name the file of solutions in data.solutions_path."
+                f"{unknown[0]!r}, so no reward can be given. Put their solutions into a file beside it with "
+                "`solutions` in place of `challenges` in its name."
             )
         tasks = [as_task(task, data.views) for task in data.sample(found)]
         return split_tasks(
@@ -134,10 +123,10 @@ class Grids(Domain):
 
     def expand(self, task: KnowledgeTask, edit: Edit, seed: int) -> Expansion:
         """Return the examples of a specification, if any, followed by the edit's own lines."""
-        written = tuple(line._replace(outputs=output_spans(line.text)) for line in lines_of(edit))
+        written = tuple(line._replace(outputs=grids.output_spans(line.text)) for line in lines_of(edit))
         if edit.augmentations is None and edit.training is None:
             return Expansion(written)
-        examples = build_examples(read_pairs(task.document.text), edit.augmentations or AugmentationSpec(), seed)
+        examples = build_examples(grids.read_pairs(task.document.text), edit.augmentations or AugmentationSpec(), seed)
         return examples._replace(lines=(*examples.lines, *written))
 
     def count_lines(self, data: GridData, augmentations: AugmentationSpec | None) -> int:
@@ -153,7 +142,7 @@ class Grids(Domain):
         correct: list[bool] = []
         for start in range(0, len(questions), views):
             asked, written = questions[start:][:views], answers[start:][:views]
-            attempts = vote([_inverted(text, q.phrasing) for q, text in zip(asked, written, strict=True)])
+            attempts = grids.vote([_inverted(text, q.phrasing) for q, text in zip(asked, written, strict=True)])
             correct += [_inverted(asked[0].answer, asked[0].phrasing) in attempts] * views
         return tuple(correct)
 
@@ -167,7 +156,9 @@ class Grids(Domain):
             )
 
 
-def as_task(task: GridTask, views: Sequence[str] = (IDENTITY.name,), rewarded: int | None = None) -> KnowledgeTask:
+def as_task(
+    task: grids.GridTask, views: Sequence[str] = (grids.IDENTITY.name,), rewarded: int | None = None
+) -> KnowledgeTask:
     """Return a grid task with known outputs as a document with questions.
 
     The first `rewarded` tests are for rewards, the others, under each of `views`, for comparisons; None uses all for
@@ -176,11 +167,11 @@ def as_task(task: GridTask, views: Sequence[str] = (IDENTITY.name,), rewarded: i
     return KnowledgeTask(
         document=Document(
             id=task.id,
-            text=write_pairs(task.demonstrations),
+            text=grids.write_pairs(task.demonstrations),
             source=task.source,
             entities=(f"family {task.family}",) if task.family else (),
         ),
-        questions=tuple(_question(task, test, IDENTITY) for test in task.tests[:rewarded]),
+        questions=tuple(_question(task, test, grids.IDENTITY) for test in task.tests[:rewarded]),
         held_out_questions=tuple(
             _question(task, test, VIEWS[name]) for test in task.tests[rewarded or 0 :] for name in views
         ),
@@ -189,36 +180,37 @@ def as_task(task: GridTask, views: Sequence[str] = (IDENTITY.name,), rewarded: i
     )
 
 
-def _question(task: GridTask, test: GridTest, view: Orientation) -> Question:
+def _question(task: grids.GridTask, test: grids.GridTest, view: grids.Orientation) -> Question:
     assert test.output is not None
-    shown = [GridPair(input=view.apply(p.input), output=view.apply(p.output)) for p in task.demonstrations]
+    shown = [grids.GridPair(input=view.apply(p.input), output=view.apply(p.output)) for p in task.demonstrations]
     return Question(
-        question=write_query(shown, view.apply(test.input)),
-        answer=write_grid(view.apply(test.output)),
+        question=grids.write_query(shown, view.apply(test.input)),
+        answer=grids.write_grid(view.apply(test.output)),
         phrasing=view.name,
+        paraphrases=(),
     )
 
 
-def _inverted(text: str, view: str) -> Grid | None:
-    grid = read_grid(text)
+def _inverted(text: str, view: str) -> grids.Grid | None:
+    grid = grids.read_grid(text)
     return None if grid is None else VIEWS[view].undo(grid)
 
 
-class _Test(GridTest):
+class _Test(grids.GridTest):
     model_config = ConfigDict(extra="ignore")
 
 
 class _Task(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
-    train: list[GridPair] = Field(min_length=1)
+    train: list[grids.GridPair] = Field(min_length=1)
     test: list[_Test] = Field(min_length=1)
 
 
-_SOLUTIONS = TypeAdapter(dict[str, list[CheckedGrid]])
+_SOLUTIONS = TypeAdapter(dict[str, list[grids.CheckedGrid]])
 
 
-def load_arc(path: Path, solutions: Path | None = None) -> tuple[GridTask, ...]:
+def load_arc(path: Path, solutions: Path | None = None) -> tuple[grids.GridTask, ...]:
     """Return the tasks of ARC's JSON in file order, or by file name for a directory; files may be gzipped.
 
     - Challenges: `{id: {"train": [{"input", "output"}], "test": [{"input"}]}}`.
@@ -233,7 +225,9 @@ def load_arc(path: Path, solutions: Path | None = None) -> tuple[GridTask, ...]:
     refusals, tasks = Refusals(str(path)), {}
     for name, source, raw in _raw_tasks(path, refusals):
         if task := refusals.parse(name, raw, _Task):
-            tasks[name] = GridTask(id=name, demonstrations=tuple(task.train), tests=tuple(task.test), source=source)
+            tasks[name] = grids.GridTask(
+                id=name, demonstrations=tuple(task.train), tests=tuple(task.test), source=source
+            )
     refusals.check()
     if not tasks:
         raise InputError(f"{path}: holds no task. Give a file of challenges, or a directory of task files '*.json'.")
@@ -262,7 +256,7 @@ def _stem(path: Path) -> str:
     return path.name.removesuffix(".gz").removesuffix(".json")
 
 
-def _solved(tasks: Mapping[str, GridTask], path: Path) -> tuple[GridTask, ...]:
+def _solved(tasks: Mapping[str, grids.GridTask], path: Path) -> tuple[grids.GridTask, ...]:
     """Return the tasks with the outputs of a solutions file; refuse missing, surplus and contradictory ones."""
     refusals = Refusals(str(path))
     outputs = refusals.parse_whole(_SOLUTIONS, read_json(path)) or {}
@@ -275,9 +269,9 @@ def _solved(tasks: Mapping[str, GridTask], path: Path) -> tuple[GridTask, ...]:
             refusals.refuse(name, "contradicts the outputs in the challenge")
     refusals.check()
 
-    def solved(task: GridTask) -> GridTask:
+    def solved(task: grids.GridTask) -> grids.GridTask:
         pairs = zip(task.tests, outputs[task.id], strict=True)
-        tests = tuple(GridTest(input=test.input, output=output) for test, output in pairs)
+        tests = tuple(grids.GridTest(input=test.input, output=output) for test, output in pairs)
         return task.model_copy(update={"tests": tests})
 
     return tuple(map(solved, tasks.values()))

@@ -14,33 +14,16 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from evaluation.common.checkpoints import Checkpoint, load_checkpoint
 from evaluation.exact_match import AnswerFormat
 from evaluation.grids.domain import as_task
 from evaluation.grids.grids import INPUT, OUTPUT, Grid, GridPair, GridTask, write_grid, write_pairs
-from evaluation.microgrids.world import (
-    ADAPTED,
-    BACKGROUNDS,
-    FAMILIES,
-    PRETRAINED,
-    SPACE,
-    UNSEEN,
-    Kind,
-    draw_grid,
-    draw_rule,
-    draw_spec,
-    draw_tasks,
-    kind_of,
-    steps_of,
-)
+from evaluation.microgrids import world
 from evaluation.microworld.build import Check, accuracy, sampled
 from evaluation.microworld.pretraining import Batch, Shape, batch_of, build_model, tokenizer_of, train
 from evaluation.tasks import specifications
-
-if TYPE_CHECKING:
-    pass
 
 GridRole = Literal["grid-student", "grid-teacher"]
 GRID_ROLES: tuple[GridRole, ...] = get_args(GridRole)
@@ -89,7 +72,9 @@ class Phase(NamedTuple):
 SHAPE = Shape(hidden=64, layers=4, intermediate=192, rope_theta=200.0, heads=4)
 """0.30 million parameters; with a RoPE base of 10,000 the rules took five times the steps to learn."""
 READ = tuple(
-    dict.fromkeys((*PRETRAINED, *ADAPTED, "turn-180", "flip", "shift-left", "fall-left", "repaint+shift-right"))
+    dict.fromkeys(
+        (*world.PRETRAINED, *world.ADAPTED, "turn-180", "flip", "shift-left", "fall-left", "repaint+shift-right")
+    )
 )
 """Families that a teacher learns to name, none of them `UNSEEN`."""
 
@@ -97,10 +82,10 @@ READ = tuple(
 def stages(role: GridRole) -> list[list[Phase]]:
     """Return the pretraining of a model; the teacher's begins with the student's."""
     student = [
-        [Phase(500, 96, (1,), {"given": 1.0}, PRETRAINED)],
-        [Phase(2000, 48, (4,), {"given": 0.2, "inferred": 0.8}, PRETRAINED, decay=0.1)],
+        [Phase(500, 96, (1,), {"given": 1.0}, world.PRETRAINED)],
+        [Phase(2000, 48, (4,), {"given": 0.2, "inferred": 0.8}, world.PRETRAINED, decay=0.1)],
         # Five pairs, the length of a task's query: on texts longer than in pretraining accuracy was .13 instead of 1.0.
-        [Phase(500, 40, (5,), {"given": 0.1, "inferred": 0.9}, PRETRAINED, decay=0.6, peak=0.5)],
+        [Phase(500, 40, (5,), {"given": 0.1, "inferred": 0.9}, world.PRETRAINED, decay=0.6, peak=0.5)],
     ]
     teacher = [Phase(1400, 40, (4,), {"given": 0.1, "inferred": 0.1, "named": 0.8}, READ)]
     return student if role == "grid-student" else [*student, teacher]
@@ -108,10 +93,10 @@ def stages(role: GridRole) -> list[list[Phase]]:
 
 def draw_text(rng: random.Random, family: str, exercise: Exercise, pairs: int) -> Pieces:
     """Return an exercise on a random rule; the first output has full loss weight only if the rule is given."""
-    rule, background = draw_rule(rng, family), rng.choice(BACKGROUNDS)
+    rule, background = world.draw_rule(rng, family), rng.choice(world.BACKGROUNDS)
     grids: list[Grid] = []
     while len(grids) < pairs:
-        grid = draw_grid(rng, background)
+        grid = world.draw_grid(rng, background)
         if grids or rule.apply(grid) != grid:  # the first pair shows a change
             grids.append(grid)
     drawn = [GridPair.model_construct(input=grid, output=rule.apply(grid)) for grid in grids]
@@ -123,13 +108,13 @@ def draw_text(rng: random.Random, family: str, exercise: Exercise, pairs: int) -
     if exercise == "named":
         budget = rng.choice(_BUDGETS)
         pieces.append((teacher_prompt(drawn, budget).removeprefix(write_pairs(drawn)), REST))
-        pieces += [(rule_name(family), _NAME), ("\n", _END), (json.dumps(draw_spec(rng, pairs, budget)), _END)]
+        pieces += [(rule_name(family), _NAME), ("\n", _END), (json.dumps(world.draw_spec(rng, pairs, budget)), _END)]
     return pieces
 
 
 def rule_name(family: str) -> str:
     """Return a teacher's name of a family, such as `places: shift-up`; of unseen families it can infer the subject."""
-    return f"{kind_of(family)}: {family}"
+    return f"{world.kind_of(family)}: {family}"
 
 
 def teacher_prompt(pairs: Sequence[GridPair], budget: int | None) -> str:
@@ -158,12 +143,12 @@ def build_tokenizer() -> Any:
     """
     from tokenizers import Regex, pre_tokenizers
 
-    rule_words = {word for family in FAMILIES for word in _WORD.findall(family)}
-    kinds = {f"{kind}: " for kind in get_args(Kind)}
-    last = len(SPACE) - 1
+    rule_words = {word for family in world.FAMILIES for word in _WORD.findall(family)}
+    kinds = {f"{kind}: " for kind in get_args(world.Kind)}
+    last = len(world.SPACE) - 1
     choices = {  # one piece per value of each field
         f"{'{' if place == 0 else ', '}{json.dumps(name)}: {json.dumps(value)}{'}' if place == last else ''}"
-        for place, (name, values) in enumerate(SPACE.items())
+        for place, (name, values) in enumerate(world.SPACE.items())
         for value in values
     }
     pieces = sorted({*_HEADINGS, *rule_words, *kinds, *choices}, key=lambda piece: (-len(piece), piece))
@@ -248,7 +233,7 @@ def run_checks(directory: Path, roles: Sequence[GridRole] = GRID_ROLES) -> list[
 
 
 def _tasks(families: Sequence[str]) -> tuple[GridTask, ...]:
-    return draw_tasks("checks", families, _TASKS * len(families), _SEED, tests=8)
+    return world.draw_tasks("checks", families, _TASKS * len(families), _SEED, tests=8)
 
 
 def _student_checks(student: Checkpoint) -> list[Check]:
@@ -257,8 +242,8 @@ def _student_checks(student: Checkpoint) -> list[Check]:
         return accuracy(student, questions, AnswerFormat(prompt="{question}", joiner=""))
 
     return [
-        Check("grid student accuracy: rules of pretrained families", solved(PRETRAINED), 0.8, 1.0),
-        Check("grid student accuracy: rules of unseen families", solved(UNSEEN), 0.0, 0.15),
+        Check("grid student accuracy: rules of pretrained families", solved(world.PRETRAINED), 0.8, 1.0),
+        Check("grid student accuracy: rules of unseen families", solved(world.UNSEEN), 0.0, 0.15),
     ]
 
 
@@ -270,7 +255,7 @@ def _teacher_checks(teacher: Checkpoint) -> list[Check]:
         parts = (text.partition("\n") for text in texts)
         return [(task.family, name, rest) for task, (name, _, rest) in zip(tasks, parts, strict=True)]
 
-    read, unseen = written(READ), written(UNSEEN)
+    read, unseen = written(READ), written(world.UNSEEN)
     specs = [spec for *_, text in (*read, *unseen) if (spec := _spec_of(text)) is not None]
     valid = len(specs) / (len(read) + len(unseen))
     named = sum(name == rule_name(family) for family, name, _ in read) / len(read)
@@ -287,8 +272,8 @@ def _spec_of(text: str) -> dict[str, Any] | None:
         spec = json.loads(text)
     except ValueError:
         return None
-    known = isinstance(spec, dict) and list(spec) == list(SPACE)
-    return spec if known and all(spec[name] in values for name, values in SPACE.items()) else None
+    known = isinstance(spec, dict) and list(spec) == list(world.SPACE)
+    return spec if known and all(spec[name] in values for name, values in world.SPACE.items()) else None
 
 
 def _evenness(specs: Sequence[Mapping[str, Any]]) -> float:
@@ -298,5 +283,5 @@ def _evenness(specs: Sequence[Mapping[str, Any]]) -> float:
     def of(choices: Sequence[Mapping[str, Any]], name: str) -> float:
         return float(entropy(list(Counter(choice[name] for choice in choices).values())))
 
-    allowed = [choice for choice in specifications(SPACE) if steps_of(choice, _DEMONSTRATIONS) <= _BUDGET]
-    return min(of(specs, name) / of(allowed, name) for name in SPACE) if specs else 0.0
+    allowed = [choice for choice in specifications(world.SPACE) if world.steps_of(choice, _DEMONSTRATIONS) <= _BUDGET]
+    return min(of(specs, name) / of(allowed, name) for name in world.SPACE) if specs else 0.0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from evaluation.common.checkpoints import Checkpoint, load_checkpoint
 from evaluation.exact_match import AnswerFormat, score_answers
+from evaluation.microworld import world
 from evaluation.microworld.pretraining import Batch, Shape, batch_of, build_model, sharpen, tokenizer_of, train
 from evaluation.microworld.texts import (
     ALTERED,
@@ -24,19 +25,6 @@ from evaluation.microworld.texts import (
     student_readings,
     teacher_edits,
     teacher_prompt,
-)
-from evaluation.microworld.world import (
-    ATTRIBUTES,
-    FILLERS,
-    OPENINGS,
-    PHRASINGS,
-    WORDS,
-    Fact,
-    Pool,
-    WorldDocument,
-    ask,
-    draw_documents,
-    known_facts,
 )
 from evaluation.tasks import Question
 
@@ -84,12 +72,12 @@ def build_tokenizer() -> Any:
 
 def _world_texts() -> list[str]:
     """Return texts that contain every word of the world in every possible position."""
-    sentences = [_FRAME, *FILLERS, *itertools.chain(*OPENINGS.values())]
-    for attributes in ATTRIBUTES.values():
+    sentences = [_FRAME, *world.FILLERS, *itertools.chain(*world.OPENINGS.values())]
+    for attributes in world.ATTRIBUTES.values():
         for forms in attributes.values():
             sentences += [*forms.passage, *forms.statements, forms.anonymous, *forms.questions]
     texts = [text.format(name="x", value="x") if "{" in text else text for text in sentences]
-    return [*texts, *(f"- {text}" for text in texts), *WORDS]
+    return [*texts, *(f"- {text}" for text in texts), *world.WORDS]
 
 
 def content_tokens(tokenizer: Any) -> Tensor:
@@ -97,7 +85,7 @@ def content_tokens(tokenizer: Any) -> Tensor:
     import torch
 
     content = torch.zeros(len(tokenizer), dtype=torch.bool)
-    content[tokenizer.convert_tokens_to_ids([f"Ġ{word}" for word in WORDS])] = True
+    content[tokenizer.convert_tokens_to_ids([f"Ġ{word}" for word in world.WORDS])] = True
     return content
 
 
@@ -147,7 +135,7 @@ def pretrain(model: Any, tokenizer: Any, phases: Sequence[Phase], *, report: Cal
     train(model, [optimizer], steps(), total, report)
 
 
-def _looking_up(seed: int, pool: Pool) -> list[Phase]:
+def _looking_up(seed: int, pool: world.Pool) -> list[Phase]:
     """Return the first phases of both models: copying, then looking up values by name."""
     copying = repeated_words(seed)
 
@@ -230,7 +218,7 @@ class Check(NamedTuple):
 
 def run_checks(directory: Path, roles: Sequence[Role] = SHIPPED) -> list[Check]:
     """Measure and return the checks of the models in `directory / role`; ModelError if one cannot be opened."""
-    documents = draw_documents("development", _DOCUMENTS, _SEED)
+    documents = world.draw_documents("development", _DOCUMENTS, _SEED)
     checks: list[Check] = []
     for role in roles:
         model = load_checkpoint(str(directory / role))
@@ -262,25 +250,27 @@ def accuracy(model: Checkpoint, questions: Sequence[Question], answer_format: An
     return sum(score.exact for score in scores) / len(scores)
 
 
-def _in_context(model: Checkpoint, documents: Sequence[WorldDocument], prompt: Callable[[str], str]) -> float:
+def _in_context(model: Checkpoint, documents: Sequence[world.WorldDocument], prompt: Callable[[str], str]) -> float:
     """Return the mean accuracy on documents with `prompt` of their passage before the answer."""
     values = [
         accuracy(
-            model, [ask(f, PHRASINGS[0]) for f in d.sheet.facts], AnswerFormat(prompt=prompt(d.task.document.text))
+            model,
+            [world.ask(f, world.PHRASINGS[0]) for f in d.sheet.facts],
+            AnswerFormat(prompt=prompt(d.task.document.text)),
         )
         for d in documents
     ]
     return sum(values) / len(values)
 
 
-def _student_checks(student: Checkpoint, documents: Sequence[WorldDocument], *, reads: bool) -> list[Check]:
+def _student_checks(student: Checkpoint, documents: Sequence[world.WorldDocument], *, reads: bool) -> list[Check]:
     rng = random.Random(_SEED)
-    questioned, prose_only = (rng.sample(facts, min(_FACTS, len(facts))) for facts in known_facts())
+    questioned, prose_only = (rng.sample(facts, min(_FACTS, len(facts))) for facts in world.known_facts())
     new = [fact for document in documents for fact in document.sheet.facts]
-    asked, _, held_out, unseen = PHRASINGS
+    asked, _, held_out, unseen = world.PHRASINGS
 
-    def check(what: str, facts: Sequence[Fact], phrasing: str, low: float, high: float = 1.0) -> Check:
-        value = accuracy(student, [ask(fact, phrasing) for fact in facts], AnswerFormat())
+    def check(what: str, facts: Sequence[world.Fact], phrasing: str, low: float, high: float = 1.0) -> Check:
+        value = accuracy(student, [world.ask(fact, phrasing) for fact in facts], AnswerFormat())
         return Check(f"student accuracy: {what}", value, low, high)
 
     checks = [
@@ -296,7 +286,7 @@ def _student_checks(student: Checkpoint, documents: Sequence[WorldDocument], *, 
     return checks
 
 
-def _teacher_checks(teacher: Checkpoint, documents: Sequence[WorldDocument]) -> list[Check]:
+def _teacher_checks(teacher: Checkpoint, documents: Sequence[world.WorldDocument]) -> list[Check]:
     def prompt(text: str) -> str:
         return f"{teacher_prompt(text, 'self-qa')}- Question: {{question}} Answer:"
 
@@ -317,7 +307,7 @@ def _teacher_checks(teacher: Checkpoint, documents: Sequence[WorldDocument]) -> 
     ]
 
 
-def _written(teacher: Checkpoint, documents: Sequence[WorldDocument]) -> tuple[Counter[LineKind], float]:
+def _written(teacher: Checkpoint, documents: Sequence[world.WorldDocument]) -> tuple[Counter[LineKind], float]:
     """Count a teacher's lines by kind, and return the share of named lines whose name is in the passage."""
     of_texts = [document for document in documents for _ in range(_EDITS)]
     prompts = [teacher_prompt(document.task.document.text, "implications") for document in of_texts]

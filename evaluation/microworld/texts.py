@@ -14,24 +14,7 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import NamedTuple
 
-from evaluation.microworld.world import (
-    ATTRIBUTES,
-    ENTITIES_PER_DOCUMENT,
-    ENTITY_KINDS,
-    FILLERS,
-    PHRASINGS,
-    VALUES,
-    WORDS,
-    EntityKind,
-    Pool,
-    Sheet,
-    ask,
-    draw_sheet,
-    known_facts,
-    name_pools,
-    take_names,
-    write_passage,
-)
+from evaluation.microworld import world
 
 
 class LineKind(StrEnum):
@@ -74,21 +57,21 @@ LINES_PER_EDIT = (4, 9)
 """Minimum and maximum lines of an edit in the teacher's pretraining."""
 
 
-def write_line(rng: random.Random, sheet: Sheet, mixture: str, *, clean: bool = False) -> str:
+def write_line(rng: random.Random, sheet: world.Sheet, mixture: str, *, clean: bool = False) -> str:
     """Return an edit line drawn from `MIXTURES[mixture]`; `clean` restricts it to true kinds with a name."""
     shares = MIXTURES[mixture]
     if clean:
         shares = {kind: share for kind, share in shares.items() if kind in ("statement", "question", "copy")}
     kind = rng.choices(list(shares), list(shares.values()))[0]
     if kind == "filler":
-        return rng.choice(FILLERS)
+        return rng.choice(world.FILLERS)
     fact = rng.choice(sheet.facts)
     if kind == "anonymous":
         return fact.words.anonymous.format(value=fact.value)
     form = kind
     if kind in ALTERED:
         others = {f.value for f in sheet.facts if f.attribute == fact.attribute} - {fact.value}
-        absent = sorted(set(VALUES[fact.words.values]) - others - {fact.value})
+        absent = sorted(set(world.VALUES[fact.words.values]) - others - {fact.value})
         fact = fact._replace(value=rng.choice(sorted(others) if kind == "swapped" else absent))
         form = rng.choice([name for name in ("statement", "question") if name in shares])
     if form == "question":
@@ -99,7 +82,12 @@ def write_line(rng: random.Random, sheet: Sheet, mixture: str, *, clean: bool = 
 
 
 def write_edit(
-    rng: random.Random, sheet: Sheet, mixture: str, *, clean: bool = False, length: tuple[int, int] = LINES_PER_EDIT
+    rng: random.Random,
+    sheet: world.Sheet,
+    mixture: str,
+    *,
+    clean: bool = False,
+    length: tuple[int, int] = LINES_PER_EDIT,
 ) -> str:
     """Return an edit of the teacher's pretraining: independent lines, their number drawn from the range `length`."""
     lines = [write_line(rng, sheet, mixture, clean=clean) for _ in range(rng.randint(*length))]
@@ -116,10 +104,10 @@ class ClassifiedLine(NamedTuple):
 
 
 @lru_cache(maxsize=8)
-def _patterns(entity_kind: EntityKind) -> tuple[tuple[re.Pattern[str], LineKind, str], ...]:
+def _patterns(entity_kind: world.EntityKind) -> tuple[tuple[re.Pattern[str], LineKind, str], ...]:
     """Return the regular expression, kind of line and attribute of each sentence form."""
     patterns = []
-    for attribute, words in ATTRIBUTES[entity_kind].items():
+    for attribute, words in world.ATTRIBUTES[entity_kind].items():
         forms = [(form, LineKind.STATEMENT) for form in words.statements]
         forms += [(form, LineKind.COPY) for form in words.passage]
         forms += [(f"Question: {q} Answer: {{value}}", LineKind.QUESTION) for q in words.questions]
@@ -130,10 +118,10 @@ def _patterns(entity_kind: EntityKind) -> tuple[tuple[re.Pattern[str], LineKind,
     return tuple(patterns)
 
 
-def classify_line(line: str, sheet: Sheet) -> ClassifiedLine:
+def classify_line(line: str, sheet: world.Sheet) -> ClassifiedLine:
     """Classify an edit line without its list marker; a pair is written "Question: ... Answer: ..."."""
     text = " ".join(line.split())
-    if text in FILLERS:
+    if text in world.FILLERS:
         return ClassifiedLine(LineKind.FILLER)
     for regex, kind, attribute in _patterns(sheet.kind):
         if (match := regex.fullmatch(text)) is None:
@@ -148,25 +136,13 @@ def classify_line(line: str, sheet: Sheet) -> ClassifiedLine:
     return ClassifiedLine(LineKind.BROKEN)
 
 
-def oracle_lines(sheet: Sheet) -> tuple[tuple[str, str | None], ...]:
+def oracle_lines(sheet: world.Sheet) -> tuple[tuple[str, str | None], ...]:
     """Return two (text, answer) lines per fact: its question in the first phrasing, and a statement without answer."""
-    facts = ((ask(f, PHRASINGS[0]), f.words.statements[0].format(name=f.name, value=f.value)) for f in sheet.facts)
+    facts = (
+        (world.ask(f, world.PHRASINGS[0]), f.words.statements[0].format(name=f.name, value=f.value))
+        for f in sheet.facts
+    )
     return tuple(line for qa, statement in facts for line in ((qa.question, qa.answer), (statement, None)))
-
-
-def sheet_swaps(sheet: Sheet) -> dict[str, str]:
-    """Map each value of a document to another entity's value of the same attribute, rotating them.
-
-    Every true line becomes false with a value of the right class; attributes of a single entity are omitted. The only
-    sentence containing a value as an ordinary word is "What mark does ... bear?", whose ending maps to itself.
-    """
-    swaps: dict[str, str] = {}
-    for attribute in dict.fromkeys(fact.attribute for fact in sheet.facts):
-        values = [fact.value for fact in sheet.facts if fact.attribute == attribute]
-        if len(values) > 1:
-            swaps |= dict(zip(values, values[1:] + values[:1], strict=True))
-    endings = {question.split()[-1] for words in ATTRIBUTES[sheet.kind].values() for question in words.questions}
-    return swaps | {ending: ending for ending in sorted(endings) if ending.removesuffix("?") in swaps}
 
 
 class Text(NamedTuple):
@@ -186,14 +162,14 @@ def repeated_words(seed: int) -> Iterator[Text]:
     """
     rng = random.Random(f"repeated-words:{seed}")
     while True:
-        listed = " ".join(rng.sample(WORDS, rng.randint(4, 16)))
+        listed = " ".join(rng.sample(world.WORDS, rng.randint(4, 16)))
         yield Text(listed, f" {listed}")
 
 
 def student_lines(seed: int) -> Iterator[Text]:
     """Yield statements, and questions with answers, about known entities."""
     rng = random.Random(f"student-lines:{seed}")
-    questioned, prose_only = known_facts()
+    questioned, prose_only = world.known_facts()
     while True:
         if rng.random() < 0.3:
             fact = rng.choice(questioned)
@@ -205,26 +181,26 @@ def student_lines(seed: int) -> Iterator[Text]:
             yield Text("", rng.choice(fact.words.statements).format(name=fact.name, value=fact.value))
 
 
-def _invented_sheet(rng: random.Random, pool: Pool, entities: int, attributes: int) -> Sheet:
+def _invented_sheet(rng: random.Random, pool: world.Pool, entities: int, attributes: int) -> world.Sheet:
     """Return a sheet of newly drawn facts about random names of `pool`."""
-    kind = rng.choice(ENTITY_KINDS)
-    names = take_names(rng.sample(name_pools()[kind, pool], 4 * entities), entities)
-    return draw_sheet(rng, names, kind, attributes=attributes)
+    kind = rng.choice(world.ENTITY_KINDS)
+    names = world.take_names(rng.sample(world.name_pools()[kind, pool], 4 * entities), entities)
+    return world.draw_sheet(rng, names, kind, attributes=attributes)
 
 
 def student_readings(seed: int, *, questions: int = 4) -> Iterator[Text]:
     """Yield reading exercises: a passage about one to four entities, then up to `questions` questions on it."""
-    rng = random.Random(f"student-readings:{seed}:{ENTITIES_PER_DOCUMENT}:{questions}")
+    rng = random.Random(f"student-readings:{seed}:{world.ENTITIES_PER_DOCUMENT}:{questions}")
     while True:
-        sheet = _invented_sheet(rng, "context", rng.randint(1, ENTITIES_PER_DOCUMENT), rng.randint(1, 2))
+        sheet = _invented_sheet(rng, "context", rng.randint(1, world.ENTITIES_PER_DOCUMENT), rng.randint(1, 2))
         asked = []
         for fact in rng.sample(sheet.facts, min(questions, len(sheet.facts))):
             question = rng.choice(fact.words.questions[:3]).format(name=fact.name)
             asked.append(f"Question: {question}\nAnswer: {fact.value}")
-        yield Text(f"Passage: {write_passage(rng, sheet)}", "\n" + "\n".join(asked))
+        yield Text(f"Passage: {world.write_passage(rng, sheet)}", "\n" + "\n".join(asked))
 
 
-def bound_values(seed: int, pool: Pool, *, largest: int, attributes: int) -> Iterator[Text]:
+def bound_values(seed: int, pool: world.Pool, *, largest: int, attributes: int) -> Iterator[Text]:
     """Yield passages followed by their facts in another order, name before value.
 
     The shortest text from which look-up by name is learned: 100 steps with one attribute took accuracy from chance to
@@ -236,7 +212,7 @@ def bound_values(seed: int, pool: Pool, *, largest: int, attributes: int) -> Ite
         sheet = _invented_sheet(rng, pool, rng.randint(1, largest), rng.randint(1, attributes))
         shuffled = rng.sample(sheet.facts, len(sheet.facts))
         listed = (f"{f.name}{f' {f.words.values}' if attributes > 1 else ''} {f.value}." for f in shuffled)
-        yield Text(write_passage(rng, sheet), " " + " ".join(listed))
+        yield Text(world.write_passage(rng, sheet), " " + " ".join(listed))
 
 
 def teacher_prompt(passage: str, mixture: str) -> str:
@@ -246,10 +222,10 @@ def teacher_prompt(passage: str, mixture: str) -> str:
 
 def teacher_edits(seed: int, *, clean: bool, length: tuple[int, int] = LINES_PER_EDIT) -> Iterator[Text]:
     """Yield teacher prompts with edits; `clean` restricts the lines to true ones with a name."""
-    rng = random.Random(f"teacher-edits:{seed}:{clean}:{ENTITIES_PER_DOCUMENT}:{length}")
+    rng = random.Random(f"teacher-edits:{seed}:{clean}:{world.ENTITIES_PER_DOCUMENT}:{length}")
     while True:
-        entities = rng.randint(1, ENTITIES_PER_DOCUMENT) if clean else ENTITIES_PER_DOCUMENT
+        entities = rng.randint(1, world.ENTITIES_PER_DOCUMENT) if clean else world.ENTITIES_PER_DOCUMENT
         sheet = _invented_sheet(rng, "teacher", entities, rng.randint(1, 2) if clean else 2)
         mixture = rng.choices(list(MIXTURES), [0.5, 0.25, 0.25])[0]
-        passage = write_passage(rng, sheet)
+        passage = world.write_passage(rng, sheet)
         yield Text(teacher_prompt(passage, mixture), write_edit(rng, sheet, mixture, clean=clean, length=length))

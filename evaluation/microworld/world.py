@@ -169,9 +169,10 @@ def write_passage(rng: random.Random, sheet: Sheet) -> str:
 
 
 def ask(fact: Fact, phrasing: str) -> Question:
-    """Return the question about `fact` in one of `PHRASINGS`."""
-    template = fact.words.questions[PHRASINGS.index(phrasing)]
-    return Question(question=template.format(name=fact.name), answer=fact.value, phrasing=phrasing)
+    """Return the question about `fact` in one of `PHRASINGS`; the others are its paraphrases."""
+    texts = dict(zip(PHRASINGS, (template.format(name=fact.name) for template in fact.words.questions), strict=True))
+    asked = texts.pop(phrasing)
+    return Question(question=asked, answer=fact.value, phrasing=phrasing, paraphrases=tuple(texts.values()))
 
 
 class WorldDocument(NamedTuple):

@@ -58,6 +58,8 @@ _BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parq
 _MOST_KEYS = 5
 """Repeated keys that a message names."""
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+_INSTALLED = Path(__file__).resolve().parents[2]
+"""Where files that ship lie, such as `configs/examples/real/passages.jsonl`."""
 
 
 class JsonLinesData(LocalData):
@@ -139,13 +141,14 @@ class JsonSyntaxError(ValueError):
 
 
 def read_data_file(path: Path, field: str = "data.path") -> bytes:
-    """Return a file's content (see `in_utf8`), decompressed if it is gzip.
+    """Return a file's content (see `in_utf8`), decompressed if it is gzip; of a shipped one where there is no other.
 
     Raises:
         InputError: The file named by a `field` of the configuration cannot be read, is empty or damaged.
     """
     try:
-        content = path.expanduser().read_bytes()
+        file = path.expanduser()
+        content = (file if file.exists() or not (_INSTALLED / file).is_file() else _INSTALLED / file).read_bytes()
         if content.startswith(_GZIP_MAGIC):
             content = gzip.decompress(content)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

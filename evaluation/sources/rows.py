@@ -19,8 +19,8 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from evaluation.common.data import grouped, reason
 from evaluation.common.errors import InputError
-from evaluation.common.mistakes import grouped, reason
 from evaluation.common.text import clean_text
 from evaluation.tasks import DataSplit, Document, KnowledgeTask, Question
 
@@ -63,7 +63,7 @@ class LocalData(FileSplit):
     """A source on this machine."""
 
     path: Path
-    """The file, plain or gzipped, relative to the current directory."""
+    """The file, plain or gzipped, relative to the current directory; one that is not there may be one that ships."""
 
 
 def _representable(value: str) -> str:
@@ -85,7 +85,6 @@ class WrittenFloat(float):
     """A number that remembers how it was written, such as `1.50`."""
 
     def __init__(self, written: str) -> None:
-        """Keep the text."""
         self.written = written
 
 
@@ -272,7 +271,6 @@ def _described(
     kind: type[BaseModel] | None = None,
     names: Mapping[str, str] = _SAME_NAMES,
 ) -> str:
-    """Return a mistake with its JSON path."""
     return f"{_json_path(location)}{reason(details, kind, names)}".removeprefix(":").strip()
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from evaluation.exact_match import score_answers
-from evaluation.formats import best_format
+from evaluation.exact_match import best_format, score_answers
 from evaluation.retention import retention_probes
 from pipelines.adapt_student.config import NightConfig
 from pipelines.models import ModelRef, answer_format, open_student, tried_formats
@@ -35,7 +34,7 @@ def ask_base(config: NightConfig) -> Iterator[str]:
     probes = retention_probes(config.general, config.probes, config.seed_of("retention"))
     if not probes:
         return
-    ref, wanted = ModelRef.of(config.student.model, config), config.student.format
+    ref, wanted = ModelRef.of(config.student, config), config.student.format
     student = open_student(ref)
     scores = score_answers(student.model, student.tokenizer, probes, answer_format(config.student, ref))
     right, empty = sum(score.exact for score in scores), sum(score.empty for score in scores)

@@ -94,6 +94,16 @@ class NightConfig(LoopSettings):
 
     _graded = field_validator("grading")(for_documents)
 
+    @field_validator("update")
+    @classmethod
+    def _one_passage(cls, value: UpdateRecipe) -> UpdateRecipe:
+        if value.objective != "likelihood":
+            raise ValueError(
+                f"objective: got {value.objective!r}, allowed is likelihood: lines of a night's update "
+                "are about several passages"
+            )
+        return value
+
     def read_data(self) -> object:
         """Read the retention probes; raises InputError if they are refused."""
         return retention_probes(self.general, self.probes, self.seed_of("retention"))

@@ -164,7 +164,7 @@ def check_answers(config: NightConfig, adapter: Path | None, posed: Sequence[tup
     ScoringError.
     """
     loaded = None if adapter is None else load_adapter(adapter)
-    ref = ModelRef.of(config.student.model, config)
+    ref = ModelRef.of(config.student, config)
     tokenizer = open_student(ref).tokenizer
     plain = AnswerFormat(prompt="{question}", joiner=config.student.answer_format.joiner)
     scores, texts, empty = [0.0] * len(posed), [""] * len(posed), 0
@@ -282,7 +282,7 @@ def contradictions(night: Night, student: StudentVersion, measured: Measured) ->
         question = measured.questions[name][i]
         if after < before and len(lost.get(owner, ())) < _MOST_CONTRADICTIONS:
             lost.setdefault(owner, []).append(question)
-    reference = ModelRef.of(night.config.student.model, night.config)
+    reference = ModelRef.of(night.config.student, night.config)
     answerer = Answerer(open_student(reference), student.adapter, student.state.memory, night.config.asking)
     answers = iter(answerer.answer_many([question.question for mine in lost.values() for question in mine]))
     return {

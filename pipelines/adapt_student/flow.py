@@ -16,18 +16,9 @@ from evaluation.common.errors import LineageError
 from evaluation.common.storage import write_atomically
 from evaluation.gate.decisions import TOUCHED, report_markdown
 from evaluation.retention import retention_probes
+from pipelines.adapt_student import evaluate
 from pipelines.adapt_student.base import WEAK_BASE, ask_base
 from pipelines.adapt_student.config import NightConfig
-from pipelines.adapt_student.evaluate import (
-    PROBES,
-    Contradiction,
-    Measured,
-    answer_settings,
-    ask_gate,
-    contradictions,
-    measure,
-    suspects,
-)
 from pipelines.adapt_student.learn import Learned, Night, champion_teacher, learn
 from pipelines.adapt_student.page import PAGE, GroupScore, NewDocument, NightResult, Outcome, page_of
 from pipelines.adapt_student.plan import (
@@ -56,18 +47,9 @@ from pipelines.checks import check, findings_of
 from pipelines.execution import code_digest, content_key
 from pipelines.inbox.questions import write_questions
 from pipelines.inbox.store import INBOX_FILE, InboxStore
+from pipelines.lineage import versions
 from pipelines.lineage.registry import Registry
 from pipelines.lineage.run import Lineage
-from pipelines.lineage.versions import (
-    DATA_TAG,
-    DECISION_TAG,
-    MEMORY_TAG,
-    NIGHT_TAG,
-    NO_PARENT,
-    PARENT_TAG,
-    TEACHER_TAG,
-    score_tags,
-)
 from pipelines.loop.loop import Loop
 from pipelines.models import open_student, prove_student, with_answer_format
 from pipelines.plan import Stage, steps_of
@@ -217,11 +199,11 @@ def _adapt(night: Night, lineage: Lineage, stages: Mapping[str, Stage]) -> Night
     state, teacher, number = champion_teacher(loop, lineage.registry)
     learned = learn(night, state, stages)
     took = {"learn": time.perf_counter() - started}
-    measured = measure(night, learned.student, stages[SCORES])
+    measured = evaluate.measure(night, learned.student, stages[SCORES])
     took["score"] = time.perf_counter() - started - took["learn"]
-    report = ask_gate(night, learned, measured)
+    report = evaluate.ask_gate(night, learned, measured)
     doubted = report is not None and report.decision != "promote"
-    otherwise = contradictions(night, learned.student, measured) if doubted else {}
+    otherwise = evaluate.contradictions(night, learned.student, measured) if doubted else {}
     result = NightResult(
         night=plan.night,
         date=plan.date,
@@ -244,9 +226,9 @@ def _adapt(night: Night, lineage: Lineage, stages: Mapping[str, Stage]) -> Night
             if name != plan.night
         ),
         probes=len(loop.probes),
-        probes_base=measured.base.accuracy(PROBES),
-        probes_before=measured.before.accuracy(PROBES),
-        probes_after=measured.after.accuracy(PROBES),
+        probes_base=measured.base.accuracy(evaluate.PROBES),
+        probes_before=measured.before.accuracy(evaluate.PROBES),
+        probes_after=measured.after.accuracy(evaluate.PROBES),
         candidates=tuple(learned.candidates),
         learned=learned.edits,
         replayed=learned.replayed,
@@ -265,10 +247,10 @@ def _adapt(night: Night, lineage: Lineage, stages: Mapping[str, Stage]) -> Night
 
 def _new_document(
     night: Night,
-    measured: Measured,
+    measured: evaluate.Measured,
     learned: Learned,
     planned: HeldDocument,
-    otherwise: Mapping[str, tuple[Contradiction, ...]],
+    otherwise: Mapping[str, tuple[evaluate.Contradiction, ...]],
 ) -> NewDocument:
     """Return what became of a document of the plan; `otherwise` has the contradictions by its id."""
     plan, name, after = night.plan, planned.task.id, measured.after.right
@@ -296,51 +278,31 @@ def _note(document: NewDocument, night: str) -> str:
 
 
 def conclude(
-    night: Night, lineage: Lineage, student: StudentVersion, measured: Measured, result: NightResult
+    night: Night, lineage: Lineage, student: StudentVersion, measured: evaluate.Measured, result: NightResult
 ) -> NightResult:
     """Register the student, promote it or not, quarantine documents, and write the page and the result.
 
     Each step happens at most once however often a killed night gets here again, and the alias moves after everything
     that belongs to the version is written.
     """
-    assert student.directory is not None
-    assert student.adapter is not None
     plan, work_dir = night.plan, night.loop.work_dir
     accuracy = measured.after.accuracy(*(document.id for document in result.new if not document.not_learned))
     state = student.state.model_copy(update={"scores": {**student.state.scores, plan.night: accuracy or 0.0}})
-    tags = {
-        NIGHT_TAG: plan.night,
-        MEMORY_TAG: state.memory.digest,
-        "preceptor.student": night.loop.student_digest,
-        DECISION_TAG: "no gate" if result.gate is None else result.gate.decision,
-        TEACHER_TAG: "untrained" if result.teacher_version is None else str(result.teacher_version),
-        **score_tags({"new": accuracy, "probes_before": result.probes_before, "probes_after": result.probes_after}),
-    }
-    with tempfile.TemporaryDirectory(dir=work_dir) as scratch:
-        files = version_directory(student.directory, state, answer_settings(night, student, measured), Path(scratch))
-        prove_student(night.loop.student_ref, files)
-        version = lineage.registry.register(
-            "student",
-            files,
-            digest=student.adapter.digest,
-            run_id=lineage.run_id,
-            tags=tags,
-            metrics={} if accuracy is None else {"eval/new_accuracy": accuracy},
-        )
+    version = _register(night, lineage, student._replace(state=state), measured, result, accuracy)
     report = f"{plan.night}: promoted without a gate.\n" if result.gate is None else report_markdown(result.gate)
     report = printable(report, "\n")
     if result.outcome == "promoted":
         record = {
-            DECISION_TAG: tags[DECISION_TAG],  # a version of an earlier release has none yet
-            DATA_TAG: state.digest,
-            PARENT_TAG: NO_PARENT if plan.parent is None else str(plan.parent),
+            versions.DECISION_TAG: _decision(result),  # a version of an earlier release has none yet
+            versions.DATA_TAG: state.digest,
+            versions.PARENT_TAG: versions.NO_PARENT if plan.parent is None else str(plan.parent),
         }
         lineage.registry.promote("student", version, record=record, report=report)
     quarantined: tuple[str, ...] = ()
     if result.outcome == "rejected":
         quarantined = tuple(document.id for document in result.new)
     elif any(check.name == TOUCHED for check in result.trouble):
-        quarantined = suspects(measured)
+        quarantined = evaluate.suspects(measured)
     with InboxStore(work_dir / INBOX_FILE) as inbox:
         inbox.note({each.id: note for each in result.new if (note := _note(each, plan.night))})
         if quarantined:
@@ -354,3 +316,41 @@ def conclude(
     lineage.log_night(result, report, page)
     write_atomically(directory / RESULT, result.model_dump_json(indent=2))
     return result
+
+
+def _decision(result: NightResult) -> str:
+    return "no gate" if result.gate is None else result.gate.decision
+
+
+def _register(
+    night: Night,
+    lineage: Lineage,
+    student: StudentVersion,
+    measured: evaluate.Measured,
+    result: NightResult,
+    accuracy: float | None,
+) -> int:
+    """Return the number of the version that the night's student is registered as, proved to answer from its files."""
+    assert student.directory is not None
+    assert student.adapter is not None
+    scores = {"new": accuracy, "probes_before": result.probes_before, "probes_after": result.probes_after}
+    tags = {
+        versions.NIGHT_TAG: night.plan.night,
+        versions.MEMORY_TAG: student.state.memory.digest,
+        "preceptor.student": night.loop.student_digest,
+        versions.DECISION_TAG: _decision(result),
+        versions.TEACHER_TAG: "untrained" if result.teacher_version is None else str(result.teacher_version),
+        **versions.score_tags(scores),
+    }
+    settings = evaluate.answer_settings(night, student, measured)
+    with tempfile.TemporaryDirectory(dir=night.loop.work_dir) as scratch:
+        files = version_directory(student.directory, student.state, settings, Path(scratch))
+        prove_student(night.loop.student_ref, files)
+        return lineage.registry.register(
+            "student",
+            files,
+            digest=student.adapter.digest,
+            run_id=lineage.run_id,
+            tags=tags,
+            metrics={} if accuracy is None else {"eval/new_accuracy": accuracy},
+        )

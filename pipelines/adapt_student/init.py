@@ -74,7 +74,7 @@ def get_model(
 def examples(
     place: Annotated[Path, typer.Argument(metavar="DIR", help="Directory to write.")] = Path("examples"),
 ) -> None:
-    """Write the documents of the walkthroughs, made of the embedded world that micro-student can read."""
+    """Write documents to try: of the embedded world, which micro-student can read, and real passages with questions."""
     if place.exists():
         raise ConfigError(f"examples: {str(place)!r} exists. Give another directory.")
     shutil.copytree(CONFIGS / "examples", place)

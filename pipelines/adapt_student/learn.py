@@ -188,7 +188,7 @@ def update_student(
     passage of `document`, the night's first one; `seed` decides the adapter's initialisation and the order of lines.
     """
     started = time.perf_counter()
-    tokenizer = open_student(ModelRef.of(config.student.model, config)).tokenizer
+    tokenizer = open_student(ModelRef.of(config.student, config)).tokenizer
     before = None if parent is None else load_adapter(parent)
     request = make_request(
         "night", lines, document, tokenizer, config.update, config.student.answer_format, seed, initial=before

@@ -19,16 +19,7 @@ import typer
 
 from evaluation.common.checkpoints import Checkpoint, model_digest
 from evaluation.common.errors import ConfigError, ModelError, PreceptorError
-from pipelines.ask.answers import (
-    Answer,
-    AskOptions,
-    By,
-    Composer,
-    Prompt,
-    Vocabulary,
-    asked_flow,
-    read_version,
-)
+from pipelines.ask import answers
 from pipelines.inbox.store import removed_documents
 from pipelines.process import WorkDir, find_optional_config, preceptor, prepare_process
 from student.memory import ExternalMemory
@@ -39,7 +30,7 @@ if TYPE_CHECKING:
     from student.bank.scoring import Written
 
 
-class Answerer(Composer):
+class Answerer(answers.Composer):
     """A student with adapter and memory. Decoding is greedy; answers do not depend on the batch, up to rounding."""
 
     def __init__(
@@ -47,18 +38,19 @@ class Answerer(Composer):
         student: Checkpoint,
         adapter: Adapter | None = None,
         memory: ExternalMemory | None = None,
-        options: AskOptions | None = None,
+        options: answers.AskOptions | None = None,
         *,
         version: int | None = None,
     ) -> None:
         """Combine a base with an adapter and a memory, by default empty; raises ModelError for one of another base."""
-        parts = Vocabulary.of(student), memory or ExternalMemory(), options or AskOptions()
+        parts = answers.Vocabulary.of(student), memory or ExternalMemory(), options or answers.AskOptions()
         super().__init__(*parts, has_adapter=adapter is not None, version=version)
         self.adapter, self._student, self._digest = adapter, student, model_digest(student.model)
         if adapter is not None and adapter.base_digest not in ("", self._digest):
             raise ModelError(
                 f"ask: the adapter was trained on the base {adapter.base_digest[:12]!r}, but the student is "
-                f"{self._digest[:12]!r}. Name the base that it was trained on with --student."
+                f"{self._digest[:12]!r}. Name the base that it was trained on with --student, or "
+                "the file of its run, for dtype and quantization, with --config."
             )
 
     @classmethod
@@ -69,7 +61,7 @@ class Answerer(Composer):
         *,
         version: int | str = "champion",
         model: str | None = None,
-        options: AskOptions | None = None,
+        options: answers.AskOptions | None = None,
     ) -> Answerer:
         """Open a registered student by number or alias; its files are verified against the registered digests.
 
@@ -100,7 +92,7 @@ class Answerer(Composer):
         cls,
         directory: Path,
         model: str,
-        options: AskOptions | None = None,
+        options: answers.AskOptions | None = None,
         *,
         version: int | None = None,
         removed: Collection[str] = (),
@@ -113,17 +105,17 @@ class Answerer(Composer):
         from pipelines.settings import Asking
         from student.adapters import load_adapter
 
-        memory, options = read_version(directory, options, removed)
-        ref = ModelRef(model, options.device, options.dtype, None)
+        memory, options = answers.read_version(directory, options, removed)
+        ref = ModelRef(model, options.device, options.dtype, None, options.quantization)
         if options.answer_format is None:
             options = options.model_copy(update={"answer_format": answer_format(Asking(), ref)})
         return cls(open_student(ref), load_adapter(directory), memory, options, version=version)
 
-    def answer(self, question: str, by: By = "auto") -> Answer:
+    def answer(self, question: str, by: answers.By = "auto") -> answers.Answer:
         """Return the answer to a question; see `answer_many`."""
         return self.answer_many([question], by)[0]
 
-    def answer_many(self, questions: Sequence[str], by: By = "auto") -> list[Answer]:
+    def answer_many(self, questions: Sequence[str], by: answers.By = "auto") -> list[answers.Answer]:
         """Return the answers in the order of the questions; see `prompt_for`.
 
         Raises ScoringError for a question that is too long for the student, and ModelError for an adapter that does not
@@ -131,7 +123,7 @@ class Answerer(Composer):
         """
         return self.complete([self.prompt_for(question, by) for question in questions])
 
-    def complete(self, prompts: Sequence[Prompt]) -> list[Answer]:
+    def complete(self, prompts: Sequence[answers.Prompt]) -> list[answers.Answer]:
         """Return the answers to composed prompts, in their order; raises ModelError."""
         written: dict[int, Written] = {}
         for adapted in (False, True):
@@ -163,7 +155,7 @@ def ask(
     question: Annotated[
         str | None, typer.Argument(help="A plain question [standard input, a line each; a prompt on a terminal].")
     ] = None,
-    by: Annotated[By, typer.Option(help="auto: the memory if a passage matches, else the weights.")] = "auto",
+    by: Annotated[answers.By, typer.Option(help="auto: the memory if a passage matches, else the weights.")] = "auto",
     version: Annotated[str, typer.Option(help="Number or alias of the student's version.")] = "champion",
     config: Annotated[
         Path | None,
@@ -183,9 +175,9 @@ def ask(
     from pipelines.lineage.store import require_store
     from pipelines.settings import TrackingConfig
 
-    tracking, options, model = TrackingConfig(), AskOptions(), student
+    tracking, options, model = TrackingConfig(), answers.AskOptions(), student
     if config is not None:
-        flow, options = asked_flow(config)
+        flow, options = answers.asked_flow(config)
         tracking, model = flow.tracking, student or flow.student.model
     require_store(tracking, work_dir)
     prepare_process()
@@ -204,7 +196,7 @@ def ask(
     sys.stdout.write(f"To compare: {preceptor('ask', question, *given_again)}\n")
 
 
-def _ask_each(answerer: Answerer, by: By, *, json: bool) -> None:
+def _ask_each(answerer: Answerer, by: answers.By, *, json: bool) -> None:
     """Answer the questions of standard input: at a prompt one by one, else in batches; blank lines are no questions."""
     if sys.stdin.isatty():
         for question in _typed():
@@ -230,14 +222,14 @@ def _typed() -> Iterator[str]:
         yield from itertools.takewhile(str.strip, iter(lambda: input("> " if sys.stdout.isatty() else ""), None))
 
 
-def _show(answer: Answer, *, json: bool) -> None:
+def _show(answer: answers.Answer, *, json: bool) -> None:
     """Print an answer as JSON, or with a line on what it is based on."""
     text = dumps(answer.model_dump(mode="json")) if json else f"{answer.text or '(no answer)'}\n{_origin(answer)}"
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
 
-def _origin(answer: Answer) -> str:
+def _origin(answer: answers.Answer) -> str:
     """Return one line on what the answer is based on."""
     version = "the student" if answer.version is None else f"version {answer.version} of the student"
     sources = "; ".join(f"{s.id}{f' ({s.title})' if s.title else ''}, score {s.score:.2f}" for s in answer.sources)

@@ -21,6 +21,7 @@ from evaluation.common.data import Frozen
 from evaluation.common.errors import InputError, ModelError, ScoringError
 from evaluation.common.text import clean_text
 from evaluation.exact_match import AnswerFormat, context_length, end_tokens_of, first_line, prompt_ids
+from student.config import PASSAGE_TEMPLATE
 from student.memory import MEMORY_FILE, ExternalMemory, Hit
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ class AskOptions(AnswerSettings):
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Where the student runs, and the number format of the base."""
+    quantization: Literal["none", "nf4"] = "none"
+    """Of the base; see `StudentConfig`."""
 
     @classmethod
     def of(cls, settings: LoopSettings, memory: MemoryConfig) -> AskOptions:
@@ -82,6 +85,7 @@ class AskOptions(AnswerSettings):
             answer_format=settings.student.written,
             device=settings.device,
             dtype=settings.dtype,
+            quantization=settings.student.quantization,
             **memory.model_dump(exclude_unset=True),
         )
 
@@ -225,8 +229,6 @@ class Composer:
         `memory` and `both` use the best passages that share a word with the question, whatever their score; `auto` uses
         those that reach `least_score`. Raises ScoringError for a question that is too long for the student.
         """
-        from student.in_context import TEMPLATE
-
         options, (tokenizer, longest, _) = self.options, self.vocabulary
         question = clean_text(question)  # as texts and questions are learned
         hits: tuple[Hit, ...] = ()
@@ -238,7 +240,7 @@ class Composer:
         for count in range(len(hits), -1, -1):
             # All passages as one, which the shipped student reads best.
             passages = " ".join(hit.passage for hit in hits[:count])
-            behind = self.answer_format.behind(TEMPLATE.replace("{context}", passages) if count else "")
+            behind = self.answer_format.behind(PASSAGE_TEMPLATE.replace("{context}", passages) if count else "")
             text = behind.render(question)
             if longest is None or len(prompt_ids(tokenizer, text)) + options.max_new_tokens <= longest:
                 return Prompt(question, text, adapted, hits[:count])

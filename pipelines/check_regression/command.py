@@ -40,16 +40,7 @@ def check_regression(
 
     Exit code 0: it is not; 1: it is; 2: misuse; 3: undecided, for too few documents or scored self-edits, or an error.
     """
-    from pipelines.check_regression.suite import (
-        RegressionSuite,
-        check_pins,
-        load_content,
-        pins_of,
-        require_versions,
-        resolve,
-        suite_findings,
-    )
-    from pipelines.checks import check
+    from pipelines.check_regression.suite import RegressionSuite
     from pipelines.settings import load
 
     checked = load(suite, RegressionSuite)
@@ -61,12 +52,7 @@ def check_regression(
     files = {"junit": junit, "json": json_file, "markdown": markdown}
     reports = {kind: str(file) for kind, file in files.items() if file is not None}
     try:
-        # Checked again by the flow; here misuse is refused before Prefect and its server start.
-        subjects = resolve(checked, candidate, baseline, work_dir)
-        check_pins(checked, pins_of(checked, load_content(checked), checked.pins.student if checked.pins else "0" * 64))
-        check(checked, work_dir, suite_findings)
-        prepare_process()
-        require_versions(subjects, checked, work_dir)
+        _refuse_misuse(checked, candidate, baseline, work_dir)
         with flow_process(work_dir):
             from pipelines.check_regression.flow import check_regression as flow
             from pipelines.check_regression.flow import regression_markdown
@@ -86,6 +72,19 @@ def check_regression(
     raise typer.Exit(report.exit_code)
 
 
+def _refuse_misuse(suite: RegressionSuite, candidate: str, baseline: str, work_dir: Path) -> None:
+    """Check what the flow checks again, before Prefect and its server start."""
+    from pipelines.check_regression import suite as suites
+    from pipelines.checks import check
+
+    subjects = suites.resolve(suite, candidate, baseline, work_dir)
+    pins = suites.pins_of(suite, suites.load_content(suite), suite.pins.student if suite.pins else "0" * 64)
+    suites.check_pins(suite, pins)
+    check(suite, work_dir, suites.suite_findings)
+    prepare_process()
+    suites.require_versions(subjects, suite, work_dir)
+
+
 def _report_problem(suite: RegressionSuite, problem: str, reports: dict[str, str]) -> int:
     """Write the reports of a failed comparison, so that CI shows the reason and no older verdict stays."""
     from pipelines.check_regression.flow import write_reports
@@ -102,7 +101,6 @@ def _report_problem(suite: RegressionSuite, problem: str, reports: dict[str, str
 
 
 def _pin(path: Path, suite: RegressionSuite) -> None:
-    """Write the suite's pins into its file."""
     from pipelines.check_regression.suite import load_content, write_pins
 
     content = load_content(suite)

@@ -57,7 +57,6 @@ def check_regression(
 
 
 def _log(suite: RegressionSuite, report: RegressionReport, work_dir: Path, flow_run: str) -> str:
-    """Log a report as a run of its own, and return the run's id."""
     page = regression_markdown(report)
     tags = run_tags(suite, FLOW_NAME, flow_run)
     tags |= {"preceptor.outcome": report.outcome, NOTE: page}
@@ -158,7 +157,6 @@ def junit_xml(report: RegressionReport) -> str:
 
 
 def _printable(value: Any) -> Any:
-    """Return plain data whose texts are printable."""
     if isinstance(value, dict):
         return {_printable(name): _printable(part) for name, part in value.items()}
     if isinstance(value, list | tuple):

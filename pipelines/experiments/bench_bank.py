@@ -9,25 +9,24 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import math
 import os
 import random
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # a worker runs this file with the modules of another checkout
+    from pipelines.experiments.pairs import Side
 
 ROOT = Path(__file__).resolve().parents[2]
 LINES, LENGTHS = 6, (8, 16)
 """Training sequences per adapter, and the range of their lengths in tokens."""
 RECIPE = {"rank": 8, "alpha": 16.0, "learning_rate": 5e-3, "epochs": 16, "batch_size": 16}
-
-Side = Callable[[], float]
-"""Trains all adapters once and returns the seconds."""
 
 
 def make_requests(adapters: int, vocabulary: int) -> list[Any]:
@@ -55,68 +54,11 @@ def train_in_bank(model: Any, requests: Sequence[Any]) -> list[Any]:
     return [result.adapter for result in results]
 
 
-def train_sequentially(model: Any, requests: Sequence[Any], starts: Sequence[Any]) -> list[dict[str, tuple[Any, Any]]]:
-    """Return layer -> (A, B) of each update, trained sequentially with PEFT and fused AdamW.
-
-    Initialisation (`starts`), sequences, order, batch size, schedule and clipping are the bank's; batches are padded.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    recipe = requests[0].recipe
-    config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(starts[0].factors))
-    wrapped: Any = get_peft_model(model, config, adapter_name="update-0").eval()
-    trained = []
-    for number, (request, start) in enumerate(zip(requests, starts, strict=False)):
-        if number:
-            wrapped.add_adapter(f"update-{number}", config)
-            wrapped.set_adapter(f"update-{number}")
-            wrapped.delete_adapter(f"update-{number - 1}")
-        trained.append(_train_adapter(wrapped, f"update-{number}", request, start))
-    wrapped.unload()
-    return trained
-
-
-def first_weights(model: Any, requests: Sequence[Any]) -> list[Any]:
-    """Return the adapters that the bank starts from."""
-    from student.bank.bank import LoraBank
-
-    recipe = requests[0].recipe
-    with LoraBank(model, recipe.target_modules, depth=recipe.depth, base_digest="") as bank:
-        return [bank.no_change(request.recipe, request.seed) for request in requests]
-
-
-def _train_adapter(wrapped: Any, name: str, request: Any, start: Any) -> dict[str, tuple[Any, Any]]:
-    import torch
-    from transformers import get_linear_schedule_with_warmup
-
-    from student.bank.training import sequence_order
-
-    recipe, base = request.recipe, wrapped.base_model.model
-    modules = [(layer, base.get_submodule(layer)) for layer in start.factors]
-    weights = {layer: (module.lora_A[name].weight, module.lora_B[name].weight) for layer, module in modules}
-    for layer, (a, b) in start.factors.items():
-        weights[layer][0].data.copy_(a)
-        weights[layer][1].data.copy_(b)
-    parameters = [weight for pair in weights.values() for weight in pair]
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0, fused=True)
-    schedule = get_linear_schedule_with_warmup(optimizer, 0, recipe.total_steps(len(request.sequences)))
-    rows = [torch.tensor(sequence.tokens) for sequence in request.sequences]
-    for order in sequence_order(len(rows), request.seed, recipe.epochs):
-        for begin in range(0, len(order), recipe.batch_size):
-            chosen = [rows[i] for i in order[begin : begin + recipe.batch_size]]
-            labels = torch.nn.utils.rnn.pad_sequence(chosen, batch_first=True, padding_value=-100)
-            mask = (labels != -100).long()
-            wrapped(input_ids=labels.clamp(min=0), attention_mask=mask, labels=labels, use_cache=False).loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-    return {layer: (a.detach().clone(), b.detach().clone()) for layer, (a, b) in weights.items()}
-
-
 def open_sides(place: str, adapters: int) -> tuple[Side, Side, float]:
     """Return bank and sequential loop after a warm-up, and the relative distance of their first weight changes B A."""
     import torch
+
+    from pipelines.experiments.pairs import first_weights, timed, train_sequentially
 
     model, requests = open_work(place, adapters)
     starts = first_weights(model, requests)
@@ -137,26 +79,6 @@ def time_worker(tree: Path, place: str, adapters: int, digests: set[str]) -> flo
     seconds, digest = json.loads(done.stdout)
     digests.add(digest)
     return float(seconds)
-
-
-def measure(names: Sequence[str], sides: Sequence[Side], pairs: int) -> tuple[list[float], ...]:
-    """Return the seconds of each side; every other time they run in reverse order."""
-    seconds: tuple[list[float], ...] = tuple([] for _ in sides)
-    for pair in range(pairs):
-        for i in range(len(sides)) if pair % 2 == 0 else reversed(range(len(sides))):
-            seconds[i].append(sides[i]())
-        told = (f"{name} {taken[-1]:.3g} s" for name, taken in zip(names, seconds, strict=True))
-        print(f"pair {pair + 1} of {pairs}: {', '.join(told)}", flush=True)
-    return seconds
-
-
-def speed_ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
-    """Return the speedup: geometric mean over pairs and its 95 % bootstrap interval."""
-    from evaluation.statistics import bootstrap_mean
-
-    logs = [math.log(slower / faster) for faster, slower in zip(ours, theirs, strict=True)]
-    found = bootstrap_mean(logs, bounds=(-10.0, 10.0))
-    return math.exp(found.mean), math.exp(found.low), math.exp(found.high)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -182,9 +104,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.meta_path[:] = [e for e in sys.meta_path if not getattr(e, "__module__", "").startswith("__editable__")]
         work = partial(train_in_bank, *open_work(chosen.model, chosen.adapters))
         digest = " ".join(adapter.digest for adapter in work())
-        print(json.dumps([timed(work), digest]))
+        gc.collect()
+        begun = time.perf_counter()
+        work()
+        print(json.dumps([time.perf_counter() - begun, digest]))
         return
     from evaluation.common.checkpoints import resolve_model
+    from pipelines.experiments.pairs import measure, speed_ratio
     from pipelines.reports.format import markdown_table
 
     place, adapters, digests = resolve_model(chosen.model), chosen.adapters, set[str]()
@@ -215,14 +141,6 @@ def open_work(place: str, adapters: int) -> tuple[Any, list[Any]]:
 
     model = AutoModelForCausalLM.from_pretrained(place, dtype="float32").eval().requires_grad_(False)
     return model, make_requests(adapters, model.get_input_embeddings().weight.shape[0])
-
-
-def timed(work: Callable[[], object]) -> float:
-    """Return the seconds of some work."""
-    gc.collect()  # garbage of earlier runs is not timed
-    begun = time.perf_counter()
-    work()
-    return time.perf_counter() - begun
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from pipelines.experiments.bench_bank import Side, first_weights, measure, speed_ratio, timed, train_sequentially
+from pipelines.experiments.pairs import Side, first_weights, measure, speed_ratio, timed, train_sequentially
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 49_152,

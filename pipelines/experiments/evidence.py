@@ -1,4 +1,8 @@
-"""Run a grid and write docs/evidence.md: `python -m pipelines.experiments.evidence configs/evidence-plan.yaml`."""
+"""Run a grid and write its document: `python -m pipelines.experiments.evidence configs/evidence-plan.yaml`.
+
+The document is called as the plan: `evidence-plan.yaml` gives docs/evidence.md, `evidence-real-plan.yaml`
+docs/evidence-real.md.
+"""
 
 from __future__ import annotations
 
@@ -174,20 +178,6 @@ def gains_table(results: Results) -> str:
     return markdown_table(["difference, points", "bootstrap", "reading", "random effects", "SD between seeds"], rows)
 
 
-def budgets_table(evidence: Evidence) -> str:
-    """Return accuracies at equal token budgets, and the trained teacher's gains; empty without a curve."""
-    results, rows = evidence.seeds, []
-    labels = evidence.labels(result.curve for result in results.values())
-    curves = [[(name, point) for name, curve in r.curve.items() for point in curve] for r in results.values()]
-    for budget in sorted({point.budget for curve in curves for _, point in curve}):
-        scores = [{n: point.document_accuracy for n, point in curve if point.budget == budget} for curve in curves]
-        cells = [percent_interval(pooled([by.get(name, {}).values() for by in scores], low=0.0)) for name in labels]
-        rivals = [pooled([paired(by, TRAINED, name) for by in scores]) for name in labels if name != TRAINED]
-        rows.append([str(budget), *cells, *map(points_interval, rivals)])
-    heads = [*labels.values(), *(f"trained − {label}" for name, label in labels.items() if name != TRAINED)]
-    return markdown_table(["tokens allowed", *heads], rows) if rows else ""
-
-
 def means_table(evidence: Evidence, field: str, heads: Mapping[str, str]) -> str:
     """Return means over seeds of a field of results, by variant and key; empty if no result has any."""
     notes: list[Mapping[str, Mapping[str, float]]] = [getattr(result, field) for result in evidence.seeds.values()]
@@ -211,6 +201,24 @@ def retention_table(evidence: Evidence) -> str:
     rows.append(["trained − untrained", *map(points_interval, found)])
     heads = ["forgetting, points", *(f"seed {seed}" for seed in results), "all seeds"]
     return markdown_table(heads, rows) if rows[1:] else ""
+
+
+def unknown_table(evidence: Evidence) -> str:
+    """Return accuracies on what the base does not know and gold probabilities per token; empty if no seed has them."""
+    results, rows = evidence.seeds, []
+    asked = [result.unknown for result in results.values() if result.unknown is not None]
+    for name, label in evidence.labels(found.variants for found in asked).items():
+        unknown = pooled([compared(r.document_unknown).get(name, {}).values() for r in results.values()], low=0.0)
+        gold = known_mean(r.token_probability[name].mean for r in results.values() if name in r.token_probability)
+        rows.append([label, percent_interval(accuracy(results, name)), percent_interval(unknown), percent(gold)])
+    counts = f"{sum(found.unknown for found in asked):,} of {sum(found.questions for found in asked):,} questions"
+    heads = [
+        "",
+        "all questions, %",
+        f"{counts} that the base fails in all phrasings, %",
+        "gold probability per token, %",
+    ]
+    return markdown_table(heads, rows) if rows else ""
 
 
 def transfer_table(evidence: Evidence) -> str:
@@ -299,16 +307,16 @@ def kept_notes(path: Path) -> str:
     return notes
 
 
-def write_document(evidence: Evidence, out: Path) -> Path:
-    """Write `evidence.md` and its plots into a directory, preserving its notes, and return its path."""
-    path, seeds = out / "evidence.md", evidence.seeds
-    notes, pictures = kept_notes(path), draw(evidence, out / "evidence")
+def write_document(evidence: Evidence, path: Path) -> Path:
+    """Write a Markdown file, its notes preserved, with plots in a directory beside it of its name; return its path."""
+    seeds = evidence.seeds
+    notes, pictures = kept_notes(path), draw(evidence, path.with_suffix(""))
     wordings = sorted({wording for r in seeds.values() for means in r.phrasings.values() for wording in means})
     sections = {
         "Variants": f"{variants_table(evidence)}\n\n{pictures['variants']}",
         "Notes": f"{OPEN}{notes}{CLOSE}",
         "Differences": gains_table(seeds),
-        "Equal tokens": budgets_table(evidence),
+        "What the base does not know": unknown_table(evidence),
         "Phrasings of the questions": means_table(evidence, "phrasings", {w: f"{w}, %" for w in wordings}),
         "Retention": retention_table(evidence),
         "Self-edits": means_table(evidence, "edit_notes", _EDIT_NOTES),
@@ -316,7 +324,8 @@ def write_document(evidence: Evidence, out: Path) -> Path:
         "What each setting is worth": pictures.get("arms", ""),
     }
     sections |= {heading: arms_table(evidence, heading) for heading in evidence.arms}
-    parts = ["# Evidence", _runs(evidence), *(f"## {title}\n\n{text}" for title, text in sections.items() if text)]
+    title = "# " + path.stem.capitalize().replace("-", ": ", 1)
+    parts = [title, _runs(evidence), *(f"## {title}\n\n{text}" for title, text in sections.items() if text)]
     return write_atomically(path, "\n\n".join(parts) + "\n")
 
 
@@ -325,9 +334,11 @@ def _runs(evidence: Evidence) -> str:
     config, seeds = evidence.config, evidence.seeds
     minutes = [sum(result.seconds.values()) / 60 for result in seeds.values()]
     documents = sorted({result.documents for result in seeds.values()})
+    source = getattr(config.data, "path", None)
     lines = [
         f"Runs: `{config.name}`, seeds {', '.join(map(str, seeds))}, each with its own documents; "
-        f"{', '.join(map(str, documents))} unseen test documents per seed.",
+        f"{', '.join(map(str, documents))} unseen test documents per seed"
+        + (f", of `{source}`." if source is not None else "."),
         f"Each: {config.teacher.model} learns by {config.teacher.learning.algorithm} in {config.loop.rounds} rounds of "
         f"{config.loop.documents} documents and {config.teacher.samples} self-edits each, for {config.student.model}.",
         f"When: {' to '.join(dict.fromkeys(evidence.days))}; {min(minutes):.1f} to {max(minutes):.1f} min per seed.",
@@ -371,20 +382,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m pipelines.experiments.evidence", description=__doc__)
     parser.add_argument("plan", type=Path)
     parser.add_argument("--work-dir", type=Path, default=Path(".preceptor/evidence"), help="of all runs")
-    parser.add_argument("--out", type=Path, default=Path("docs"), help="directory of evidence.md and its plots")
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="directory of the document and its plots")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting of all runs"
+    )
     parser.add_argument("--only", choices=("seeds", "arms", "document"), help="run one part, or nothing")
     given = parser.parse_args(arguments)
     # Exit cleanly, so that running children are terminated.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     places = ["--work-dir", str(given.work_dir), "--out", str(given.out)]
+    places += [word for override in given.set for word in ("--set", override)]
     command = shlex.join(["python", "-m", "pipelines.experiments.evidence", str(given.plan), *places])
     plan = load(given.plan, GridPlan)
+    plan = plan.model_copy(update={"common": (*plan.common, *given.set)})
     config = given.plan.parent / plan.config
     runs = planned_runs(plan, config, given.work_dir)
     wanted = [run for run in runs if given.only is None or (given.only == "seeds") == (run.group == SEEDS)]
     if given.only != "document":
         run_all(plan, config, wanted, given.work_dir, command, lambda line: print(line, flush=True))
-    print(f"saved {write_document(gather(runs, config, command), given.out)}")
+    name = given.plan.stem.removesuffix("-plan")
+    print(f"saved {write_document(gather(runs, config, command), given.out / f'{name}.md')}")
 
 
 if __name__ == "__main__":

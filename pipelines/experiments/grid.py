@@ -29,6 +29,8 @@ REFERENCE = "as configured"
 """Label of the configuration with the arms' common settings alone."""
 SEEDS = ""
 """Group of the runs that are not arms."""
+LANES = min(os.cpu_count() or 1, 4)
+"""Parallel workers; each takes some 3 GB of memory."""
 _STUDENT = Path("transfer", "small-student")
 _QUOTED_LINES = 15
 
@@ -37,24 +39,25 @@ Name = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[^|\n]+$")]
 """Heading of a table, or label of an arm."""
 
 
-class ArmsPlan(Frozen):
+class _Runs(Frozen):
+    common: tuple[str, ...] = ()
+    """Overrides (`--set`) of all runs of the section, such as fewer controls."""
+
+
+class ArmsPlan(_Runs):
     """Runs that differ from a reference in a few settings."""
 
     seeds: Seeds = (0,)
     """Of the reference and of each arm, in [0, 2^31)."""
-    common: tuple[str, ...] = ()
-    """Overrides (`--set`) of the reference and all arms, such as fewer controls."""
     groups: dict[Name, dict[Name, tuple[str, ...]]] = Field(default_factory=dict)
     """Heading of a table -> arm -> its overrides after `common`; p-values are corrected within a table."""
 
 
-class GridPlan(Frozen):
+class GridPlan(_Runs):
     """Seeds of one configuration, and arms."""
 
     config: str = Field(min_length=1)
     """YAML file of the run, relative to the plan's directory."""
-    lanes: int = Field(default=1, ge=1, le=64)
-    """Parallel workers, in [1, 64]."""
     seeds: Seeds = (0, 1, 2)
     """Of each run and its choice of documents, each in [0, 2^31)."""
     transfer_seed: int | None = Field(default=None, ge=0, lt=2**31)
@@ -100,7 +103,7 @@ def planned_runs(plan: GridPlan, config: Path, work_dir: Path) -> list[PlannedRu
     runs = []
     for group, name, seed, settings in wanted:
         # Each seed draws its own documents, so that a gain does not depend on one draw.
-        overrides = (f"seed={seed}", f"data.split_seed={seed}", *settings)
+        overrides = (*plan.common, f"seed={seed}", f"data.split_seed={seed}", *settings)
         try:
             digest = load(config, TrainTeacherConfig, overrides).digest
         except ConfigError as error:
@@ -121,7 +124,7 @@ def read_result(run: PlannedRun, code: str | None = None) -> RunResult | None:
 def run_all(
     plan: GridPlan, config: Path, runs: Sequence[PlannedRun], work_dir: Path, resume: str, say: Callable[[str], None]
 ) -> None:
-    """Run what has no result by the present code on `plan.lanes` workers, after pretraining the transfer student.
+    """Run what has no result by the present code on `LANES` workers, after pretraining the transfer student.
 
     `resume` is the command that resumes, for messages.
 
@@ -131,8 +134,8 @@ def run_all(
     code, distinct = code_digest(), dict[str, PlannedRun]()
     for run in runs:
         distinct.setdefault(run.digest, run)
-    pending = [(i % plan.lanes, run) for i, run in enumerate(distinct.values()) if read_result(run, code) is None]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // plan.lanes, 1))}
+    pending = [(i % LANES, run) for i, run in enumerate(distinct.values()) if read_result(run, code) is None]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // LANES, 1))}
 
     async def preceptor(label: str, words: Sequence[str], log: Path) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -164,6 +167,6 @@ def run_all(
         if pending and seed is not None and not (student / "tokenizer_config.json").is_file():
             words = ["build-micro", "--role", student.name, "--seed", str(seed), "--out", str(student.parent)]
             await preceptor(f"pretraining of the {student.name}", words, student.parent / "build.log")
-        await asyncio.gather(*map(run_lane, range(plan.lanes)))
+        await asyncio.gather(*map(run_lane, range(LANES)))
 
     asyncio.run(run_lanes())  # cancels the other lanes when one fails, which terminates their processes

@@ -63,7 +63,6 @@ def build_micro(
 
 
 def _build(out: Path, seed: int, world: Sequence[WorldRole], grids: Sequence[GridRole]) -> Iterator[Path]:
-    """Yield the directory of each model when it is saved."""
     from evaluation.microgrids.pretraining import build_one as build_grids
     from evaluation.microworld.build import build_one as build_world
 

@@ -12,8 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from evaluation.common.text import clean_text
-from evaluation.thoughts import without_thoughts
+from evaluation.common.text import clean_text, without_thoughts
 from pipelines.inbox.readers.text import Block, Extract, UnreadableError, blocks_of, one_line, truncated
 from pipelines.reports.format import counted
 

@@ -21,33 +21,8 @@ from typing import Any, Literal
 
 from evaluation.common.data import digest_files
 from evaluation.common.errors import ConfigError, LineageError
-from pipelines.lineage.moves import (
-    Move,
-    apply_move,
-    champions,
-    lost_champion,
-    note_champion,
-    read_move,
-    write_move,
-)
+from pipelines.lineage import versions
 from pipelines.lineage.store import Store, lineage_errors, open_store, tag_filter
-from pipelines.lineage.versions import (
-    ADAPTER_TAG,
-    CANDIDATE,
-    CHAMPION,
-    FILES_TAG,
-    MEMORY_TAG,
-    PREVIOUS,
-    REASON_TAG,
-    ROLLED_BACK_TAG,
-    RUN_TAG,
-    Registered,
-    Rollback,
-    VersionRecord,
-    parent_of,
-    promotion_tags,
-    version_record,
-)
 from pipelines.settings import TrackingConfig
 
 Role = Literal["teacher", "student"]
@@ -103,13 +78,13 @@ class Registry:
         """
         if not (directory / "adapter_config.json").is_file():
             raise LineageError(f"registry: {str(directory)!r} has no adapter_config.json, so it is no adapter.")
-        tags = {**tags, FILES_TAG: digest_files(directory, _FILES)}
-        marks = {ADAPTER_TAG: digest, RUN_TAG: parent_run_id or run_id}
+        tags = {**tags, versions.FILES_TAG: digest_files(directory, _FILES)}
+        marks = {versions.ADAPTER_TAG: digest, versions.RUN_TAG: parent_run_id or run_id}
         name, client = self.name(role), self._store.client
         with lineage_errors(f"register adapter {digest[:12]!r} as {name!r}", self._store.uri):
             found = client.search_model_versions(f"name = '{name}' and {tag_filter(marks)}", max_results=1)
             version = found[0] if found else self._create(role, directory, marks, tags, run_id, metrics or {})
-            client.set_registered_model_alias(name, CANDIDATE, version.version)
+            client.set_registered_model_alias(name, versions.CANDIDATE, version.version)
         return int(version.version)
 
     def promote(
@@ -145,15 +120,15 @@ class Registry:
             # Looked up first: an alias on nothing would only fail when it is used.
             tags = self._store.client.get_model_version(name, str(version)).tags
             aliases = self.aliases(role)
-            champion = aliases.get(CHAMPION)
+            champion = aliases.get(versions.CHAMPION)
             if champion == version:
-                return aliases.get(PREVIOUS)
-            written = promotion_tags(name, version, champion, tags, record or {}, despite)
+                return aliases.get(versions.PREVIOUS)
+            written = versions.promotion_tags(name, version, champion, tags, record or {}, despite)
             files = None if report is None else (tags[_MODEL], report)
-            move = Move(
+            move = versions.Move(
                 name=name, left=champion, to=version, previous=champion, tags=written, promoted=_now(), report=files
             )
-            write_move(move, self._store.work_dir)
+            versions.write_move(move, self._store.work_dir)
             self.finish_move()
         return champion
 
@@ -161,9 +136,9 @@ class Registry:
         self,
         role: Role,
         reason: str,
-        reverted: Callable[[Rollback], Mapping[str, Sequence[str]]] | None = None,
-        tell: Callable[[Move], object] | None = None,
-    ) -> Rollback:
+        reverted: Callable[[versions.Rollback], Mapping[str, Sequence[str]]] | None = None,
+        tell: Callable[[versions.Move], object] | None = None,
+    ) -> versions.Rollback:
         """Make the champion's parent the champion, and record on the version that is left when and why.
 
         A second rollback goes one version further back, see `parent_of`; `previous` then stands where the next one
@@ -183,35 +158,35 @@ class Registry:
             if move is None or move.name != name or move.promoted:
                 self.finish_move()
                 move = self._rollback(role, reason.strip(), reverted)
-                write_move(move, work_dir)
-            apply_move(self._store.client, move, work_dir)
+                versions.write_move(move, work_dir)
+            versions.apply_move(self._store.client, move, work_dir)
             if tell is not None:
                 tell(move)
-            write_move(None, work_dir)
+            versions.write_move(None, work_dir)
         assert move.left is not None
-        return Rollback(move.left, move.to)
+        return versions.Rollback(move.left, move.to)
 
     def _rollback(
-        self, role: Role, reason: str, reverted: Callable[[Rollback], Mapping[str, Sequence[str]]] | None
-    ) -> Move:
+        self, role: Role, reason: str, reverted: Callable[[versions.Rollback], Mapping[str, Sequence[str]]] | None
+    ) -> versions.Move:
         """Return the move of a new rollback; LineageError if it leads nowhere."""
         name, aliases = self.name(role), self.aliases(role)
-        champion = aliases.get(CHAMPION)
+        champion = aliases.get(versions.CHAMPION)
         history = {record.version: record for record in self.history(role)}
-        target = None if champion is None else parent_of(history, champion, aliases.get(PREVIOUS))
+        target = None if champion is None else versions.parent_of(history, champion, aliases.get(versions.PREVIOUS))
         if champion is None or target is None:
             lacks = "no champion" if champion is None else f"no champion before version {champion}"
             raise LineageError(
                 f"registry: {name!r} has {lacks}, so there is nothing to roll back to. List the versions with "
                 f"`preceptor versions --role {role}`, then put one in use with `preceptor promote {role} NUMBER`."
             )
-        nights = {} if reverted is None else reverted(Rollback(champion, target))
-        return Move(
+        nights = {} if reverted is None else reverted(versions.Rollback(champion, target))
+        return versions.Move(
             name=name,
             left=champion,
             to=target,
-            previous=parent_of(history, target, None),
-            tags={ROLLED_BACK_TAG: _now(), REASON_TAG: reason},
+            previous=versions.parent_of(history, target, None),
+            tags={versions.ROLLED_BACK_TAG: _now(), versions.REASON_TAG: reason},
             quarantined={night: tuple(ids) for night, ids in nights.items()},
             reason=reason,
         )
@@ -219,49 +194,49 @@ class Registry:
     def finish_move(self) -> None:
         """Complete the promotion or rollback that a killed command left half done."""
         work_dir = self._store.work_dir
-        if read_move(work_dir) is None:
+        if versions.read_move(work_dir) is None:
             return
         with lineage_errors("complete the last promotion or rollback", self._store.uri), self._store.lock:
             if (move := self._interrupted()) is not None:  # no other process has completed it
-                apply_move(self._store.client, move, work_dir)
-            write_move(None, work_dir)
+                versions.apply_move(self._store.client, move, work_dir)
+            versions.write_move(None, work_dir)
 
-    def _interrupted(self) -> Move | None:
+    def _interrupted(self) -> versions.Move | None:
         """Return the move in progress, unless the champion was moved since, by another work directory."""
-        move = read_move(self._store.work_dir)
-        is_open = move is not None and self._aliases(move.name).get(CHAMPION) in (move.left, move.to)
+        move = versions.read_move(self._store.work_dir)
+        is_open = move is not None and self._aliases(move.name).get(versions.CHAMPION) in (move.left, move.to)
         return move if is_open else None
 
     def champion(self, role: Role) -> int | None:
         """Return the version in use; None when there never was one, ConfigError when there was."""
         name, work_dir = self.name(role), self._store.work_dir
-        number = self.aliases(role).get(CHAMPION)
+        number = self.aliases(role).get(versions.CHAMPION)
         if number is not None:
-            note_champion(name, number, work_dir)
-        elif name in (known := champions(work_dir)):
-            raise lost_champion(work_dir, name, known[name])
+            versions.note_champion(name, number, work_dir)
+        elif name in (known := versions.champions(work_dir)):
+            raise versions.lost_champion(work_dir, name, known[name])
         return number
 
-    def history(self, role: Role) -> list[VersionRecord]:
+    def history(self, role: Role) -> list[versions.VersionRecord]:
         """Return all versions, newest first; none for a model that was never registered."""
         name, aliases, records = self.name(role), self.aliases(role), []
         with lineage_errors(f"list the versions of {name!r}", self._store.uri):
             for found in self._store.client.search_model_versions(f"name = '{name}'"):  # 10,000 at most
                 number = int(found.version)
                 own = [alias for alias, version in aliases.items() if version == number]
-                records.append(version_record(number, own, found.creation_timestamp, found.tags))
+                records.append(versions.version_record(number, own, found.creation_timestamp, found.tags))
         return sorted(records, key=lambda record: -record.version)
 
-    def registered(self, role: Role) -> list[Registered]:
+    def registered(self, role: Role) -> list[versions.Registered]:
         """Return the adapters of all versions whose run is known."""
         name, client, finished, found = self.name(role), self._store.client, dict[str, bool](), []
         with lineage_errors(f"list the versions of {name!r}", self._store.uri):
             for each in client.search_model_versions(f"name = '{name}'"):
-                run_id, digest = each.tags.get(RUN_TAG), each.tags.get(ADAPTER_TAG)
+                run_id, digest = each.tags.get(versions.RUN_TAG), each.tags.get(versions.ADAPTER_TAG)
                 if run_id is not None and digest is not None:
                     if run_id not in finished:
                         finished[run_id] = client.get_run(run_id).info.status == "FINISHED"
-                    found.append(Registered(int(each.version), digest[:20], run_id, finished[run_id]))
+                    found.append(versions.Registered(int(each.version), digest[:20], run_id, finished[run_id]))
         return found
 
     def state_name(self, version: int) -> str:
@@ -276,7 +251,7 @@ class Registry:
 
     def recorded_model(self, role: Role, version: int) -> str | None:
         """Return the base model that the version's run recorded; None when there is no record of it."""
-        run_id = self.tags(role, version).get(RUN_TAG)
+        run_id = self.tags(role, version).get(versions.RUN_TAG)
         if run_id is None:
             return None
         with lineage_errors(f"read the run {run_id!r}", self._store.uri):
@@ -364,7 +339,7 @@ class Registry:
         run = client.get_run(run_id)
         experiment, outputs = run.info.experiment_id, run.outputs.model_outputs if run.outputs else []
         found = client.search_logged_models([experiment], filter_string=tag_filter(marks), max_results=1)
-        new: dict[str, Any] = {"tags": dict(marks), "params": {"adapter_sha256": marks[ADAPTER_TAG]}}
+        new: dict[str, Any] = {"tags": dict(marks), "params": {"adapter_sha256": marks[versions.ADAPTER_TAG]}}
         model = found[0] if found else client.create_logged_model(experiment, role, run_id, **new)
         client.log_model_artifacts(model.model_id, str(directory))
         at = model.creation_timestamp  # the same when this is repeated, so that no point is logged twice
@@ -396,16 +371,16 @@ def _check_files(directory: Path, tags: Mapping[str, str], what: str) -> None:
     from student.memory import MEMORY_FILE, ExternalMemory
 
     try:
-        found = {ADAPTER_TAG: _adapter_digest(directory)}
+        found = {versions.ADAPTER_TAG: _adapter_digest(directory)}
         if (directory / MEMORY_FILE).is_file():
-            found[MEMORY_TAG] = ExternalMemory.load(directory / MEMORY_FILE).digest
-        found[FILES_TAG] = digest_files(directory, _FILES)
+            found[versions.MEMORY_TAG] = ExternalMemory.load(directory / MEMORY_FILE).digest
+        found[versions.FILES_TAG] = digest_files(directory, _FILES)
     except Exception as error:  # parsers of damaged files raise whatever they like
         problem = f"the files of {what} are damaged: {type(error).__name__}: {error}"
         raise LineageError(f"registry: {problem}. Restore them, or use another version.") from error
     for tag, digest in found.items():
         if digest != tags.get(tag, digest):
-            part = {ADAPTER_TAG: "adapter", MEMORY_TAG: "memory"}.get(tag, "rest")
+            part = {versions.ADAPTER_TAG: "adapter", versions.MEMORY_TAG: "memory"}.get(tag, "rest")
             raise LineageError(
                 f"registry: the {part} of {what} has the digest {digest[:12]!r}, and {tags[tag][:12]!r} was "
                 "registered. The files were changed or damaged; restore them, or use another version."

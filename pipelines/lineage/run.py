@@ -29,8 +29,8 @@ from pipelines.lineage.store import (
     run_tags,
     tag_filter,
 )
-from pipelines.lineage.versions import score_tags
-from pipelines.records import Candidate, Round, RunResult, VariantComparison, VariantScores
+from pipelines.lineage.versions import STATE_TAG, score_tags
+from pipelines.records import Candidate, Learning, Round, RunResult, VariantComparison, VariantScores, WarmStart
 from pipelines.settings import Settings, TrackingConfig, to_yaml
 
 if TYPE_CHECKING:
@@ -114,6 +114,18 @@ class Lineage:
             if each.run_id == self.run_id:
                 self.registry.fetch("teacher", each.version, place(each.name))
 
+    def log_warm_start(self, record: WarmStart, targets: Mapping[str, str], policy_dir: Path) -> None:
+        """Log a warm start as a child run with its `targets` by document id, and register its teacher."""
+        with self._unit("warm-start", "warm-start", "warm-start", record.seconds, {}) as child:
+            if child is None:
+                return
+            (run_id, end), metrics = child, tables.warm_start_metrics(record)
+            self._log_metrics(run_id, metrics, end, 0)
+            self.store.client.log_dict(run_id, {**targets}, "targets.json")
+            self.store.client.log_dict(run_id, record.model_dump(mode="json"), "warm-start.json")
+            self._register_teacher(run_id, record, policy_dir, {STATE_TAG: "warm-started"})
+            self._log_metrics(self.run_id, metrics, end, 0)
+
     def log_round(self, record: Round, policy_dir: Path) -> None:
         """Log a round as a child run, and register its teacher, in PEFT's format, as the `candidate`."""
         unit, tags = f"round-{record.round:03d}", {"preceptor.round": str(record.round)}
@@ -123,16 +135,17 @@ class Lineage:
             (run_id, end), metrics = child, tables.round_metrics(record)
             self._log_metrics(run_id, metrics, end, record.round)
             self._log_candidates(run_id, f"round={record.round:03d}", record.candidates)
-            version = self.registry.register(
-                "teacher",
-                policy_dir,
-                digest=record.learning.policy_digest,
-                run_id=run_id,
-                parent_run_id=self.run_id,
-                tags={**tags, "preceptor.policy": record.learning.policy, **score_tags({"reward": record.mean_reward})},
-            )
-            self.store.client.set_tag(run_id, "preceptor.teacher_version", str(version))
+            tags |= {STATE_TAG: "RL-trained", **score_tags({"reward": record.mean_reward})}
+            self._register_teacher(run_id, record.learning, policy_dir, tags)
             self._log_metrics(self.run_id, metrics, end, record.round)
+
+    def _register_teacher(self, run_id: str, learned: Learning, policy_dir: Path, tags: Mapping[str, str]) -> None:
+        """Register the teacher that a child run ended with."""
+        tags = {**tags, "preceptor.policy": learned.policy}
+        version = self.registry.register(
+            "teacher", policy_dir, digest=learned.policy_digest, run_id=run_id, parent_run_id=self.run_id, tags=tags
+        )
+        self.store.client.set_tag(run_id, "preceptor.teacher_version", str(version))
 
     def log_variant(self, record: VariantScores, interval: Interval | None, adapters: Mapping[str, Path]) -> None:
         """Log a variant as a child run, with student adapters to keep, in PEFT's format, by document id.
@@ -150,12 +163,14 @@ class Lineage:
                 self.store.client.log_artifacts(run_id, str(directory), f"adapters/{_file_name(document_id)}")
 
     def log_comparison(self, comparison: VariantComparison, result: RunResult, figures: Sequence[Path]) -> None:
-        """Log the comparison to the parent run: `result.json`, metrics, and image files under `plots/`."""
+        """Log the comparison to the parent run: `result.json`, `graders.json`, metrics, and `plots/`."""
         client = self.store.client
         with self._errors("comparison"):
             client.log_dict(self.run_id, result.model_dump(mode="json"), "result.json")
             for figure in figures:
                 client.log_artifact(self.run_id, str(figure), "plots")
+            if comparison.graders is not None:
+                client.log_dict(self.run_id, comparison.graders.model_dump(mode="json"), "graders.json")
             self._log_metrics(self.run_id, tables.comparison_metrics(comparison), self._started, 0)
 
     def log_night(self, result: NightResult, report: str, page: Path) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evaluation.common.errors import ConfigError, LineageError
 from evaluation.common.storage import sqlite_uri
-from pipelines.lineage.moves import champions, lost_champion
+from pipelines.lineage.versions import champions, lost_champion
 from pipelines.settings import Settings, TrackingConfig
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import numpy as np
 
 from evaluation.statistics import Interval, known_mean
 from evaluation.tasks import KnowledgeTask
-from pipelines.records import Candidate, Round, VariantComparison, VariantScores, usage_of
+from pipelines.records import Candidate, Round, VariantComparison, VariantScores, WarmStart, usage_of
 
 if TYPE_CHECKING:
     from pipelines.adapt_student.page import NightResult
@@ -49,7 +49,6 @@ _CANDIDATE_COLUMNS: dict[str, tuple[str, Callable[[Candidate], Any]]] = {
     "last_loss": ("float64s", lambda c: [r.last_loss for r in c.replicates]),
     "forgetting": ("float64s", lambda c: [r.forgetting for r in c.replicates]),
     "facts": ("string", lambda c: _json(c.facts)),
-    "proxy": ("float64", lambda c: c.proxy),
     "reward": ("float64", lambda c: c.reward),
     "reason": ("string", lambda c: c.reason.value if c.reason else None),
     "base_reward": ("float64", lambda c: c.base_reward),
@@ -153,6 +152,13 @@ def round_metrics(record: Round) -> Metrics:
     return _known(figures)
 
 
+def warm_start_metrics(record: WarmStart) -> Metrics:
+    """Return the figures of a warm start; losses are in nats a token."""
+    figures = {name: getattr(record, name) for name in (*_LEARNING, "loss_before", "loss_after", "seconds")}
+    figures |= {"documents": len(record.document_ids), "left_out_documents": len(record.left_out)}
+    return _known({f"warm_start/{name}": value for name, value in figures.items()})
+
+
 def variant_metrics(record: VariantScores, interval: Interval | None) -> Metrics:
     """Return a variant's figures; `interval` is its accuracy over the documents that all variants share."""
     return _known(
@@ -161,6 +167,9 @@ def variant_metrics(record: VariantScores, interval: Interval | None) -> Metrics
             "eval/documents": len(record.accuracy),
             "eval/edit_tokens": record.edit_tokens,
             "eval/training_tokens": record.training_tokens,
+            "eval/unknown_accuracy": known_mean(record.unknown.values()),
+            "eval/token_probability": known_mean(record.token_probability.values()),
+            **{f"grader/{name}": known_mean(verdicts) for name, verdicts in record.grades.items()},
             "eval/forgetting": known_mean(record.forgetting.values()),
             "eval/failed_count": sum(record.failures.values()),
             **{f"failure/{metric_part(reason)}": count for reason, count in record.failures.items()},
@@ -173,8 +182,18 @@ def variant_metrics(record: VariantScores, interval: Interval | None) -> Metrics
 def comparison_metrics(comparison: VariantComparison) -> Metrics:
     """Return the figures of a comparison under the names of its variants and gains."""
     figures: dict[str, float | None] = {"eval/documents": comparison.documents}
-    for name, interval in comparison.variants.items():
-        figures |= _interval(f"eval/{metric_part(name)}/accuracy", interval)
+    measured = {"accuracy": comparison.variants, "token_probability": comparison.token_probability}
+    if unknown := comparison.unknown:
+        figures |= {"eval/questions": unknown.questions, "eval/unknown_questions": unknown.unknown}
+        measured |= {"unknown_accuracy": unknown.variants}
+        for name, interval in unknown.gains.items():
+            figures |= _interval(f"gain/{metric_part(name)}_unknown", interval)
+    for measure, intervals in measured.items():
+        for name, interval in intervals.items():
+            figures |= _interval(f"eval/{metric_part(name)}/{measure}", interval)
+    for pair in comparison.graders.agreement if comparison.graders else ():
+        both = f"{pair.first}/{pair.second}"
+        figures |= {f"agreement/{both}": pair.equal, f"kappa/{both}": pair.kappa}
     for name, interval in comparison.gains.items():
         figures |= _interval(f"gain/{metric_part(name)}", interval)
         figures[f"gain/{metric_part(name)}_minimum_detectable"] = comparison.minimum_detectable.get(name)

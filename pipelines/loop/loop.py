@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from evaluation.domains import domain_of
 from evaluation.engines.ledger import Spent
@@ -15,20 +15,24 @@ from evaluation.tasks import KnowledgeTask, Question
 from pipelines import models
 from pipelines.execution import Execution, content_key
 from pipelines.loop import update as updates
-from pipelines.loop.teacher import learn_from, sample_from, sample_teacher
+from pipelines.loop.teacher import imitate, learn_from, sample_from, sample_student, sample_teacher
 from pipelines.loop.update import BankWork, Trial, questions_of
-from pipelines.records import Edit, InContext, Learning, Sampling, ScoredUpdate
+from pipelines.records import Edit, Learning, Sampling, ScoredUpdate, WarmStart
 from pipelines.settings import LoopSettings, QuestionSet
 from student.adapters import load_adapter
-from teacher.algorithms.algorithm import WeightedExample
+from student.config import Objective
+from teacher.algorithms.algorithm import Algorithm, WeightedExample
 from teacher.prompts import prompt_template
 from teacher.samplers.openai import OpenAISampler, OpenAISampling
+from teacher.samplers.transformers import TransformersSampling
 
 if TYPE_CHECKING:
     from pipelines.reports.console import Reporter
 
 STATES = "teachers"
 """Directory of the work directory with the teacher's saved states, by digest."""
+
+_Learned = TypeVar("_Learned", bound=Learning)
 
 UNIT_UPDATES = 64
 """Updates trained and stored together: the most that a kill can cost."""
@@ -71,7 +75,7 @@ class Loop:
     @cached_property
     def student_ref(self) -> models.ModelRef:
         """The frozen student, to be opened."""
-        return models.ModelRef.of(self.settings.student.model, self.settings)
+        return models.ModelRef.of(self.settings.student, self.settings)
 
     @property
     def student_digest(self) -> str:
@@ -99,34 +103,67 @@ class Loop:
         """The teacher's policy and tokenizer."""
         return self._teacher(None).open()
 
-    def prompt(self, template: str, task: KnowledgeTask) -> str:
-        """Return what the teacher reads about a task."""
-        chosen, budget = prompt_template(template), self.settings.student.update.step_budget
+    def prompt(self, template: str, task: KnowledgeTask, strategy: str = "") -> str:
+        """Return what the teacher reads about a task, with the strategy that the template's instruction asks for."""
+        chat = self.open_teacher.policy.tokenizer if self.settings.teacher.chat else None
+        return self._prompt(template, task, chat, strategy)
+
+    def _prompt(self, template: str, task: KnowledgeTask, chat: Any, strategy: str = "") -> str:
+        """Return a prompt about a task, in the chat template of a tokenizer where `chat` gives one."""
+        budget = self.settings.student.update.step_budget
+        chosen = prompt_template(template).with_strategy(strategy)
         document = domain_of(task).render(task)
-        if self.settings.teacher.chat:
-            return chosen.render_chat(document, self.open_teacher.policy.tokenizer, budget)
-        return chosen.render(document, budget)
+        return chosen.render(document, budget) if chat is None else chosen.render_chat(document, chat, budget)
 
     def sample(self, state: str | None, prompt: str, tasks: Sequence[KnowledgeTask], *, n: int, seed: int) -> Sampling:
         """Return `n` self-edits for each task, by a prompt template, from the teacher at a saved state.
 
         States are given by the names of their directories; None is the untrained teacher.
         """
+        return self.write(state, prompt, [self.prompt(prompt, task) for task in tasks], tasks, n=n, seed=seed)
+
+    def write(
+        self, state: str | None, prompt: str, texts: Sequence[str], tasks: Sequence[KnowledgeTask], *, n: int, seed: int
+    ) -> Sampling:
+        """Return `n` self-edits for each task from its `texts`, which `prompt` made from a template; see `sample`."""
         sampling = self.settings.teacher.sampling
+        stop = None if self.settings.teacher.chat else prompt_template(prompt).stop
         if isinstance(sampling, OpenAISampling):
-            return self.ask(sampling, "teacher", prompt, tasks, n=n, seed=seed)
-        prompts = [self.prompt(prompt, task) for task in tasks]
+            self.reporter.begin(f"asking for {n * len(tasks)} self-edits")
+            return sample_from(self.endpoint(sampling, "teacher"), texts, tasks, n, seed, stop)
         content = {
             "teacher": self._teacher_content(state),
-            "prompts": [[task.id, text] for task, text in zip(tasks, prompts, strict=True)],
+            "prompts": [[task.id, text] for task, text in zip(tasks, texts, strict=True)],
+            "stop": stop,
             "sampling": sampling.model_dump(mode="json"),
             "n": n,
             "seed": seed,
         }
         describe = f"sampling {n * len(tasks)} self-edits"
-        return self.execution.run(
-            "sample", content, sample_teacher, self._teacher(state), prompts, list(tasks), n, seed, describe=describe
-        )
+        work = self._teacher(state), list(texts), list(tasks), n, seed, stop
+        return self.execution.run("sample", content, sample_teacher, *work, describe=describe)
+
+    def sample_student(self, prompt: str, tasks: Sequence[KnowledgeTask], *, n: int, seed: int) -> Sampling:
+        """Return `n` self-edits for each task, by a prompt template, from the student without an update.
+
+        Temperature and lengths are the teacher's. A student that is asked in its chat template writes in it, too.
+        """
+        sampling = self.settings.teacher.sampling
+        how = TransformersSampling(**sampling.model_dump(include={"temperature", "top_p", "max_new_tokens"}))
+        chat = models.chat_of(self.student_ref, self.settings.student.answer_format)
+        prompts = [self._prompt(prompt, task, chat) for task in tasks]
+        stop = prompt_template(prompt).stop if chat is None else None
+        content = {
+            "student": self.student_digest,
+            "prompts": [[task.id, text] for task, text in zip(tasks, prompts, strict=True)],
+            "stop": stop,
+            "sampling": how.model_dump(mode="json"),
+            "n": n,
+            "seed": seed,
+        }
+        describe = f"the student writes {n * len(tasks)} self-edits"
+        work = (self.student_ref, how, prompts, list(tasks), n, seed, stop)
+        return self.execution.run("sample-student", content, sample_student, *work, describe=describe)
 
     def endpoint(self, sampling: OpenAISampling, role: str) -> OpenAISampler:
         """Return a sampler behind an endpoint, whose budget counts by the flow's name and the role."""
@@ -137,27 +174,52 @@ class Loop:
     ) -> Sampling:
         """Return an endpoint's self-edits. Its ledger stores the replies, so that only failures are asked again."""
         budget = self.settings.student.update.step_budget
-        prompts = [prompt_template(prompt).render(domain_of(task).render(task), budget) for task in tasks]
+        template = prompt_template(prompt)
+        prompts = [template.render(domain_of(task).render(task), budget) for task in tasks]
         self.reporter.begin(f"asking for {n * len(tasks)} self-edits")
-        return sample_from(self.endpoint(sampling, role), prompts, tasks, n, seed)
+        return sample_from(self.endpoint(sampling, role), prompts, tasks, n, seed, template.stop)
 
-    def learn(self, state: str | None, examples: Sequence[WeightedExample], *, seed: int) -> Learning:
-        """Return the teacher's step from a saved state; the new state is in the work directory."""
+    def learn(
+        self, state: str | None, examples: Sequence[WeightedExample], *, seed: int, reference: str | None = None
+    ) -> Learning:
+        """Return the teacher's step from a saved state; the new state is in the work directory.
+
+        `reference` is the state that the KL divergence is from: where the rounds began.
+        """
+        return self._step("learn", learn_from, state, examples, self.settings.teacher.learning, seed, reference)
+
+    def warm_start(self, examples: Sequence[WeightedExample], learning: Algorithm, *, seed: int) -> WarmStart:
+        """Return the untrained teacher's supervised steps; the new state is in the work directory."""
+        return self._step("warm-start", imitate, None, examples, learning, seed)
+
+    def _step(
+        self,
+        kind: str,
+        function: Callable[..., _Learned],
+        state: str | None,
+        examples: Sequence[WeightedExample],
+        learning: Algorithm,
+        seed: int,
+        reference: str | None = None,
+    ) -> _Learned:
+        teacher = self._teacher(state)
         content = {
             "teacher": self._teacher_content(state),
+            "reference": self._teacher_content(reference),
             "examples": [[e.prompt, list(e.token_ids), e.weight, e.group_id, e.token_weights] for e in examples],
-            "learning": self.settings.teacher.learning.model_dump(mode="json"),
+            "learning": learning.model_dump(mode="json"),
             "seed": seed,
         }
         return self.execution.run(
-            "learn",
+            kind,
             content,
-            learn_from,
-            self._teacher(state),
+            function,
+            teacher._replace(config=teacher.config.model_copy(update={"learning": learning})),
             list(examples),
             seed,
             self.work_dir / STATES,
-            describe=f"teacher learns from {len(examples)} self-edits",
+            self._teacher(reference).directory,
+            describe=f"teacher learns from {len(examples)} completions",
             complete=self._has_state,
         )
 
@@ -173,20 +235,22 @@ class Loop:
         return updates.adapter_dir(self.work_dir, digest)
 
     def trials(
-        self, edits: Iterable[Edit], purpose: str, replicates: int = 1, keep: Collection[str] = ()
+        self,
+        edits: Iterable[Edit],
+        purpose: str,
+        replicates: int = 1,
+        keep: Collection[str] = (),
+        objective: Objective | None = None,
     ) -> list[Trial]:
         """Return the updates to make for the self-edits that could be parsed.
 
         All self-edits of a document share their seeds (common random numbers): only the edit differs between them.
         Seeds differ between purposes, so that no comparison reuses a round's luck, and between replicates. Self-edits
-        whose `Edit.id` is in `keep` keep their adapters.
+        whose `Edit.id` is in `keep` keep their adapters. `objective` None is that of the recipe.
         """
         parsed = [edit for edit in edits if edit.edit is not None]
-        return [
-            Trial(e.document_id, e.index, e.edit, self.seed("update", purpose, e.document_id, replicate), e.id in keep)
-            for replicate in range(replicates)
-            for e in parsed
-        ]
+        seeds = [(e, self.seed("update", purpose, e.document_id, r)) for r in range(replicates) for e in parsed]
+        return [Trial(e.document_id, e.index, e.edit, seed, e.id in keep, objective) for e, seed in seeds]
 
     def update(self, trials: Sequence[Trial], questions: QuestionSet) -> tuple[ScoredUpdate, ...]:
         """Return the scores of some trials, in their order; each is trained once, whichever round or variant asks.
@@ -226,30 +290,35 @@ class Loop:
         """Return the scores of the student without an update, in the order of the tasks."""
         return self.update([Trial(task.id, 0, None, 0) for task in tasks], questions)
 
-    def in_context(self, edits: Sequence[Edit]) -> InContext:
-        """Return the probability of the gold answers with each self-edit in the student's context, and no update."""
-        tasks = {edit.document_id: self.tasks[edit.document_id] for edit in edits}
+    def with_passages(self, passages: Mapping[str, Sequence[str]]) -> tuple[ScoredUpdate, ...]:
+        """Return the scores of the student without an update, with passages in its context.
+
+        By document id there is one for each of the held-out questions; a blank one leaves the question alone.
+        """
+        trials = [Trial(name, 0, None, 0, passages=tuple(mine)) for name, mine in passages.items()]
+        return self.update(trials, "comparison")
+
+    def knows(self, questions: Sequence[Question]) -> tuple[bool, ...]:
+        """Return which questions the student answers right, by exact match, without an update and a passage."""
         content = {
             "student": self.student_digest,
             "format": self.settings.student.answer_format.model_dump(mode="json"),
-            "edits": [[e.document_id, tasks[e.document_id].digest, e.edit.digest] for e in edits if e.edit is not None],
+            "questions": [[question.question, question.answer] for question in questions],
         }
-        describe = f"reading {len(edits)} self-edits in the student's context"
-        return self.execution.run(
-            "in-context", content, updates.read_in_context, self.settings, list(edits), tasks, describe=describe
-        )
+        describe, work = f"asking the student {len(questions)} questions first", (self.settings, list(questions))
+        return self.execution.run("ask-first", content, updates.ask_base, *work, describe=describe).exact
 
     def _probes_for(self, questions: QuestionSet) -> tuple[Question, ...]:
         """Return the probes asked besides some questions: in comparisons always, for rewards if they count."""
-        counts = questions == "comparison" or self.settings.teacher.reward.retention_weight > 0.0
-        return self.probes if counts else ()
+        rewarded = questions == "rewards" and self.settings.teacher.reward.retention_weight > 0.0
+        return self.probes if rewarded or questions == "comparison" else ()
 
     def _update_key(self, trial: Trial, questions: QuestionSet, probes: Sequence[Question]) -> str:
         student, task = self.settings.student, self.tasks[trial.document_id]
         asked, grading = questions_of(task, questions), self.settings.grading_for(questions)
         content = {
             "student": self.student_digest,
-            "recipe": student.update.model_dump(mode="json"),
+            "recipe": updates.recipe_of(trial, student.update).model_dump(mode="json"),
             "format": student.answer_format.model_dump(mode="json"),
             # Both may change the batches in which an update is computed, and with that how its sums are rounded.
             "slots": student.bank_slots,
@@ -257,6 +326,7 @@ class Loop:
             "task": [task.domain, task.document.digest, [[q.question, q.answer] for q in asked]],
             "edit": None if trial.edit is None else trial.edit.digest,
             "seed": trial.seed,
+            "passages": list(trial.passages),
             "probes": [[probe.question, probe.answer] for probe in probes],
             # The grader is no part: it reads the stored answers.
             "answers": None if grading is None else grading.model_dump(mode="json", exclude={"grader"}),

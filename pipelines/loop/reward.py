@@ -7,15 +7,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 
-from evaluation.statistics import known_mean
 from evaluation.tasks import KnowledgeTask
 from pipelines.records import Candidate, Edit, ScoredUpdate, by_document
 from teacher.algorithms.algorithm import CompletionGroup, CompletionReward
 from teacher.filters import EditFacts
 from teacher.rewards import LineGains, RewardConfig, RewardFailure, line_gains, reward_of
-
-Probabilities = tuple[float, ...] | None
-"""Per question the gold answer's probability with a self-edit in context; None where it could not be scored."""
 
 
 def judge(
@@ -26,12 +22,11 @@ def judge(
     base: Mapping[str, ScoredUpdate] | None = None,
     facts: Mapping[str, EditFacts] | None = None,
     refused: Mapping[str, RewardFailure] | None = None,
-    in_context: Mapping[str, Probabilities] | None = None,
 ) -> list[Candidate]:
     """Return every self-edit with its updates and its reward, or the reason why it has none.
 
-    By `Edit.id` are measures of the texts (`facts`), reasons of filters (`refused`) and, for the proxy reward, the gold
-    answers' probabilities (`in_context`); by document id `base`, the student without an update on the same questions.
+    By `Edit.id` are measures of the texts (`facts`) and reasons of filters (`refused`); by document id `base`, the
+    student without an update on the same questions.
     """
     floors = {name: _base_reward(scored, reward) for name, scored in (base or {}).items()}
     replicates: dict[str, list[ScoredUpdate]] = defaultdict(list)
@@ -39,14 +34,13 @@ def judge(
         replicates[update.edit_id].append(update)
     found = []
     for edit in edits:
-        mine, probabilities = replicates[edit.id], (in_context or {}).get(edit.id)
-        outcome = _outcome(edit, mine, probabilities, (refused or {}).get(edit.id), reward)
+        mine = replicates[edit.id]
+        outcome = _outcome(edit, mine, (refused or {}).get(edit.id), reward)
         known = asdict(facts[edit.id]) if facts and edit.id in facts else {}
         found.append(
             Candidate(
                 edit=edit,
                 facts={name: float(value) for name, value in known.items() if value is not None},
-                proxy_probability=probabilities or (),
                 replicates=tuple(mine),
                 reward=None if isinstance(outcome, RewardFailure) else outcome,
                 reason=outcome if isinstance(outcome, RewardFailure) else None,
@@ -59,28 +53,17 @@ def judge(
 def _outcome(
     edit: Edit,
     updates: Sequence[ScoredUpdate],
-    probabilities: Probabilities,
     refused: RewardFailure | None,
     reward: RewardConfig,
 ) -> float | RewardFailure:
     if edit.edit is None:
         return edit.failure or RewardFailure.PARSE_FAILED
-    if refused is not None:
-        return refused
-    if reward.metric != "proxy":
-        return reward_of(updates, reward)
-    value = known_mean(probabilities or ())
-    return RewardFailure.PROXY_FAILED if value is None else value
-
-
-def _without_update(reward: RewardConfig) -> RewardConfig:
-    """Return how a student without an update is scored, which has no self-edit in its context to read."""
-    return reward.model_copy(update={"metric": "probability"}) if reward.metric == "proxy" else reward
+    return reward_of(updates, reward) if refused is None else refused
 
 
 def _base_reward(scored: ScoredUpdate, reward: RewardConfig) -> float | None:
     """Return the reward of the student without an update, which has forgotten nothing."""
-    outcome = reward_of([scored.model_copy(update={"forgetting": 0.0})], _without_update(reward))
+    outcome = reward_of([scored.model_copy(update={"forgetting": 0.0})], reward)
     return None if isinstance(outcome, RewardFailure) else outcome
 
 
@@ -103,7 +86,7 @@ def groups_of(
         before, scores = base.get(candidate.document_id), _question_scores(candidate, reward)
         if decode is None or not scores or before is None or before.failure is not None:
             return None
-        plain = before.by_question(_without_update(reward).metric)
+        plain = before.by_question(reward.metric)
         by_question = [after - first for after, first in zip(scores, plain, strict=True)]
         questions = tasks[candidate.document_id].questions
         return line_gains(candidate.edit.token_ids, decode, questions, by_question)
@@ -121,7 +104,5 @@ def groups_of(
 
 def _question_scores(candidate: Candidate, reward: RewardConfig) -> list[float]:
     """Return a candidate's mean score by question over its updates; empty where there is none."""
-    if reward.metric == "proxy":
-        return list(candidate.proxy_probability)
     rows = [update.by_question(reward.metric) for update in candidate.replicates if update.failure is None]
     return [math.fsum(column) / len(rows) for column in zip(*rows, strict=True)]

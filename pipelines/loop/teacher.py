@@ -9,35 +9,59 @@ from pathlib import Path
 from evaluation.common.errors import UpdateError
 from evaluation.domains import domain_of
 from evaluation.tasks import KnowledgeTask
-from pipelines.models import TeacherState
-from pipelines.records import Edit, Learning, Sampling
-from teacher.algorithms.algorithm import WeightedExample, learn
+from pipelines.models import ModelRef, TeacherState, open_student
+from pipelines.records import Edit, Learning, Sampling, WarmStart
+from teacher.algorithms.algorithm import WeightedExample, learn, mean_loss
 from teacher.parsing.parser import parse_self_edit
 from teacher.rewards import RewardFailure
 from teacher.samplers.sampler import Completion, FailedCompletion, Sampler, prompts_too_long
+from teacher.samplers.transformers import TransformersSampler, TransformersSampling
 from teacher.self_edit import SelfEdit
 
 
 def sample_teacher(
-    teacher: TeacherState, prompts: Sequence[str], tasks: Sequence[KnowledgeTask], n: int, seed: int
+    teacher: TeacherState,
+    prompts: Sequence[str],
+    tasks: Sequence[KnowledgeTask],
+    n: int,
+    seed: int,
+    stop: str | None = None,
 ) -> Sampling:
     """Return `n` parsed self-edits for each task from a teacher at a saved state; see `sample_from`."""
     opened = teacher.open()
     opened.at(teacher.directory)
-    return sample_from(opened.sampler, prompts, tasks, n, seed)
+    return sample_from(opened.sampler, prompts, tasks, n, seed, stop)
+
+
+def sample_student(
+    student: ModelRef,
+    sampling: TransformersSampling,
+    prompts: Sequence[str],
+    tasks: Sequence[KnowledgeTask],
+    n: int,
+    seed: int,
+    stop: str | None = None,
+) -> Sampling:
+    """Return `n` parsed self-edits for each task from the student without an update; see `sample_from`."""
+    return sample_from(TransformersSampler(*open_student(student), sampling), prompts, tasks, n, seed, stop)
 
 
 def sample_from(
-    sampler: Sampler, prompts: Sequence[str], tasks: Sequence[KnowledgeTask], n: int, seed: int
+    sampler: Sampler,
+    prompts: Sequence[str],
+    tasks: Sequence[KnowledgeTask],
+    n: int,
+    seed: int,
+    stop: str | None = None,
 ) -> Sampling:
     """Return `n` parsed self-edits for each task and its prompt from any engine; what fails has its reason.
 
-    The tasks' questions are not read.
+    Each ends at `stop` at the latest. The tasks' questions are not read.
     """
     started = time.perf_counter()
     refused = prompts_too_long(sampler, prompts)
     fitting = [i for i in range(len(tasks)) if i not in refused]
-    sampled = sampler.sample([prompts[i] for i in fitting], n=n, seed=seed) if fitting else []
+    sampled = sampler.sample([prompts[i] for i in fitting], n=n, seed=seed, stop=stop) if fitting else []
     edits = [
         _parsed(tasks[i], prompts[i], index, completion)
         for i, completions in zip(fitting, sampled, strict=True)
@@ -76,22 +100,41 @@ def _parsed(task: KnowledgeTask, prompt: str, index: int, completion: Completion
     )
 
 
-def learn_from(teacher: TeacherState, examples: Sequence[WeightedExample], seed: int, states: Path) -> Learning:
+def learn_from(
+    teacher: TeacherState, examples: Sequence[WeightedExample], seed: int, states: Path, reference: Path | None = None
+) -> Learning:
     """Return the step of a teacher on a round's examples, which `seed` orders; without any it stays unchanged.
 
-    The new state is saved in `states`, under its own digest.
+    The new state is saved in `states`, under its own digest. `reference` is the saved state that the KL divergence is
+    from, and that learning began at; None is the untrained teacher. At it the optimizer starts anew: after a warm start
+    its moments are those of supervised gradients, whose size and direction say nothing of the policy gradient's.
 
     Raises:
         UpdateError: A step had a loss or gradient that is not finite.
     """
     started, opened = time.perf_counter(), teacher.open()
+    opened.policy.reference_weights = None
+    if reference is not None:
+        opened.policy.reference_weights = [w.detach().clone() for w in opened.at(reference).adapter_parameters()]
     policy = opened.at(teacher.directory, to_change=True)
+    if teacher.directory == reference:
+        policy.optimizer_state = None
     report = learn(policy, examples, teacher.config.learning, seed)
     if report.skipped_steps:
         raise UpdateError(
-            f"teacher: {report.skipped_steps} learning steps had a loss or gradient that is not finite. Lower "
-            "teacher.learning.learning_rate; the rounds before this one are kept."
+            f"teacher: {report.skipped_steps} learning steps had a loss or gradient that is not finite. Lower the "
+            "learning_rate of teacher.learning, or of warm_start in a warm start; what was done before is kept."
         )
     place = opened.keep(states)
     took = time.perf_counter() - started
     return Learning(**report.model_dump(), policy=place.name, policy_digest=policy.digest, seconds=took)
+
+
+def imitate(
+    teacher: TeacherState, examples: Sequence[WeightedExample], seed: int, states: Path, reference: Path | None = None
+) -> WarmStart:
+    """Return the supervised steps of a teacher on targets of weight 1; see `learn_from`."""
+    opened, size = teacher.open(), teacher.config.learning.micro_batch_size
+    before = mean_loss(opened.at(teacher.directory), examples, size)
+    learned = learn_from(teacher, examples, seed, states, reference)
+    return WarmStart(**dict(learned), loss_before=before, loss_after=mean_loss(opened.policy, examples, size))

@@ -16,12 +16,12 @@ from evaluation.exact_match import AnswerScore, end_tokens_of
 from evaluation.graders import DomainGrading, Grade, GradeItem, Grader
 from evaluation.tasks import KnowledgeTask, Question
 from pipelines.models import ModelRef, open_answer_engine, open_student, prove_student, student_digest, student_for
-from pipelines.records import Edit, InContext, ScoredUpdate
+from pipelines.records import Known, ScoredUpdate
 from pipelines.settings import GradingConfig, LoopSettings, QuestionSet
 from student.adapters import Adapter, save_adapter
 from student.bank.bank import LoraBank
-from student.bank.scoring import ScoringFailure
-from student.config import UpdateRecipe
+from student.bank.scoring import ScoringFailure, SlotScores
+from student.config import PASSAGE_TEMPLATE, Objective, UpdateRecipe
 from student.in_context import score_in_context
 from student.updates import UpdateOutcome, UpdateRequest, UpdateResult, make_request
 from teacher.rewards import RewardFailure
@@ -43,16 +43,27 @@ class Trial:
     seed: int
     keep: bool = False
     """Leave the adapter in the work directory, under its own digest."""
+    objective: Objective | None = None
+    """Of the update; None is that of the recipe."""
+    passages: tuple[str, ...] = ()
+    """In the context of the student without an update, one before each question; empty for none."""
 
 
 def questions_of(task: KnowledgeTask, which: QuestionSet) -> tuple[Question, ...]:
-    """Return the questions of a task that rewards use, or the held-out ones."""
+    """Return the questions of a task that rewards use, or the held-out ones, as they are or in other words."""
+    if which == "paraphrases":
+        return tuple(other for question in task.comparison_questions for other in question.rephrased)
     return task.questions if which == "rewards" else task.comparison_questions
+
+
+def recipe_of(trial: Trial, recipe: UpdateRecipe) -> UpdateRecipe:
+    """Return the run's recipe with the objective of a trial."""
+    return recipe if trial.objective is None else recipe.model_copy(update={"objective": trial.objective})
 
 
 def bank_of(settings: LoopSettings, recipe: UpdateRecipe) -> AbstractContextManager[LoraBank]:
     """Return a bank on the student, not yet open, for updates by a recipe."""
-    student, ref = settings.student, ModelRef.of(settings.student.model, settings)
+    student, ref = settings.student, ModelRef.of(settings.student, settings)
     return LoraBank(
         student_for(ref, recipe).model,
         recipe.target_modules,
@@ -85,27 +96,31 @@ def train_and_score(work: BankWork) -> tuple[ScoredUpdate, ...]:
     """Return the scores of some trials; a failure concerns its own trial alone and has a reason."""
     started = time.perf_counter()
     settings, config = work.settings, work.settings.student
-    ref = ModelRef.of(config.model, settings)
+    ref = ModelRef.of(config, settings)
     tokenizer = open_student(ref).tokenizer
     made = {i: _request(work, trial, tokenizer) for i, trial in enumerate(work.trials)}
     requests = {i: request for i, request in made.items() if request is not None}
+    read = _read(work)
     with bank_of(settings, config.update) as bank:
         results = dict(zip(requests, bank.train(list(requests.values())), strict=True))
         usage = bank.usage
-        asked = [i for i in range(len(work.trials)) if i not in results or results[i].outcome is UpdateOutcome.OK]
+        failed = {i for i, result in results.items() if result.outcome is not UpdateOutcome.OK}
+        asked = [i for i in range(len(work.trials)) if i not in failed and i not in read]
         adapters = [results[i].adapter if i in results else None for i in asked]
         sets = [questions_of(work.tasks[work.trials[i].document_id], work.questions) for i in asked]
         known = _known_probes(bank, work, tokenizer)
         with_probes = [(*mine, *work.probes) for mine in sets]
         scores = dict(zip(asked, bank.score(adapters, with_probes, tokenizer, config.answer_format), strict=True))
-        written = dict(zip(asked, _answers(bank, work, asked, adapters, sets), strict=True))
+        answers = {i: results[i].adapter if i in results else None for i in (*asked, *read)}
+        written = dict(zip(answers, _answers(bank, work, answers), strict=True))
     records = []
     for i, trial in enumerate(work.trials):
         result = results.get(i)
         if trial.keep and result is not None and result.adapter is not None:
             place = adapter_dir(work.work_dir, result.adapter.digest)
             prove_student(ref, save_adapter(result.adapter, place, config.model))
-        records.append(_scored(trial, result, scores.get(i), written.get(i), known))
+        found, probes = (read[i], ()) if i in read else (scores.get(i), known)
+        records.append(_scored(trial, result, found, written.get(i), probes))
     took = {
         "slots": usage.slots,
         "peak_bytes": usage.peak_bytes,
@@ -123,11 +138,38 @@ def _request(work: BankWork, trial: Trial, tokenizer: Any) -> UpdateRequest | No
         trial.edit,
         task.document,
         tokenizer,
-        config.update,
+        recipe_of(trial, config.update),
         config.answer_format,
         trial.seed,
         expansion=domain_of(task).expand(task, trial.edit, trial.seed),
     )
+
+
+def _opening(passage: str) -> str:
+    return PASSAGE_TEMPLATE.replace("{context}", passage) if passage else ""
+
+
+def _read(work: BankWork) -> dict[int, SlotScores]:
+    """Return the scores of the trials with passages in context, by place; a passage is read once for its questions."""
+    chosen = {i: trial for i, trial in enumerate(work.trials) if trial.passages}
+    if not chosen:
+        return {}
+    asked = {i: questions_of(work.tasks[trial.document_id], work.questions) for i, trial in chosen.items()}
+    sets: dict[tuple[int, str], list[Question]] = {}
+    for i, trial in chosen.items():
+        for question, passage in zip(asked[i], trial.passages, strict=True):
+            sets.setdefault((i, _opening(passage)), []).append(question)
+    config, contexts = work.settings.student, [opening for _, opening in sets]
+    student, form = open_student(ModelRef.of(config, work.settings)), config.answer_format
+    found = score_in_context(*student, contexts, list(sets.values()), form, template="{context}")
+    failures: dict[int, SlotScores] = {}
+    known: dict[tuple[int, Question], AnswerScore] = {}
+    for ((i, _), mine), scores in zip(sets.items(), found, strict=True):
+        if isinstance(scores, ScoringFailure):
+            failures[i] = scores
+        else:
+            known |= {(i, question): score for question, score in zip(mine, scores, strict=True)}
+    return {i: failures.get(i) or [known[i, question] for question in mine] for i, mine in asked.items()}
 
 
 def _known_probes(bank: LoraBank, work: BankWork, tokenizer: Any) -> tuple[bool, ...]:
@@ -145,21 +187,25 @@ def _known_probes(bank: LoraBank, work: BankWork, tokenizer: Any) -> tuple[bool,
 
 
 def _answers(
-    bank: LoraBank,
-    work: BankWork,
-    asked: Sequence[int],
-    adapters: Sequence[Adapter | None],
-    questions: Sequence[Sequence[Question]],
+    bank: LoraBank, work: BankWork, adapters: Mapping[int, Adapter | None]
 ) -> Sequence[list[str] | ScoringFailure | None]:
-    """Return the answers of each student as text, for the grader; Nones where the flow needs none."""
+    """Return the answers of the students of some trials as text, for the grader; Nones where the flow needs none.
+
+    `adapters` are by the trial's place.
+    """
     grading, config = work.settings.grading_for(work.questions), work.settings.student
     if grading is None:
         return [None] * len(adapters)
-    prompts = [[config.answer_format.render(q.question) for q in mine] for mine in questions]
-    texts = write_answers(
-        ModelRef.of(config.model, work.settings), grading, bank, adapters, prompts, config.update.rank
-    )
-    cuts = [domain_of(work.tasks[work.trials[i].document_id]).answer_in for i in asked]
+
+    def prompts(trial: Trial) -> list[str]:
+        asked = questions_of(work.tasks[trial.document_id], work.questions)
+        forms = [config.answer_format.behind(_opening(passage)) for passage in trial.passages]
+        return [f.render(q.question) for f, q in zip(forms or [config.answer_format] * len(asked), asked, strict=True)]
+
+    ref, chosen = ModelRef.of(config, work.settings), [work.trials[i] for i in adapters]
+    given = list(adapters.values()), list(map(prompts, chosen))
+    texts = write_answers(ref, grading, bank, *given, config.update.rank)
+    cuts = [domain_of(work.tasks[trial.document_id]).answer_in for trial in chosen]
     return [
         mine if isinstance(mine, ScoringFailure) else [cut(text) for text in mine]
         for cut, mine in zip(cuts, texts, strict=True)
@@ -264,16 +310,22 @@ def grade_updates(
         return tuple(_by_domain(update, tasks[update.document_id], questions) for update in updates)
     if grader is None:
         return tuple(updates)
-    items = [
+    found = grader.grade(grade_items(updates, tasks, questions))
+    verdicts.extend(found)
+    grades = iter(found)
+    return tuple(_with_grades(update, [next(grades) for _ in update.answers]) for update in updates)
+
+
+def grade_items(
+    updates: Sequence[ScoredUpdate], tasks: Mapping[str, KnowledgeTask], questions: QuestionSet
+) -> list[GradeItem]:
+    """Return the students' texts with their questions and gold answers, in the order of the updates."""
+    return [
         GradeItem(question.question, question.answer, answer)
         for update in updates
         if update.answers
         for question, answer in zip(questions_of(tasks[update.document_id], questions), update.answers, strict=True)
     ]
-    found = grader.grade(items)
-    verdicts.extend(found)
-    grades = iter(found)
-    return tuple(_with_grades(update, [next(grades) for _ in update.answers]) for update in updates)
 
 
 def _by_domain(update: ScoredUpdate, task: KnowledgeTask, questions: QuestionSet) -> ScoredUpdate:
@@ -294,17 +346,9 @@ def _with_grades(update: ScoredUpdate, grades: Sequence[Grade]) -> ScoredUpdate:
     )
 
 
-def read_in_context(settings: LoopSettings, edits: Sequence[Edit], tasks: Mapping[str, KnowledgeTask]) -> InContext:
-    """Return the probability of the gold answers with each parsed self-edit in the student's context."""
-    started = time.perf_counter()
-    student = open_student(ModelRef.of(settings.student.model, settings))
-    contexts = [" ".join(line.line for line in e.edit.implications) for e in edits if e.edit is not None]
-    questions = [tasks[e.document_id].questions for e in edits]
-    found = score_in_context(student.model, student.tokenizer, contexts, questions, settings.student.answer_format)
-    return InContext(
-        probabilities=tuple(
-            None if isinstance(scores, ScoringFailure) else tuple(score.probability for score in scores)
-            for scores in found
-        ),
-        seconds=time.perf_counter() - started,
-    )
+def ask_base(settings: LoopSettings, questions: Sequence[Question]) -> Known:
+    """Return which questions the student answers right without an update; each is asked, or fails, alone."""
+    student = open_student(ModelRef.of(settings.student, settings))
+    sets, form = [[question] for question in questions], settings.student.answer_format
+    found = score_in_context(student.model, student.tokenizer, [""] * len(sets), sets, form, template="{context}")
+    return Known(exact=tuple(not isinstance(scores, ScoringFailure) and scores[0].exact for scores in found))

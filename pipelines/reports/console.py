@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from evaluation.statistics import SMALL_SAMPLE, Interval, PairedTest
 from pipelines.plan import Step
 from pipelines.process import preceptor
-from pipelines.records import Round, RunResult, VariantComparison, VariantScores
+from pipelines.records import Round, RunResult, VariantComparison, VariantScores, WarmStart
 from pipelines.reports.format import (
     UNKNOWN,
     counted,
@@ -23,7 +23,6 @@ from pipelines.reports.format import (
     percent,
     percent_interval,
     plain_table,
-    points,
     points_interval,
     tokens,
     wrapped,
@@ -103,6 +102,13 @@ class Reporter:
             self.say(f"{doing} (step {self._count + 1} of {self._total})")
 
 
+def warm_start_line(record: WarmStart) -> str:
+    """Return one line about a warm start: documents, loss before and after it, time."""
+    left_out = f" ({len(record.left_out)} left out)" if record.left_out else ""
+    loss = f"loss {record.loss_before:.3f} -> {record.loss_after:.3f} nats a token"
+    return f"warm start: {counted(len(record.document_ids), 'document')}{left_out}, {loss}, {duration(record.seconds)}"
+
+
 def round_line(record: Round) -> str:
     """Return one line about a round: mean reward, the base student's, self-edits scored, failures, KL, time."""
     scored = sum(candidate.reward is not None for candidate in record.candidates)
@@ -142,30 +148,38 @@ def _gain(comparison: VariantComparison, reference: str, other: str) -> tuple[st
 
 
 def run_table(comparison: VariantComparison, variants: Sequence[VariantScores]) -> Table:
-    """Return the table of a run: each variant's accuracy, and the last teacher's difference to it."""
+    """Return the table of a run: each variant's accuracy, with that on what the base does not know, and the gains."""
     from rich.text import Text
 
-    trained = any(variant.name == "trained_teacher" for variant in variants)
-    label = "trained teacher" if trained else "untrained teacher"
+    labels = {f"{label.replace('-', '_')}_teacher": label for label in ("trained", "warm-started", "untrained")}
+    last = next((name for name in labels if any(v.name == name for v in variants)), "untrained_teacher")
+    label = labels[last]
+    unknown, asked = comparison.unknown, ""
+    if unknown is not None:
+        asked = f"on the {unknown.unknown:,} of {counted(unknown.questions, 'question')} that the base fails in all "
+        asked = f", below it {asked}{unknown.phrasings} phrasings ({counted(unknown.documents, 'document')})"
     table = plain_table(
         title=f"Variants on {counted(comparison.documents, 'test document')}",
-        caption=f"Accuracy in %, and the {label} minus the variant in points, paired by document, with "
+        caption=f"Accuracy in %{asked}, and the {label} teacher minus the variant in points, paired by document, with "
         f"{100 * comparison.confidence:g} % bootstrap intervals. Significant: the interval excludes 0, and the "
         "sign-flip test corrected for the number of differences has p <= "
         f"{1 - comparison.confidence:.2g}. Failed: updates without a score.",
     )
     table.padding = 0
     table.add_column("\nVariant", overflow="fold")  # the only column that gives way on narrow terminals
-    for name in ("\nAccuracy", f"{label.split()[0].capitalize()}\nminus variant", "\nReading"):
+    for name in ("\nAccuracy", f"{label.capitalize()}\nminus variant", "\nReading"):
         table.add_column(name, no_wrap=True)
     for name in ("Edit\ntokens", "\nFailed"):
         table.add_column(name, justify="right", no_wrap=True)
     for variant in variants:
         interval = comparison.variants.get(variant.name)
+        # The base has no self-edits, and is wrong on all unknown questions by definition.
+        on_unknown = unknown.variants.get(variant.name) if unknown is not None and variant.candidates else None
         cells = (
             variant.label,
-            "no scores" if interval is None else percent_interval(interval),
-            *_gain(comparison, label.replace(" ", "_"), variant.name),
+            ("no scores" if interval is None else percent_interval(interval))
+            + ("" if on_unknown is None else f"\n{percent_interval(on_unknown)}"),
+            *_gain(comparison, last, variant.name),
             tokens(variant.edit_tokens),
             str(sum(variant.failures.values())),
         )
@@ -187,8 +201,12 @@ def _caveats(result: RunResult, comparison: VariantComparison, variants: Sequenc
             f"All variants answer under {100 * NEAR_ZERO:.0f} % of the questions: the models are too small for these "
             "documents or the recipe teaches too little; differences near zero mean nothing."
         )
+    begun = None if result.warm_start is None else result.warm_start.development
+    checked = [r for figures in result.rounds if (r := figures.get("development_reward")) is not None]
+    if begun is not None and checked and max(checked) <= begun.mean:
+        yield "No round was better than the warm start on the development documents: the trained teacher is that one."
     readings = {n: reading(gain, comparison.tests.get(n), comparison.confidence) for n, gain in result.gains.items()}
-    taught = ("trained_minus", "untrained_minus")
+    taught = ("trained_minus", "warm_started_minus", "untrained_minus")
     noisy = [n.replace("_", " ") for n, said in readings.items() if said == "within noise" and n.startswith(taught)]
     if noisy:
         least = list(comparison.minimum_detectable.values())
@@ -255,22 +273,21 @@ def _section(label: str, items: Sequence[str], most: int, bullet: str = "") -> l
 
 
 def _summary(result: RunResult) -> Iterator[str]:
-    """Yield what the table does not say: the course of the reward, specifications, what endpoints took."""
+    """Yield what the table does not say: warm start, course of the reward, specifications, what endpoints took."""
+    if result.warm_start is not None:
+        yield f"{warm_start_line(result.warm_start).capitalize()}."
     rewards = [reward for figures in result.rounds if (reward := figures.get("mean_reward")) is not None]
     course = f", mean training reward {rewards[0]:.3f} -> {rewards[-1]:.3f}" if len(rewards) > 1 else ""
     yield f"{counted(len(result.rounds), 'round')}{course}."
+    graders = result.graders
+    if graders and (pairs := [pair for pair in graders.agreement if pair.first == graders.configured]):
+        kappas = [UNKNOWN if pair.kappa is None else f"{pair.kappa:.2f}" for pair in pairs]
+        said = [f"{p.second} on {percent(p.equal)} % (kappa {k})" for p, k in zip(pairs, kappas, strict=True)]
+        yield f"Grader {graders.configured} agrees with {', '.join(said)} of the answers."
     if specs := result.specs:
         best = specs.scores[specs.fixed]
         score = "no score" if best is None else f"{percent(best)} %"
         yield f"Best fixed specification on {counted(specs.tasks, 'training task')}: {specs.fixed}, {score}."
-        if oracle := specs.oracle:
-            text = f"Best specification of each of {counted(oracle.tasks, 'test task')}"
-            text += f": {percent_interval(oracle.oracle)} %"
-            if oracle.regret is not None:
-                text += f"; trained teacher: {points(-oracle.regret.mean)} points"
-            if oracle.share is not None:
-                text += f", {percent_interval(oracle.share)} % of it"
-            yield f"{text}."
     for role, spent in result.spent.items():
         price = "" if spent.cost is None else f", {spent.cost:,.4f} {spent.currency}"
         failed = f" ({spent.failures:,} without a reply)" if spent.failures else ""
@@ -294,6 +311,7 @@ def versions_table(role: str, history: Sequence[VersionRecord]) -> Table:
         return {
             "version": str(record.version),
             "aliases": ", ".join(record.aliases),
+            "state": record.state or "",
             "gate": record.decision or "",
             "new": known.get("new", ""),
             "general": " -> ".join(known[name] for name in ("probes_before", "probes_after") if name in known),

@@ -25,6 +25,7 @@ from evaluation.tasks import DataSplit
 from pipelines.plan import Plan, Step, UpdateSize
 from pipelines.settings import LoopSettings
 from student.config import WHOLE_DEPTH, TargetModules, UpdateRecipe, select_layers
+from teacher.algorithms.algorithm import Algorithm
 from teacher.samplers.openai import OpenAISampling
 from teacher.self_edit import edit_of
 
@@ -214,40 +215,66 @@ def estimate(
                 steps, tokens = _step_cost(step, stage.subject, settings, data)
                 update_steps, update_tokens = update_steps + steps, update_tokens + tokens
     totals = {kind: sum(step.total for step in found) for kind, found in kinds.items()}
-    samples = sum(step.total for step in kinds["sample"] if step.writer == "teacher")
-    recipe, learning = settings.student.update, settings.teacher.learning
-    minibatches = sum(math.ceil(step.total / learning.minibatch_size) for step in kinds["learn"])
-    written, flops = settings.teacher.sampling.max_new_tokens, None
+    writers = ("teacher", "student")
+    samples, own = (sum(step.total for step in kinds["sample"] if step.writer == writer) for writer in writers)
+    recipe = settings.student.update
+    learned = [
+        (step.total, stage.subject if isinstance(stage.subject, Algorithm) else settings.teacher.learning)
+        for stage in plan
+        for step in stage.steps
+        if step.kind == "learn"
+    ]
+    written = settings.teacher.sampling.max_new_tokens
     teacher = model_size(settings.teacher.model, settings.teacher.policy.rank, "all-linear")
     student = model_size(settings.student.model, recipe.rank, recipe.target_modules, recipe.depth)
+    flops = None
     if teacher is not None and student is not None:
         whole = data is not None and domain_of(data).shows_document
         asked = QUESTIONS * (PASSAGE_TOKENS if whole else QUESTION_TOKENS)
-        read = PASSAGE_TOKENS + _PROMPT_TOKENS + written
-        old_policy = teacher.forward_flops if learning.uses_old_policy else 0.0
-        per_token = old_policy + learning.epochs * (teacher.training_flops + 2.0 * teacher.parameters)
-        scored = (totals["update"] + totals["score"]) * asked + totals["read"] * (asked + QUESTIONS * written)
-        flops = {
-            "sampling": samples * read * teacher.forward_flops,
-            "updates": update_tokens * student.training_flops,
-            "scoring": scored * student.forward_flops,
-            "learning": totals["learn"] * read * per_token,
-        }
+        flops = _flops(teacher, student, written, totals, (samples, own), update_tokens, asked, learned)
     return CostEstimate(
         teacher=teacher,
         student=student,
         counts={
-            "Self-edits sampled": samples,
+            "Self-edits sampled": samples + own,
             "Student updates": totals["update"],
             "Student optimizer steps": update_steps,
             "Student training tokens": update_tokens,
-            "Teacher optimizer steps": learning.epochs * minibatches,
-            "Teacher learning tokens": totals["learn"] * written * learning.epochs,
+            "Teacher optimizer steps": sum(by.epochs * math.ceil(n / by.minibatch_size) for n, by in learned),
+            "Teacher learning tokens": written * sum(n * by.epochs for n, by in learned),
         },
         endpoints=tuple(_endpoints(kinds, settings, external)),
         flops=flops,
         rate=_rate(settings.device, student),
     )
+
+
+def _flops(
+    teacher: ModelSize,
+    student: ModelSize,
+    written: int,
+    totals: Mapping[str, int],
+    samples: tuple[int, int],
+    update_tokens: int,
+    asked: int,
+    learned: Sequence[tuple[int, Algorithm]],
+) -> dict[str, float]:
+    """Return the FLOPs by stage.
+
+    `written` are the tokens of a completion, `totals` counts by kind of step, `samples` are the teacher's and
+    the student's completions, `asked` the tokens of a document's
+    questions, and `learned` the completions of each learning step with its algorithm.
+    """
+    read = PASSAGE_TOKENS + _PROMPT_TOKENS + written
+    per_epoch = teacher.training_flops + 2.0 * teacher.parameters
+    passes = sum(n * (by.epochs * per_epoch + by.uses_old_policy * teacher.forward_flops) for n, by in learned)
+    scored = (totals["update"] + totals["score"]) * asked + totals["read"] * (asked + QUESTIONS * written)
+    return {
+        "sampling": read * (samples[0] * teacher.forward_flops + samples[1] * student.forward_flops),
+        "updates": update_tokens * student.training_flops,
+        "scoring": scored * student.forward_flops,
+        "learning": read * passes,
+    }
 
 
 def _rate(device: str, student: ModelSize | None) -> float:
@@ -259,7 +286,6 @@ def _rate(device: str, student: ModelSize | None) -> float:
 def _endpoints(
     kinds: Mapping[str, Sequence[Step]], settings: LoopSettings, external: OpenAISampling | None
 ) -> Iterator[EndpointCost]:
-    """Yield the calls of each endpoint."""
 
     def cost(role: str, endpoint: EndpointConfig, calls: int, read: int, written: int) -> EndpointCost:
         price = endpoint.cost(calls * read, calls * written)
@@ -271,7 +297,9 @@ def _endpoints(
             yield cost(role, sampling.endpoint, calls, PASSAGE_TOKENS + _PROMPT_TOKENS, sampling.max_new_tokens)
     grading = settings.grading
     if grading is not None and isinstance(grading.grader, JudgeGrading):
-        graded = [s for s in (*kinds["update"], *kinds["score"]) if settings.grading_for(s.questions) is not None]
+        read = (step for step in kinds["read"] if step.questions == "comparison")
+        asked = (*kinds["update"], *kinds["score"], *read)
+        graded = [step for step in asked if settings.grading_for(step.questions) is not None]
         calls = sum(step.total for step in graded) * QUESTIONS * grading.grader.repeats
         seen = _JUDGE_TOKENS + QUESTION_TOKENS + grading.max_new_tokens
         yield cost("judge", grading.grader.endpoint, calls, seen, grading.grader.max_tokens)

@@ -1,4 +1,4 @@
-"""PNG figures of a run: reward by round, accuracy by variant, accuracy against tokens.
+"""PNG figures of a run: reward by round, accuracy by variant.
 
 Figures have their own canvases, so pyplot's global state stays untouched. The colours are Okabe and Ito's
 (jfly.uni-koeln.de/color), which colour-blind readers can tell apart; no meaning rests on colour alone.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from evaluation.common.storage import replacing
 from evaluation.statistics import Interval, known_mean
-from pipelines.records import CurvePoint, Round, VariantComparison, VariantScores
+from pipelines.records import Round, VariantComparison, VariantScores
 from pipelines.reports.format import counted
 
 if TYPE_CHECKING:
@@ -143,7 +143,6 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def _extent(rounds: Sequence[Round]) -> str:
-    """Return the numbers of rounds, self-edits and documents."""
     candidates = sum(len(record.candidates) for record in rounds)
     documents = len({document for record in rounds for document in record.document_ids})
     parts = (len(rounds), "round"), (candidates, "self-edit"), (documents, "training document")
@@ -165,30 +164,10 @@ def draw_figures(
     rounds: Sequence[Round],
     comparison: VariantComparison,
     variants: Sequence[VariantScores],
-    curve: Mapping[str, Sequence[CurvePoint]],
 ) -> list[Path]:
     """Write the figures of a run into a directory and return their paths."""
     place.mkdir(parents=True, exist_ok=True)
     plot_accuracy(comparison, variants, place / "accuracy.png")
     if rounds:
         plot_rewards(rounds, place / "rewards.png")
-    if curve:
-        plot_tokens(curve, place / "tokens.png")
-    wanted = {"rewards.png": rounds, "accuracy.png": True, "tokens.png": curve}
-    return [place / name for name, drawn in wanted.items() if drawn]
-
-
-def plot_tokens(curve: Mapping[str, Sequence[CurvePoint]], path: Path) -> None:
-    """Write a PNG of accuracy against tokens of a self-edit: a line by variant, its points in ascending order."""
-    figure = new_figure(7.2, 4.4, "Accuracy against the tokens of a self-edit", "same documents and questions")
-    axes = figure.subplots()
-    marks = itertools.cycle((("o", GREY), ("s", ORANGE), ("^", BLUE), ("D", GREEN)))
-    for (name, points), (mark, colour) in zip(curve.items(), marks, strict=False):
-        low, mean, high = 100 * np.transpose([(p.accuracy.low, p.accuracy.mean, p.accuracy.high) for p in points])
-        tokens, ends = [point.tokens for point in points], [mean - low, high - mean]
-        axes.errorbar(tokens, mean, yerr=ends, marker=mark, color=colour, capsize=3, label=name.replace("_", " "))
-    axes.set(xlabel="tokens of a self-edit, mean", ylabel="accuracy (%)")
-    axes.set_ylim(bottom=0)
-    axes.set_xlim(left=0)
-    axes.legend(frameon=False)
-    save_figure(figure, path)
+    return [place / name for name in ("rewards.png", "accuracy.png") if rounds or name == "accuracy.png"]

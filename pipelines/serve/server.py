@@ -43,8 +43,7 @@ from pipelines.lineage.store import require_store
 from pipelines.lineage.versions import CHAMPION
 from pipelines.models import ModelRef, answer_format
 from pipelines.process import prepare_process
-from pipelines.serve.front import Front, Metrics, read_api_keys, refusal
-from pipelines.serve.requests import CHAT, COMPLETIONS, Forward
+from pipelines.serve.requests import CHAT, COMPLETIONS, Forward, Front, Metrics, read_api_keys, refusal
 from pipelines.serve.vllm import LOOPBACK, Launch, Proof, VllmServer, zero_adapter
 from pipelines.settings import Asking, TrackingConfig
 

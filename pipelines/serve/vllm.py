@@ -89,7 +89,6 @@ class VllmServer:
     """A running child and a client of it."""
 
     def __init__(self, launch: Launch, process: Any, client: httpx.AsyncClient, log: Path) -> None:
-        """Use `start`."""
         self._launch, self._log = launch, log
         self.process: asyncio.subprocess.Process = process
         self.client = client

@@ -1,41 +1,38 @@
-"""The comparison: variants with intervals and paired tests; by length, by group, on another student, with an oracle."""
+"""The comparison: variants with intervals and paired tests, by group, and on another student."""
 
 from __future__ import annotations
 
-import json
-import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evaluation.statistics import (
-    Interval,
     bootstrap_mean,
     compare,
     kept_share,
-    known_mean,
     known_means,
     mcnemar_test,
 )
 from evaluation.tasks import KnowledgeTask, Split
 from pipelines.loop.loop import Loop
 from pipelines.plan import Stage
-from pipelines.records import CurvePoint, GroupAccuracy, SpecOracle, Transfer, VariantComparison, VariantScores
+from pipelines.records import GroupAccuracy, Transfer, VariantComparison, VariantScores
 from pipelines.train_teacher import sources
 from pipelines.train_teacher.config import TransferConfig
-from pipelines.train_teacher.edits import budgeted
+from pipelines.train_teacher.measures import Unknown, compare_graders, compare_unknown
 from pipelines.train_teacher.plan import transferred_variants
-from pipelines.train_teacher.sources import BASELINE_TEACHER, TRAINED_TEACHER, Variant
-from pipelines.train_teacher.variants import Comparing, best_place, specification, try_all
+from pipelines.train_teacher.sources import BASELINE_TEACHER, TRAINED_TEACHER, WARM_STARTED_TEACHER
+from pipelines.train_teacher.variants import Comparing
 
 _OF_THE_TRAINED = (
-    *(BASELINE_TEACHER, "fixed_kind", "fixed_kind_equal_tokens", "fixed_spec", "proxy_teacher", "external_generator"),
-    *("raw_passage", "base", "other_document"),
+    *(WARM_STARTED_TEACHER, BASELINE_TEACHER, "fixed_kind", "fixed_kind_equal_tokens", "fixed_spec"),
+    *("external_generator", "raw_passage", "base", "other_document"),
 )
 PAIRS = (
     *((TRAINED_TEACHER, name) for name in _OF_THE_TRAINED),
+    *((WARM_STARTED_TEACHER, name) for name in (BASELINE_TEACHER, "raw_passage", "base")),
     *((BASELINE_TEACHER, name) for name in ("raw_passage", "base")),
-    *((name, "base") for name in ("null_edit", "other_document", "swapped_values")),
-    ("oracle", TRAINED_TEACHER),
+    *((name, "base") for name in ("null_edit", "other_document")),
+    *((name, TRAINED_TEACHER) for name in ("trained_teacher_distilled", "passage_in_context", "retrieval", "oracle")),
 )
 """Differences that are reported, where both variants are there; variants of other names are compared with the trained
 teacher."""
@@ -48,10 +45,13 @@ def pairs_of(names: Sequence[str]) -> list[tuple[str, str]]:
     return [pair for pair in (*PAIRS, *more) if set(names).issuperset(pair)]
 
 
-def compare_variants(variants: Sequence[VariantScores], intervals: Mapping[str, Any]) -> VariantComparison:
+def compare_variants(
+    variants: Sequence[VariantScores], intervals: Mapping[str, Any], unknown: Unknown | None = None
+) -> VariantComparison:
     """Return the variants with their intervals and paired gains, over the documents that all of them could score.
 
-    `intervals` are `confidence`, `resamples` and `seed` of all bootstrap intervals.
+    `intervals` are `confidence`, `resamples` and `seed` of all bootstrap intervals, `unknown` the questions that the
+    base does not know, if it was asked.
     """
     pairs = pairs_of([variant.name for variant in variants])
     accuracies = {variant.name: variant.accuracy for variant in variants}
@@ -73,6 +73,13 @@ def compare_variants(variants: Sequence[VariantScores], intervals: Mapping[str, 
             for variant in variants
             if variant.forgetting
         },
+        token_probability={
+            variant.name: bootstrap_mean([variant.token_probability[name] for name in found.documents], **intervals)
+            for variant in variants
+            if variant.token_probability.keys() >= set(found.documents)
+        },
+        unknown=None if unknown is None else compare_unknown(variants, unknown, found.documents, pairs, intervals),
+        graders=compare_graders(variants),
     )
 
 
@@ -90,32 +97,6 @@ def _mcnemar(a: Mapping[str, Sequence[bool | None]], b: Mapping[str, Sequence[bo
 def gain_name(name: str) -> str:
     """Return the short name of a difference: `trained_minus_untrained`."""
     return name.replace("_teacher", "")
-
-
-def token_curve(comparing: Comparing, stage: Stage) -> tuple[CurvePoint, ...]:
-    """Return a variant's accuracy at each length of self-edits.
-
-    Lines of several self-edits of one teacher are used one after another (`edits.at_budget`), so that longer
-    self-edits say more of what this teacher would say, and shorter ones less.
-    """
-    plan, loop, test = comparing.config.comparison.curve, comparing.loop, comparing.split.test
-    variant: Variant = stage.subject
-    assert plan is not None
-    best = isinstance(variant.source, sources.BestPrompt)
-    prompt = comparing.best_prompt if best else comparing.config.teacher.prompt
-    state = comparing.states.get(variant.source.state) if isinstance(variant.source, sources.TeacherSource) else None
-    with loop.reporter.step(stage.steps[0], stage.name):
-        sampled = loop.sample(state, prompt, test, n=plan.samples, seed=loop.seed("sample", "curve")).edits
-    points, count = [], comparing.count_tokens()
-    for step, budget in zip(stage.steps[1:], plan.tokens, strict=True):
-        made = budgeted(sampled, budget, count)
-        with loop.reporter.step(step, f"{stage.name} at {budget} tokens"):
-            scored = comparing.score_edits(variant, made, test).accuracy
-        if scored:
-            tokens = known_mean(e.tokens for e in made if e.edit is not None) or 0.0
-            interval = bootstrap_mean(list(scored.values()), **comparing.intervals)
-            points.append(CurvePoint(budget=budget, tokens=tokens, accuracy=interval, document_accuracy=dict(scored)))
-    return tuple(points)
 
 
 def transfer(comparing: Comparing, stage: Stage) -> Transfer:
@@ -176,47 +157,3 @@ def by_group(variants: Sequence[VariantScores], split: Split) -> dict[str, Group
         for group, tasks in members.items()
     }
     return dict(sorted(found.items(), key=lambda item: item[1].held_out))
-
-
-def find_oracle(comparing: Comparing, stage: Stage) -> SpecOracle | None:
-    """Return the score of the best specification of each of some test tasks, and the variants' on the same tasks.
-
-    It is the most that reading a task can gain. Like the best fixed specification it is chosen by the tests that
-    rewards come from, and scored on those of the comparison. None where no task has a specification with a score.
-    """
-    source: sources.FixedSpecification = stage.subject
-    loop, test = comparing.loop, comparing.split.test
-    # Drawn at random: every n-th task would meet the same few families where families take turns.
-    places = random.Random(loop.seed("oracle tasks")).sample(range(len(test)), min(source.oracle_tasks, len(test)))
-    tasks = [test[place] for place in sorted(places)]
-    choices = source.choices
-    with loop.reporter.step(stage.steps[0], stage.name):
-        table = try_all(loop, tasks, choices, "oracle")
-    best = {name: choices[place] for name, scores in table.items() if (place := best_place(scores)) is not None}
-    edits = [specification(name, 0, choice) for name, choice in best.items()]
-    with loop.reporter.step(stage.steps[1], stage.name):
-        oracle = comparing.score_edits(Variant(name="spec_oracle", label="oracle", source=source), edits, tasks)
-    return _beside(comparing, oracle, {name: json.dumps(choice) for name, choice in best.items()})
-
-
-def _beside(comparing: Comparing, oracle: VariantScores, chosen: Mapping[str, str]) -> SpecOracle | None:
-    """Return the oracle's score with those of the variants on the same tasks."""
-    variants, settings = [v for v in comparing.scored if v.accuracy], comparing.intervals
-    shared = [name for name in oracle.accuracy if all(name in v.accuracy for v in variants)]
-    if not shared:
-        return None
-    best = [oracle.accuracy[name] for name in shared]
-
-    def interval(values: Sequence[float], low: float = 0.0) -> Interval:
-        return bootstrap_mean(values, bounds=(low, 1.0), **settings)
-
-    trained = next((v for v in variants if v.name == TRAINED_TEACHER), None)
-    mine = None if trained is None else [trained.accuracy[name] for name in shared]
-    return SpecOracle(
-        tasks=len(shared),
-        oracle=interval(best),
-        variants={v.name: interval([v.accuracy[name] for name in shared]) for v in variants},
-        share=None if mine is None else kept_share(mine, best, **settings),
-        regret=None if mine is None else interval([b - m for b, m in zip(best, mine, strict=True)], -1.0),
-        chosen=dict(chosen),
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -16,16 +16,22 @@ from pipelines.train_teacher.sources import (
     BASELINE_TEACHER,
     STANDARD,
     TRAINED_TEACHER,
+    WARM_STARTED_TEACHER,
+    ActiveReading,
+    AskFirst,
     BestPrompt,
     Control,
     ExternalGenerator,
     FixedSpecification,
     Labelled,
     ListedVariant,
+    MixedPrompts,
+    Reading,
     Source,
     TeacherSource,
     Variant,
 )
+from pipelines.train_teacher.warm_start import WarmStartConfig
 from student.config import UpdateRecipe
 from teacher.samplers.openai import OpenAISampling
 
@@ -33,22 +39,21 @@ from teacher.samplers.openai import OpenAISampling
 class DevelopmentConfig(Frozen):
     """Checkpoint selection and early stopping on the development documents.
 
-    When the mean reward falls by more than 0.05 below the best one, learning continues from the best teacher.
+    When the mean reward falls by more than 0.05 below the best one, learning continues from the best teacher; after
+    three checks in a row without a better teacher it ends.
     """
 
     every: int = Field(default=3, ge=1, le=1000)
     """Rounds between two checks, in [1, 1000]; the last round is always followed by one."""
     edits: int = Field(default=2, ge=1, le=64)
     """Self-edits for each document, in [1, 64]; the same seeds at each check."""
-    patience: int = Field(default=2, ge=1, le=1000)
-    """Checks in a row without a better teacher after which learning ends, in [1, 1000]."""
 
 
 class LoopConfig(Frozen):
     """How long the teacher learns, and on how much."""
 
     rounds: int = Field(default=10, ge=0, le=10_000)
-    """Rounds of sampling, updating, scoring and learning, in [0, 10000]; 0 compares the untrained teacher only."""
+    """Rounds of sampling, updating, scoring and learning, in [0, 10000]; 0 compares teachers without any."""
     documents: int = Field(default=8, ge=1, le=10_000)
     """Training documents of a round, in [1, 10000]; new ones each round until all have been used."""
     replicates: int = Field(default=1, ge=1, le=32)
@@ -57,7 +62,7 @@ class LoopConfig(Frozen):
     """Updates have the same seeds in all rounds, so that a self-edit that occurs again keeps its scores: for small
     spaces of self-edits, such as specifications, on few documents."""
     development: DevelopmentConfig | None = None
-    """None: the teacher of the last round is the trained one."""
+    """None: the teacher of the last round is the trained one. With it, a warm-started teacher competes, too."""
 
 
 class TransferConfig(StudentModel, Labelled):
@@ -68,20 +73,11 @@ class TransferConfig(StudentModel, Labelled):
     """Its recipe; None takes that of the student that rewards come from."""
 
 
-class CurveConfig(Frozen):
-    """Accuracy against tokens: self-edits cut or lengthened, by more of the same teacher's lines, to given lengths."""
-
-    tokens: tuple[Annotated[int, Field(ge=8, le=32_768)], ...] = (40, 80, 120, 160)
-    """Lengths in tokens of the teacher, each in [8, 32768]."""
-    samples: int = Field(default=3, ge=1, le=64)
-    """Self-edits of each document whose lines are used one after another, in [1, 64]."""
-
-
 class ComparisonConfig(IntervalConfig):
     """How the variants are compared at the end, on documents that no training saw."""
 
     variants: tuple[ListedVariant, ...] = tuple(
-        STANDARD[name] for name in ("base", "raw_passage", BASELINE_TEACHER, TRAINED_TEACHER)
+        STANDARD[name] for name in ("base", "raw_passage", BASELINE_TEACHER, WARM_STARTED_TEACHER, TRAINED_TEACHER)
     )
     """The variants, in the order of tables: names of `STANDARD`, or a name, a label and a source."""
     edits: int = Field(default=1, ge=1, le=64)
@@ -96,8 +92,6 @@ class ComparisonConfig(IntervalConfig):
     """Adapters of the last teacher's variant that are kept as artifacts, in [0, 10000]."""
     retention_probes: int = Field(default=24, ge=0, le=10_000)
     """Questions on what the student knew before, in [0, 10000], where the data has such; 0 asks none."""
-    curve: CurveConfig | None = None
-    """None draws no curve."""
     transfer: TransferConfig | None = None
     """None tries no other student."""
 
@@ -117,6 +111,18 @@ class ComparisonConfig(IntervalConfig):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"variants: {twice} are listed twice; give each variant a name of its own")
+        chosen = False
+        for place, variant in enumerate(self.variants):
+            if variant.equal_tokens and TRAINED_TEACHER not in names[:place]:
+                raise ValueError(f"variants: {variant.name} has equal_tokens, which needs {TRAINED_TEACHER} before it")
+            if not isinstance(variant.source, BestPrompt):
+                continue
+            if not (variant.source.prompts or chosen):
+                raise ValueError(
+                    f"variants: {variant.name} takes the prompt that another one chose; list a variant whose source is "
+                    "best_prompt, with prompts, before it"
+                )
+            chosen = True
         return self
 
 
@@ -125,6 +131,8 @@ class TrainTeacherConfig(LoopSettings):
 
     command: ClassVar[str] = "train-teacher"
     data: DataConfig
+    warm_start: WarmStartConfig | None = None
+    """None: the first round begins with the untrained teacher."""
     loop: LoopConfig = LoopConfig()
     comparison: ComparisonConfig = ComparisonConfig()
 
@@ -134,13 +142,26 @@ class TrainTeacherConfig(LoopSettings):
 
     @property
     def listed(self) -> list[Variant]:
-        """The variants of the run; without rounds those that need a trained teacher are left out."""
+        """The variants of the run, without those of a teacher that it does not have.
 
-        def is_possible(source: Source) -> bool:
-            taught = isinstance(source, TeacherSource) and source.state != "untrained"
-            return bool(self.loop.rounds) or not (taught or isinstance(source, Control))
+        Beside a warm start, which trains, too, the standard label of the trained teacher says by what it was trained.
+        """
 
-        return [variant for variant in self.comparison.variants if is_possible(variant.source)]
+        def is_possible(variant: Variant) -> bool:
+            source = variant.source
+            if isinstance(source, TeacherSource) and source.state == "warm_started" and self.warm_start is None:
+                return False
+            trained = isinstance(source, TeacherSource) and source.state == "trained"
+            return bool(self.loop.rounds) or not (trained or variant.equal_tokens or isinstance(source, Control))
+
+        standard = STANDARD[TRAINED_TEACHER]
+        trained = standard.model_copy(update={"label": "RL-trained teacher"}) if self.warm_start else standard
+        return [trained if v == standard else v for v in self.comparison.variants if is_possible(v)]
+
+    @property
+    def last_state(self) -> str:
+        """`TeacherSource.state` of the teacher that the run ends with."""
+        return "trained" if self.loop.rounds else "untrained" if self.warm_start is None else "warm_started"
 
     @property
     def external_sampling(self) -> OpenAISampling | None:
@@ -152,9 +173,11 @@ class TrainTeacherConfig(LoopSettings):
 
         Raises:
             InputError: The source was refused.
-            ConfigError: A round takes more documents than there are to learn from.
+            ConfigError: A round, or the warm start, takes more documents than there are to learn from.
         """
         split = load_split(self.data)
+        if self.warm_start is not None:
+            self.warm_start.targets(split)
         wanted, there = self.loop.documents, len(split.train)
         if self.loop.rounds and wanted > there:
             raise ConfigError(
@@ -172,6 +195,7 @@ class TrainTeacherConfig(LoopSettings):
         rounds, samples, learning = self.loop.rounds, self.teacher.samples, self.teacher.learning
         if isinstance(self.teacher.sampling, OpenAISampling) and rounds:
             raise ValueError(f"loop.rounds: a teacher behind an endpoint does not learn, got {rounds}, allowed is 0")
+        self._check_warm_start()
         if rounds and samples < learning.min_samples:
             raise ValueError(
                 f"teacher.samples: {learning.algorithm} compares the samples of a document, got {samples}, allowed is "
@@ -182,11 +206,24 @@ class TrainTeacherConfig(LoopSettings):
                 "data.development_documents: the best prompt is chosen on development documents, got 0, allowed is at "
                 "least 1 (or leave best_prompt out of comparison.variants)"
             )
-        baselines = {control.kind for control in self.sources(Control)}
-        if "equal_tokens" in baselines and not self.sources(BestPrompt):
-            raise ValueError("comparison.variants: equal_tokens needs a variant whose source is best_prompt; add one")
+        baselines: set[str] = {control.kind for control in self.sources(Control)}
+        baselines |= {"equal_tokens" for variant in self.comparison.variants if variant.equal_tokens}
+        baselines |= {s.type for kind in (MixedPrompts, ActiveReading, AskFirst) for s in self.sources(kind)}
         baselines |= {"specs" for _ in self.sources(FixedSpecification)}
-        baselines |= {"proxy_teacher" for source in self.sources(TeacherSource) if source.state == "proxy"}
+        baselines |= {v.source.type for v in self.comparison.variants if isinstance(v.source, Reading)}
+        objectives = {self.student.update.objective, *(v.objective for v in self.comparison.variants)}
+        baselines |= {"context_distillation"} & objectives
         grader = None if self.grading is None else self.grading.grader.type
         domain_of(self.data).check(self.data, grader, baselines)
         return self
+
+    def _check_warm_start(self) -> None:
+        if self.warm_start is None:
+            return
+        if isinstance(self.teacher.sampling, OpenAISampling):
+            raise ValueError("warm_start: a teacher behind an endpoint does not learn; leave the section out")
+        if domain_of(self.data).spec_alone:
+            raise ValueError(
+                f"warm_start: imitates lines, and teachers of {domain_of(self.data).name} write specifications; leave "
+                "the section out"
+            )

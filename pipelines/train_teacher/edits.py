@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -65,55 +64,6 @@ def other_documents_edits(edits: Sequence[Edit], tasks: Sequence[KnowledgeTask])
     )
 
 
-def answer_swaps(task: KnowledgeTask) -> dict[str, str]:
-    """Return for each gold answer of a document the next distinct one, and for the last the first.
-
-    Answers that differ in case or white space alone are one answer with several spellings: each of them is swapped for
-    the first spelling of the next answer. Empty where there is only one answer, which nothing can stand in for:
-    `swapped_edits` leaves such a document out.
-    """
-    spellings: dict[str, list[str]] = {}
-    for answer in dict.fromkeys(question.answer for question in (*task.questions, *task.held_out_questions)):
-        spellings.setdefault(_normalised(answer), []).append(answer)
-    firsts = [spelled[0] for spelled in spellings.values()]
-    if len(firsts) < 2:
-        return {}
-    following = zip(spellings.values(), firsts[1:] + firsts[:1], strict=True)
-    return {answer: other for spelled, other in following for answer in spelled}
-
-
-def swapped_edits(edits: Sequence[Edit], swaps: Mapping[str, Mapping[str, str]]) -> tuple[Edit, ...]:
-    """Return the self-edits with values replaced by others: whole words, as they are spelled, all at once.
-
-    Where one value is part of another, the longer one is replaced. Lengths in tokens stay those of the self-edits as
-    the teacher wrote them. Documents without swaps are left out: unaltered their self-edits would be no control.
-
-    Args:
-        edits: Of any number of documents.
-        swaps: By document id, what is replaced by what.
-    """
-    return tuple(_swapped(edit, swaps[edit.document_id]) for edit in edits if swaps.get(edit.document_id))
-
-
-def _swapped(edit: Edit, swaps: Mapping[str, str]) -> Edit:
-    longest_first = sorted(swaps, key=len, reverse=True)
-    pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)")
-
-    def other(text: str) -> str:
-        return pattern.sub(lambda match: swaps[match[0]], text)
-
-    changed = edit.edit
-    if changed is not None:
-        lines = tuple(
-            Implication(text=other(line.text), answer=None if line.answer is None else other(line.answer))
-            for line in changed.implications
-        )
-        # Not `model_copy`, which would keep the digest of the old content.
-        changed = SelfEdit(implications=lines, augmentations=changed.augmentations, training=changed.training)
-    update = {"text": other(edit.text), "edit": changed, "token_ids": (), "completion_tokens": edit.tokens}
-    return edit.model_copy(update=update)
-
-
 def written_line(line: Implication) -> str:
     """Return a line as the micro teacher writes it."""
     return f"- {line.line}\n"
@@ -158,14 +108,9 @@ def at_budget(edits: Sequence[Edit], budget: int, count: Callable[[str], int]) -
     return _made(document_id, tuple(taken.values()), used)
 
 
-def budgeted(edits: Sequence[Edit], budgets: Mapping[str, int] | int, count: Callable[[str], int]) -> tuple[Edit, ...]:
-    """Return one self-edit `at_budget` for each document, in the order in which documents first occur.
-
-    Budgets are the same for all, or by document id.
-    """
-    grouped = by_document(edits)
-    allowed = dict.fromkeys(grouped, budgets) if isinstance(budgets, int) else budgets
-    return tuple(at_budget(mine, allowed[document], count) for document, mine in grouped.items())
+def budgeted(edits: Sequence[Edit], budgets: Mapping[str, int], count: Callable[[str], int]) -> tuple[Edit, ...]:
+    """Return one self-edit `at_budget` for each document, in the order in which documents first occur."""
+    return tuple(at_budget(mine, budgets[document], count) for document, mine in by_document(edits).items())
 
 
 def _normalised(text: str) -> str:

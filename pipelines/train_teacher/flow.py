@@ -21,17 +21,19 @@ from pipelines.lineage.run import Lineage
 from pipelines.loop.loop import Loop
 from pipelines.plan import Plan, Stage, steps_of
 from pipelines.process import embedded_flow
-from pipelines.records import Round, RunResult, VariantComparison, VariantScores, usage_of
-from pipelines.reports.console import Reporter, closing, print_run, round_line, run_notes
+from pipelines.records import Round, RunResult, VariantComparison, VariantScores, WarmStart, usage_of
+from pipelines.reports.console import Reporter, closing, print_run, round_line, run_notes, warm_start_line
 from pipelines.reports.plots import draw_figures
 from pipelines.settings import load
 from pipelines.terminal import open_console
-from pipelines.train_teacher.comparison import by_group, compare_variants, find_oracle, token_curve, transfer
+from pipelines.train_teacher.comparison import by_group, compare_variants, transfer
 from pipelines.train_teacher.config import TrainTeacherConfig
 from pipelines.train_teacher.edits import Diagnostics
-from pipelines.train_teacher.plan import plan_run, proxy_reward
+from pipelines.train_teacher.measures import find_unknown, with_unknown
+from pipelines.train_teacher.plan import plan_run
 from pipelines.train_teacher.rounds import Course, Training
 from pipelines.train_teacher.variants import Comparing
+from pipelines.train_teacher.warm_start import examples_of
 
 FLOW_NAME = "train-teacher"
 
@@ -85,47 +87,59 @@ class _Run:
 
     def run(self) -> tuple[RunResult, list[VariantScores]]:
         """Return the result and the variants."""
-        course = self._train(prefix="round", log=True)
-        proxy = self._train(prefix="proxy round", log=False)
+        start = self._warm_start()
+        course = self._train(start)
+        start = start and start.model_copy(update={"development": course.begun})
         started = time.perf_counter()
         self._loop.reporter.say(f"comparing on {len(self._split.test)} documents that no training saw")
-        states = {"trained": course.state, "proxy": proxy.state}
+        states = {"warm_started": start.policy if start else None, "trained": course.state}
         comparing = Comparing(self._config, self._loop, self._split, states, self._diagnostics)
         for stage in self._stages("variant"):
             comparing.add(stage)
-        curve = {stage.subject.name: token_curve(comparing, stage) for stage in self._stages("curve")}
+        unknown = next((find_unknown(comparing, stage) for stage in self._stages("known questions")), None)
+        if unknown is not None:
+            comparing.scored = [with_unknown(variant, unknown) for variant in comparing.scored]
         transferred = [transfer(comparing, stage) for stage in self._stages("transfer")]
-        specs = comparing.specs
-        for stage in self._stages("specification"):
-            specs = specs and specs.model_copy(update={"oracle": find_oracle(comparing, stage)})
-        comparison = compare_variants(comparing.scored, comparing.intervals)
+        comparison = compare_variants(comparing.scored, comparing.intervals, unknown)
         for variant in comparing.scored:
             adapters = comparing.kept_adapters(variant)
             self._lineage.log_variant(variant, comparison.variants.get(variant.name), adapters)
-        found = {"curve": curve, "transfer": transferred[0] if transferred else None, "specs": specs}
+        found = {
+            "warm_start": start,
+            "transfer": transferred[0] if transferred else None,
+            "specs": comparing.specs,
+        }
         result = self._result(course, comparing, comparison, time.perf_counter() - started, found)
         place = self._loop.work_dir / "plots" / self._config.name
-        figures = draw_figures(place, course.rounds, comparison, comparing.scored, curve)
+        figures = draw_figures(place, course.rounds, comparison, comparing.scored)
         self._lineage.log_comparison(comparison, result, figures)
         return result, comparing.scored
 
     def _stages(self, *prefixes: str) -> list[Stage]:
         return [stage for stage in self._plan if stage.name.startswith(prefixes)]
 
-    def _train(self, prefix: str, log: bool) -> Course:
-        """Run the rounds of the teacher, or of the control that learns from the proxy reward."""
-        stages = self._stages(prefix, prefix.replace("round", "development"))
-        proxy = prefix.startswith("proxy")
-        if proxy and stages:
-            self._loop.reporter.say("the same rounds with the proxy reward, for the control")
-        reward = proxy_reward(self._config) if proxy else self._config.teacher.reward
+    def _warm_start(self) -> WarmStart | None:
+        """Run the supervised steps before the first round; None without any."""
+        loop, settings = self._loop, self._config.warm_start
+        if settings is None:
+            return None
+        (stage,) = self._stages("warm start")
+        with loop.reporter.step(stage.steps[0], stage.name):
+            made = examples_of(loop, self._config.teacher.prompt, settings.targets(self._split))
+            record = loop.warm_start(made.examples, stage.subject, seed=loop.seed("warm start"))
+        record = record.model_copy(update={"document_ids": tuple(made.texts), "left_out": made.left_out})
+        self._lineage.log_warm_start(record, made.texts, loop.state_dir(record.policy))
+        loop.reporter.say(warm_start_line(record))
+        return record
+
+    def _train(self, start: WarmStart | None) -> Course:
 
         def on_round(record: Round) -> None:
-            if log:
-                self._lineage.log_round(record, self._loop.state_dir(record.learning.policy))
+            self._lineage.log_round(record, self._loop.state_dir(record.learning.policy))
             self._loop.reporter.say(round_line(record))
 
-        return Training(self._config, self._loop, self._split, reward, self._diagnostics).run(stages, on_round)
+        training = Training(self._config, self._loop, self._split, self._diagnostics, start)
+        return training.run(self._stages("round", "development"), on_round)
 
     def _result(
         self,
@@ -135,7 +149,6 @@ class _Run:
         seconds: float,
         found: Mapping[str, Any],
     ) -> RunResult:
-        """Return the result for scripts."""
         rounds, loop, config, variants = course.rounds, self._loop, self._config, comparing.scored
         stages = {stage: sum(r.seconds[stage] for r in rounds) for stage in ("sample", "update", "learn")}
         trained = [update for r in rounds for c in r.candidates for update in c.replicates]
@@ -150,6 +163,7 @@ class _Run:
             code_digest=code_digest(),
             seed=config.seed,
             document_accuracy={variant.name: variant.accuracy for variant in variants},
+            document_unknown={variant.name: variant.unknown for variant in variants if variant.unknown},
             edit_tokens={variant.name: variant.edit_tokens for variant in variants if variant.edit_tokens is not None},
             judge=judge_noise(loop.verdicts, **comparing.intervals) if judged else None,
             spent=loop.spent(external=config.external_sampling),

@@ -6,15 +6,17 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evaluation.microworld.texts import sheet_swaps
+from evaluation.agreement import rule_verdicts
+from evaluation.graders import DomainGrading
 from evaluation.statistics import known_mean, known_means
 from evaluation.tasks import KnowledgeTask, Split
 from pipelines.loop.loop import Loop
 from pipelines.loop.reward import judge
-from pipelines.loop.update import questions_of
+from pipelines.loop.update import grade_items, questions_of
 from pipelines.plan import Stage, Step
 from pipelines.records import (
     Candidate,
@@ -29,8 +31,11 @@ from pipelines.records import (
 from pipelines.train_teacher import edits as self_edits
 from pipelines.train_teacher import sources
 from pipelines.train_teacher.config import TrainTeacherConfig
-from pipelines.train_teacher.plan import POOLED
+from pipelines.train_teacher.plan import pooled, written
 from pipelines.train_teacher.sources import TRAINED_TEACHER, Variant
+from pipelines.train_teacher.writers import Writer, only_missed, writer_of
+from student.config import Objective
+from student.memory import ExternalMemory, MemoryEntry
 from teacher.prompts import prompt_template
 from teacher.rewards import REFUSALS
 from teacher.self_edit import edit_of
@@ -72,30 +77,44 @@ class Comparing:
         if isinstance(source, sources.BaseStudent):
             with self.loop.reporter.step(stage.steps[0], stage.name):
                 return self._scores(variant, self.loop.base(test, "comparison"), test)
+        if isinstance(source, sources.PassageInContext | sources.Retrieval):
+            with self.loop.reporter.step(stage.steps[0], stage.name):
+                return self._scores(variant, self.loop.with_passages(self._passages(source)), test)
         if isinstance(source, sources.BestPrompt):
             return self._best_prompt(variant, source, stage)
         if isinstance(source, sources.TeacherSource):
-            prompt, state = self.config.teacher.prompt, self.states.get(source.state)
-            last = "trained" if self.config.loop.rounds else "untrained"
-            keep = self.config.comparison.keep_adapters if source.state == last else 0
-            return self._taught(variant, state, prompt, test, stage.name, stage.steps, keep=keep)
+            keep = self.config.comparison.keep_adapters if source.state == self.config.last_state else 0
+            write = partial(self.loop.sample, self.states.get(source.state), self.config.teacher.prompt)
+            return self._taught(variant, write, test, stage.name, stage.steps, keep=keep)
+        if isinstance(source, sources.Sampled):
+            return self._taught(variant, writer_of(self.loop, source), test, stage.name, stage.steps)
         *first, last_step = stage.steps
         with self.loop.reporter.step(first[0], stage.name) if first else nullcontext():
-            edits = self._written(source, stage)
+            edits = self._written(source)
         if edits is None:
             return None
         with self.loop.reporter.step(last_step, stage.name):
             return self.score_edits(variant, edits, test)
 
-    def _written(self, source: Any, stage: Stage) -> Iterable[Edit] | Sampling | None:
-        """Return the self-edits of a variant that no local teacher samples as it is; None where there can be none."""
+    def _passages(self, source: sources.PassageInContext | sources.Retrieval) -> dict[str, list[str]]:
+        """Return by document id what stands before each held-out question."""
+        test = self.split.test
+        if isinstance(source, sources.PassageInContext):
+            return {task.id: [task.document.text] * len(questions_of(task, "comparison")) for task in test}
+        documents = (task.document for task in test)
+        memory = ExternalMemory(MemoryEntry(id=each.id, title=each.title, text=each.text) for each in documents)
+
+        def best(question: str) -> str:
+            return " ".join(hit.passage for hit in memory.search(question, source.passages))
+
+        return {task.id: [best(asked.question) for asked in questions_of(task, "comparison")] for task in test}
+
+    def _written(self, source: Any) -> Iterable[Edit] | None:
+        """Return the self-edits of a variant for which no model writes; None where there can be none."""
         loop, test, sheets = self.loop, self.split.test, self.diagnostics.sheets
         match source:
             case sources.RawPassage():
                 return [raw_passage(task.id, task.document.text) for task in test]
-            case sources.ExternalGenerator():
-                seed = loop.seed("sample", "external")
-                return loop.ask(source.sampling, "external", source.prompt, test, n=stage.steps[0].each, seed=seed)
             case sources.FixedSpecification():
                 table = try_all(loop, self.split.train[: source.tasks], source.choices, "fixed specification")
                 choice, self.specs = best_of(table, source.choices)
@@ -106,26 +125,17 @@ class Comparing:
                 return None if sheets is None else self_edits.oracle_edits(test, sheets)
             case sources.Control(kind="other_document"):
                 return self_edits.other_documents_edits(self.edits_of(TRAINED_TEACHER), test)
-            case sources.Control(kind="swapped_values"):
-                swaps = {
-                    t.id: self_edits.answer_swaps(t) if sheets is None else sheet_swaps(sheets[t.id]) for t in test
-                }
-                return self_edits.swapped_edits(self.edits_of(TRAINED_TEACHER), swaps)
-            case sources.Control(kind="equal_tokens"):
-                return self._at_equal_tokens(self.edits_of(TRAINED_TEACHER))
         raise TypeError(f"no variant has a source of type {type(source).__name__}")
 
-    def _at_equal_tokens(self, trained: Sequence[Edit]) -> list[Edit]:
-        """Return the best prompt's lines, as many for each self-edit of the trained teacher as its tokens allow."""
-        indices, count = sorted({edit.index for edit in trained}), self.count_tokens()
-        seed, test = self.loop.seed("sample", "equal tokens"), self.split.test
-        sampled = self.loop.sample(None, self.best_prompt, test, n=POOLED * len(indices), seed=seed).edits
+    def _at_equal_tokens(self, sampled: Sequence[Edit], pooled: int) -> tuple[Edit, ...]:
+        """Return a self-edit for each of the trained teacher's, as long as that, from `pooled` sampled ones each."""
+        trained, count = self.edits_of(TRAINED_TEACHER), self.count_tokens()
         found: list[Edit] = []
-        for place, index in enumerate(indices):
+        for place, index in enumerate(sorted({edit.index for edit in trained})):
             budgets = {edit.document_id: max(edit.tokens, 1) for edit in trained if edit.index == index}
-            pool = [e for e in sampled if e.index // POOLED == place and e.document_id in budgets]
+            pool = [e for e in sampled if e.index // pooled == place and e.document_id in budgets]
             found += [e.model_copy(update={"index": index}) for e in self_edits.budgeted(pool, budgets, count)]
-        return found
+        return tuple(found)
 
     def count_tokens(self) -> Callable[[str], int]:
         """Return a function that counts the tokens of a text as the teacher writes it."""
@@ -140,39 +150,50 @@ class Comparing:
     def _best_prompt(self, variant: Variant, source: sources.BestPrompt, stage: Stage) -> VariantScores | None:
         """Return the untrained teacher with the prompt that is best on the development documents."""
         tried: list[tuple[str, float | None]] = []
+        as_written = variant.model_copy(update={"equal_tokens": False})
         for place, prompt in enumerate(source.prompts):
-            name, steps = prompt_template(prompt).name, stage.steps[2 * place : 2 * place + 2]
-            scores = self._taught(variant, None, prompt, self.split.development, f"{stage.name}, {name}", steps)
+            what, steps = f"{stage.name}, {prompt_template(prompt).name}", stage.steps[2 * place : 2 * place + 2]
+            write = partial(self.loop.sample, None, prompt)
+            scores = self._taught(as_written, write, self.split.development, what, steps)
             tried += [(prompt, accuracy) for accuracy in scores.accuracy.values()]
         means = _means(source.prompts, tried)
-        if not means:
+        if means:
+            self.best_prompt = max(means, key=means.__getitem__)
+            best = prompt_template(self.best_prompt).name.removeprefix("micro-")
+            variant = variant.model_copy(update={"label": f"{variant.label} ({best})"})
+        elif source.prompts or not self.best_prompt:
             return None
-        self.best_prompt = max(means, key=means.__getitem__)
-        best = prompt_template(self.best_prompt).name
-        named = variant.model_copy(update={"label": f"{variant.label} ({best.removeprefix('micro-')})"})
-        chosen = self._taught(named, None, self.best_prompt, self.split.test, stage.name, stage.steps[-2:])
+        write = partial(self.loop.sample, None, self.best_prompt)
+        chosen = self._taught(variant, write, self.split.test, stage.name, stage.steps[-2:])
         notes = {f"development accuracy of {prompt_template(prompt).name}": mean for prompt, mean in means.items()}
         return chosen.model_copy(update={"notes": {**chosen.notes, **notes}})
 
     def _taught(
         self,
         variant: Variant,
-        state: str | None,
-        prompt: str,
+        write: Writer,
         tasks: Sequence[KnowledgeTask],
         what: str,
         steps: Sequence[Step],
         *,
         keep: int = 0,
     ) -> VariantScores:
-        """Return the student updated with the self-edits of a teacher at a saved state."""
+        """Return the student updated with the self-edits that a model writes."""
         settings, loop = self.config.comparison, self.loop
+        external, equal = isinstance(variant.source, sources.ExternalGenerator), variant.equal_tokens
         with loop.reporter.step(steps[0], what):
-            seed = loop.seed("sample", "comparison")
-            sampling = loop.sample(state, prompt, tasks, n=settings.drawn, seed=seed)
-        with loop.reporter.step(steps[1], what):
-            chosen = sampling if settings.drafts == 1 else self_edits.most_written(sampling, settings.tried)
-            return self.score_edits(variant, chosen, tasks, keep=keep)
+            seed = loop.seed("sample", "equal tokens" if equal else "external" if external else "comparison")
+            sampling = write(tasks, n=written(self.config, variant), seed=seed)
+        for step in steps[1:-1]:
+            with loop.reporter.step(step, what):
+                sampling = only_missed(loop, sampling, self.count_tokens())
+        with loop.reporter.step(steps[-1], what):
+            if equal:
+                edits = self._at_equal_tokens(sampling.edits, pooled(variant.source))
+                sampling = sampling.model_copy(update={"edits": edits})
+            elif settings.drafts > 1 and not external:
+                sampling = self_edits.most_written(sampling, settings.tried)
+            return self.score_edits(variant, sampling, tasks, keep=keep)
 
     def score_edits(
         self, variant: Variant, edits: Iterable[Edit] | Sampling, tasks: Sequence[KnowledgeTask], *, keep: int = 0
@@ -182,7 +203,7 @@ class Comparing:
         Of the first `keep` documents the adapter of the first self-edit is kept (`kept_adapters`).
         """
         sampling = edits if isinstance(edits, Sampling) else Sampling(edits=tuple(edits))
-        candidates, redrawn = self._update(sampling, keep)
+        candidates, redrawn = self._update(sampling, variant.objective, keep)
         updates = [update for candidate in candidates for update in candidate.replicates]
         drawn = [candidate.edit for candidate in candidates]
         refused = Counter(c.reason.value for c in candidates if c.reason is not None and not c.replicates)
@@ -215,16 +236,27 @@ class Comparing:
             )
             if question.phrasing
         ]
+        accuracy = _means((task.id for task in tasks), [(u.document_id, u.accuracy) for u in updates])
         return VariantScores(
             name=variant.name,
             label=variant.label,
-            accuracy=_means((task.id for task in tasks), [(u.document_id, u.accuracy) for u in updates]),
+            accuracy=accuracy,
             verdicts={u.document_id: u.verdicts for u in scored if u.index == 0},
+            token_probability=_means(accuracy, [(u.document_id, u.mean_token_probability) for u in updates]),
+            grades=self._grades(scored),
             phrasings=_means(sorted({phrasing for phrasing, _ in answers}), answers),
             failures=dict(failures),
         )
 
-    def _update(self, sampling: Sampling, keep: int) -> tuple[list[Candidate], int]:
+    def _grades(self, scored: Sequence[ScoredUpdate]) -> dict[str, tuple[bool | None, ...]]:
+        """Return the verdicts of all graders on the students' texts, the configured one first; none without texts."""
+        grading = self.config.grading_for("comparison")
+        if grading is None or isinstance(grading.grader, DomainGrading):
+            return {}
+        configured = {grading.grader.type: tuple(right for update in scored for right in update.correct)}
+        return configured | rule_verdicts(grade_items(scored, self.loop.tasks, "comparison"), grading.grader)
+
+    def _update(self, sampling: Sampling, objective: Objective | None, keep: int) -> tuple[list[Candidate], int]:
         """Return the first self-edits of each document with their scores, others in place of refused ones.
 
         A refused one changes places with the document's next, so that indices below `comparison.edits` are those that
@@ -238,7 +270,9 @@ class Comparing:
         found: dict[str, Candidate] = {}
         redrawn = 0
         while todo:
-            updates = self.loop.update(self.loop.trials(todo, "comparison", keep=kept), "comparison")
+            updates = self.loop.update(
+                self.loop.trials(todo, "comparison", keep=kept, objective=objective), "comparison"
+            )
             judged, todo = judge(todo, plain, updates=updates), []
             for candidate in judged:
                 others = waiting.get(candidate.document_id)
@@ -314,14 +348,9 @@ def best_of(table: Table, choices: Sequence[Mapping[str, Any]]) -> tuple[Mapping
     """
     by_spec = list(zip(*table.values(), strict=True))
     means = [None if any(score is None for score in scores) else known_mean(scores) for scores in by_spec]
-    best = best_place(means)
-    if best is None:
+    known = [place for place, mean in enumerate(means) if mean is not None]
+    if not known:
         raise ValueError("no specification has a score on every task")
+    best = max(known, key=lambda place: means[place] or 0.0)
     scores = {json.dumps(choice): mean for choice, mean in zip(choices, means, strict=True)}
     return choices[best], SpecSearch(tasks=len(table), fixed=json.dumps(choices[best]), scores=scores)
-
-
-def best_place(scores: Sequence[float | None]) -> int | None:
-    """Return the place of the highest known score; None without any."""
-    known = [place for place, score in enumerate(scores) if score is not None]
-    return max(known, key=lambda place: scores[place] or 0.0) if known else None

@@ -28,7 +28,7 @@ from student.bank.scoring import (
     score_group,
 )
 from student.bank.training import Slot, bytes_of_slots, train_slots
-from student.config import WHOLE_DEPTH, TargetModules, UpdateRecipe
+from student.config import WHOLE_DEPTH, Objective, TargetModules, UpdateRecipe
 from student.updates import BankUsage, SkipReason, UpdateOutcome, UpdateRequest, UpdateResult
 
 _PROBE_LENGTH = 8
@@ -167,16 +167,19 @@ class LoraBank:
         student, _ = self._opened()
         slots = [Slot(request, self._layers(request, student)) for request in requests]
         results: dict[int, UpdateResult] = {}
-        groups: dict[int, list[int]] = {}  # Ranks that are alike together: every slot has room for the largest rank.
+        # Ranks that are alike together, since every slot has room for the largest one; and one objective a pass.
+        groups: dict[tuple[int, Objective], list[int]] = {}
         for i, slot in enumerate(slots):
             if refused := _refusal(slot, student, self.base_digest):
                 results[i] = UpdateResult(slot.request.key, *refused)
             else:
-                groups.setdefault(max(8, 1 << (slot.request.recipe.rank - 1).bit_length()), []).append(i)
+                recipe = slot.request.recipe
+                alike = max(8, 1 << (recipe.rank - 1).bit_length()), recipe.objective
+                groups.setdefault(alike, []).append(i)
         self.usage = BankUsage()
-        for size in sorted(groups):
-            trained = self._train_group([slots[i] for i in groups[size]])
-            results.update(zip(groups[size], trained, strict=True))
+        for alike in sorted(groups):
+            trained = self._train_group([slots[i] for i in groups[alike]])
+            results.update(zip(groups[alike], trained, strict=True))
         return [results[i] for i in range(len(slots))]
 
     def _layers(self, request: UpdateRequest, student: BankedModel) -> list[str]:
@@ -189,7 +192,7 @@ class LoraBank:
                 f"{list(request.recipe.depth)}, the bank has {self._target_modules!r} at {list(self._depth)}. Open the "
                 "bank with layers that include the recipe's."
             )
-        highest = max((max(sequence.tokens) for sequence in request.sequences), default=0)
+        highest = max((max(*sequence.tokens, *sequence.behind) for sequence in request.sequences), default=0)
         if highest >= vocabulary:
             raise UpdateError(
                 f"update {request.key!r}: token {highest} is outside the student's vocabulary of {vocabulary}. "
@@ -315,7 +318,7 @@ def _refusal(slot: Slot, student: BankedModel, base_digest: str) -> tuple[Update
     if budget is not None and steps > budget:
         asked = f"{recipe.epochs} epochs of {len(request.sequences)} sequences"
         return UpdateOutcome.OVER_BUDGET, f"{steps} optimizer steps, allowed are {budget} (step_budget): {asked}"
-    longest = max(len(sequence.tokens) for sequence in request.sequences)
+    longest = max(max(len(sequence.tokens), len(sequence.behind)) for sequence in request.sequences)
     limit = context_length(student.model)
     if limit is not None and longest > limit:
         return UpdateOutcome.SEQUENCE_TOO_LONG, f"{longest} tokens, the student has {limit} positions"
@@ -334,7 +337,7 @@ def _refusal(slot: Slot, student: BankedModel, base_digest: str) -> tuple[Update
 
 def _result(slot: Slot, adapter: Adapter, problem: str) -> UpdateResult:
     """Return the result of a trained slot, in which the canary found `problem`."""
-    request, losses = slot.request, tuple(torch.stack(slot.losses).tolist())
+    request, losses = slot.request, tuple(torch.stack(slot.losses).tolist() if slot.losses else ())
     bad = next((i for i, loss in enumerate(losses) if loss - loss != 0), None)
     outcome, detail = UpdateOutcome.OK, request.left_out
     if slot.failure:

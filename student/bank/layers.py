@@ -275,7 +275,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
     """Weighted cross-entropy of a linear head that has no gradient itself.
 
     Because the head is frozen, the gradient with respect to the hidden states is known as soon as the logits are:
-    (softmax - one-hot) W. It is made in the forward pass, some rows at a time, so that the whole (L, V) logits never
+    (softmax - target) W. It is made in the forward pass, some rows at a time, so that the whole (L, V) logits never
     exist (the idea of Liger's fused linear cross-entropy, arXiv 2410.10989).
     """
 
@@ -290,7 +290,15 @@ class _FrozenHeadLoss(torch.autograd.Function):
             part = slice(start, start + rows)
             logits = frozen_product(hidden[part], weight, bias).to(weights.dtype)
             log_probabilities = logits.log_softmax(-1)
-            target, factor = labels[part, None], weights[part, None]
+            factor = weights[part, None]
+            if labels.ndim == 2:
+                wanted = frozen_product(labels[part], weight, bias).to(weights.dtype).log_softmax(-1)
+                target = wanted.exp()
+                losses[part] = wanted.sub_(log_probabilities).mul_(target).sum(-1).mul_(weights[part])
+                d_logits = log_probabilities.exp_().sub_(target).mul_(factor)
+                gradient[part] = frozen_product(d_logits.to(weight.dtype), weight.t())
+                continue
+            target = labels[part, None]
             losses[part] = log_probabilities.gather(1, target).mul_(factor).neg_().squeeze(1)
             d_logits = log_probabilities.exp_().mul_(factor).scatter_add_(1, target, -factor)
             gradient[part] = frozen_product(d_logits.to(weight.dtype), weight.t())
@@ -319,13 +327,21 @@ def frozen_head_loss(
     """Return the weighted sum of label losses, and each label's weighted loss (L,) without gradient, in nats.
 
     Only `hidden` (L, D) gets a gradient: `weight` (V, D) and `bias` (V,) are those of the frozen output head. `weights`
-    (L,) are the factors of the losses of `labels` (L,); their type is that of the softmax.
+    (L,) are the factors of the losses of `labels` (L,); their type is that of the softmax. Hidden states as labels
+    (L, D) stand for the distributions that the same head makes of them: the loss is the KL divergence from these.
     """
     total, losses = _FrozenHeadLoss.apply(hidden, weight, bias, labels, weights)  # type: ignore[no-untyped-call]
     return total, losses
 
 
 def weighted_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the same as `frozen_head_loss` from logits (L, V), for models whose head is more than a linear layer."""
+    """Return the same as `frozen_head_loss` from logits (L, V), for models whose head is more than a linear layer.
+
+    Labels (L, V) are logits, too.
+    """
+    if labels.ndim == 2:
+        got, wanted = (each.to(weights.dtype).log_softmax(-1) for each in (logits, labels))
+        losses = nn.functional.kl_div(got, wanted, reduction="none", log_target=True).sum(-1) * weights
+        return losses.sum(), losses.detach()
     losses = nn.functional.cross_entropy(logits.to(weights.dtype), labels, reduction="none") * weights
     return losses.sum(), losses.detach()

@@ -88,7 +88,8 @@ class BankedModel:
         self.shapes = {name: FactorShape.of(layer) for name, layer in targets.items()}
         parameters = list(model.parameters())
         self.device: torch.device = parameters[0].device
-        base_dtype: torch.dtype = next(iter(targets.values())).weight.dtype
+        weight: Tensor = next(iter(targets.values())).weight
+        base_dtype: torch.dtype = weight.dtype if weight.is_floating_point() else model.dtype  # else quantized
         self.dtype: torch.dtype = torch.float32 if base_dtype in (torch.float16, torch.bfloat16) else base_dtype
         """Of the factors: float32 for a half-precision base, as in PEFT, else the base's own."""
         self._training = {module: module.training for module in model.modules()}
@@ -178,13 +179,19 @@ class BankedModel:
             self.model, batch.input_ids, batch.positions, direct_head=self.direct_head, extra=batch.extra
         )
 
+    def states(self, batch: BankBatch) -> Tensor:
+        """Return the last hidden states (C, D) at the labelled places, or the logits where the head is not linear."""
+        if not self.direct_head:
+            return self.label_logits(batch)
+        return label_hidden(self.model, batch.input_ids, batch.positions, batch.extra)
+
     def loss(self, batch: BankBatch, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Return the sum of label losses times `weights` (C,), and each of them (C,) without gradient, in nats."""
+        states, labels = self.states(batch), batch.labels if batch.targets is None else batch.targets
         if not self.direct_head:
-            return weighted_loss(self.label_logits(batch), batch.labels, weights)
+            return weighted_loss(states, labels, weights)
         head = self.model.get_output_embeddings()
-        hidden = label_hidden(self.model, batch.input_ids, batch.positions, batch.extra)
-        return frozen_head_loss(hidden, head.weight, head.bias, batch.labels, weights)
+        return frozen_head_loss(states, head.weight, head.bias, labels, weights)
 
     def restore(self) -> None:
         """Put the original layers, their modes, gradient flags and attention back."""

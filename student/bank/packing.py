@@ -31,6 +31,8 @@ class LabelledTokens(NamedTuple):
     """(T,) token ids."""
     labels: NDArray[np.int64]
     """(T,) the token after each place, or -1 where it carries no loss."""
+    targets: Tensor | None = None
+    """(L, D) for context distillation, in place of the L labels: see `BankedModel.states`."""
 
     @classmethod
     def of(cls, tokens: Sequence[int], is_label: Sequence[bool] | NDArray[np.bool_]) -> LabelledTokens:
@@ -63,6 +65,15 @@ class Packing(NamedTuple):
     """(P, 1, 1) whether the place is padding."""
 
 
+class Tree(NamedTuple):
+    """A row that begins with what several sequences begin with, followed by the rest of each."""
+
+    places: Tensor
+    """(T,) place of each token in its own sequence."""
+    mask: Tensor
+    """(T, T) whether a token (row) sees another one (column)."""
+
+
 class BankBatch(NamedTuple):
     """The forward pass of K slots."""
 
@@ -81,12 +92,15 @@ class BankBatch(NamedTuple):
     """Of each slot, padding included."""
     filled: Tensor
     """(F,) places among all that are not padding, sequence by sequence."""
+    targets: Tensor | None = None
+    """(C, D) those of the lines; None without."""
 
 
 def lay_out(lines: Sequence[Sequence[LabelledTokens]], device: torch.device, *, packed: bool) -> BankBatch:
     """Return one forward pass over the sequences of K slots, at least one each.
 
     With `packed`, a slot's sequences stand end to end, for models that take packed rows; else one a row, right-padded.
+    Either all sequences have targets or none has.
     """
     flat = [line for slot in lines for line in slot]
     lengths = [[len(line.ids) for line in slot] for slot in lines]
@@ -106,6 +120,7 @@ def lay_out(lines: Sequence[Sequence[LabelledTokens]], device: torch.device, *, 
     targets = np.concatenate([line.labels for line in flat])
     kept = targets >= 0
     positions = at[kept]
+    distilled = [line.targets for line in flat if line.targets is not None]
     return BankBatch(
         input_ids=torch.from_numpy(ids).view(shape).to(device),
         extra=extra,
@@ -115,6 +130,7 @@ def lay_out(lines: Sequence[Sequence[LabelledTokens]], device: torch.device, *, 
         tokens=[sum(slot) for slot in lengths],
         places=places,
         filled=torch.from_numpy(at).to(device),
+        targets=torch.cat(distilled) if distilled else None,
     )
 
 
@@ -185,6 +201,7 @@ def packed_attention(
     attention_mask: Tensor | None,
     *,
     packing: Packing | None = None,
+    tree: Tree | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **others: Any,
@@ -192,8 +209,8 @@ def packed_attention(
     """Return causal attention within each sequence, (1, P, H, D_head); an attention function of transformers.
 
     The query is (1, H, P, D_head); key and value have H_kv heads, a divisor of H. Without a `packing`, each row is one
-    sequence. `scaling` of the scores is 1 / sqrt(D_head) by default, and a token sees `sliding_window` places, itself
-    included, or all before it.
+    sequence, or a `tree` of several. `scaling` of the scores is 1 / sqrt(D_head) by default, and a token sees
+    `sliding_window` places, itself included, or all before it.
 
     Raises:
         ValueError: The architecture needs something else than scaled dot products.
@@ -206,11 +223,12 @@ def packed_attention(
     if shared and q.device.type == "cpu":  # The fused kernel on CPUs takes no shared keys.
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
         shared = False
-    mask, width = None, q.shape[2]
+    mask, width = None if tree is None else tree.mask, q.shape[2]
     if sliding_window is not None and sliding_window < width:
-        at = torch.arange(width, device=q.device)
+        at = torch.arange(width, device=q.device) if tree is None else tree.places
         distance = at[:, None] - at
-        mask = (distance >= 0) & (distance < sliding_window)
+        near = (distance >= 0) & (distance < sliding_window)
+        mask = near if mask is None else near & mask
     y = torch.nn.functional.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=shared
     )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from student.adapters import Adapter
+from student.bank.distillation import with_targets
 from student.bank.layers import FlatLayout, initial_factors, stack, unstack
 from student.bank.model import BankedModel
 from student.bank.packing import LabelledTokens
@@ -67,10 +68,19 @@ class Slot:
         epoch, part = divmod(self.step, -(-len(self.request.sequences) // size))
         return [self.sequences[i] for i in self._orders[epoch][part * size : (part + 1) * size]]
 
+    def read(self, student: BankedModel, most_places: int) -> bool:
+        """Read the passage in context where it is distilled; return whether that fits in memory."""
+        if self.request.recipe.objective == "context_distillation":
+            lines = with_targets(student, self.request.sequences, most_places)
+            self.sequences = lines or ()
+            return lines is not None
+        return True
+
     def finish(self, flat: Tensor, *, failed: bool) -> None:
         """Keep the (P,) factors of a slot that leaves the bank."""
         self.flat = flat.detach().cpu().clone()
-        self.failure = f"step {self.step - 1} does not fit in memory, even one line at a time" if failed else ""
+        what = f"step {self.step - 1}" if self.step else "the passage in context"
+        self.failure = f"{what} does not fit in memory, even one line at a time" if failed else ""
 
     def adapter(self, layout: FlatLayout, base_digest: str) -> Adapter:
         """Return the adapter of a slot that has finished."""
@@ -187,7 +197,7 @@ class _Part:
     """The slots that one thread trains side by side."""
 
     def __init__(self, student: BankedModel, layout: FlatLayout, capacity: int, most_places: int, first: int) -> None:
-        self._layout = layout
+        self._layout, self._student, self._most_places = layout, student, most_places
         self._flat = torch.zeros(capacity, layout.size, device=student.device, dtype=student.dtype)
         self._optimizer = SlotAdamW(self._flat)
         self._slots: list[Slot] = []
@@ -200,10 +210,13 @@ class _Part:
         while (queue or slots) and not stop.is_set():
             while queue and len(slots) < len(self._flat):
                 slot = queue.popleft()
+                if not slot.read(self._student, self._most_places):
+                    slot.finish(slot.start(self._layout), failed=True)
+                    continue
                 self._flat[len(slots)].copy_(slot.start(self._layout))
                 self._optimizer.reset(len(slots))
                 slots.append(slot)
-            failed = self._step()
+            failed = self._step() if slots else set()
             for i in reversed(range(len(slots))):
                 if slots[i].step == slots[i].steps or i in failed:
                     slots[i].finish(self._flat[i], failed=i in failed)

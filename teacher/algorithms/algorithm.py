@@ -1,14 +1,15 @@
 """Learning algorithms: the interface (docs/extending.md), and the shared step on weighted log-likelihoods.
 
-The KL divergence from the base is the exact one between the next-token distributions, KL(policy || base): it has no
-sampling noise, and the usual low-variance estimator (k3) has a wrong expected gradient as a loss (arXiv 2506.09477).
+The KL divergence from the reference (`TeacherPolicy.reference`) is the exact one between the next-token distributions,
+KL(policy || reference): it has no sampling noise, and the usual low-variance estimator (k3) has a wrong expected
+gradient as a loss (arXiv 2506.09477).
 """
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
@@ -18,6 +19,7 @@ from pydantic import BaseModel, Field
 from evaluation.common.data import Frozen
 from evaluation.common.errors import InputError
 from evaluation.exact_match import context_length
+from teacher.algorithms.passes import Batch, Passes, Row
 from teacher.prompts import prompt_token_ids
 from teacher.rewards import LineGains
 
@@ -98,7 +100,7 @@ class TokenTerms(NamedTuple):
     weights_NT: Tensor
     """Weight of the example plus that of the token."""
     kl_NT: Tensor
-    """KL divergence from the base in nats, with gradient."""
+    """KL divergence from the reference in nats, with gradient."""
 
 
 class Algorithm(Frozen):
@@ -154,7 +156,7 @@ class LearningReport(BaseModel, frozen=True):
     loss: float | None = None
     """The negated objective."""
     kl: float | None = None
-    """KL divergence from the base teacher, nats per token, at least 0."""
+    """KL divergence from the reference, nats per token, at least 0."""
     entropy: float | None = None
     """Of the next-token distribution, nats per token."""
     clip_fraction: float | None = None
@@ -165,10 +167,19 @@ class LearningReport(BaseModel, frozen=True):
     """Steps not applied because loss or gradient was not finite."""
 
 
-def learn(policy: TeacherPolicy, examples: Sequence[WeightedExample], config: Algorithm, seed: int) -> LearningReport:
+def learn(
+    policy: TeacherPolicy,
+    examples: Sequence[WeightedExample],
+    config: Algorithm,
+    seed: int,
+    *,
+    shared: bool | None = None,
+) -> LearningReport:
     """Train the policy's adapter on weighted examples in place, continuing its optimizer state.
 
     Deterministic given policy, examples and `seed`, which shuffles the examples. Without examples nothing changes.
+    `shared` is whether the completions of a prompt share a pass over it where the model can do that, which changes
+    roundings alone; None is in large models.
 
     Raises:
         InputError: An example has no token, exceeds the model's context, or has a non-finite weight.
@@ -178,42 +189,41 @@ def learn(policy: TeacherPolicy, examples: Sequence[WeightedExample], config: Al
     rows = _tokenized(policy, examples)
     if not rows:
         return LearningReport()
+    passes = Passes(policy, shared)
+    generator = torch.Generator().manual_seed(seed)
+    orders = [torch.randperm(len(rows), generator=generator).tolist() for _ in range(config.epochs)]
     if config.uses_old_policy:
-        _keep_log_probs(policy, rows, config.micro_batch_size)
+        # The first step's own pass comes before any step.
+        later = [rows[i] for i in orders[0][config.minibatch_size :]] if passes.large else rows
+        for batch in passes.batches(later, config.micro_batch_size):
+            batch.keep(passes.log_probs(batch))
     parameters = policy.adapter_parameters()
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0)
     if policy.optimizer_state is not None:
         optimizer.load_state_dict(policy.optimizer_state)
         optimizer.param_groups[0]["lr"] = config.learning_rate
-    generator = torch.Generator().manual_seed(seed)
     steps: list[LearningReport] = []
-    for _ in range(config.epochs):
-        order = torch.randperm(len(rows), generator=generator).tolist()
+    for order in orders:
         for start in range(0, len(rows), config.minibatch_size):
             minibatch = [rows[i] for i in order[start : start + config.minibatch_size]]
-            steps.append(_step(policy, minibatch, config, optimizer))
+            steps.append(_step(passes, parameters, minibatch, config, optimizer))
     policy.optimizer_state = optimizer.state_dict()
     return _report(steps, len(rows))
 
 
-@dataclass(slots=True)
-class _Row:
-    """An example as the training step sees it."""
-
-    example: WeightedExample
-    prompt_P: Tensor
-    tokens_T: Tensor
-    weights_T: Tensor
-    old_log_probs_T: Tensor
-    """Of its tokens before the round's first step; 0 when not used."""
+def mean_loss(policy: TeacherPolicy, examples: Sequence[WeightedExample], micro_batch_size: int) -> float:
+    """Return the mean of -log p over the tokens of some examples, at least one, in nats; raises as `learn` does."""
+    passes, rows = Passes(policy), _tokenized(policy, examples)
+    found = [passes.log_probs(batch).sum() for batch in passes.batches(rows, micro_batch_size)]
+    return -math.fsum(map(float, found)) / sum(len(row.tokens_T) for row in rows)
 
 
-def _tokenized(policy: TeacherPolicy, examples: Sequence[WeightedExample]) -> list[_Row]:
+def _tokenized(policy: TeacherPolicy, examples: Sequence[WeightedExample]) -> list[Row]:
     import torch
 
     context = context_length(policy.model) or math.inf
     prompts = {prompt: prompt_token_ids(policy.tokenizer, prompt) for prompt in {e.prompt for e in examples}}
-    rows: list[_Row] = []
+    rows: list[Row] = []
     mistakes: list[str] = []
     for i, example in enumerate(examples):
         where, prompt, tokens = f"example {i} of group {example.group_id!r}", prompts[example.prompt], example.token_ids
@@ -226,37 +236,29 @@ def _tokenized(policy: TeacherPolicy, examples: Sequence[WeightedExample]) -> li
         none_T = torch.zeros(len(tokens))
         added_T = torch.tensor(example.token_weights) if example.token_weights else none_T
         weights_T = torch.tensor(example.weight) + added_T
-        rows.append(_Row(example, torch.tensor(prompt), torch.tensor(tokens), weights_T, none_T))
+        rows.append(Row(example, torch.tensor(prompt), torch.tensor(tokens), weights_T))
     if mistakes:
         raise InputError("teacher learning: leave these examples out or correct them: " + "; ".join(mistakes))
     return rows
 
 
-def _keep_log_probs(policy: TeacherPolicy, rows: Sequence[_Row], micro_batch_size: int) -> None:
-    """Give the rows the current policy's log-probabilities of their tokens."""
-    import torch
-
-    for part in _by_length(rows, micro_batch_size):
-        batch = _Batch(part, policy.device)
-        with torch.no_grad():
-            current_NT = batch.of_tokens(batch.log_probs(policy)).cpu()
-        for row, current_T in zip(part, current_NT, strict=True):
-            row.old_log_probs_T = current_T[: len(row.tokens_T)].float()
-
-
 def _step(
-    policy: TeacherPolicy, rows: Sequence[_Row], config: Algorithm, optimizer: torch.optim.Optimizer
+    passes: Passes,
+    parameters: Sequence[torch.nn.Parameter],
+    rows: Sequence[Row],
+    config: Algorithm,
+    optimizer: torch.optim.Optimizer,
 ) -> LearningReport:
     """Take one optimizer step on a minibatch, with gradient accumulation, and return its own report."""
     import torch
 
-    parameters, examples = policy.adapter_parameters(), [row.example for row in rows]
+    examples = [row.example for row in rows]
     tokens, normalizer = sum(len(example.token_ids) for example in examples), config.normalizer(examples)
     totals = [0.0] * 4
     optimizer.zero_grad(set_to_none=True)
-    for part in _by_length(rows, config.micro_batch_size):
-        objective, *others = _sums(policy, _Batch(part, policy.device), config)
-        torch.autograd.backward([-objective / normalizer], inputs=parameters)
+    for batch in passes.batches(rows, config.micro_batch_size):
+        objective, *others = _sums(passes, batch, config)
+        torch.autograd.backward([-objective / normalizer], inputs=list(parameters))
         totals = [total + float(s.detach()) for total, s in zip(totals, (objective, *others), strict=True)]
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM))
     value, kl, entropy, clipped = totals
@@ -275,27 +277,17 @@ def _step(
     )
 
 
-def _sums(policy: TeacherPolicy, batch: _Batch, config: Algorithm) -> Iterator[Tensor]:
-    """Yield the sums over a batch's tokens of objective (with gradient), KL divergence, entropy, and clipped terms."""
-    import torch
+def _sums(passes: Passes, batch: Batch, config: Algorithm) -> Iterator[Tensor]:
+    """Yield the sums over a batch's tokens of objective (with gradient), KL divergence, entropy, and clipped terms.
 
-    with torch.no_grad(), policy.reference():
-        reference_NTV = batch.log_probs(policy)
-    log_probs_NTV = batch.log_probs(policy)
-    probs_NTV = log_probs_NTV.exp()
-    kl_NT = (probs_NTV * (log_probs_NTV - reference_NTV)).sum(-1)
-    entropy_NT = -(probs_NTV * log_probs_NTV).detach().sum(-1)
-    terms = TokenTerms(batch.of_tokens(log_probs_NTV), batch.old_log_probs_NT, batch.weights_NT, kl_NT)
-    objective_NT, clipped_NT = config.objective(terms)
+    The KL divergence is computed for every algorithm, whether its objective has it or not: it is how far a report says
+    that the policy has moved.
+    """
+    log_probs_NT, kl_NT, entropy_NT = passes.distributions(batch)
+    old_NT = batch.old_log_probs(log_probs_NT) if config.uses_old_policy else log_probs_NT.new_zeros(log_probs_NT.shape)
+    objective_NT, clipped_NT = config.objective(TokenTerms(log_probs_NT, old_NT, batch.weights_NT, kl_NT))
     for term_NT in (objective_NT, kl_NT, entropy_NT, clipped_NT):
         yield term_NT[batch.mask_NT].sum()
-
-
-def _by_length(rows: Sequence[_Row], size: int) -> Iterator[list[_Row]]:
-    """Yield the rows, `size` at a time, sorted by length to minimize padding."""
-    order = sorted(rows, key=lambda row: len(row.prompt_P) + len(row.tokens_T))
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
 
 
 def _report(steps: Sequence[LearningReport], examples: int) -> LearningReport:
@@ -307,38 +299,3 @@ def _report(steps: Sequence[LearningReport], examples: int) -> LearningReport:
     means = {name: mean(name) for name in ("loss", "kl", "entropy", "clip_fraction", "gradient_norm")}
     tokens, skipped = sum(step.tokens for step in steps), sum(step.skipped_steps for step in steps)
     return LearningReport.model_validate({"examples": examples, "tokens": tokens, "skipped_steps": skipped, **means})
-
-
-class _Batch:
-    """Rows as tensors: prompts padded on the left, completions on the right, which aligns the completions."""
-
-    def __init__(self, rows: Sequence[_Row], device: torch.device) -> None:
-        import torch
-
-        def padded(tensors: Iterable[Tensor], side: str = "right") -> Tensor:
-            return torch.nn.utils.rnn.pad_sequence(list(tensors), batch_first=True, padding_side=side).to(device)
-
-        self._tokens_NT = padded(row.tokens_T for row in rows)
-        self.mask_NT = padded(torch.ones_like(row.tokens_T, dtype=torch.bool) for row in rows)
-        self.weights_NT = padded(row.weights_T for row in rows)
-        self.old_log_probs_NT = padded(row.old_log_probs_T for row in rows)
-        prompts_NP = padded((row.prompt_P for row in rows), "left")
-        read_NP = padded((torch.ones_like(row.prompt_P) for row in rows), "left")
-        attention_NL = torch.cat([read_NP, self.mask_NT.long()], dim=1)
-        self._inputs = {
-            "input_ids": torch.cat([prompts_NP, self._tokens_NT], dim=1),
-            "attention_mask": attention_NL,
-            "position_ids": (attention_NL.cumsum(1) - 1).clamp_(min=0),
-        }
-
-    def log_probs(self, policy: TeacherPolicy) -> Tensor:
-        """Return the log-probabilities of the vocabulary at each completion token (N, T, V), float32 or wider."""
-        import torch
-
-        width = self._tokens_NT.shape[1]
-        logits_NTV = policy.model(**self._inputs, use_cache=False, logits_to_keep=width + 1).logits[:, :-1]
-        return torch.log_softmax(logits_NTV.to(torch.promote_types(logits_NTV.dtype, torch.float32)), dim=-1)
-
-    def of_tokens(self, log_probs_NTV: Tensor) -> Tensor:
-        """Return the log-probabilities of the completion tokens (N, T)."""
-        return log_probs_NTV.gather(-1, self._tokens_NT[..., None])[..., 0]

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+LENGTH_NORMALIZER = 128
+"""Divisor of every completion's sum over tokens. A divisor by length would penalize long bad completions less per token
+(Dr. GRPO, arXiv 2503.20783, section 3.2); Adam's steps hardly depend on a constant one."""
 CLIP = 0.2
 """The importance ratio is clipped to [1 - CLIP, 1 + CLIP] (arXiv 1707.06347)."""
 
@@ -32,15 +35,10 @@ class GroupRelativeConfig(Algorithm):
     uses_old_policy: ClassVar[bool] = True
 
     algorithm: Literal["grpo"] = "grpo"
-    normalize: Literal["none", "batch"] = "none"
-    """`batch` divides advantages by their root mean square over completions, for any scale of reward; or `none`."""
     line_credit: float = Field(default=0.0, ge=0.0, le=10.0)
     """Weight of the line's credit (`teacher.rewards`) in the advantages of its tokens, in [0, 10]; 0 disables it."""
     kl_coefficient: float = Field(default=0.01, ge=0.0, le=10.0)
-    """Weight of the KL divergence from the base teacher per token (nats), in [0, 10]; 0 disables it."""
-    length_normalizer: int = Field(default=128, ge=1, le=32_768)
-    """Constant divisor of every completion's sum over tokens, in [1, 32768]. A divisor by length would penalize long
-    bad completions less per token (Dr. GRPO, arXiv 2503.20783, section 3.2)."""
+    """Weight of the KL divergence from where the rounds begin, per token (nats), in [0, 10]; 0 disables it."""
 
     @property
     def assigns_credit_by_line(self) -> bool:
@@ -48,11 +46,14 @@ class GroupRelativeConfig(Algorithm):
         return self.line_credit > 0.0
 
     def select(self, groups: Sequence[CompletionGroup]) -> Selection:
-        """Return every rewarded completion, weighted by its leave-one-out advantage."""
+        """Return every rewarded completion, weighted by its leave-one-out advantage.
+
+        Advantages are divided by their root mean square over all completions, for any scale of reward.
+        """
         left_out = {group.id: reason for group in groups if (reason := _incomparable(group)) is not None}
         rows = [row for group in groups if group.id not in left_out for row in self._with_advantages(group)]
         scale = 1.0
-        if self.normalize == "batch" and rows:
+        if rows:
             squares = ([(row.weight + more) ** 2 for more in row.token_weights or (0.0,)] for row in rows)
             scale = math.sqrt(fmean(map(fmean, squares))) or 1.0
         scaled = (
@@ -69,8 +70,8 @@ class GroupRelativeConfig(Algorithm):
         return free_NT.minimum(bound_NT) - self.kl_coefficient * terms.kl_NT, (bound_NT < free_NT).float()
 
     def normalizer(self, minibatch: Sequence[WeightedExample]) -> float:
-        """Return the number of completions times `length_normalizer`."""
-        return len(minibatch) * self.length_normalizer
+        """Return the number of completions times `LENGTH_NORMALIZER`."""
+        return len(minibatch) * LENGTH_NORMALIZER
 
     def _with_advantages(self, group: CompletionGroup) -> Iterator[WeightedExample]:
         advantages = leave_one_out_advantages([completion.reward for completion in group.completions])

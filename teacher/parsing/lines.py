@@ -10,7 +10,7 @@ import re
 from enum import StrEnum
 from typing import NamedTuple
 
-from evaluation.thoughts import blank
+from evaluation.common.text import blank
 
 _INVISIBLE = "\ufeff\u200b\u200c\u200d\u2060"
 _QUESTION_WORDS = (
@@ -18,8 +18,8 @@ _QUESTION_WORDS = (
     "|问题|問題|问|問|質問|질문"
 )
 _ANSWER_WORDS = (
-    "answer|ans|antwort|antwoord|respuesta|réponse|risposta|resposta|svar|odpowiedź|cevap|yanıt|ответ|відповідь|إجابة"
-    "|الإجابة|جواب|الجواب|उत्तर|答案|答|回答|答え|답변|답"
+    "answer|correct answer|ans|antwort|antwoord|respuesta|réponse|risposta|resposta|svar|odpowiedź|cevap|yanıt|ответ"
+    "|відповідь|إجابة|الإجابة|جواب|الجواب|उत्तर|答案|答|回答|答え|답변|답"
 )
 _TURN = re.compile(
     r"(?:<\|im_start\|>|<\|start\|>|<start_of_turn>|<\|start_header_id\|>)(?:assistant|model)(?:<\|end_header_id\|>)?"
@@ -48,7 +48,7 @@ _LABEL = re.compile(
 def without_markup(text: str) -> tuple[str, int]:
     """Return a text with the marks of chat templates blanked, and all behind its end mark; and the lines of the latter.
 
-    See `evaluation.thoughts.blank`. An end mark counts only behind words.
+    See `evaluation.common.text.blank`. An end mark counts only behind words.
     """
     in_pairs = "<question>" in text
     text = blank(text, (mark.span() for mark in _TURN.finditer(text) if not in_pairs or "answer" not in mark[0]))
@@ -139,7 +139,7 @@ class DropReason(StrEnum):
     OTHER_TASK = "other_task"
     """Follows the end of the edit: another passage, a chat or a closing remark."""
     THOUGHT = "thought"
-    """What the model thought before it wrote (`evaluation.thoughts`)."""
+    """What the model thought before it wrote (`evaluation.common.text`)."""
     REFUSAL = "refusal"
     """Declines the task, or stands unlisted behind a line that does."""
     DUPLICATE = "duplicate"

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from evaluation.common.data import Frozen
-from evaluation.thoughts import without_thoughts
+from evaluation.common.text import without_thoughts
 from teacher.parsing.lines import (
     DropReason,
     Kind,

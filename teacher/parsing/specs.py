@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from evaluation.common.text import blank
 from evaluation.sources.rows import as_written
-from evaluation.thoughts import blank
 from teacher.parsing.lines import Kind, classify, count_lines, has_letter
 from teacher.self_edit import AugmentationSpec, TrainingSpec
 

@@ -57,7 +57,9 @@ class OpenAISampler:
         """See `Endpoint.check`."""
         self._opened[1].check()
 
-    def sample(self, prompts: Sequence[str], *, n: int, seed: int) -> list[list[Completion | FailedCompletion]]:
+    def sample(
+        self, prompts: Sequence[str], *, n: int, seed: int, stop: str | None = None
+    ) -> list[list[Completion | FailedCompletion]]:
         """Return `n` completions for each prompt; see `Sampler.sample`.
 
         Servers need not honor the seeds, so repeatability comes from the ledger.
@@ -75,11 +77,12 @@ class OpenAISampler:
                 top_p=self._config.top_p,
                 seed=derive_seed(seed, prompt, index),
                 index=index,
+                stop=stop,
             )
             for prompt in prompts
             for index in range(distinct)
         ]
-        written = [_completion(outcome) for outcome in self._opened[1].complete(requests)]
+        written = [_completion(outcome, stop) for outcome in self._opened[1].complete(requests)]
         return [[written[p * distinct + index % distinct] for index in range(n)] for p in range(len(prompts))]
 
     def close(self) -> None:
@@ -94,7 +97,8 @@ class OpenAISampler:
         return ledger, Endpoint(self._config.endpoint, ledger)
 
 
-def _completion(outcome: Outcome) -> Completion | FailedCompletion:
+def _completion(outcome: Outcome, stop: str | None) -> Completion | FailedCompletion:
     if isinstance(outcome, EndpointFailure):
         return FailedCompletion(outcome.reason, outcome.detail)
-    return Completion(outcome.text, (), outcome.finish_reason, outcome.completion_tokens)
+    text, cut, _ = outcome.text.partition(stop) if stop else (outcome.text, "", "")
+    return Completion(text, (), "stop" if cut else outcome.finish_reason, outcome.completion_tokens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
@@ -13,7 +14,7 @@ from pydantic import Field
 
 from evaluation.common.data import Frozen
 from evaluation.common.errors import ConfigError, GenerationError
-from evaluation.exact_match import context_length
+from evaluation.exact_match import context_length, end_tokens_of
 from teacher.prompts import prompt_token_ids
 
 if TYPE_CHECKING:
@@ -83,8 +84,13 @@ class Sampler(Protocol):
     def count_tokens(self, prompt: str) -> int:
         """Return the number of tokens of `prompt`, or an upper bound."""
 
-    def sample(self, prompts: Sequence[str], *, n: int, seed: int) -> Sequence[Sequence[Completion | FailedCompletion]]:
+    def sample(
+        self, prompts: Sequence[str], *, n: int, seed: int, stop: str | None = None
+    ) -> Sequence[Sequence[Completion | FailedCompletion]]:
         """Return `n` completions, at least 1, for each prompt; (seed, prompt, index) determines each of them.
+
+        Each ends where the model ends its turn or the text, or where it begins to write `stop`, which is not in the
+        text; its tokens are, like an end token, the last ones.
 
         Raises:
             GenerationError: The engine failed, or prompts are too long (see `prompts_too_long`).
@@ -107,6 +113,11 @@ def row_key(seed: int, prompt: str, index: int) -> int:
     return int.from_bytes(hashlib.sha256(content).digest()[:8], "little", signed=True)
 
 
+def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Return the tokens that end a completion: those of a model and its tokenizer, and that of a chat's turn."""
+    return end_tokens_of(model, tokenizer) | end_of_turn(tokenizer)
+
+
 _Sampled = TypeVar("_Sampled", bound=Completion | FailedCompletion)
 
 
@@ -114,16 +125,15 @@ class LocalSampler(ABC, Generic[_Sampled]):
     """Base of the engines on this machine."""
 
     def __init__(self, model: Any, tokenizer: Any, config: LocalSampling) -> None:
-        """Read context length and end tokens (the tokenizer's EOS by default) from a transformers model.
+        """Read context length and end tokens from a transformers model.
 
         Raises:
             ConfigError: The longest completion alone fills the model's context.
         """
         self._tokenizer = tokenizer
         self._sampling = config
-        ends = getattr(model.generation_config, "eos_token_id", None)
-        ends = tokenizer.eos_token_id if ends is None else ends
-        self._ends = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+        self._stop: str | None = None
+        self._ends = end_tokens(model, tokenizer)
         context = context_length(model)
         if context is not None and context <= config.max_new_tokens:
             raise ConfigError(
@@ -136,8 +146,9 @@ class LocalSampler(ABC, Generic[_Sampled]):
         """Return the number of tokens of `prompt`."""
         return len(prompt_token_ids(self._tokenizer, prompt))
 
-    def sample(self, prompts: Sequence[str], *, n: int, seed: int) -> list[list[_Sampled]]:
+    def sample(self, prompts: Sequence[str], *, n: int, seed: int, stop: str | None = None) -> list[list[_Sampled]]:
         """Return `n` completions for each prompt, independent of batching up to rounding; see `Sampler.sample`."""
+        self._stop = stop
         distinct, ids = self._sampling.distinct_samples(n), self._encoded(prompts)
         rows = [(p, index) for p in range(len(prompts)) for index in range(distinct)]
         keys = [row_key(seed, prompts[p], index) for p, index in rows]
@@ -167,8 +178,33 @@ class LocalSampler(ABC, Generic[_Sampled]):
         return ids
 
     def _completion(self, sampled: Sequence[int]) -> Completion:
-        """Return sampled tokens as a completion, cut off after the first end token."""
+        """Return sampled tokens as a completion, cut off after the first end token, or where `stop` is complete."""
         end = next((i for i, token in enumerate(sampled) if token in self._ends), None)
         kept = list(sampled if end is None else sampled[: end + 1])
-        text = self._tokenizer.decode(kept if end is None else kept[:-1], skip_special_tokens=True)
+        text = self._decoded(kept if end is None else kept[:-1])
+        if self._stop is not None and self._stop in text:
+            stop = self._stop  # the tokens that it takes are found by halving, as longer beginnings hold it too
+            least = bisect_left(range(len(kept)), True, key=lambda count: stop in self._decoded(kept[:count]))
+            return Completion(text=text.partition(stop)[0], token_ids=tuple(kept[:least]), finish_reason="stop")
         return Completion(text=text, token_ids=tuple(kept), finish_reason="length" if end is None else "stop")
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _stopped(self, rows: Sequence[Sequence[int]], stop: str) -> list[bool]:
+        """Return which rows of sampled tokens have just completed a stop string."""
+        last = len(stop.encode()) + 4  # a token is a byte at least; one more character may stand around it
+        return [stop in self._decoded(row[-last:]) for row in rows]
+
+
+def end_of_turn(tokenizer: Any) -> frozenset[int]:
+    """Return the token with which a chat template ends an assistant's turn; none without such a template."""
+    if not getattr(tokenizer, "chat_template", None):
+        return frozenset()
+    turns = [{"role": "user", "content": "Question"}, {"role": "assistant", "content": "Answer"}]
+    try:
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except Exception:  # templates raise whatever they like; a prompt that needs this one says so
+        return frozenset()
+    ids = tokenizer(text.rpartition("Answer")[2].strip(), add_special_tokens=False)["input_ids"]
+    return frozenset(ids[:1]) & frozenset(tokenizer.added_tokens_decoder)

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from evaluation.prefixes import behind_prefixes, pays_to_share, shares_prefixes
 from teacher.samplers.sampler import Completion, LocalSampler, LocalSampling
 
 if TYPE_CHECKING:
@@ -60,11 +62,16 @@ def _shifted(bits: Tensor, places: int) -> Tensor:
 class TransformersSampler(LocalSampler[Completion]):
     """Samples with `generate` from a model in this process, with the current state of its adapter."""
 
-    def __init__(self, model: Any, tokenizer: Any, config: TransformersSampling) -> None:
-        """Prepare sampling from a causal language model, with or without a PEFT adapter."""
+    def __init__(self, model: Any, tokenizer: Any, config: TransformersSampling, *, shared: bool | None = None) -> None:
+        """Prepare sampling from a causal language model, with or without a PEFT adapter.
+
+        `shared` is whether a prompt is read once for all its samples where the model can do that, which changes
+        roundings alone; None is with large models.
+        """
         # PEFT puts the adapter inside the base model's layers, so generating with the base model uses it.
         self._model = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._config = config
+        self._shared = shared
         super().__init__(self._model, tokenizer, config)
 
     def close(self) -> None:
@@ -82,27 +89,85 @@ class TransformersSampler(LocalSampler[Completion]):
 
     def _sample_batch(self, prompt_ids: list[list[int]], keys: list[int]) -> list[Completion]:
         import torch
-        from torch.nn.utils.rnn import pad_sequence
-        from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
-        device = self._model.device
-        rows = [torch.tensor(row, device=device) for row in prompt_ids]
+        keys_N = torch.tensor(keys, device=self._model.device)
+        with torch.no_grad(), self._neutral_model():
+            written = (self._share if self._shares_prompts else self._generate)(prompt_ids, keys_N)
+        return [self._completion(row) for row in written]
+
+    @cached_property
+    def _shares_prompts(self) -> bool:
+        wanted = pays_to_share(self._model) if self._shared is None else self._shared
+        return wanted and shares_prefixes(self._model)
+
+    def _generate(self, prompt_ids: list[list[int]], keys_N: Tensor) -> list[list[int]]:
+        """Return new tokens of each row, whose prompt is read for it alone, by transformers' own loop."""
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+        from transformers import LogitsProcessorList, StoppingCriteriaList
+
+        rows = [torch.tensor(row, device=keys_N.device) for row in prompt_ids]
         ids_NT = pad_sequence(rows, batch_first=True, padding_side="left")
         mask_NT = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
-        keys_N, width = torch.tensor(keys, device=device), ids_NT.shape[1]
+        width = ids_NT.shape[1]
 
         def with_noise(input_ids: Tensor, scores: Tensor) -> Tensor:
-            return scores.double() + gumbel_noise(keys_N, input_ids.shape[1] - width, scores.shape[1])
+            return self._with_noise(scores, keys_N, input_ids.shape[1] - width)
 
-        processors = LogitsProcessorList()
-        if self._config.temperature > 0.0:
-            processors.append(TemperatureLogitsWarper(self._config.temperature))
-            if self._config.top_p < 1.0:
-                processors.append(TopPLogitsWarper(self._config.top_p))
-            processors.append(with_noise)
-        with torch.no_grad(), self._neutral_model():
-            output_NT = self._model.generate(ids_NT, attention_mask=mask_NT, logits_processor=processors)
-        return [self._completion(row) for row in output_NT[:, width:].tolist()]
+        def has_stopped(input_ids: Tensor, _scores: Any, **_: Any) -> Tensor:
+            return torch.tensor(self._stopped(input_ids[:, width:].tolist(), self._stop or ""), device=keys_N.device)
+
+        output_NT = self._model.generate(
+            ids_NT,
+            attention_mask=mask_NT,
+            logits_processor=LogitsProcessorList([with_noise]),
+            stopping_criteria=StoppingCriteriaList([] if self._stop is None else [has_stopped]),
+        )
+        written: list[list[int]] = output_NT[:, width:].tolist()
+        return written
+
+    def _share(self, prompt_ids: list[list[int]], keys_N: Tensor) -> list[list[int]]:
+        """Return the same of rows behind prompts that are read once; a row that has ended leaves the batch."""
+        import torch
+
+        prompts = list(dict.fromkeys(map(tuple, prompt_ids)))
+        owners = [prompts.index(tuple(row)) for row in prompt_ids]
+        extra = behind_prefixes(self._model, [prompt[:-1] for prompt in prompts], owners, 1, max(map(len, prompts)))
+        tokens_N = torch.tensor([row[-1] for row in prompt_ids], device=keys_N.device)
+        written: list[list[int]] = [[] for _ in prompt_ids]
+        open_rows = list(range(len(prompt_ids)))
+        for step in range(self._config.max_new_tokens):
+            found = self._model(input_ids=tokens_N[:, None], use_cache=True, **extra)
+            tokens_N = self._with_noise(found.logits[:, -1].float(), keys_N, step).argmax(-1)
+            for row, token in zip(open_rows, tokens_N.tolist(), strict=True):
+                written[row].append(token)
+            stop, so_far = self._stop, [written[row] for row in open_rows]
+            ended = [False] * len(so_far) if stop is None else self._stopped(so_far, stop)
+            kept = [i for i, row in enumerate(open_rows) if not ended[i] and written[row][-1] not in self._ends]
+            if not kept:
+                break
+            if len(kept) < len(open_rows):
+                kept_M = tokens_N.new_tensor(kept)
+                found.past_key_values.batch_select_indices(kept_M)
+                tokens_N, keys_N, open_rows = tokens_N[kept_M], keys_N[kept_M], [open_rows[i] for i in kept]
+                extra = {name: value[kept_M] for name, value in extra.items() if name != "past_key_values"}
+            extra |= {
+                "attention_mask": torch.nn.functional.pad(extra["attention_mask"], (0, 1), value=1),
+                "position_ids": extra["position_ids"] + 1,
+                "past_key_values": found.past_key_values,
+            }
+        return written
+
+    def _with_noise(self, scores_NV: Tensor, keys_N: Tensor, step: int) -> Tensor:
+        """Return scores whose highest is a row's token number `step`: a sample, or the likeliest at temperature 0."""
+        from transformers import TemperatureLogitsWarper, TopPLogitsWarper
+
+        if self._config.temperature == 0.0:
+            return scores_NV
+        scores_NV = TemperatureLogitsWarper(self._config.temperature)(None, scores_NV)
+        if self._config.top_p < 1.0:
+            scores_NV = TopPLogitsWarper(self._config.top_p)(None, scores_NV)
+        return scores_NV.double() + gumbel_noise(keys_N, step, scores_NV.shape[1])
 
     @contextmanager
     def _neutral_model(self) -> Iterator[None]:

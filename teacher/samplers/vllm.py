@@ -53,6 +53,7 @@ class VllmSampler(LocalSampler[Completion | FailedCompletion]):
                 self._config.top_p,
                 seed=key & (2**63 - 1),
                 end_tokens=sorted(self._ends),
+                stop=self._stop,
             )
             for ids, key in zip(prompt_ids, keys, strict=True)
         ]

@@ -65,7 +65,7 @@ def paragraph(context: str, *asked: tuple[str, list[str]]) -> dict[str, Any]:
 
 
 def config_for(server: FaultyServer, **changes: Any) -> EndpointConfig:
-    fields: dict[str, Any] = {"base_url": server.base_url, "model": MODEL, "timeout": 20.0, "retries": 2}
+    fields: dict[str, Any] = {"base_url": server.base_url, "model": MODEL}
     return EndpointConfig.model_validate(fields | changes)
 
 

@@ -109,7 +109,7 @@ def test_knowledge_trains_on_what_is_written_and_leaves_grading_to_graders() -> 
         "",
     )
     assert knowledge.answer_in("\n b \nQuestion: c") == "b"
-    knowledge.check(data, "judge", {"oracle", "swapped_values"})
+    knowledge.check(data, "judge", {"oracle", "equal_tokens"})
     with pytest.raises(ValueError, match=r"grading\.grader: type domain"):
         knowledge.check(data, "domain", set())
     with pytest.raises(ValueError, match="specs"):

@@ -8,8 +8,18 @@ from hypothesis import strategies as st
 
 from evaluation.common.checkpoints import Checkpoint, load_checkpoint
 from evaluation.common.errors import ModelError
-from evaluation.exact_match import AnswerFormat, encode_answer, prompt_ids
-from evaluation.formats import EXAMPLES, INSTRUCTION, Tried, best_format, chat_format, few_shot_format, try_formats
+from evaluation.exact_match import (
+    EXAMPLES,
+    INSTRUCTION,
+    AnswerFormat,
+    Tried,
+    best_format,
+    chat_format,
+    encode_answer,
+    few_shot_format,
+    prompt_ids,
+    try_formats,
+)
 from evaluation.retention import general_questions
 from evaluation.tasks import Document, Line
 from student.config import UpdateRecipe

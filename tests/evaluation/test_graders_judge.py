@@ -55,8 +55,7 @@ def _judge_server(plan: Plan) -> Iterator[FaultyServer]:
 
 def _config(server: FaultyServer, endpoint: dict[str, Any] | None = None, **changes: Any) -> JudgeGrading:
     address = {"base_url": server.base_url, "model": MODEL, "api": "chat", "concurrency": 1}
-    waits = {"timeout": 5.0, "retries": 1}
-    return JudgeGrading.model_validate({"endpoint": address | waits | (endpoint or {})} | changes)
+    return JudgeGrading.model_validate({"endpoint": address | (endpoint or {})} | changes)
 
 
 def _items(*texts: str) -> list[GradeItem]:

@@ -35,7 +35,7 @@ TINY = (
     "student.update.epochs=2",
     "comparison.edits=1",
     "comparison.variants=[base, raw_passage, {name: fixed_kind, label: best fixed kind, source: {type: best_prompt, "
-    "prompts: [micro-self-qa]}}, untrained_teacher, trained_teacher, null_edit, other_document, swapped_values, "
+    "prompts: [micro-self-qa]}}, untrained_teacher, trained_teacher, null_edit, other_document, "
     "fixed_kind_equal_tokens, oracle]",
     "comparison.resamples=200",
     "comparison.keep_adapters=1",

@@ -44,14 +44,16 @@ def test_dry_run_takes_little_cpu_time_and_starts_nothing(config: Path, tmp_path
     work_dir, night = tmp_path / "work", config.stem.startswith("night")
     flow = "adapt-student" if night else "train-teacher"
     # Others need models, or data, that may not be here.
-    codes = (0,) if "micro-student" in config.read_text() and "smoke" not in config.stem else (0, 2)
+    shipped = "micro-student" in config.read_text()
+    codes = (0,) if shipped and "smoke" not in config.stem else (0, 2)
     dry_run = preceptor(flow, str(config), "--dry-run", "--work-dir", str(work_dir))
     seconds, output = cpu_seconds(dry_run, tmp_path, codes)
     told = "Starts from", "New documents", "inbox add FILE --work-dir"
     for row in (f"name: {config.stem}", *(told if night else ("Student updates",))):
         assert row in output
     assert not work_dir.exists()
-    assert seconds < (3.0 if night else 2.0)
+    # A real model that is here is looked at, which takes the import of torch and transformers.
+    assert seconds < (3.0 if night else 2.0 if shipped else 20.0)
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,12 @@ from tests.vllm_server import MICRO_TEACHER
 
 pytestmark = pytest.mark.flow
 
-VLLM = "teacher.sampling={type: vllm, max_new_tokens: 64, engine: {kv_cache_gb: 0.2, max_sequences: 64}}"
+VLLM = "teacher.sampling={type: vllm, max_new_tokens: 64, engine: {kv_cache_gb: 0.2}}"
 SHORT = ("loop.rounds=0", "comparison.variants=[base, raw_passage, untrained_teacher]")
 
 
 def endpoint(url: str, model: str = MODEL, **settings: Any) -> dict[str, Any]:
-    return {"base_url": url, "model": model, "retries": 3, "timeout": 60.0, **settings}
+    return {"base_url": url, "model": model, **settings}
 
 
 @needs_vllm
@@ -61,7 +61,7 @@ def group_lives(leader: int) -> bool:
 def test_external_generator_behind_vllms_server_loses_nothing_to_faults(
     tmp_path: Path, vllm_micro_teacher: str
 ) -> None:
-    sampling = {"type": "openai", "endpoint": endpoint("", MICRO_TEACHER, retries=8), "max_new_tokens": 64}
+    sampling = {"type": "openai", "endpoint": endpoint("", MICRO_TEACHER), "max_new_tokens": 64}
     with FaultyServer(vllm_micro_teacher) as server:
         sampling["endpoint"]["base_url"] = server.base_url  # type: ignore[index]
         server.fail_next(["429", "500", "truncated", "not json", "empty", "reset"])

@@ -8,19 +8,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.flows import settings
 from tests.flows.conftest import FinishedRun
-from tests.flows.settings import (
-    CONFIGS,
-    TINY,
-    Child,
-    command,
-    counts,
-    figures,
-    flow_states,
-    left_behind,
-    records,
-    run_id_in,
-)
 
 pytestmark = [pytest.mark.flow, pytest.mark.timeout(1200)]  # the runs are made by the first test that needs them
 
@@ -37,35 +26,35 @@ class KilledRun(NamedTuple):
 def killed_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KilledRun]:
     place = tmp_path_factory.mktemp("killed run")
     work_dir, result, home = place / "work", place / "result.json", place / "home"
-    arguments = command(CONFIGS / "demo.yaml", work_dir, TINY, result)
-    children: list[Child] = []
+    arguments = settings.command(settings.CONFIGS / "demo.yaml", work_dir, settings.TINY, result)
+    children: list[settings.Child] = []
     seen: list[dict[str, str]] = []
 
-    def start() -> Child:
-        children.append(Child(arguments, home))
+    def start() -> settings.Child:
+        children.append(settings.Child(arguments, home))
         return children[-1]
 
     def has(**wanted: int) -> Callable[[], bool]:
-        return lambda: all(counts(work_dir)[kind] >= number for kind, number in wanted.items())
+        return lambda: all(settings.counts(work_dir)[kind] >= number for kind, number in wanted.items())
 
     try:
         first = start()
         first.wait_until(has(sample=1))
         first.kill()
-        assert counts(work_dir) == {"sample": 1}, "the students of round 0 were to be in training"
-        seen.append(records(work_dir))
+        assert settings.counts(work_dir) == {"sample": 1}, "the students of round 0 were to be in training"
+        seen.append(settings.records(work_dir))
 
         second = start()
         second.wait_until(has(sample=2, update=2 * (2 * 3 + 2), learn=1))
         second.kill_alone()
-        assert counts(work_dir)["learn"] == 1, "the teacher was to be learning in round 1"
-        seen.append(records(work_dir))
+        assert settings.counts(work_dir)["learn"] == 1, "the teacher was to be learning in round 1"
+        seen.append(settings.records(work_dir))
 
         third = start()
         third.wait_until(has(learn=2, sample=4))
         third.kill()
         assert not result.exists()
-        seen.append(records(work_dir))
+        seen.append(settings.records(work_dir))
 
         last = start()
         assert last.wait() == 0, last.output[-4000:]
@@ -78,14 +67,14 @@ def killed_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KilledRun]:
 def test_killed_run_ends_with_the_figures_of_an_undisturbed_one(
     killed_run: KilledRun, finished_run: FinishedRun
 ) -> None:
-    assert figures(killed_run.result) == figures(finished_run.result)
+    assert settings.figures(killed_run.result) == settings.figures(finished_run.result)
 
 
 def test_killed_run_does_everything_once_and_nothing_else(killed_run: KilledRun, finished_run: FinishedRun) -> None:
-    at_the_end = records(killed_run.work_dir)
+    at_the_end = settings.records(killed_run.work_dir)
     for before in killed_run.before_kills:
         assert {key: at_the_end[key] for key in before} == before
-    assert at_the_end.keys() == records(finished_run.work_dir).keys()
+    assert at_the_end.keys() == settings.records(finished_run.work_dir).keys()
 
 
 def test_teachers_of_a_killed_run_are_the_same_to_the_last_bit(
@@ -103,7 +92,7 @@ def test_teachers_of_a_killed_run_are_the_same_to_the_last_bit(
 def test_killed_run_goes_on_in_the_same_mlflow_run(killed_run: KilledRun, finished_run: FinishedRun) -> None:
     from mlflow import MlflowClient
 
-    named = run_id_in(killed_run.output)
+    named = settings.run_id_in(killed_run.output)
     assert len(named) == 4
     assert len(set(named)) == 1
     assert f'"mlflow_run_id": "{named[0]}"' in killed_run.result.read_text(encoding="utf-8")
@@ -135,6 +124,6 @@ def logged(client: Any) -> dict[str, Any]:
 
 
 def test_nothing_runs_on_after_a_run(killed_run: KilledRun, finished_run: FinishedRun) -> None:
-    assert left_behind(killed_run.work_dir) == []
-    assert left_behind(finished_run.work_dir) == []
-    assert flow_states(killed_run.work_dir) == ["CRASHED", "CRASHED", "CRASHED", "COMPLETED"]
+    assert settings.left_behind(killed_run.work_dir) == []
+    assert settings.left_behind(finished_run.work_dir) == []
+    assert settings.flow_states(killed_run.work_dir) == ["CRASHED", "CRASHED", "CRASHED", "COMPLETED"]

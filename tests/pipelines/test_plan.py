@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from evaluation.tasks import PARAPHRASES
 from pipelines.loop.loop import Loop
 from pipelines.plan import StepKind, steps_of, totals
 from pipelines.train_teacher.flow import train_teacher
@@ -16,11 +17,14 @@ from pipelines.train_teacher.plan import plan_run
 from tests.pipelines.factories import CONFIGS, SMALL, small_config
 
 VARIANTS = (
-    "comparison={edits: 1, resamples: 100, curve: {tokens: [40], samples: 2}, variants: [base, raw_passage, "
+    "comparison={edits: 1, resamples: 100, variants: [base, raw_passage, "
     "{name: fixed_kind, label: best, source: {type: best_prompt, prompts: [micro-self-qa]}}, untrained_teacher, "
-    "trained_teacher, null_edit, other_document, fixed_kind_equal_tokens, proxy_teacher, oracle]}"
+    "warm_started_teacher, trained_teacher, null_edit, other_document, fixed_kind_equal_tokens, oracle, "
+    "trained_teacher_distilled, passage_in_context, retrieval, {name: own, label: own questions, objective: "
+    "context_distillation, source: {type: own_questions, prompt: micro-self-qa}}]}"
 )
-SETTINGS = (VARIANTS, "loop={rounds: 1, documents: 2, development: {every: 1, edits: 1}}")
+LOOP = "loop={rounds: 1, documents: 2, development: {every: 1, edits: 1}}"
+SETTINGS = (VARIANTS, LOOP, "warm_start={documents: 2, epochs: 1}")
 
 
 @pytest.fixture
@@ -38,11 +42,13 @@ def done(monkeypatch: pytest.MonkeyPatch) -> Counter[StepKind]:
 
         monkeypatch.setattr(Loop, name, counted)
 
-    count("sample", "sample", lambda made, _: len(made.edits))
+    count("sample", "write", lambda made, _: len(made.edits))
     count("update", "update", lambda made, _: sum(update.adapter_digest is not None for update in made))
-    count("score", "base", lambda _, arguments: len(arguments[0]))
+    count("score", "base", lambda _, given: len(given[0]) * (len(PARAPHRASES) if given[1] == "paraphrases" else 1))
     count("learn", "learn", lambda _, arguments: len(arguments[1]))
-    count("read", "in_context", lambda _, arguments: len(arguments[0]))
+    count("learn", "warm_start", lambda _, arguments: len(arguments[0]))
+    count("sample", "sample_student", lambda made, _: len(made.edits))
+    count("read", "with_passages", lambda made, _: len(made))
     return found
 
 
@@ -57,4 +63,4 @@ def test_a_dry_runs_counts_equal_what_the_run_did(
 def test_every_stage_of_a_plan_has_a_name_of_its_own() -> None:
     names = [stage.name for stage in plan_run(small_config(*SETTINGS))]
     assert len(set(names)) == len(names)
-    assert {"round 0", "development 0", "proxy round 0", "variant oracle", "curve fixed_kind"} <= set(names)
+    assert {"warm start", "round 0", "development 0", "variant oracle"} <= set(names)

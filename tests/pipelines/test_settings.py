@@ -134,6 +134,7 @@ def test_store_is_that_of_the_environment_and_the_experiment_that_of_the_command
 
 
 CHANGES = (
+    "warm_start={}",
     "name=other",
     "seed=1",
     "device=cuda",
@@ -155,7 +156,7 @@ def test_digest_changes_with_every_setting_that_may_change_a_result_and_no_other
     assert len({demo().digest, *digests}) == len(CHANGES) + 1
     covered = {change.partition("=")[0].partition(".")[0] for change in CHANGES}
     assert covered == set(TrainTeacherConfig.model_fields) - {"tracking"}
-    for change in ("uri=sqlite:///elsewhere.db", "experiment=other", "registry_prefix=other"):
+    for change in ("uri=sqlite:///elsewhere.db", "experiment=other"):
         changed = demo(f"tracking.{change}")
         assert changed.tracking != demo().tracking
         assert changed.digest == demo().digest

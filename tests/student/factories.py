@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -90,6 +91,18 @@ def sequences(seed: int, lengths: list[int], answers_only: bool = False) -> tupl
         )
         for n in lengths
     )
+
+
+def distilled(job: UpdateRequest, seed: int = 0) -> UpdateRequest:
+    """Return a job that is distilled from the student with 3 to 20 random tokens in front of each sequence."""
+    generator = random.Random(seed)
+
+    def behind(sequence: TrainingSequence) -> TrainingSequence:
+        passage = tuple(generator.randrange(260) for _ in range(generator.randrange(3, 20)))
+        return replace(sequence, behind=(*passage, *sequence.tokens))
+
+    recipe = job.recipe.model_copy(update={"objective": "context_distillation"})
+    return replace(job, sequences=tuple(map(behind, job.sequences)), recipe=recipe)
 
 
 def mixed_jobs() -> list[UpdateRequest]:

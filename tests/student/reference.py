@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, kl_div
 from transformers import get_linear_schedule_with_warmup
 
 from student.bank.layers import FactorShape, FlatLayout, initial_factors
@@ -62,9 +62,18 @@ def train_alone(model: Any, job: UpdateRequest, start: Factors) -> tuple[Factors
         for i in range(0, len(order), recipe.batch_size):
             if len(losses) == total:
                 break
-            ids, mask, labels = _pad([job.sequences[j] for j in order[i : i + recipe.batch_size]])
+            chosen = [job.sequences[j] for j in order[i : i + recipe.batch_size]]
+            ids, mask, labels = _pad(chosen)
             logits = peft_model(input_ids=ids, attention_mask=mask).logits
-            loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+            if recipe.objective == "context_distillation":
+                loss = kl_div(
+                    logits[:, :-1][labels[:, 1:] >= 0].log_softmax(-1),
+                    _with_passage(peft_model, chosen).log_softmax(-1),
+                    reduction="batchmean",
+                    log_target=True,
+                )
+            else:
+                loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
             optimizer.step()
@@ -76,6 +85,18 @@ def train_alone(model: Any, job: UpdateRequest, start: Factors) -> tuple[Factors
         for name, layer in layers.items()
     }
     return trained, losses
+
+
+@torch.no_grad()
+def _with_passage(peft_model: Any, sequences: list[TrainingSequence]) -> torch.Tensor:
+    """Return the base's logits (labels, V) with the passage in front, a sequence at a time."""
+    found = []
+    with peft_model.disable_adapter():
+        for sequence in sequences:
+            logits = peft_model(input_ids=torch.tensor([sequence.behind])).logits[0]
+            shift = len(sequence.behind) - len(sequence.tokens)
+            found += [logits[i + shift - 1] for i, flag in enumerate(sequence.loss_mask) if flag and i]
+    return torch.stack(found)
 
 
 def _pad(sequences: list[TrainingSequence]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

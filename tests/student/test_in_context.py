@@ -1,4 +1,4 @@
-"""The proxy reward: scores with a self-edit in the student's context."""
+"""Scores with a text in the student's context."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from evaluation.common.checkpoints import Checkpoint
@@ -41,6 +41,27 @@ def tiny_base(vocabulary: int = 300, seed: int = 0, context: int = 128) -> Check
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
     )
     return Checkpoint(model, wrapped)
+
+
+def tiny_chat_base() -> Checkpoint:
+    """Return a random model of a few words that often ends a turn or begins another passage, and has a chat template.
+
+    The end of a turn, token 1, is known from the template alone.
+    """
+    base = tiny_base(vocabulary=8, context=512)
+    words = ["<pad>", "<|im_end|>", "<unk>", "\nPassage", ":", ": w", "w", "\n"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.decoder = decoders.Fuse()
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", extra_special_tokens=["<|im_end|>"]
+    )
+    wrapped.chat_template = (
+        "{% for m in messages %}{{ m.role }} {{ m.content }} <|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant {% endif %}"
+    )
+    base.model.generation_config.eos_token_id = None
+    return Checkpoint(base.model, wrapped)
 
 
 def shaken(policy: TeacherPolicy, seed: int = 5) -> TeacherPolicy:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
@@ -14,8 +15,9 @@ from evaluation.tasks import Document, KnowledgeTask, Question
 from teacher.algorithms.grpo import GroupRelativeConfig
 from teacher.algorithms.rest_em import RestEmConfig
 from teacher.config import LearningConfig, TeacherConfig
+from teacher.kinds import ACTIVE_READING, SEAL, SPA
 from teacher.prompts import PROMPTS, PromptTemplate, prompt_template, prompt_token_ids
-from tests.teacher.factories import tiny_base
+from tests.teacher.factories import tiny_base, tiny_chat_base
 
 DOCUMENT = Document(id="d1", title="Estonian language", text="Writings in Estonian became significant.")
 TEXTS = st.text(min_size=1, max_size=60).filter(str.strip)
@@ -51,7 +53,7 @@ def test_render_depends_on_title_and_passage_alone(title: str, passage: str, nam
     assert PROMPTS[name].render(task.document, 7) == rendered
     template = PROMPTS[name]
     empty = template.render(Document(id="c", title="-", text="+"), 7)
-    shown = "{title}" in template.text and f"{title}\n{passage}" in rendered
+    shown = rendered != template.render(bare.model_copy(update={"title": ""}), 7)
     assert len(rendered) == len(empty) - 1 + len(passage) + ("{title}" in template.text) * (
         len(title) - 1 if shown else -2
     )
@@ -125,6 +127,62 @@ def test_prompt_of_ones_own_is_read_once_and_its_text_stays(tmp_path: Path) -> N
     ):
         with pytest.raises(ValidationError, match=r"prompt|placeholders"):
             TeacherConfig.model_validate({"model": "m", "prompt": wrong})
+
+
+EXAMPLES = [
+    {"title": "Mill", "passage": "A mill {opened}.", "lines": "1. The mill opened."},
+    {"passage": "A lake.", "lines": "Facts:\n1. It is a lake.\n2. It is wet.\n"},
+]
+
+
+def in_file(place: Path, content: Any) -> str:
+    place.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return str(place)
+
+
+def test_examples_in_a_file_stand_before_the_document_as_text_or_as_turns(tmp_path: Path) -> None:
+    own = {"instruction": "List facts.", "text": "Passage: {title}\n{passage}", "cue": "Facts:\n", "examples": EXAMPLES}
+    given = {"file": in_file(tmp_path / "own.yaml", own)}
+    config = TeacherConfig.model_validate({"model": "m", "prompt": given})
+    (tmp_path / "own.yaml").unlink()
+    assert TeacherConfig.model_validate(config.model_dump(mode="json")) == config
+    template = prompt_template(config.prompt)
+    assert template.render(DOCUMENT) == (
+        "List facts.\n\nPassage: Mill\nA mill {opened}.\nFacts:\n1. The mill opened.\n\n"
+        "Passage: A lake.\nFacts:\n1. It is a lake.\n2. It is wet.\n\n"
+        f"Passage: {DOCUMENT.title}\n{DOCUMENT.text}\nFacts:\n"
+    )
+    assert template.stop == "\nPassage:"
+    tokenizer = tiny_chat_base().tokenizer
+    *shown, asked, answer = template.render_chat(DOCUMENT, tokenizer).split(" <|im_end|>\n")
+    assert [turn.partition(" ")[0] for turn in shown] == ["user", "assistant"] * 2
+    assert shown[3] == "assistant Facts:\n1. It is a lake.\n2. It is wet."
+    assert asked.startswith("user List facts.\n\nPassage: Estonian")
+    assert answer == "assistant Facts:"
+
+
+@pytest.mark.parametrize("name", sorted({*SEAL, *SPA, *ACTIVE_READING}))
+def test_every_kind_takes_examples_of_ones_own(name: str, tmp_path: Path) -> None:
+    given = {"name": name, "examples": in_file(tmp_path / "mine.yaml", EXAMPLES)}
+    template = prompt_template(TeacherConfig.model_validate({"model": "m", "prompt": given}).prompt)
+    base = prompt_template(name)
+    assert template.render(DOCUMENT).endswith(base.render(DOCUMENT).removeprefix(base.instruction))
+    assert template.render(DOCUMENT).count("Passage:") == 3
+    assert template.name.startswith(f"{name}-")
+
+
+def test_all_mistakes_of_a_prompt_file_are_listed(tmp_path: Path) -> None:
+    wrong = {"txt": "x", "examples": [{"passage": "p"}, {"passage": "p", "lines": " ", "titel": "t"}]}
+    with pytest.raises(ValidationError) as caught:
+        TeacherConfig.model_validate({"model": "m", "prompt": {"file": in_file(tmp_path / "w.yaml", wrong)}})
+    for part in ("text is missing", "txt is an unknown key", "examples.0.lines is missing", "examples.1.titel"):
+        assert part in str(caught.value)
+    bare = {"text": "{passage}", "examples": EXAMPLES}
+    for content in (bare, [1]):
+        with pytest.raises(ValidationError, match=r"begins with words|valid dictionary"):
+            TeacherConfig.model_validate({"model": "m", "prompt": {"file": in_file(tmp_path / "b.yaml", content)}})
+    with pytest.raises(ValidationError, match="allowed are a name"):
+        TeacherConfig.model_validate({"model": "m", "prompt": {"name": "implicatons", "examples": "x.yaml"}})
 
 
 def test_render_chat_uses_the_template_up_to_the_answer_with_one_opening_token() -> None:

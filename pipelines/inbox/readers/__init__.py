@@ -11,16 +11,16 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pipelines.inbox.readers.html import HTML as HTML
+from pipelines.inbox.readers.html import MAIL as MAIL
 from pipelines.inbox.readers.html import MHTML as MHTML
-from pipelines.inbox.readers.mail import MAIL as MAIL
 from pipelines.inbox.readers.markdown import MARKDOWN as MARKDOWN
 from pipelines.inbox.readers.office import BOOK as BOOK
 from pipelines.inbox.readers.office import SLIDES as SLIDES
 from pipelines.inbox.readers.office import WORD as WORD
 from pipelines.inbox.readers.pdf import PDF as PDF
-from pipelines.inbox.readers.tables import CSV as CSV
-from pipelines.inbox.readers.tables import SHEETS as SHEETS
+from pipelines.inbox.readers.text import CSV as CSV
 from pipelines.inbox.readers.text import PLAIN as PLAIN
+from pipelines.inbox.readers.text import SHEETS as SHEETS
 from pipelines.inbox.readers.text import Extract, Reader, UnreadableError, one_line
 
 _READERS = [each for each in tuple(vars().values()) if isinstance(each, Reader)]

@@ -75,7 +75,7 @@ def test_digest_depends_on_all_that_decides_the_reply_and_on_nothing_else() -> N
     elsewhere: list[dict[str, Any]] = [{"base_url": "http://127.0.0.1:8001/v1"}, {"model": "n"}, {"api": "chat"}]
     asked += [EndpointRequest(**fields).digest(config(**change)) for change in elsewhere]
     assert len({base, *asked}) == len(asked) + 1
-    same: list[dict[str, Any]] = [{"timeout": 3.0}, {"budget_tokens": 7}, {"base_url": "http://127.0.0.1:8000/v1/"}]
+    same: list[dict[str, Any]] = [{"concurrency": 3}, {"budget_tokens": 7}, {"base_url": "http://127.0.0.1:8000/v1/"}]
     assert {EndpointRequest(**fields).digest(config(**change)) for change in same} == {base}
     # Replies that were paid for are found again: a digest stays as it was first stored.
     paid_for = EndpointConfig(base_url="http://127.0.0.1:1/v1", model="m")
@@ -116,20 +116,26 @@ def test_same_requests_are_asked_once_and_others_are_not_confused(tmp_path: Path
         assert Endpoint(config_for(server), ledger).complete([]) == []
 
 
+def test_server_that_wants_the_newer_name_of_the_token_limit_is_given_it(tmp_path: Path) -> None:
+    with FaultyServer() as server, Ledger(tmp_path / "l.db") as ledger:
+        server.always["prompt"] = "newer limit"
+        assert len(texts(Endpoint(config_for(server, concurrency=1), ledger).complete(requests_for(2)))) == 2
+        assert [list(seen.body)[1] for seen in server.seen] == ["max_tokens", *["max_completion_tokens"] * 2]
+        assert counts(ledger)[:2] == (2, 0)
+
+
 def test_protocols_send_what_they_should(tmp_path: Path) -> None:
     request = EndpointRequest("p", 10, temperature=0.5, top_p=0.9, seed=7)
     with FaultyServer() as server, Ledger(tmp_path / "l.db") as ledger:
         Endpoint(config_for(server), ledger).complete([request])
-        chat = config_for(server, api="chat", token_limit="max_completion_tokens")
-        server.always["hi"] = "500"  # the tiny server itself reads max_tokens alone
-        Endpoint(chat, ledger).complete([EndpointRequest("hi", 10)])
+        Endpoint(config_for(server, api="chat"), ledger).complete([EndpointRequest("hi", 10)])
     common = {"model": "tiny", "temperature": 0.5, "top_p": 0.9, "seed": 7}
     assert server.seen[0].body == {"prompt": "p", "max_tokens": 10, **common}
     assert server.seen[1].body == {
         "model": "tiny",
         "temperature": 1.0,
         "top_p": 1.0,
-        "max_completion_tokens": 10,
+        "max_tokens": 10,
         "messages": [{"role": "user", "content": "hi"}],
     }
 

@@ -36,13 +36,14 @@ UNBILLED: set[Fault] = {"429", "500", "empty"}
 
 
 @pytest.mark.parametrize("fault", ALL_PASSING)
-def test_fault_that_passes_loses_nothing(tmp_path: Path, fault: Fault) -> None:
+def test_fault_that_passes_loses_nothing(tmp_path: Path, fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evaluation.engines.endpoint.RETRIES", 3)
     with FaultyServer() as server, Ledger(tmp_path / "l.db") as ledger:
         expected = texts(Endpoint(config_for(server), ledger).complete(requests_for(6)))
     with FaultyServer() as server, Ledger(tmp_path / "other.db") as ledger:
         server.fail_next([fault] * 3)
-        timeout = 1.5 if fault == "hang" else 20.0
-        endpoint = Endpoint(config_for(server, concurrency=6, retries=3, timeout=timeout), ledger)
+        monkeypatch.setattr("evaluation.engines.protocol.TIMEOUT", 1.5 if fault == "hang" else 20.0)
+        endpoint = Endpoint(config_for(server, concurrency=6), ledger)
         assert texts(endpoint.complete(requests_for(6))) == expected
         spent = ledger.spent()
         assert (spent.calls, spent.failures) == (9, 3)
@@ -50,10 +51,13 @@ def test_fault_that_passes_loses_nothing(tmp_path: Path, fault: Fault) -> None:
 
 
 @pytest.mark.parametrize("fault", ALL_PASSING)
-def test_fault_that_stays_is_a_failure_of_its_request_alone(tmp_path: Path, fault: Fault) -> None:
+def test_fault_that_stays_is_a_failure_of_its_request_alone(
+    tmp_path: Path, fault: Fault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evaluation.engines.protocol.TIMEOUT", 1.0 if fault == "hang" else 20.0)
     with FaultyServer() as server, Ledger(tmp_path / "l.db") as ledger:
         server.always["prompt 001"] = fault
-        endpoint = Endpoint(config_for(server, timeout=1.0 if fault == "hang" else 20.0), ledger)
+        endpoint = Endpoint(config_for(server), ledger)
         outcomes = endpoint.complete(requests_for(3))
         assert isinstance(outcomes[1], EndpointFailure)
         assert outcomes[1].reason == REASONS[fault]
@@ -203,7 +207,7 @@ def interruptible() -> Iterator[None]:
 def test_interrupt_ends_the_calls_at_once_and_leaves_no_thread(tmp_path: Path, interruptible: None) -> None:
     with FaultyServer() as server, Ledger(tmp_path / "l.db") as ledger:
         server.always["prompt 00"] = "hang"
-        endpoint = Endpoint(config_for(server, concurrency=4, timeout=60.0), ledger)
+        endpoint = Endpoint(config_for(server, concurrency=4), ledger)
 
         def interrupt() -> None:
             while len(server.seen) < 4:

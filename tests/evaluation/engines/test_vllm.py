@@ -199,10 +199,10 @@ def test_engine_that_cannot_start_says_what_to_do(tmp_path: Path) -> None:
 
 @needs_vllm
 def test_closed_engine_refuses_and_a_new_one_starts(prompts: list[list[int]]) -> None:
-    with closing(VllmEngine("micro-student", VllmOptions(kv_cache_gb=0.1, max_sequences=8))) as running:
+    with closing(VllmEngine("micro-student", VllmOptions(kv_cache_gb=0.1))) as running:
         first = running.generate([EngineRequest(prompts[0], 4)])
     with pytest.raises(GenerationError, match="it was closed"):
         running.generate([EngineRequest(prompts[0], 4)])
     running.close()
-    with closing(VllmEngine("micro-student", VllmOptions(kv_cache_gb=0.1, max_sequences=8))) as running:
+    with closing(VllmEngine("micro-student", VllmOptions(kv_cache_gb=0.1))) as running:
         assert running.generate([EngineRequest(prompts[0], 4)]) == first

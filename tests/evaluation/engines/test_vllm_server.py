@@ -20,7 +20,6 @@ from tests.vllm_server import MICRO_TEACHER
 pytestmark = pytest.mark.slow
 
 PROMPT = "Passage: {}\nImplications:\n"
-TIMEOUT = 30.0
 
 
 @pytest.fixture
@@ -39,8 +38,11 @@ def asked(count: int, max_tokens: int = 16) -> list[EndpointRequest]:
     return [EndpointRequest(PROMPT.format(f"Person {i} lives in Rome."), max_tokens, seed=i) for i in range(count)]
 
 
-def test_every_fault_passes_and_nothing_is_lost(proxy: FaultyServer, ledger: Ledger, tmp_path: Path) -> None:
-    endpoint = Endpoint(config_for(proxy, model=MICRO_TEACHER, timeout=TIMEOUT), ledger)
+def test_every_fault_passes_and_nothing_is_lost(
+    proxy: FaultyServer, ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evaluation.engines.endpoint.RETRIES", 8)
+    endpoint = Endpoint(config_for(proxy, model=MICRO_TEACHER), ledger)
     endpoint.check()
     expected = replies(endpoint.complete(asked(12)))
     assert {r.model for r in expected} == {MICRO_TEACHER}
@@ -50,7 +52,7 @@ def test_every_fault_passes_and_nothing_is_lost(proxy: FaultyServer, ledger: Led
 
     proxy.fail_next(["429", "500", "truncated", "cut", "not json", "empty", "no text", "reset"])
     with Ledger(tmp_path / "other.db") as fresh:
-        again = Endpoint(config_for(proxy, model=MICRO_TEACHER, timeout=TIMEOUT, retries=8), fresh)
+        again = Endpoint(config_for(proxy, model=MICRO_TEACHER), fresh)
         assert texts(again.complete(asked(12))) == [reply.text for reply in expected]
         assert counts(fresh)[:2] == (20, 8)
 
@@ -60,7 +62,7 @@ def test_refusals_of_the_server_are_understood(proxy: FaultyServer, ledger: Ledg
         Endpoint(config_for(proxy, model="nobody"), ledger).check()
     with pytest.raises(EndpointError, match="model 'nobody'"):
         Endpoint(config_for(proxy, model="nobody"), ledger).complete(asked(2))
-    endpoint = Endpoint(config_for(proxy, model=MICRO_TEACHER, timeout=TIMEOUT), ledger)
+    endpoint = Endpoint(config_for(proxy, model=MICRO_TEACHER), ledger)
     with pytest.raises(EndpointError, match="Check that the server supports this model"):
         endpoint.complete(asked(1, max_tokens=5000))
     long = EndpointRequest(PROMPT.format("Rome " * 990), 60)  # below the context, but not with the completion
@@ -73,9 +75,7 @@ def test_refusals_of_the_server_are_understood(proxy: FaultyServer, ledger: Ledg
 
 
 def test_sampler_writes_self_edits(proxy: FaultyServer, tmp_path: Path) -> None:
-    config = OpenAISampling(
-        type="openai", endpoint=config_for(proxy, model=MICRO_TEACHER, timeout=TIMEOUT), max_new_tokens=64
-    )
+    config = OpenAISampling(type="openai", endpoint=config_for(proxy, model=MICRO_TEACHER), max_new_tokens=64)
     prompts = [request.prompt for request in asked(2)]
     sampler = OpenAISampler(config, tmp_path / "l.db")
     sampler.check()

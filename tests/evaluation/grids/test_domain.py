@@ -114,7 +114,7 @@ def test_runs_that_make_no_sense_are_refused(
 def test_tasks_without_solutions_are_refused(tmp_path: Path) -> None:
     tasks = {f"t{n}": {"train": [PAIR], "test": [{"input": [[1]]}]} for n in range(6)}
     path = write(tmp_path / "tasks.json", tasks)
-    with pytest.raises(InputError, match=r"6 of 6 tasks are not known.*solutions_path"):
+    with pytest.raises(InputError, match=r"6 of 6 tasks are not known.*in place of `challenges`"):
         load_split(ArcData(path=path, development_documents=1, test_documents=2))
 
 

@@ -16,22 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from evaluation.common.checkpoints import MICRO_MODELS
 from evaluation.grids.domain import as_task
 from evaluation.grids.grids import write_pairs
+from evaluation.microgrids import pretraining
 from evaluation.microgrids import pretraining as recipes
-from evaluation.microgrids.pretraining import (
-    CONTEXT_TOKENS,
-    GRID_ROLES,
-    Exercise,
-    GridRole,
-    Phase,
-    build_one,
-    build_tokenizer,
-    draw_text,
-    draw_texts,
-    pretrain,
-    rule_name,
-    run_checks,
-    teacher_prompt,
-)
 from evaluation.microgrids.world import FAMILIES, PRETRAINED, SPACE, TESTED, UNSEEN, draw_tasks
 from evaluation.microworld.pretraining import SPECIAL_TOKENS, Shape, batch_of, new_model, weighted_loss
 from evaluation.tasks import specifications
@@ -40,9 +26,12 @@ from teacher.prompts import prompt_template
 from teacher.self_edit import edit_of
 
 MODELS = MICRO_MODELS["micro-grid-student"].parent
-TOKENIZER = build_tokenizer()
+TOKENIZER = pretraining.build_tokenizer()
 TINY = Shape(hidden=32, layers=1, intermediate=32, rope_theta=200.0)
-PHASES = [Phase(3, 4, (1,), {"given": 1.0}, PRETRAINED), Phase(4, 4, (2,), {"named": 1.0}, recipes.READ)]
+PHASES = [
+    pretraining.Phase(3, 4, (1,), {"given": 1.0}, PRETRAINED),
+    pretraining.Phase(4, 4, (2,), {"named": 1.0}, recipes.READ),
+]
 
 
 def ids_of(text: str) -> list[int]:
@@ -65,7 +54,7 @@ def test_tokenizer_vocabulary_has_no_hole() -> None:
 
 @pytest.mark.parametrize("task", draw_tasks("test", TESTED, len(TESTED), 0, tests=2), ids=lambda task: task.family)
 def test_tokenizer_gives_each_cell_a_token_and_a_pair_24(task: Any) -> None:
-    prompt = teacher_prompt(task.demonstrations, None)
+    prompt = pretraining.teacher_prompt(task.demonstrations, None)
     # Three rows of three cells, two line breaks and a heading on each side of a pair; then the heading of the rule.
     assert len(ids_of(prompt)) == 24 * len(task.demonstrations) + 1
     question = as_task(task).questions[0]
@@ -76,8 +65,8 @@ def test_tokenizer_gives_each_cell_a_token_and_a_pair_24(task: Any) -> None:
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_tokenizer_splits_a_rules_name_into_its_parts(family: str) -> None:
-    parts = [TOKENIZER.decode([i]) for i in ids_of(f"{rule_name(family)}\n")]
-    assert "".join(parts) == f"{rule_name(family)}\n"
+    parts = [TOKENIZER.decode([i]) for i in ids_of(f"{pretraining.rule_name(family)}\n")]
+    assert "".join(parts) == f"{pretraining.rule_name(family)}\n"
     assert len(parts) == 2 + family.count("-") + 2 * family.count("+") + 1
 
 
@@ -92,18 +81,18 @@ EXERCISES = st.sampled_from(["given", "inferred", "named"])
 
 @given(st.sampled_from(sorted(FAMILIES)), EXERCISES, st.integers(1, 6), st.integers())
 @settings(max_examples=60, deadline=None)
-def test_texts_weigh_what_can_be_known(family: str, exercise: Exercise, pairs: int, seed: int) -> None:
-    text = draw_text(random.Random(seed), family, exercise, pairs)
+def test_texts_weigh_what_can_be_known(family: str, exercise: pretraining.Exercise, pairs: int, seed: int) -> None:
+    text = pretraining.draw_text(random.Random(seed), family, exercise, pairs)
     batch = batch_of([text], TOKENIZER, 0.3)
     whole = "".join(piece for piece, _ in text)
     assert TOKENIZER.decode(batch.ids[0, 1:-1]) == whole
-    assert batch.ids.shape[1] <= CONTEXT_TOKENS
+    assert batch.ids.shape[1] <= pretraining.CONTEXT_TOKENS
     # Outputs of eleven tokens: all if the rule is given, all but the first pair's where it has to be found.
     assert int((batch.weights == 1.0).sum()) == 11 * (pairs if exercise == "given" else pairs - 1)
     if exercise == "named":
         completion = whole.rpartition("Rule: ")[2]
         name, _, spec = completion.partition("\n")
-        assert name == rule_name(family)
+        assert name == pretraining.rule_name(family)
         assert parse_self_edit(completion, prompt=whole.removesuffix(completion)).edit == edit_of(json.loads(spec))
     assert whole.startswith(f"Rule: {family}\n") == (exercise == "given")
 
@@ -114,7 +103,7 @@ def test_teachers_prompt_is_the_one_that_runs_use() -> None:
     for budget in (None, 48):
         steps = "" if budget is None else "\nSteps: 48"
         rendered = prompt_template("micro-grid-spec").render(document, budget)
-        assert rendered == teacher_prompt(task.demonstrations, budget)
+        assert rendered == pretraining.teacher_prompt(task.demonstrations, budget)
         assert rendered == f"{write_pairs(task.demonstrations)}{steps}\nRule: "
 
 
@@ -128,12 +117,14 @@ def test_no_text_is_about_a_family_that_is_kept_from_everybody() -> None:
 
 
 def test_pretraining_lowers_the_loss_and_is_the_same_for_a_seed() -> None:
-    batch = batch_of(draw_texts(random.Random(9), PHASES[0]), TOKENIZER)
+    batch = batch_of(pretraining.draw_texts(random.Random(9), PHASES[0]), TOKENIZER)
     trained = []
     for seed in (1, 1, 2):
         model = new_model(TINY, TOKENIZER, 0)
         before = weighted_loss(model, batch).item()
-        pretrain(model, TOKENIZER, [Phase(20, 16, (1,), {"given": 1.0}, PRETRAINED)], seed, report=print)
+        pretraining.pretrain(
+            model, TOKENIZER, [pretraining.Phase(20, 16, (1,), {"given": 1.0}, PRETRAINED)], seed, report=print
+        )
         assert weighted_loss(model, batch).item() < before - 0.3
         trained.append(model.state_dict())
     same, again, other = trained
@@ -146,9 +137,9 @@ def test_build_shares_the_students_stages_with_the_teacher(tmp_path: Path, monke
     monkeypatch.setattr(recipes, "SHAPE", TINY)
     monkeypatch.setattr(recipes, "stages", lambda role: [[phase] for phase in PHASES[: 1 + (role == "grid-teacher")]])
     try:
-        student = build_one("grid-student", tmp_path, 5)
+        student = pretraining.build_one("grid-student", tmp_path, 5)
         stages = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "stages").iterdir()}
-        teacher = build_one("grid-teacher", tmp_path, 5)
+        teacher = pretraining.build_one("grid-teacher", tmp_path, 5)
     finally:
         torch.set_num_threads(threads)
     assert len(stages) == 1
@@ -163,8 +154,8 @@ def test_build_shares_the_students_stages_with_the_teacher(tmp_path: Path, monke
 # The shipped models
 
 
-@pytest.mark.parametrize("role", GRID_ROLES)
-def test_shipped_model_opens_and_is_of_the_recipes_size(role: GridRole) -> None:
+@pytest.mark.parametrize("role", pretraining.GRID_ROLES)
+def test_shipped_model_opens_and_is_of_the_recipes_size(role: pretraining.GridRole) -> None:
     config = AutoModelForCausalLM.from_pretrained(MODELS / role).config
     sizes = config.hidden_size, config.num_hidden_layers, config.intermediate_size
     shape = Shape(*sizes, rope_theta=200.0, heads=config.num_attention_heads)
@@ -173,7 +164,7 @@ def test_shipped_model_opens_and_is_of_the_recipes_size(role: GridRole) -> None:
     assert AutoTokenizer.from_pretrained(MODELS / role).get_vocab() == TOKENIZER.get_vocab()
 
 
-@pytest.mark.parametrize("role", GRID_ROLES)
-def test_shipped_models_pass_their_checks(role: GridRole) -> None:
-    failed = [check for check in run_checks(MODELS, [role]) if not check.passed]
+@pytest.mark.parametrize("role", pretraining.GRID_ROLES)
+def test_shipped_models_pass_their_checks(role: pretraining.GridRole) -> None:
+    failed = [check for check in pretraining.run_checks(MODELS, [role]) if not check.passed]
     assert not failed

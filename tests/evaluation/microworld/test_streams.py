@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.microworld import build
+from evaluation.microworld import build, world
 from evaluation.microworld.build import Role
 from evaluation.microworld.texts import (
     EDIT_HEADINGS,
@@ -26,18 +26,6 @@ from evaluation.microworld.texts import (
     student_lines,
     student_readings,
     teacher_edits,
-)
-from evaluation.microworld.world import (
-    ATTRIBUTES,
-    ENTITY_KINDS,
-    NAME_PARTS,
-    PHRASINGS,
-    VALUES,
-    Fact,
-    Pool,
-    Sheet,
-    known_facts,
-    name_pools,
 )
 
 SEEDS = st.integers(min_value=0, max_value=2**31)
@@ -72,12 +60,12 @@ def forms_found(texts: Iterable[str], forms: Iterable[str]) -> list[str]:
 
 
 def question_forms(phrasing: str) -> list[str]:
-    place = PHRASINGS.index(phrasing)
-    return [words.questions[place] for kind in ENTITY_KINDS for words in ATTRIBUTES[kind].values()]
+    place = world.PHRASINGS.index(phrasing)
+    return [words.questions[place] for kind in world.ENTITY_KINDS for words in world.ATTRIBUTES[kind].values()]
 
 
 def passage_forms() -> list[str]:
-    return [form for kind in ENTITY_KINDS for words in ATTRIBUTES[kind].values() for form in words.passage]
+    return [form for kind in world.ENTITY_KINDS for words in world.ATTRIBUTES[kind].values() for form in words.passage]
 
 
 def names_in(text: str) -> set[str]:
@@ -86,21 +74,21 @@ def names_in(text: str) -> set[str]:
     return {
         f"{first} {second}"
         for first, second in pairs
-        if any(first in parts[0] and second in parts[1] for parts in NAME_PARTS.values())
+        if any(first in parts[0] and second in parts[1] for parts in world.NAME_PARTS.values())
     }
 
 
-def sheet_of(passage: str) -> Sheet:
+def sheet_of(passage: str) -> world.Sheet:
     """Return the facts that the passage's sentences tell."""
     facts = [
-        (kind, Fact(kind, attribute, match["name"], match["value"]))
-        for kind in ENTITY_KINDS
-        for attribute, words in ATTRIBUTES[kind].items()
+        (kind, world.Fact(kind, attribute, match["name"], match["value"]))
+        for kind in world.ENTITY_KINDS
+        for attribute, words in world.ATTRIBUTES[kind].items()
         for form in words.passage
         for match in pattern_of(form).finditer(passage)
     ]
     (kind,) = {kind for kind, _ in facts}
-    return Sheet(kind, tuple(fact for _, fact in facts))
+    return world.Sheet(kind, tuple(fact for _, fact in facts))
 
 
 @pytest.mark.parametrize("stream", list(TEXTS))
@@ -134,24 +122,29 @@ def test_student_sees_passage_sentences_in_passages_only() -> None:
         ("teacher clean edits", "teacher"),
     ],
 )
-def test_streams_name_entities_of_their_pool_only(stream: str, pool: Pool) -> None:
-    allowed = {name for kind in ENTITY_KINDS for name in name_pools()[kind, pool]}
+def test_streams_name_entities_of_their_pool_only(stream: str, pool: world.Pool) -> None:
+    allowed = {name for kind in world.ENTITY_KINDS for name in world.name_pools()[kind, pool]}
     named = set().union(*(names_in(given + learned) for given, learned in drawn(stream)))
     assert named <= allowed
     assert len(named) > len(allowed) / 2
 
 
 def test_known_facts_are_one_value_for_every_attribute_of_every_known_name() -> None:
-    questioned, prose_only = known_facts()
-    expected = {(name, a) for kind in ENTITY_KINDS for name in name_pools()[kind, "known"] for a in ATTRIBUTES[kind]}
+    questioned, prose_only = world.known_facts()
+    expected = {
+        (name, a)
+        for kind in world.ENTITY_KINDS
+        for name in world.name_pools()[kind, "known"]
+        for a in world.ATTRIBUTES[kind]
+    }
     facts = [*questioned, *prose_only]
     assert sorted((fact.name, fact.attribute) for fact in facts) == sorted(expected)
-    assert all(fact.value in VALUES[fact.words.values] for fact in facts)
+    assert all(fact.value in world.VALUES[fact.words.values] for fact in facts)
     assert not {fact.name for fact in questioned} & {fact.name for fact in prose_only}
 
 
 def test_student_lines_never_question_entities_of_prose_only() -> None:
-    questioned, prose_only = ({fact.name for fact in side} for side in known_facts())
+    questioned, prose_only = ({fact.name for fact in side} for side in world.known_facts())
     asked = set().union(*(names_in(t.learned) for t in drawn("student lines") if t.learned.startswith("Question:")))
     stated = set().union(
         *(names_in(t.learned) for t in drawn("student lines") if not t.learned.startswith("Question:"))
@@ -161,7 +154,7 @@ def test_student_lines_never_question_entities_of_prose_only() -> None:
 
 
 def test_student_lines_tell_known_facts_only() -> None:
-    known = {(fact.name, fact.value) for side in known_facts() for fact in side}
+    known = {(fact.name, fact.value) for side in world.known_facts() for fact in side}
     for given_part, learned in drawn("student lines"):
         assert given_part == ""
         (name,) = names_in(learned)
@@ -221,8 +214,8 @@ def test_recipes_train_on_no_unseen_phrasing_and_no_entity_of_a_run(role: Role) 
     telling = [given_part + learned for given_part, learned in texts if learned != f" {given_part}"]
     assert len(telling) >= 400
     assert forms_found(telling, question_forms("unseen")) == []
-    pools: tuple[Pool, ...] = ("known", "context", "teacher")
-    allowed = {name for kind in ENTITY_KINDS for pool in pools for name in name_pools()[kind, pool]}
+    pools: tuple[world.Pool, ...] = ("known", "context", "teacher")
+    allowed = {name for kind in world.ENTITY_KINDS for pool in pools for name in world.name_pools()[kind, pool]}
     assert set().union(*map(names_in, telling)) <= allowed
 
 

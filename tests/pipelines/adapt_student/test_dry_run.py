@@ -175,3 +175,8 @@ def test_unreadable_store_is_an_error_and_no_empty_night(tmp_path: Path) -> None
     (tmp_path / "mlflow.db").write_text("no database, but long enough to be looked at" * 50)
     with pytest.raises(LineageError):
         dry_run(night(), tmp_path)
+
+
+def test_the_update_of_a_night_has_no_single_passage_to_distil() -> None:
+    with pytest.raises(ConfigError, match="several passages"):
+        night("update.objective=context_distillation")

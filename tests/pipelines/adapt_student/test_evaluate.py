@@ -5,34 +5,25 @@ from __future__ import annotations
 from evaluation.gate.decisions import GateConfig, GateEvidence, decide
 from evaluation.microworld.world import MicroworldData, draw_nights
 from evaluation.retention import retention_probes
+from pipelines.adapt_student import evaluate
 from pipelines.adapt_student.base import ask_base
 from pipelines.adapt_student.config import NightConfig
-from pipelines.adapt_student.evaluate import (
-    GENERAL,
-    PROBES,
-    Measured,
-    NightScores,
-    evidence_of,
-    known_pairs,
-    known_questions,
-    suspects,
-)
 from pipelines.settings import load
 from tests.pipelines.adapt_student.factories import DEMO
 
 KNOWN = retention_probes(MicroworldData(), 10_000, 0)
 
 
-def scores(right: bool, **counts: int) -> NightScores:
-    return NightScores({name: (right,) * count for name, count in counts.items()}, 0)
+def scores(right: bool, **counts: int) -> evaluate.NightScores:
+    return evaluate.NightScores({name: (right,) * count for name, count in counts.items()}, 0)
 
 
 def test_wrong_documents_concern_known_questions_and_honest_ones_do_not() -> None:
     drawn = draw_nights(3, 4, 0, poisoned=2)
-    known = {document.task.id: document.task.comparison_questions for document in drawn[0]} | {GENERAL: KNOWN}
-    assert known_questions([document.task for document in drawn[1]], known) == ()
+    known = {document.task.id: document.task.comparison_questions for document in drawn[0]} | {evaluate.GENERAL: KNOWN}
+    assert evaluate.known_questions([document.task for document in drawn[1]], known) == ()
     wrong = drawn[2]
-    found = known_questions([document.task for document in wrong], known)
+    found = evaluate.known_questions([document.task for document in wrong], known)
     names = {name for document in wrong for name in document.task.document.entities}
     of_the_same = {
         (name, i)
@@ -41,7 +32,7 @@ def test_wrong_documents_concern_known_questions_and_honest_ones_do_not() -> Non
         if any(entity in question.question for entity in names)
     }
     assert {(question.name, question.number) for question in found} <= of_the_same
-    assert any(question.name == GENERAL for question in found)
+    assert any(question.name == evaluate.GENERAL for question in found)
     assert len(found) >= 0.8 * len(of_the_same)
     assert {question.owner for question in found} <= {document.task.id for document in wrong}
 
@@ -49,26 +40,26 @@ def test_wrong_documents_concern_known_questions_and_honest_ones_do_not() -> Non
 def test_known_questions_are_paired_and_name_suspects() -> None:
     drawn = draw_nights(2, 4, 0, poisoned=1)
     earlier = {document.task.id: document.task.comparison_questions for document in drawn[0]}
-    known = known_questions([document.task for document in drawn[1]], earlier | {GENERAL: KNOWN[:50]})
-    counts = {name: len(questions) for name, questions in earlier.items()} | {GENERAL: 50}
+    known = evaluate.known_questions([document.task for document in drawn[1]], earlier | {evaluate.GENERAL: KNOWN[:50]})
+    counts = {name: len(questions) for name, questions in earlier.items()} | {evaluate.GENERAL: 50}
 
-    def measured(after: bool, before: bool) -> Measured:
-        return Measured(scores(after, **counts), scores(before, **counts), scores(True), known)
+    def measured(after: bool, before: bool) -> evaluate.Measured:
+        return evaluate.Measured(scores(after, **counts), scores(before, **counts), scores(True), known)
 
     gained, lost, same = measured(True, False), measured(False, True), measured(True, True)
-    pairs = known_pairs(gained)
+    pairs = evaluate.known_pairs(gained)
     assert len(pairs) == len({pair.document for pair in pairs}) == len(known) > 0
     assert {(pair.candidate, pair.reference) for pair in pairs} == {(1.0, 0.0)}
-    assert suspects(gained) == ()
-    assert set(suspects(lost)) == {question.owner for question in known}
-    assert suspects(same) == suspects(lost)  # no harm was seen of these, but no good either
+    assert evaluate.suspects(gained) == ()
+    assert set(evaluate.suspects(lost)) == {question.owner for question in known}
+    assert evaluate.suspects(same) == evaluate.suspects(lost)  # no harm was seen of these, but no good either
 
 
 def test_evidence_pairs_every_question_and_lists_unscored_documents() -> None:
-    after = NightScores({"a": (True, True), "b": (True,), PROBES: (True, False)}, 1)
-    before = NightScores({"a": (False, False), "b": (False,), PROBES: (True, True)}, 0)
-    measured = Measured(after, before, NightScores({PROBES: (False, True)}, 0))
-    evidence = evidence_of(measured, ["a"], {"night-0001": ["b", "c"]}, {"update": None})
+    after = evaluate.NightScores({"a": (True, True), "b": (True,), evaluate.PROBES: (True, False)}, 1)
+    before = evaluate.NightScores({"a": (False, False), "b": (False,), evaluate.PROBES: (True, True)}, 0)
+    measured = evaluate.Measured(after, before, evaluate.NightScores({evaluate.PROBES: (False, True)}, 0))
+    evidence = evaluate.evidence_of(measured, ["a"], {"night-0001": ["b", "c"]}, {"update": None})
     assert [(pair.candidate, pair.reference) for pair in evidence.new] == [(1.0, 0.0), (1.0, 0.0)]
     assert len(evidence.earlier["night-0001"]) == 1
     (probes,) = evidence.probes.values()
@@ -80,15 +71,17 @@ def test_evidence_pairs_every_question_and_lists_unscored_documents() -> None:
 
 def test_a_base_that_hardly_answers_shows_neither_forgetting_nor_collapse() -> None:
     def evidence(base: tuple[bool, ...], empty: int) -> GateEvidence:
-        after = NightScores({"a": (0.5, None), PROBES: (False,) * len(base)}, 3)
-        measured = Measured(after, NightScores({"a": (0.25, True)}, 0), NightScores({PROBES: base}, empty))
-        return evidence_of(measured, ["a"], {}, {"update": None})
+        after = evaluate.NightScores({"a": (0.5, None), evaluate.PROBES: (False,) * len(base)}, 3)
+        measured = evaluate.Measured(
+            after, evaluate.NightScores({"a": (0.25, True)}, 0), evaluate.NightScores({evaluate.PROBES: base}, empty)
+        )
+        return evaluate.evidence_of(measured, ["a"], {}, {"update": None})
 
     known = evidence((True,) * 2 + (False,) * 18, 0)
-    assert len(known.probes[PROBES]) == 20
+    assert len(known.probes[evaluate.PROBES]) == 20
     assert [(pair.candidate, pair.reference) for pair in known.new] == [(0.5, 0.25)]  # the other has no verdict
     empty = evidence((True,) * 2 + (False,) * 18, 12)
-    assert [pair.reference for pair in empty.probes[PROBES]] == [1.0, 1.0]
+    assert [pair.reference for pair in empty.probes[evaluate.PROBES]] == [1.0, 1.0]
     assert evidence((False,) * 20, 0).probes == {}
     collapse = {check.name: check.verdict for check in decide(empty, GateConfig()).checks}
     assert collapse["empty or degenerate answers"] == "pass"  # 3 of 22, where the base has 12 of 20

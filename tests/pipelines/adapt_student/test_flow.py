@@ -23,11 +23,11 @@ from pipelines.ask.answerer import Answerer
 from pipelines.ask.answers import read_version
 from pipelines.cli import app
 from pipelines.experiments.nights import as_delivered
-from pipelines.inbox.cloze import continuations
 from pipelines.inbox.documents import InboxDocument
+from pipelines.inbox.questions import continuations
 from pipelines.inbox.store import INBOX_FILE, InboxStore
-from pipelines.lineage import moves
 from pipelines.lineage import registry as registry_module
+from pipelines.lineage import versions
 from pipelines.lineage.registry import Registry
 from pipelines.lineage.run import Lineage
 from pipelines.lineage.versions import CANDIDATE, CHAMPION, NIGHT_TAG, PREVIOUS
@@ -247,7 +247,7 @@ class Killed(BaseException):
 
 
 _LAST_STEPS = [
-    *((registry_module, "write_move"), (MlflowClient, "create_model_version"), (moves, "note_champion")),
+    *((registry_module, "write_move"), (MlflowClient, "create_model_version"), (versions, "note_champion")),
     *((InboxStore, "note"), (flow, "page_of"), (Lineage, "log_night"), (Lineage, "finish"), (flow, "emit_event")),
     *((flow, "close_plan"), (cli, "_write_json")),
 ]

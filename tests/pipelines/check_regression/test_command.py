@@ -20,14 +20,7 @@ from pipelines.check_regression.suite import RegressionSuite, load_content
 from pipelines.cli import app
 from pipelines.experiments.example_student import lines_for
 from pipelines.settings import load
-from tests.pipelines.check_regression.factories import (
-    ROOT,
-    SHIPPED,
-    adaptation_suite,
-    run_config,
-    saved_adapter,
-    small_suite,
-)
+from tests.pipelines.check_regression import factories
 
 
 def logged_runs(work: Path) -> list[Any]:
@@ -56,8 +49,8 @@ def run_command(place: Path, work: Path, suite: Path, candidate: str, baseline: 
 
 @pytest.mark.flow
 def test_command_exits_with_0_1_and_3_and_logs_its_runs(tmp_path: Path, empty_store: Path, own_prefect: None) -> None:
-    suite = small_suite(tmp_path)
-    ruined = saved_adapter(tmp_path / "ruined", 1.0)
+    suite = factories.small_suite(tmp_path)
+    ruined = factories.saved_adapter(tmp_path / "ruined", 1.0)
     broken = tmp_path / "broken"
     shutil.copytree(ruined, broken)
     (broken / "adapter_model.safetensors").write_bytes(b"no weights")
@@ -84,9 +77,9 @@ def test_command_exits_with_0_1_and_3_and_logs_its_runs(tmp_path: Path, empty_st
 
 @pytest.mark.flow
 def test_command_on_variants_logs_their_self_edits(tmp_path: Path, work_dir: Path, own_prefect: None) -> None:
-    suite = adaptation_suite(tmp_path)
-    worse = run_config(tmp_path / "worse.yaml", "student.update.learning_rate=1e-4")
-    good = run_config(tmp_path / "good.yaml", "teacher.prompt=micro-rewrite")
+    suite = factories.adaptation_suite(tmp_path)
+    worse = factories.run_config(tmp_path / "worse.yaml", "student.update.learning_rate=1e-4")
+    good = factories.run_config(tmp_path / "good.yaml", "teacher.prompt=micro-rewrite")
     code, printed, junit, report = run_command(tmp_path, work_dir, suite, f"config:{worse}", f"config:{good}")
     assert code == 1
     assert printed == (tmp_path / "r.md").read_text()
@@ -100,10 +93,10 @@ def test_command_on_variants_logs_their_self_edits(tmp_path: Path, work_dir: Pat
 
 
 def test_command_refuses_misuse_before_anything_heavy_is_imported(tmp_path: Path) -> None:
-    suite = small_suite(tmp_path, pin=False)
+    suite = factories.small_suite(tmp_path, pin=False)
     (tmp_path / "variants").mkdir()
-    variants = adaptation_suite(tmp_path / "variants", pin=False)
-    other = run_config(tmp_path / "other.yaml", "student.model=elsewhere")
+    variants = factories.adaptation_suite(tmp_path / "variants", pin=False)
+    other = factories.run_config(tmp_path / "other.yaml", "student.model=elsewhere")
     cases = [
         [str(suite)],
         [str(suite), "--candidate", "nobody", "--baseline", "base"],
@@ -134,14 +127,14 @@ def test_command_refuses_misuse_before_anything_heavy_is_imported(tmp_path: Path
 
 
 def test_command_pins_a_suite(tmp_path: Path) -> None:
-    suite = small_suite(tmp_path, pin=False)
+    suite = factories.small_suite(tmp_path, pin=False)
     outcome = CliRunner().invoke(app, ["check-regression", str(suite), "--pin"], catch_exceptions=False)
     assert outcome.exit_code == 0
     assert "Pinned 60 documents with 60 questions and 60 probes" in outcome.output
     assert compare_subjects(load(suite, RegressionSuite), "base", "base", tmp_path).outcome == "passed"
 
 
-WORKFLOW = ROOT / "docs" / "github-actions" / "regression.yml"
+WORKFLOW = factories.ROOT / "docs" / "github-actions" / "regression.yml"
 
 
 def run_workflow(place: Path, changes: dict[str, str]) -> tuple[int, str]:
@@ -152,7 +145,7 @@ def run_workflow(place: Path, changes: dict[str, str]) -> tuple[int, str]:
     ]
     place.mkdir()
     for name in ("configs", "constraints.txt"):
-        (place / name).symlink_to(ROOT / name)
+        (place / name).symlink_to(factories.ROOT / name)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     summary = place / "summary.md"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path, "GITHUB_STEP_SUMMARY": str(summary)}
@@ -180,7 +173,7 @@ def test_the_workflow_passes_unchanged_and_fails_on_a_planted_regression(tmp_pat
 
 
 def test_the_example_student_leaves_whole_facts_out_by_its_seed() -> None:
-    suite = load(SHIPPED, RegressionSuite)
+    suite = load(factories.SHIPPED, RegressionSuite)
     content = load_content(suite)
     whole, planted, again, other = (
         {(line.text, line.answer) for line in lines_for(suite, content, *training).implications}

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from pipelines.experiments import bench_bank, bench_reuse
+from pipelines.experiments import bench_bank, bench_reuse, pairs
 from tests.student.factories import byte_tokenizer, tiny_model
 
 
@@ -18,7 +18,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_speed_ratio_is_the_geometric_mean_with_an_interval_around_it() -> None:
-    ratio, low, high = bench_bank.speed_ratio([1.0, 2.0, 4.0], [2.0, 4.0, 32.0])
+    ratio, low, high = pairs.speed_ratio([1.0, 2.0, 4.0], [2.0, 4.0, 32.0])
     assert ratio == pytest.approx(math.exp(math.log(2 * 2 * 8) / 3))
     assert 2.0 <= low < ratio < high <= 8.0
 
@@ -26,10 +26,10 @@ def test_speed_ratio_is_the_geometric_mean_with_an_interval_around_it() -> None:
 def test_measure_alternates_the_order_of_the_sides() -> None:
     order: list[str] = []
 
-    def side(name: str) -> bench_bank.Side:
+    def side(name: str) -> pairs.Side:
         return lambda: order.append(name) or float(len(order))  # type: ignore[func-returns-value]
 
-    seconds = bench_bank.measure(("a", "b"), (side("a"), side("b")), 3)
+    seconds = pairs.measure(("a", "b"), (side("a"), side("b")), 3)
     assert order == ["a", "b", "b", "a", "a", "b"]
     assert seconds == ([1.0, 4.0, 5.0], [2.0, 3.0, 6.0])
 
@@ -39,8 +39,8 @@ def test_bank_and_sequential_loop_do_the_same_work_and_leave_the_base_unchanged(
     assert 0 < apart < 1e-4
     base, requests = bench_bank.open_work(model, 2)
     before = {name: weight.clone() for name, weight in base.state_dict().items()}
-    starts = bench_bank.first_weights(base, requests)
-    assert len(bench_bank.train_sequentially(base, requests, starts)) == 2
+    starts = pairs.first_weights(base, requests)
+    assert len(pairs.train_sequentially(base, requests, starts)) == 2
     after = base.state_dict()
     assert set(after) == set(before)
     assert all(weight.equal(before[name]) for name, weight in after.items())

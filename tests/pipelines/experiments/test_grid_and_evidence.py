@@ -13,18 +13,8 @@ import yaml
 from evaluation.common.errors import ConfigError
 from evaluation.statistics import compare
 from pipelines.execution import code_digest
-from pipelines.experiments import evidence
-from pipelines.experiments.grid import (
-    SEEDS,
-    ArmsPlan,
-    GridError,
-    GridPlan,
-    PlannedRun,
-    planned_runs,
-    read_result,
-    run_all,
-)
-from pipelines.records import CurvePoint, RunResult, Transfer
+from pipelines.experiments import evidence, grid
+from pipelines.records import RunResult, Transfer, UnknownComparison
 from pipelines.settings import load
 from pipelines.train_teacher.config import TrainTeacherConfig
 
@@ -46,7 +36,6 @@ def run_result(seed: int, **levels: float) -> RunResult:
     pairs = [("trained_teacher", "untrained_teacher"), ("other_document", "base")]
     found = compare(accuracy, pairs, resamples=100)
     gains = {name.replace("_teacher", ""): gain for name, gain in found.gains.items()}
-    point = {"budget": 40, "tokens": 38.0, "accuracy": found.variants["trained_teacher"]}
     return RunResult(
         variants=found.variants,
         gains=gains,
@@ -60,10 +49,14 @@ def run_result(seed: int, **levels: float) -> RunResult:
         code_digest="d" * 64,
         seed=seed,
         document_accuracy=accuracy,
+        document_unknown={name: values for name, values in accuracy.items() if name != "base"},
+        token_probability=found.variants,
+        unknown=UnknownComparison(
+            phrasings=4, questions=320, unknown=300, documents=40, variants=found.variants, gains={}
+        ),
         inner_runs=700,
         forgetting={"trained_teacher": found.variants["base"]},
         document_forgetting=dict.fromkeys(("untrained_teacher", "trained_teacher"), accuracy["base"]),
-        curve={name: (CurvePoint(**point, document_accuracy=accuracy[name]),) for name in LEVELS if "teacher" in name},
         transfer=Transfer(label="small", model="m", variants={}, gains={}, document_accuracy=other),
         edit_notes={"trained_teacher": {"tokens": 110.0, "parsed": 1.0}},
         phrasings={"trained_teacher": {"held-out": 0.5}},
@@ -82,66 +75,73 @@ def made_of(seeds: tuple[int, ...] = (0, 1, 2), arms: dict[str, Any] | None = No
     )
 
 
-def finish(run: PlannedRun, code: str) -> None:
+def finish(run: grid.PlannedRun, code: str) -> None:
     made = run_result(run.seed).model_copy(update={"config_digest": run.digest, "code_digest": code})
     run.result.parent.mkdir(parents=True, exist_ok=True)
     run.result.write_text(made.model_dump_json(), encoding="utf-8")
 
 
-def test_shipped_plan_has_valid_configurations_for_all_runs(tmp_path: Path) -> None:
-    plan = load(CONFIGS / "evidence-plan.yaml", GridPlan)
-    runs = planned_runs(plan, CONFIGS / plan.config, tmp_path)
-    assert plan.arms is not None
-    assert len(runs) == len(plan.seeds) + len(plan.arms.seeds) * (1 + sum(map(len, plan.arms.groups.values())))
+@pytest.mark.parametrize("name", ["evidence-plan.yaml", "evidence-real-plan.yaml"])
+def test_shipped_plan_has_valid_configurations_for_all_runs(name: str, tmp_path: Path) -> None:
+    plan = load(CONFIGS / name, grid.GridPlan)
+    runs = grid.planned_runs(plan, CONFIGS / plan.config, tmp_path)
+    arms = 0 if plan.arms is None else len(plan.arms.seeds) * (1 + sum(map(len, plan.arms.groups.values())))
+    assert len(runs) == len(plan.seeds) + arms
     assert len({run.result for run in runs}) == len(runs)
 
 
 def test_runs_are_seeds_then_reference_then_arms_each_with_its_own_documents(tmp_path: Path) -> None:
-    arms = ArmsPlan(groups={"Ablations": {"longer": ("loop.rounds=14",)}})
-    plan = GridPlan(config="demo.yaml", seeds=(0, 1), transfer_seed=1, arms=arms)
-    runs = planned_runs(plan, DEMO, tmp_path)
+    arms = grid.ArmsPlan(groups={"Ablations": {"longer": ("loop.rounds=14",)}})
+    plan = grid.GridPlan(config="demo.yaml", seeds=(0, 1), transfer_seed=1, arms=arms)
+    runs = grid.planned_runs(plan, DEMO, tmp_path)
     names = [(run.group, run.name, run.seed) for run in runs]
     reference = "as configured"
-    assert names == [(SEEDS, "", 0), (SEEDS, "", 1), (reference, reference, 0), ("Ablations", "longer", 0)]
+    assert names == [(grid.SEEDS, "", 0), (grid.SEEDS, "", 1), (reference, reference, 0), ("Ablations", "longer", 0)]
     settled = [load(DEMO, TrainTeacherConfig, run.overrides) for run in runs]
     assert (settled[1].seed, settled[1].data.split_seed, settled[3].loop.rounds) == (1, 1, 14)
     assert settled[0].comparison.transfer is not None
     assert settled[0].comparison.transfer.model == str(tmp_path / "transfer" / "small-student")
     assert runs[0].result == runs[2].result  # the reference without common settings is the seed itself
-    wrong = plan.model_copy(update={"arms": ArmsPlan(groups={"A": {"wrong": ("loop.round=3",)}})})
+    wrong = plan.model_copy(update={"arms": grid.ArmsPlan(groups={"A": {"wrong": ("loop.round=3",)}})})
     with pytest.raises(ConfigError, match="wrong, seed 0"):
-        planned_runs(wrong, DEMO, tmp_path)
+        grid.planned_runs(wrong, DEMO, tmp_path)
 
 
 def test_result_is_valid_only_for_its_configuration_and_code(tmp_path: Path) -> None:
-    run = planned_runs(GridPlan(config="demo.yaml"), DEMO, tmp_path)[0]
-    assert read_result(run) is None
+    run = grid.planned_runs(grid.GridPlan(config="demo.yaml"), DEMO, tmp_path)[0]
+    assert grid.read_result(run) is None
     finish(run, "a" * 64)
-    assert read_result(run) == read_result(run, "a" * 64) is not None
-    assert read_result(run, "b" * 64) is None
-    assert read_result(run._replace(digest="e" * 64)) is None
+    assert grid.read_result(run) == grid.read_result(run, "a" * 64) is not None
+    assert grid.read_result(run, "b" * 64) is None
+    assert grid.read_result(run._replace(digest="e" * 64)) is None
     run.result.write_text(run.result.read_text()[:100], encoding="utf-8")
-    assert read_result(run) is None
+    assert grid.read_result(run) is None
 
 
-def test_failed_run_stops_the_others_and_finished_runs_are_not_repeated(tmp_path: Path) -> None:
+def test_failed_run_stops_the_others_and_finished_runs_are_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.experiments.grid.LANES", 1)
     content = yaml.safe_load(DEMO.read_text(encoding="utf-8"))
     content["data"] = {"type": "jsonl", "path": str(tmp_path / "none.jsonl"), "development_documents": 1}
     lines: list[str] = []
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(content), encoding="utf-8")
-    plan = GridPlan(config="config.yaml", seeds=(0, 1, 2))
-    runs = planned_runs(plan, config, tmp_path)
+    plan = grid.GridPlan(config="config.yaml", seeds=(0, 1, 2))
+    runs = grid.planned_runs(plan, config, tmp_path)
     finish(runs[0], code_digest())
-    with pytest.raises(GridError, match=r"(?s)seed 1: failed with exit code 2.*none\.jsonl.*To resume: make evidence"):
-        run_all(plan, config, runs, tmp_path, "make evidence", lines.append)
+    with pytest.raises(
+        grid.GridError, match=r"(?s)seed 1: failed with exit code 2.*none\.jsonl.*To resume: make evidence"
+    ):
+        grid.run_all(plan, config, runs, tmp_path, "make evidence", lines.append)
     assert [line.split(";")[0] for line in lines] == ["all variants, seed 1: started"]
 
 
 def test_document_has_all_tables_and_plots(tmp_path: Path) -> None:
     arms = {"Ablations": {"worse": {0: run_result(0, trained_teacher=0.3)}, "other seed": {5: run_result(5)}}}
-    text = evidence.write_document(made_of(arms=arms), tmp_path).read_text(encoding="utf-8")
-    titles = ["Variants", "Notes", "Differences", "Equal tokens", "Phrasings of the questions", "Retention"]
+    text = evidence.write_document(made_of(arms=arms), tmp_path / "evidence.md").read_text(encoding="utf-8")
+    titles = ["Variants", "Notes", "Differences", "What the base does not know"]
+    titles += ["Phrasings of the questions", "Retention"]
     titles += ["Self-edits", "Another student", "What each setting is worth", "Ablations"]
     assert re.findall(r"^## (.*)$", text, flags=re.MULTILINE) == titles
     links = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
@@ -169,28 +169,34 @@ def test_gain_and_kept_share_agree_with_means_by_hand() -> None:
 
 
 def test_notes_are_preserved_and_broken_markers_refused(tmp_path: Path) -> None:
-    path = evidence.write_document(made_of((0,)), tmp_path)
+    path = evidence.write_document(made_of((0,)), tmp_path / "evidence.md")
     first = path.read_text(encoding="utf-8")
     noted = first.replace(f"{evidence.OPEN}\n\n", f"{evidence.OPEN}\nWhy *it* failed:\n")
     path.write_text(noted.replace("# Evidence", "# Mine"), encoding="utf-8")
-    evidence.write_document(made_of((0,)), tmp_path)
+    evidence.write_document(made_of((0,)), tmp_path / "evidence.md")
     assert path.read_text(encoding="utf-8") == noted
     for text in (evidence.OPEN, f"{evidence.CLOSE}{evidence.OPEN}", 2 * f"{evidence.OPEN}{evidence.CLOSE}"):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(ConfigError, match="correct the markers"):
-            evidence.write_document(made_of((0,)), tmp_path)
+            evidence.write_document(made_of((0,)), tmp_path / "evidence.md")
         assert path.read_text(encoding="utf-8") == text
 
 
 def test_command_writes_available_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plan, work = tmp_path / "plan.yaml", tmp_path / "work"
-    plan.write_text("config: demo.yaml\nseeds: [0, 1]\n")
+    plan, work = tmp_path / "evidence-own-plan.yaml", tmp_path / "work"
+    plan.write_text("config: demo.yaml\nseeds: [0, 1]\ncommon: [loop.rounds=2]\n")
     (tmp_path / "demo.yaml").write_bytes(DEMO.read_bytes())
     arguments = [str(plan), "--work-dir", str(work), "--out", str(tmp_path), "--only", "document"]
+    arguments += ["--set", "loop.documents=3"]
     with pytest.raises(SystemExit) as caught:
         evidence.main(arguments)
     assert caught.value.code == 2
     assert "no seed of the plan has a result" in capsys.readouterr().err
-    finish(planned_runs(load(plan, GridPlan), tmp_path / "demo.yaml", work)[0], "a" * 64)
+    told = grid.GridPlan(config="demo.yaml", seeds=(0, 1), common=("loop.rounds=2", "loop.documents=3"))
+    finish(grid.planned_runs(told, tmp_path / "demo.yaml", work)[0], "a" * 64)
     evidence.main(arguments)
-    assert "Without a result: all variants, seed 1." in (tmp_path / "evidence.md").read_text(encoding="utf-8")
+    text = (tmp_path / "evidence-own.md").read_text(encoding="utf-8")
+    assert text.startswith("# Evidence: own\n")
+    assert "Without a result: all variants, seed 1." in text
+    assert "--set loop.documents=3" in text
+    assert "in 2 rounds of 3 documents" in text

@@ -14,9 +14,8 @@ from evaluation.exact_match import AnswerFormat, score_answers
 from evaluation.microworld.world import PHRASINGS, WorldDocument, ask, draw_documents, known_facts
 from evaluation.tasks import Question
 from pipelines.inbox import questions
-from pipelines.inbox.cloze import continuations, sentences_to_complete
 from pipelines.inbox.documents import InboxDocument
-from pipelines.inbox.questions import Dropped, WriterSettings, writer_prompts
+from pipelines.inbox.questions import Dropped, WriterSettings, continuations, sentences_to_complete, writer_prompts
 from student.in_context import score_in_context
 from teacher.samplers.sampler import Completion, FailedCompletion
 from teacher.samplers.transformers import TransformersSampler, TransformersSampling
@@ -107,7 +106,9 @@ class Recorded:
     def count_tokens(self, prompt: str) -> int:
         return len(prompt.split())
 
-    def sample(self, prompts: Sequence[str], *, n: int, seed: int) -> Sequence[Sequence[Completion | FailedCompletion]]:
+    def sample(
+        self, prompts: Sequence[str], *, n: int, seed: int, stop: str | None = None
+    ) -> Sequence[Sequence[Completion | FailedCompletion]]:
         self.prompts += prompts
         made = [t if isinstance(t, FailedCompletion) else Completion(t, (), "stop") for t in self._texts]
         return [made for _ in prompts]

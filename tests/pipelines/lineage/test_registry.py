@@ -90,7 +90,7 @@ def test_commands_on_the_store_read_the_file_of_any_flow(path: Path, tmp_path: P
         with pytest.raises(ConfigError, match="teacher, student are missing"):
             load(path, AnyFlow)
         return
-    content = yaml.safe_load(path.read_text()) | {"tracking": {"registry_prefix": "ours"}}
+    content = yaml.safe_load(path.read_text()) | {"tracking": {"experiment": "ours/any"}}
     (tmp_path / "ours.yaml").write_text(yaml.safe_dump(content))
     flow = load(tmp_path / "ours.yaml", AnyFlow)
     assert (flow.tracking.registry_prefix, flow.student.model) == ("ours", content["student"]["model"])
@@ -100,7 +100,7 @@ def test_registry_commands_take_a_flows_file(
     open_run: Open, policy_dir: Path, preceptor: Callable[..., str], tmp_path: Path
 ) -> None:
     config = tmp_path / "night.yaml"
-    config.write_text((CONFIGS / "nights-demo.yaml").read_text() + "tracking: {registry_prefix: ours}\n")
+    config.write_text((CONFIGS / "nights-demo.yaml").read_text() + "tracking: {experiment: ours/nights}\n")
     lineage, file = open_run(), ("--config", str(config))
     registry = Registry(lineage.store, "ours")
     for digit in "ab":

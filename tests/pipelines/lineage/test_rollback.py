@@ -18,33 +18,16 @@ from typer.testing import CliRunner
 
 from evaluation.common.errors import ConfigError, LineageError
 from pipelines.cli import app
-from pipelines.lineage.moves import LONGEST_DESCRIPTION
+from pipelines.lineage import versions
 from pipelines.lineage.registry import Registry
 from pipelines.lineage.run import Lineage
-from pipelines.lineage.versions import (
-    DATA_TAG,
-    DECISION_TAG,
-    NIGHT_TAG,
-    NO_PARENT,
-    PARENT_TAG,
-    PROMOTED_TAG,
-    REASON_TAG,
-    REPORT_FILE,
-    ROLLED_BACK_TAG,
-    TEACHER_TAG,
-    Rollback,
-    VersionRecord,
-    parent_of,
-    score_tags,
-    version_record,
-)
 from pipelines.settings import TrackingConfig
 from student.adapters import save_adapter
 from tests.pipelines.factories import make_adapter
 
 Open = Callable[..., Lineage]
 TRACKING = TrackingConfig()
-RECORD = {DECISION_TAG: "promote", DATA_TAG: "d" * 64}
+RECORD = {versions.DECISION_TAG: "promote", versions.DATA_TAG: "d" * 64}
 REPORT = "# Gate\n\nBetter by 0.12 [0.05, 0.19].\n"
 
 
@@ -70,11 +53,13 @@ def test_promotion_writes_decision_data_parent_and_report(registry: Registry, wo
     registry.promote("teacher", 1)
     registry.promote("teacher", 2, record=RECORD, report=REPORT)
     tags = registry.tags("teacher", 2)
-    assert {name: tags[name] for name in (*RECORD, PARENT_TAG)} == {**RECORD, PARENT_TAG: "1"}
-    assert registry.tags("teacher", 1)[PARENT_TAG] == NO_PARENT
+    assert {name: tags[name] for name in (*RECORD, versions.PARENT_TAG)} == {**RECORD, versions.PARENT_TAG: "1"}
+    assert registry.tags("teacher", 1)[versions.PARENT_TAG] == versions.NO_PARENT
     version = registry._store.client.get_model_version("preceptor-teacher", "2")
     assert version.description == REPORT
-    assert (registry.fetch("teacher", 2, tmp_path / "files") / REPORT_FILE).read_text(encoding="utf-8") == REPORT
+    assert (registry.fetch("teacher", 2, tmp_path / "files") / versions.REPORT_FILE).read_text(
+        encoding="utf-8"
+    ) == REPORT
     newest, *_, second, first = registry.history("teacher")
     assert (newest.version, newest.aliases, newest.decision, newest.parent) == (4, ("candidate",), None, None)
     assert (second.version, second.aliases, second.parent) == (2, ("champion",), 1)
@@ -84,25 +69,27 @@ def test_promotion_writes_decision_data_parent_and_report(registry: Registry, wo
 
 
 def test_long_report_is_cut_in_the_description_and_whole_in_the_files(registry: Registry, tmp_path: Path) -> None:
-    report = REPORT + "x" * LONGEST_DESCRIPTION
+    report = REPORT + "x" * versions.LONGEST_DESCRIPTION
     registry.promote("teacher", 1, report=report)
     shown = registry._store.client.get_model_version("preceptor-teacher", "1").description
-    assert len(shown) == LONGEST_DESCRIPTION
+    assert len(shown) == versions.LONGEST_DESCRIPTION
     assert shown.startswith(REPORT)
-    assert REPORT_FILE in shown
-    assert (registry.fetch("teacher", 1, tmp_path / "files") / REPORT_FILE).read_text(encoding="utf-8") == report
+    assert versions.REPORT_FILE in shown
+    assert (registry.fetch("teacher", 1, tmp_path / "files") / versions.REPORT_FILE).read_text(
+        encoding="utf-8"
+    ) == report
 
 
 def test_promotion_against_another_champion_than_the_gates_is_refused(registry: Registry) -> None:
-    registry.promote("teacher", 1, record={PARENT_TAG: NO_PARENT})
-    registry.promote("teacher", 2, record={PARENT_TAG: "1"})
-    for seen in ("1", NO_PARENT):
+    registry.promote("teacher", 1, record={versions.PARENT_TAG: versions.NO_PARENT})
+    registry.promote("teacher", 2, record={versions.PARENT_TAG: "1"})
+    for seen in ("1", versions.NO_PARENT):
         with pytest.raises(LineageError, match=f"compared with the champion {seen}, and 2 is in use"):
-            registry.promote("teacher", 3, record={**RECORD, PARENT_TAG: seen}, report=REPORT)
+            registry.promote("teacher", 3, record={**RECORD, versions.PARENT_TAG: seen}, report=REPORT)
     assert aliases(registry) == {"champion": 2, "previous": 1}
-    assert not set(registry.tags("teacher", 3)) & {*RECORD, PARENT_TAG}
+    assert not set(registry.tags("teacher", 3)) & {*RECORD, versions.PARENT_TAG}
     # Again, as a resumed run gives it: it is the champion already.
-    assert registry.promote("teacher", 2, record={PARENT_TAG: "1"}) == 1
+    assert registry.promote("teacher", 2, record={versions.PARENT_TAG: "1"}) == 1
 
 
 # Rolling back
@@ -114,18 +101,18 @@ def test_two_rollbacks_go_two_versions_back_and_never_forth(registry: Registry) 
     with pytest.raises(LineageError, match="promote version 9 of 'preceptor-teacher'"):
         registry.promote("teacher", 9)
     before = registry.tags("teacher", 2)
-    assert registry.rollback("teacher", " It forgot the towns.\n") == Rollback(3, 2)
+    assert registry.rollback("teacher", " It forgot the towns.\n") == versions.Rollback(3, 2)
     assert aliases(registry) == {"champion": 2, "previous": 1}
     assert registry.tags("teacher", 2) == before
     left = registry.history("teacher")[1]
     assert (left.version, left.reason) == (3, "It forgot the towns.")
     assert left.rolled_back is not None
-    assert registry.rollback("teacher", "Worse still.") == Rollback(2, 1)
+    assert registry.rollback("teacher", "Worse still.") == versions.Rollback(2, 1)
     assert aliases(registry) == {"champion": 1}
     with pytest.raises(LineageError, match="nothing to roll back to"):
         registry.rollback("teacher", "Once more.")
     assert aliases(registry) == {"champion": 1}
-    assert REASON_TAG not in registry.tags("teacher", 1)
+    assert versions.REASON_TAG not in registry.tags("teacher", 1)
     assert len(registry.history("teacher")) == 4
 
 
@@ -137,8 +124,8 @@ def test_version_that_was_rolled_back_is_passed_over_until_it_is_promoted_again(
     registry.promote("teacher", 3)
     assert registry.history("teacher")[1].reason is None
     assert aliases(registry) == {"champion": 3, "previous": 1}
-    assert registry.tags("teacher", 3)[PARENT_TAG] == "2", "a parent is written once"
-    assert registry.rollback("teacher", "3 is bad, again") == Rollback(3, 1)
+    assert registry.tags("teacher", 3)[versions.PARENT_TAG] == "2", "a parent is written once"
+    assert registry.rollback("teacher", "3 is bad, again") == versions.Rollback(3, 1)
 
 
 def test_next_night_after_a_rollback_goes_on_from_the_restored_champion(registry: Registry) -> None:
@@ -154,7 +141,7 @@ def test_rollback_of_versions_promoted_without_a_record_uses_the_alias(registry:
     client, name = registry._store.client, "preceptor-teacher"
     client.set_registered_model_alias(name, "champion", "3")
     client.set_registered_model_alias(name, "previous", "2")
-    assert registry.rollback("teacher", "bad") == Rollback(3, 2)
+    assert registry.rollback("teacher", "bad") == versions.Rollback(3, 2)
     with pytest.raises(LineageError, match="preceptor promote teacher NUMBER"):
         registry.rollback("teacher", "bad")
     assert aliases(registry) == {"champion": 2}
@@ -194,8 +181,8 @@ def test_version_that_the_gate_refused_is_promoted_only_with_a_reason_that_is_ke
     open_run: Open, work_dir: Path, policy_dir: Path, preceptor: Callable[..., str], decision: str
 ) -> None:
     lineage = open_run()
-    tags = {DECISION_TAG: decision, NIGHT_TAG: "night-0007", TEACHER_TAG: "3"}
-    tags |= score_tags({"new": 0.25, "probes_before": 0.9375, "probes_after": 0.5, "reward": None})
+    tags = {versions.DECISION_TAG: decision, versions.NIGHT_TAG: "night-0007", versions.TEACHER_TAG: "3"}
+    tags |= versions.score_tags({"new": 0.25, "probes_before": 0.9375, "probes_after": 0.5, "reward": None})
     lineage.registry.register("student", policy_dir, digest="e" * 64, run_id=lineage.run_id, tags=tags)
     command, place = ["promote", "student", "1"], ["--work-dir", str(work_dir)]
     refused = CliRunner().invoke(app, [*command, *place])
@@ -227,15 +214,15 @@ def test_rollbacks_always_end_and_never_return_to_what_was_rolled_back(steps: li
     tags: dict[int, dict[str, str]] = {version: {} for version in range(1, 7)}
     champion: int | None = None
 
-    def history() -> dict[int, VersionRecord]:
-        return {version: version_record(version, (), 0, told) for version, told in tags.items()}
+    def history() -> dict[int, versions.VersionRecord]:
+        return {version: versions.version_record(version, (), 0, told) for version, told in tags.items()}
 
     def back() -> int | None:
         assert champion is not None
-        target = parent_of(history(), champion, None)
+        target = versions.parent_of(history(), champion, None)
         if target is not None:
             assert history()[target].rolled_back is None
-            tags[champion] |= {ROLLED_BACK_TAG: next(clock).isoformat(), REASON_TAG: "bad"}
+            tags[champion] |= {versions.ROLLED_BACK_TAG: next(clock).isoformat(), versions.REASON_TAG: "bad"}
         return target
 
     for step in steps:
@@ -243,9 +230,9 @@ def test_rollbacks_always_end_and_never_return_to_what_was_rolled_back(steps: li
             champion = champion if champion is None else back() or champion
         elif step != champion:
             assert isinstance(step, int)
-            if PROMOTED_TAG not in tags[step]:
-                tags[step][PARENT_TAG] = NO_PARENT if champion is None else str(champion)
-            tags[step][PROMOTED_TAG] = next(clock).isoformat()
+            if versions.PROMOTED_TAG not in tags[step]:
+                tags[step][versions.PARENT_TAG] = versions.NO_PARENT if champion is None else str(champion)
+            tags[step][versions.PROMOTED_TAG] = next(clock).isoformat()
             champion = step
     seen = [champion]
     while champion is not None and (target := back()) is not None:
@@ -315,10 +302,10 @@ def test_promotion_killed_anywhere_is_completed_by_the_same_call(
     assert registry.promote("teacher", 3, record=RECORD, report=REPORT) == 2
     assert aliases(registry) == {"champion": 3, "previous": 2}
     tags = registry.tags("teacher", 3)
-    assert {name: tags.get(name) for name in (*RECORD, PARENT_TAG)} == {**RECORD, PARENT_TAG: "2"}
-    assert PROMOTED_TAG in tags
+    assert {name: tags.get(name) for name in (*RECORD, versions.PARENT_TAG)} == {**RECORD, versions.PARENT_TAG: "2"}
+    assert versions.PROMOTED_TAG in tags
     assert registry._store.client.get_model_version("preceptor-teacher", "3").description == REPORT
-    assert registry.rollback("teacher", "bad") == Rollback(3, 2)
+    assert registry.rollback("teacher", "bad") == versions.Rollback(3, 2)
 
 
 # At 3, both tags and the alias `previous` are written; `champion` would be next.
@@ -330,6 +317,6 @@ def test_rollback_killed_anywhere_is_completed_by_the_same_call(
         registry.promote("teacher", number)
     killed(work_dir, "rollback", writes, "It forgot.")
     assert aliases(registry)["champion"] == 3
-    assert registry.rollback("teacher", "It forgot.") == Rollback(3, 2)
+    assert registry.rollback("teacher", "It forgot.") == versions.Rollback(3, 2)
     assert aliases(registry) == {"champion": 2, "previous": 1}
     assert registry.history("teacher")[1].reason == "It forgot."

@@ -23,7 +23,7 @@ ACCURACY = ("student.update.epochs=8", "teacher.reward.metric=accuracy")
 
 
 def judged(server: FaultyServer, **settings: Any) -> str:
-    endpoint = {"base_url": server.base_url, "model": MODEL, "retries": 2}
+    endpoint = {"base_url": server.base_url, "model": MODEL}
     grader = {"type": "judge", "endpoint": endpoint, **settings}
     return "grading=" + json.dumps({"grader": grader, "max_new_tokens": 12})
 
@@ -52,7 +52,7 @@ def trials(loop: Loop, documents: int = 2) -> list[Trial]:
 @pytest.mark.parametrize("engine", ["bank", pytest.param("vllm", marks=needs_vllm)])
 def test_text_is_the_gold_answer_exactly_where_the_forced_pass_says_so(opened: Open, engine: str) -> None:
     grading = {"grader": {"type": "exact"}, "engine": engine, "max_new_tokens": 24}
-    grading |= {"vllm": {"kv_cache_gb": 0.2, "max_sequences": 64}}
+    grading |= {"vllm": {"kv_cache_gb": 0.2}}
     settings = "teacher.reward.metric=accuracy", "student.update.epochs=12", "grading=" + json.dumps(grading)
     right = 0
     with opened(*settings) as loop:
@@ -138,7 +138,7 @@ def test_what_an_endpoint_does_not_deliver_has_a_reason_and_is_asked_for_again(
 ) -> None:
     from teacher.samplers.openai import OpenAISampling
 
-    endpoint = {"base_url": server.base_url, "model": MODEL, "retries": 2}
+    endpoint = {"base_url": server.base_url, "model": MODEL}
     sampling = OpenAISampling.model_validate({"type": "openai", "endpoint": endpoint, "max_new_tokens": 32})
     loop = opened()
     lost, kept = list(loop.tasks.values())[:2]

@@ -117,7 +117,7 @@ class Writer:
     def count_tokens(self, prompt: str) -> int:
         return 0
 
-    def sample(self, prompts: Sequence[str], *, n: int, seed: int) -> list[list[Completion]]:
+    def sample(self, prompts: Sequence[str], *, n: int, seed: int, stop: str | None = None) -> list[list[Completion]]:
         text = 'The rule turns rows.\n{"orientations": "flip"}'
         return [[Completion(text, (), "stop")] * n for _ in prompts]
 

@@ -11,34 +11,27 @@ from tests.pipelines.factories import make_edit, make_replicate, make_task
 
 
 def test_judgement_gives_a_reward_or_a_reason_and_never_both() -> None:
-    edits = (make_edit("a", 0), make_edit("a", 1, text="?", edit=None), make_edit("a", 2), make_edit("b", 0))
+    edits = (
+        make_edit("a", 0),
+        make_edit("a", 1, text="?", edit=None),
+        make_edit("a", 2),
+        make_edit("b", 0),
+        make_edit("b", 1),
+    )
     failed = ScoredUpdate(document_id="a", index=2, seed=1, failure=RewardFailure.NON_FINITE, detail="loss")
     updates = [make_replicate("b", 0, probability=(0.5, 0.5)), failed, make_replicate("a", 0)]
     base = {"a": make_replicate("a", 0, adapter_digest=None, probability=(0.1, 0.3))}
-    judged = judge(edits, RewardConfig(metric="probability"), updates=updates, base=base)
+    refused = {"b#1": RewardFailure.LEAKED}
+    judged = judge(edits, RewardConfig(metric="probability"), updates=updates, base=base, refused=refused)
     assert [(c.edit.id, c.reward, c.reason) for c in judged] == [
         ("a#0", 0.5, None),
         ("a#1", None, RewardFailure.PARSE_FAILED),
         ("a#2", None, RewardFailure.NON_FINITE),
         ("b#0", 0.5, None),
+        ("b#1", None, RewardFailure.LEAKED),
     ]
-    assert [c.base_reward for c in judged] == [pytest.approx(0.2)] * 3 + [None]
-    assert [len(c.replicates) for c in judged] == [1, 0, 1, 1]
-
-
-def test_refused_self_edits_and_those_without_a_proxy_score_have_their_reason() -> None:
-    edits = (make_edit("a", 0), make_edit("a", 1), make_edit("a", 2))
-    found = judge(
-        edits,
-        RewardConfig(metric="proxy"),
-        refused={"a#0": RewardFailure.LEAKED},
-        in_context={"a#0": (0.9,), "a#1": (0.25, 0.75), "a#2": None},
-    )
-    assert [(c.reward, c.reason) for c in found] == [
-        (None, RewardFailure.LEAKED),
-        (0.5, None),
-        (None, RewardFailure.PROXY_FAILED),
-    ]
+    assert [c.base_reward for c in judged] == [pytest.approx(0.2)] * 3 + [None] * 2
+    assert [len(c.replicates) for c in judged] == [1, 0, 1, 1, 0]
 
 
 def test_groups_hold_a_documents_candidates_with_the_prompt_that_the_teacher_read() -> None:

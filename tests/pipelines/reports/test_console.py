@@ -8,7 +8,7 @@ from rich.console import Console, RenderableType
 
 from evaluation.statistics import Interval, PairedTest
 from pipelines.process import preceptor
-from pipelines.records import RunResult, SpecOracle, SpecSearch, VariantComparison
+from pipelines.records import RunResult, SpecSearch, UnknownComparison, VariantComparison
 from pipelines.reports.console import closing, print_run, reading, round_line, run_notes, run_table
 from pipelines.reports.format import counted, duration, p_value, percent, points, points_interval
 from tests.pipelines.factories import make_candidate, make_learning, make_round, make_unparsable, make_variant
@@ -105,9 +105,14 @@ def test_round_line_fits_a_line_and_says_what_is_missing() -> None:
     assert "KL" not in line
 
 
+UNKNOWN = UnknownComparison(phrasings=4, questions=96, unknown=84, documents=9, variants=COMPARISON.variants, gains={})
+
+
 @pytest.mark.parametrize("width", [76, 80])
-def test_table_cuts_nothing(width: int) -> None:
-    text = printed(run_table(COMPARISON, VARIANTS), width)
+@pytest.mark.parametrize("unknown", [None, UNKNOWN])
+def test_table_cuts_nothing(width: int, unknown: UnknownComparison | None) -> None:
+    text = printed(run_table(COMPARISON.model_copy(update={"unknown": unknown}), VARIANTS), width)
+    assert (text.count("32.4 [25.5, 40.3]") == 2) == ("84 of 96" in text) == (unknown is not None)
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= width
     for figures in ("5.1 [2.3, 10.4]", "100.0 [100.0, 100.0]", "32.4 [25.5, 40.3]", "+7.4 [-1.9, +16.4]", "1,112"):
@@ -146,9 +151,7 @@ def test_notes_on_variants_near_zero_and_none_on_a_clear_result() -> None:
 
 @pytest.mark.parametrize("notes", [(), ("Short.",), ("One word " * 30,) * 9])
 def test_closing_takes_at_most_twelve_lines_and_wraps_only_sentences(notes: tuple[str, ...]) -> None:
-    share = Interval(mean=0.8, low=0.7, high=0.9)
-    oracle = SpecOracle(tasks=9, oracle=share, variants={}, share=share, regret=Interval(mean=0.1, low=0.0, high=0.2))
-    specs = SpecSearch(tasks=12, fixed='{"epochs": 4}', scores={'{"epochs": 4}': 0.3}, oracle=oracle)
+    specs = SpecSearch(tasks=12, fixed='{"epochs": 4}', scores={'{"epochs": 4}': 0.3})
     whole = result(notes=notes, specs=specs)
     work, config = Path("runs/my " + "long/" * 20), Path("configs/it's.yaml")
     lines = closing(whole, work, config, ("loop.rounds=3", "name='a b'"), work / "plots").splitlines()

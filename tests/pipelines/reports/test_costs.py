@@ -9,15 +9,7 @@ import pytest
 from rich.console import Console
 
 from pipelines.plan import Plan, Stage, Step
-from pipelines.reports.costs import (
-    CPU_FLOPS_PER_SECOND,
-    PASSAGE_TOKENS,
-    QUESTIONS,
-    CostEstimate,
-    cost_table,
-    estimate,
-    model_size,
-)
+from pipelines.reports import costs
 from pipelines.train_teacher.config import TrainTeacherConfig
 from teacher.rewards import RewardConfig
 from teacher.samplers.openai import OpenAISampling
@@ -50,8 +42,8 @@ PLAN: Plan = (
 )
 
 
-def cost_of(config: TrainTeacherConfig, plan: Plan = PLAN) -> CostEstimate:
-    return estimate(plan, config, config.data)
+def cost_of(config: TrainTeacherConfig, plan: Plan = PLAN) -> costs.CostEstimate:
+    return costs.estimate(plan, config, config.data)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +64,7 @@ def test_estimate_sums_the_steps_of_a_plan() -> None:
         "Self-edits sampled": 20,
         UPDATES: 40 + 11 + 22,
         STEPS: 62 * 21 + 11 * 3,
-        TOKENS: 62 * 300 + 11 * 3 * PASSAGE_TOKENS,
+        TOKENS: 62 * 300 + 11 * 3 * costs.PASSAGE_TOKENS,
         "Teacher optimizer steps": 1,  # 20 fit a minibatch of 32
         LEARNED: 20 * 100,
     }
@@ -80,9 +72,22 @@ def test_estimate_sums_the_steps_of_a_plan() -> None:
     assert set(cost_of(settings(), ()).counts.values()) == {0}
 
 
+def test_estimate_counts_what_the_student_writes_and_reads(checkpoint: Path) -> None:
+    model = {"model": str(checkpoint)}
+    writes = (Stage("variant own", (Step("sample", 11, 2, writer="student"),)),)
+    cost = cost_of(settings(teacher=model, student=model), writes)
+    assert cost.counts["Self-edits sampled"] == 22
+    assert cost.flops is not None
+    assert cost.flops["sampling"] > 0
+    reads = (Stage("variant retrieval", (Step("read", 11, questions="comparison"),)),)
+    address = {"base_url": "http://127.0.0.1:1/v1", "model": "large"}
+    graded = settings(grading={"grader": {"type": "judge", "endpoint": address}})
+    assert [each.calls for each in cost_of(graded, reads).endpoints] == [11 * costs.QUESTIONS]
+
+
 def test_estimate_respects_the_recipe() -> None:
     with_passage = cost_of(settings(student={"update": {"epochs": 3, "batch_size": 8, "include_passage": True}}))
-    assert with_passage.counts[TOKENS] - cost_of(settings()).counts[TOKENS] == 62 * 3 * PASSAGE_TOKENS
+    assert with_passage.counts[TOKENS] - cost_of(settings()).counts[TOKENS] == 62 * 3 * costs.PASSAGE_TOKENS
     capped = cost_of(settings(student={"update": {"epochs": 30, "max_steps": 4}}))
     assert capped.counts[STEPS] == 4 * capped.counts[UPDATES]
     rest_em = settings(teacher={"learning": {"algorithm": "rest_em", "keep": 2, "epochs": 3}})
@@ -100,7 +105,7 @@ def test_estimate_tries_every_specification_of_a_space_within_the_budget() -> No
     tried = Step("update", 3, len(variant.source.choices), trains_on="specification")  # type: ignore[union-attr]
     cost = cost_of(config, (Stage("variant spec", (tried,), variant),))
     assert 0 < cost.counts[STEPS] <= 16 * cost.counts[UPDATES]
-    assert cost.counts[TOKENS] == cost.counts[STEPS] * 8 * PASSAGE_TOKENS
+    assert cost.counts[TOKENS] == cost.counts[STEPS] * 8 * costs.PASSAGE_TOKENS
     one = cost_of(config, (Stage("variant spec", (Step("update", 11, trains_on="specification"),), variant),))
     assert one.counts[STEPS] == 11 * 16
 
@@ -110,19 +115,19 @@ def test_estimate_of_endpoints_counts_calls_tokens_and_money() -> None:
     sampling = {"type": "openai", "max_new_tokens": 60, "endpoint": {**address, "budget_cost": 3.0}}
     judge = {"type": "judge", "repeats": 3, "max_tokens": 8, "endpoint": address}
     config = settings(grading={"grader": judge, "max_new_tokens": 20}, loop={"rounds": 0})
-    cost = estimate(PLAN, config, config.data, OpenAISampling.model_validate(sampling))
+    cost = costs.estimate(PLAN, config, config.data, OpenAISampling.model_validate(sampling))
     asked = {one.role: one for one in cost.endpoints}
     assert set(asked) == {"external", "judge"}
     assert asked["external"].calls == 22
     prompts = asked["external"].tokens - 22 * 60
     assert asked["external"].cost == pytest.approx((2.0 * prompts + 10.0 * 22 * 60) / 1e6)
     # Rewards by probability need no judge: the comparison's updates and scores alone are graded.
-    assert asked["judge"].calls == 3 * QUESTIONS * (11 + 11 + 22)
+    assert asked["judge"].calls == 3 * costs.QUESTIONS * (11 + 11 + 22)
     accurate = config.teacher.model_copy(update={"reward": RewardConfig(metric="accuracy")})
     (more,) = cost_of(config.model_copy(update={"teacher": accurate})).endpoints
-    assert more.calls - asked["judge"].calls == 3 * QUESTIONS * (40 + 4)
+    assert more.calls - asked["judge"].calls == 3 * costs.QUESTIONS * (40 + 4)
     out = io.StringIO()
-    Console(file=out, width=100).print(cost_table(cost, config))
+    Console(file=out, width=100).print(costs.cost_table(cost, config))
     assert "Endpoint: external" in out.getvalue()
     assert "budget 3.00 USD" in out.getvalue()
 
@@ -130,13 +135,13 @@ def test_estimate_of_endpoints_counts_calls_tokens_and_money() -> None:
 def test_estimate_of_local_models_gives_flops_and_minutes(checkpoint: Path) -> None:
     config = settings(teacher={"model": str(checkpoint)}, student={"model": str(checkpoint)})
     cost = cost_of(config)
-    size = model_size(str(checkpoint), config.student.update.rank, "all-linear")
+    size = costs.model_size(str(checkpoint), config.student.update.rank, "all-linear")
     assert cost.flops is not None
     assert size is not None
     # 4 P for each training token through frozen weights, 6 for each parameter of the adapter (arXiv 2001.08361).
     assert cost.flops["updates"] == cost.counts[TOKENS] * (4 * size.parameters + 6 * size.adapter)
     assert all(part > 0 for part in cost.flops.values())
-    assert cost.minutes == pytest.approx(sum(cost.flops.values()) / CPU_FLOPS_PER_SECOND / 60)
+    assert cost.minutes == pytest.approx(sum(cost.flops.values()) / costs.CPU_FLOPS_PER_SECOND / 60)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +150,7 @@ def test_estimate_of_local_models_gives_flops_and_minutes(checkpoint: Path) -> N
      ("openai-community/gpt2", 0.124), ("mistralai/Mixtral-8x7B-v0.1", None), ("org/student", None)],
 )  # fmt: skip
 def test_size_of_a_model_that_is_not_here_is_by_its_name(name: str, billions: float | None) -> None:
-    size = model_size(name, 16, "all-linear")
+    size = costs.model_size(name, 16, "all-linear")
     assert (size and size.parameters / 1e9) == billions
     assert size is None or (size.estimated and 0 < size.adapter < size.parameters)
 
@@ -154,7 +159,7 @@ def test_dry_run_for_a_gpu_has_time_memory_and_price() -> None:
     model = {"model": "Qwen/Qwen2.5-7B"}
     config = settings(teacher=model, student=model).model_copy(update={"device": "cuda", "dtype": "bfloat16"})
     out = io.StringIO()
-    Console(width=80, file=out).print(cost_table(cost_of(config), config, 2.5))
+    Console(width=80, file=out).print(costs.cost_table(cost_of(config), config, 2.5))
     text = out.getvalue()
     assert "about 7.00 billion" in text
     assert "28.0 models" in text
@@ -176,22 +181,22 @@ def test_model_size_is_what_transformers_and_peft_count(checkpoint: Path, tmp_pa
         modules = targets if isinstance(targets, str) else list(targets)
         adapted = get_peft_model(model, LoraConfig(r=4, target_modules=modules, task_type="CAUSAL_LM"))
         trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-        assert model_size(str(checkpoint), 4, targets) == (parameters, trainable, False)
-        assert model_size(str(only_config), 4, targets) == (parameters - norms, trainable, False)
+        assert costs.model_size(str(checkpoint), 4, targets) == (parameters, trainable, False)
+        assert costs.model_size(str(only_config), 4, targets) == (parameters - norms, trainable, False)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff" * 40, b"\x02\x00\x00\x00\x00\x00\x00\x00[]"])
 def test_model_size_without_a_whole_file_is_unknown(content: bytes | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "model.safetensors").write_bytes(content)
-    assert model_size(str(tmp_path), 8, "all-linear") is None
+    assert costs.model_size(str(tmp_path), 8, "all-linear") is None
 
 
 def test_cost_table_shows_every_figure_at_80_columns(checkpoint: Path) -> None:
     config = settings(teacher={"model": str(checkpoint)})
     cost = cost_of(config)
     out = io.StringIO()
-    Console(width=80, file=out).print(cost_table(cost, config))
+    Console(width=80, file=out).print(costs.cost_table(cost, config))
     text = out.getvalue()
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 80

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from typer.testing import CliRunner
 
 from pipelines.cli import app, schemas
-from pipelines.reports.reference import TAGS, sections, settings
+from pipelines.settings import TAGS, sections, settings
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "configuration.md"
 _RANGE = re.compile(r"[\[(]-?\d|\b(at least|above) -?\d", re.IGNORECASE)

@@ -10,25 +10,23 @@ from tokenizers import Tokenizer
 
 from evaluation.common.checkpoints import MICRO_MODELS
 from evaluation.common.errors import InputError
-from evaluation.microworld.texts import LineKind, classify_line, sheet_swaps
-from evaluation.microworld.world import ATTRIBUTES, Fact, Sheet, WorldDocument, draw_documents, name_pools
+from evaluation.microworld.texts import LineKind, classify_line
+from evaluation.microworld.world import ATTRIBUTES, Sheet, WorldDocument, draw_documents
 from evaluation.tasks import KnowledgeTask, Question
 from pipelines.records import Edit
 from pipelines.train_teacher.edits import (
     NULL_LINE,
     ROTATION,
-    answer_swaps,
     at_budget,
     budgeted,
     null_edits,
     oracle_edits,
     other_documents_edits,
-    swapped_edits,
     written_line,
 )
 from teacher.parsing.parser import parse_self_edit
 from teacher.rewards import RewardFailure
-from teacher.self_edit import Implication, SelfEdit, TrainingSpec
+from teacher.self_edit import Implication, SelfEdit
 from tests.pipelines.factories import make_edit, make_task
 
 DOCUMENTS = draw_documents("development", 12, 0)
@@ -144,106 +142,6 @@ def test_one_document_has_no_other(count: int) -> None:
         other_documents_edits([make_edit()], [make_task()] * count)
 
 
-# Swapped values
-
-
-@given(lines=st.lists(LINES, min_size=1, max_size=4), cycle=st.permutations(WORDS), length=st.integers(2, 6))
-def test_a_cycle_of_swaps_leads_back_and_moves_every_value(
-    lines: list[Implication], cycle: list[str], length: int
-) -> None:
-    values = cycle[:length]
-    swaps = dict(zip(values, values[1:] + values[:1], strict=True))
-    start = edit_of(lines)
-    edit, seen = start, []
-    for _ in range(length):
-        (edit,) = swapped_edits([edit], {"doc-0": swaps})
-        seen.append(edit)
-    assert (edit.edit, edit.text) == (start.edit, start.text)
-    spoken = set(start.text.replace("Question:", "").replace("Answer:", "").split())
-    assert all((e.edit == start.edit) == (not spoken & set(values)) for e in seen[:-1])
-    assert all(e.tokens == start.tokens for e in seen)
-
-
-@pytest.mark.parametrize(
-    ("text", "swaps", "swapped"),
-    [
-        ("Ann met Bob, not Anna.", {"Ann": "Bob", "Bob": "Ann"}, "Bob met Ann, not Anna."),
-        ("In May 1998, not 1998.", {"1998": "Rome", "May 1998": "1998", "Rome": "May 1998"}, "In 1998, not Rome."),
-        ("It cost $5 (not 5%).", {"$5": "5%", "5%": "$5"}, "It cost 5% (not $5)."),
-        ("A dot is no joker: axb a.b", {"a.b": r"\1"}, r"A dot is no joker: axb \1"),
-        ("The mill, the mill", {"the mill": "a barn"}, "The mill, a barn"),
-    ],
-)
-def test_whole_words_are_swapped_as_they_are_spelled(text: str, swaps: dict[str, str], swapped: str) -> None:
-    (edit,) = swapped_edits([edit_of((Implication(text=text, answer=text),))], {"doc-0": swaps})
-    assert lines_of(edit) == (Implication(text=swapped, answer=swapped),)
-    assert edit.text == f"- Question: {swapped} Answer: {swapped}\n"
-
-
-def test_what_a_teacher_chose_beside_lines_stays_and_the_digest_is_of_the_new_lines() -> None:
-    training = TrainingSpec(epochs=3)
-    edit = make_edit(edit=SelfEdit(implications=statements("ab"), training=training))
-    assert edit.edit is not None
-    before = edit.edit.digest
-    (swapped,) = swapped_edits([edit], {"doc-0": {"ab": "cd"}})
-    assert swapped.edit == SelfEdit(implications=statements("cd"), training=training)
-    assert swapped.edit.digest not in ("", before)
-    assert (swapped.token_ids, swapped.tokens) == ((), edit.tokens)
-
-
-def test_documents_without_swaps_are_left_out_and_failures_stay() -> None:
-    edits = [make_edit("one"), unparsed(0, "two"), make_edit("two", 1), make_edit("three")]
-    swapped = swapped_edits(edits, {"one": {}, "two": {"text": "word"}})
-    assert [(e.document_id, e.index, e.edit is None) for e in swapped] == [("two", 0, True), ("two", 1, False)]
-    assert swapped[0].failure is RewardFailure.PARSE_FAILED
-    assert swapped[1].text == "It is a word."
-
-
-@given(answers=st.lists(st.sampled_from(["Rome", "rome", "Oslo", " Oslo ", "Bern", "Riga"]), min_size=1, max_size=8))
-def test_answers_are_swapped_for_another_answer_and_never_for_another_spelling(answers: list[str]) -> None:
-    swaps = answer_swaps(task_with(answers))
-    names = {answer: answer.strip().casefold() for answer in answers}
-    if len(set(names.values())) == 1:
-        assert swaps == {}
-        return
-    assert swaps.keys() == set(answers)
-    onward = {names[answer]: names[other] for answer, other in swaps.items()}
-    assert all(name != other for name, other in onward.items())
-    assert set(onward.values()) == set(onward)
-
-
-def test_answers_are_swapped_in_the_order_of_the_questions_held_out_ones_last() -> None:
-    task = task_with(["one", "two", "one"], held_out=["two", "three"])
-    assert answer_swaps(task) == {"one": "two", "two": "three", "three": "one"}
-    assert answer_swaps(task_with(["one", "one"])) == {}
-
-
-@pytest.mark.parametrize("document", DOCUMENTS[:6], ids=[document.sheet.kind for document in DOCUMENTS[:6]])
-def test_swapped_values_make_all_that_the_oracle_says_false(document: WorldDocument) -> None:
-    task, sheet = document
-    (edit,) = swapped_edits(oracle_edits([task], SHEETS), {task.id: sheet_swaps(sheet)})
-    assert set(kinds_of(edit, sheet)) == {LineKind.SWAPPED}
-
-
-def test_swaps_spare_the_verb_of_a_question_that_is_also_a_value() -> None:
-    animals = ("bear", "fox", "swan", "wolf")
-    names = name_pools()["product", "test"][:4]
-    facts = tuple(Fact("product", "mark", name, animal) for name, animal in zip(names, animals, strict=True))
-    sheet = Sheet("product", facts)
-    forms = ATTRIBUTES["product"]["mark"]
-    lines = [
-        Implication(text=question.format(name=fact.name), answer=fact.value)
-        for fact in facts
-        for question in forms.questions
-    ]
-    lines += statements(
-        *(s.format(name=f.name, value=f.value) for f in facts for s in (*forms.statements, *forms.passage))
-    )
-    (edit,) = swapped_edits([edit_of(lines)], {"doc-0": sheet_swaps(sheet)})
-    assert set(kinds_of(edit, sheet)) == {LineKind.SWAPPED}
-    assert [line.text for line in lines_of(edit) if line.answer] == [line.text for line in lines if line.answer]
-
-
 # Given lengths
 
 Made = list[tuple[tuple[Implication, ...], int]]
@@ -341,9 +239,6 @@ def test_each_document_has_its_budget_and_keeps_its_place() -> None:
     own = budgeted(edits, {"a": 4, "b": 8, "c": 5, "unknown": 1}, words_in)
     assert [(e.document_id, e.tokens) for e in own] == [("b", 8), ("c", 0), ("a", 4)]
     assert own[0].text == "- ab\n- cd\n- ef\n- gh\n"
-    same = budgeted(edits, 4, words_in)
-    assert [e.document_id for e in same] == ["b", "c", "a"]
-    assert [(e.tokens, e.edit is None) for e in same] == [(4, False), (0, True), (4, False)]
 
 
 @pytest.fixture(scope="module")

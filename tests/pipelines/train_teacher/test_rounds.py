@@ -1,4 +1,4 @@
-"""Rounds with real models: documents, filters, the proxy reward, remembered scores, checkpoint selection."""
+"""Rounds with real models: documents, filters, remembered scores, checkpoint selection."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from evaluation.common.errors import ConfigError
 from evaluation.domains import load_split
 from pipelines.records import Candidate, raw_passage
-from pipelines.train_teacher.config import DevelopmentConfig, TrainTeacherConfig
+from pipelines.train_teacher.config import TrainTeacherConfig
 from pipelines.train_teacher.edits import Diagnostics
 from pipelines.train_teacher.plan import plan_rounds
 from pipelines.train_teacher.rounds import CheckpointSelection, Course, Training, round_documents
@@ -20,12 +20,11 @@ from tests.pipelines.factories import make_edit, make_loop, make_round, save_tin
 def training(place: Path, *settings: str) -> Training:
     config = small_config("teacher.samples=3", *settings)
     loop = make_loop(config, place / "work")
-    reward = config.teacher.reward
-    return Training(config, loop, load_split(config.data), reward, Diagnostics(loop.tasks, None))
+    return Training(config, loop, load_split(config.data), Diagnostics(loop.tasks, None))
 
 
 def course(training: Training) -> Course:
-    return training.run(plan_rounds(training.config, training.reward), lambda _: None)
+    return training.run(plan_rounds(training.config), lambda _: None)
 
 
 def first_document(config: TrainTeacherConfig) -> tuple[str, str]:
@@ -67,7 +66,7 @@ def test_equal_self_edits_of_a_document_share_one_update(tmp_path: Path, prefect
     edit = raw_passage(name, text)
     tried = mine._filter_and_try([edit, edit.model_copy(update={"index": 1})], 0, ())
     assert tried.inner_runs == 1
-    one, other = tried.scores["updates"]
+    one, other = tried.updates
     assert one.model_copy(update={"index": 1}) == other
 
 
@@ -75,16 +74,8 @@ def test_filters_refuse_before_any_update(tmp_path: Path, prefect_server: None) 
     mine = training(tmp_path, "teacher.filters={max_tokens: 1}")
     name, _ = first_document(mine.config)
     tried = mine._filter_and_try([make_edit(name, text="It is good to know such things.")], 0, ())
-    assert tried.scores["refused"] == {f"{name}#0": RewardFailure.OVER_BUDGET}
-    assert (tried.inner_runs, tried.scores["updates"]) == (0, ())
-
-
-def test_the_proxy_rewards_without_any_update_of_a_student(tmp_path: Path, prefect_server: None) -> None:
-    mine = training(tmp_path, "loop.rounds=1", "teacher.reward.metric=proxy", "teacher.learning.line_credit=0.5")
-    (record,) = course(mine).rounds
-    assert record.inner_runs == 0
-    assert all(c.reward == c.proxy is not None for c in record.candidates)
-    assert record.learning.examples > 0
+    assert tried.refused == {f"{name}#0": RewardFailure.OVER_BUDGET}
+    assert (tried.inner_runs, tried.updates) == (0, ())
 
 
 def test_remembered_self_edits_are_not_updated_again(tmp_path: Path, prefect_server: None) -> None:
@@ -92,10 +83,10 @@ def test_remembered_self_edits_are_not_updated_again(tmp_path: Path, prefect_ser
     name, text = first_document(mine.config)
     known, new = raw_passage(name, text), raw_passage(name, "It is good to know such things.")
     first = mine._filter_and_try([known], 0, ())
-    history = [make_round(candidates=(Candidate(edit=known, replicates=first.scores["updates"], reward=0.5),))]
+    history = [make_round(candidates=(Candidate(edit=known, replicates=first.updates, reward=0.5),))]
     second = mine._filter_and_try([new, known.model_copy(update={"index": 1})], 1, history)
     assert (first.inner_runs, second.inner_runs) == (1, 1)
-    (before,), (other, again) = first.scores["updates"], second.scores["updates"]
+    (before,), (other, again) = first.updates, second.updates
     assert again == before.model_copy(update={"index": 1})
     assert other.seed == before.seed, "whatever the round, all start alike"
 
@@ -124,18 +115,18 @@ def test_development_documents_choose_the_teacher(tmp_path: Path, prefect_server
 
 
 @pytest.mark.parametrize(
-    ("means", "patience", "expected", "best", "following", "ended"),
+    ("means", "expected", "best", "following", "ended"),
     [
-        ([0.2, 0.4, 0.38], 3, ["best", "best", "continue"], "p1", "p2", False),
-        ([0.4, 0.3], 3, ["best", "back to the best"], "p0", "p0", False),
-        ([0.4, 0.39, 0.38], 2, ["best", "continue", "stop"], "p0", "p2", True),
-        ([None, 0.1, None], 2, [None, "best", None], "p1", "p2", False),
+        ([0.2, 0.4, 0.38], ["best", "best", "continue"], "p1", "p2", False),
+        ([0.4, 0.3], ["best", "back to the best"], "p0", "p0", False),
+        ([0.4, 0.39, 0.38, 0.37], ["best", "continue", "continue", "stop"], "p0", "p3", True),
+        ([None, 0.1, None], [None, "best", None], "p1", "p2", False),
     ],
 )
 def test_checkpoint_selection(
-    means: list[float | None], patience: int, expected: list[str | None], best: str, following: str, ended: bool
+    means: list[float | None], expected: list[str | None], best: str, following: str, ended: bool
 ) -> None:
-    selection = CheckpointSelection(DevelopmentConfig(patience=patience))
+    selection = CheckpointSelection()
     checks = [selection.check(f"p{i}", mean) for i, mean in enumerate(means)]
     assert [None if check is None else check.decision for check in checks] == expected
     assert (selection.best_state, selection.next_state, selection.ended) == (best, following, ended)

@@ -17,7 +17,7 @@ from teacher.algorithms.algorithm import (
     WeightedExample,
     learn,
 )
-from teacher.algorithms.grpo import GroupRelativeConfig
+from teacher.algorithms.grpo import LENGTH_NORMALIZER, GroupRelativeConfig
 from teacher.algorithms.rest_em import RestEmConfig
 from teacher.policy import PolicyConfig, TeacherPolicy
 from teacher.prompts import prompt_token_ids
@@ -31,7 +31,7 @@ EXAMPLES = [
     WeightedExample("w8 w9 w10 w11 w12 w13", (50, 51, 52, 53, 54, 55, 56, 57), -0.5, "b"),
 ]
 POSITIVE = [WeightedExample(e.prompt, e.token_ids, abs(e.weight), e.group_id) for e in EXAMPLES]
-RELATIVE = GroupRelativeConfig(learning_rate=5e-3, length_normalizer=8)
+RELATIVE = GroupRelativeConfig(learning_rate=5e-3)
 REST_EM = RestEmConfig(learning_rate=5e-3)
 
 
@@ -64,12 +64,12 @@ def test_learn_group_relative_first_loss_and_gradient_are_the_policy_gradient() 
     """At ratio 1 the surrogate is the mean weighted length over the constant, its gradient that of w log p."""
     teacher = policy()
     report = learn(teacher, EXAMPLES, RELATIVE, seed=0)
-    expected = -sum(e.weight * len(e.token_ids) for e in EXAMPLES) / (len(EXAMPLES) * 8)
+    expected = -sum(e.weight * len(e.token_ids) for e in EXAMPLES) / (len(EXAMPLES) * LENGTH_NORMALIZER)
     assert report.loss == pytest.approx(expected, abs=1e-6)
     again = policy()
     objective = torch.zeros(())
     for e in EXAMPLES:
-        objective = objective + e.weight * token_log_probs(again, e).sum() / (len(EXAMPLES) * 8)
+        objective = objective + e.weight * token_log_probs(again, e).sum() / (len(EXAMPLES) * LENGTH_NORMALIZER)
     gradients = torch.autograd.grad(objective, again.adapter_parameters())
     norm = math.sqrt(sum(float(g.square().sum()) for g in gradients))
     assert report.gradient_norm == pytest.approx(norm, rel=1e-4)
@@ -226,9 +226,7 @@ def test_learn_group_relative_raises_the_reward_of_a_toy_bandit() -> None:
         values = torch.tensor(rewards, dtype=torch.float64)
         return float(values.mean()), float(values.std()) / math.sqrt(len(rewards))
 
-    config = GroupRelativeConfig(
-        normalize="batch", learning_rate=1e-2, epochs=2, minibatch_size=32, length_normalizer=12
-    )
+    config = GroupRelativeConfig(learning_rate=1e-2, epochs=2, minibatch_size=32)
     before, error_before = mean_reward()
     for step in range(10):
         sampled = sampler.sample(prompts, n=8, seed=step)

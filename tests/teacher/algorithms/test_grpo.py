@@ -19,28 +19,27 @@ def test_group_relative_leaves_out_groups_without_advantages() -> None:
         group("flat", 0.3, 0.3),
         group("good", 0.0, 1.0, None, 0.5),
     ]
-    selection = GroupRelativeConfig(normalize="none").select(groups)
+    selection = GroupRelativeConfig().select(groups)
     assert selection.left_out == {
         "none": LeftOut.NO_REWARDS,
         "one": LeftOut.TOO_FEW_REWARDS,
         "flat": LeftOut.ZERO_SPREAD,
     }
-    assert [(e.token_ids, e.weight) for e in selection.examples] == [((0,), -0.75), ((1,), 0.75), ((3,), 0.0)]
+    scale = math.sqrt((0.75**2 + 0.75**2) / 3)
+    assert [e.token_ids for e in selection.examples] == [(0,), (1,), (3,)]
+    assert [e.weight for e in selection.examples] == pytest.approx([-0.75 / scale, 0.75 / scale, 0.0])
 
 
 def test_group_relative_batch_normalization_is_one_number_for_all_groups() -> None:
     groups = [group("wide", 0.0, 1.0), group("narrow", 0.50, 0.51)]
-    plain = [e.weight for e in GroupRelativeConfig(normalize="none").select(groups).examples]
-    scaled = [e.weight for e in GroupRelativeConfig(normalize="batch").select(groups).examples]
-    ratios = [s / p for s, p in zip(scaled, plain, strict=True)]
-    assert ratios == pytest.approx([ratios[0]] * 4)
+    scaled = [e.weight for e in GroupRelativeConfig().select(groups).examples]
     assert math.fsum(w**2 for w in scaled) / 4 == pytest.approx(1.0)
     assert abs(scaled[2]) == pytest.approx(0.01 * abs(scaled[0]))  # a group of mere noise is not blown up
 
 
-@given(GROUPS, st.sampled_from(["none", "batch"]), st.randoms())
-def test_group_relative_properties(groups: list[CompletionGroup], normalize: str, random: object) -> None:
-    config = GroupRelativeConfig.model_validate({"normalize": normalize})
+@given(GROUPS, st.randoms())
+def test_group_relative_properties(groups: list[CompletionGroup], random: object) -> None:
+    config = GroupRelativeConfig()
     selection = config.select(groups)
     weights = {(e.group_id, e.token_ids): e.weight for e in selection.examples}
     for g in groups:
@@ -69,10 +68,10 @@ def test_line_credit_weighs_each_token_by_its_line_and_the_batch_has_unit_scale(
         ),
     )
     plain = GroupRelativeConfig(line_credit=2.0).select([lines]).examples
-    assert [row.weight for row in plain] == pytest.approx([-0.2, 0.2])
-    assert plain[0].token_weights == pytest.approx((2 * 0.1, 2 * -0.3, 0.0))
-    assert plain[1].token_weights == pytest.approx((2 * -0.1, 2 * 0.3))
-    scaled = GroupRelativeConfig(normalize="batch", line_credit=2.0).select([lines]).examples
-    squares = [sum((row.weight + more) ** 2 for more in row.token_weights) / len(row.token_weights) for row in scaled]
+    scale = plain[1].weight / 0.2
+    assert plain[0].weight == pytest.approx(-0.2 * scale)
+    assert plain[0].token_weights == pytest.approx((2 * 0.1 * scale, 2 * -0.3 * scale, 0.0))
+    assert plain[1].token_weights == pytest.approx((2 * -0.1 * scale, 2 * 0.3 * scale))
+    squares = [sum((row.weight + more) ** 2 for more in row.token_weights) / len(row.token_weights) for row in plain]
     assert sum(squares) / 2 == pytest.approx(1.0)
     assert all(row.token_weights == () for row in GroupRelativeConfig().select([lines]).examples)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.thoughts import without_thoughts
+from evaluation.common.text import without_thoughts
 from teacher.parsing.lines import DropReason
 from teacher.parsing.parser import ParsedEdit, parse_self_edit
 from tests.teacher.parsing.test_parser import count_lines

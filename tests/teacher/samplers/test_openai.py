@@ -14,7 +14,7 @@ PROMPTS = ["Passage: Ann lives in Rome.\nImplications:\n", "Passage: Bob is 7.\n
 
 
 def sampling(server: FaultyServer, endpoint: dict[str, Any] | None = None, **changes: Any) -> OpenAISampling:
-    where = {"base_url": server.base_url, "model": MODEL, "timeout": 10.0, "retries": 1}
+    where = {"base_url": server.base_url, "model": MODEL}
     fields = {"type": "openai", "endpoint": where | (endpoint or {}), "max_new_tokens": 20}
     return OpenAISampling.model_validate(fields | changes)
 
@@ -47,7 +47,7 @@ def test_completions_contain_the_reply_or_its_failure(tmp_path: Path) -> None:
         assert isinstance(bad, FailedCompletion)
         assert bad.reason == "malformed"
         assert bad.detail
-        assert (sampler.spent.calls, sampler.spent.failures) == (3, 2)
+        assert (sampler.spent.calls, sampler.spent.failures) == (4, 3)
         sampler.close()
 
 

@@ -1,19 +1,23 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from evaluation.common.checkpoints import Checkpoint
+from evaluation.common.checkpoints import Checkpoint, load_checkpoint
 from evaluation.common.errors import ConfigError, GenerationError
+from evaluation.tasks import Document
+from teacher.kinds import ACTIVE_READING, SEAL, SPA
 from teacher.policy import PolicyConfig, TeacherPolicy
-from teacher.prompts import prompt_token_ids
+from teacher.prompts import prompt_template, prompt_token_ids
 from teacher.samplers.sampler import prompts_too_long, row_key
 from teacher.samplers.transformers import TransformersSampler, TransformersSampling, gumbel_noise
-from tests.teacher.factories import shaken, tiny_base
+from tests.student.architectures import save_checkpoint
+from tests.teacher.factories import shaken, tiny_base, tiny_chat_base
 
 PROMPTS = [" ".join(f"w{(7 * i + j) % 290}" for j in range(3 + 4 * i)) for i in range(4)]
 
@@ -93,6 +97,37 @@ def test_sample_stops_at_the_closing_token() -> None:
         assert "<eos>" not in completion.text
 
 
+@pytest.mark.parametrize("name", sorted({*SEAL, *SPA, *ACTIVE_READING, "worked-self-qa"}))
+def test_completions_of_every_kind_end_where_another_passage_or_turn_begins(name: str) -> None:
+    """In the plain form at the stop string that the template gives, in a chat at the end of the turn alone."""
+    template, base = prompt_template(name), tiny_chat_base()
+    engine, document = sampler(base, max_new_tokens=30, temperature=5.0), Document(id="d", title="w", text="w w")
+    assert template.stop == "\nPassage:"
+    whole = engine.sample([template.render(document)], n=24, seed=1)[0]
+    cut = engine.sample([template.render(document)], n=24, seed=1, stop=template.stop)[0]
+    for long, short in zip(whole, cut, strict=True):
+        assert short.text == long.text.partition("\nPassage:")[0]
+        assert long.token_ids[: len(short.token_ids)] == short.token_ids
+        if short != long:
+            assert short.finish_reason == "stop"
+            assert "\nPassage:" in base.tokenizer.decode(short.token_ids, skip_special_tokens=True)
+            assert "\nPassage:" not in base.tokenizer.decode(short.token_ids[:-1], skip_special_tokens=True)
+    assert 0 < sum(short != long for long, short in zip(whole, cut, strict=True)) < 24
+    spoken = engine.sample([template.render_chat(document, base.tokenizer)], n=24, seed=1)[0]
+    ended = [completion for completion in spoken if completion.finish_reason == "stop"]
+    assert ended
+    assert all(c.token_ids[-1] == 1 and 1 not in c.token_ids[:-1] and "im_end" not in c.text for c in ended)
+
+
+def test_nothing_is_generated_after_the_stop_string() -> None:
+    base, steps = tiny_chat_base(), list[int]()
+    engine = sampler(base, max_new_tokens=30, temperature=5.0, batch_size=1)
+    base.model.register_forward_hook(lambda *_: steps.append(1))
+    cut = engine.sample(["w"], n=16, seed=1, stop="\nPassage:")[0]
+    assert len(steps) == sum(len(completion.token_ids) for completion in cut)
+    assert any(completion.finish_reason == "stop" and completion.token_ids[-1] != 1 for completion in cut)
+
+
 def test_sample_ignores_the_checkpoints_own_generation_settings() -> None:
     expected = sampler().sample(PROMPTS, n=2, seed=0)
     base = tiny_base()
@@ -126,3 +161,21 @@ def test_built_sampler_uses_the_current_policy() -> None:
     assert before == sampler(temperature=0.0).sample(PROMPTS, n=1, seed=0)
     shaken(policy)
     assert engine.sample(PROMPTS, n=1, seed=0) != before
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3_text", "cohere", "lfm2"])
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "top_p": 0.8}])
+def test_samples_behind_a_prompt_that_is_read_once_are_those_behind_prompts_of_their_own(
+    kind: str, options: dict[str, float], tmp_path: Path
+) -> None:
+    """Rows end at different tokens and leave the batch; with a convolution (lfm2) nothing can be shared."""
+    model, tokenizer = load_checkpoint(str(save_checkpoint(kind, tmp_path)), dtype=torch.float64)
+    model.generation_config.eos_token_id = list(range(0, len(tokenizer), 10))
+    prompts = ["Alva Brin keeps the mill.", "Corda.", "A"]
+    config = TransformersSampling.model_validate({"max_new_tokens": 20, "batch_size": 7, **options})
+    found = [
+        TransformersSampler(model, tokenizer, config, shared=shared).sample(prompts, n=4, seed=1)
+        for shared in (True, False)
+    ]
+    assert found[0] == found[1]
+    assert len({len(completion.token_ids) for row in found[0] for completion in row}) > 3

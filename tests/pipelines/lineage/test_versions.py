@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from pipelines.adapt_student.plan import read_inbox
 from pipelines.cli import app
 from pipelines.inbox.store import InboxStore
-from pipelines.lineage import moves, registry
+from pipelines.lineage import registry, versions
 from pipelines.lineage.registry import Registry
 from pipelines.lineage.run import Lineage
 from pipelines.settings import TrackingConfig
@@ -49,7 +49,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, number: int) -> list[str]:
     counted(MlflowClient, "delete_registered_model_alias")
     counted(InboxStore, "quarantine")
     counted(registry, "write_move")
-    counted(moves, "note_champion")
+    counted(versions, "note_champion")
     return made
 
 
@@ -73,8 +73,8 @@ def everything(work_dir: Path) -> dict[str, Any]:
         "history": history,
         "promoted": promoted_at,
         "inbox": read_inbox(work_dir),
-        "known": moves.champions(work_dir),
-        "open": moves.read_move(work_dir),
+        "known": versions.champions(work_dir),
+        "open": versions.read_move(work_dir),
     }
 
 
@@ -124,5 +124,5 @@ def test_interrupted_move_is_dropped_when_the_champion_was_moved_since(
     found._store.client.set_registered_model_alias("preceptor-student", "champion", "1")  # from elsewhere
     run(three_nights, "versions")
     assert found.aliases("student")["champion"] == 1
-    assert moves.read_move(three_nights) is None
+    assert versions.read_move(three_nights) is None
     assert not read_inbox(three_nights).quarantined

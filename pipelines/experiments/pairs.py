@@ -1,0 +1,99 @@
+"""What benchmarks share: sides that are timed in pairs of alternating order, and a sequential PEFT loop as one side."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Side = Callable[[], float]
+"""Trains all adapters once and returns the seconds."""
+
+
+def measure(names: Sequence[str], sides: Sequence[Side], pairs: int) -> tuple[list[float], ...]:
+    """Return the seconds of each side; every other time they run in reverse order."""
+    seconds: tuple[list[float], ...] = tuple([] for _ in sides)
+    for pair in range(pairs):
+        for i in range(len(sides)) if pair % 2 == 0 else reversed(range(len(sides))):
+            seconds[i].append(sides[i]())
+        told = (f"{name} {taken[-1]:.3g} s" for name, taken in zip(names, seconds, strict=True))
+        print(f"pair {pair + 1} of {pairs}: {', '.join(told)}", flush=True)
+    return seconds
+
+
+def speed_ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
+    """Return the speedup: geometric mean over pairs and its 95 % bootstrap interval."""
+    from evaluation.statistics import bootstrap_mean
+
+    logs = [math.log(slower / faster) for faster, slower in zip(ours, theirs, strict=True)]
+    found = bootstrap_mean(logs, bounds=(-10.0, 10.0))
+    return math.exp(found.mean), math.exp(found.low), math.exp(found.high)
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Return the seconds of some work."""
+    gc.collect()  # garbage of earlier runs is not timed
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def first_weights(model: Any, requests: Sequence[Any]) -> list[Any]:
+    """Return the adapters that the bank starts from."""
+    from student.bank.bank import LoraBank
+
+    recipe = requests[0].recipe
+    with LoraBank(model, recipe.target_modules, depth=recipe.depth, base_digest="") as bank:
+        return [bank.no_change(request.recipe, request.seed) for request in requests]
+
+
+def train_sequentially(model: Any, requests: Sequence[Any], starts: Sequence[Any]) -> list[dict[str, tuple[Any, Any]]]:
+    """Return layer -> (A, B) of each update, trained sequentially with PEFT and fused AdamW.
+
+    Initialisation (`starts`), sequences, order, batch size, schedule and clipping are the bank's; batches are padded.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    recipe = requests[0].recipe
+    config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(starts[0].factors))
+    wrapped: Any = get_peft_model(model, config, adapter_name="update-0").eval()
+    trained = []
+    for number, (request, start) in enumerate(zip(requests, starts, strict=False)):
+        if number:
+            wrapped.add_adapter(f"update-{number}", config)
+            wrapped.set_adapter(f"update-{number}")
+            wrapped.delete_adapter(f"update-{number - 1}")
+        trained.append(_train_adapter(wrapped, f"update-{number}", request, start))
+    wrapped.unload()
+    return trained
+
+
+def _train_adapter(wrapped: Any, name: str, request: Any, start: Any) -> dict[str, tuple[Any, Any]]:
+    import torch
+    from transformers import get_linear_schedule_with_warmup
+
+    from student.bank.training import sequence_order
+
+    recipe, base = request.recipe, wrapped.base_model.model
+    modules = [(layer, base.get_submodule(layer)) for layer in start.factors]
+    weights = {layer: (module.lora_A[name].weight, module.lora_B[name].weight) for layer, module in modules}
+    for layer, (a, b) in start.factors.items():
+        weights[layer][0].data.copy_(a)
+        weights[layer][1].data.copy_(b)
+    parameters = [weight for pair in weights.values() for weight in pair]
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0, fused=True)
+    schedule = get_linear_schedule_with_warmup(optimizer, 0, recipe.total_steps(len(request.sequences)))
+    rows = [torch.tensor(sequence.tokens) for sequence in request.sequences]
+    for order in sequence_order(len(rows), request.seed, recipe.epochs):
+        for begin in range(0, len(order), recipe.batch_size):
+            chosen = [rows[i] for i in order[begin : begin + recipe.batch_size]]
+            labels = torch.nn.utils.rnn.pad_sequence(chosen, batch_first=True, padding_value=-100)
+            mask = (labels != -100).long()
+            wrapped(input_ids=labels.clamp(min=0), attention_mask=mask, labels=labels, use_cache=False).loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+    return {layer: (a.detach().clone(), b.detach().clone()) for layer, (a, b) in weights.items()}
