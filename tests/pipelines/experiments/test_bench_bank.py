@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
-from pipelines.experiments import bench_bank, pairs
+from pipelines.experiments import bench_bank, bench_reuse, pairs
 from tests.student.factories import byte_tokenizer, tiny_model
 
 
@@ -55,3 +56,24 @@ def test_one_pair_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         bench_bank.main(["--pairs", "1"])
     assert "--pairs must be at least 2" in capsys.readouterr().err
+
+
+def test_reuse_below_the_adapted_blocks_is_timed_on_updates_and_questions(capsys: pytest.CaptureFixture[str]) -> None:
+    small = {"vocab_size": 4096, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    shape = {**bench_reuse.SHAPE, **small, "num_attention_heads": 2, "num_key_value_heads": 1}
+    for workload in ("smollm2", "smollm2-scoring"):
+        bench_reuse.run(workload, "half", 2, 2, shape)
+    told = capsys.readouterr().out
+    assert all(f"over {side}: " in told for side in ("bank without", "sequential PEFT loop", "each whole"))
+    (apart,) = re.findall(r"bank against loop: changes of weights by (\S+)", told)
+    assert 0 < float(apart) < 1e-4
+
+
+def test_useful_flops_count_lower_blocks_once_and_upper_ones_each_epoch() -> None:
+    model = bench_reuse.open_model({**bench_reuse.SHAPE, "num_hidden_layers": 2, "vocab_size": 512})
+    requests = bench_reuse.make_updates(1, 512, (0.5, 1.0))
+    places = sum(len(sequence.tokens) - 1 for sequence in requests[0].sequences)
+    block = 3 * 576 * 1536 + 2 * 576 * (576 + 192)
+    factors = 6 * 16 * 3 * (576 + 1536)
+    expected = places * (2 * block + 8 * (4 * (block + 512 * 576) + factors))
+    assert bench_reuse.useful_flops(model, requests) == pytest.approx(expected)
