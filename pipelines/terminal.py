@@ -112,16 +112,29 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a command in the same order as Ctrl-C."""
 
 
+_received: list[type[KeyboardInterrupt]] = []
+"""What has stopped the command that runs."""
+
+
+def check_stopped() -> None:
+    """Raise again what has stopped the command: a library may have swallowed it where the signal came."""
+    if _received:
+        raise _received[-1]
+
+
 @contextmanager
 def stoppable() -> Iterator[None]:
     """End a command that is stopped by Ctrl-C or SIGTERM in order, and say how to go on; exit codes 130 and 143."""
 
-    def terminate(*_: object) -> None:
-        raise Terminated
+    def on_signal(number: int, _: object) -> None:
+        _received.append(Terminated if number == signal.SIGTERM else KeyboardInterrupt)
+        check_stopped()
 
-    before = signal.getsignal(signal.SIGTERM)
+    _received.clear()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with suppress(ValueError):  # signals are for the main thread alone
-        signal.signal(signal.SIGTERM, terminate)
+        for number in before:
+            signal.signal(number, on_signal)
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -131,4 +144,5 @@ def stoppable() -> Iterator[None]:
         sys.exit(code)
     finally:
         with suppress(ValueError):
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)

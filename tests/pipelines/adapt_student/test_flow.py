@@ -26,7 +26,6 @@ from pipelines.experiments.nights import as_delivered
 from pipelines.inbox.documents import InboxDocument
 from pipelines.inbox.questions import continuations
 from pipelines.inbox.store import INBOX_FILE, InboxStore
-from pipelines.lineage import registry as registry_module
 from pipelines.lineage import versions
 from pipelines.lineage.registry import Registry
 from pipelines.lineage.run import Lineage
@@ -247,7 +246,7 @@ class Killed(BaseException):
 
 
 _LAST_STEPS = [
-    *((registry_module, "write_move"), (MlflowClient, "create_model_version"), (versions, "note_champion")),
+    *((versions, "write_move"), (MlflowClient, "create_model_version"), (versions, "note_champion")),
     *((InboxStore, "note"), (flow, "page_of"), (Lineage, "log_night"), (Lineage, "finish"), (flow, "emit_event")),
     *((flow, "close_plan"), (cli, "_write_json")),
 ]

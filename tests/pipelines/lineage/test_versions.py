@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from pipelines.adapt_student.plan import read_inbox
 from pipelines.cli import app
 from pipelines.inbox.store import InboxStore
-from pipelines.lineage import registry, versions
+from pipelines.lineage import versions
 from pipelines.lineage.registry import Registry
 from pipelines.lineage.run import Lineage
 from pipelines.settings import TrackingConfig
@@ -48,7 +48,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, number: int) -> list[str]:
         counted(MlflowClient, name)
     counted(MlflowClient, "delete_registered_model_alias")
     counted(InboxStore, "quarantine")
-    counted(registry, "write_move")
+    counted(versions, "write_move")
     counted(versions, "note_champion")
     return made
 
