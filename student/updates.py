@@ -222,9 +222,8 @@ def build_sequences(
             skipped.append(SkippedLine(index, SkipReason.TOO_SHORT, detail))
         else:
             mask = prompt_loss + (True,) * (len(tokens) - len(prompt_loss))
-            if distils:
-                first = max(_first_common(tokens, behind), 0 if length else _STATEMENT_LEAD)
-                mask = tuple(flag and place >= first for place, flag in enumerate(mask))
+            first = max(_first_common(tokens, behind), 0 if length else _STATEMENT_LEAD) if distils else 0
+            mask = tuple(flag and place >= first for place, flag in enumerate(mask))
             if any(mask[1:]):
                 sequences.append(TrainingSequence(tokens, mask, behind))
             else:

@@ -135,6 +135,13 @@ def _in_4_bits(quantization: str, dtype: torch.dtype) -> dict[str, Any]:
     return {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **options), "device_map": {"": "cpu"}}
 
 
+def _keep_weights(model: Any) -> None:
+    """Have bitsandbytes leave weights as they are: on some CPUs it swaps them for bfloat16 ones without a gradient."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
 def load_checkpoint(
     name: str,
     *,
@@ -169,10 +176,7 @@ def load_checkpoint(
             model, told = AutoModelForCausalLM.from_pretrained(
                 place, dtype=dtype, output_loading_info=True, **_in_4_bits(quantization, dtype)
             )
-            for module in model.modules():
-                # On some CPUs bitsandbytes would swap weights in place for bfloat16 ones that have no gradient.
-                if hasattr(module, "support_avx512bf16_for_cpu"):
-                    module.support_avx512bf16_for_cpu = False
+            _keep_weights(model)
             if lacking := sorted(told["missing_keys"]):  # transformers makes them up
                 raise ValueError(f"its files lack {len(lacking)} weights, such as {lacking[0]}")
         else:

@@ -218,12 +218,7 @@ def estimate(
     writers = ("teacher", "student")
     samples, own = (sum(step.total for step in kinds["sample"] if step.writer == writer) for writer in writers)
     recipe = settings.student.update
-    learned = [
-        (step.total, stage.subject if isinstance(stage.subject, Algorithm) else settings.teacher.learning)
-        for stage in plan
-        for step in stage.steps
-        if step.kind == "learn"
-    ]
+    learned = _learned(plan, settings)
     written = settings.teacher.sampling.max_new_tokens
     teacher = model_size(settings.teacher.model, settings.teacher.policy.rank, "all-linear")
     student = model_size(settings.student.model, recipe.rank, recipe.target_modules, recipe.depth)
@@ -247,6 +242,16 @@ def estimate(
         flops=flops,
         rate=_rate(settings.device, student),
     )
+
+
+def _learned(plan: Plan, settings: LoopSettings) -> list[tuple[int, Algorithm]]:
+    """Return how many completions each learning step of a plan takes, with its algorithm."""
+    return [
+        (step.total, stage.subject if isinstance(stage.subject, Algorithm) else settings.teacher.learning)
+        for stage in plan
+        for step in stage.steps
+        if step.kind == "learn"
+    ]
 
 
 def _flops(
