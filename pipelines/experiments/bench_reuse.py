@@ -53,7 +53,7 @@ def open_model(shape: dict[str, Any]) -> Any:
 
 
 def make_updates(adapters: int, vocabulary: int, depth: tuple[float, float]) -> list[Any]:
-    """Return updates on random tokens with loss on each."""
+    """Return updates on random tokens with loss on the last quarter of each line, as on a question's answer."""
     from student.config import UpdateRecipe
     from student.updates import TrainingSequence, UpdateRequest
 
@@ -61,9 +61,13 @@ def make_updates(adapters: int, vocabulary: int, depth: tuple[float, float]) -> 
     made = []
     for number in range(adapters):
         lines = [[generator.randrange(vocabulary) for _ in range(generator.randint(*LENGTHS))] for _ in range(LINES)]
-        sequences = tuple(TrainingSequence(tuple(line), (True,) * len(line)) for line in lines)
+        sequences = tuple(TrainingSequence(tuple(line), _on_answer(len(line))) for line in lines)
         made.append(UpdateRequest(f"random#{number}", sequences, recipe, number))
     return made
+
+
+def _on_answer(tokens: int) -> tuple[bool, ...]:
+    return tuple(place >= tokens - tokens // 4 for place in range(tokens))
 
 
 def train(model: Any, requests: Sequence[Any], *, reuse: bool) -> tuple[float, list[Any]]:
@@ -128,10 +132,11 @@ def useful_flops(model: Any, requests: Sequence[Any]) -> float:
     adapted = find_targets(model, recipe.target_modules, recipe.depth)
     lowest = min(int(name.split(".")[2]) for name in adapted)
     lower = sum(size for name, size in sizes.items() if int(name.split(".")[2]) < lowest)
-    upper = sum(sizes.values()) - lower + model.get_output_embeddings().weight.numel()
+    upper, head = sum(sizes.values()) - lower, model.get_output_embeddings().weight.numel()
     factors = recipe.rank * sum(layer.in_features + layer.out_features for layer in adapted.values())
-    places = sum(len(sequence.tokens) - 1 for request in requests for sequence in request.sequences)
-    return float(places * (2 * lower + recipe.epochs * (4 * upper + 6 * factors)))
+    sequences = [sequence for request in requests for sequence in request.sequences]
+    places, labels = (sum(map(count, sequences)) for count in (lambda s: len(s.tokens) - 1, lambda s: sum(s.loss_mask)))
+    return float(places * (2 * lower + recipe.epochs * (4 * upper + 6 * factors)) + labels * recipe.epochs * 4 * head)
 
 
 def matrix_rate(width: int, inner: int) -> float:

@@ -6,6 +6,7 @@ import gc
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 Side = Callable[[], float]
@@ -86,12 +87,14 @@ def _train_adapter(wrapped: Any, name: str, request: Any, start: Any) -> dict[st
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0, fused=True)
     schedule = get_linear_schedule_with_warmup(optimizer, 0, recipe.total_steps(len(request.sequences)))
     rows = [torch.tensor(sequence.tokens) for sequence in request.sequences]
+    with_loss = [row.where(torch.tensor(s.loss_mask), -100) for row, s in zip(rows, request.sequences, strict=True)]
+    pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
     for order in sequence_order(len(rows), request.seed, recipe.epochs):
         for begin in range(0, len(order), recipe.batch_size):
-            chosen = [rows[i] for i in order[begin : begin + recipe.batch_size]]
-            labels = torch.nn.utils.rnn.pad_sequence(chosen, batch_first=True, padding_value=-100)
-            mask = (labels != -100).long()
-            wrapped(input_ids=labels.clamp(min=0), attention_mask=mask, labels=labels, use_cache=False).loss.backward()
+            chosen = order[begin : begin + recipe.batch_size]
+            tokens, labels = pad([rows[i] for i in chosen]), pad([with_loss[i] for i in chosen], padding_value=-100)
+            mask = pad([torch.ones_like(rows[i]) for i in chosen])
+            wrapped(input_ids=tokens, attention_mask=mask, labels=labels, use_cache=False).loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             schedule.step()

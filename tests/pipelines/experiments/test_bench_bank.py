@@ -75,5 +75,6 @@ def test_useful_flops_count_lower_blocks_once_and_upper_ones_each_epoch() -> Non
     places = sum(len(sequence.tokens) - 1 for sequence in requests[0].sequences)
     block = 3 * 576 * 1536 + 2 * 576 * (576 + 192)
     factors = 6 * 16 * 3 * (576 + 1536)
-    expected = places * (2 * block + 8 * (4 * (block + 512 * 576) + factors))
+    labels = sum(sum(sequence.loss_mask) for sequence in requests[0].sequences)
+    expected = places * (2 * block + 8 * (4 * block + factors)) + labels * 8 * 4 * 512 * 576
     assert bench_reuse.useful_flops(model, requests) == pytest.approx(expected)
