@@ -283,8 +283,9 @@ class Registry:
         known: dict[Any, int] = {record.version: record.version for record in self.history(role)} | self.aliases(role)
         if version not in known:
             what = f"version {version}" if isinstance(version, int) else f"version with the alias {version!r}"
+            newest = f"; its newest is version {max(known.values())}" if known else ""
             raise ConfigError(
-                f"registry: {self.name(role)!r} has no {what}. List the versions with `preceptor versions "
+                f"registry: {self.name(role)!r} has no {what}{newest}. List the versions with `preceptor versions "
                 f"--role {role}`; give one the alias `champion` with `preceptor promote {role} NUMBER`."
             )
         return known[version]
