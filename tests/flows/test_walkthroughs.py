@@ -133,7 +133,7 @@ def test_a_real_model_learns_own_notes(tmp_path: Path, programs: Path) -> None:
     page = (tmp_path / "work" / "nights" / "night-0001" / "morning.html").read_text(encoding="utf-8")
     kinds = {Path(each.source).name: kind for each, kind in listed(tmp_path / "work")}
     assert set(kinds) == {"boat-club.md", "bakery.md", "observatory.md"}
-    assert set(kinds.values()) <= {"learned", "memory"}
+    assert set(kinds.values()) <= {"learned", "memory", "waiting"}
     assert all(name in page for name in kinds)
     assert len(re.findall(r"\bof version 1 .*\nTo compare: ", printed)) == 2
 
