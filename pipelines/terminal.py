@@ -131,7 +131,7 @@ def stoppable() -> Iterator[None]:
         check_stopped()
 
     _received.clear()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM,)}  # SIGINT stays asyncio's
     with suppress(ValueError):  # signals are for the main thread alone
         for number in before:
             signal.signal(number, on_signal)
