@@ -12,6 +12,7 @@ import gc
 import re
 import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -112,29 +113,28 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a command in the same order as Ctrl-C."""
 
 
-_received: list[type[KeyboardInterrupt]] = []
-"""What has stopped the command that runs."""
+_terminated = threading.Event()
+"""Whether SIGTERM has come to the command that runs."""
 
 
-def check_stopped() -> None:
-    """Raise again what has stopped the command: a library may have swallowed it where the signal came."""
-    if _received:
-        raise _received[-1]
+def check_terminated() -> None:
+    """Raise Terminated again where SIGTERM has come: a library may have swallowed it."""
+    if _terminated.is_set():
+        raise Terminated
 
 
 @contextmanager
 def stoppable() -> Iterator[None]:
     """End a command that is stopped by Ctrl-C or SIGTERM in order, and say how to go on; exit codes 130 and 143."""
 
-    def on_signal(number: int, _: object) -> None:
-        _received.append(Terminated if number == signal.SIGTERM else KeyboardInterrupt)
-        check_stopped()
+    def terminate(*_: object) -> None:
+        _terminated.set()
+        raise Terminated
 
-    _received.clear()
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM,)}  # SIGINT stays asyncio's
+    _terminated.clear()
+    before = signal.getsignal(signal.SIGTERM)  # SIGINT stays asyncio's, which cancels in order
     with suppress(ValueError):  # signals are for the main thread alone
-        for number in before:
-            signal.signal(number, on_signal)
+        signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -144,5 +144,4 @@ def stoppable() -> Iterator[None]:
         sys.exit(code)
     finally:
         with suppress(ValueError):
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            signal.signal(signal.SIGTERM, before)

@@ -27,7 +27,7 @@ from pipelines.reports.format import (
     tokens,
     wrapped,
 )
-from pipelines.terminal import check_stopped, guard_output
+from pipelines.terminal import check_terminated, guard_output
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -95,8 +95,8 @@ class Reporter:
         self._progress.update(self._bar, completed=min(self._count, self._total))
 
     def begin(self, doing: str) -> None:
-        """Name the work that starts now, unless the command was stopped."""
-        check_stopped()
+        """Name the work that starts now, unless the command was terminated."""
+        check_terminated()
         doing = f"{self._what}{doing}"
         self._progress.update(self._bar, description=doing)
         if not self.console.is_terminal and time.monotonic() - self._spoke > self._QUIET_SECONDS:
