@@ -127,10 +127,10 @@ def quantization_problem(quantization: str, device: str) -> str:
 
 def _in_4_bits(quantization: str, dtype: torch.dtype) -> dict[str, Any]:
     """Return how transformers opens a model with a quantization that computes in `dtype`; empty for none."""
-    from transformers import BitsAndBytesConfig
-
     if quantization == "none":
         return {}
+    from transformers import BitsAndBytesConfig
+
     options = {"bnb_4bit_quant_type": quantization, "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
     return {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **options), "device_map": {"": "cpu"}}
 

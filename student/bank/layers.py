@@ -184,22 +184,16 @@ class _FrozenProduct(torch.autograd.Function):
         return frozen_product(dy, weight.t()), None, None
 
 
-class FrozenLinear(nn.Module):
-    """A plain linear layer that gets no factors, with the faster kernel of `frozen_product`."""
+class _Wrapper(nn.Module):
+    """A frozen linear layer in the place of which another computes."""
 
     def __init__(self, base: Any) -> None:
-        """Wrap a layer for which `gains_from` is true."""
         super().__init__()
         self.base = base
 
-    @staticmethod
-    def gains_from(layer: Any) -> bool:
-        """Return whether products with the layer's weight have a faster kernel."""
-        return _ONEDNN and type(layer) in LINEAR and layer.weight.dtype == torch.float32 and layer.weight.is_cpu
-
     @property
     def weight(self) -> Tensor:
-        """The frozen weight, as the layer has it."""
+        """The frozen weight, as the layer has it; some architectures look at their layers' weight."""
         return self.base.weight  # type: ignore[no-any-return]
 
     @property
@@ -207,10 +201,23 @@ class FrozenLinear(nn.Module):
         """The frozen bias (D_out,) or None."""
         return self.base.bias  # type: ignore[no-any-return]
 
+    @property
+    def rows(self) -> Tensor:
+        """The weight of a plain layer with a row for each output (D_out, D_in)."""
+        return self.weight.t() if isinstance(self.base, Conv1D) else self.weight
+
+
+class FrozenLinear(_Wrapper):
+    """A plain linear layer that gets no factors and that `gains_from` the faster kernel of `frozen_product`."""
+
+    @staticmethod
+    def gains_from(layer: Any) -> bool:
+        """Return whether products with the layer's weight have a faster kernel."""
+        return _ONEDNN and type(layer) in LINEAR and layer.weight.dtype == torch.float32 and layer.weight.is_cpu
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output of x's leading shape."""
-        weight = self.weight.t() if isinstance(self.base, Conv1D) else self.weight
-        y: Tensor = _FrozenProduct.apply(x.reshape(-1, x.shape[-1]), weight, self.bias)  # type: ignore[no-untyped-call]
+        y: Tensor = _FrozenProduct.apply(x.reshape(-1, x.shape[-1]), self.rows, self.bias)  # type: ignore[no-untyped-call]
         return y.view(*x.shape[:-1], y.shape[-1])
 
 
@@ -228,7 +235,7 @@ class AttachedHere(Attached, threading.local):
     """The same for each thread on its own, so that several can run passes of one model."""
 
 
-class BankedLinear(nn.Module):
+class BankedLinear(_Wrapper):
     """A frozen linear layer whose input rows are grouped by adapter; without factors it is the layer itself.
 
     Rows are grouped by slot: an input (1, K * L, D_in) or (K * N, T, D_in) is read as (K, -1, D_in).
@@ -236,21 +243,10 @@ class BankedLinear(nn.Module):
 
     def __init__(self, base: Any, name: str, attached: Attached) -> None:
         """Wrap the layer called `name` in what is attached to the model."""
-        super().__init__()
-        self.base = base
+        super().__init__(base)
         self._plain = type(base) in LINEAR
         self._name = name
         self._attached = attached
-
-    @property
-    def weight(self) -> Tensor:
-        """The frozen weight, as the layer has it; some architectures look at their layers' weight."""
-        return self.base.weight  # type: ignore[no-any-return]
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The frozen bias (D_out,) or None."""
-        return self.base.bias  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output of x's leading shape, with each slot's low-rank part added to its rows."""
@@ -260,9 +256,8 @@ class BankedLinear(nn.Module):
         a, b = found
         grouped = x.reshape(a.shape[0], -1, x.shape[-1])
         if self._plain and grouped.dtype == a.dtype:
-            weight = self.base.weight.t() if isinstance(self.base, Conv1D) else self.base.weight
             y = _BankedProduct.apply(  # type: ignore[no-untyped-call]
-                grouped, weight, self.base.bias, a, b, scales
+                grouped, self.rows, self.bias, a, b, scales
             )
         else:  # A half-precision base, whose factors are float32 as in PEFT, or a quantised layer.
             reduced = torch.bmm(grouped.to(a.dtype), a.transpose(1, 2)) * scales
