@@ -15,7 +15,7 @@ from evaluation.tasks import KnowledgeTask, Question
 from pipelines import models
 from pipelines.execution import Execution, content_key
 from pipelines.loop import update as updates
-from pipelines.loop.teacher import imitate, learn_from, sample_from, sample_student, sample_teacher
+from pipelines.loop.teacher import Writing, imitate, learn_from, sample_from, sample_student, sample_teacher
 from pipelines.loop.update import BankWork, Trial, questions_of
 from pipelines.records import Edit, Learning, Sampling, ScoredUpdate, WarmStart
 from pipelines.settings import LoopSettings, QuestionSet
@@ -128,20 +128,16 @@ class Loop:
         """Return `n` self-edits for each task from its `texts`, which `prompt` made from a template; see `sample`."""
         sampling = self.settings.teacher.sampling
         stop = None if self.settings.teacher.chat else prompt_template(prompt).stop
+        writing = Writing(list(texts), list(tasks), n, seed, stop)
         if isinstance(sampling, OpenAISampling):
-            self.reporter.begin(f"asking for {n * len(tasks)} self-edits")
-            return sample_from(self.endpoint(sampling, "teacher"), texts, tasks, n, seed, stop)
+            return self._ask(sampling, "teacher", writing)
         content = {
             "teacher": self._teacher_content(state),
-            "prompts": [[task.id, text] for task, text in zip(tasks, texts, strict=True)],
-            "stop": stop,
             "sampling": sampling.model_dump(mode="json"),
-            "n": n,
-            "seed": seed,
+            **writing.content,
         }
         describe = f"sampling {n * len(tasks)} self-edits"
-        work = self._teacher(state), list(texts), list(tasks), n, seed, stop
-        return self.execution.run("sample", content, sample_teacher, *work, describe=describe)
+        return self.execution.run("sample", content, sample_teacher, self._teacher(state), writing, describe=describe)
 
     def sample_student(self, prompt: str, tasks: Sequence[KnowledgeTask], *, n: int, seed: int) -> Sampling:
         """Return `n` self-edits for each task, by a prompt template, from the student without an update.
@@ -153,16 +149,9 @@ class Loop:
         chat = models.chat_of(self.student_ref, self.settings.student.answer_format)
         prompts = [self._prompt(prompt, task, chat) for task in tasks]
         stop = prompt_template(prompt).stop if chat is None else None
-        content = {
-            "student": self.student_digest,
-            "prompts": [[task.id, text] for task, text in zip(tasks, prompts, strict=True)],
-            "stop": stop,
-            "sampling": how.model_dump(mode="json"),
-            "n": n,
-            "seed": seed,
-        }
-        describe = f"the student writes {n * len(tasks)} self-edits"
-        work = (self.student_ref, how, prompts, list(tasks), n, seed, stop)
+        writing = Writing(prompts, list(tasks), n, seed, stop)
+        content = {"student": self.student_digest, "sampling": how.model_dump(mode="json"), **writing.content}
+        describe, work = f"the student writes {n * len(tasks)} self-edits", (self.student_ref, how, writing)
         return self.execution.run("sample-student", content, sample_student, *work, describe=describe)
 
     def endpoint(self, sampling: OpenAISampling, role: str) -> OpenAISampler:
@@ -176,8 +165,11 @@ class Loop:
         budget = self.settings.student.update.step_budget
         template = prompt_template(prompt)
         prompts = [template.render(domain_of(task).render(task), budget) for task in tasks]
-        self.reporter.begin(f"asking for {n * len(tasks)} self-edits")
-        return sample_from(self.endpoint(sampling, role), prompts, tasks, n, seed, template.stop)
+        return self._ask(sampling, role, Writing(prompts, list(tasks), n, seed, template.stop))
+
+    def _ask(self, sampling: OpenAISampling, role: str, writing: Writing) -> Sampling:
+        self.reporter.begin(f"asking for {writing.n * len(writing.tasks)} self-edits")
+        return sample_from(self.endpoint(sampling, role), writing)
 
     def learn(
         self, state: str | None, examples: Sequence[WeightedExample], *, seed: int, reference: str | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from evaluation.common.errors import UpdateError
 from evaluation.domains import domain_of
@@ -19,45 +20,40 @@ from teacher.samplers.transformers import TransformersSampler, TransformersSampl
 from teacher.self_edit import SelfEdit
 
 
-def sample_teacher(
-    teacher: TeacherState,
-    prompts: Sequence[str],
-    tasks: Sequence[KnowledgeTask],
-    n: int,
-    seed: int,
-    stop: str | None = None,
-) -> Sampling:
-    """Return `n` parsed self-edits for each task from a teacher at a saved state; see `sample_from`."""
+class Writing(NamedTuple):
+    """Self-edits to be written: plain data, whoever writes them."""
+
+    prompts: list[str]
+    tasks: list[KnowledgeTask]
+    """One for each prompt; their questions are not read."""
+    n: int
+    """Self-edits for each task."""
+    seed: int
+    stop: str | None = None
+    """Text at which each of them ends at the latest."""
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What identifies them, beside their writer."""
+        prompts = [[task.id, text] for task, text in zip(self.tasks, self.prompts, strict=True)]
+        return {"prompts": prompts, "stop": self.stop, "n": self.n, "seed": self.seed}
+
+
+def sample_teacher(teacher: TeacherState, writing: Writing) -> Sampling:
+    """Return parsed self-edits from a teacher at a saved state; see `sample_from`."""
     opened = teacher.open()
     opened.at(teacher.directory)
-    return sample_from(opened.sampler, prompts, tasks, n, seed, stop)
+    return sample_from(opened.sampler, writing)
 
 
-def sample_student(
-    student: ModelRef,
-    sampling: TransformersSampling,
-    prompts: Sequence[str],
-    tasks: Sequence[KnowledgeTask],
-    n: int,
-    seed: int,
-    stop: str | None = None,
-) -> Sampling:
-    """Return `n` parsed self-edits for each task from the student without an update; see `sample_from`."""
-    return sample_from(TransformersSampler(*open_student(student), sampling), prompts, tasks, n, seed, stop)
+def sample_student(student: ModelRef, sampling: TransformersSampling, writing: Writing) -> Sampling:
+    """Return parsed self-edits from the student without an update; see `sample_from`."""
+    return sample_from(TransformersSampler(*open_student(student), sampling), writing)
 
 
-def sample_from(
-    sampler: Sampler,
-    prompts: Sequence[str],
-    tasks: Sequence[KnowledgeTask],
-    n: int,
-    seed: int,
-    stop: str | None = None,
-) -> Sampling:
-    """Return `n` parsed self-edits for each task and its prompt from any engine; what fails has its reason.
-
-    Each ends at `stop` at the latest. The tasks' questions are not read.
-    """
+def sample_from(sampler: Sampler, writing: Writing) -> Sampling:
+    """Return parsed self-edits for each task and its prompt from any engine; what fails has its reason."""
+    prompts, tasks, n, seed, stop = writing
     started = time.perf_counter()
     refused = prompts_too_long(sampler, prompts)
     fitting = [i for i in range(len(tasks)) if i not in refused]

@@ -12,7 +12,7 @@ from evaluation.common.errors import InputError
 from evaluation.grids.domain import as_task
 from evaluation.grids.grids import read_grid
 from pipelines.loop.loop import Loop
-from pipelines.loop.teacher import sample_from
+from pipelines.loop.teacher import Writing, sample_from
 from pipelines.loop.update import Trial
 from pipelines.train_teacher.config import TrainTeacherConfig
 from teacher.rewards import RewardFailure
@@ -125,7 +125,7 @@ class Writer:
 def test_lines_beside_a_specification_are_dropped_where_it_stands_alone() -> None:
     task = as_task(mirror_task(((1, 2),)))
     knowledge = task.model_copy(update={"domain": "knowledge"})
-    alone, both = (sample_from(Writer(), [""], [one], 1, 0).edits[0].edit for one in (task, knowledge))
+    alone, both = (sample_from(Writer(), Writing([""], [one], 1, 0)).edits[0].edit for one in (task, knowledge))
     assert alone == SelfEdit(augmentations=AugmentationSpec(orientations="flip"))
     assert both is not None
     assert both.implications == (Implication(text="The rule turns rows."),)
