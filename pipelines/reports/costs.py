@@ -266,9 +266,9 @@ def _flops(
 ) -> dict[str, float]:
     """Return the FLOPs by stage.
 
-    `written` are the tokens of a completion, `totals` counts by kind of step, `samples` are the teacher's and
-    the student's completions, `asked` the tokens of a document's
-    questions, and `learned` the completions of each learning step with its algorithm.
+    `written` are the tokens of a completion, `totals` counts by kind of step, `samples` are the teacher's and the
+    student's completions, `asked` the tokens of a document's questions, and `learned` the completions of each learning
+    step with its algorithm.
     """
     read = PASSAGE_TOKENS + _PROMPT_TOKENS + written
     per_epoch = teacher.training_flops + 2.0 * teacher.parameters
