@@ -23,6 +23,7 @@ from pydantic import Field
 
 from evaluation.common.data import Frozen
 from evaluation.tasks import Question
+from teacher.parsing.lines import Kind, classify
 
 _WORD = re.compile(r"\w+")
 _TIE = 1e-9
@@ -136,7 +137,7 @@ def has_spread(rewards: Sequence[float | None]) -> bool:
 
 
 class LineGains(NamedTuple):
-    """Gains of the non-blank lines of a completion."""
+    """Gains of the non-blank lines of a completion; a question and its answer count as one line."""
 
     gains: tuple[float, ...]
     """By line, on the reward's scale."""
@@ -152,13 +153,24 @@ def line_gains(
 ) -> LineGains:
     """Return the gains of a completion's lines, given the student's gain by question (Q,) on the reward's scale.
 
-    `decode` must omit special tokens.
+    An answer below its question shares the credit, since the words that tell which question a pair is about are mostly
+    the question's, while what the student learns is the answer. `decode` must omit special tokens.
     """
-    lines = decode(token_ids).split("\n")
-    written = [place for place, line in enumerate(lines) if line.strip()]
-    numbers: dict[int | None, int] = {place: number for number, place in enumerate(written)}
+    texts: list[str] = []
+    numbers: dict[int | None, int] = {}
+    labelled = False
+    for place, line in enumerate(decode(token_ids).split("\n")):
+        if not line.strip():
+            continue
+        read = classify(line)
+        if texts and (labelled or read.kind is Kind.ANSWER):
+            texts[-1] += f" {line}"
+        else:
+            texts.append(line)
+        numbers[place] = len(texts) - 1
+        labelled = read.kind in (Kind.QUESTION, Kind.ANSWER) and not read.text
     token_lines = tuple(map(numbers.get, _token_lines(token_ids, decode)))
-    return LineGains(tuple(attributed_gains([lines[place] for place in written], questions, gains)), token_lines)
+    return LineGains(tuple(attributed_gains(texts, questions, gains)), token_lines)
 
 
 def attributed_gains(lines: Sequence[str], questions: Sequence[Question], gains: Sequence[float]) -> list[float]:

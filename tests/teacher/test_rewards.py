@@ -190,3 +190,21 @@ def test_tokens_belong_to_their_lines_and_the_end_token_to_none(between: str) ->
     lines = [line for line in found.token_lines if line is not None]
     assert lines == sorted(lines)
     assert set(lines) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        " Where does Bram Dahl live?\nAnswer 1: Lindale\nQuestion 2: Who is it?\nAnswer 2: a baker",
+        "\nWhere does Bram Dahl live?\nAnswer 1:\nLindale\nQuestion 2:\nWho is it?\nAnswer 2:\na baker",
+    ],
+)
+def test_an_answer_shares_the_credit_of_its_question(text: str) -> None:
+    asked = [Question(question="Where does Bram Dahl live?", answer="Lindale"), Question(question="Which?", answer="x")]
+    ids = tokenizer()(text, add_special_tokens=False)["input_ids"]
+    found = line_gains(ids, decode, asked, [0.8, 0.0])
+    assert found.gains == pytest.approx((0.4, 0.0))
+    read = [decode(ids[: i + 1]) for i in range(len(ids))]
+    answer = next(i for i, so_far in enumerate(read) if "Lindale" in so_far)
+    assert found.token_lines[answer] == 0
+    assert set(found.token_lines) - {None} == {0, 1}
