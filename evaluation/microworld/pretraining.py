@@ -1,9 +1,7 @@
-"""Pretraining of micro models for both embedded worlds: Llama, tokenizer, weighted loss, stage checkpoints."""
+"""Pretraining of micro models for both embedded worlds: Llama, tokenizer, weighted loss."""
 
 from __future__ import annotations
 
-import hashlib
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,8 +13,6 @@ if TYPE_CHECKING:
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
 _REPORT_EVERY = 100
-_PACKAGES = ("grids", "microgrids", "microworld")
-_WEIGHTS = "model.safetensors"
 
 
 class Shape(NamedTuple):
@@ -175,45 +171,8 @@ def sharpen(model: Any, factor: float) -> None:
         model.model.norm.weight.mul_(factor)
 
 
-def build_model(
-    directory: Path,
-    tokenizer: Any,
-    shape: Shape,
-    seed: int,
-    stages: Sequence[object],
-    train_stage: Callable[[Any, int, Callable[[str], None]], None],
-) -> Path:
-    """Pretrain a model stage by stage on one thread, save it in `directory` and return that.
-
-    `stages` describe what each stage does; those that an earlier build with the same seed, recipe and code has finished
-    are loaded from the directory's sibling `stages`. `train_stage` gets the model, the stage's number from 1, and a
-    function that prints progress. A seed fixes texts and initial weights; rounding may differ between processors.
-    """
-    import torch
-
-    torch.set_num_threads(1)
-    model = new_model(shape, tokenizer, seed)
-    identity = hashlib.sha256(repr((seed, shape)).encode() + _code())
-    for number, stage in enumerate(stages, start=1):
-        identity.update(repr(stage).encode())
-        place = directory.parent / "stages" / f"{identity.hexdigest()[:20]}"
-        label = f"{directory.name:14s}stage {number}/{len(stages)}"
-        if (place / _WEIGHTS).is_file():
-            model = type(model).from_pretrained(place)
-            print(f"{label}  reused from {place}", flush=True)
-            continue
-        train_stage(model, number, lambda line, label=label: print(f"{label}  {line}", flush=True))  # type: ignore[misc]
-        # Atomic: a killed build leaves no partial stage.
-        staging = place.with_name(f".{place.name}.{os.getpid()}")
-        model.save_pretrained(staging)
-        os.replace(staging, place)
+def save(model: Any, tokenizer: Any, directory: Path) -> Path:
+    """Save a model with its tokenizer, and return the directory."""
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
-
-
-def _code() -> bytes:
-    """Return the source that determines words, texts and steps, part of each stage's identity."""
-    root = Path(__file__).resolve().parents[1]
-    files = [path for package in _PACKAGES for path in (root / package).iterdir() if path.suffix in (".py", ".toml")]
-    return b"".join(path.read_bytes() for path in sorted(files))
