@@ -37,7 +37,7 @@ def build_micro(
 
 def _build(role: _Role, out: Path, seed: int) -> Path:
     from evaluation.microgrids.pretraining import build_one as build_grids
-    from evaluation.microworld.build import build_one as build_world
+    from evaluation.microworld.pretraining import build_one as build_world
 
     if role == "grid-student" or role == "grid-teacher":
         return build_grids(role, out, seed)

@@ -18,19 +18,24 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evaluation.common.checkpoints import MICRO_MODELS, Checkpoint, load_checkpoint
 from evaluation.exact_match import AnswerFormat
-from evaluation.microworld import build
-from evaluation.microworld.build import (
+from evaluation.microworld import pretraining
+from evaluation.microworld.pretraining import (
     CONTENT_WEIGHT,
     CONTEXT_TOKENS,
+    SPECIAL_TOKENS,
+    Batch,
     Phase,
     Role,
+    Shape,
     batch_of_texts,
     build_one,
     build_tokenizer,
     content_tokens,
+    new_model,
     pretrain,
+    sharpen,
+    weighted_loss,
 )
-from evaluation.microworld.pretraining import SPECIAL_TOKENS, Batch, Shape, new_model, sharpen, weighted_loss
 from evaluation.microworld.texts import (
     ALTERED,
     USEFUL,
@@ -231,7 +236,7 @@ def test_sharpen_multiplies_the_logits(factor: float) -> None:
 
 @pytest.mark.parametrize("role", get_args(Role))
 def test_recipes_texts_fit_the_context(role: Role) -> None:
-    stages = build.stages(role, 0)
+    stages = pretraining.stages(role, 0)
     for stream, _ in itertools.chain(*(phase.streams for phases in stages for phase in phases)):
         assert batched(list(itertools.islice(stream, 100))).ids.shape[1] <= CONTEXT_TOKENS
 
@@ -239,8 +244,8 @@ def test_recipes_texts_fit_the_context(role: Role) -> None:
 @pytest.mark.parametrize("role", get_args(Role))
 def test_build_one_writes_a_directory_that_opens(role: Role, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     threads = torch.get_num_threads()
-    monkeypatch.setitem(build.SHAPES, role, TINY)
-    monkeypatch.setattr(build, "stages", lambda role, seed: [tiny_phases(seed)])
+    monkeypatch.setitem(pretraining.SHAPES, role, TINY)
+    monkeypatch.setattr(pretraining, "stages", lambda role, seed: [tiny_phases(seed)])
     try:
         directory = build_one(role, tmp_path, 5)
     finally:
@@ -248,7 +253,7 @@ def test_build_one_writes_a_directory_that_opens(role: Role, tmp_path: Path, mon
     assert directory == tmp_path / role
     model = AutoModelForCausalLM.from_pretrained(directory)
     trained = pretrained_tiny(5)[0]
-    sharpen(trained, build.TEACHER_SHARPNESS if role == "teacher" else 1.0)
+    sharpen(trained, pretraining.TEACHER_SHARPNESS if role == "teacher" else 1.0)
     expected = trained.state_dict()
     assert all(torch.allclose(model.state_dict()[key], expected[key], atol=1e-5) for key in expected)
     assert AutoTokenizer.from_pretrained(directory).get_vocab() == TOKENIZER.get_vocab()
@@ -260,7 +265,7 @@ def test_build_one_writes_a_directory_that_opens(role: Role, tmp_path: Path, mon
 @pytest.mark.parametrize("role", ["student", "teacher"])
 def test_shipped_model_has_the_recipes_size_and_todays_tokenizer(role: Role) -> None:
     model = AutoModelForCausalLM.from_pretrained(MODELS / role)
-    shape = build.SHAPES[role]
+    shape = pretraining.SHAPES[role]
     config = model.config
     assert 0.5e6 <= sum(parameter.numel() for parameter in model.parameters()) <= 2e6
     assert config.hidden_size / config.num_attention_heads == config.head_dim == 32
