@@ -116,7 +116,7 @@ class CostEstimate(NamedTuple):
     that the teacher learns from."""
     endpoints: dict[str, tuple[EndpointConfig, int, int]]
     """By role (`teacher`, `external` or `judge`): endpoint, calls at most, retries left out, and tokens of a call."""
-    flops: Counter[str] | None
+    flops: dict[str, float] | None
     """Useful FLOPs by stage; None where a model's size is not known."""
     rate: float
     """Assumed FLOP/s of the device."""
@@ -124,7 +124,7 @@ class CostEstimate(NamedTuple):
     @property
     def minutes(self) -> float | None:
         """Time at `rate`; None without FLOPs."""
-        return None if self.flops is None else self.flops.total() / self.rate / 60
+        return None if self.flops is None else sum(self.flops.values()) / self.rate / 60
 
 
 def _step_cost(step: Step, subject: Any, settings: LoopSettings, data: DataSplit | None) -> tuple[int, int]:
@@ -175,7 +175,8 @@ def estimate(
     teacher = model_size(settings.teacher.model, settings.teacher.policy.rank, "all-linear")
     student = model_size(settings.student.model, recipe.rank, recipe.target_modules, recipe.depth)
     sizes = (teacher or ModelSize(0, 0)), (student or ModelSize(0, 0))
-    counts, flops, calls = Counter(dict.fromkeys(_QUANTITIES, 0)), Counter[str](), Counter[str]()
+    counts, calls = Counter(dict.fromkeys(_QUANTITIES, 0)), Counter[str]()
+    flops = dict.fromkeys(("sampling", "updates", "scoring", "learning"), 0.0)
     for stage in plan:
         for step in stage.steps:
             _add(step, stage, settings, data, sizes, counts, flops)
@@ -204,7 +205,7 @@ def _add(
     data: DataSplit | None,
     sizes: tuple[ModelSize, ModelSize],
     counts: Counter[str],
-    flops: Counter[str],
+    flops: dict[str, float],
 ) -> None:
     """Add a step to the counts by quantity and the FLOPs by stage; `sizes` are the teacher's and the student's."""
     (teacher, student), written, done = sizes, settings.teacher.sampling.max_new_tokens, step.total
@@ -253,7 +254,7 @@ def cost_table(cost: CostEstimate, settings: LoopSettings) -> Table:
     for role, (endpoint, calls, each) in cost.endpoints.items():
         budget = "no budget" if endpoint.budget_tokens is None else f"budget {endpoint.budget_tokens:,} tokens"
         rows[f"Endpoint: {role}"] = f"{endpoint.model}: {calls:,} calls, {calls * each:,} tokens ({budget})"
-    if cost.flops is not None and (total := cost.flops.total()):
+    if cost.flops is not None and (total := sum(cost.flops.values())):
         rows["Useful FLOPs"] = f"{total:.1e}"
         rows |= {f"  {stage}": f"{100 * value / total:.0f} %" for stage, value in cost.flops.items() if value}
     minutes = cost.minutes
