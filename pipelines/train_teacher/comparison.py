@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from evaluation.agreement import agreements
 from evaluation.statistics import (
     bootstrap_mean,
@@ -144,7 +146,8 @@ def _kept_gain(here: Sequence[VariantScores], there: Sequence[VariantScores], in
         return None
     shared = sorted(set.intersection(*(set(scores) for side in sides for scores in side.values())))
     kept, whole = ([side[TRAINED_TEACHER][d] - side[BASELINE_TEACHER][d] for d in shared] for side in sides)
-    return kept_share(kept, whole, **intervals)
+    resampling = {"confidence": intervals["confidence"], "resamples": intervals["resamples"]}
+    return kept_share([(kept, whole)], np.random.default_rng(intervals["seed"]), **resampling)
 
 
 def by_group(variants: Sequence[VariantScores], split: Split) -> dict[str, GroupAccuracy]:
