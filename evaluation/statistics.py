@@ -249,10 +249,11 @@ def hierarchical_bootstrap_mean(
     groups: Sequence[Sequence[float]],
     generator: np.random.Generator,
     *,
+    confidence: float = _CONFIDENCE,
     resamples: int = 10_000,
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Interval:
-    """Return the mean of the means of S >= 1 groups, with a 95 % percentile interval over groups and their values.
+    """Return the mean of the means of S >= 1 groups, with a percentile interval over groups and their values.
 
     Each resample draws groups, then values within each drawn group, with replacement (Davison and Hinkley 1997,
     "Bootstrap Methods and their Application", section 3.8, second strategy); groups have equal weight. It understates
@@ -262,9 +263,9 @@ def hierarchical_bootstrap_mean(
     samples = [sorted_sample(values, bounds) for values in groups]
     mean = float(np.mean([sample.mean() for sample in samples]))
     if max(sample[-1] for sample in samples) - min(sample[0] for sample in samples) <= NO_SPREAD:
-        return _equal_values_interval(mean, sum(map(len, samples)), _CONFIDENCE, bounds)
+        return _equal_values_interval(mean, sum(map(len, samples)), confidence, bounds)
     means = _resampled_means(samples, generator, resamples)
-    low, high = np.quantile(means, [(1.0 - _CONFIDENCE) / 2.0, (1.0 + _CONFIDENCE) / 2.0])
+    low, high = np.quantile(means, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])
     return Interval(mean=mean, low=float(low), high=float(high))
 
 
@@ -296,48 +297,42 @@ def random_effects(means: Sequence[float], standard_errors: Sequence[float]) -> 
 
 
 def kept_share(
-    gain_there: Sequence[float],
-    gain_here: Sequence[float],
-    *,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Interval | None:
-    """Return the retained share of a gain in another setting, mean(gain_there) / mean(gain_here), with its interval.
-
-    The percentile interval resamples documents with both gains (Efron and Tibshirani 1993, "An Introduction to the
-    Bootstrap", section 10.6). Simulated coverage at 95 %, for gains of 2 to 8 standard errors: 92-93 % with 20
-    documents, 94-95 % with 200.
-
-    Both gains, in [-1, 1], are those of the same N >= 1 documents. The share may be below 0 or above 1; it is None if
-    the interval of `gain_here` reaches 0, where no bounded interval has coverage (Fieller 1954; Gleser and Hwang 1987).
-    Equal `gain_there` have an exact interval.
-    """
-    pairs = _pairs(gain_there, gain_here)
-    options: Any = {"confidence": confidence, "resamples": resamples, "seed": seed, "bounds": _GAINS}
-    there, here = (bootstrap_mean(column.tolist(), **options) for column in pairs.T)
-    if here.low <= 0.0:
-        return None
-    return _share([pairs], there, here, np.random.default_rng(seed), confidence, resamples)
-
-
-def kept_share_over_seeds(
     groups: Sequence[tuple[Sequence[float], Sequence[float]]],
     generator: np.random.Generator,
     *,
+    confidence: float = _CONFIDENCE,
     resamples: int = 10_000,
 ) -> Interval | None:
-    """Return the retained share (`kept_share`) over S >= 1 seeds: the ratio of the mean gains.
+    """Return the retained share of a gain in another setting over S >= 1 seeds: the ratio of the mean gains.
 
-    Resampled as in `hierarchical_bootstrap_mean`, with both gains of a document together; simulated coverage of 95 %
-    intervals was 84-97 % with 3 seeds and 91-99 % with 10.
+    The percentile interval resamples as `hierarchical_bootstrap_mean`, with both gains of a document together (Efron
+    and Tibshirani 1993, "An Introduction to the Bootstrap", section 10.6). Simulated coverage at 95 %, for gains of 2
+    to 8 standard errors: for one seed 92-93 % with 20 documents and 94-95 % with 200, over seeds 84-97 % with 3 seeds
+    and 91-99 % with 10.
+
+    Both gains of a seed, in [-1, 1], are those of the same N >= 1 documents. The share may be below 0 or above 1; it is
+    None if the interval of the gain here reaches 0, where no bounded interval has coverage (Fieller 1954; Gleser and
+    Hwang 1987). Equal gains there have an exact interval.
     """
-    samples = [_pairs(there, here) for there, here in groups]
+    # Sorted, so that results are independent of the order of documents.
+    samples = [np.array(sorted(zip(*both, strict=True)), dtype=np.float64).reshape(-1, 2) for both in groups]
+    settings: Any = {"confidence": confidence, "resamples": resamples, "bounds": _GAINS}
     columns = ([pairs[:, column].tolist() for pairs in samples] for column in (0, 1))
-    there, here = (
-        hierarchical_bootstrap_mean(column, generator, resamples=resamples, bounds=_GAINS) for column in columns
-    )
-    return _share(samples, there, here, generator, _CONFIDENCE, resamples) if here.low > 0.0 else None
+    there, here = (hierarchical_bootstrap_mean(column, generator, **settings) for column in columns)
+    if here.low <= 0.0:
+        return None
+    mean = there.mean / here.mean
+    gains_there = np.concatenate([pairs[:, 0] for pairs in samples])
+    if gains_there.max() - gains_there.min() <= _ROUNDING:
+        ends = [end / gain for end in (there.low, there.high) for gain in (here.low, here.high)]
+        return Interval(mean=mean, low=min(ends), high=max(ends))
+    drawn = _resampled_means(samples, generator, resamples)
+    positive = drawn[:, 1] > 0.0
+    # The share diverges as the gain here approaches 0.
+    shares = np.copysign(np.inf, drawn[:, 0])
+    shares[positive] = drawn[positive, 0] / drawn[positive, 1]
+    low, high = np.quantile(shares, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0], method="inverted_cdf")
+    return Interval(mean=mean, low=low, high=high) if math.isfinite(low) and math.isfinite(high) else None
 
 
 def sorted_sample(values: Sequence[float], bounds: tuple[float, float] = (-math.inf, math.inf)) -> Array:
@@ -376,34 +371,6 @@ def _resampled(sample: Array, method: str, confidence: float, resamples: int, se
 def _standard_errors(confidence: float) -> float:
     """Return the detectable mean in standard errors."""
     return NormalDist().inv_cdf((1.0 + confidence) / 2.0) + NormalDist().inv_cdf(POWER)
-
-
-def _pairs(gain_there: Sequence[float], gain_here: Sequence[float]) -> Array:
-    """Return both gains (N, 2), sorted, so that results are independent of the order of documents."""
-    return np.array(sorted(zip(gain_there, gain_here, strict=True)), dtype=np.float64).reshape(-1, 2)
-
-
-def _share(
-    samples: Sequence[Array],
-    there: Interval,
-    here: Interval,
-    generator: np.random.Generator,
-    confidence: float,
-    resamples: int,
-) -> Interval | None:
-    """Return the ratio of the means with its interval; see `kept_share`."""
-    mean = there.mean / here.mean
-    gains_there = np.concatenate([pairs[:, 0] for pairs in samples])
-    if gains_there.max() - gains_there.min() <= _ROUNDING:
-        ends = [end / gain for end in (there.low, there.high) for gain in (here.low, here.high)]
-        return Interval(mean=mean, low=min(ends), high=max(ends))
-    drawn = _resampled_means(samples, generator, resamples)
-    positive = drawn[:, 1] > 0.0
-    # The share diverges as the gain here approaches 0.
-    shares = np.copysign(np.inf, drawn[:, 0])
-    shares[positive] = drawn[positive, 0] / drawn[positive, 1]
-    low, high = np.quantile(shares, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0], method="inverted_cdf")
-    return Interval(mean=mean, low=low, high=high) if math.isfinite(low) and math.isfinite(high) else None
 
 
 def _resampled_means(samples: Sequence[Array], generator: np.random.Generator, resamples: int) -> Array:

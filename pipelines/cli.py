@@ -84,9 +84,6 @@ FlowFile = Annotated[
         callback=find_optional_config,
     ),
 ]
-PriceOption = Annotated[
-    float | None, typer.Option("--price-per-hour", min=0.0, help="Of this machine, for the cost in --dry-run.")
-]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Override a setting, such as loop.rounds=3; repeatable.")
 ]
@@ -120,7 +117,6 @@ def train_teacher(
     work_dir: WorkDir = Path(".preceptor"),
     json_file: JsonFile = None,
     dry_run: DryRun = False,
-    price: PriceOption = None,
 ) -> None:
     """Train a teacher on a student's progress, then compare it with the untrained one on unseen documents.
 
@@ -137,7 +133,7 @@ def train_teacher(
 
         sys.stdout.write(to_yaml(settings))
         cost = estimate(plan_run(settings), settings, settings.data, settings.external_sampling)
-        open_console().print(cost_table(cost, settings, price))
+        open_console().print(cost_table(cost, settings))
         check_unread(settings, work_dir)
         return
     check(settings, work_dir, findings_of)
@@ -156,7 +152,6 @@ def adapt_student(
     work_dir: WorkDir = Path(".preceptor"),
     json_file: JsonFile = None,
     dry_run: DryRun = False,
-    price: PriceOption = None,
 ) -> None:
     """Adapt the champion student to everything new in the inbox; promote the result if it passes the gate.
 
@@ -170,7 +165,7 @@ def adapt_student(
     if dry_run:
         from pipelines.adapt_student.plan import print_dry_run
 
-        print_dry_run(settings, config, set_ or (), work_dir, price)
+        print_dry_run(settings, config, set_ or (), work_dir)
         check_unread(settings, work_dir)
         return
     check(settings, work_dir, findings_of)

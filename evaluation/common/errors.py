@@ -48,7 +48,3 @@ class ServeError(PreceptorError, RuntimeError):
 
 class LineageError(PreceptorError, RuntimeError):
     """The tracking store or model registry failed or lost data."""
-
-
-class BuildError(PreceptorError, RuntimeError):
-    """A rebuilt micro model failed a check."""

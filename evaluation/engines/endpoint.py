@@ -22,7 +22,7 @@ from pydantic import ConfigDict, Field, model_validator
 from evaluation.common.data import Frozen, digest_json
 from evaluation.common.errors import BudgetError, ConfigError, EndpointError
 from evaluation.engines import protocol
-from evaluation.engines.ledger import Charge, EndpointFailure, EndpointReply, Ledger, Limits, Outcome
+from evaluation.engines.ledger import EndpointFailure, EndpointReply, Ledger, Outcome
 from evaluation.engines.protocol import Answer, AnswerReader
 
 if TYPE_CHECKING:
@@ -60,14 +60,6 @@ class EndpointConfig(Frozen):
     """Concurrent calls, in [1, 256]."""
     budget_tokens: int | None = Field(default=None, ge=1)
     """Token budget, prompts and completions together, at least 1; None is unlimited."""
-    budget_cost: float | None = Field(default=None, gt=0.0)
-    """Cost budget in `currency`, above 0; requires both prices; None is unlimited."""
-    currency: str = Field(default="USD", min_length=1, max_length=8)
-    """Currency of prices and budget; for display only."""
-    price_input: float | None = Field(default=None, ge=0.0)
-    """Price of a million prompt tokens in `currency`, at least 0; None is unknown."""
-    price_output: float | None = Field(default=None, ge=0.0)
-    """Price of a million completion tokens in `currency`, at least 0; None is unknown."""
 
     @model_validator(mode="after")
     def _consistent(self) -> EndpointConfig:
@@ -84,20 +76,7 @@ class EndpointConfig(Frozen):
                 "key_env: allowed is the name of an environment variable (letters, digits, underscores), not the key "
                 "itself. Export the key under a name such as GENERATOR_KEY and give that name"
             )
-        if (self.price_input is None) != (self.price_output is None):
-            raise ValueError("price_input, price_output: allowed are both or none of them")
-        if self.budget_cost is not None and self.price_input is None:
-            raise ValueError(
-                f"budget_cost: got {self.budget_cost} {self.currency} without prices. Set price_input and price_output "
-                "(per million tokens), or limit budget_tokens instead"
-            )
         return self
-
-    def cost(self, prompt_tokens: int | None, completion_tokens: int | None) -> float | None:
-        """Return the price in `currency`; None when prices or tokens are unknown."""
-        if self.price_input is None or self.price_output is None or prompt_tokens is None or completion_tokens is None:
-            return None
-        return (self.price_input * prompt_tokens + self.price_output * completion_tokens) / 1e6
 
 
 def check_key(config: EndpointConfig) -> str | None:
@@ -138,10 +117,9 @@ class EndpointRequest:
         content = {name: value for name, value in asdict(self).items() if name != "stop" or value is not None}
         return digest_json(content | {"schema": None} | numbers | server)
 
-    def most(self, config: EndpointConfig) -> Charge:
-        """Return an upper bound of the charge of one call."""
-        prompt = _TEMPLATE_TOKENS[config.api] + most_tokens(self.prompt)
-        return Charge(prompt + self.max_tokens, config.cost(prompt, self.max_tokens))
+    def most(self, config: EndpointConfig) -> int:
+        """Return an upper bound of the tokens of one call."""
+        return _TEMPLATE_TOKENS[config.api] + most_tokens(self.prompt) + self.max_tokens
 
     def body(self, config: EndpointConfig, token_limit: str = "max_tokens") -> dict[str, Any]:
         """Return the request in the endpoint's protocol."""
@@ -171,23 +149,8 @@ class Endpoint:
     """Requests completions from a server; every call and reply is recorded in the ledger."""
 
     def __init__(self, config: EndpointConfig, ledger: Ledger) -> None:
-        """Check key and ledger; the caller closes the ledger.
-
-        ConfigError if the key is missing, or the ledger's scope has calls in another currency or without prices.
-        """
+        """Check the key (ConfigError if it is missing); the caller closes the ledger."""
         self._config, self._ledger, self._key = config, ledger, check_key(config)
-        spent = ledger.spent()
-        held = f"endpoint {config.base_url!r}: the ledger {str(ledger.path)!r}"
-        if spent.currency not in ("", config.currency):
-            raise ConfigError(
-                f"{held} counts in {spent.currency} for the scope {ledger.scope!r}, the configuration in "
-                f"{config.currency}. Set currency back, or use another ledger."
-            )
-        if config.budget_cost is not None and spent.cost is None:
-            raise ConfigError(
-                f"{held} holds calls that were made without prices, which budget_cost cannot count. Limit "
-                "budget_tokens, or use another ledger."
-            )
 
     def complete(self, requests: Sequence[EndpointRequest]) -> list[Outcome]:
         """Return the outcome of each request, in order.
@@ -306,9 +269,8 @@ class _Batch:
     async def _begin(self, digest: str, request: EndpointRequest) -> int | None:
         """Return the id of a call that fits the budget, waiting for calls in flight; None if the run was stopped."""
         config, most = self._config, request.most(self._config)
-        limits = Limits(config.budget_tokens, config.budget_cost)
         while not self._stopped.is_set():
-            call = self._ledger.begin(digest, config.model, most, config.currency, limits)
+            call = self._ledger.begin(digest, config.model, most, config.budget_tokens)
             if call is not None:
                 self._in_flight += 1
                 return call
@@ -343,25 +305,15 @@ class _Batch:
             self._freed.set()
         if isinstance(answer.outcome, EndpointReply):
             return answer._replace(outcome=self._ledger.keep(call, digest, answer.outcome))
-        self._ledger.fail(call, answer.outcome, usage=answer.usage, cost=config.cost(*answer.usage), free=answer.free)
+        self._ledger.fail(call, answer.outcome, usage=answer.usage, free=answer.free)
         return answer
 
-    def _over_budget(self, most: Charge) -> str:
-        config, spent = self._config, self._ledger.spent()
-        lines, remedies = [], []
-        if config.budget_tokens is not None:
-            lines.append(
-                f"{spent.tokens} of {config.budget_tokens} tokens are spent, the next call may use {most.tokens}"
-            )
-            remedies.append(f"budget_tokens (now {config.budget_tokens})")
-        if config.budget_cost is not None and most.cost is not None:
-            money = f"{spent.cost or 0.0:.6g} of {config.budget_cost:g} {config.currency}"
-            lines.append(f"{money} are spent, the next call may cost {most.cost:.6g}")
-            remedies.append(f"budget_cost (now {config.budget_cost:g})")
-        if spent.unsettled:
-            lines.append(f"{spent.unsettled} calls of unknown usage count with their maximum")
+    def _over_budget(self, most: int) -> str:
+        config, spent, budget = self._config, self._ledger.spent(), self._config.budget_tokens
+        unsettled = f"; {spent.unsettled} calls of unknown usage count with their maximum" if spent.unsettled else ""
         return (
-            f"endpoint {config.base_url!r}, model {config.model!r}: the budget allows no further call: "
-            f"{'; '.join(lines)}. {self._ledger.stored()} replies are stored in {str(self._ledger.path)!r}. "
-            f"Raise {' or '.join(remedies)} and run the same command again; stored replies are reused at no cost."
+            f"endpoint {config.base_url!r}, model {config.model!r}: the budget allows no further call: {spent.tokens} "
+            f"of {budget} tokens are spent, the next call may use {most}{unsettled}. {self._ledger.stored()} replies "
+            f"are stored in {str(self._ledger.path)!r}. Raise budget_tokens (now {budget}) and run the same command "
+            "again; stored replies are reused at no cost."
         )

@@ -23,30 +23,42 @@ from evaluation.common.errors import EndpointError
 from evaluation.common.storage import SqliteFile, checksum
 
 _log = logging.getLogger(__name__)
-_TABLES = """
+_TRIGGERS = """
+CREATE TRIGGER begun AFTER INSERT ON calls BEGIN
+    INSERT INTO charges VALUES (NEW.scope, NEW.tokens)
+    ON CONFLICT (scope) DO UPDATE SET tokens = tokens + excluded.tokens;
+END;
+CREATE TRIGGER settled AFTER UPDATE OF tokens ON calls BEGIN
+    UPDATE charges SET tokens = tokens + NEW.tokens - OLD.tokens WHERE scope = NEW.scope;
+END;
+"""
+_TABLES = f"""
 CREATE TABLE calls (
     id INTEGER PRIMARY KEY, scope TEXT NOT NULL, digest TEXT NOT NULL, model TEXT NOT NULL,
     started REAL NOT NULL, seconds REAL, reason TEXT, detail TEXT, settled INTEGER NOT NULL DEFAULT 0,
-    prompt_tokens INTEGER, completion_tokens INTEGER, tokens INTEGER NOT NULL, cost REAL, currency TEXT NOT NULL
+    prompt_tokens INTEGER, completion_tokens INTEGER, tokens INTEGER NOT NULL
 );
 CREATE INDEX calls_of_scope ON calls (scope);
-CREATE TABLE charges (scope TEXT PRIMARY KEY, tokens INTEGER NOT NULL, cost REAL NOT NULL);
-CREATE TRIGGER begun AFTER INSERT ON calls BEGIN
-    INSERT INTO charges VALUES (NEW.scope, NEW.tokens, COALESCE(NEW.cost, 0))
-    ON CONFLICT (scope) DO UPDATE SET tokens = tokens + excluded.tokens, cost = cost + excluded.cost;
-END;
-CREATE TRIGGER settled AFTER UPDATE OF tokens, cost ON calls BEGIN
-    UPDATE charges SET tokens = tokens + NEW.tokens - OLD.tokens,
-        cost = cost + COALESCE(NEW.cost, 0) - COALESCE(OLD.cost, 0) WHERE scope = NEW.scope;
-END;
+CREATE TABLE charges (scope TEXT PRIMARY KEY, tokens INTEGER NOT NULL);
 CREATE TABLE replies (
     digest TEXT PRIMARY KEY, call INTEGER NOT NULL REFERENCES calls (id), text TEXT NOT NULL,
-    finish_reason TEXT NOT NULL, prompt_tokens INTEGER, completion_tokens INTEGER, cost REAL, model TEXT NOT NULL
+    finish_reason TEXT NOT NULL, prompt_tokens INTEGER, completion_tokens INTEGER, model TEXT NOT NULL, checksum TEXT
 );
+{_TRIGGERS}
 """
-_REPLY = "digest, text, finish_reason, prompt_tokens, completion_tokens, cost, model"
+_REPLY = "digest, text, finish_reason, prompt_tokens, completion_tokens, model"
 """Columns of a reply that its checksum is made of."""
-_MIGRATION_2 = f"ALTER TABLE replies ADD COLUMN checksum TEXT; UPDATE replies SET checksum = checksum({_REPLY});"
+_PRICED = "digest, text, finish_reason, prompt_tokens, completion_tokens, cost, model"
+_MIGRATIONS = (
+    f"ALTER TABLE replies ADD COLUMN checksum TEXT; UPDATE replies SET checksum = checksum({_PRICED});",
+    f"""
+    UPDATE replies SET checksum = CASE checksum WHEN checksum({_PRICED}) THEN checksum({_REPLY}) END;
+    DROP TRIGGER begun; DROP TRIGGER settled;
+    ALTER TABLE calls DROP COLUMN cost; ALTER TABLE calls DROP COLUMN currency;
+    ALTER TABLE charges DROP COLUMN cost; ALTER TABLE replies DROP COLUMN cost;
+    {_TRIGGERS}
+    """,
+)
 
 
 FailureReason = Literal[
@@ -75,8 +87,6 @@ class EndpointReply:
     finish_reason: Literal["stop", "length"]
     prompt_tokens: int | None
     completion_tokens: int | None
-    cost: float | None
-    """By the configured prices; None if unknown."""
     model: str
     """Model name reported by the server; empty if none."""
     note: str = ""
@@ -113,34 +123,17 @@ class Spent(Frozen):
     """Calls without a reply."""
     tokens: int
     """As charged to the budget; an upper bound if `unsettled` is not 0."""
-    cost: float | None
-    """In `currency`, as charged to the budget; None if any call has no known price."""
-    currency: str
     unsettled: int = Field(default=0, exclude=True)
     """Calls of unknown usage (in flight, killed, timed out, broken), counted with their upper bound."""
-
-
-class Charge(NamedTuple):
-    """Budget charge of a call; the cost is None without prices."""
-
-    tokens: int
-    cost: float | None
-
-
-class Limits(NamedTuple):
-    """Budget of a scope; None is unlimited."""
-
-    tokens: int | None = None
-    cost: float | None = None
 
 
 class Ledger(SqliteFile):
     """Calls and replies in a file; every method raises EndpointError if it cannot be read or written."""
 
     NAME = "ledger"
-    VERSION = 2
-    TABLES = _TABLES + _MIGRATION_2
-    MIGRATIONS = (_MIGRATION_2,)
+    VERSION = 3
+    TABLES = _TABLES
+    MIGRATIONS = _MIGRATIONS
     ERROR = EndpointError
     NEXT_STEP = (
         "No further calls were made, because paid replies must be stored. Check disk space and permissions, then run "
@@ -167,54 +160,44 @@ class Ledger(SqliteFile):
             _log.warning("%s: replies changed or damaged since, asked for again: %d", self.path, len(damaged))
         return {row[0]: EndpointReply(*row[1:-1]) for row in rows if (row[0],) not in damaged}
 
-    def begin(self, digest: str, model: str, most: Charge, currency: str, limits: Limits) -> int | None:
-        """Record a call, charged with its upper bound `most` until settled, and return its id; None if over budget."""
+    def begin(self, digest: str, model: str, most: int, budget: int | None = None) -> int | None:
+        """Record a call, charged with `most` tokens until settled, and return its id; None if that is over budget."""
         with self._transaction() as db:
             # Running sums, kept by triggers: summing 50,000 calls takes 15 ms.
-            row = db.execute("SELECT tokens, cost FROM charges WHERE scope = ?", (self.scope,)).fetchone()
-            tokens, cost = row or (0, 0.0)
-            if limits.tokens is not None and tokens + most.tokens > limits.tokens:
-                return None
-            # Tolerance for rounding errors of the running sum.
-            if limits.cost is not None and cost + (most.cost or 0.0) > limits.cost * (1 + 1e-9):
+            row = db.execute("SELECT tokens FROM charges WHERE scope = ?", (self.scope,)).fetchone()
+            if budget is not None and (row or (0,))[0] + most > budget:
                 return None
             return db.execute(
-                "INSERT INTO calls (scope, digest, model, started, tokens, cost, currency) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (self.scope, digest, model, time.time(), most.tokens, most.cost, currency),
+                "INSERT INTO calls (scope, digest, model, started, tokens) VALUES (?, ?, ?, ?, ?)",
+                (self.scope, digest, model, time.time(), most),
             ).lastrowid
 
     def keep(self, call: int, digest: str, reply: EndpointReply) -> EndpointReply:
         """Settle a call and return the stored reply: this one, or an earlier one by another process."""
         usage = Usage(reply.prompt_tokens, reply.completion_tokens)
-        cost = None if reply.cost is None else float(reply.cost)  # as the file returns it, for the checksum
         with self._transaction() as db:
-            self._settle(db, call, usage, reply.cost, free=False)
+            self._settle(db, call, usage, free=False)
             db.execute(
-                "INSERT OR IGNORE INTO replies VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, "
-                "checksum(?1, ?3, ?4, ?5, ?6, ?7, ?8))",
-                (digest, call, reply.text, reply.finish_reason, *usage, cost, reply.model),
+                "INSERT OR IGNORE INTO replies VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, checksum(?1, ?3, ?4, ?5, ?6, ?7))",
+                (digest, call, reply.text, reply.finish_reason, *usage, reply.model),
             )
             if reply.note:
                 db.execute("UPDATE calls SET detail = ? WHERE id = ?", (reply.note, call))
             owner = db.execute("SELECT call FROM replies WHERE digest = ?", (digest,)).fetchone()[0]
         return reply if owner == call else self.find([digest])[digest]
 
-    def fail(
-        self, call: int, failure: EndpointFailure, *, usage: Usage = UNKNOWN, cost: float | None = None, free: bool
-    ) -> None:
+    def fail(self, call: int, failure: EndpointFailure, *, usage: Usage = UNKNOWN, free: bool) -> None:
         """Settle a failed call with its reported usage; `free`: the server did no billable work."""
         with self._transaction() as db:
-            self._settle(db, call, usage, cost, free=free)
+            self._settle(db, call, usage, free=free)
             db.execute("UPDATE calls SET reason = ?, detail = ? WHERE id = ?", (failure.reason, failure.detail, call))
 
     def spent(self) -> Spent:
         """Return the usage of this scope so far."""
         with self._reading() as db:
             row = db.execute(
-                "SELECT COUNT(*), COUNT(reason), CAST(TOTAL(tokens) AS INTEGER), "
-                "CASE WHEN COUNT(cost) = COUNT(*) THEN TOTAL(cost) END, COALESCE(GROUP_CONCAT(DISTINCT currency), ''), "
-                "CAST(TOTAL(settled = 0) AS INTEGER) FROM calls WHERE scope = ?",
+                "SELECT COUNT(*), COUNT(reason), CAST(TOTAL(tokens) AS INTEGER), CAST(TOTAL(settled = 0) AS INTEGER) "
+                "FROM calls WHERE scope = ?",
                 (self.scope,),
             ).fetchone()
         return Spent(**dict(zip(Spent.model_fields, row, strict=True)))
@@ -224,16 +207,16 @@ class Ledger(SqliteFile):
         with self._reading() as db:
             return int(db.execute("SELECT COUNT(*) FROM replies").fetchone()[0])
 
-    def _settle(self, db: sqlite3.Connection, call: int, usage: Usage, cost: float | None, *, free: bool) -> None:
+    @staticmethod
+    def _settle(db: sqlite3.Connection, call: int, usage: Usage, *, free: bool) -> None:
         """End a call; with unknown usage it stays unsettled, unless it was free."""
         fields: dict[str, Any] = usage._asdict()
         if usage.prompt_tokens is not None and usage.completion_tokens is not None:
-            fields |= {"settled": 1, "tokens": usage.prompt_tokens + usage.completion_tokens, "cost": cost}
+            fields |= {"settled": 1, "tokens": usage.prompt_tokens + usage.completion_tokens}
         elif free:
             fields |= {"settled": 1, "tokens": 0}
         assigned = ", ".join(f"{name} = ?" for name in fields)
-        free_cost = ", cost = cost * 0" if free and "cost" not in fields else ""  # unknown prices stay unknown
         db.execute(
-            f"UPDATE calls SET {assigned}{free_cost}, seconds = MAX(0, ? - started) WHERE id = ?",
+            f"UPDATE calls SET {assigned}, seconds = MAX(0, ? - started) WHERE id = ?",
             (*fields.values(), time.time(), call),
         )

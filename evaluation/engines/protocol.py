@@ -131,8 +131,7 @@ class AnswerReader:
         written = own if own is not None else other
         sampled = bool(usage.completion_tokens or message.reasoning_content or message.reasoning)
         if written or (written == "" and how == "stop" and sampled):
-            cost = self._config.cost(*usage)
-            return Answer(EndpointReply(written, how, *usage, cost, body.model or "", note), usage)
+            return Answer(EndpointReply(written, how, *usage, body.model or "", note), usage)
         # Tokens without text (such as reasoning up to the limit) would be sampled, and billed, again.
         said = f"no text in {usage.completion_tokens} completion tokens (finish_reason {ended})"
         return self._failure("empty_choice", said, usage=usage, transient=not sampled)

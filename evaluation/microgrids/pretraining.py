@@ -1,4 +1,4 @@
-"""The micro-grids' models: texts, tokenizer, pretraining stages, builds, and acceptance checks.
+"""The micro-grids' models: texts, tokenizer, and pretraining stages; tests check what they can do.
 
 A student learns to infer the rule from pairs, first with the rule's name given. A teacher starts from the student's
 weights and learns to name the rule of the pairs, of more families, and then to write a specification, uniformly among
@@ -11,19 +11,14 @@ import itertools
 import json
 import random
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from evaluation.common.checkpoints import Checkpoint, load_checkpoint
-from evaluation.exact_match import AnswerFormat
-from evaluation.grids.domain import as_task
-from evaluation.grids.grids import INPUT, OUTPUT, Grid, GridPair, GridTask, write_grid, write_pairs
+from evaluation.grids.grids import INPUT, OUTPUT, Grid, GridPair, write_grid, write_pairs
 from evaluation.microgrids import world
-from evaluation.microworld.build import Check, accuracy, sampled
-from evaluation.microworld.pretraining import Batch, Shape, batch_of, build_model, tokenizer_of, train
-from evaluation.tasks import specifications
+from evaluation.microworld.pretraining import Batch, Shape, batch_of, new_model, save, tokenizer_of, train
 
 GridRole = Literal["grid-student", "grid-teacher"]
 GRID_ROLES: tuple[GridRole, ...] = get_args(GridRole)
@@ -204,84 +199,14 @@ def renew_unseen(model: Any, tokenizer: Any, phases: Iterable[Phase], seed: int)
 
 
 def build_one(role: GridRole, out: Path, seed: int) -> Path:
-    """Pretrain one model, save it in `out / role` and return that directory; see `build_model`."""
-    tokenizer, planned = build_tokenizer(), stages(role)
+    """Pretrain one model on one thread, save it in `out / role` and return that directory."""
+    import torch
 
-    def train_stage(model: Any, number: int, report: Callable[[str], None]) -> None:
-        phases = planned[number - 1]
+    torch.set_num_threads(1)
+    tokenizer, planned = build_tokenizer(), stages(role)
+    model = new_model(SHAPE, tokenizer, seed)
+    for number, phases in enumerate(planned, start=1):
         if number > 1 and any("named" in phase.exercises for phase in phases):
             renew_unseen(model, tokenizer, itertools.chain(*planned[: number - 1]), seed)
-        pretrain(model, tokenizer, phases, seed * 1000 + number, report=report)
-
-    return build_model(out / role, tokenizer, SHAPE, seed, planned, train_stage)
-
-
-_SEED = 7
-_TASKS = 6
-"""Per family."""
-_BUDGET = 72
-_DEMONSTRATIONS = 4
-
-
-def run_checks(directory: Path, roles: Sequence[GridRole] = GRID_ROLES) -> list[Check]:
-    """Measure and return the checks of the models in `directory / role`; ModelError if one cannot be opened."""
-    checks: list[Check] = []
-    for role in roles:
-        model = load_checkpoint(str(directory / role))
-        checks += _student_checks(model) if role == "grid-student" else _teacher_checks(model)
-    return checks
-
-
-def _tasks(families: Sequence[str]) -> tuple[GridTask, ...]:
-    return world.draw_tasks("checks", families, _TASKS * len(families), _SEED, tests=8)
-
-
-def _student_checks(student: Checkpoint) -> list[Check]:
-    def solved(families: Sequence[str]) -> float:
-        questions = [question for task in _tasks(families) for question in as_task(task).questions]
-        return accuracy(student, questions, AnswerFormat(prompt="{question}", joiner=""))
-
-    return [
-        Check("grid student accuracy: rules of pretrained families", solved(world.PRETRAINED), 0.8, 1.0),
-        Check("grid student accuracy: rules of unseen families", solved(world.UNSEEN), 0.0, 0.15),
-    ]
-
-
-def _teacher_checks(teacher: Checkpoint) -> list[Check]:
-    def written(families: Sequence[str]) -> list[tuple[str, str, str]]:
-        """Return each task's family with the teacher's name of its rule and the rest of the completion."""
-        tasks = _tasks(families)
-        texts = sampled(teacher, [teacher_prompt(task.demonstrations, _BUDGET) for task in tasks], 16)
-        parts = (text.partition("\n") for text in texts)
-        return [(task.family, name, rest) for task, (name, _, rest) in zip(tasks, parts, strict=True)]
-
-    read, unseen = written(READ), written(world.UNSEEN)
-    specs = [spec for *_, text in (*read, *unseen) if (spec := _spec_of(text)) is not None]
-    valid = len(specs) / (len(read) + len(unseen))
-    named = sum(name == rule_name(family) for family, name, _ in read) / len(read)
-    return [
-        Check("grid teacher: rule named correctly, families of its pretraining", named, 0.7, 1.0),
-        Check("untrained grid teacher: valid specifications", valid, 0.98, 1.0),
-        Check("untrained grid teacher: normalised entropy of its choices", _evenness(specs), 0.9, 1.0),
-    ]
-
-
-def _spec_of(text: str) -> dict[str, Any] | None:
-    """Return the specification in a text; None if it is not in `SPACE`."""
-    try:
-        spec = json.loads(text)
-    except ValueError:
-        return None
-    known = isinstance(spec, dict) and list(spec) == list(world.SPACE)
-    return spec if known and all(spec[name] in values for name, values in world.SPACE.items()) else None
-
-
-def _evenness(specs: Sequence[Mapping[str, Any]]) -> float:
-    """Return the minimum over fields of the entropy relative to all specifications within the budget."""
-    from scipy.stats import entropy  # takes a second
-
-    def of(choices: Sequence[Mapping[str, Any]], name: str) -> float:
-        return float(entropy(list(Counter(choice[name] for choice in choices).values())))
-
-    allowed = [choice for choice in specifications(world.SPACE) if world.steps_of(choice, _DEMONSTRATIONS) <= _BUDGET]
-    return min(of(specs, name) / of(allowed, name) for name in world.SPACE) if specs else 0.0
+        pretrain(model, tokenizer, phases, seed * 1000 + number, report=partial(print, role, flush=True))
+    return save(model, tokenizer, out / role)

@@ -46,7 +46,7 @@ MIXTURES: dict[str, dict[str, float]] = {
     "self-qa": {"question": 0.64, "swapped": 0.20, "wrong": 0.16},
 }  # fmt: skip
 """Shares of the kinds in the teacher's pretraining, by the instruction in its prompt; altered kinds take the forms of
-its true ones. Questions start low, because sharpening (`build.TEACHER_SHARPNESS`) raises their share."""
+its true ones. Questions start low, because sharpening (`pretraining.TEACHER_SHARPNESS`) raises their share."""
 EDIT_HEADINGS = {
     "implications": "Implications:",
     "rewrite": "Rewritten passages:",

@@ -1,4 +1,4 @@
-"""The micro-world: invented entities, facts about them, documents that state the facts, and nightly arrivals.
+"""The micro-world: invented entities, facts about them, and documents that state the facts.
 
 Words and sentences are in `words.toml`. `WORLD_SEED` splits the names of each kind into disjoint pools (`POOL_SHARES`):
 pretraining, rewards and comparisons are about different entities.
@@ -9,8 +9,6 @@ from __future__ import annotations
 import itertools
 import random
 import tomllib
-from collections.abc import Sequence
-from datetime import date, timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -246,77 +244,3 @@ def microworld_split(data: MicroworldData) -> Split:
 def microworld_sheets(data: MicroworldData) -> dict[str, Sheet]:
     """Return the fact tables of the documents of `microworld_split`, by document id."""
     return {document.task.id: document.sheet for side in data.draw() for document in side}
-
-
-_FIRST_DAY = date(2026, 1, 5)
-
-
-class NightDocument(NamedTuple):
-    """A document that arrives before a night."""
-
-    task: KnowledgeTask
-    effective: date | None = None
-    """Effective date; None for undated documents."""
-    supersedes: tuple[str, ...] = ()
-    """Ids of replaced documents, about the same entities with other values."""
-
-
-def draw_nights(
-    nights: int, documents: int, seed: int, *, volatile: int = 1, superseding: Sequence[int] = (), poisoned: int | None
-) -> list[list[NightDocument]]:
-    """Return the `documents` that arrive before each night; nights are counted from 0.
-
-    The last `volatile` ones of a night are dated. The nights `superseding` have one more document, which replaces an
-    undated one of an earlier night; on the night `poisoned`, if any, all have wrong values, for known entities and
-    those of earlier nights. InputError if the world has too few names.
-    """
-    rng = random.Random(f"micro-world:nights:{seed}")
-    drawn = iter(draw_documents("test", nights * documents, seed))
-    found: list[list[NightDocument]] = []
-    durable: list[WorldDocument] = []
-    for number in range(nights):
-        fresh = [next(drawn) for _ in range(documents)]
-        day = _FIRST_DAY + timedelta(days=number)
-        if number == poisoned:
-            found.append([NightDocument(made.task) for made in _wrong(rng, documents, durable, number)])
-            continue
-        lasting = fresh[: documents - volatile]
-        tonight = [NightDocument(made.task) for made in lasting]
-        tonight += [NightDocument(made.task, day) for made in fresh[documents - volatile :]]
-        if number in superseding and durable:
-            old = durable.pop(rng.randrange(len(durable)))
-            new = _rewritten(rng, old.sheet, f"night-{number}-new")
-            tonight.append(NightDocument(new.task, day, (old.task.id,)))
-        durable += lasting
-        found.append(tonight)
-    return found
-
-
-def _rewritten(rng: random.Random, sheet: Sheet, name: str) -> WorldDocument:
-    """Return a document about the same entities and attributes with every value changed."""
-    others = ([value for value in VALUES[fact.words.values] if value != fact.value] for fact in sheet.facts)
-    facts = (fact._replace(value=rng.choice(values)) for fact, values in zip(sheet.facts, others, strict=True))
-    new = Sheet(sheet.kind, tuple(facts))
-    return write_document(rng, new, new.names, name, f"microworld nights, {name}")
-
-
-def _wrong(rng: random.Random, count: int, earlier: Sequence[WorldDocument], night: int) -> list[WorldDocument]:
-    """Return wrong documents, alternately about known entities and those of earlier nights."""
-    made = []
-    for i in range(count):
-        if i % 2 == 0 or not earlier:
-            sheet = _known_sheet(rng, ENTITY_KINDS[(i // 2) % len(ENTITY_KINDS)])
-        else:
-            sheet = rng.choice(earlier).sheet
-        made.append(_rewritten(rng, sheet, f"night-{night}-wrong-{i}"))
-    return made
-
-
-def _known_sheet(rng: random.Random, kind: EntityKind) -> Sheet:
-    """Return two true facts about each of some known entities."""
-    facts = [fact for side in known_facts() for fact in side if fact.kind == kind]
-    names = rng.sample(sorted({fact.name for fact in facts}), ENTITIES_PER_DOCUMENT)
-    attributes = rng.sample(sorted({fact.attribute for fact in facts}), 2)
-    chosen = [fact for fact in facts if fact.name in names and fact.attribute in attributes]
-    rng.shuffle(chosen)
-    return Sheet(kind, tuple(chosen))

@@ -364,9 +364,7 @@ def _held(registry: Registry | None, version: int | None, work_dir: Path) -> Stu
         return read_state(registry.fetch("student", version, Path(scratch, "student")))
 
 
-def print_dry_run(
-    config: NightConfig, file: Path, overrides: Sequence[str], work_dir: Path, price_per_hour: float | None = None
-) -> None:
+def print_dry_run(config: NightConfig, file: Path, overrides: Sequence[str], work_dir: Path) -> None:
     """Print the resolved configuration, what the next night would do, and the next command."""
     sys.stdout.write(to_yaml(config))
     found = dry_run(config, work_dir)
@@ -396,7 +394,7 @@ def print_dry_run(
             from pipelines.adapt_student.base import ask_base
 
             sys.stdout.write("".join(f"{line}\n" for line in ask_base(config)))
-        console.print(cost_table(estimate(found.stages, config), config, price_per_hour))
+        console.print(cost_table(estimate(found.stages, config), config))
         given = [part for override in overrides for part in ("--set", override)]
         sys.stdout.write(f"To start it: {preceptor('adapt-student', file, *given, *place)}\n")
     elif not found.waiting:

@@ -28,7 +28,7 @@ from evaluation.statistics import (
     RandomEffects,
     adjusted,
     hierarchical_bootstrap_mean,
-    kept_share_over_seeds,
+    kept_share,
     known_mean,
     random_effects,
     sign_flip_test,
@@ -145,7 +145,7 @@ def kept(results: Results) -> Interval | None:
         groups.append([[scores[TRAINED][d] - scores[UNTRAINED][d] for d in both] for scores in (there, here)])
     if not groups or not all(there for there, _ in groups):
         return None
-    return kept_share_over_seeds([(there, here) for there, here in groups], np.random.default_rng(0))
+    return kept_share([(there, here) for there, here in groups], np.random.default_rng(0))
 
 
 def _plain(value: float | None, digits: int = 0) -> str:

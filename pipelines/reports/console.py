@@ -290,9 +290,8 @@ def _summary(result: RunResult) -> Iterator[str]:
         score = "no score" if best is None else f"{percent(best)} %"
         yield f"Best fixed specification on {counted(specs.tasks, 'training task')}: {specs.fixed}, {score}."
     for role, spent in result.spent.items():
-        price = "" if spent.cost is None else f", {spent.cost:,.4f} {spent.currency}"
         failed = f" ({spent.failures:,} without a reply)" if spent.failures else ""
-        yield f"Endpoint {role}: {counted(spent.calls, 'call')}{failed}, {spent.tokens:,} tokens{price}."
+        yield f"Endpoint {role}: {counted(spent.calls, 'call')}{failed}, {spent.tokens:,} tokens."
 
 
 def print_run(

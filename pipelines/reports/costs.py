@@ -1,4 +1,4 @@
-"""Cost of a run before it starts: the steps of its plan, summed with sizes from checkpoints on disk.
+"""Cost of a run before it starts: a fold over the steps of its plan, with sizes from checkpoints on disk.
 
 FLOPs are useful ones, two for each multiply-add, attention left out (small at these lengths). A token costs 2 P to
 read forward through P parameters. Training a LoRA adapter of L parameters on frozen weights costs 4 P + 6 L a token: a
@@ -9,11 +9,10 @@ frozen third.
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evaluation.common.checkpoints import linear_layers, local_model, weight_shapes
@@ -22,7 +21,7 @@ from evaluation.domains import domain_of
 from evaluation.engines.endpoint import EndpointConfig
 from evaluation.graders import JudgeGrading
 from evaluation.tasks import DataSplit
-from pipelines.plan import Plan, Step, UpdateSize
+from pipelines.plan import Plan, Stage, Step, UpdateSize
 from pipelines.settings import LoopSettings
 from student.config import WHOLE_DEPTH, TargetModules, UpdateRecipe, select_layers
 from teacher.algorithms.algorithm import Algorithm
@@ -53,6 +52,15 @@ QUESTIONS = 8
 QUESTION_TOKENS, _JUDGE_TOKENS, _PROMPT_TOKENS = 24, 160, 32
 """Assumed lengths of a question with its answer, of a judge's instructions, and of a prompt around a passage."""
 
+_QUANTITIES = (
+    "Self-edits sampled",
+    "Student updates",
+    "Student optimizer steps",
+    "Student training tokens",
+    "Teacher optimizer steps",
+    "Teacher learning tokens",
+)
+
 
 class ModelSize(NamedTuple):
     """Parameters of a checkpoint, and of one LoRA adapter on it."""
@@ -76,66 +84,25 @@ class ModelSize(NamedTuple):
 def model_size(
     name: str, rank: int, targets: TargetModules, depth: tuple[float, float] = WHOLE_DEPTH
 ) -> ModelSize | None:
-    """Return the size of a model; None where neither its files on this machine nor its name tell.
+    """Return the size of a model by the headers of its weights, or else its name; None where neither tells.
 
-    Files are the headers of its weights, or else its config.json. A layer's adapter of rank R has R * (D_in + D_out)
-    parameters; for `targets` and `depth` see `UpdateRecipe`.
+    A layer's adapter of rank R has R * (D_in + D_out) parameters; for `targets` and `depth` see `UpdateRecipe`.
     """
     place = local_model(name)
     try:
-        shapes = {} if place is None else weight_shapes(place) or _shapes_by_config(place)
+        shapes = {} if place is None else weight_shapes(place)
     except (ModelError, OSError, ValueError, LookupError):
         return None
-    if not shapes:
-        return _size_by_name(name.rpartition("/")[2].lower(), rank) if place is None else None
-    adapted = [shapes[f"{name}.weight"] for name in select_layers(linear_layers(shapes), targets, depth)]
-    return ModelSize(sum(map(math.prod, shapes.values())), sum(rank * (rows + columns) for rows, columns in adapted))
-
-
-def _shapes_by_config(place: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a Llama-like model's weights; KeyError where config.json does not describe one."""
-    config = json.loads((place / "config.json").read_text(encoding="utf-8"))
-    hidden, inner, heads = (config[key] for key in ("hidden_size", "intermediate_size", "num_attention_heads"))
-    head = config.get("head_dim") or hidden // heads
-    wide, narrow = heads * head, (config.get("num_key_value_heads") or heads) * head
-    block = {"q_proj": (wide, hidden), "k_proj": (narrow, hidden), "v_proj": (narrow, hidden), "o_proj": (hidden, wide)}
-    block |= {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
-    layers = range(config["num_hidden_layers"])
-    ends = ("embed_tokens",) if config.get("tie_word_embeddings") else ("embed_tokens", "lm_head")
-    outer = {f"model.{end}.weight": (config["vocab_size"], hidden) for end in ends}
-    return outer | {f"model.layers.{i}.{part}.weight": shape for i in layers for part, shape in block.items()}
-
-
-def _size_by_name(name: str, rank: int) -> ModelSize | None:
-    """Return about the size that a name such as `qwen2.5-7b-instruct` tells."""
-    known = [size for prefix, size in _PARAMETERS.items() if name.startswith(prefix)]
-    if found := _IN_NAME.search(name):
+    if shapes:
+        adapted = [shapes[f"{name}.weight"] for name in select_layers(linear_layers(shapes), targets, depth)]
+        adapter = sum(rank * (rows + columns) for rows, columns in adapted)
+        return ModelSize(sum(map(math.prod, shapes.values())), adapter)
+    plain = name.rpartition("/")[2].lower()
+    known = [size for prefix, size in _PARAMETERS.items() if plain.startswith(prefix)]
+    if found := _IN_NAME.search(plain):
         known = [float(found[1]) * (1e9 if found[2] == "b" else 1e6)]
     # On all linear layers; fitted to Qwen2.5 of 0.5, 1.5 and 7 billion parameters.
     return ModelSize(int(known[0]), int(rank * 2.5e6 * (known[0] / 7.6e9) ** 0.56), estimated=True) if known else None
-
-
-class EndpointCost(NamedTuple):
-    """Calls of an endpoint, at most, retries left out."""
-
-    role: str
-    """`teacher`, `external` or `judge`."""
-    endpoint: EndpointConfig
-    calls: int
-    tokens: int
-    """Prompts and completions."""
-    cost: float | None
-    """In the endpoint's currency; None without prices."""
-
-    @property
-    def text(self) -> str:
-        """Model, calls, tokens, price and budget."""
-        limits = [] if self.endpoint.budget_tokens is None else [f"{self.endpoint.budget_tokens:,} tokens"]
-        if self.endpoint.budget_cost is not None:
-            limits.append(f"{self.endpoint.budget_cost:,.2f} {self.endpoint.currency}")
-        price = "" if self.cost is None else f", {self.cost:,.2f} {self.endpoint.currency}"
-        budget = f"budget {' and '.join(limits)}" if limits else "no budget"
-        return f"{self.endpoint.model}: {self.calls:,} calls, {self.tokens:,} tokens{price} ({budget})"
 
 
 class CostEstimate(NamedTuple):
@@ -144,13 +111,14 @@ class CostEstimate(NamedTuple):
     teacher: ModelSize | None
     """None where it is not known without a download."""
     student: ModelSize | None
-    counts: dict[str, int]
+    counts: Counter[str]
     """By quantity, over all epochs: self-edits, updates, optimizer steps, training tokens without padding, and tokens
     that the teacher learns from."""
-    endpoints: tuple[EndpointCost, ...]
+    endpoints: dict[str, tuple[EndpointConfig, int, int]]
+    """By role (`teacher`, `external` or `judge`): endpoint, calls at most, retries left out, and tokens of a call."""
     flops: dict[str, float] | None
     """Useful FLOPs by stage; None where a model's size is not known."""
-    rate: float = CPU_FLOPS_PER_SECOND
+    rate: float
     """Assumed FLOP/s of the device."""
 
     @property
@@ -193,10 +161,7 @@ def _steps_of_all(choices: Sequence[Mapping[str, Any]], recipe: UpdateRecipe, da
 
 
 def estimate(
-    plan: Plan,
-    settings: LoopSettings,
-    data: DataSplit | None = None,
-    external: OpenAISampling | None = None,
+    plan: Plan, settings: LoopSettings, data: DataSplit | None = None, external: OpenAISampling | None = None
 ) -> CostEstimate:
     """Return the cost of a plan, at most; reads headers of local checkpoints and loads nothing.
 
@@ -206,108 +171,63 @@ def estimate(
         data: Of the run, whose domain decides the length of lines; None is documents with questions.
         external: How the steps of an external writer are sampled.
     """
-    kinds: dict[str, list[Step]] = {"sample": [], "update": [], "score": [], "read": [], "learn": []}
-    update_steps = update_tokens = 0
-    for stage in plan:
-        for step in stage.steps:
-            kinds[step.kind].append(step)
-            if step.kind == "update":
-                steps, tokens = _step_cost(step, stage.subject, settings, data)
-                update_steps, update_tokens = update_steps + steps, update_tokens + tokens
-    totals = {kind: sum(step.total for step in found) for kind, found in kinds.items()}
-    writers = ("teacher", "student")
-    samples, own = (sum(step.total for step in kinds["sample"] if step.writer == writer) for writer in writers)
     recipe = settings.student.update
-    learned = _learned(plan, settings)
-    written = settings.teacher.sampling.max_new_tokens
     teacher = model_size(settings.teacher.model, settings.teacher.policy.rank, "all-linear")
     student = model_size(settings.student.model, recipe.rank, recipe.target_modules, recipe.depth)
-    flops = None
-    if teacher is not None and student is not None:
-        whole = data is not None and domain_of(data).shows_document
-        asked = QUESTIONS * (PASSAGE_TOKENS if whole else QUESTION_TOKENS)
-        flops = _flops(teacher, student, written, totals, (samples, own), update_tokens, asked, learned)
-    return CostEstimate(
-        teacher=teacher,
-        student=student,
-        counts={
-            "Self-edits sampled": samples + own,
-            "Student updates": totals["update"],
-            "Student optimizer steps": update_steps,
-            "Student training tokens": update_tokens,
-            "Teacher optimizer steps": sum(by.epochs * math.ceil(n / by.minibatch_size) for n, by in learned),
-            "Teacher learning tokens": written * sum(n * by.epochs for n, by in learned),
-        },
-        endpoints=tuple(_endpoints(kinds, settings, external)),
-        flops=flops,
-        rate=_rate(settings.device, student),
-    )
-
-
-def _learned(plan: Plan, settings: LoopSettings) -> list[tuple[int, Algorithm]]:
-    """Return how many completions each learning step of a plan takes, with its algorithm."""
-    return [
-        (step.total, stage.subject if isinstance(stage.subject, Algorithm) else settings.teacher.learning)
-        for stage in plan
-        for step in stage.steps
-        if step.kind == "learn"
-    ]
-
-
-def _flops(
-    teacher: ModelSize,
-    student: ModelSize,
-    written: int,
-    totals: Mapping[str, int],
-    samples: tuple[int, int],
-    update_tokens: int,
-    asked: int,
-    learned: Sequence[tuple[int, Algorithm]],
-) -> dict[str, float]:
-    """Return the FLOPs by stage.
-
-    `written` are the tokens of a completion, `totals` counts by kind of step, `samples` are the teacher's and the
-    student's completions, `asked` the tokens of a document's questions, and `learned` the completions of each learning
-    step with its algorithm.
-    """
-    read = PASSAGE_TOKENS + _PROMPT_TOKENS + written
-    per_epoch = teacher.training_flops + 2.0 * teacher.parameters
-    passes = sum(n * (by.epochs * per_epoch + by.uses_old_policy * teacher.forward_flops) for n, by in learned)
-    scored = (totals["update"] + totals["score"]) * asked + totals["read"] * (asked + QUESTIONS * written)
-    return {
-        "sampling": read * (samples[0] * teacher.forward_flops + samples[1] * student.forward_flops),
-        "updates": update_tokens * student.training_flops,
-        "scoring": scored * student.forward_flops,
-        "learning": read * passes,
-    }
-
-
-def _rate(device: str, student: ModelSize | None) -> float:
-    if device == "cuda":
-        return GPU_FLOPS_PER_SECOND
-    return CPU_FLOPS_PER_SECOND if student is None or student.parameters < _LARGE else _LARGE_CPU_FLOPS_PER_SECOND
-
-
-def _endpoints(
-    kinds: Mapping[str, Sequence[Step]], settings: LoopSettings, external: OpenAISampling | None
-) -> Iterator[EndpointCost]:
-
-    def cost(role: str, endpoint: EndpointConfig, calls: int, read: int, written: int) -> EndpointCost:
-        price = endpoint.cost(calls * read, calls * written)
-        return EndpointCost(role, endpoint, calls, calls * (read + written), price)
-
+    sizes = (teacher or ModelSize(0, 0)), (student or ModelSize(0, 0))
+    counts, calls = Counter(dict.fromkeys(_QUANTITIES, 0)), Counter[str]()
+    flops = dict.fromkeys(("sampling", "updates", "scoring", "learning"), 0.0)
+    for stage in plan:
+        for step in stage.steps:
+            _add(step, stage, settings, data, sizes, counts, flops)
+            if step.kind == "sample":
+                calls[step.writer] += step.total
+            elif step.kind in ("update", "score") or step.questions == "comparison":
+                calls["judge"] += step.total * QUESTIONS * (settings.grading_for(step.questions) is not None)
+    endpoints = {}
     for role, sampling in (("teacher", settings.teacher.sampling), ("external", external)):
         if isinstance(sampling, OpenAISampling):
-            calls = sum(step.total for step in kinds["sample"] if step.writer == role)
-            yield cost(role, sampling.endpoint, calls, PASSAGE_TOKENS + _PROMPT_TOKENS, sampling.max_new_tokens)
-    grading = settings.grading
-    if grading is not None and isinstance(grading.grader, JudgeGrading):
-        read = (step for step in kinds["read"] if step.questions == "comparison")
-        asked = (*kinds["update"], *kinds["score"], *read)
-        graded = [step for step in asked if settings.grading_for(step.questions) is not None]
-        calls = sum(step.total for step in graded) * QUESTIONS * grading.grader.repeats
-        seen = _JUDGE_TOKENS + QUESTION_TOKENS + grading.max_new_tokens
-        yield cost("judge", grading.grader.endpoint, calls, seen, grading.grader.max_tokens)
+            each = PASSAGE_TOKENS + _PROMPT_TOKENS + sampling.max_new_tokens
+            endpoints[role] = sampling.endpoint, calls[role], each
+    if settings.grading is not None and isinstance(judge := settings.grading.grader, JudgeGrading):
+        each = _JUDGE_TOKENS + QUESTION_TOKENS + settings.grading.max_new_tokens + judge.max_tokens
+        endpoints["judge"] = judge.endpoint, calls["judge"] * judge.repeats, each
+    rate = CPU_FLOPS_PER_SECOND if student is None or student.parameters < _LARGE else _LARGE_CPU_FLOPS_PER_SECOND
+    rate = GPU_FLOPS_PER_SECOND if settings.device == "cuda" else rate
+    known = teacher is not None and student is not None
+    return CostEstimate(teacher, student, counts, endpoints, flops if known else None, rate)
+
+
+def _add(
+    step: Step,
+    stage: Stage,
+    settings: LoopSettings,
+    data: DataSplit | None,
+    sizes: tuple[ModelSize, ModelSize],
+    counts: Counter[str],
+    flops: dict[str, float],
+) -> None:
+    """Add a step to the counts by quantity and the FLOPs by stage; `sizes` are the teacher's and the student's."""
+    (teacher, student), written, done = sizes, settings.teacher.sampling.max_new_tokens, step.total
+    read = PASSAGE_TOKENS + _PROMPT_TOKENS + written
+    if step.kind == "sample":
+        if step.writer != "external":
+            counts["Self-edits sampled"] += done
+            flops["sampling"] += done * read * (student if step.writer == "student" else teacher).forward_flops
+    elif step.kind == "learn":
+        by = stage.subject if isinstance(stage.subject, Algorithm) else settings.teacher.learning
+        counts["Teacher optimizer steps"] += by.epochs * math.ceil(done / by.minibatch_size)
+        counts["Teacher learning tokens"] += by.epochs * done * written
+        passes = by.epochs * (teacher.training_flops + 2.0 * teacher.parameters)
+        flops["learning"] += done * read * (passes + by.uses_old_policy * teacher.forward_flops)
+    else:
+        whole = data is not None and domain_of(data).shows_document
+        asked = QUESTIONS * (PASSAGE_TOKENS if whole else QUESTION_TOKENS)
+        flops["scoring"] += done * (asked + QUESTIONS * written * (step.kind == "read")) * student.forward_flops
+    if step.kind == "update":
+        steps, tokens = _step_cost(step, stage.subject, settings, data)
+        counts.update({_QUANTITIES[1]: done, _QUANTITIES[2]: steps, _QUANTITIES[3]: tokens})
+        flops["updates"] += tokens * student.training_flops
 
 
 def _memory(cost: CostEstimate, settings: LoopSettings) -> str:
@@ -320,8 +240,8 @@ def _memory(cost: CostEstimate, settings: LoopSettings) -> str:
     return f"{sum(parts):,.1f} GB ({parts[0]:,.1f} models, {parts[1]:,.1f} adapters)"
 
 
-def cost_table(cost: CostEstimate, settings: LoopSettings, price_per_hour: float | None = None) -> Table:
-    """Return the estimate for the terminal, with the price of the machine's time where one is given."""
+def cost_table(cost: CostEstimate, settings: LoopSettings) -> Table:
+    """Return the estimate for the terminal."""
     from rich.text import Text
 
     from pipelines.reports.format import plain_table
@@ -330,17 +250,16 @@ def cost_table(cost: CostEstimate, settings: LoopSettings, price_per_hour: float
         "Teacher": f"{settings.teacher.model}, {_parameters(cost.teacher)}",
         "Student": f"{settings.student.model}, {_parameters(cost.student)}",
         **{quantity: f"{count:,}" for quantity, count in cost.counts.items()},
-        **{f"Endpoint: {each.role}": each.text for each in cost.endpoints},
     }
-    total = 0.0 if cost.flops is None else sum(cost.flops.values())
-    if cost.flops is not None and total:
+    for role, (endpoint, calls, each) in cost.endpoints.items():
+        budget = "no budget" if endpoint.budget_tokens is None else f"budget {endpoint.budget_tokens:,} tokens"
+        rows[f"Endpoint: {role}"] = f"{endpoint.model}: {calls:,} calls, {calls * each:,} tokens ({budget})"
+    if cost.flops is not None and (total := sum(cost.flops.values())):
         rows["Useful FLOPs"] = f"{total:.1e}"
         rows |= {f"  {stage}": f"{100 * value / total:.0f} %" for stage, value in cost.flops.items() if value}
     minutes = cost.minutes
     time = "unknown" if minutes is None else f"{minutes:,.0f} min" if minutes >= 1 else "under 1 min"
     rows |= {"Memory, activations apart": _memory(cost, settings), f"Time at {cost.rate / 1e9:,.0f} GFLOP/s": time}
-    if price_per_hour is not None:
-        rows["Price"] = "unknown" if minutes is None else f"{minutes / 60 * price_per_hour:,.2f}"
     table = plain_table(
         title=f"Cost of {settings.name}",
         caption=f"Upper bounds for passages of {PASSAGE_TOKENS} tokens and {QUESTIONS} questions a document; repeated "

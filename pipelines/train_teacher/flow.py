@@ -26,10 +26,9 @@ from pipelines.reports.console import Reporter, closing, print_run, round_line, 
 from pipelines.reports.plots import draw_figures
 from pipelines.settings import load
 from pipelines.terminal import open_console
-from pipelines.train_teacher.comparison import by_group, compare_variants, transfer
+from pipelines.train_teacher.comparison import by_group, compare_variants, find_unknown, transfer, with_unknown
 from pipelines.train_teacher.config import TrainTeacherConfig
 from pipelines.train_teacher.edits import Diagnostics
-from pipelines.train_teacher.measures import find_unknown, with_unknown
 from pipelines.train_teacher.plan import plan_run
 from pipelines.train_teacher.rounds import Course, Training
 from pipelines.train_teacher.variants import Comparing

@@ -31,9 +31,9 @@ from pipelines.records import (
 from pipelines.train_teacher import edits as self_edits
 from pipelines.train_teacher import sources
 from pipelines.train_teacher.config import TrainTeacherConfig
+from pipelines.train_teacher.edits import Writer, only_missed, writer_of
 from pipelines.train_teacher.plan import pooled, written
 from pipelines.train_teacher.sources import TRAINED_TEACHER, Variant
-from pipelines.train_teacher.writers import Writer, only_missed, writer_of
 from student.config import Objective
 from student.memory import ExternalMemory, MemoryEntry
 from teacher.prompts import prompt_template

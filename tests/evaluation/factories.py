@@ -4,18 +4,39 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from evaluation.common.checkpoints import Checkpoint
 from evaluation.common.errors import InputError
 from evaluation.engines.endpoint import EndpointConfig, EndpointRequest
 from evaluation.engines.ledger import EndpointFailure, EndpointReply, Ledger, Outcome
+from evaluation.exact_match import AnswerFormat, score_answers
 from evaluation.sources.files import JsonLinesData, LoadedData, SquadData, load_tasks
 from evaluation.statistics import Interval
-from evaluation.tasks import KnowledgeTask
+from evaluation.tasks import KnowledgeTask, Question
 from tests.faults import MODEL, FaultyServer
+
+
+def accuracy(model: Checkpoint, questions: Sequence[Question], answer_format: AnswerFormat) -> float:
+    scores = score_answers(model.model, model.tokenizer, questions, answer_format)
+    return sum(score.exact for score in scores) / len(scores)
+
+
+def sampled(model: Checkpoint, prompts: Sequence[str], longest: int) -> list[str]:
+    """One completion of each prompt, of at most `longest` tokens, at the temperature of the shipped configurations."""
+    tokenizer: Any = model.tokenizer
+    encoded = tokenizer(list(prompts), padding=True, padding_side="left", return_tensors="pt")
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        ids = model.model.generate(**encoded, do_sample=True, temperature=1.0, top_k=0, max_new_tokens=longest)
+    texts: list[str] = tokenizer.batch_decode(ids[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
+    return texts
+
 
 ASKED = [{"question": "Who?", "answer": "Ada"}]
 

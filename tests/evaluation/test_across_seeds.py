@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from evaluation.common.errors import InputError
 from evaluation.statistics import (
+    Interval,
     RandomEffects,
     bootstrap_mean,
     hierarchical_bootstrap_mean,
     kept_share,
-    kept_share_over_seeds,
     random_effects,
 )
 from tests.evaluation.factories import ends
@@ -49,6 +49,11 @@ def gains(
     values_here = here + moved[1] + noise[:, 0]
     values_there = share * here + moved[0] + 0.5 * noise[:, 0] + math.sqrt(0.75) * noise[:, 1]
     return values_there.clip(-1, 1).tolist(), values_here.clip(-1, 1).tolist()
+
+
+def kept(there: Sequence[float], here: Sequence[float], *, resamples: int = 10_000, seed: int = 0) -> Interval | None:
+    """The share that one seed keeps."""
+    return kept_share([(there, here)], np.random.default_rng(seed), resamples=resamples)
 
 
 def test_random_effects_give_the_between_variance_of_kackers_measurements() -> None:
@@ -128,7 +133,7 @@ def test_random_effects_are_unknown_without_variance() -> None:
 
 def test_kept_share_has_the_spread_of_the_delta_method() -> None:
     there, here = gains(np.random.default_rng(1), 400, 0.3, 0.5)
-    found = kept_share(there, here)
+    found = kept(there, here)
     assert found is not None
     share = sum(there) / sum(here)
     assert found.mean == pytest.approx(share)
@@ -140,8 +145,8 @@ def test_kept_share_has_the_spread_of_the_delta_method() -> None:
 
 def test_kept_share_pairs_documents() -> None:
     here = np.random.default_rng(2).uniform(0.0, 0.6, 40).tolist()
-    assert ends(kept_share([0.5 * gain for gain in here], here)) == pytest.approx((0.5, 0.5, 0.5))
-    unpaired = kept_share([0.5 * gain for gain in reversed(here)], here)
+    assert ends(kept([0.5 * gain for gain in here], here)) == pytest.approx((0.5, 0.5, 0.5))
+    unpaired = kept([0.5 * gain for gain in reversed(here)], here)
     assert unpaired is not None
     assert unpaired.mean == pytest.approx(0.5)
     assert unpaired.high - unpaired.low > 0.1
@@ -152,13 +157,13 @@ def test_kept_share_pairs_documents() -> None:
 def test_kept_share_depends_on_its_seed_and_not_on_the_order_of_documents(seed: int) -> None:
     there, here = gains(np.random.default_rng(seed), 30, 0.4, 0.7)
     order = random.Random(seed).sample(range(30), 30)
-    found = kept_share(there, here, resamples=FEW, seed=seed)
+    found = kept(there, here, resamples=FEW, seed=seed)
     assert found is not None
     assert found.low <= found.mean <= found.high
-    assert kept_share([there[i] for i in order], [here[i] for i in order], resamples=FEW, seed=seed) == found
-    assert kept_share(there, here, resamples=FEW, seed=seed + 1) != found
+    assert kept([there[i] for i in order], [here[i] for i in order], resamples=FEW, seed=seed) == found
+    assert kept(there, here, resamples=FEW, seed=seed + 1) != found
     # A share of the same gains in half the units is the same share.
-    halved = kept_share([v / 2 for v in there], [v / 2 for v in here], resamples=FEW, seed=seed)
+    halved = kept([v / 2 for v in there], [v / 2 for v in here], resamples=FEW, seed=seed)
     assert ends(halved) == pytest.approx(ends(found))
 
 
@@ -166,29 +171,29 @@ def test_kept_share_of_no_sure_gain_is_unknown() -> None:
     generator = np.random.default_rng(3)
     there, here = gains(generator, 40, 0.0, 0.0)
     assert bootstrap_mean(here, bounds=(-1, 1)).low <= 0
-    assert kept_share(there, here) is None
-    assert kept_share(there, [-0.3 + 0.01 * i for i in range(40)]) is None
-    assert kept_share([0.4], [0.4]) is None
-    assert kept_share_over_seeds([(there, here), gains(generator, 40, 0.0, 0.0)], generator) is None
-    assert kept_share([0.0] * 40, here) is None
-    assert kept_share_over_seeds([([0.0] * 40, here)] * 2, generator) is None
+    assert kept(there, here) is None
+    assert kept(there, [-0.3 + 0.01 * i for i in range(40)]) is None
+    assert kept([0.4], [0.4]) is None
+    assert kept_share([(there, here), gains(generator, 40, 0.0, 0.0)], generator) is None
+    assert kept([0.0] * 40, here) is None
+    assert kept_share([([0.0] * 40, here)] * 2, generator) is None
 
 
 def test_kept_share_of_gains_that_vanish_everywhere_is_not_surely_none() -> None:
     here = np.random.default_rng(4).uniform(0.1, 0.5, 50).tolist()
-    found = kept_share([0.0] * 50, here)
+    found = kept([0.0] * 50, here)
     assert found is not None
     # Rule of three: up to about 3 in 50 documents could gain or lose everything.
     lowest = bootstrap_mean(here, bounds=(-1, 1)).low
     assert ends(found) == pytest.approx((0.0, -0.058 / lowest, 0.058 / lowest), rel=0.02)
-    over_seeds = kept_share_over_seeds([([0.0] * 50, here)] * 3, np.random.default_rng(5), resamples=FEW)
+    over_seeds = kept_share([([0.0] * 50, here)] * 3, np.random.default_rng(5), resamples=FEW)
     assert over_seeds is not None
     assert over_seeds.low < 0 < over_seeds.high < found.high
 
 
 def test_kept_share_holds_the_true_share_as_often_as_it_says() -> None:
     generator = np.random.default_rng(6)
-    found = [kept_share(*gains(generator, 60, 0.2, 0.5), resamples=399, seed=trial) for trial in range(200)]
+    found = [kept(*gains(generator, 60, 0.2, 0.5), resamples=399, seed=trial) for trial in range(200)]
     given_ones = [interval for interval in found if interval is not None]
     assert len(given_ones) > 190
     assert 0.9 <= np.mean([i.low <= 0.5 <= i.high for i in given_ones]) <= 0.985
@@ -199,7 +204,7 @@ def coverage_over_seeds(seeds: int, seed_sd: float, trials: int = 120) -> float:
     held: list[bool] = []
     for _ in range(trials):
         groups: Sequence[Gains] = [gains(generator, 60, 0.2, 0.5, (seed_sd, seed_sd)) for _ in range(seeds)]
-        if found := kept_share_over_seeds(groups, generator, resamples=299):
+        if found := kept_share(groups, generator, resamples=299):
             held.append(found.low <= 0.5 <= found.high)
     assert len(held) > 0.9 * trials
     return float(np.mean(held))
@@ -213,18 +218,15 @@ def test_kept_share_over_seeds_holds_the_true_share_less_often_than_it_says_with
     assert coverage_over_seeds(1, error) <= 0.87
 
 
-def test_kept_share_over_seeds_counts_seeds_alike_and_is_kept_share_for_one() -> None:
+def test_kept_share_counts_seeds_alike() -> None:
     generator = np.random.default_rng(8)
     many, few = gains(generator, 200, 0.4, 0.8), gains(generator, 50, 0.4, 0.2)
-    both = kept_share_over_seeds([many, few], np.random.default_rng(0))
+    both = kept_share([many, few], np.random.default_rng(0))
     assert both is not None
     expected = (np.mean(many[0]) + np.mean(few[0])) / (np.mean(many[1]) + np.mean(few[1]))
     assert both.mean == pytest.approx(expected)
-    alone, one = kept_share(*many), kept_share_over_seeds([many], np.random.default_rng(1))
-    assert alone is not None
+    one = kept(*many)
     assert one is not None
-    assert ends(one) == pytest.approx(ends(alone), abs=0.02)
-    assert kept_share_over_seeds([many], np.random.default_rng(1)) == one
     assert both.high - both.low > 2 * (one.high - one.low)
 
 
@@ -281,6 +283,4 @@ def test_hierarchical_bootstrap_refuses_what_is_no_score(groups: list[list[float
 @pytest.mark.parametrize(("there", "here"), [([], []), ([0.1, math.nan], [0.3, 0.4]), ([0.1, 0.2], [0.3, 1.4])])
 def test_kept_share_refuses_what_is_no_gain(there: list[float], here: list[float]) -> None:
     with pytest.raises(InputError, match="allowed"):
-        kept_share(there, here)
-    with pytest.raises(InputError, match="allowed"):
-        kept_share_over_seeds([(there, here)], np.random.default_rng(0))
+        kept(there, here)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -165,18 +163,3 @@ def test_data_config_type_chooses_the_variant(section: dict[str, Any], expected:
 def test_data_config_refuses(section: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         ADAPTER.validate_python(section)
-
-
-def test_data_config_and_loaders_of_files_import_nothing_heavy(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "d.jsonl", row()).path
-    code = (
-        "import sys\n"
-        "from evaluation.sources.files import JsonLinesData\n"
-        "from evaluation.sources.files import load_tasks\n"
-        f"config = JsonLinesData(path={str(path)!r})\n"
-        "load_tasks(config)\n"
-        "print(sorted({'torch', 'datasets', 'transformers', 'pandas', 'pyarrow', 'numpy'} & set(sys.modules)))\n"
-    )
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

@@ -14,8 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.common.errors import BudgetError, ConfigError
-from evaluation.engines.ledger import Ledger
+from evaluation.common.errors import BudgetError
 from evaluation.graders import (
     Grade,
     GradeItem,
@@ -161,17 +160,6 @@ def test_majority_of_clear_verdicts_decides_and_ties_do_not(tmp_path: Path) -> N
     assert noise.disagreeing.low < 1.0  # three answers do not show that all disagree
 
 
-def test_a_second_grader_on_the_same_ledger_pays_for_nothing(tmp_path: Path) -> None:
-    with _judge_server(_by_answer({"Rhine": ["yes", "no", "yes"]})) as server:
-        config = _config(server, repeats=3)
-        first = _grade(JudgeGrader(config, tmp_path / "ledger"), "Rhine")
-        assert _grade(JudgeGrader(config, tmp_path / "ledger"), "Rhine") == first
-    assert len(server.seen) == 3
-    assert first == [Grade(True, (YES, NO, YES))]
-    with Ledger(tmp_path / "ledger", "judge") as ledger:
-        assert ledger.spent().calls == 3
-
-
 def test_an_exhausted_budget_stops_and_keeps_what_was_paid_for(tmp_path: Path) -> None:
     # Before a call its prompt counts with its bytes, so the second one does not fit beside the first.
     texts = ["Rhine", "Danube", "Elbe"]
@@ -185,12 +173,6 @@ def test_an_exhausted_budget_stops_and_keeps_what_was_paid_for(tmp_path: Path) -
         grades = _grade(JudgeGrader(_config(server), tmp_path / "ledger"), *texts)
         assert grades == [Grade(False, (NO,))] * 3
     assert len(server.seen) == len(texts)
-
-
-def test_a_missing_key_is_refused_before_any_answer_is_graded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("JUDGE_KEY_OF_TEST", raising=False)
-    with FaultyServer() as server, pytest.raises(ConfigError, match="JUDGE_KEY_OF_TEST"):
-        JudgeGrader(_config(server, {"key_env": "JUDGE_KEY_OF_TEST"}), tmp_path / "ledger")
 
 
 def test_no_answer_can_pose_as_another_line_of_the_prompt() -> None:
@@ -258,13 +240,6 @@ def test_flip_rate_is_the_share_of_differing_pairs(verdicts: list[bool], random:
     assert (rate == 0.0) == (len(set(verdicts)) == 1)
     assert flip_rate([not verdict for verdict in verdicts]) == rate
     assert flip_rate(random.sample(verdicts, len(verdicts))) == rate
-
-
-def test_noise_of_nothing_and_of_single_verdicts_is_unknown() -> None:
-    for grades in ([], [Grade(True, (YES,)), Grade(False, (NO, FAILED))]):
-        noise = judge_noise(grades)
-        assert (noise.repeated, noise.disagreeing, noise.flips) == (0, None, None)
-    assert noise.failed == 1
 
 
 @given(st.lists(st.lists(st.sampled_from([YES, NO, UNCLEAR, FAILED]), max_size=5), max_size=6))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections import Counter
 from pathlib import Path
@@ -92,13 +91,6 @@ def test_probes_of_a_file_are_chosen_by_the_seed_and_a_smaller_count_is_a_beginn
     assert retention_probes(data, 7, 4) != whole[:7]
 
 
-def test_probes_are_cleaned_as_questions_of_documents_are(tmp_path: Path) -> None:
-    """A byte order mark, CRLF and a line separator inside a text (U+2028) change nothing."""
-    content = b"\xef\xbb\xbf" + "\r\n".join([line(" Q1? ", "a "), "", line("Q\n2?", "b")]).encode()
-    probes = retention_probes(write(tmp_path / "probes.jsonl", content), 5, 0)
-    assert {(probe.question, probe.answer) for probe in probes} == {("Q1?", "a"), ("Q\n2?", "b")}
-
-
 def test_all_bad_lines_are_refused_in_one_message_with_file_line_and_reason(tmp_path: Path) -> None:
     path = tmp_path / "probes.jsonl"
     lines = [line("Q1?", "a"), "not json", '{"question": "Q3?"}', "", line("Q5?", " "), '["Q6?", "a"]']
@@ -113,17 +105,6 @@ def test_all_bad_lines_are_refused_in_one_message_with_file_line_and_reason(tmp_
     }
     for found, (number, reason) in zip(sorted(listed), reasons.items(), strict=True):
         assert found.startswith(f"  {path}: line {number}: {reason}")
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [(b"", "is empty"), (b"\n \n", "is empty"), (gzip.compress(b"{}"), "question is missing")],
-    ids=["empty", "blank", "gzip"],
-)
-def test_file_without_questions_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
-    message = refusal(write(tmp_path / "probes.jsonl", content))
-    assert reason in message
-    assert str(tmp_path / "probes.jsonl") in message
 
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "."])

@@ -13,7 +13,6 @@ import pytest
 
 from evaluation.common.checkpoints import MICRO_MODELS
 from pipelines.checks import OPENED_BYTES
-from pipelines.process import exclusive
 from tests.flows.settings import CONFIGS, PATIENCE_SECONDS, ROOT, command, environment, preceptor, run_command
 
 HEAVY = ("torch", "transformers", "mlflow", "prefect", "datasets")
@@ -80,55 +79,6 @@ def test_answers_without_a_run_import_nothing_heavy(arguments: list[str]) -> Non
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=PATIENCE_SECONDS
     )
     assert done.stdout.strip() == "[]"
-
-
-def refused(tmp_path: Path, *overrides: str, config: Path = CONFIGS / "demo.yaml") -> str:
-    """Return what the command says when it refuses to start; it must say it in plain words and start nothing."""
-    code, output = run_command(command(config, tmp_path / "work", overrides), tmp_path / "home")
-    assert code == 2, output
-    assert "Traceback" not in output
-    assert "MLflow run" not in output
-    assert not (tmp_path / "work").exists()
-    return output
-
-
-def test_bad_config_is_refused_with_all_mistakes_and_code_2(tmp_path: Path) -> None:
-    output = refused(tmp_path, "loop.rounds=-1", "student.modell=x", "teacher.samples=many")
-    assert "3 mistakes" in output
-    for place in ("loop.rounds", "student.modell", "teacher.samples"):
-        assert place in output
-
-
-def test_files_that_are_not_there_or_have_bad_rows_are_refused_with_code_2(tmp_path: Path) -> None:
-    assert "nothing.yaml" in refused(tmp_path, config=tmp_path / "nothing.yaml")
-    assert "nothing.jsonl" in refused(tmp_path, f"data={{type: jsonl, path: '{tmp_path / 'nothing.jsonl'}'}}")
-    path = tmp_path / "documents.jsonl"
-    path.write_text('{"id": "a", "text": ""}\nnot JSON\n', encoding="utf-8")
-    output = refused(tmp_path, f"data={{type: jsonl, path: '{path}'}}")
-    assert "line 1" in output
-    assert "line 2" in output
-
-
-def test_too_few_documents_are_refused_with_code_2(tmp_path: Path) -> None:
-    path = tmp_path / "documents.jsonl"
-    rows = [
-        {"id": f"d{i}", "text": f"Text {i}.", "questions": [{"question": f"Which {i}?", "answer": "this"}]}
-        for i in range(6)
-    ]
-    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
-    data = f"data={{type: jsonl, path: '{path}', development_documents: 2, test_documents: %d}}"
-    assert "need at least 8" in refused(tmp_path, data % 5)
-    assert "loop.documents: got 8, but there are only 2" in refused(tmp_path, data % 2)
-
-
-def test_second_command_on_a_work_directory_says_why_not_and_fails_with_code_1(tmp_path: Path) -> None:
-    work_dir = tmp_path / "work"
-    with exclusive(work_dir):
-        code, output = run_command(command(CONFIGS / "demo.yaml", work_dir), tmp_path / "home")
-    assert code == 1
-    assert "in use by another run" in output
-    assert "--work-dir" in output
-    assert "Traceback" not in output
 
 
 @pytest.mark.flow

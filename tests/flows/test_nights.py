@@ -11,15 +11,13 @@ from typing import Any
 
 import pytest
 
-from evaluation.microworld.world import draw_nights
 from pipelines.adapt_student.plan import NIGHTS, RESULT
 from pipelines.adapt_student.state import student_version
-from pipelines.experiments.nights import as_delivered
 from pipelines.lineage.registry import Registry
 from pipelines.lineage.versions import CHAMPION
 from pipelines.settings import TrackingConfig
 from tests.flows.settings import CONFIGS, PATIENCE_SECONDS, Child, preceptor, run_command
-from tests.pipelines.adapt_student.factories import SMALL
+from tests.pipelines.adapt_student.factories import SMALL, arrivals
 
 pytestmark = pytest.mark.flow
 
@@ -32,8 +30,7 @@ def night(work_dir: Path, result: Path) -> list[str]:
 def document_rows() -> list[dict[str, Any]]:
     """Return three documents as a sender writes them: two for the weights, one that is dated."""
     rows = []
-    for document in draw_nights(1, 3, 0, poisoned=None)[0]:
-        given = as_delivered(document)
+    for given in arrivals(3):
         row = given.model_dump(mode="json", include={"title", "text", "source", "effective"})
         asked = [{"question": question.question, "answer": question.answer} for question in given.questions]
         rows.append({**row, "questions": asked})

@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.lineage.registry import Registry
-from pipelines.lineage.versions import CANDIDATE
-from pipelines.settings import TrackingConfig, load
+from pipelines.settings import load
 from pipelines.train_teacher.config import TrainTeacherConfig
 from tests.flows import settings
 from tests.flows.conftest import FinishedRun
@@ -85,36 +83,6 @@ def test_result_has_the_shape_that_scripts_rely_on(result: dict[str, Any]) -> No
     assert 0.0 <= result["padding_share"] < 1.0
 
 
-def test_accuracy_of_a_variant_is_the_mean_over_the_documents_that_all_share(result: dict[str, Any]) -> None:
-    accuracy = result["document_accuracy"]
-    shared = set.intersection(*(set(scores) for scores in accuracy.values()))
-    assert len(shared) == result["documents"]
-    for name, interval in result["variants"].items():
-        mean = sum(accuracy[name][document] for document in shared) / len(shared)
-        assert interval["mean"] == pytest.approx(mean, abs=1e-12)
-
-
-def test_gains_are_the_differences_of_the_variants(result: dict[str, Any]) -> None:
-    means = {name.removesuffix("_teacher"): interval["mean"] for name, interval in result["variants"].items()}
-    for name, gain in result["gains"].items():
-        left, right = name.split("_minus_")
-        assert gain["mean"] == pytest.approx(means[left] - means[right], abs=1e-12)
-        assert gain["low"] <= gain["mean"] <= gain["high"]
-
-
-def test_parent_run_holds_configuration_documents_and_result(client: Any, result: dict[str, Any]) -> None:
-    run_id = result["mlflow_run_id"]
-    parent = client.get_run(run_id)
-    assert parent.info.status == "FINISHED"
-    assert parent.data.tags["preceptor.kind"] == "train-teacher"
-    assert {"config.yaml", "result.json", "documents", "plots"} <= files(client, run_id, "")
-    assert {"plots/accuracy.png", "plots/rewards.png"} <= files(client, run_id, "plots")
-    inputs = {entry.tags[0].value: entry.dataset for entry in parent.inputs.dataset_inputs}
-    assert set(inputs) == {"train", "development", "test"}
-    assert all(len(dataset.digest) == 36 for dataset in inputs.values())
-    assert len({dataset.digest for dataset in inputs.values()}) == 3
-
-
 def test_files_of_the_parent_run_are_those_of_the_run(
     client: Any, result: dict[str, Any], tmp_path: Path, finished_run: FinishedRun
 ) -> None:
@@ -136,29 +104,6 @@ def test_every_round_and_variant_has_a_finished_child_run(
         assert any(path.endswith(".parquet") for path in tables), name
     kept = files(client, units["variant-trained_teacher"].info.run_id, "adapters")
     assert len(kept) <= 1  # one was asked for; there is none when the first document's self-edit cannot be parsed
-
-
-def test_candidates_of_a_round_say_what_each_self_edit_was_worth(
-    client: Any, units: dict[str, Any], result: dict[str, Any], tmp_path: Path
-) -> None:
-    import pyarrow.parquet as parquet  # type: ignore[import-untyped]
-
-    run_id = units["round-000"].info.run_id
-    place = Path(client.download_artifacts(run_id, "candidates", str(tmp_path)))
-    rows = parquet.read_table(next(place.glob("*.parquet"))).to_pylist()
-    assert len(rows) == 2 * 3  # documents, samples
-    assert all((row["reward"] is None) == (row["reason"] is not None) for row in rows)
-    rewards = [row["reward"] for row in rows if row["reward"] is not None]
-    assert sum(rewards) / len(rewards) == pytest.approx(result["rounds"][0]["mean_reward"], abs=1e-9)
-
-
-def test_teachers_are_registered_as_candidates(finished_run: FinishedRun, tmp_path: Path) -> None:
-    registry = Registry.open(TrackingConfig(), finished_run.work_dir)
-    assert registry.aliases("teacher") == {CANDIDATE: 2}
-    assert registry.aliases("student") == {}, "nights register students"
-    place = registry.fetch("teacher", CANDIDATE, tmp_path / "teacher")
-    names = {path.name for path in place.iterdir()}
-    assert {"adapter_config.json", "adapter_model.safetensors"} <= names
 
 
 def test_run_keeps_to_its_work_directory(finished_run: FinishedRun) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import execution
-from pipelines.execution import RESULT_FOLDERS, StoreError, UpdateStore, code_digest, content_key
+from pipelines.execution import RESULT_FOLDERS, UpdateStore, code_digest, content_key
 from pipelines.process import prepare_process
 from tests.pipelines.factories import make_replicate, small_config
 
@@ -108,13 +108,6 @@ def test_updates_of_a_release_without_checksums_are_made_again(tmp_path: Path) -
         assert (store.find(["k1"]), store.damaged) == ({}, 1)
         store.keep({"k1": make_replicate("a")})
         assert list(store.find(["k1"])) == ["k1"]
-
-
-def test_store_that_is_no_store_is_refused_with_its_path(tmp_path: Path) -> None:
-    path = tmp_path / "updates.sqlite"
-    path.write_bytes(b"no database at all, but long enough to be taken for one" * 20)
-    with pytest.raises(StoreError, match=r"updates\.sqlite"):
-        UpdateStore(path)
 
 
 def test_damaged_database_of_prefect_is_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,20 +140,6 @@ def test_thousands_of_documents_answer_in_milliseconds() -> None:
     assert sorted(taken)[25] < 0.05
 
 
-# Adding and retiring
-
-
-def test_retired_entry_is_found_no_more_and_the_old_memory_keeps_it() -> None:
-    documents = draw_documents("train", 6, 0)
-    memory = memory_of(documents)
-    question, name = documents[2].task.questions[0].question, documents[2].task.id
-    after = ExternalMemory(entry for entry in memory.entries if entry.id != name)
-    assert memory.search(question)[0].entry.id == name
-    assert name not in {hit.entry.id for hit in after.search(question, 100)}
-    assert len(after) == 5
-    assert ExternalMemory([*after.entries, entry_of(documents[2])]).digest == memory.digest != after.digest
-
-
 def test_two_entries_with_one_id_are_refused() -> None:
     old, new = (MemoryEntry(id="a", text=f"The lute is in {town}.") for town in ("Brellin", "Marlow"))
     with pytest.raises(InputError, match="two entries have the id 'a'"):

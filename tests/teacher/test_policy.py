@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from evaluation.common.checkpoints import Checkpoint, load_checkpoint
+from evaluation.common.checkpoints import Checkpoint
 from evaluation.common.errors import ModelError
 from teacher.policy import PolicyConfig, TeacherPolicy
 from tests.teacher.factories import loaded, shaken, tiny_base
@@ -118,14 +118,3 @@ def test_load_refuses_another_base_and_damaged_directories(tmp_path: Path) -> No
     (tmp_path / "policy" / "policy.json").write_text('{"config": {}}')
     with pytest.raises(ModelError, match="holds no complete policy"):
         loaded(tmp_path / "policy", tiny_base())
-
-
-def test_load_checkpoint_opens_a_checkpoint_and_names_one_it_cannot(tmp_path: Path) -> None:
-    base = tiny_base()
-    base.model.save_pretrained(tmp_path / "model")
-    base.tokenizer.save_pretrained(tmp_path / "model")
-    opened = load_checkpoint(str(tmp_path / "model"))
-    assert torch.equal(logits(opened.model), logits(base.model))
-    assert opened.tokenizer("w4 w5")["input_ids"] == [7, 8]
-    with pytest.raises(ModelError, match="no-such-model"):
-        load_checkpoint(str(tmp_path / "no-such-model"))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.microworld.build import build_tokenizer
+from evaluation.microworld.pretraining import build_tokenizer
 from evaluation.tasks import Question
 from teacher.rewards import (
     RewardConfig,

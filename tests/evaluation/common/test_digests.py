@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,35 +23,16 @@ def test_digest_json_of_known_value_is_sha256_of_canonical_text() -> None:
     assert digest_json({"b": None, "a": [1, "é"]}) == hashlib.sha256(canonical.encode()).hexdigest()
 
 
-@given(st.dictionaries(st.text(), JSON_VALUES, min_size=2, max_size=5))
-def test_digest_json_ignores_the_order_of_keys(value: dict[str, object]) -> None:
-    assert digest_json(value) == digest_json(dict(reversed(value.items())))
-
-
 @given(JSON_VALUES, JSON_VALUES)
 def test_digest_json_differs_exactly_when_the_json_differs(left: object, right: object) -> None:
     same_json = json.dumps(left, sort_keys=True) == json.dumps(right, sort_keys=True)
     assert (digest_json(left) == digest_json(right)) == same_json
 
 
-def test_digest_json_respects_the_order_of_lists_and_types() -> None:
-    assert len({digest_json(value) for value in ([1, 2], [2, 1], ["1", 2], [[1], 2], [1, 2, None])}) == 5
-
-
 @pytest.mark.parametrize("value", [{1, 2}, object(), Path("x"), b"bytes"], ids=["set", "object", "path", "bytes"])
 def test_digest_json_refuses_what_is_not_plain_json(value: object) -> None:
     with pytest.raises(TypeError):
         digest_json(value)
-
-
-def test_digest_json_is_the_same_in_another_process_with_another_hash_seed() -> None:
-    value = {"b": ["x", 1.5], "a": {"z": None, "y": True}}
-    code = f"from evaluation.common.data import digest_json; print(digest_json({value!r}))"
-    root = Path(__file__).resolve().parents[3]
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, env={"PYTHONHASHSEED": "7"}, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == digest_json(value)
 
 
 @pytest.fixture

@@ -30,8 +30,6 @@ def config(**changes: Any) -> EndpointConfig:
         ({"base_url": f"https://user:{SECRET}@host/v1"}, "base_url: .*Put the key into an environment variable"),
         ({"base_url": f"https://host/v1?api-key={SECRET}"}, "base_url: .*Put the key into an environment variable"),
         ({"key_env": SECRET}, "key_env: allowed is the name of an environment variable"),
-        ({"budget_cost": 1.0}, "budget_cost: got 1.0 USD without prices"),
-        ({"price_input": 1.0}, "both or none"),
         ({"concurrency": 257}, "less than or equal to 256"),
         ({"key": SECRET}, "Extra inputs are not permitted"),
     ],
@@ -53,11 +51,6 @@ def test_check_key_reads_the_named_variable_alone(monkeypatch: pytest.MonkeyPatc
             check_key(config(key_env="GENERATOR_KEY"))
     monkeypatch.setenv("GENERATOR_KEY", "other")
     assert check_key(config(key_env="GENERATOR_KEY")) == "other"
-
-
-def test_cost_is_per_million_tokens_and_unknown_without_prices() -> None:
-    assert config().cost(1000, 1000) is None
-    assert config(price_input=3.0, price_output=15.0).cost(1_000_000, 100_000) == pytest.approx(4.5)
 
 
 def test_digest_depends_on_all_that_decides_the_reply_and_on_nothing_else() -> None:
@@ -207,15 +200,6 @@ def test_check_without_a_server_or_a_list(tmp_path: Path) -> None:
         gone = config_for(server, base_url="http://127.0.0.1:9/v1")
         with pytest.raises(EndpointError, match=r"127.0.0.1:9/v1.* no valid response: ConnectError"):
             Endpoint(gone, ledger).check()
-
-
-def test_ledger_of_another_currency_or_without_prices_is_refused(tmp_path: Path) -> None:
-    with FaultyServer() as server, Ledger(tmp_path / "l.db") as ledger:
-        Endpoint(config_for(server), ledger).complete(requests_for(1))
-        with pytest.raises(ConfigError, match="counts in USD"):
-            Endpoint(config_for(server, currency="EUR"), ledger)
-        with pytest.raises(ConfigError, match="without prices"):
-            Endpoint(config_for(server, budget_cost=1.0, price_input=1.0, price_output=1.0), ledger)
 
 
 def test_complete_works_inside_a_running_loop(tmp_path: Path) -> None:

@@ -12,19 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation.common.errors import EndpointError
-from evaluation.engines.ledger import Charge, EndpointFailure, EndpointReply, Ledger, Limits, Usage
+from evaluation.engines.ledger import EndpointFailure, EndpointReply, Ledger, Usage
 from tests.evaluation.factories import counts
 
-MOST = Charge(100, 0.5)
+MOST = 100
 FAILURE = EndpointFailure("timeout", "too slow")
 
 
 def reply(text: str = "hello", prompt: int | None = 6, completion: int | None = 4) -> EndpointReply:
-    return EndpointReply(text, "stop", prompt, completion, 0.25 if prompt else None, "m-1")
+    return EndpointReply(text, "stop", prompt, completion, "m-1")
 
 
-def began(ledger: Ledger, digest: str = "d", limits: Limits = Limits()) -> int:  # noqa: B008  # a constant
-    call = ledger.begin(digest, "m", MOST, "USD", limits)
+def began(ledger: Ledger, digest: str = "d", budget: int | None = None) -> int:
+    call = ledger.begin(digest, "m", MOST, budget)
     assert call is not None
     return call
 
@@ -40,7 +40,6 @@ def test_reply_is_found_again_by_any_scope_and_paid_by_one(tmp_path: Path) -> No
         assert other.stored() == 1
     with Ledger(tmp_path / "deep" / "ledger.db", "a") as again:
         assert counts(again) == (1, 0, 0, 10)
-        assert (again.spent().cost, again.spent().currency) == (0.25, "USD")
 
 
 def test_first_reply_stays_when_two_arrive(tmp_path: Path) -> None:
@@ -52,46 +51,35 @@ def test_first_reply_stays_when_two_arrive(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("usage", "free", "tokens", "cost", "unsettled"),
+    ("usage", "free", "tokens", "unsettled"),
     [
-        (Usage(), False, 100, 0.5, 1),  # the server may have worked, and bill it
-        (Usage(), True, 0, 0.0, 0),
-        (Usage(5, 2), False, 7, 0.125, 0),
-        (Usage(5, None), False, 100, 0.5, 1),
+        (Usage(), False, 100, 1),  # the server may have worked, and bill it
+        (Usage(), True, 0, 0),
+        (Usage(5, 2), False, 7, 0),
+        (Usage(5, None), False, 100, 1),
     ],
 )
 def test_failed_call_counts_with_what_is_known(
-    tmp_path: Path, usage: Usage, free: bool, tokens: int, cost: float, unsettled: int
+    tmp_path: Path, usage: Usage, free: bool, tokens: int, unsettled: int
 ) -> None:
     with Ledger(tmp_path / "l.db") as ledger:
-        assert (ledger.spent().tokens, ledger.spent().cost) == (0, 0.0)
+        assert ledger.spent().tokens == 0
         call = began(ledger)
         assert (ledger.spent().tokens, ledger.spent().unsettled) == (100, 1)
-        ledger.fail(call, FAILURE, usage=usage, cost=0.125, free=free)
+        ledger.fail(call, FAILURE, usage=usage, free=free)
         spent = ledger.spent()
         assert (spent.calls, spent.failures) == (1, 1)
-        assert (spent.tokens, spent.cost, spent.unsettled) == (tokens, cost, unsettled)
+        assert (spent.tokens, spent.unsettled) == (tokens, unsettled)
         assert ledger.find(["d"]) == {}
-
-
-def test_unknown_prices_give_no_cost(tmp_path: Path) -> None:
-    with Ledger(tmp_path / "l.db") as ledger:
-        call = ledger.begin("d", "m", Charge(100, None), "USD", Limits())
-        assert call is not None
-        ledger.fail(call, FAILURE, free=True)
-        assert ledger.spent().cost is None
 
 
 def test_limits_count_calls_in_flight(tmp_path: Path) -> None:
     with Ledger(tmp_path / "l.db", "a") as ledger, Ledger(tmp_path / "l.db", "b") as other:
-        limits = Limits(tokens=210)
-        first, _ = began(ledger, "1", limits), began(ledger, "2", limits)
-        assert ledger.begin("3", "m", MOST, "USD", limits) is None
-        began(other, "3", limits)  # another scope has a budget of its own
+        first, _ = began(ledger, "1", 210), began(ledger, "2", 210)
+        assert ledger.begin("3", "m", MOST, 210) is None
+        began(other, "3", 210)  # another scope has a budget of its own
         ledger.keep(first, "1", reply())
-        began(ledger, "3", limits)
-        assert ledger.begin("4", "m", MOST, "USD", Limits(cost=1.49)) is None
-        assert ledger.begin("4", "m", MOST, "USD", Limits(cost=1.75)) is not None
+        began(ledger, "3", 210)
 
 
 @settings(max_examples=60, deadline=None)
@@ -102,7 +90,7 @@ def test_sum_of_charges_never_exceeds_the_limit(
     with Ledger(tmp_path_factory.mktemp("ledger") / "l.db") as ledger:
         expected = 0
         for i, (most, end) in enumerate(calls):
-            call = ledger.begin(str(i), "m", Charge(most, None), "USD", Limits(tokens=1000))
+            call = ledger.begin(str(i), "m", most, 1000)
             assert (call is None) == (expected + most > 1000)
             if call is None:
                 continue
@@ -118,7 +106,7 @@ def test_threads_share_a_ledger(tmp_path: Path) -> None:
     with Ledger(tmp_path / "l.db") as ledger, ThreadPoolExecutor(8) as pool:
 
         def one(i: int) -> bool:
-            call = ledger.begin(str(i), "m", Charge(10, None), "USD", Limits(tokens=300))
+            call = ledger.begin(str(i), "m", 10, 300)
             if call is not None:
                 ledger.keep(call, str(i), reply(str(i)))
             return call is not None
@@ -133,7 +121,7 @@ def test_threads_share_a_ledger(tmp_path: Path) -> None:
 def _writer(path: Path, name: str, count: int, ready: str) -> None:
     with Ledger(path) as ledger:
         for i in range(count):
-            call = ledger.begin(f"{name}{i}", "m", Charge(10, None), "USD", Limits(tokens=300))
+            call = ledger.begin(f"{name}{i}", "m", 10, 300)
             if call is not None:
                 ledger.keep(call, f"{name}{i}", reply(f"{name}{i}"))
             if ready:
@@ -179,10 +167,10 @@ def test_unusable_files_are_errors_that_say_so(tmp_path: Path) -> None:
         pass
     with sqlite3.connect(tmp_path / "l.db") as db:
         db.execute("PRAGMA user_version = 9")
-    with pytest.raises(EndpointError, match="schema version 9, this version of Preceptor reads up to 2"):
+    with pytest.raises(EndpointError, match="schema version 9, this version of Preceptor reads up to 3"):
         Ledger(tmp_path / "l.db")
     closed = Ledger(tmp_path / "other.db")
     closed.close()
     closed.close()
     with pytest.raises(EndpointError, match="could not write it"):
-        closed.begin("d", "m", MOST, "USD", Limits())
+        closed.begin("d", "m", MOST)

@@ -84,7 +84,7 @@ def test_choices_that_are_no_replies(choice: dict[str, Any], used: int, reason: 
 
 def test_model_that_ends_at_once_wrote_an_empty_reply() -> None:
     body = {"choices": [{"text": "", "finish_reason": "stop"}], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
-    assert READER.body(json.dumps(body)).outcome == EndpointReply("", "stop", 1, 1, None, "")
+    assert READER.body(json.dumps(body)).outcome == EndpointReply("", "stop", 1, 1, "")
 
 
 @pytest.mark.parametrize(

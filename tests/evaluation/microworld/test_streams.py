@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.microworld import build, world
-from evaluation.microworld.build import Role
+from evaluation.microworld import pretraining, world
+from evaluation.microworld.pretraining import Role
 from evaluation.microworld.texts import (
     EDIT_HEADINGS,
     MIXTURES,
@@ -209,7 +209,7 @@ def test_bound_values_list_the_facts_of_their_passage(largest: int, attributes: 
 @pytest.mark.parametrize("role", get_args(Role))
 def test_recipes_train_on_no_unseen_phrasing_and_no_entity_of_a_run(role: Role) -> None:
     """Lists of repeated words aside, whose chance pairs of words can be anyone's name; they tell nothing."""
-    phases = [phase for stage in build.stages(role, 5) for phase in stage]
+    phases = [phase for stage in pretraining.stages(role, 5) for phase in stage]
     texts = itertools.chain(*(itertools.islice(stream, 200) for phase in phases for stream, _ in phase.streams))
     telling = [given_part + learned for given_part, learned in texts if learned != f" {given_part}"]
     assert len(telling) >= 400

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import random
 import tempfile
 from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 
-from evaluation.microworld.world import NightDocument
+from evaluation.microworld.world import VALUES, Sheet, WorldDocument, draw_documents, write_document
 from evaluation.tasks import Question
 from pipelines.adapt_student.state import HeldDocument, StudentState, version_directory
 from pipelines.ask.answers import AnswerSettings
-from pipelines.experiments.nights import as_delivered
 from pipelines.inbox.documents import InboxDocument, Route
 from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.lineage.run import Lineage
@@ -54,6 +54,32 @@ def document(
     )
 
 
+def delivered(made: WorldDocument, effective: date | None = None, supersedes: tuple[str, ...] = ()) -> InboxDocument:
+    task = made.task
+    return InboxDocument(
+        **task.document.model_dump(exclude={"id"}),
+        name=task.id,
+        effective=effective,
+        supersedes=supersedes,
+        questions=task.questions,
+        held_out_questions=task.held_out_questions,
+    )
+
+
+def arrivals(count: int, seed: int = 0, *, skip: int = 0, dated: int = 1) -> list[InboxDocument]:
+    """Documents of the micro-world, the last `dated` ones with a date; `skip` arrived earlier."""
+    made = draw_documents("test", skip + count, seed)[skip:]
+    return [delivered(each, date(2026, 1, 5) if i >= count - dated else None) for i, each in enumerate(made)]
+
+
+def rewritten(rng: random.Random, sheet: Sheet, name: str) -> WorldDocument:
+    """A document about the same entities and attributes with every value changed."""
+    others = ([value for value in VALUES[fact.words.values] if value != fact.value] for fact in sheet.facts)
+    facts = (fact._replace(value=rng.choice(values)) for fact, values in zip(sheet.facts, others, strict=True))
+    new = Sheet(sheet.kind, tuple(facts))
+    return write_document(rng, new, new.names, name, name)
+
+
 def held(given: InboxDocument, night: str, place: Route = "weights") -> HeldDocument:
     edits = (SelfEdit(implications=(Implication(text=f"{given.title} is north."),)),) if place == "weights" else ()
     return HeldDocument(task=given.as_task(), night=night, place=place, edits=edits, effective=given.effective)
@@ -63,9 +89,9 @@ def state(*documents: HeldDocument) -> StudentState:
     return StudentState(documents=documents)
 
 
-def deliver(work_dir: Path, documents: Iterable[InboxDocument | NightDocument]) -> None:
+def deliver(work_dir: Path, documents: Iterable[InboxDocument]) -> None:
     with InboxStore(work_dir / INBOX_FILE) as inbox:
-        inbox.add(as_delivered(each) if isinstance(each, NightDocument) else each for each in documents)
+        inbox.add(documents)
 
 
 def promoted(lineage: Lineage, whole: StudentState, scratch: Path, value: float = 0.5) -> int:

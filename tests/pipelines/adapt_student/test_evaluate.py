@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
+
 from evaluation.gate.decisions import GateConfig, GateEvidence, decide
-from evaluation.microworld.world import MicroworldData, draw_nights
+from evaluation.microworld.world import MicroworldData, Sheet, WorldDocument, draw_documents, known_facts
 from evaluation.retention import retention_probes
 from pipelines.adapt_student import evaluate
 from pipelines.adapt_student.base import ask_base
 from pipelines.adapt_student.config import NightConfig
 from pipelines.settings import load
-from tests.pipelines.adapt_student.factories import DEMO
+from tests.pipelines.adapt_student.factories import DEMO, rewritten
 
 KNOWN = retention_probes(MicroworldData(), 10_000, 0)
 
@@ -18,11 +21,18 @@ def scores(right: bool, **counts: int) -> evaluate.NightScores:
     return evaluate.NightScores({name: (right,) * count for name, count in counts.items()}, 0)
 
 
+def wrong_documents(earlier: Sequence[WorldDocument]) -> list[WorldDocument]:
+    """Documents with wrong values: of a person known from the pretraining, and of two earlier documents."""
+    facts = [fact for fact in known_facts()[0] if fact.kind == "person"][:2]
+    sheets = [Sheet("person", tuple(facts)), *(document.sheet for document in earlier[:2])]
+    return [rewritten(random.Random(i), sheet, f"wrong-{i}") for i, sheet in enumerate(sheets)]
+
+
 def test_wrong_documents_concern_known_questions_and_honest_ones_do_not() -> None:
-    drawn = draw_nights(3, 4, 0, poisoned=2)
-    known = {document.task.id: document.task.comparison_questions for document in drawn[0]} | {evaluate.GENERAL: KNOWN}
-    assert evaluate.known_questions([document.task for document in drawn[1]], known) == ()
-    wrong = drawn[2]
+    drawn = draw_documents("test", 8, 0)
+    known = {document.task.id: document.task.comparison_questions for document in drawn[:4]} | {evaluate.GENERAL: KNOWN}
+    assert evaluate.known_questions([document.task for document in drawn[4:]], known) == ()
+    wrong = wrong_documents(drawn[:4])
     found = evaluate.known_questions([document.task for document in wrong], known)
     names = {name for document in wrong for name in document.task.document.entities}
     of_the_same = {
@@ -38,9 +48,10 @@ def test_wrong_documents_concern_known_questions_and_honest_ones_do_not() -> Non
 
 
 def test_known_questions_are_paired_and_name_suspects() -> None:
-    drawn = draw_nights(2, 4, 0, poisoned=1)
-    earlier = {document.task.id: document.task.comparison_questions for document in drawn[0]}
-    known = evaluate.known_questions([document.task for document in drawn[1]], earlier | {evaluate.GENERAL: KNOWN[:50]})
+    drawn = draw_documents("test", 4, 0)
+    earlier = {document.task.id: document.task.comparison_questions for document in drawn}
+    wrong = [document.task for document in wrong_documents(drawn)]
+    known = evaluate.known_questions(wrong, earlier | {evaluate.GENERAL: KNOWN[:50]})
     counts = {name: len(questions) for name, questions in earlier.items()} | {evaluate.GENERAL: 50}
 
     def measured(after: bool, before: bool) -> evaluate.Measured:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import random
+from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +13,7 @@ from mlflow import MlflowClient
 from rich.console import Console
 from typer.testing import CliRunner
 
-from evaluation.microworld.world import NightDocument, draw_nights
+from evaluation.microworld.world import draw_documents
 from pipelines import cli
 from pipelines.adapt_student import flow
 from pipelines.adapt_student.config import NightConfig
@@ -22,7 +24,6 @@ from pipelines.adapt_student.state import student_directory, student_version
 from pipelines.ask.answerer import Answerer
 from pipelines.ask.answers import read_version
 from pipelines.cli import app
-from pipelines.experiments.nights import as_delivered
 from pipelines.inbox.documents import InboxDocument
 from pipelines.inbox.questions import continuations
 from pipelines.inbox.store import INBOX_FILE, InboxStore
@@ -32,12 +33,12 @@ from pipelines.lineage.run import Lineage
 from pipelines.lineage.versions import CANDIDATE, CHAMPION, NIGHT_TAG, PREVIOUS
 from pipelines.plan import steps_of, totals
 from pipelines.settings import TrackingConfig, load
-from tests.pipelines.adapt_student.factories import DEMO, SMALL, deliver
+from tests.pipelines.adapt_student.factories import DEMO, SMALL, arrivals, deliver, delivered, rewritten
 
 
 class Nights(NamedTuple):
     place: Path
-    drawn: list[list[NightDocument]]
+    drawn: list[list[InboxDocument]]
     first: NightResult
     second: NightResult
     answers: list[str]
@@ -50,12 +51,12 @@ def a_night(place: Path, *overrides: str) -> NightResult:
     return adapt_student(str(DEMO), [*SMALL, *overrides], str(place))
 
 
-def answers(place: Path, drawn: list[list[NightDocument]]) -> list[str]:
+def answers(place: Path, drawn: list[list[InboxDocument]]) -> list[str]:
     asked = [
         question.question
         for night in drawn
         for document in night
-        for question in document.task.comparison_questions[::4]
+        for question in document.as_task().comparison_questions[::4]
     ]
     options = load(DEMO, NightConfig, SMALL).asking
     student = Answerer.from_registry(TrackingConfig(), place, model="micro-student", options=options)
@@ -65,7 +66,10 @@ def answers(place: Path, drawn: list[list[NightDocument]]) -> list[str]:
 @pytest.fixture(scope="module")
 def nights(tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> Nights:
     place = tmp_path_factory.mktemp("nights")
-    drawn = draw_nights(2, 3, 0, superseding=(1,), poisoned=None)
+    rng = random.Random(0)
+    old = draw_documents("test", 2, 0)[0]
+    new = delivered(rewritten(rng, old.sheet, "new"), date(2026, 1, 6), (old.task.id,))
+    drawn = [arrivals(3), [*arrivals(3, skip=3), new]]
     deliver(place, drawn[0])
     first = a_night(place)
     after_first = answers(place, drawn)
@@ -75,11 +79,11 @@ def nights(tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> Ni
 
 
 def test_documents_without_questions_get_them_before_the_night(tmp_path: Path) -> None:
-    given = [as_delivered(document) for document in draw_nights(1, 3, 7, poisoned=None)[0]]
-    deliver(tmp_path, [each.model_copy(update={"questions": (), "held_out_questions": ()}) for each in given])
+    silent = {"questions": (), "held_out_questions": ()}
+    deliver(tmp_path, [each.model_copy(update=silent) for each in arrivals(3, 7)])
     config, console = load(DEMO, NightConfig, SMALL), Console(file=io.StringIO())
-    silent = config.model_copy(update={"questions": None})
-    assert write_missing_questions(silent, tmp_path, console) == ()
+    without = config.model_copy(update={"questions": None})
+    assert write_missing_questions(without, tmp_path, console) == ()
     assert not read_inbox(tmp_path).notes
     assert write_missing_questions(config, tmp_path, console) == ()
     inbox = read_inbox(tmp_path)
@@ -121,7 +125,7 @@ def test_ordinary_documents_are_learned_or_looked_up_and_what_waits_is_told(
     assert "nothing can be asked" in word.because
     assert read_inbox(tmp_path).notes[word.id] == word.evidence == word.because
     assert (first.outcome, first.waits, first.update) == ("promoted", {}, None)
-    silent = as_delivered(draw_nights(1, 1, 7, volatile=0, poisoned=None)[0][0])
+    (silent,) = arrivals(1, 7, dated=0)
     sentences = tuple(continuations(silent))
     deliver(tmp_path, [silent.model_copy(update={"questions": sentences, "held_out_questions": ()})])
     second = a_night(tmp_path, "gate=null", "grading={grader: {type: token-f1}, max_new_tokens: 4}")
@@ -221,7 +225,7 @@ def test_backup_gives_the_same_answers_elsewhere_even_after_gc_and_a_rollback(ni
 def test_later_nights_reject_find_nothing_and_roll_back_exactly(nights: Nights) -> None:
     before = answers(nights.place, nights.drawn)
     assert a_night(nights.place).outcome == "nothing new"
-    deliver(nights.place, draw_nights(1, 2, 5, volatile=0, poisoned=None)[0])
+    deliver(nights.place, arrivals(2, 5, dated=0))
     # A step size at which the student falls apart, and a gate that checks what it knew.
     night = a_night(nights.place, "update.learning_rate=0.5", "gate.probe_margin=0.05", "gate.earlier_margin=0.05")
     assert night.outcome == "rejected"

@@ -62,18 +62,6 @@ def verdicts(report: RegressionReport) -> dict[str, str]:
 # Students
 
 
-def test_a_student_compared_with_itself_passes_and_a_ruined_one_has_regressed(tmp_path: Path) -> None:
-    suite = load(small_suite(tmp_path), RegressionSuite)
-    same = compare_subjects(suite, f"adapter:{saved_adapter(tmp_path / 'same', 0.0)}", "base", tmp_path)
-    assert same.outcome == "passed"
-    assert same.subjects["candidate"].accuracy == same.subjects["baseline"].accuracy
-    assert (same.subjects["baseline"].probes or 0.0) > 0.9  # what the base was pretrained on
-    assert (same.documents, same.questions) == (60, 60)
-    ruined = compare_subjects(suite, f"adapter:{saved_adapter(tmp_path / 'ruined', 1.0)}", "base", tmp_path)
-    assert ruined.outcome == "regressed"
-    assert verdicts(ruined)["retention probes"] == "fail"
-
-
 def test_a_grader_decides_where_the_suite_names_one(tmp_path: Path) -> None:
     grader = {"grader": {"type": "gold-token-recall"}, "max_new_tokens": 4}
     suite = load(small_suite(tmp_path, grading=grader, probes=6), RegressionSuite)
@@ -136,15 +124,8 @@ def test_a_variant_compared_with_itself_passes_without_any_change(place: Path, p
     assert [check.estimate for check in report.checks if check.name in ("documents", "retention probes")] == [0.0, 0.0]
 
 
-@pytest.mark.parametrize(
-    "planted",
-    [(REWRITE, "student.update.learning_rate=1e-4"), ("teacher.prompt=implications",)],
-    ids=["rate", "prompt"],
-)
-def test_a_regression_planted_in_a_configuration_is_found(
-    place: Path, tmp_path: Path, prefect_server: None, planted: tuple[str, ...]
-) -> None:
-    report = compare(place, f"config:{run_config(tmp_path / 'worse.yaml', *planted)}")
+def test_a_regression_planted_in_a_configuration_is_found(place: Path, tmp_path: Path, prefect_server: None) -> None:
+    report = compare(place, f"config:{run_config(tmp_path / 'worse.yaml', 'teacher.prompt=implications')}")
     assert report.outcome == "regressed"
     assert verdicts(report)["documents"] == "fail"
 

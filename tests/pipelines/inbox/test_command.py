@@ -13,7 +13,6 @@ from typer.testing import CliRunner
 from pipelines.cli import app, main
 from pipelines.inbox.store import InboxStore
 from pipelines.process import preceptor
-from tests.pipelines.inbox.files import document
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -181,15 +180,6 @@ def test_misuse_ends_with_2_and_makes_no_store(
     assert failed(*arguments, monkeypatch=monkeypatch, cwd=tmp_path) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / ".preceptor").exists()
-
-
-def test_unknown_id_ends_with_2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with InboxStore(tmp_path / ".preceptor" / "inbox.db") as store:
-        store.add([document()])
-    assert failed("release", "doc-1", monkeypatch=monkeypatch, cwd=tmp_path) == 2
-    assert "'doc-1'" in capsys.readouterr().err
 
 
 def test_store_that_cannot_be_read_ends_with_1(

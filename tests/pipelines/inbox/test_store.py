@@ -93,14 +93,6 @@ def test_failed_delivery_adds_nothing(store: InboxStore) -> None:
     assert len(store.documents()) == 1
 
 
-def test_newer_schema_is_refused_with_next_step(tmp_path: Path) -> None:
-    InboxStore(tmp_path / "inbox.db").close()
-    with sqlite3.connect(tmp_path / "inbox.db") as db:
-        db.execute("PRAGMA user_version = 7")
-    with pytest.raises(InboxError, match=r"schema version 7.*reads up to 3.*newer version"):
-        InboxStore(tmp_path / "inbox.db")
-
-
 def test_damaged_files_and_documents_are_refused(store: InboxStore, tmp_path: Path) -> None:
     (tmp_path / "other.db").write_text("not a database, but long enough to be looked at" * 50)
     with pytest.raises(InboxError, match="could not open"):

@@ -165,10 +165,10 @@ def test_closing_takes_at_most_twelve_lines_and_wraps_only_sentences(notes: tupl
 
 
 def test_summary_tells_reward_specifications_and_spending() -> None:
-    spent = {"judge": {"calls": 1200, "failures": 2, "tokens": 34000, "cost": 0.5, "currency": "USD"}}
+    spent = {"judge": {"calls": 1200, "failures": 2, "tokens": 34000}}
     words = " ".join(closing(result(spent=spent), Path("w"), Path("c.yaml")).split())
     assert "mean training reward 0.100 -> 0.250" in words
-    assert "Endpoint judge: 1,200 calls (2 without a reply), 34,000 tokens, 0.5000 USD." in words
+    assert "Endpoint judge: 1,200 calls (2 without a reply), 34,000 tokens." in words
 
 
 def test_a_run_prints_plain_text_without_a_terminal() -> None:

@@ -227,15 +227,6 @@ def test_promoted_version_takes_over_without_a_restart_or_a_wrong_answer(setting
     assert before in {process.pid for process in psutil.Process(setting.process.pid).children()}
 
 
-def test_version_of_another_base_stays_out_and_health_says_why(setting: Setting) -> None:
-    setting.registry.promote("student", 3)
-    health = setting.wait_for(status="degraded", version=2, wanted=3)
-    assert "trained on the base '000000000000'" in health["last_error"]
-    assert texts_of(setting.ask()) == setting.texts[2]
-    setting.registry.promote("student", 2)
-    assert setting.wait_for(status="ok", wanted=2)["last_error"] is None
-
-
 def test_after_sigterm_requests_finish_and_no_process_is_left(setting: Setting) -> None:
     children = psutil.Process(setting.process.pid).children(recursive=True)
     with ThreadPoolExecutor(1) as pool:

@@ -16,9 +16,15 @@ from evaluation.tasks import CONTINUATION, PARAPHRASES, Question
 from pipelines.lineage.tables import comparison_metrics, variant_metrics
 from pipelines.loop.update import questions_of
 from pipelines.reports.console import run_table
-from pipelines.train_teacher.comparison import compare_variants
+from pipelines.train_teacher.comparison import (
+    Unknown,
+    compare_unknown,
+    compare_variants,
+    failed_in_all,
+    find_unknown,
+    with_unknown,
+)
 from pipelines.train_teacher.edits import Diagnostics
-from pipelines.train_teacher.measures import Unknown, compare_unknown, failed_in_all, find_unknown, with_unknown
 from pipelines.train_teacher.plan import plan_run
 from pipelines.train_teacher.variants import Comparing
 from tests.pipelines.factories import grid_config, make_candidate, make_loop, make_replicate, make_variant, small_config

@@ -20,7 +20,7 @@ from pipelines.plan import totals
 from pipelines.records import Edit, Sampling, raw_passage
 from pipelines.train_teacher.comparison import by_group, pairs_of
 from pipelines.train_teacher.config import TrainTeacherConfig
-from pipelines.train_teacher.edits import Diagnostics, most_written, written_line
+from pipelines.train_teacher.edits import Diagnostics, most_written, only_missed, written_line
 from pipelines.train_teacher.plan import APPLIED, plan_variant
 from pipelines.train_teacher.sources import (
     STANDARD,
@@ -33,7 +33,6 @@ from pipelines.train_teacher.sources import (
     Variant,
 )
 from pipelines.train_teacher.variants import Comparing, Table, best_of, try_all
-from pipelines.train_teacher.writers import only_missed
 from student.adapters import load_adapter
 from student.bank.scoring import ScoringFailure
 from student.in_context import score_in_context

@@ -7,10 +7,10 @@ from transformers import AutoTokenizer
 
 from evaluation.common.checkpoints import MICRO_MODELS
 from evaluation.tasks import Document
+from pipelines.train_teacher.warm_start import end_token, readable_lines, target_text, target_tokens
 from teacher.parsing.parser import parse_self_edit
 from teacher.prompts import PROMPTS, prompt_token_ids
 from teacher.self_edit import Implication
-from teacher.targets import end_token, readable_lines, target_text, target_tokens
 
 DOCUMENT = Document(id="d", title="Mill", text="The mill was opened in 1871 by Anton Keller.")
 PAIRS = (Implication(text="Who opened it?", answer="Anton Keller"), Implication(text="When?", answer="1871"))
