@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 import math
-import time
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 Side = Callable[[], float]
-"""Trains all adapters once and returns the seconds."""
+"""Does its work once and returns the seconds."""
 
 
 def measure(names: Sequence[str], sides: Sequence[Side], pairs: int) -> tuple[list[float], ...]:
@@ -33,12 +32,19 @@ def speed_ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, 
     return math.exp(found.mean), math.exp(found.low), math.exp(found.high)
 
 
-def timed(work: Callable[[], object]) -> float:
-    """Return the seconds of some work."""
-    gc.collect()  # garbage of earlier runs is not timed
-    begun = time.perf_counter()
-    work()
-    return time.perf_counter() - begun
+def compare(sides: Mapping[str, Side], pairs: int, items: int = 1) -> tuple[list[float], ...]:
+    """Time the sides and print their seconds for each of `items`, and how much faster the first is than each other."""
+    from pipelines.reports.format import markdown_table
+
+    names, rows = list(sides), []
+    seconds = measure(names, list(sides.values()), pairs)
+    for name, taken in zip(names, seconds, strict=True):
+        middle, *ends = (one / items for one in (statistics.median(taken), min(taken), max(taken)))
+        rows.append([name, f"{middle:.3g} [{ends[0]:.3g}, {ends[1]:.3g}]"])
+    print(markdown_table(["side", "seconds each, median [lowest, highest]"], rows))
+    for name, taken in zip(names[1:], seconds[1:], strict=True):
+        print("speedup of {} over {}: {:.2f} [{:.2f}, {:.2f}]".format(names[0], name, *speed_ratio(seconds[0], taken)))
+    return seconds
 
 
 def first_weights(model: Any, requests: Sequence[Any]) -> list[Any]:

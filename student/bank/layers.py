@@ -20,7 +20,9 @@ from student.adapters import Adapter
 LINEAR = (nn.Linear, Conv1D)
 """Layers that PEFT counts as linear; GPT-2's Conv1D is one whose weight is stored as (D_in, D_out)."""
 _FEWEST_ROWS = 64
-"""Below this, the call's own cost outweighs the faster kernel."""
+"""Below this, the call's own cost outweighs the faster kernel, unless the weight is large."""
+_FEWEST_OF_LARGE, _LARGE_WEIGHT = 4, 1 << 18
+"""The same for weights of at least so many numbers."""
 _ONEDNN = (
     torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     and torch.backends.cpu.get_cpu_capability() == "AVX512"
@@ -134,7 +136,8 @@ def frozen_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     AVX-512, oneDNN does 210 GFLOP/s on one core where MKL does 90. Each row's result depends on that row of `x`
     (N, D_in) alone; `weight` (D_out, D_in) may be a transposed view.
     """
-    if _ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and len(x) >= _FEWEST_ROWS:
+    fewest = _FEWEST_OF_LARGE if weight.numel() >= _LARGE_WEIGHT else _FEWEST_ROWS
+    if _ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and len(x) >= fewest:
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return product
     return nn.functional.linear(x, weight, bias)
@@ -211,9 +214,10 @@ class FrozenLinear(_Wrapper):
     """A plain linear layer that gets no factors and that `gains_from` the faster kernel of `frozen_product`."""
 
     @staticmethod
-    def gains_from(layer: Any) -> bool:
-        """Return whether products with the layer's weight have a faster kernel."""
-        return _ONEDNN and type(layer) in LINEAR and layer.weight.dtype == torch.float32 and layer.weight.is_cpu
+    def gains_from(layer: Any, *, is_head: bool) -> bool:
+        """Return whether products with the layer's weight have a faster kernel; of the head, where it is large."""
+        known = _ONEDNN and type(layer) in LINEAR and layer.weight.dtype == torch.float32 and layer.weight.is_cpu
+        return known and (not is_head or layer.weight.numel() >= _LARGE_WEIGHT)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output of x's leading shape."""

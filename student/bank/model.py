@@ -107,7 +107,7 @@ class BankedModel:
         self._layers: dict[str, BankedLinear | FrozenLinear] = {
             name: FrozenLinear(layer)
             for name, layer in self._linears.items()
-            if name not in targets and layer is not self._head and FrozenLinear.gains_from(layer)
+            if name not in targets and FrozenLinear.gains_from(layer, is_head=layer is self._head)
         }
         self._layers |= {name: BankedLinear(layer, name, self._attached) for name, layer in targets.items()}
         for name, layer in self._layers.items():

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 _LENGTHS = (8, 5)
 """Tokens of the two sequences on which reuse is tried."""
+_tried: WeakKeyDictionary[Any, dict[int, int]] = WeakKeyDictionary()
+"""Of each model, by block: the bytes of a place's hidden states that enter it, or 0 where they cannot be put in."""
 
 
 class _Reached(Exception):
@@ -55,7 +58,7 @@ class LowerBlocks:
         self.enabled = True
         """False reuses nothing."""
         self._own: list[tuple[nn.Module, Any]] = []  # Blocks, each with a forward pass that was put into it before.
-        self._tried: dict[int, int] = {}
+        self._tried = _tried.setdefault(student.model, {})  # every bank on a model would find the same
         self._returned: dict[int, int] = {}  # Of a block that returns a tuple: its length.
         # On a GPU the backward pass runs in a thread of its own, which computes checkpointed blocks again.
         self._pass = _PassHere() if student.device.type == "cpu" else _Pass()

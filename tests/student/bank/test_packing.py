@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from student.bank.packing import BankBatch, LabelledTokens, lay_out
+from student.bank.packing import BankBatch, LabelledTokens, lay_out, packed_attention
 
 CPU = torch.device("cpu")
 LENGTHS = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1, max_size=5)
@@ -69,3 +69,22 @@ def test_packing_takes_places_apart_and_puts_them_together(lengths: list[list[in
     assert int(real.sum()) == sum(batch.tokens)
     # What fills a slot up is its own: a slot that is not finite reaches no other one.
     assert (together.view(len(lengths), -1) // 10_000 == torch.arange(1, len(lengths) + 1)[:, None]).all()
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_attention_of_queries_that_share_keys_equals_that_with_repeated_keys(window: int | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    extra = lay_out(_lines([[5, 9, 1], [7]]), CPU, packed=True).extra
+    q, k, v = (
+        torch.randn(1, heads, 30, 8, generator=generator, dtype=torch.float64, requires_grad=True)
+        for heads in (6, 2, 2)
+    )
+    found = []
+    for keys, values in ((k, v), (k.repeat_interleave(3, 1), v.repeat_interleave(3, 1))):
+        y, _ = packed_attention(
+            torch.nn.Identity(), q, keys, values, None, packing=extra["packing"], scaling=0.3, sliding_window=window
+        )
+        weighted = (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)).sum()
+        found.append([y.detach(), *torch.autograd.grad(weighted, (q, k, v))])
+    for ours, expected in zip(*found, strict=True):
+        assert torch.allclose(ours, expected, rtol=0, atol=1e-12)

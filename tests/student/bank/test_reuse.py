@@ -74,6 +74,20 @@ def test_lower_blocks_read_a_training_sequence_once(make_model: MakeModel) -> No
             assert torch.allclose(*changes, rtol=0, atol=1e-5)
 
 
+def test_reuse_is_tried_once_for_all_banks_of_a_model(make_model: MakeModel) -> None:
+    model, passes = make_model(), [0, 0]
+    for bank in range(2):
+        student = BankedModel(model, "all-linear", UPPER)
+
+        def count(*_: object, bank: int = bank) -> None:
+            passes[bank] += 1
+
+        with model.model.layers[0].register_forward_hook(count):
+            assert student.lower.first_of(student.shapes) == 1
+        student.restore()
+    assert passes[0] > 0 == passes[1]
+
+
 def test_adapters_at_all_depths_reuse_nothing(make_model: MakeModel) -> None:
     jobs = _jobs((0.0, 1.0))
     with LoraBank(make_model()) as bank:
