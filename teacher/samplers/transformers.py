@@ -88,7 +88,7 @@ class TransformersSampler(LocalSampler[Completion]):
         roundings alone; None is with large models.
         """
         # PEFT puts the adapter inside the base model's layers, so generating with the base model uses it.
-        self._adapted = model if hasattr(model, "disable_adapter") else None
+        self._adapted: Any = model if hasattr(model, "disable_adapter") else None
         self._model = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._config = config
         self._shared = shared
