@@ -114,8 +114,8 @@ class Stopped(KeyboardInterrupt):
     """A signal that ends a command in order.
 
     It can be raised where it is lost: Python prints what a destructor, a weak reference's callback or a hook of the
-    collector raises and goes on, and some extension modules clear every exception. As it is dropped without having
-    ended the command, the signal is sent again.
+    collector raises and goes on, and some libraries catch or clear every exception. The signal is sent again when the
+    exception is freed without having ended the command.
     """
 
     def __init__(self, number: int) -> None:
@@ -140,7 +140,7 @@ _stops: list[int] = []
 """Signals that have come to the command that runs and have not ended it yet."""
 
 
-def stop(number: int, _: object) -> None:
+def _on_signal(number: int, _: object) -> None:
     """Raise Stopped; the handler of SIGINT and SIGTERM while a command runs."""
     _stops.append(number)
     raise Stopped(number)
@@ -165,9 +165,9 @@ def stoppable() -> Iterator[None]:
     with ExitStack() as stack:
         stack.callback(setattr, sys, "unraisablehook", sys.unraisablehook)
         sys.unraisablehook = partial(_tell_unraisable, sys.unraisablehook)
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C also where a script has it ignored, in the background
             with suppress(ValueError):  # signals are for the main thread alone
-                stack.callback(signal.signal, number, signal.signal(number, stop))
+                stack.callback(signal.signal, number, signal.signal(number, _on_signal))
         try:
             yield
             check_terminated()
