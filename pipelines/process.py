@@ -21,7 +21,7 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, 
 from functools import cache
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from filelock import FileLock, Timeout
@@ -269,8 +269,8 @@ def exclusive(work_dir: Path) -> Iterator[None]:
         ) from error
 
 
-_held: set[Path] = set()
-"""Work directories that a command of this process holds for its flow."""
+_held: dict[Path, Any] = {}
+"""Work directories that a command of this process holds for its flow, with its handler of SIGTERM."""
 
 
 @contextmanager
@@ -292,8 +292,8 @@ def flow_process(work_dir: Path) -> Iterator[None]:
                 _close_stale_flow_runs()
         for name in ("prefect.flow_runs", "prefect.task_runs"):  # Prefect would print own errors a second time
             logging.getLogger(name).addFilter(_is_news)
-        _held.add(work_dir.resolve())
-        stack.callback(_held.discard, work_dir.resolve())
+        _held[work_dir.resolve()] = signal.getsignal(signal.SIGTERM)
+        stack.callback(_held.pop, work_dir.resolve())
         yield
 
 
@@ -302,7 +302,11 @@ def embedded_flow(work_dir: Path) -> Iterator[str]:
     """Hold a flow's work directory, unless its command does (else BusyError); yield the id of Prefect's run."""
     from prefect.context import get_run_context
 
-    with nullcontext() if work_dir.resolve() in _held else exclusive(work_dir):
+    held = _held.get(work_dir.resolve())
+    if callable(held):  # Prefect has put another in its place, whose exception is lost where a library swallows it
+        with suppress(ValueError):  # signals are for the main thread alone
+            signal.signal(signal.SIGTERM, held)
+    with exclusive(work_dir) if held is None else nullcontext():
         yield str(get_run_context().flow_run.id)  # type: ignore[union-attr]
 
 
@@ -379,6 +383,7 @@ def open_dashboards(work_dir: Path, *, mlflow_port: int, prefect_port: int) -> N
         raise ConfigError(f"ui: port {port} is taken on {_HOST}. Give others with --mlflow-port and --prefect-port.")
     mlflow = ["mlflow", "server", "--workers", "1", "--backend-store-uri", sqlite_uri(store)]
     servers = {"MLflow": (mlflow, mlflow_port), "Prefect": (["prefect", "server", "start"], prefect_port)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # asyncio.run replaces no other, by one that cancels
     with suppress(KeyboardInterrupt, asyncio.CancelledError):
         asyncio.run(_serve_dashboards(servers, work_dir / "dashboards.log"))
 

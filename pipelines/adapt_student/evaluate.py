@@ -247,12 +247,17 @@ def measure(night: Night, student: StudentVersion, stage: Stage) -> Measured:
     questions[GENERAL] = [general[each.number] for each in found if each.name == GENERAL]
     place = itertools.count()  # among the general questions that are asked
     known = [each._replace(number=next(place)) if each.name == GENERAL else each for each in found]
+    # Without an adapter and a memory the champion is the base student, which answers the probes once for both.
+    is_base = night.parent.adapter is None and not night.parent.state.documents
+    of_parent = {name: some for name, some in questions.items() if name != PROBES} if is_base else questions
     scores = []
-    compared = ((student, questions), (night.parent, questions), (BASE_STUDENT, probes))
+    compared = ((student, questions), (night.parent, of_parent), (BASE_STUDENT, probes))
     for step, (each, some) in zip(stage.steps, compared, strict=True):
         with loop.reporter.step(step, stage.name):
             scores.append(score_student(loop, config, each, some))
     after, before, base = scores
+    if is_base:
+        before = NightScores({**before.right, **base.right}, before.empty + base.empty)
     return Measured(after, before, base, known, questions)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from prefect import flow
@@ -51,7 +51,7 @@ from pipelines.lineage import versions
 from pipelines.lineage.registry import Registry
 from pipelines.lineage.run import Lineage
 from pipelines.loop.loop import Loop
-from pipelines.models import open_student, prove_student, with_answer_format
+from pipelines.models import close_models, open_student, prove_student, with_answer_format
 from pipelines.plan import Stage, steps_of
 from pipelines.process import embedded_flow
 from pipelines.reports.console import Reporter
@@ -128,6 +128,7 @@ def run_night(config: NightConfig, work_dir: Path, flow_run: str, console: Conso
         with InboxStore(work_dir / INBOX_FILE) as store:
             store.note(dict.fromkeys(left.without_questions, WITHOUT_QUESTIONS))
     if plan is None:
+        close_models()  # those that were to write questions
         refused = dict(inbox.refused)
         return NightResult(night="", outcome="nothing new", parent=parent.number, waiting=waiting, refused=refused)
     config = with_answer_format(config)
@@ -170,7 +171,9 @@ def write_missing_questions(
     plan = plan_questions(config, len(unasked))
     if config.questions is None or not plan:
         return ()
-    with Reporter(console, len(steps_of(plan))) as reporter, Loop(config, work_dir, (), (), reporter) as loop:
+    with Reporter(console, len(steps_of(plan))) as reporter, ExitStack() as stack:
+        loop = Loop(config, work_dir, (), (), reporter)  # not closed as a whole: the night goes on with its models
+        stack.callback(loop.execution.updates.close)
         prompt, seed = config.questions.prompt_for(config.teacher.model), loop.seed("questions")
         if isinstance(config.teacher.sampling, OpenAISampling):
             sampler: Sampler = loop.endpoint(config.teacher.sampling, "teacher")

@@ -10,7 +10,7 @@ same samples up to rounding of the logits.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,18 +40,37 @@ class TransformersSampling(LocalSampling):
         return TransformersSampler(policy.model, policy.tokenizer, self)
 
 
-def gumbel_noise(keys_N: Tensor, step: int, vocabulary: int) -> Tensor:
-    """Return independent standard Gumbel noise (N, V), float64, for token number `step` of rows with int64 RNG keys."""
+_LIKELY = 1024
+"""Tokens among which a nucleus is sought first: to sort a whole vocabulary takes as long as half of a small model."""
+
+
+def gumbel_noise(keys_N: Tensor, step: int, vocabulary: int, tokens: Tensor | None = None) -> Tensor:
+    """Return independent standard Gumbel noise, float64, for token number `step` of rows with int64 RNG keys.
+
+    It is (N, V), or (N, K) of the `tokens` (N, K) of a row alone.
+    """
     import torch
 
-    counters_V = torch.arange(step * vocabulary, (step + 1) * vocabulary, device=keys_N.device)
-    bits = keys_N[:, None] + (counters_V + 1)[None, :] * _GOLDEN
+    tokens = torch.arange(vocabulary, device=keys_N.device)[None, :] if tokens is None else tokens
+    bits = keys_N[:, None] + (tokens + (step * vocabulary + 1)) * _GOLDEN
     bits = (bits ^ _shifted(bits, 30)).mul_(_MIX_1)
     bits = (bits ^ _shifted(bits, 27)).mul_(_MIX_2)
     bits ^= _shifted(bits, 31)
     # 52 bits plus a half are strictly between 0 and 1 in float64, so both logarithms are finite.
     uniform = _shifted(bits, 12).double().add_(0.5).mul_(2.0**-52)
     return uniform.log_().neg_().log_().neg_()
+
+
+def nucleus(scores_NV: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """Return tokens of each row, likeliest first, and which of them are the fewest with a probability of `top_p`.
+
+    Both are (N, K), with K large enough for every row.
+    """
+    probabilities_NV = scores_NV.softmax(-1)
+    likely_NK, tokens_NK = probabilities_NV.topk(min(_LIKELY, scores_NV.shape[1]))
+    if bool((likely_NK.sum(-1) < top_p).any()):
+        likely_NK, tokens_NK = probabilities_NV.sort(-1, descending=True)
+    return tokens_NK, likely_NK.cumsum(-1) - likely_NK < top_p
 
 
 def _shifted(bits: Tensor, places: int) -> Tensor:
@@ -69,6 +88,7 @@ class TransformersSampler(LocalSampler[Completion]):
         roundings alone; None is with large models.
         """
         # PEFT puts the adapter inside the base model's layers, so generating with the base model uses it.
+        self._adapted: Any = model if hasattr(model, "disable_adapter") else None
         self._model = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._config = config
         self._shared = shared
@@ -91,7 +111,7 @@ class TransformersSampler(LocalSampler[Completion]):
         import torch
 
         keys_N = torch.tensor(keys, device=self._model.device)
-        with torch.no_grad(), self._neutral_model():
+        with torch.no_grad(), self._neutral_model(), self._without_idle_adapter():
             written = (self._share if self._shares_prompts else self._generate)(prompt_ids, keys_N)
         return [self._completion(row) for row in written]
 
@@ -160,14 +180,17 @@ class TransformersSampler(LocalSampler[Completion]):
 
     def _with_noise(self, scores_NV: Tensor, keys_N: Tensor, step: int) -> Tensor:
         """Return scores whose highest is a row's token number `step`: a sample, or the likeliest at temperature 0."""
-        from transformers import TemperatureLogitsWarper, TopPLogitsWarper
+        import torch
 
         if self._config.temperature == 0.0:
             return scores_NV
-        scores_NV = TemperatureLogitsWarper(self._config.temperature)(None, scores_NV)
-        if self._config.top_p < 1.0:
-            scores_NV = TopPLogitsWarper(self._config.top_p)(None, scores_NV)
-        return scores_NV.double() + gumbel_noise(keys_N, step, scores_NV.shape[1])
+        scores_NV, vocabulary = scores_NV / self._config.temperature, scores_NV.shape[1]
+        if self._config.top_p == 1.0:
+            return scores_NV.double() + gumbel_noise(keys_N, step, vocabulary)
+        tokens_NK, kept_NK = nucleus(scores_NV, self._config.top_p)
+        noisy_NK = scores_NV.gather(1, tokens_NK).double() + gumbel_noise(keys_N, step, vocabulary, tokens_NK)
+        none_NV = torch.full(scores_NV.shape, -torch.inf, dtype=torch.float64, device=scores_NV.device)
+        return none_NV.scatter(1, tokens_NK, noisy_NK.where(kept_NK, -torch.inf))
 
     @contextmanager
     def _neutral_model(self) -> Iterator[None]:
@@ -188,3 +211,9 @@ class TransformersSampler(LocalSampler[Completion]):
         finally:
             self._model.generation_config = own
             self._model.train(training)
+
+    def _without_idle_adapter(self) -> AbstractContextManager[None]:
+        """Within a `with` block, leave out an adapter that changes nothing, as an untrained one's."""
+        named = () if self._adapted is None else self._adapted.named_parameters()
+        changes = [bool(weight.any()) for name, weight in named if ".lora_B." in name]
+        return self._adapted.disable_adapter() if changes and not any(changes) else nullcontext()

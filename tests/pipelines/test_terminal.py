@@ -6,7 +6,12 @@ import io
 import json
 import os
 import re
+import signal
 import sys
+import time
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,7 +24,7 @@ from pipelines.check_regression.verdict import RegressionReport, VerdictConfig
 from pipelines.cli import app
 from pipelines.process import HUB_TOKENS, child, inherited
 from pipelines.reports.console import Reporter
-from pipelines.terminal import guard_output, open_console, printable
+from pipelines.terminal import check_terminated, guard_output, open_console, printable, stoppable
 from tests.pipelines.adapt_student.test_page import a_night
 
 HOSTILE = "a\x1b[2J\x1b]0;owned\x07b\x9b31mc\u202egnp.exe\u2066d\x08\x00e\ud800f\ufffe"
@@ -135,3 +140,93 @@ async def test_children_get_what_they_need_and_no_secrets(tmp_path: Path, monkey
         seen = Path(f"/proc/{process.pid}/environ").read_bytes()
     given = {entry.partition(b"=")[0].decode() for entry in seen.split(b"\0") if b"given" in entry}
     assert given == {*needed, "HF_TOKEN"} - {"PATH"}
+
+
+class _Stops:
+    """Is stopped in its destructor, where Python ignores what is raised."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        signal.raise_signal(self.number)
+
+
+def _in_callback(number: int) -> None:
+    gone = {number}
+    kept = weakref.ref(gone, lambda _: signal.raise_signal(number))
+    del gone
+    assert kept() is None
+
+
+def _caught(number: int) -> None:
+    with suppress(BaseException):
+        signal.raise_signal(number)
+
+
+def _replaced(number: int) -> None:
+    with suppress(BaseException):
+        try:
+            signal.raise_signal(number)
+        except BaseException:
+            raise ValueError from None
+
+
+def stopped(work: Callable[[], object]) -> object:
+    """Return the exit code of a command that does this work."""
+    with pytest.raises(SystemExit) as end, stoppable():
+        work()
+    return end.value.code
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("lose", [_Stops, _in_callback, _caught, _replaced])
+def test_a_stop_that_a_library_swallows_ends_the_command_all_the_same(
+    lose: Callable[[int], object], number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> None:
+        lose(number)
+        time.sleep(30)
+        raise AssertionError("the stop was lost")
+
+    before, hook = signal.getsignal(number), sys.unraisablehook
+    assert stopped(work) == 128 + number
+    said = capsys.readouterr().err
+    assert said.count("Stopped by") == 1
+    assert "Traceback" not in said
+    assert (signal.getsignal(number), sys.unraisablehook) == (before, hook)
+
+
+@pytest.mark.parametrize("then", [check_terminated, lambda: None])
+def test_a_stop_whose_exception_is_kept_ends_the_command_at_its_next_step_or_its_end(then: Callable[[], None]) -> None:
+    kept = []
+
+    def work() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except BaseException as stop:
+            kept.append(stop)
+        then()
+
+    assert stopped(work) == 130
+    assert len(kept) == 1
+
+
+def test_what_fails_as_a_stop_interrupts_it_is_no_error_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            raise OSError("the connection is closed")
+
+    assert stopped(work) == 130
+    assert "the connection" not in capsys.readouterr().err
+
+
+def test_a_command_that_is_started_with_ctrl_c_ignored_can_be_stopped() -> None:
+    """As scripts start what runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert stopped(lambda: signal.raise_signal(signal.SIGINT)) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)

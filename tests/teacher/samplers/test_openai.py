@@ -51,6 +51,20 @@ def test_completions_contain_the_reply_or_its_failure(tmp_path: Path) -> None:
         sampler.close()
 
 
+@pytest.mark.parametrize("api", ["completions", "chat"])
+def test_stop_is_sent_where_text_is_continued_and_cuts_every_reply(tmp_path: Path, api: str) -> None:
+    with FaultyServer() as server:
+        sampler = OpenAISampler(sampling(server, {"api": api}), tmp_path / "l.db")
+        ((whole,),) = sampler.sample(PROMPTS[:1], n=1, seed=5)
+        assert isinstance(whole, Completion)
+        ((cut,),) = sampler.sample(PROMPTS[:1], n=1, seed=5, stop=whole.text[9:12])
+        assert isinstance(cut, Completion)
+        sampler.close()
+    assert (cut.text, cut.finish_reason) == (whole.text.partition(whole.text[9:12])[0], "stop")
+    sent = [seen.body.get("stop") for seen in server.seen]
+    assert sent == [None, [whole.text[9:12]] if api == "completions" else None]
+
+
 def test_greedy_sampling_sends_one_request(tmp_path: Path) -> None:
     with FaultyServer() as server:
         sampler = OpenAISampler(sampling(server, temperature=0.0), tmp_path / "l.db")

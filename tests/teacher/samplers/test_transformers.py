@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from transformers import TopPLogitsWarper
 
 from evaluation.common.checkpoints import Checkpoint, load_checkpoint
 from evaluation.common.errors import ConfigError, GenerationError
@@ -15,7 +16,7 @@ from teacher.kinds import ACTIVE_READING, SEAL, SPA
 from teacher.policy import PolicyConfig, TeacherPolicy
 from teacher.prompts import prompt_template, prompt_token_ids
 from teacher.samplers.sampler import prompts_too_long, row_key
-from teacher.samplers.transformers import TransformersSampler, TransformersSampling, gumbel_noise
+from teacher.samplers.transformers import TransformersSampler, TransformersSampling, gumbel_noise, nucleus
 from tests.student.architectures import save_checkpoint
 from tests.teacher.factories import shaken, tiny_base, tiny_chat_base
 
@@ -74,6 +75,34 @@ def test_gumbel_noise_is_standard_gumbel_and_independent() -> None:
     pairs = [(uniform[0], uniform[1]), (uniform[:, :-1], uniform[:, 1:]), (uniform[..., :-1], uniform[..., 1:])]
     for a, b in pairs:  # neighbours in step, row and token: |r| below 4 standard errors
         assert abs(np.corrcoef(a.flatten(), b.flatten())[0, 1]) < 4 / a.numel() ** 0.5
+
+
+@pytest.mark.parametrize("sharpness", [0.1, 4.0])
+def test_nucleus_is_the_fewest_tokens_of_a_probability_few_or_most_of_the_vocabulary(
+    sharpness: float,
+) -> None:
+    scores = sharpness * torch.randn(3, 5000, generator=torch.Generator().manual_seed(0))
+    tokens, kept = nucleus(scores, 0.9)
+    wanted = TopPLogitsWarper(0.9)(None, scores) > -torch.inf
+    assert torch.equal(torch.zeros_like(wanted).scatter(1, tokens, kept), wanted)
+    assert (tokens.shape[1] == 5000) == (sharpness < 1)
+    keys = torch.tensor([4, 5, 6])
+    assert torch.equal(gumbel_noise(keys, 7, 5000, tokens), gumbel_noise(keys, 7, 5000).gather(1, tokens))
+
+
+def test_an_untrained_adapter_takes_no_part_in_sampling_and_a_trained_one_does() -> None:
+    policy, used = TeacherPolicy(tiny_base(), PolicyConfig(rank=4), seed=0), list[str]()
+    for name, module in policy.model.named_modules():
+        if name.endswith("lora_B.default"):
+            module.register_forward_hook(lambda *_, name=name: used.append(name))
+    engine = TransformersSampling(max_new_tokens=4).build(policy, "nowhere", "float32")
+    untrained = engine.sample(PROMPTS, n=4, seed=0)
+    assert untrained == sampler(tiny_base(), max_new_tokens=4).sample(PROMPTS, n=4, seed=0)
+    assert not used
+    shaken(policy, 1)
+    assert engine.sample(PROMPTS, n=4, seed=0) != untrained
+    assert used
+    assert all(parameter.requires_grad for parameter in policy.adapter_parameters())
 
 
 def test_sample_greedy_equals_unbatched_generate() -> None:

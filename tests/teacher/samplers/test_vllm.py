@@ -71,6 +71,18 @@ def test_greedy_completions_equal_the_embedded_engine_for_every_policy(policy: T
 
 
 @needs_vllm
+def test_stop_ends_completions_as_in_the_embedded_engine(policy: TeacherPolicy, greedy: Sampler) -> None:
+    policy.reset(0)
+    embedded = TransformersSampling(max_new_tokens=48, temperature=0.0).build(policy, "micro-teacher", "float32")
+    whole = embedded.sample(PROMPTS[:1], n=1, seed=0)[0][0]
+    stop = whole.text[len(whole.text) // 2 :][:4]
+    cut = greedy.sample(PROMPTS[:1], n=1, seed=0, stop=stop)
+    assert cut == embedded.sample(PROMPTS[:1], n=1, seed=0, stop=stop)
+    assert texts(cut) == [[whole.text.partition(stop)[0]]]
+    assert greedy.sample(PROMPTS[:1], n=1, seed=0) == [[whole]]
+
+
+@needs_vllm
 def test_samples_depend_on_seed_prompt_and_index_alone(policy: TeacherPolicy) -> None:
     policy.reset(0)
     sampler = vllm_sampler(policy)
