@@ -12,10 +12,9 @@ import gc
 import re
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cache, partial
+from functools import cache
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from evaluation.common.errors import ConfigError, InputError, PreceptorError
@@ -107,33 +106,10 @@ def plain_errors() -> Iterator[None]:
 
 STOPPED = {130: "Ctrl-C", 143: "SIGTERM"}
 """Exit codes of a command that was stopped, and by what."""
-_AGAIN_SECONDS = 0.05
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal that ends a command in order.
-
-    It can be raised where it is lost: Python prints what a destructor, a weak reference's callback or a hook of the
-    collector raises and goes on, and some libraries catch or clear every exception. The signal is sent again when the
-    exception is freed without having ended the command.
-    """
-
-    def __init__(self, number: int) -> None:
-        """Take the signal's number."""
-        super().__init__(number)
-        self.number = number
-
-    def __del__(self) -> None:
-        if _stops:
-            # From another thread and a moment later: within a destructor it would be lost again.
-            again = threading.Timer(_AGAIN_SECONDS, _send_again, (self.number,))
-            again.daemon = True
-            again.start()
-
-
-def _send_again(number: int) -> None:
-    if _stops and (main := threading.main_thread().ident) is not None:  # else the command has ended meanwhile
-        signal.pthread_kill(main, number)
+    """A signal that ends a command in order."""
 
 
 _stops: list[int] = []
@@ -143,31 +119,27 @@ _stops: list[int] = []
 def _on_signal(number: int, _: object) -> None:
     """Raise Stopped; the handler of SIGINT and SIGTERM while a command runs."""
     _stops.append(number)
-    raise Stopped(number)
-
-
-def _tell_unraisable(tell: Callable[[Any], object], lost: Any) -> None:
-    """Tell what was raised where nothing can be, but for a stop, which is sent again."""
-    if not isinstance(lost.exc_value, Stopped):
-        tell(lost)
+    raise Stopped
 
 
 def check_terminated() -> None:
-    """Raise Stopped again where a signal has come: a library may have swallowed and kept the exception."""
+    """Raise Stopped again where a signal has come: a library may have swallowed the exception."""
     if _stops:
-        raise Stopped(_stops[0])
+        raise Stopped
 
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """End a command that is stopped by Ctrl-C or SIGTERM in order, and say how to go on; exit codes 130 and 143."""
+    """End a command that is stopped by Ctrl-C or SIGTERM in order, and say how to go on; exit codes 130 and 143.
+
+    A signal that is ignored stays so: a script starts a command in the background with Ctrl-C ignored.
+    """
     _stops.clear()
     with ExitStack() as stack:
-        stack.callback(setattr, sys, "unraisablehook", sys.unraisablehook)
-        sys.unraisablehook = partial(_tell_unraisable, sys.unraisablehook)
-        for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C also where a script has it ignored, in the background
-            with suppress(ValueError):  # signals are for the main thread alone
-                stack.callback(signal.signal, number, signal.signal(number, _on_signal))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                with suppress(ValueError):  # signals are for the main thread alone
+                    stack.callback(signal.signal, number, signal.signal(number, _on_signal))
         try:
             yield
             check_terminated()

@@ -34,6 +34,12 @@ def soon(reached: Callable[[], bool]) -> bool:
     return reached()
 
 
+def _as_a_shell_starts_it() -> None:
+    """Take the terminal, and Ctrl-C as it is by default: tests that run in the background inherit it ignored."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """A command at a terminal of its own, which is what its Ctrl-C comes from."""
 
@@ -47,7 +53,7 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_as_a_shell_starts_it,
         )
         os.close(slave)
         os.set_blocking(self._master, False)
