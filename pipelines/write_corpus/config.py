@@ -1,0 +1,53 @@
+"""Configuration of the flow `write-corpus`, and of `study`; documents, kinds and budget are arguments of the command."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from evaluation.common.data import Frozen
+from pipelines.inbox.questions import WriterSettings
+from pipelines.inbox.worker import ReadingLimits
+from pipelines.settings import LoopSettings, StudentConfig, TrackingConfig
+from student.config import UpdateRecipe
+
+
+class CorpusConfig(Frozen):
+    """How the budget is spread over documents and kinds."""
+
+    development: float = Field(default=0.1, ge=0.0, le=0.5)
+    """Share of the documents, in [0, 0.5], whose rows are the development split; `--kinds auto` learns on these alone
+    what a kind is worth. At least one document of several, unless it is 0."""
+    rounds: int = Field(default=6, ge=1, le=100)
+    """Parts of the budget, in [1, 100], before each of which `--kinds auto` tries every kind on the student anew."""
+    tried: int = Field(default=8, ge=1, le=1000)
+    """Development sections with questions, in [1, 1000], on which each kind is tried in a round."""
+
+
+class WriteCorpusConfig(LoopSettings):
+    """Who writes a corpus, and which student tries it.
+
+    The prompt of `teacher` is that of no kind; its sampling, filters' leakage threshold and reward metric count.
+    `student.update` is the recipe of the updates that try a piece of one kind.
+    """
+
+    command: ClassVar[str] = "write-corpus"
+    student: StudentConfig | None = None  # type: ignore[assignment]
+    """None: no student tries the kinds, and all get the same share of the budget; `--student` names one."""
+    corpus: CorpusConfig = CorpusConfig()
+    questions: WriterSettings | None = WriterSettings()
+    """How questions are generated for documents without any, for the student's trials and `study`; None asks nothing
+    about such documents."""
+    update: UpdateRecipe = UpdateRecipe(max_steps=100_000)
+    """Recipe of the one update on a corpus by `preceptor study`."""
+    limits: ReadingLimits = ReadingLimits()
+    """For reading the documents."""
+    tracking: TrackingConfig = TrackingConfig(experiment="preceptor/write-corpus")
+
+    @property
+    def for_loop(self) -> LoopSettings:
+        """The settings of the loop; without a student one stands in that nothing opens."""
+        student = self.student or StudentConfig(model=self.teacher.model, format="plain")
+        own = {"name": self.name, "seed": self.seed, "device": self.device, "dtype": self.dtype}
+        return LoopSettings(**own, threads=self.threads, tracking=self.tracking, teacher=self.teacher, student=student)
