@@ -121,3 +121,34 @@ def _spaced(words: Iterable[str]) -> str:
 
 def _ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
     return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+
+
+def question_ngrams(questions: Sequence[Question], passage: str = "") -> frozenset[str]:
+    """Return the 8-grams of evaluation questions that do not stand in the passage; see `leaks`."""
+    source = _spaced(_words(passage))
+    worded = (_words(question.question) for question in questions)
+    grams = (_spaced(gram) for words in worded for gram in _ngrams(words, min(NGRAM, len(words))))
+    return frozenset(gram for gram in grams if gram.strip() and gram not in source)
+
+
+def leaks(line: str, ngrams: frozenset[str]) -> bool:
+    """Return whether a line has an 8-gram of an evaluation question, or all of a shorter one."""
+    words = _words(line)
+    whole = _spaced(words)
+    return any(gram in whole for gram in ngrams)
+
+
+def reason_to_drop(
+    line: str, source: str, ngrams: frozenset[str] = frozenset(), *, most_characters: int = 4_000
+) -> str | None:
+    """Return the first reason against a training line, for a funnel: refusal, length, language or leak; or None.
+
+    Args:
+        line: Statement, or question and answer.
+        source: The section that it was written from.
+        ngrams: Those of the evaluation questions (`question_ngrams`).
+        most_characters: Longest line.
+    """
+    if len(line) > most_characters:
+        return "length"
+    return "leak" if leaks(line, ngrams) else None
