@@ -199,6 +199,8 @@ def command_of(content: Mapping[str, Any]) -> str:
     """Return the command that a file's content is for, by the sections that only its files have; empty if by none."""
     if "general" in content:
         return "adapt-student"
+    if "corpus" in content:
+        return "write-corpus"
     if isinstance(content.get("student"), str) and "teacher" not in content:
         return "check-regression"
     return "train-teacher" if {"data", "loop", "comparison"} & content.keys() else ""

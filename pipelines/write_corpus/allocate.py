@@ -101,10 +101,11 @@ def even_kinds(kinds: Sequence[str], spent: Mapping[str, int], pieces: Mapping[s
     """Return the kinds of the next `count` pieces that bring all kinds to the same number of tokens.
 
     `spent` are the tokens kept so far, and `pieces` their number, by kind; a kind without any is as long as the others.
+    Of one that yields little, at most four times as many pieces are written as of the others.
     """
     whole = sum(spent.values()) / max(1, sum(pieces.values())) or 1.0
-    size = {kind: max(1.0, spent.get(kind, 0) / pieces[kind]) if pieces.get(kind) else whole for kind in kinds}
-    tokens = {kind: float(spent.get(kind, 0)) for kind in kinds}
+    size = {kind: max(whole / 4, spent.get(kind, 0) / pieces[kind]) if pieces.get(kind) else whole for kind in kinds}
+    tokens = {kind: size[kind] * pieces.get(kind, 0) for kind in kinds}
     chosen = []
     for _ in range(count):
         kind = min(kinds, key=lambda each: tokens[each])

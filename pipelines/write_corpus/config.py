@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
 
 from evaluation.common.data import Frozen
+from evaluation.common.errors import ConfigError
+from pipelines.checks import Finding, findings_of, model_finding, place_findings
 from pipelines.inbox.questions import WriterSettings
 from pipelines.inbox.worker import ReadingLimits
-from pipelines.settings import LoopSettings, StudentConfig, TrackingConfig
+from pipelines.settings import LoopSettings, StudentConfig, TrackingConfig, load
 from student.config import UpdateRecipe
+from teacher.samplers.openai import OpenAISampling
+
+RESULT = "corpus.json"
+"""File with all figures, by which a corpus's directory is known."""
 
 
 class CorpusConfig(Frozen):
@@ -51,3 +60,26 @@ class WriteCorpusConfig(LoopSettings):
         student = self.student or StudentConfig(model=self.teacher.model, format="plain")
         own = {"name": self.name, "seed": self.seed, "device": self.device, "dtype": self.dtype}
         return LoopSettings(**own, threads=self.threads, tracking=self.tracking, teacher=self.teacher, student=student)
+
+
+def load_config(path: Path, student: str, overrides: Sequence[str]) -> WriteCorpusConfig:
+    """Return the configuration with the student that a command names, if it names one."""
+    named = [f"student.model={json.dumps(student)}"] if student else []
+    return load(path, WriteCorpusConfig, [*overrides, *named])
+
+
+def corpus_findings(config: WriteCorpusConfig, work_dir: Path) -> Iterator[Finding]:
+    """Yield what a corpus needs besides its documents."""
+    if config.student is not None:
+        yield from findings_of(config, work_dir)
+        return
+    teacher = config.teacher
+    if not isinstance(teacher.sampling, OpenAISampling):
+        yield model_finding("teacher", teacher.model, chat="teacher.chat" if teacher.chat else "")
+    yield from place_findings(config, work_dir)
+
+
+def refuse_foreign(out: Path) -> None:
+    """Raise ConfigError for an existing directory with anything but a corpus: it would be replaced as a whole."""
+    if out.exists() and not (out / RESULT).is_file() and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigError(f"--out {str(out)!r}: exists and is no corpus. Give a new directory, or remove it.")

@@ -2,64 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import random
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from prefect import flow
 
-from evaluation.common.data import derive_seed, digest_json
-from evaluation.common.errors import GenerationError, InputError, LineageError
-from evaluation.tasks import KnowledgeTask
-from pipelines.checks import Finding, check, findings_of, model_finding, place_findings
+from evaluation.common.data import digest_json
+from evaluation.common.errors import LineageError
+from pipelines.checks import check
 from pipelines.execution import content_key
-from pipelines.inbox.intake import Intake
 from pipelines.lineage.run import Lineage
-from pipelines.loop.loop import Loop
-from pipelines.models import open_endpoint, open_student
-from pipelines.plan import steps_of
 from pipelines.process import embedded_flow
-from pipelines.reports.console import Reporter
-from pipelines.reports.format import counted
-from pipelines.settings import load
-from pipelines.terminal import open_console
-from pipelines.write_corpus.allocate import draw_kinds, even_kinds, gains_of
-from pipelines.write_corpus.config import WriteCorpusConfig
-from pipelines.write_corpus.funnel import TABLES, Corpus
-from pipelines.write_corpus.output import REPLAY, CorpusRow, SplitName, diversity, messages_of, write_corpus_files
-from pipelines.write_corpus.plan import (
-    AUTO,
-    CorpusRequest,
-    Passage,
-    Schedule,
-    kinds_of,
-    passages_of,
-    plan_corpus,
-    read_documents,
-)
-from pipelines.write_corpus.result import CorpusResult, KindCount
-from pipelines.write_corpus.trials import Tried, ask_about, with_questions
-from pipelines.write_corpus.write import BATCH, Writer, WriterRef, resolve_writer
-from teacher.kinds import Kind
-from teacher.samplers.openai import OpenAISampling
+from pipelines.write_corpus.config import corpus_findings, load_config, refuse_foreign
+from pipelines.write_corpus.making import opened
+from pipelines.write_corpus.plan import AUTO, CorpusRequest
+from pipelines.write_corpus.result import CorpusResult
 
 FLOW_NAME = "write-corpus"
-_LEAST = 0.05
-"""Share of the budget below which a corpus is an error."""
-_DRY_PIECES = 16
-"""Pieces of a kind after which it is left out when nothing was kept of it."""
-_DRY = 3
-"""Batches in a row that added less than `_DRY_SHARE` of what batches added on average, after which nothing new comes."""
-_DRY_SHARE = 0.1
-_ASKED = 64
-"""Sections of each split without questions that some are generated for at most."""
-_CHARACTERS = 4
-"""Of a token where the writer's tokenizer is not known."""
 
 
 @flow(name=FLOW_NAME, persist_result=False)
@@ -82,15 +41,16 @@ def write_corpus(
     For the arguments see `CorpusRequest`; completions, trials and the embedded stores are in `work_dir`.
     """
     request = CorpusRequest(tuple(documents), out, tokens, kinds, writer, student, replay, replay_share, licence)
-    config, place = load_config(Path(config_path), request, overrides or ()), Path(work_dir)
+    config, place = load_config(Path(config_path), student, overrides or ()), Path(work_dir)
     check(config, place, corpus_findings)
+    refuse_foreign(Path(out))
     with embedded_flow(place) as flow_run, opened(config, request, place) as making:
         loop, reporter = making.loop, making.loop.reporter
         content = [config.digest, digest_json(request._asdict()), [p.section.digest for p in making.passages]]
         key = content_key(config, "corpus", content)
         lineage = Lineage(config, place, kind=FLOW_NAME, run_name=config.name, key=key, flow_run=flow_run)
-        for split in ("train", "development"):
-            lineage.log_documents(split, [p.task for p in making.passages if p.split == split])
+        lineage.log_documents("train", [p.task for p in making.passages if p.split == "train"])
+        lineage.log_documents("development", [p.task for p in making.passages if p.split == "development"])
         reporter.say(f"{'resuming' if lineage.resumed else 'new'} MLflow run {lineage.run_id}")
         try:
             loop.check_endpoints()
@@ -103,260 +63,3 @@ def write_corpus(
             raise
         lineage.finish("FINISHED")
     return result
-
-
-def load_config(path: Path, request: CorpusRequest, overrides: Sequence[str]) -> WriteCorpusConfig:
-    """Return the configuration with the student that the command names."""
-    named = [f"student.model={json.dumps(request.student)}"] if request.student else []
-    return load(path, WriteCorpusConfig, [*overrides, *named])
-
-
-def corpus_findings(config: WriteCorpusConfig, work_dir: Path) -> Iterator[Finding]:
-    """Yield what a corpus needs besides its documents."""
-    if config.student is not None:
-        yield from findings_of(config, work_dir)
-        return
-    teacher = config.teacher
-    if not isinstance(teacher.sampling, OpenAISampling):
-        yield model_finding("teacher", teacher.model, chat="teacher.chat" if teacher.chat else "")
-    yield from place_findings(config, work_dir)
-
-
-class opened:  # noqa: N801
-    """Documents, writer, student and stores of a corpus; a context manager."""
-
-    def __init__(self, config: WriteCorpusConfig, request: CorpusRequest, work_dir: Path) -> None:
-        self._given = config, request, work_dir
-
-    def __enter__(self) -> Making:
-        config, request, place = self._given
-        ref, console = resolve_writer(config, request.writer, place), open_console()
-        kinds = kinds_of(request.kinds, ref.config.teacher.model)
-        intake = Intake(limits=config.limits)
-        documents = read_documents(request, intake, lambda line: console.print(line, markup=False, highlight=False))
-        passages = passages_of(documents, config.corpus.development, config.seed_of("corpus"))
-        tries = config.student is not None and request.kinds == AUTO
-        rounds = config.corpus.rounds if tries else 1
-        plan = plan_corpus(rounds, len(passages), config.corpus.tried if tries else 0, kinds)
-        self._reporter = Reporter(console, len(steps_of(plan)))
-        self._reporter.__enter__()
-        tasks = [passage.task for passage in passages]
-        loop = Loop(ref.config.for_loop, place, tasks, (), self._reporter)
-        writer = Writer(ref, place, self._reporter.begin)
-        self._making = Making(config, request, ref, loop, writer, kinds, passages)
-        return self._making
-
-    def __exit__(self, *_: object) -> None:
-        self._making.writer.close()
-        self._making.loop.__exit__()
-        self._reporter.__exit__()
-
-
-class Making:
-    """A corpus in the making."""
-
-    def __init__(
-        self,
-        config: WriteCorpusConfig,
-        request: CorpusRequest,
-        ref: WriterRef,
-        loop: Loop,
-        writer: Writer,
-        kinds: Sequence[Kind],
-        passages: Sequence[Passage],
-    ) -> None:
-        self.config, self.request, self.ref, self.loop, self.writer = config, request, ref, loop, writer
-        self.kinds, self.passages = list(kinds), list(passages)
-        self._tokenizer, self._count = self._counting()
-        self._seed = loop.seed("corpus")
-        self.corpus = Corpus(ref, request.licence, self._seed, self._count)
-        self._notes: list[str] = []
-        self._shares: list[dict[str, float]] = []
-        self._replayed: list[CorpusRow] = []
-
-    def _counting(self) -> tuple[str, Callable[[str], int]]:
-        """Return whose tokens are counted, and the function that does."""
-        if self.config.student is not None:
-            name, tokenizer = self.config.student.model, open_student(self.loop.student_ref).tokenizer
-        elif not self.writer.is_endpoint:
-            name, tokenizer = self.ref.config.teacher.model, self.writer.policy.tokenizer
-        else:
-            return f"none, {_CHARACTERS} characters a token", lambda text: -(-len(text) // _CHARACTERS)
-        return name, lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def run(self) -> CorpusResult:
-        """Return the figures of the finished corpus.
-
-        Raises:
-            GenerationError: Nothing or next to nothing was kept; the message has the funnel.
-        """
-        started, request = time.perf_counter(), self.request
-        self._ask()
-        tried = self._trials()
-        rounds = self.config.corpus.rounds if tried else 1
-        parts = plan_corpus(rounds, len(self.passages), self.config.corpus.tried if tried else 0, self.kinds)
-        measured = {p.id for p in tried._passages} if tried else set[str]()
-        rest = [p for p in self.passages if p.split == "train" or not tried or p.id not in measured]
-        schedule, reporter = Schedule(rest or self.passages, self._seed), self.loop.reporter
-        if request.kinds == AUTO or TABLES in request.kinds:
-            for passage in self.passages:
-                self.corpus.add_statements(passage)
-        for stage in parts:
-            number = int(stage.subject)
-            if tried:
-                with reporter.step(stage.steps[0], stage.name):
-                    tried.round(number, self._active(), schedule, self.writer, self.corpus.add)
-            with reporter.step(stage.steps[-1], stage.name):
-                more = self._write(number, request.tokens * (number + 1) // len(parts), schedule, tried)
-            if not more:
-                break
-        return self._result(tried, time.perf_counter() - started)
-
-    def _ask(self) -> None:
-        """Generate questions for sections of documents without any, if a student is there to say what is asked."""
-        settings, asked = self.config.questions, {p.section.document_id for p in self.passages if p.task.questions}
-        unasked = [p for p in self.passages if p.section.document_id not in asked]
-        if self.config.student is None or settings is None or not unasked:
-            return
-        rng = random.Random(derive_seed(self._seed, "asked"))
-        rng.shuffle(unasked)
-        chosen = [p for split in ("development", "train") for p in [p for p in unasked if p.split == split][:_ASKED]]
-        self.passages = with_questions(self.passages, ask_about(self.loop, self.writer, chosen, settings))
-        self.loop.tasks = {p.id: p.task for p in self.passages}
-
-    def _trials(self) -> Tried | None:
-        """Return the student's trials; None where the budget is spent evenly."""
-        if self.config.student is None or self.request.kinds != AUTO:
-            return None
-        asked = [p for p in self.passages if p.task.questions]
-        development = [p for p in asked if p.split == "development"]
-        if not asked:
-            self._note("No section has a question, so that no kind could be tried: the budget was spent evenly.")
-            return None
-        if not development:
-            self._note("No development section has a question: kinds were tried on training sections.")
-        return Tried(self.loop, development or asked, self.config.corpus.tried)
-
-    def _note(self, text: str) -> None:
-        self._notes.append(text)
-        self.loop.reporter.say(text)
-
-    def _active(self) -> list[Kind]:
-        """Return the kinds that something was kept of, or that were hardly tried."""
-        dry = {k for k, pieces in self.corpus.pieces.items() if pieces >= _DRY_PIECES and not self.corpus.spent[k]}
-        left = [kind for kind in self.kinds if kind.name not in dry]
-        for kind in [kind for kind in self.kinds if kind.name in dry] if left else ():
-            self._note(f"{kind.name}: nothing was kept of {self.corpus.pieces[kind.name]} pieces; left out from here on.")
-        self.kinds = left or self.kinds
-        return self.kinds
-
-    def _write(self, part: int, target: int, schedule: Schedule, tried: Tried | None) -> bool:
-        """Write pieces until the training split has so many tokens; return whether more can come."""
-        corpus, dry, batches, before, drawn = self.corpus, 0, 0, self.corpus.train_tokens, Counter[str]()
-        while corpus.train_tokens < target and dry < _DRY:
-            start, kinds = corpus.train_tokens, self._active()
-            names, by_name = [kind.name for kind in kinds], {kind.name: kind for kind in kinds}
-            if tried is not None and tried.trials:
-                seed = derive_seed(self._seed, "batch", batches)
-                chosen = draw_kinds(names, tried.trials, self._size(target), part, seed)
-            else:
-                chosen = even_kinds(names, corpus.spent, corpus.pieces, self._size(target))
-            for written in self.writer.write([schedule.next(by_name[name]) for name in chosen]):
-                if corpus.train_tokens < target:
-                    corpus.add(written)
-                    drawn[written.piece.kind.name] += 1
-            batches += 1
-            usual = (corpus.train_tokens - before) / batches
-            dry = dry + 1 if corpus.train_tokens - start <= _DRY_SHARE * usual else 0
-        self._shares.append({kind: count / drawn.total() for kind, count in sorted(drawn.items())})
-        if dry == _DRY:
-            self._note(f"Hardly anything new came after {counted(corpus.train_tokens, 'token')}: writing stopped there.")
-        return dry < _DRY
-
-    def _size(self, target: int) -> int:
-        """Return how many pieces are written next: about as many as are missing."""
-        corpus, pieces = self.corpus, self.corpus.pieces.total()
-        usual = sum(corpus.spent.values()) / pieces if pieces else 0.0
-        missing = target - corpus.train_tokens
-        return max(1, min(BATCH, round(missing / usual) + 1)) if usual else BATCH
-
-    def _result(self, tried: Tried | None, seconds: float) -> CorpusResult:
-        corpus, request, funnel = self.corpus, self.request, self.corpus.funnel
-        if corpus.train_tokens < max(1, _LEAST * request.tokens):
-            raise GenerationError(
-                f"write-corpus: {counted(corpus.train_tokens, 'token')} of {request.tokens:,} came through, so nothing "
-                f"was written. From completions to rows:\n{funnel.text}\nLook at three lines of each kind with "
-                "--preview 3; then change kinds or writer, give more documents, or lower --tokens."
-            )
-        self._replayed = replayed_rows(request, corpus.train_tokens, self._seed, self._count)
-        rows, kinds = [*corpus.rows, *self._replayed], {*corpus.pieces}
-        texts = {kind: [row.text for row in corpus.rows if row.kind == kind] for kind in sorted(kinds)}
-        counts = {k: KindCount(pieces=corpus.pieces[k], rows=len(t), tokens=corpus.spent[k]) for k, t in texts.items()}
-        if tried is not None and tried.failed:
-            self._note(f"{counted(tried.failed, 'trial')} had no score.")
-        sampling = self.ref.config.teacher.sampling
-        return CorpusResult(
-            name=self.config.name,
-            out=request.out,
-            writer=self.ref.label,
-            adapter_digest=self.ref.digest,
-            tokenizer=self._tokenizer,
-            student=None if self.config.student is None else self.config.student.model,
-            documents=len({p.section.document_id for p in self.passages}),
-            sections=len(self.passages),
-            rows=len(rows),
-            tokens=sum(row.tokens for row in rows),
-            train_tokens=corpus.train_tokens,
-            replay_tokens=sum(row.tokens for row in self._replayed),
-            kinds=counts,
-            funnel=funnel,
-            gains=gains_of(tried.trials) if tried else (),
-            metric=self.config.teacher.reward.metric if tried else "",
-            shares=tuple(self._shares),
-            diversity=diversity([row.text for row in corpus.rows], self._seed),
-            by_kind={kind: diversity(mine, self._seed) for kind, mine in texts.items() if mine},
-            licences=tuple(sorted({row.licence for row in rows})),
-            spent=self.loop.spent().get("teacher") if isinstance(sampling, OpenAISampling) else None,
-            notes=tuple(self._notes),
-            seconds=seconds,
-        )
-
-    def save(self, result: CorpusResult) -> None:
-        """Write the corpus, all or nothing."""
-        questions: dict[SplitName, list[KnowledgeTask]] = {"train": [], "development": []}
-        for passage in self.passages:
-            task, document = passage.task, passage.task.document
-            document = document.model_copy(update={"id": passage.section.document_id})
-            questions[passage.split].append(task.model_copy(update={"document": document}))
-        write_corpus_files(Path(self.request.out), [*self.corpus.rows, *self._replayed], questions, result)
-
-
-def replayed_rows(
-    request: CorpusRequest, train_tokens: int, seed: int, count: Callable[[str], int]
-) -> list[CorpusRow]:
-    """Return a random sample of paragraphs of general text, of the wanted share of the training split.
-
-    Raises:
-        InputError: The file cannot be read, or holds too little.
-    """
-    if not request.replay or request.replay_share == 0.0:
-        return []
-    intake = Intake(most_characters=4_000).read(Path(request.replay)).check()
-    texts = list(dict.fromkeys(part for each in intake.documents for part in each.text.split("\n\n") if part.strip()))
-    random.Random(derive_seed(seed, REPLAY)).shuffle(texts)
-    wanted, found, rows = request.replay_share / (1.0 - request.replay_share) * train_tokens, 0, []
-    for number, text in enumerate(texts):
-        if found >= wanted:
-            break
-        shared: dict[str, Any] = {"document_id": REPLAY, "document_digest": digest_json(text), "title": ""}
-        shared |= {"prompt_digest": "", "writer": "source", "seed": seed, "sample": 0, "support": "supported"}
-        shared |= {"kind": REPLAY, "section": "", "source": request.replay, "licence": "of the replayed text"}
-        size, chat = count(text), messages_of("", text, None)
-        rows.append(CorpusRow(id=f"{REPLAY}/{number}", split="train", text=text, messages=chat, tokens=size, **shared))
-        found += size
-    if found < wanted:
-        raise InputError(
-            f"--replay {request.replay}: got {found:,} tokens, needed are {wanted:,.0f} for a share of "
-            f"{request.replay_share:g}. Give more text, or lower --replay-share."
-        )
-    return rows

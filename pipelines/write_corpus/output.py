@@ -21,6 +21,7 @@ from evaluation.common.storage import replacing_directory
 from evaluation.tasks import KnowledgeTask, Question
 from pipelines.records import Record
 from pipelines.reports.format import markdown_table, percent, tokens
+from pipelines.write_corpus.config import RESULT
 from teacher.filters import distinct_n
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def write_corpus_files(
         for name, mine in asked.items():
             if mine:
                 _write_lines(place / "questions" / f"{name}.jsonl", map(_question_lines, mine))
-        (place / "corpus.json").write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (place / RESULT).write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
         card = dataset_card(result, [name for name, mine in splits.items() if mine], [n for n, t in asked.items() if t])
         (place / "README.md").write_text(card, encoding="utf-8")
 
@@ -281,7 +282,12 @@ def dataset_card(result: CorpusResult, splits: Sequence[str], asked: Sequence[st
         for kind, each in result.kinds.items()
     ]
     gains = [
-        [each.kind, str(each.pieces), f"{100 * each.gain:+.1f}", f"{100 * each.per_tokens:+.1f} ± {100 * each.error:.1f}"]
+        [
+            each.kind,
+            str(each.pieces),
+            f"{100 * each.gain:+.1f}",
+            f"{100 * each.per_tokens:+.1f} ± {100 * each.error:.1f}",
+        ]
         for each in result.gains
     ]
     gain_heads = ["kind", "pieces tried", "gain (points)", "gain a 1,000 tokens (points, ± standard error)"]

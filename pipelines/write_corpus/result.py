@@ -6,6 +6,7 @@ from pydantic import Field
 
 from evaluation.engines.ledger import Spent
 from pipelines.records import Record
+from pipelines.reports.format import percent
 from pipelines.write_corpus.allocate import KindGain
 from pipelines.write_corpus.funnel import Funnel
 
@@ -64,3 +65,20 @@ class CorpusResult(Record):
             return ""
         price = "" if self.spent.cost is None else f", {self.spent.cost:,.4f} {self.spent.currency}"
         return f"{self.spent.calls:,} calls, {self.spent.tokens:,} tokens{price}"
+
+    @property
+    def lines(self) -> list[str]:
+        """What a command prints below the funnel."""
+        found = [f"{gain.kind}: {100 * gain.gain:+.1f} points a piece, {_rate(gain)}" for gain in self.gains]
+        found += [f"Note: {note}" for note in self.notes]
+        measures = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in self.diversity.items())
+        supported = percent(self.funnel.supported_share)
+        found.append(f"Supported: {supported} % of the texts. Diversity: {measures}.")
+        found.append(
+            f"Corpus: {self.rows:,} texts, {self.tokens:,} tokens in {self.out}" + (f"; {self.cost}" * bool(self.cost))
+        )
+        return found
+
+
+def _rate(gain: KindGain) -> str:
+    return f"{100 * gain.per_tokens:+.1f} ± {100 * gain.error:.1f} points a 1,000 tokens ({gain.pieces} tried)"

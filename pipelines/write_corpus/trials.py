@@ -19,7 +19,7 @@ from pipelines.records import Edit, Record, ScoredUpdate
 from pipelines.write_corpus.allocate import Trial, draw_kinds
 from pipelines.write_corpus.funnel import Kept
 from pipelines.write_corpus.plan import Passage, Schedule
-from pipelines.write_corpus.write import BATCH, Written, Writer
+from pipelines.write_corpus.write import BATCH, Writer, Written
 from teacher.kinds import Kind
 from teacher.self_edit import Implication, SelfEdit
 
@@ -29,7 +29,7 @@ class Tried:
 
     def __init__(self, loop: Loop, passages: Sequence[Passage], most: int) -> None:
         """`passages` are those that kinds may be tried on, at most `most` of them in a round."""
-        self._loop, self._passages, self._most = loop, list(passages), most
+        self._loop, self.passages, self._most = loop, list(passages), most
         self._held: dict[str, tuple[Implication, ...]] = {}
         self.trials: list[Trial] = []
         self.failed = 0
@@ -44,8 +44,8 @@ class Tried:
         add: Callable[[Written], Kept],
     ) -> None:
         """Try every kind once on each of the round's sections; what is written is added to the corpus."""
-        size, most = len(self._passages), min(self._most, len(self._passages))
-        chosen = [self._passages[(number * most + i) % size] for i in range(most)]
+        size, most = len(self.passages), min(self._most, len(self.passages))
+        chosen = [self.passages[(number * most + i) % size] for i in range(most)]
         pieces = [schedule.of(passage, kind) for passage in chosen for kind in kinds]
         kept: dict[str, dict[str, Kept]] = {}
         for start in range(0, len(pieces), BATCH):
@@ -91,7 +91,9 @@ class Asked(Record):
 
 def ask_about(loop: Loop, writer: Writer, passages: Sequence[Passage], settings: WriterSettings) -> Asked:
     """Return questions about sections that the student cannot answer without them; stored as other work is."""
-    documents = {p.id: InboxDocument(title=p.task.document.title, text=p.task.document.text, source=p.source) for p in passages}
+    documents = {
+        p.id: InboxDocument(title=p.task.document.title, text=p.task.document.text, source=p.source) for p in passages
+    }
 
     def ask(_: Mapping[str, InboxDocument]) -> Asked:
         prompt = settings.prompt_for(loop.settings.teacher.model)

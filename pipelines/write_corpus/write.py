@@ -102,7 +102,9 @@ def resolve_writer(config: WriteCorpusConfig, name: str, work_dir: Path) -> Writ
     teacher = config.teacher
     if isinstance(teacher.sampling, OpenAISampling):
         if name:
-            raise ConfigError("--writer: the config's writer is an endpoint's model; leave --writer out, or change one.")
+            raise ConfigError(
+                "--writer: the config's writer is an endpoint's model; leave --writer out, or change one."
+            )
         return WriterRef(config, None, teacher.model, None)
     state, label = None, name or teacher.model
     if name.startswith(("teacher@", "teacher/")):
@@ -178,7 +180,9 @@ class Writer:
         two_steps = [piece for piece in pieces if piece.kind.first is not None]
         firsts: dict[tuple[str, str], Piece] = {(p.passage.id, p.kind.name): p for p in two_steps}
         asked = [self._prompt(piece, piece.kind.first) for piece in firsts.values() if piece.kind.first is not None]
-        plans = dict(zip(firsts, self._complete(asked, [0] * len(asked), _stops(firsts.values(), first=True)), strict=True))
+        plans = dict(
+            zip(firsts, self._complete(asked, [0] * len(asked), _stops(firsts.values(), first=True)), strict=True)
+        )
         prompts = dict(zip(firsts, asked, strict=True))
         items = {key: _items(firsts[key], plan, prompts[key]) for key, plan in plans.items()}
         made: dict[int, Written] = {}

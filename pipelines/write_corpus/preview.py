@@ -1,0 +1,68 @@
+"""`--preview`: some lines of each kind, their yields, and what the whole corpus would take. No corpus and no run is made.
+
+Completions stay in the store, and an endpoint's replies in its ledger, so that the corpus does not write them again.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from evaluation.engines.ledger import Spent
+from pipelines.reports.format import duration, plain_table
+from pipelines.terminal import open_console
+from pipelines.write_corpus.config import WriteCorpusConfig
+from pipelines.write_corpus.funnel import yield_of
+from pipelines.write_corpus.making import opened
+from pipelines.write_corpus.plan import CorpusRequest, Schedule
+
+_PIECES = 4
+"""Pieces of a kind that are written for its lines at most."""
+
+
+def print_preview(config: WriteCorpusConfig, request: CorpusRequest, work_dir: Path, lines: int) -> None:
+    """Print so many lines of each kind, and a table of yields with time and cost of the whole budget."""
+    console = open_console()
+    with opened(config, request, work_dir) as making:
+        making.loop.check_endpoints()
+        corpus, writer, before = making.corpus, making.writer, making.loop.spent().get("teacher")
+        schedule, started = Schedule(making.passages, making.loop.seed("corpus")), time.perf_counter()
+        for kind in making.kinds:
+            console.print(f"\n{kind.name}: {kind.label}", markup=False, highlight=False)
+            shown = 0
+            for _ in range(_PIECES):
+                for row in corpus.add(writer.write([schedule.next(kind)])[0]).rows[: lines - shown]:
+                    console.print(f"  [{row.support}] {row.text}", markup=False, highlight=False, soft_wrap=True)
+                    shown += 1
+                if shown >= lines:
+                    break
+        took, after, funnel = time.perf_counter() - started, making.loop.spent().get("teacher"), corpus.funnel
+    table = plain_table("Yield of each kind", "Tokens: of the kept lines, for each completion.")
+    for head in ("kind", "completions", "lines", "kept", "tokens"):
+        table.add_column(head, justify="left" if head == "kind" else "right", overflow="fold")
+    for kind in making.kinds:
+        pieces, counts = corpus.pieces[kind.name], funnel.counts[kind.name]
+        mean = f"{corpus.spent[kind.name] / pieces:.0f}"
+        table.add_row(kind.name, str(pieces), str(counts.get("lines", 0)), yield_of(funnel, kind.name), mean)
+    console.print(table)
+    whole, pieces = corpus.spent.total(), corpus.pieces.total()
+    if not whole:
+        console.print(f"Nothing was kept, so that no corpus can come of it:\n{funnel.text}", markup=False)
+        return
+    needed = request.tokens * pieces / whole
+    parts = [f"{request.tokens:,} tokens spent evenly: about {needed:,.0f} completions"]
+    if writer.written:
+        parts.append(f"about {duration(needed * took / writer.written)} at this pace, one at a time")
+    if cost := _cost(before, after, needed):
+        parts.append(cost)
+    console.print(", ".join(parts) + ".", markup=False, highlight=False, soft_wrap=True)
+
+
+def _cost(before: Spent | None, after: Spent | None, completions: float) -> str:
+    """Return what so many completions cost at an endpoint, by the calls so far; empty where nothing is known."""
+    if after is None or after.calls == 0 or after.cost is None:
+        return ""
+    calls, cost = after.calls, after.cost
+    if before is not None and before.cost is not None and after.calls > before.calls:
+        calls, cost = after.calls - before.calls, after.cost - before.cost
+    return f"about {completions * cost / calls:,.2f} {after.currency}"
