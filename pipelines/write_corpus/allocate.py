@@ -1,9 +1,8 @@
-"""Which kind of lines the next piece of a corpus is of: shares in tokens that are even, or that follow what a student learns.
+"""Which kind of lines the next piece of a corpus is of: even shares of the tokens, or where a student learns the most.
 
-The bandit is Thompson sampling on the gain per token: a kind's posterior is normal, around the ratio of its gains to its
-tokens, with one pseudo-observation at the mean of all kinds. The spread is pooled over kinds, because each has few
-observations. Older ones lose half their weight each round, since a gain is marginal: it falls as a document's lines
-grow.
+The bandit is Thompson sampling on the gain per token: a kind's posterior is normal, around the ratio of its gains to
+its tokens, with one pseudo-observation at the mean of all kinds. The spread is pooled over kinds, because each has few
+observations. Older ones lose half their weight each round: a gain is marginal, and falls as a document's lines grow.
 """
 
 from __future__ import annotations
@@ -103,7 +102,8 @@ def even_kinds(kinds: Sequence[str], spent: Mapping[str, int], pieces: Mapping[s
     `spent` are the tokens kept so far, and `pieces` their number, by kind; a kind without any is as long as the others.
     Of one that yields little, at most four times as many pieces are written as of the others.
     """
-    whole = sum(spent.values()) / max(1, sum(pieces.values())) or 1.0
+    rates = [spent[kind] / pieces[kind] for kind in kinds if spent.get(kind)]
+    whole = sum(rates) / len(rates) if rates else 1.0
     size = {kind: max(whole / 4, spent.get(kind, 0) / pieces[kind]) if pieces.get(kind) else whole for kind in kinds}
     tokens = {kind: size[kind] * pieces.get(kind, 0) for kind in kinds}
     chosen = []

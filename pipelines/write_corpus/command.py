@@ -1,4 +1,4 @@
-"""`preceptor write-corpus` and `preceptor study`: the commands. Nothing heavy is imported before arguments are checked."""
+"""`preceptor write-corpus` and `study`: the commands. Nothing heavy is imported before the arguments are checked."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def write_corpus(
 ) -> None:
     """Write a training corpus from documents: many kinds of lines, filtered, with their sources.
 
-    With a student, `--kinds auto` spends the tokens on the kinds from which it learns the most. The same command resumes
-    what was killed.
+    With a student, `--kinds auto` spends the tokens on the kinds from which it learns the most. The same command
+    resumes what was killed.
     """
     from pipelines.checks import check
     from pipelines.write_corpus.config import corpus_findings, load_config, refuse_foreign

@@ -1,4 +1,4 @@
-"""Configuration of the flow `write-corpus`, and of `study`; documents, kinds and budget are arguments of the command."""
+"""Configuration of `write-corpus` and `study`; documents, kinds and budget are arguments of the command."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ _LEAST = 0.05
 _DRY_PIECES = 16
 """Pieces of a kind after which it is left out when nothing was kept of it."""
 _DRY = 3
-"""Batches in a row that added less than `_DRY_SHARE` of what batches added on average, after which nothing new comes."""
+"""Batches in a row with less than `_DRY_SHARE` of the tokens of an average batch, after which nothing new comes."""
 _DRY_SHARE = 0.1
 _ASKED = 64
 """Sections of each split without questions that some are generated for at most."""
@@ -69,9 +69,7 @@ def opened(config: WriteCorpusConfig, request: CorpusRequest, work_dir: Path) ->
         Loop(ref.config.for_loop, work_dir, tasks, (), reporter) as loop,
         closing(Writer(ref, work_dir, reporter.begin)) as writer,
     ):
-        yield Making(
-            config.model_copy(update={"teacher": ref.config.teacher}), request, loop, writer, kinds, passages, plan
-        )
+        yield Making(ref.config, request, loop, writer, kinds, passages, plan)
 
 
 class Making:

@@ -231,12 +231,12 @@ _CARD = """\
 
 # {name}
 
-A training corpus that `preceptor write-corpus` wrote from {documents} documents ({sections} sections): {rows} texts with {tokens}
-tokens, {replay} of them general text for replay. Writer: `{writer}`. Counted by the tokenizer of `{tokenizer}`.
+A training corpus that `preceptor write-corpus` wrote from {documents} documents ({sections} sections): {rows} texts
+with {tokens} tokens, {replay} of them general text for replay. Writer: `{writer}`. Tokens are those of `{tokenizer}`.
 
-Every row has `text` and `messages` (a chat of user and assistant), its document with digest, page or section and span, the
-kind, the digests of prompt, writer and adapter, seed, tokens, support and licence. `data/` holds Parquet shards, `jsonl/` the
-same rows, `questions/` questions about the documents that no row repeats, `corpus.json` all figures.
+Every row has `text` and `messages` (a chat of user and assistant), its document with digest, page or section and span,
+the kind, the digests of prompt, writer and adapter, seed, tokens, support and licence. `data/` holds Parquet shards,
+`jsonl/` the same rows, `questions/` questions about the documents that no row repeats, `corpus.json` all figures.
 
 ## Kinds
 
@@ -262,7 +262,8 @@ A higher compression ratio and self-BLEU mean more repetition. Distinct-n falls 
 
 - Cost: {cost}; {seconds} s.
 - Licence of the sources: {licences}. A writer's own licence may restrict what its texts may train.
-- The texts are a model's: a supported text names what the section names, and can still be wrong; an inferred one adds to it.
+- The texts are a model's. A supported text names what the section names, and can still be wrong; an inferred one adds
+  to it.
 - Rows of one document repeat its facts. Split by document, as here, never by row.
 """
 

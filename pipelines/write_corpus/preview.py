@@ -1,4 +1,4 @@
-"""`--preview`: some lines of each kind, their yields, and what the whole corpus would take. No corpus and no run is made.
+"""`--preview`: some lines of each kind, their yields, and what the whole corpus would take; no corpus, no MLflow run.
 
 Completions stay in the store, and an endpoint's replies in its ledger, so that the corpus does not write them again.
 """

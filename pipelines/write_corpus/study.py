@@ -88,11 +88,10 @@ class StudyResult(Record):
     @property
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """Head and rows of the table."""
-        rows = [
-            [b.name, f"{b.tokens:,}", f"{b.rows:,}", percent_interval(self.accuracy.get(b.name))]
-            + [points_interval(self.gains.get(f"{b.name}_minus_{_BASE}")) if b.name != _BASE else ""]
-            for b in self.budgets
-        ]
+        rows = []
+        for b in self.budgets:
+            gain = points_interval(self.gains.get(f"{b.name}_minus_{_BASE}"))
+            rows.append([b.name, f"{b.tokens:,}", f"{b.rows:,}", percent_interval(self.accuracy.get(b.name)), gain])
         return ["budget", "tokens", "rows", "accuracy (%)", "gain (points)"], rows
 
     @property

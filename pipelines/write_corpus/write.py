@@ -1,11 +1,11 @@
-"""Who writes a corpus, and what was written: completions stored by content, so that each is written and paid for once."""
+"""Who writes a corpus, and what was written: completions are stored by content, so that each is written once."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from evaluation.common.data import derive_seed, digest_json
 from evaluation.common.errors import ConfigError, EndpointError
@@ -20,7 +20,8 @@ from teacher.kinds import lines_of_kind
 from teacher.policy import PolicyRecord
 from teacher.prompts import PromptTemplate
 from teacher.samplers.openai import OpenAISampling
-from teacher.samplers.sampler import FailedCompletion, Sampler, prompts_too_long
+from teacher.samplers.sampler import Completion, FailedCompletion, Sampler, prompts_too_long
+from teacher.self_edit import Implication
 
 DRAFTS = "drafts.sqlite"
 """File of the work directory with what local writers wrote."""
@@ -179,11 +180,10 @@ class Writer:
         self._begin(f"writing {len(pieces)} pieces")
         two_steps = [piece for piece in pieces if piece.kind.first is not None]
         firsts: dict[tuple[str, str], Piece] = {(p.passage.id, p.kind.name): p for p in two_steps}
-        asked = [self._prompt(piece, piece.kind.first) for piece in firsts.values() if piece.kind.first is not None]
-        plans = dict(
-            zip(firsts, self._complete(asked, [0] * len(asked), _stops(firsts.values(), first=True)), strict=True)
-        )
-        prompts = dict(zip(firsts, asked, strict=True))
+        first = [piece.kind.first for piece in firsts.values() if piece.kind.first is not None]
+        asked = [self._prompt(piece, template) for piece, template in zip(firsts.values(), first, strict=True)]
+        drafts = self._complete(asked, [0] * len(asked), [template.stop for template in first])
+        plans, prompts = dict(zip(firsts, drafts, strict=True)), dict(zip(firsts, asked, strict=True))
         items = {key: _items(firsts[key], plan, prompts[key]) for key, plan in plans.items()}
         made: dict[int, Written] = {}
         todo: list[int] = []
@@ -198,7 +198,8 @@ class Writer:
             texts[place] = self._prompt(piece, piece.kind.prompt(item))
             todo.append(place)
         chosen = [pieces[place] for place in todo]
-        drafts = self._complete([texts[i] for i in todo], [p.sample for p in chosen], _stops(chosen, first=False))
+        stops = [piece.kind.template.stop for piece in chosen]
+        drafts = self._complete([texts[i] for i in todo], [piece.sample for piece in chosen], stops)
         made |= {i: Written(pieces[i], draft, texts[i]) for i, draft in zip(todo, drafts, strict=True)}
         return [made[place] for place in range(len(pieces))]
 
@@ -215,7 +216,7 @@ class Writer:
         keys = [self._key(*each) for each in asked]
         found = {} if self.is_endpoint else self._drafts.find(keys)
         missing = {key: each for key, each in zip(keys, asked, strict=True) if key not in found}
-        for tried in range(_TRIES):
+        for _ in range(_TRIES):
             for group in _groups(missing):
                 fresh = self._sample([missing[key] for key in group])
                 drafts = dict(zip(group, fresh, strict=True))
@@ -230,7 +231,7 @@ class Writer:
         if 2 * len(missing) > len(keys):
             reason = found[next(iter(missing))].failure
             raise EndpointError(
-                f"write-corpus: {len(missing)} of {len(keys)} completions failed {tried + 1} times, the first with "
+                f"write-corpus: {len(missing)} of {len(keys)} completions failed {_TRIES} times, the first with "
                 f"{reason!r}. What was written is kept; repeat the command when the writer answers again."
             )
         return [found[key] for key in keys]
@@ -254,7 +255,7 @@ class Writer:
         return [drafts.get(i) or Draft(failure=_TOO_LONG) for i in range(len(prompts))]
 
 
-def _draft(completion: Any) -> Draft:
+def _draft(completion: Completion | FailedCompletion) -> Draft:
     if isinstance(completion, FailedCompletion):
         return Draft(failure=completion.reason)
     return Draft(text=completion.text, cut=completion.finish_reason == "length")
@@ -267,10 +268,6 @@ def _groups(asked: dict[str, tuple[str, int, str | None]]) -> Iterator[list[str]
         groups.setdefault((sample, stop), []).append(key)
     for keys in groups.values():
         yield from (keys[start : start + BATCH] for start in range(0, len(keys), BATCH))
-
-
-def _stops(pieces: Iterator[Piece] | Sequence[Piece] | Any, *, first: bool) -> list[str | None]:
-    return [(p.kind.first if first and p.kind.first is not None else p.kind.template).stop for p in pieces]
 
 
 def _items(piece: Piece, plan: Draft, prompt: str) -> tuple[str, ...]:
@@ -286,10 +283,10 @@ def _chosen(items: Sequence[str], sample: int, seed: int) -> str:
     return order[sample % len(order)]
 
 
-def _ended(draft: Draft) -> Any:
+def _ended(draft: Draft) -> Literal["stop", "length"]:
     return "length" if draft.cut else "stop"
 
 
-def lines_in(written: Written) -> Any:
+def lines_in(written: Written) -> tuple[Implication, ...]:
     """Return the lines of a piece."""
     return lines_of_kind(written.piece.kind, written.draft.text, written.prompt, _ended(written.draft))
