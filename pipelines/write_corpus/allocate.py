@@ -100,11 +100,11 @@ def even_kinds(kinds: Sequence[str], spent: Mapping[str, int], pieces: Mapping[s
     """Return the kinds of the next `count` pieces that bring all kinds to the same number of tokens.
 
     `spent` are the tokens kept so far, and `pieces` their number, by kind; a kind without any is as long as the others.
-    Of one that yields little, at most four times as many pieces are written as of the others.
+    Of one that yields little, at most eight times as many pieces are written as of the others.
     """
     rates = [spent[kind] / pieces[kind] for kind in kinds if spent.get(kind)]
     whole = sum(rates) / len(rates) if rates else 1.0
-    size = {kind: max(whole / 4, spent.get(kind, 0) / pieces[kind]) if pieces.get(kind) else whole for kind in kinds}
+    size = {kind: max(whole / 8, spent.get(kind, 0) / pieces[kind]) if pieces.get(kind) else whole for kind in kinds}
     tokens = {kind: size[kind] * pieces.get(kind, 0) for kind in kinds}
     chosen = []
     for _ in range(count):

@@ -44,8 +44,10 @@ _LEAST = 0.05
 """Share of the budget below which a corpus is an error."""
 _DRY_PIECES = 16
 """Pieces of a kind after which it is left out when nothing was kept of it."""
+_LEAST_BATCH = 8
+"""Pieces that are written together at least."""
 _DRY = 3
-"""Batches in a row with less than `_DRY_SHARE` of the tokens of an average batch, after which nothing new comes."""
+"""Batches in a row with less than `_DRY_SHARE` of the tokens of average pieces, after which nothing new comes."""
 _DRY_SHARE = 0.1
 _ASKED = 64
 """Sections of each split without questions that some are generated for at most."""
@@ -186,8 +188,8 @@ class Making:
                     corpus.add(written)
                     drawn[written.piece.kind.name] += 1
             batches += 1
-            usual = (corpus.train_tokens - before) / batches
-            dry = dry + 1 if corpus.train_tokens - start <= _DRY_SHARE * usual else 0
+            usual = (corpus.train_tokens - before) / max(1, drawn.total())
+            dry = dry + 1 if corpus.train_tokens - start <= _DRY_SHARE * usual * len(chosen) else 0
         self._shares.append({kind: count / drawn.total() for kind, count in sorted(drawn.items())})
         if dry == _DRY:
             self._note(
@@ -200,7 +202,7 @@ class Making:
         corpus, pieces = self.corpus, self.corpus.pieces.total()
         usual = sum(corpus.spent.values()) / pieces if pieces else self.config.teacher.sampling.max_new_tokens / 2
         missing = target - corpus.train_tokens
-        return max(1, min(BATCH, round(missing / usual) + 1)) if usual else BATCH
+        return max(_LEAST_BATCH, min(BATCH, round(missing / usual) + 1)) if usual else BATCH
 
     def _result(self, tried: Tried | None, seconds: float) -> CorpusResult:
         corpus, request, funnel = self.corpus, self.request, self.corpus.funnel

@@ -158,10 +158,10 @@ def write_corpus_files(
                 _write_shards(place / "data", split, mine)
                 lines = (json.dumps(row.model_dump(mode="json"), ensure_ascii=False) + "\n" for row in mine)
                 _write_lines(place / "jsonl" / f"{split}.jsonl", lines)
-        asked = {split: [task for task in mine if task.questions] for split, mine in questions.items()}
-        for name, mine in asked.items():
-            if mine:
-                _write_lines(place / "questions" / f"{name}.jsonl", map(_question_lines, mine))
+        asked = {split: [task for task in tasks if task.questions] for split, tasks in questions.items()}
+        for name, tasks in asked.items():
+            if tasks:
+                _write_lines(place / "questions" / f"{name}.jsonl", map(_question_lines, tasks))
         (place / RESULT).write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
         card = dataset_card(result, [name for name, mine in splits.items() if mine], [n for n, t in asked.items() if t])
         (place / "README.md").write_text(card, encoding="utf-8")

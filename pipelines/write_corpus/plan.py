@@ -156,7 +156,8 @@ def passages_of(documents: Sequence[InboxDocument], share: float, seed: int) -> 
             found.append(Passage(part, task, split, each.source))
     if not found:
         raise InputError(f"write-corpus: {len(documents)} documents hold no section to write from. Give others.")
-    return found
+    has_train = any(passage.split == "train" for passage in found)
+    return found if has_train else [passage._replace(split="train") for passage in found]
 
 
 class Schedule:

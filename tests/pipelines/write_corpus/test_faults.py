@@ -64,7 +64,9 @@ def make(place: Path, documents: int, tokens: int, kills: int, share: float) -> 
 
 def check(disturbed: Made, whole: Made) -> None:
     assert disturbed.files == whole.files
-    rows = [json.loads(line) for name, content in whole.files.items() if "jsonl/" in name for line in content.splitlines()]
+    rows = [
+        json.loads(line) for name, content in whole.files.items() if "jsonl/" in name for line in content.splitlines()
+    ]
     assert len({row["id"] for row in rows}) == len(rows)
     assert len({row["text"] for row in rows}) == len(rows)
     assert disturbed.replies == whole.replies == whole.answered
