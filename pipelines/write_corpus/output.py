@@ -161,7 +161,7 @@ def write_corpus_files(
         asked = {split: [task for task in tasks if task.questions] for split, tasks in questions.items()}
         for name, tasks in asked.items():
             if tasks:
-                _write_lines(place / "questions" / f"{name}.jsonl", map(_question_lines, tasks))
+                _write_questions(place / "questions" / f"{name}.parquet", tasks)
         (place / RESULT).write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
         card = dataset_card(result, [name for name, mine in splits.items() if mine], [n for n, t in asked.items() if t])
         (place / "README.md").write_text(card, encoding="utf-8")
@@ -173,14 +173,19 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
         file.writelines(lines)
 
 
-def _question_lines(task: KnowledgeTask) -> str:
-    sets = {"rewards": task.questions, "comparison": task.held_out_questions}
+def _write_questions(path: Path, tasks: Sequence[KnowledgeTask]) -> None:
+    """Write a row for each question; in Parquet, because `datasets` reads all of a directory in one format."""
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    path.parent.mkdir(parents=True, exist_ok=True)
     rows = [
         {"document_id": task.id, "set": name, "question": question.question, "answer": question.answer}
-        for name, questions in sets.items()
+        for task in tasks
+        for name, questions in {"rewards": task.questions, "comparison": task.held_out_questions}.items()
         for question in questions
     ]
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    pq.write_table(pa.Table.from_pylist(rows), path)
 
 
 def _write_shards(place: Path, split: str, rows: Sequence[CorpusRow]) -> None:
@@ -205,6 +210,8 @@ def read_corpus(place: Path) -> tuple[list[CorpusRow], dict[SplitName, dict[str,
     Raises:
         InputError: The directory holds no corpus, or a damaged one.
     """
+    import pyarrow.parquet as pq
+
     try:
         rows = [
             CorpusRow.model_validate_json(line)
@@ -213,9 +220,8 @@ def read_corpus(place: Path) -> tuple[list[CorpusRow], dict[SplitName, dict[str,
         ]
         questions: dict[SplitName, dict[str, tuple[list[Question], ...]]] = {"train": {}, "development": {}}
         for split, mine in questions.items():
-            file = place / "questions" / f"{split}.jsonl"
-            for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
-                row = json.loads(line)
+            file = place / "questions" / f"{split}.parquet"
+            for row in pq.read_table(file).to_pylist() if file.is_file() else ():
                 sets = mine.setdefault(row["document_id"], ([], []))
                 sets[row["set"] == "comparison"].append(Question(question=row["question"], answer=row["answer"]))
     except (OSError, ValueError, LookupError) as error:
@@ -275,7 +281,7 @@ def dataset_card(result: CorpusResult, splits: Sequence[str], asked: Sequence[st
     files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in splits]
     header: dict[str, Any] = {"configs": [{"config_name": "default", "data_files": files}]}
     if asked:
-        files = [{"split": split, "path": f"questions/{split}.jsonl"} for split in asked]
+        files = [{"split": split, "path": f"questions/{split}.parquet"} for split in asked]
         header["configs"].append({"config_name": "questions", "data_files": files})
     header |= {"license": "other", "task_categories": ["text-generation"], "tags": ["synthetic", "preceptor"]}
     kinds = [

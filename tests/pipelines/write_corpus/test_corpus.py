@@ -105,9 +105,13 @@ def test_every_line_is_kept_or_counted_with_its_reason() -> None:
     corpus, rows = kept([true, wrong, true, leak], passage)
     assert [(row.text, row.support) for row in rows] == [(true, "supported"), (wrong, "inferred")]
     counts = corpus.funnel.counts["implications"]
-    assert counts["lines"] == 4 - 0 * counts["completions"]
+    assert (counts["completions"], counts["lines"]) == (1, 3), "the parser leaves out what a completion repeats"
     assert (counts["kept"], counts["supported"], counts["inferred"], counts["leak"]) == (2, 1, 1, 1)
-    assert counts["lines"] == counts["kept"] + counts["leak"] + counts.get("exact", 0)
+    again = corpus.add(
+        Written(Piece(passage, kinds_of("implications", "m")[0], 9), Draft(text=f"{true}\n{wrong}\n"), "p")
+    )
+    assert again.rows == ()
+    assert corpus.funnel.counts["implications"]["exact"] == 2
     assert corpus.train_tokens == sum(row.tokens for row in rows) == corpus.spent["implications"]
     assert (rows[0].adapter_digest, rows[0].sample, rows[0].section) == ("d" * 64, 2, "")
     failed = Written(Piece(passage, kinds_of("implications", "m")[0], 3), Draft(failure="timeout"), "p")

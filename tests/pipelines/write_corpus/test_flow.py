@@ -86,7 +86,7 @@ def test_the_same_command_writes_nothing_again_and_the_same_corpus(
     monkeypatch.setattr("pipelines.write_corpus.write.Writer._sample", lambda *_: pytest.fail("written again"))
     monkeypatch.setattr("pipelines.loop.update.train_and_score", lambda *_: pytest.fail("trained again"))
     made.again(tmp_path / "corpus")
-    for file in ("jsonl/train.jsonl", "data/train-00000-of-00001.parquet", "questions/train.jsonl"):
+    for file in ("jsonl/train.jsonl", "data/train-00000-of-00001.parquet", "questions/train.parquet"):
         one, two = ((place / file).read_bytes() for place in (made.out, tmp_path / "corpus"))
         assert one.replace(b"CC0-1.0", b"unknown") == two or file.endswith("parquet")
 
