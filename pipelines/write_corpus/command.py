@@ -83,6 +83,9 @@ def write_corpus(
 def study(
     corpus: Annotated[Path, typer.Argument(help="Directory of a corpus.")],
     student: StudentOption = None,
+    piece_tokens: Annotated[
+        float, typer.Option("--piece-tokens", min=0.0, help="Budget 1x of a section [the mean of the corpus's pieces].")
+    ] = 0.0,
     config: ConfigOption = Path("configs/write-corpus.yaml"),
     set_: SetOption = None,
     work_dir: WorkDir = Path(".preceptor"),
@@ -94,7 +97,7 @@ def study(
     with flow_process(work_dir):
         from pipelines.write_corpus.study import study as flow
 
-        result = flow(str(corpus), student or "", str(config), list(set_ or ()), str(work_dir))
+        result = flow(str(corpus), student or "", str(config), list(set_ or ()), str(work_dir), piece_tokens)
         open_console().print(result.table)
         if json_file is not None:
             write_atomically(json_file, result.model_dump_json(indent=2) + "\n")

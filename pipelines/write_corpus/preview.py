@@ -14,10 +14,11 @@ from pipelines.terminal import open_console
 from pipelines.write_corpus.config import WriteCorpusConfig
 from pipelines.write_corpus.funnel import yield_of
 from pipelines.write_corpus.making import opened
+from pipelines.write_corpus.output import CorpusRow
 from pipelines.write_corpus.plan import CorpusRequest, Schedule
 
-_PIECES = 4
-"""Pieces of a kind that are written for its lines at most."""
+_PIECES, _BATCHES = 2, 2
+"""Pieces of a kind that are written at once for its lines, and how often at most."""
 
 
 def print_preview(config: WriteCorpusConfig, request: CorpusRequest, work_dir: Path, lines: int) -> None:
@@ -27,16 +28,16 @@ def print_preview(config: WriteCorpusConfig, request: CorpusRequest, work_dir: P
         making.loop.check_endpoints()
         corpus, writer, before = making.corpus, making.writer, making.loop.spent().get("teacher")
         schedule, started = Schedule(making.passages, making.loop.seed("corpus")), time.perf_counter()
-        for kind in making.kinds:
-            console.print(f"\n{kind.name}: {kind.label}", markup=False, highlight=False)
-            shown = 0
-            for _ in range(_PIECES):
-                for row in corpus.add(writer.write([schedule.next(kind)])[0]).rows[: lines - shown]:
-                    console.print(f"  [{row.support}] {row.text}", markup=False, highlight=False, soft_wrap=True)
-                    shown += 1
-                if shown >= lines:
-                    break
+        shown: dict[str, list[CorpusRow]] = {kind.name: [] for kind in making.kinds}
+        for _ in range(_BATCHES):
+            few = [kind for kind in making.kinds if len(shown[kind.name]) < lines]
+            for written in writer.write([schedule.next(kind) for kind in few for _ in range(_PIECES)]):
+                shown[written.piece.kind.name] += corpus.add(written).rows
         took, after, funnel = time.perf_counter() - started, making.loop.spent().get("teacher"), corpus.funnel
+    for kind in making.kinds:
+        console.print(f"\n{kind.name}: {kind.label}", markup=False, highlight=False)
+        for row in shown[kind.name][:lines]:
+            console.print(f"  [{row.support}] {row.text}", markup=False, highlight=False, soft_wrap=True)
     table = plain_table("Yield of each kind", "Tokens: of the kept lines, for each completion.")
     for head in ("kind", "completions", "lines", "kept", "tokens"):
         table.add_column(head, justify="left" if head == "kind" else "right", overflow="fold")
@@ -52,7 +53,7 @@ def print_preview(config: WriteCorpusConfig, request: CorpusRequest, work_dir: P
     needed = request.tokens * pieces / whole
     parts = [f"{request.tokens:,} tokens spent evenly: about {needed:,.0f} completions"]
     if writer.written:
-        parts.append(f"about {duration(needed * took / writer.written)} at this pace, one at a time")
+        parts.append(f"about {duration(needed * took / writer.written)} at this pace")
     if cost := _cost(before, after, needed):
         parts.append(cost)
     console.print(", ".join(parts) + ".", markup=False, highlight=False, soft_wrap=True)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 FLOW_NAME = "study"
 BUDGETS = (1, 3, 10, 30)
-"""In the mean tokens of one piece, for each section."""
+"""In the tokens of one piece, for each section."""
 _BASE = "0x"
 
 
@@ -75,7 +75,7 @@ class StudyResult(Record):
     documents: int
     questions: int
     piece_tokens: float
-    """Mean tokens of a piece: one self-edit's."""
+    """Budget 1x of a section: one self-edit's."""
     seed: int
     budgets: tuple[Budget, ...]
     accuracy: dict[str, Interval]
@@ -114,8 +114,12 @@ def study(
     config_path: str = "configs/write-corpus.yaml",
     overrides: list[str] | None = None,
     work_dir: str = ".preceptor",
+    piece_tokens: float = 0.0,
 ) -> StudyResult:
-    """Train a student on a corpus at each of `BUDGETS` and ask it the corpus's questions; a killed study resumes."""
+    """Train a student on a corpus at each of `BUDGETS` and ask it the corpus's questions; a killed study resumes.
+
+    `piece_tokens` is the budget 1x of a section; 0 takes the mean tokens of the corpus's pieces.
+    """
     config, place = load_config(Path(config_path), student, overrides or ()), Path(work_dir)
     if config.student is None:
         raise ConfigError("study: there is no student. Name one with --student MODEL.")
@@ -131,7 +135,7 @@ def study(
         )
     with embedded_flow(place) as flow_run, Reporter(open_console(), len(BUDGETS) + 1) as reporter:
         with Loop(config.for_loop, place, (), (), reporter) as loop:
-            result = _study(config, loop, corpus, rows, asked)
+            result = _study(config, loop, corpus, rows, asked, piece_tokens)
         figure = place / "plots" / f"study-{config.name}.png"
         plot_study(result, figure)
         page = markdown_table(*result.cells)
@@ -155,9 +159,10 @@ def _study(
     corpus: str,
     rows: Sequence[CorpusRow],
     asked: Mapping[str, tuple[Question, ...]],
+    piece_tokens: float,
 ) -> StudyResult:
     train, budgets = [row for row in rows if row.split == "train"], []
-    size = piece_tokens(train)
+    size = piece_tokens or mean_piece_tokens(train)
     for times in (0, *BUDGETS):
         chosen = rows_within(train, times * size, loop.seed("study"))
         lines = tuple(Implication(text=row.question or row.text, answer=row.answer) for row in chosen)
@@ -192,7 +197,7 @@ def _pieces(rows: Sequence[CorpusRow]) -> dict[str, list[CorpusRow]]:
     return found
 
 
-def piece_tokens(rows: Sequence[CorpusRow]) -> float:
+def mean_piece_tokens(rows: Sequence[CorpusRow]) -> float:
     """Return the mean tokens of a piece; InputError where a writer wrote none."""
     pieces = _pieces(rows)
     if not pieces:

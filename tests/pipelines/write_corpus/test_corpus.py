@@ -18,7 +18,7 @@ from pipelines.write_corpus.funnel import Corpus
 from pipelines.write_corpus.making import replayed_rows
 from pipelines.write_corpus.output import CorpusRow, diversity, messages_of, self_bleu
 from pipelines.write_corpus.plan import AUTO, CorpusRequest, Passage, Piece, Schedule, kinds_of, passages_of, tokens_of
-from pipelines.write_corpus.study import piece_tokens, rows_within
+from pipelines.write_corpus.study import mean_piece_tokens, rows_within
 from pipelines.write_corpus.write import Draft, WriterRef, Written
 
 QUESTION = Question(
@@ -143,7 +143,7 @@ def rows_of(sections: int, pieces: int) -> list[CorpusRow]:
 
 def test_budgets_of_a_study_are_whole_pieces_of_every_section() -> None:
     rows = rows_of(3, 40)
-    assert piece_tokens(rows) == 20
+    assert mean_piece_tokens(rows) == 20
     sizes = []
     for times in (0, 1, 3, 10, 30):
         chosen = rows_within(rows, times * 20, 5)
@@ -152,7 +152,7 @@ def test_budgets_of_a_study_are_whole_pieces_of_every_section() -> None:
     assert all(small < large for small, large in itertools.pairwise(sizes))
     assert len(rows_within(rows, 1e6, 5)) == len(rows)
     with pytest.raises(InputError):
-        piece_tokens([])
+        mean_piece_tokens([])
 
 
 def test_replay_has_the_wanted_share_or_is_refused(tmp_path: Path) -> None:
