@@ -50,22 +50,20 @@ def write_corpus(
     With a student, `--kinds auto` spends the tokens on the kinds from which it learns the most. The same command
     resumes what was killed.
     """
-    from pipelines.checks import check
-    from pipelines.write_corpus.config import corpus_findings, load_config, refuse_foreign
+    from pipelines.write_corpus.config import open_config, refuse_foreign
     from pipelines.write_corpus.plan import CorpusRequest, tokens_of
 
     paths = tuple(map(str, documents))
-    asked = writer or "", student or "", str(replay or "")
-    request = CorpusRequest(paths, str(out), tokens_of(tokens), kinds, *asked, replay_share, licence)
-    settings = load_config(config, student or "", set_ or ())
-    check(settings, work_dir, corpus_findings)
+    named = writer or "", student or "", str(replay or "")
+    request = CorpusRequest(paths, str(out), tokens_of(tokens), kinds, *named, replay_share, licence)
     refuse_foreign(out)
+    ref = open_config(config, request.student, request.writer, set_ or (), work_dir)
     if preview is not None:
         prepare_process(work_dir)
         from pipelines.write_corpus.preview import print_preview
 
         with exclusive(work_dir):
-            print_preview(settings, request, work_dir, preview)
+            print_preview(ref, request, work_dir, preview)
         return
     with flow_process(work_dir):
         from pipelines.write_corpus.flow import write_corpus as flow

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from pydantic import Field
 
 from evaluation.common.data import Frozen
 from evaluation.common.errors import ConfigError
-from pipelines.checks import Finding, findings_of, model_finding, place_findings
+from pipelines.checks import Finding, check, findings_of, model_finding, place_findings
 from pipelines.inbox.questions import WriterSettings
 from pipelines.inbox.worker import ReadingLimits
+from pipelines.lineage.registry import Registry
+from pipelines.lineage.store import require_store
+from pipelines.process import prepare_process
 from pipelines.settings import LoopSettings, StudentConfig, TrackingConfig, load
 from student.config import UpdateRecipe
+from teacher.policy import PolicyRecord
 from teacher.samplers.openai import OpenAISampling
 
 RESULT = "corpus.json"
@@ -62,10 +66,64 @@ class WriteCorpusConfig(LoopSettings):
         return LoopSettings(**own, threads=self.threads, tracking=self.tracking, teacher=self.teacher, student=student)
 
 
-def load_config(path: Path, student: str, overrides: Sequence[str]) -> WriteCorpusConfig:
-    """Return the configuration with the student that a command names, if it names one."""
+class WriterRef(NamedTuple):
+    """A writer as named on the command line, resolved."""
+
+    config: WriteCorpusConfig
+    """With the writer's base as its teacher."""
+    state: Path | None
+    """Directory of a trained teacher; None is the plain model."""
+    label: str
+    digest: str | None
+    """Of the trained teacher."""
+
+
+def resolve_writer(config: WriteCorpusConfig, name: str, work_dir: Path) -> WriterRef:
+    """Return the writer that a name stands for: see `CorpusRequest.writer`.
+
+    Raises:
+        ConfigError: There is no such version, or the config's writer is an endpoint.
+        ModelError: A directory holds a damaged teacher.
+    """
+    teacher = config.teacher
+    if isinstance(teacher.sampling, OpenAISampling):
+        if name:
+            raise ConfigError(
+                "--writer: the config's writer is an endpoint's model; leave --writer out, or change one."
+            )
+        return WriterRef(config, None, teacher.model, None)
+    state, label = None, name or teacher.model
+    if name.startswith(("teacher@", "teacher/")):
+        require_store(config.tracking, work_dir)
+        prepare_process()
+        registry = Registry.open(config.tracking, work_dir)
+        wanted = name.removeprefix("teacher")[1:]
+        number = registry.number("teacher", int(wanted) if wanted.isdigit() else wanted)
+        teacher = teacher.model_copy(update={"model": registry.recorded_model("teacher", number) or teacher.model})
+        state = registry.fetch("teacher", number, work_dir / "teachers" / registry.state_name(number))
+        label = f"{teacher.model}, version {number} of the teacher"
+    elif (Path(name) / "policy.json").is_file() and name:
+        state = Path(name).resolve()
+        label = f"{teacher.model} with {name}"
+    elif name:
+        teacher = teacher.model_copy(update={"model": name})
+    digest = None
+    if state is not None:
+        record = PolicyRecord.read(state)
+        teacher, digest = teacher.model_copy(update={"policy": record.config}), record.digest
+    return WriterRef(config.model_copy(update={"teacher": teacher}), state, label, digest)
+
+
+def open_config(path: Path, student: str, writer: str, overrides: Sequence[str], work_dir: Path) -> WriterRef:
+    """Return the checked configuration with the student and the writer that a command names, if it names them.
+
+    Raises:
+        ConfigError: The file is refused, or something that the corpus needs is missing.
+    """
     named = [f"student.model={json.dumps(student)}"] if student else []
-    return load(path, WriteCorpusConfig, [*overrides, *named])
+    ref = resolve_writer(load(path, WriteCorpusConfig, [*overrides, *named]), writer, work_dir)
+    check(ref.config, work_dir, corpus_findings)
+    return ref
 
 
 def corpus_findings(config: WriteCorpusConfig, work_dir: Path) -> Iterator[Finding]:

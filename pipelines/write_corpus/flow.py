@@ -9,11 +9,10 @@ from prefect import flow
 
 from evaluation.common.data import digest_json
 from evaluation.common.errors import LineageError
-from pipelines.checks import check
 from pipelines.execution import content_key
 from pipelines.lineage.run import Lineage
 from pipelines.process import embedded_flow
-from pipelines.write_corpus.config import corpus_findings, load_config, refuse_foreign
+from pipelines.write_corpus.config import open_config, refuse_foreign
 from pipelines.write_corpus.making import opened
 from pipelines.write_corpus.plan import AUTO, CorpusRequest
 from pipelines.write_corpus.result import CorpusResult
@@ -41,10 +40,10 @@ def write_corpus(
     For the arguments see `CorpusRequest`; completions, trials and the embedded stores are in `work_dir`.
     """
     request = CorpusRequest(tuple(documents), out, tokens, kinds, writer, student, replay, replay_share, licence)
-    config, place = load_config(Path(config_path), student, overrides or ()), Path(work_dir)
-    check(config, place, corpus_findings)
     refuse_foreign(Path(out))
-    with embedded_flow(place) as flow_run, opened(config, request, place) as making:
+    ref = open_config(Path(config_path), student, writer, overrides or (), Path(work_dir))
+    config, place = ref.config, Path(work_dir)
+    with embedded_flow(place) as flow_run, opened(ref, request, place) as making:
         loop, reporter = making.loop, making.loop.reporter
         content = [config.digest, digest_json(request._asdict()), [p.section.digest for p in making.passages]]
         key = content_key(config, "corpus", content)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from evaluation.sources.sections import statements_of
 from pipelines.records import Record
 from pipelines.reports.format import markdown_table, percent, plain_table
+from pipelines.write_corpus.config import WriterRef
 from pipelines.write_corpus.output import CorpusRow, messages_of
 from pipelines.write_corpus.plan import Passage
-from pipelines.write_corpus.write import WriterRef, Written, lines_in
+from pipelines.write_corpus.write import Written, lines_in
 from teacher.duplicates import Seen
 from teacher.filters import question_ngrams, reason_to_drop
 from teacher.self_edit import Implication

@@ -21,7 +21,7 @@ from pipelines.reports.console import Reporter
 from pipelines.reports.format import counted
 from pipelines.terminal import open_console
 from pipelines.write_corpus.allocate import draw_kinds, even_kinds, gains_of
-from pipelines.write_corpus.config import WriteCorpusConfig
+from pipelines.write_corpus.config import WriteCorpusConfig, WriterRef
 from pipelines.write_corpus.funnel import TABLES, Corpus
 from pipelines.write_corpus.output import REPLAY, CorpusRow, SplitName, diversity, messages_of, write_corpus_files
 from pipelines.write_corpus.plan import (
@@ -36,7 +36,7 @@ from pipelines.write_corpus.plan import (
 )
 from pipelines.write_corpus.result import CorpusResult, KindCount
 from pipelines.write_corpus.trials import Tried, ask_about, with_questions
-from pipelines.write_corpus.write import BATCH, Writer, resolve_writer
+from pipelines.write_corpus.write import BATCH, Writer
 from teacher.kinds import Kind
 from teacher.samplers.openai import OpenAISampling
 
@@ -56,10 +56,10 @@ _CHARACTERS = 4
 
 
 @contextmanager
-def opened(config: WriteCorpusConfig, request: CorpusRequest, work_dir: Path) -> Iterator[Making]:
+def opened(ref: WriterRef, request: CorpusRequest, work_dir: Path) -> Iterator[Making]:
     """Open documents, writer, student and stores of a corpus."""
-    ref, console = resolve_writer(config, request.writer, work_dir), open_console()
-    kinds = kinds_of(request.kinds, ref.config.teacher.model)
+    config, console = ref.config, open_console()
+    kinds = kinds_of(request.kinds, config.teacher.model)
     intake = Intake(limits=config.limits)
     documents = read_documents(request, intake, lambda line: console.print(line, markup=False, highlight=False))
     passages = passages_of(documents, config.corpus.development, config.seed_of("corpus"))
@@ -68,10 +68,10 @@ def opened(config: WriteCorpusConfig, request: CorpusRequest, work_dir: Path) ->
     tasks = [passage.task for passage in passages]
     with (
         Reporter(console, len(steps_of(plan))) as reporter,
-        Loop(ref.config.for_loop, work_dir, tasks, (), reporter) as loop,
+        Loop(config.for_loop, work_dir, tasks, (), reporter) as loop,
         closing(Writer(ref, work_dir, reporter.begin)) as writer,
     ):
-        yield Making(ref.config, request, loop, writer, kinds, passages, plan)
+        yield Making(config, request, loop, writer, kinds, passages, plan)
 
 
 class Making:
@@ -190,7 +190,8 @@ class Making:
             batches += 1
             usual = (corpus.train_tokens - before) / max(1, drawn.total())
             dry = dry + 1 if corpus.train_tokens - start <= _DRY_SHARE * usual * len(chosen) else 0
-        self._shares.append({kind: count / drawn.total() for kind, count in sorted(drawn.items())})
+        if drawn:
+            self._shares.append({kind: count / drawn.total() for kind, count in sorted(drawn.items())})
         if dry == _DRY:
             self._note(
                 f"Hardly anything new came after {counted(corpus.train_tokens, 'token')}: writing stopped there."

@@ -11,7 +11,7 @@ from pathlib import Path
 from evaluation.engines.ledger import Spent
 from pipelines.reports.format import duration, plain_table
 from pipelines.terminal import open_console
-from pipelines.write_corpus.config import WriteCorpusConfig
+from pipelines.write_corpus.config import WriterRef
 from pipelines.write_corpus.funnel import yield_of
 from pipelines.write_corpus.making import opened
 from pipelines.write_corpus.output import CorpusRow
@@ -21,10 +21,10 @@ _PIECES, _BATCHES = 2, 2
 """Pieces of a kind that are written at once for its lines, and how often at most."""
 
 
-def print_preview(config: WriteCorpusConfig, request: CorpusRequest, work_dir: Path, lines: int) -> None:
+def print_preview(ref: WriterRef, request: CorpusRequest, work_dir: Path, lines: int) -> None:
     """Print so many lines of each kind, and a table of yields with time and cost of the whole budget."""
     console = open_console()
-    with opened(config, request, work_dir) as making:
+    with opened(ref, request, work_dir) as making:
         making.loop.check_endpoints()
         corpus, writer, before = making.corpus, making.writer, making.loop.spent().get("teacher")
         schedule, started = Schedule(making.passages, making.loop.seed("corpus")), time.perf_counter()

@@ -13,7 +13,6 @@ from evaluation.common.data import digest_json
 from evaluation.common.errors import ConfigError, InputError, ScoringError
 from evaluation.statistics import Interval, PairedTest, compare
 from evaluation.tasks import Document, Question
-from pipelines.checks import check, findings_of
 from pipelines.lineage.run import NOTE, log_finished
 from pipelines.lineage.store import run_tags
 from pipelines.loop.loop import Loop
@@ -27,7 +26,7 @@ from pipelines.reports.format import markdown_table, percent_interval, plain_tab
 from pipelines.reports.plots import BLUE, INK, new_figure, save_figure
 from pipelines.settings import LoopSettings
 from pipelines.terminal import open_console
-from pipelines.write_corpus.config import WriteCorpusConfig, load_config
+from pipelines.write_corpus.config import WriteCorpusConfig, open_config
 from pipelines.write_corpus.output import CorpusRow, read_corpus
 from student.bank.scoring import ScoringFailure
 from student.config import UpdateRecipe
@@ -120,10 +119,10 @@ def study(
 
     `piece_tokens` is the budget 1x of a section; 0 takes the mean tokens of the corpus's pieces.
     """
-    config, place = load_config(Path(config_path), student, overrides or ()), Path(work_dir)
+    place = Path(work_dir)
+    config = open_config(Path(config_path), student, "", overrides or (), place).config
     if config.student is None:
         raise ConfigError("study: there is no student. Name one with --student MODEL.")
-    check(config, place, findings_of)
     rows, questions = read_corpus(Path(corpus))
     asked = {name: tuple(sets[1] or sets[0]) for name, sets in questions["train"].items()}
     written = {row.document_id for row in rows if row.split == "train"}

@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from evaluation.common.data import derive_seed, digest_json
-from evaluation.common.errors import ConfigError, EndpointError
+from evaluation.common.errors import EndpointError
 from evaluation.common.storage import SqliteFile, checksum
 from pipelines import models
 from pipelines.execution import StoreError, content_key
-from pipelines.lineage.registry import Registry
 from pipelines.records import Record
-from pipelines.write_corpus.config import WriteCorpusConfig
+from pipelines.write_corpus.config import WriterRef
 from pipelines.write_corpus.plan import Piece
 from teacher.kinds import lines_of_kind
-from teacher.policy import PolicyRecord
 from teacher.prompts import PromptTemplate
 from teacher.samplers.openai import OpenAISampling
 from teacher.samplers.sampler import Completion, FailedCompletion, Sampler, prompts_too_long
@@ -79,54 +77,6 @@ class Written(NamedTuple):
     def prompt_digest(self) -> str:
         """SHA-256 of the prompt."""
         return digest_json(self.prompt)
-
-
-class WriterRef(NamedTuple):
-    """A writer as named on the command line, resolved."""
-
-    config: WriteCorpusConfig
-    """With the writer's base as its teacher."""
-    state: Path | None
-    """Directory of a trained teacher; None is the plain model."""
-    label: str
-    digest: str | None
-    """Of the trained teacher."""
-
-
-def resolve_writer(config: WriteCorpusConfig, name: str, work_dir: Path) -> WriterRef:
-    """Return the writer that a name stands for: see `CorpusRequest.writer`.
-
-    Raises:
-        ConfigError: There is no such version, or it was trained on another base.
-        ModelError: A directory holds a damaged teacher.
-    """
-    teacher = config.teacher
-    if isinstance(teacher.sampling, OpenAISampling):
-        if name:
-            raise ConfigError(
-                "--writer: the config's writer is an endpoint's model; leave --writer out, or change one."
-            )
-        return WriterRef(config, None, teacher.model, None)
-    state, label = None, name or teacher.model
-    if name.startswith(("teacher@", "teacher/")):
-        registry = Registry.open(config.tracking, work_dir)
-        wanted = name.removeprefix("teacher")[1:]
-        number = registry.number("teacher", int(wanted) if wanted.isdigit() else wanted)
-        base = registry.recorded_model("teacher", number)
-        if base is not None and base != teacher.model:
-            teacher = teacher.model_copy(update={"model": base})
-        state = registry.fetch("teacher", number, work_dir / "teachers" / registry.state_name(number))
-        label = f"{teacher.model}, version {number} of the teacher"
-    elif (Path(name) / "policy.json").is_file() and name:
-        state = Path(name).resolve()
-        label = f"{teacher.model} with {name}"
-    elif name:
-        teacher = teacher.model_copy(update={"model": name})
-    digest = None
-    if state is not None:
-        record = PolicyRecord.read(state)
-        teacher, digest = teacher.model_copy(update={"policy": record.config}), record.digest
-    return WriterRef(config.model_copy(update={"teacher": teacher}), state, label, digest)
 
 
 class Writer:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from evaluation.engines import endpoint
 from pipelines.process import exclusive
-from pipelines.write_corpus.config import load_config
+from pipelines.write_corpus.config import open_config
 from pipelines.write_corpus.making import opened
 from pipelines.write_corpus.plan import CorpusRequest
 
@@ -17,7 +17,8 @@ def main(config: str, documents: str, out: str, work_dir: str, tokens: str) -> N
     kinds = "implications,self-qa,active-reading,spa-mind-map"
     request = CorpusRequest((documents,), out, int(tokens), kinds=kinds)
     place = Path(work_dir)
-    with exclusive(place), opened(load_config(Path(config), "", ()), request, place) as making:
+    ref = open_config(Path(config), "", "", (), place)
+    with exclusive(place), opened(ref, request, place) as making:
         making.save(making.run())
 
 

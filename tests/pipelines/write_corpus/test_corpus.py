@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,17 @@ import pytest
 from evaluation.common.errors import ConfigError, InputError
 from evaluation.tasks import Question
 from pipelines.inbox.documents import InboxDocument
-from pipelines.write_corpus.config import refuse_foreign
+from pipelines.lineage.run import Lineage
+from pipelines.settings import load
+from pipelines.write_corpus.config import WriteCorpusConfig, WriterRef, refuse_foreign, resolve_writer
 from pipelines.write_corpus.funnel import Corpus
 from pipelines.write_corpus.making import replayed_rows
 from pipelines.write_corpus.output import CorpusRow, diversity, messages_of, self_bleu
 from pipelines.write_corpus.plan import AUTO, CorpusRequest, Passage, Piece, Schedule, kinds_of, passages_of, tokens_of
 from pipelines.write_corpus.study import mean_piece_tokens, rows_within
-from pipelines.write_corpus.write import Draft, WriterRef, Written
+from pipelines.write_corpus.write import Draft, Written
+from teacher.policy import PolicyConfig, PolicyRecord
+from tests.pipelines.write_corpus.factories import MICRO
 
 QUESTION = Question(
     question="Who painted the old harbour tower of the town of Ravensburg in spring?", answer="Anton Keller"
@@ -83,10 +88,6 @@ def test_schedule_gives_every_section_as_many_pieces_and_no_piece_twice() -> Non
 
 
 def kept(texts: list[str], passage: Passage) -> tuple[Corpus, list[CorpusRow]]:
-    from pipelines.settings import load
-    from pipelines.write_corpus.config import WriteCorpusConfig
-    from tests.pipelines.write_corpus.factories import MICRO
-
     corpus = Corpus(
         WriterRef(load(MICRO, WriteCorpusConfig), None, "someone", "d" * 64),
         "CC0-1.0",
@@ -206,3 +207,27 @@ def test_only_a_corpus_or_nothing_is_replaced(tmp_path: Path) -> None:
 def test_rows_survive_json() -> None:
     row = rows_of(1, 1)[0]
     assert CorpusRow.model_validate_json(json.dumps(row.model_dump(mode="json"))) == row
+
+
+def test_writer_is_a_model_a_saved_teacher_or_a_version(
+    tmp_path: Path, work_dir: Path, policy_dir: Path, open_run: Callable[..., Lineage]
+) -> None:
+    config = load(MICRO, WriteCorpusConfig)
+    assert resolve_writer(config, "", work_dir) == WriterRef(config, None, "micro-teacher", None)
+    assert resolve_writer(config, "other/model", work_dir).config.teacher.model == "other/model"
+    with pytest.raises(ConfigError):
+        resolve_writer(config, "teacher@champion", tmp_path / "no store")
+    record = PolicyRecord(config=PolicyConfig(rank=2, alpha=4), base_digest="b" * 64, digest="d" * 64, files="f" * 64)
+    (policy_dir / "policy.json").write_text(record.model_dump_json(), encoding="utf-8")
+    saved = resolve_writer(config, str(policy_dir), work_dir)
+    assert (saved.state, saved.digest, saved.config.teacher.policy) == (policy_dir, "d" * 64, record.config)
+    lineage = open_run()
+    version = lineage.registry.register("teacher", policy_dir, digest="d" * 64, run_id=lineage.run_id, tags={})
+    with pytest.raises(ConfigError, match="champion"):
+        resolve_writer(config, "teacher@champion", work_dir)
+    lineage.registry.promote("teacher", version)
+    for name in ("teacher@champion", f"teacher/{version}"):
+        found = resolve_writer(config, name, work_dir)
+        assert found.state is not None
+        assert (found.state / "policy.json").is_file()
+        assert (found.digest, found.config.teacher.model) == ("d" * 64, "micro-teacher")

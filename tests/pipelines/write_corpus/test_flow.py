@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 
 from evaluation.common.errors import ConfigError, GenerationError
-from pipelines.write_corpus.config import load_config
+from pipelines.write_corpus.config import open_config
 from pipelines.write_corpus.flow import write_corpus
 from pipelines.write_corpus.output import read_corpus
 from pipelines.write_corpus.plan import CorpusRequest
@@ -19,7 +19,7 @@ from tests.faults import FaultyServer
 from tests.pipelines.write_corpus.factories import MICRO, TINY, endpoint_config, write_documents, written
 
 pytestmark = [pytest.mark.flow, pytest.mark.timeout(1800)]
-TOKENS = 160
+TOKENS = 400
 
 
 class Made(NamedTuple):
@@ -109,13 +109,13 @@ def test_preview_shows_lines_of_each_kind_and_writes_no_corpus(
 ) -> None:
     with FaultyServer() as server:
         server.replies = written
-        config = load_config(endpoint_config(tmp_path / "config.yaml", server), "", ())
+        ref = open_config(endpoint_config(tmp_path / "config.yaml", server), "", "", (), tmp_path / "work")
         documents, out = write_documents(tmp_path / "documents.jsonl", 3), tmp_path / "corpus"
-        request = CorpusRequest((str(documents),), str(out), 100_000, kinds="implications,self-qa")
-        print_preview(config, request, tmp_path / "work", 3)
+        request = CorpusRequest((str(documents),), str(out), 100_000, kinds="implications,spa-mind-map")
+        print_preview(ref, request, tmp_path / "work", 3)
     printed = capsys.readouterr().out
     assert printed.count("[inferred]") + printed.count("[supported]") == 6
-    assert "implications" in printed
+    assert printed.count("spa-mind-map") == 2  # above its lines, and in the table
     assert not out.exists()
     assert not (tmp_path / "work" / "mlflow.db").exists()
 
