@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evaluation.common.storage import write_atomically
 from evaluation.microworld.world import MicroworldData, microworld_split
@@ -54,7 +54,7 @@ def run(place: Path, teacher: str, documents: int, times: int, seed: int) -> dic
     source, found = write_documents(place / "documents.jsonl", documents), {}
     for label, (trained, kinds) in VARIANTS.items():
         out = place / f"{label.replace(', ', '-').replace(' ', '-')}-{seed}"
-        settings = {"config_path": str(CONFIGS / "write-corpus-micro.yaml"), "work_dir": str(place)}
+        settings: dict[str, Any] = {"config_path": str(CONFIGS / "write-corpus-micro.yaml"), "work_dir": str(place)}
         overrides = [f"seed={seed}", "threads=1", "corpus={rounds: 4, tried: 8}"]
         tokens = times * PIECE_TOKENS * (documents - round(documents / 10))
         if not (out / "corpus.json").is_file():

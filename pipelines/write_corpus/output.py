@@ -189,8 +189,8 @@ def _write_questions(path: Path, tasks: Sequence[KnowledgeTask]) -> None:
 
 
 def _write_shards(place: Path, split: str, rows: Sequence[CorpusRow]) -> None:
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     place.mkdir(parents=True, exist_ok=True)
     chat = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))

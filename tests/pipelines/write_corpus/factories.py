@@ -25,7 +25,7 @@ def write_documents(path: Path, count: int, *, questions: bool = True) -> Path:
     rows = []
     for drawn in draw_documents("train", count, 0):
         task, asked = drawn.task, ("questions", "held_out_questions")
-        row = {"title": task.document.title, "text": task.document.text, "source": "micro-world"}
+        row: dict[str, object] = {"title": task.document.title, "text": task.document.text, "source": "micro-world"}
         for name in asked if questions else ():
             row[name] = [{"question": q.question, "answer": q.answer} for q in getattr(task, name)]
         rows.append(json.dumps(row) + "\n")

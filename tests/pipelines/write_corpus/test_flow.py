@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -29,10 +29,11 @@ class Made(NamedTuple):
     result: CorpusResult
 
     def again(self, out: Path) -> CorpusResult:
-        return write_corpus([str(self.documents)], str(out), TOKENS, "auto", **settings(self.place))  # type: ignore[arg-type]
+        again: CorpusResult = write_corpus([str(self.documents)], str(out), TOKENS, "auto", **settings(self.place))
+        return again
 
 
-def settings(place: Path) -> dict[str, object]:
+def settings(place: Path) -> dict[str, Any]:
     return {"config_path": str(MICRO), "overrides": list(TINY), "work_dir": str(place / "work")}
 
 
@@ -40,8 +41,8 @@ def settings(place: Path) -> dict[str, object]:
 def made(tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> Made:
     place = tmp_path_factory.mktemp("corpus")
     documents, out = write_documents(place / "documents.jsonl", 5), place / "corpus"
-    arguments: dict[str, object] = {"licence": "CC0-1.0", **settings(place)}
-    result = write_corpus([str(documents)], str(out), TOKENS, **arguments)  # type: ignore[arg-type]
+    arguments: dict[str, Any] = {"licence": "CC0-1.0", **settings(place)}
+    result = write_corpus([str(documents)], str(out), TOKENS, **arguments)
     return Made(place, documents, out, result)
 
 
@@ -92,7 +93,7 @@ def test_the_same_command_writes_nothing_again_and_the_same_corpus(
 
 
 def test_study_asks_after_each_budget_and_resumes(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = study(str(made.out), **settings(made.place))  # type: ignore[arg-type]
+    found = study(str(made.out), **settings(made.place))
     assert [budget.name for budget in found.budgets] == ["0x", *(f"{times}x" for times in BUDGETS)]
     assert [b.tokens for b in found.budgets] == sorted(b.tokens for b in found.budgets)
     assert found.budgets[0].tokens == 0 < found.budgets[1].tokens
@@ -100,7 +101,7 @@ def test_study_asks_after_each_budget_and_resumes(made: Made, monkeypatch: pytes
     assert all(interval.low <= interval.mean <= interval.high for interval in found.accuracy.values())
     assert (made.place / "work" / "plots" / "study-corpus-micro.png").is_file()
     monkeypatch.setattr("pipelines.write_corpus.study.bank_of", lambda *_: pytest.fail("trained again"))
-    again = study(str(made.out), **settings(made.place))  # type: ignore[arg-type]
+    again = study(str(made.out), **settings(made.place))
     assert again.budgets == found.budgets
 
 
@@ -125,7 +126,7 @@ def test_a_tiny_corpus_is_an_error_with_the_funnel(tmp_path: Path, prefect_serve
         server.replies = lambda prompt: "I'm sorry, but I can't help with that."
         config = endpoint_config(tmp_path / "config.yaml", server)
         documents, out = write_documents(tmp_path / "documents.jsonl", 3), tmp_path / "corpus"
-        where = {"config_path": str(config), "work_dir": str(tmp_path / "work")}
+        where: dict[str, Any] = {"config_path": str(config), "work_dir": str(tmp_path / "work")}
         with pytest.raises(GenerationError, match="completions"):
             write_corpus([str(documents)], str(out), 1000, "implications", **where)
     assert not out.exists()
