@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from evaluation.sources.sections import statements_of
 from pipelines.records import Record
-from pipelines.reports.format import markdown_table, percent, plain_table
+from pipelines.reports.format import markdown_table, plain_table
 from pipelines.write_corpus.config import WriterRef
 from pipelines.write_corpus.output import CorpusRow, messages_of
 from pipelines.write_corpus.plan import Passage
@@ -183,9 +183,3 @@ class Corpus:
             source=passage.source,
             licence=self._licence,
         )
-
-
-def yield_of(funnel: Funnel, kind: str) -> str:
-    """Return the share of a kind's lines that are kept, for people."""
-    counts = funnel.counts.get(kind, {})
-    return f"{percent(counts.get('kept', 0) / max(1, counts.get('lines', 0)))} %"

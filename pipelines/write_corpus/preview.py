@@ -8,11 +8,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from evaluation.engines.ledger import Spent
-from pipelines.reports.format import duration, plain_table
+from pipelines.reports.format import duration, percent, plain_table
 from pipelines.terminal import open_console
 from pipelines.write_corpus.config import WriterRef
-from pipelines.write_corpus.funnel import yield_of
 from pipelines.write_corpus.making import opened
 from pipelines.write_corpus.output import CorpusRow
 from pipelines.write_corpus.plan import CorpusRequest, Schedule
@@ -26,25 +24,25 @@ def print_preview(ref: WriterRef, request: CorpusRequest, work_dir: Path, lines:
     console = open_console()
     with opened(ref, request, work_dir) as making:
         making.loop.check_endpoints()
-        corpus, writer, before = making.corpus, making.writer, making.loop.spent().get("teacher")
+        corpus, writer = making.corpus, making.writer
         schedule, started = Schedule(making.passages, making.loop.seed("corpus")), time.perf_counter()
         shown: dict[str, list[CorpusRow]] = {kind.name: [] for kind in making.kinds}
         for _ in range(_BATCHES):
             few = [kind for kind in making.kinds if len(shown[kind.name]) < lines]
             for written in writer.write([schedule.next(kind) for kind in few for _ in range(_PIECES)]):
                 shown[written.piece.kind.name] += corpus.add(written).rows
-        took, after, funnel = time.perf_counter() - started, making.loop.spent().get("teacher"), corpus.funnel
+        took, spent, funnel = time.perf_counter() - started, making.loop.spent().get("teacher"), corpus.funnel
     for kind in making.kinds:
         console.print(f"\n{kind.name}: {kind.label}", markup=False, highlight=False)
         for row in shown[kind.name][:lines]:
             console.print(f"  [{row.support}] {row.text}", markup=False, highlight=False, soft_wrap=True)
     table = plain_table("Yield of each kind", "Tokens: of the kept lines, for each completion.")
-    for head in ("kind", "completions", "lines", "kept", "tokens"):
+    for head in ("kind", "completions", "lines", "kept (%)", "tokens"):
         table.add_column(head, justify="left" if head == "kind" else "right", overflow="fold")
     for kind in making.kinds:
         pieces, counts = corpus.pieces[kind.name], funnel.counts[kind.name]
-        mean = f"{corpus.spent[kind.name] / pieces:.0f}"
-        table.add_row(kind.name, str(pieces), str(counts.get("lines", 0)), yield_of(funnel, kind.name), mean)
+        found, mean = counts.get("lines", 0), f"{corpus.spent[kind.name] / pieces:.0f}"
+        table.add_row(kind.name, str(pieces), str(found), percent(counts.get("kept", 0) / max(1, found)), mean)
     console.print(table)
     whole, pieces = corpus.spent.total(), corpus.pieces.total()
     if not whole:
@@ -53,17 +51,7 @@ def print_preview(ref: WriterRef, request: CorpusRequest, work_dir: Path, lines:
     needed = request.tokens * pieces / whole
     parts = [f"{request.tokens:,} tokens spent evenly: about {needed:,.0f} completions"]
     if writer.written:
-        parts.append(f"about {duration(needed * took / writer.written)} at this pace")
-    if cost := _cost(before, after, needed):
-        parts.append(cost)
+        parts.append(f"about {duration(needed * took / pieces)} at this pace")
+    if spent is not None and spent.calls and spent.cost is not None:
+        parts.append(f"about {needed * spent.cost / spent.calls:,.2f} {spent.currency}")
     console.print(", ".join(parts) + ".", markup=False, highlight=False, soft_wrap=True)
-
-
-def _cost(before: Spent | None, after: Spent | None, completions: float) -> str:
-    """Return what so many completions cost at an endpoint, by the calls so far; empty where nothing is known."""
-    if after is None or after.calls == 0 or after.cost is None:
-        return ""
-    calls, cost = after.calls, after.cost
-    if before is not None and before.cost is not None and after.calls > before.calls:
-        calls, cost = after.calls - before.calls, after.cost - before.cost
-    return f"about {completions * cost / calls:,.2f} {after.currency}"
