@@ -100,7 +100,7 @@ def sections_of(document: Document, max_characters: int) -> list[Section]:
 
 def statements_of(section: Section) -> list[Statement]:
     """Return the values of the tables in a section, each as a line with its row's place in the document."""
-    lead = f"{section.context}\n" if section.context else ""
+    lead = f"{section.context}\n\n" if section.context else ""
     found = statements(lead + section.text, section.title, section.start - len(lead))
     return [statement for statement in found if statement.start >= section.start]
 
@@ -184,7 +184,7 @@ def _pieces(text: str, group: _Group, limit: int) -> Iterator[tuple[int, int, st
             header = header_of(run)
             if header and start + header[-1].end < begin < last:
                 above = [line for line in text[start:first].splitlines() if line.strip()][-CAPTIONS:]
-                return "\n".join([*above, text[first : start + header[-1].end]])
+                return "\n\n".join([*above, text[first : start + header[-1].end]])
         return ""
 
     begin = last = start

@@ -4,7 +4,7 @@ Tables are lines of cells between bars, as Markdown has them and as the readers 
 periods and units; titles above, the first header cell, and labels give further units. Values are kept as printed, a
 number in parentheses as a negative one, without marks of footnotes. A line is `uncertain` wherever one of its parts
 rests on a guess: a row with fewer cells than columns, a column without a period, a number without a unit, a row without
-a label, a headcount among amounts of money. Cells without a number give no line.
+a label, a number of shares among amounts of money. Cells without a number give no line.
 """
 
 from __future__ import annotations
@@ -73,8 +73,9 @@ _PERIOD = re.compile(
 )
 _YEAR = re.compile(r"(?:19|20)\d{2}")
 _FOOTNOTE = re.compile(
-    r"(?:\s*(?:[¹²³⁴⁵⁶⁷⁸⁹⁰⁽⁾*†‡]+|\[\w{1,2}\]|\^\(?\w\)?)|(?<=\S)\s*(?<![\d(.,])\d\)|(?<=[\w%)])\s\(\d\)|(?<=[a-zä-ü]{2})\d)+\Z"
+    r"(?:\s*(?:[¹²³⁴⁵⁶⁷⁸⁹⁰⁽⁾*†‡]+|\[\w{1,2}\]|\^\(?[\w*†‡]\)?)|(?<=[\w%)])\s\(\d\)|(?<=[a-zä-ü]{2})\d)+\Z"
 )
+_BARE_FOOTNOTE = re.compile(r"\s*\d\)\Z")
 _NOTE = re.compile(r"\s*\((?:see )?notes? [\d., and]+\)", re.IGNORECASE)
 _NOTE_COLUMN = re.compile(r"(?:notes?|note ref\.?|anhang|anm\.?|ziffer|page)\.?", re.IGNORECASE)
 _NOTE_NUMBER = re.compile(r"\(?\d{1,2}(?:\.\d{1,2})?\)?(?:,\s?\d{1,2})*")
@@ -118,6 +119,7 @@ _COUNT = re.compile(
     r"|mitarbeiter\w*|anzahl)\b",
     re.IGNORECASE,
 )
+_PEOPLE = re.compile(r"\b(?:number of (?:employees|staff)|headcount|FTEs?)\b", re.IGNORECASE)
 _TOTAL = re.compile(r"\b(?:total|sub-?total|sum|summe|gesamt\w*|net \w+)\b", re.IGNORECASE)
 _OF_WHICH = re.compile(r"(?:of which|thereof|including|davon|dont|basic|diluted|current|non-current)\b", re.IGNORECASE)
 _WRAPS = re.compile(r"(?:\b(?:of|to|and|the|for|in|from|by|on|at|with|or)|[,&-])\Z", re.IGNORECASE)
@@ -232,6 +234,7 @@ def _heads(cell: str) -> bool:
 
 def _clean(text: str) -> str:
     """Return a cell without marks of footnotes."""
+    text = _BARE_FOOTNOTE.sub("", text) if text.count(")") > text.count("(") else text
     return _FOOTNOTE.sub("", text).strip()
 
 
@@ -288,6 +291,8 @@ def _columns(table: _Table) -> list[_Column] | None:
     certain = True
     for row in table.header:
         cells = list(row.cells[1:] if labelled and len(row.cells) == len(lowest) else row.cells)
+        if not labelled and not all(map(_unit_in, cells)) and _unit_in(cells[0]) and not _PERIOD.search(cells[0]):
+            del cells[0]  # a corner without a column
         if len(cells) != count:
             cells = [cell for cell in cells if cell and not (_unit_in(cell) and not _PERIOD.search(cell))]
             repeats, rest = divmod(count, len(cells)) if cells else (0, 1)
@@ -362,7 +367,7 @@ def _unit_of(item: str, cell: str, label: str, column: str, table: str, except_s
     if _PER_SHARE.search(item) and is_money:
         return currency, except_shares
     if _COUNT.search(item):
-        return "", not is_money
+        return "", not is_money or bool(_PEOPLE.search(item))
     if _RATIO.search(item):
         return "", False
     return table, bool(table) and table not in _SCALES.values() and column != "?"
@@ -377,7 +382,7 @@ def _labelled(body: Sequence[Row]) -> Iterator[tuple[Row, str, str, bool]]:
     times = Counter(_clean(row.cells[0]) for row in body)
     group, parent, pending, listed = "", "", "", False
     for row in body:
-        written = _NOTE.sub("", _clean(row.cells[0])).rstrip(":")
+        written = _clean(_NOTE.sub("", row.cells[0])).rstrip(":")
         label = written.lstrip("-–—•· ")
         small, part = label != written or label[:1].islower(), bool(_OF_WHICH.match(label))
         if len(row.cells) == 1:
