@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.common.data import digest_files
 from evaluation.common.errors import ConfigError, InputError
 from evaluation.tasks import Question
 from pipelines.inbox.documents import InboxDocument
@@ -217,7 +218,8 @@ def test_writer_is_a_model_a_saved_teacher_or_a_version(
     assert resolve_writer(config, "other/model", work_dir).config.teacher.model == "other/model"
     with pytest.raises(ConfigError):
         resolve_writer(config, "teacher@champion", tmp_path / "no store")
-    record = PolicyRecord(config=PolicyConfig(rank=2, alpha=4), base_digest="b" * 64, digest="d" * 64, files="f" * 64)
+    files = digest_files(policy_dir, ("adapter_model.safetensors", "optimizer.pt"))
+    record = PolicyRecord(config=PolicyConfig(rank=2, alpha=4), base_digest="b" * 64, digest="d" * 64, files=files)
     (policy_dir / "policy.json").write_text(record.model_dump_json(), encoding="utf-8")
     saved = resolve_writer(config, str(policy_dir), work_dir)
     assert (saved.state, saved.digest, saved.config.teacher.policy) == (policy_dir, "d" * 64, record.config)
