@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 TABLES = "table-values"
 """Kind of the lines that are read off tables without a writer."""
 _STAGES = ("completions", "failed", "unparsed", "lines")
-_DROPS = ("refusal", "length", "language", "leak", "exact", "near")
+_DROPS = ("length", "refusal", "language", "leak", "exact", "near")
 _ENDS = ("kept", "supported", "inferred")
 _HEADS = {"exact": "exact duplicate", "near": "near duplicate"}
 

@@ -114,7 +114,7 @@ def read_documents(request: CorpusRequest, intake: Intake, say: Callable[[str], 
     Raises:
         InputError: Nothing is usable.
     """
-    intake.most_characters = MAX_TEXT_CHARACTERS
+    intake.most_characters, intake.marked = MAX_TEXT_CHARACTERS, True
     for path in request.documents:
         intake.read(Path(path))
     for line in listing(intake.skipped):

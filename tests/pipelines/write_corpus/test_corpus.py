@@ -15,17 +15,28 @@ from evaluation.common.data import digest_files
 from evaluation.common.errors import ConfigError, InputError
 from evaluation.tasks import Question
 from pipelines.inbox.documents import InboxDocument
+from pipelines.inbox.intake import Intake
 from pipelines.lineage.run import Lineage
 from pipelines.settings import load
 from pipelines.write_corpus.config import WriteCorpusConfig, WriterRef, refuse_foreign, resolve_writer
 from pipelines.write_corpus.funnel import Corpus
 from pipelines.write_corpus.making import replayed_rows
 from pipelines.write_corpus.output import CorpusRow, diversity, messages_of, self_bleu
-from pipelines.write_corpus.plan import AUTO, CorpusRequest, Passage, Piece, Schedule, kinds_of, passages_of, tokens_of
+from pipelines.write_corpus.plan import (
+    AUTO,
+    CorpusRequest,
+    Passage,
+    Piece,
+    Schedule,
+    kinds_of,
+    passages_of,
+    read_documents,
+    tokens_of,
+)
 from pipelines.write_corpus.study import mean_piece_tokens, rows_within
 from pipelines.write_corpus.write import Draft, Written
 from teacher.policy import PolicyConfig, PolicyRecord
-from tests.pipelines.write_corpus.factories import MICRO
+from tests.pipelines.write_corpus.factories import MICRO, ROOT
 
 QUESTION = Question(
     question="Who painted the old harbour tower of the town of Ravensburg in spring?", answer="Anton Keller"
@@ -76,6 +87,20 @@ def test_splits_are_by_document_and_equal_texts_stay_together() -> None:
         split = {p.section.title: p.split for p in passages_of(twins, 0.3, seed)}
         assert split["A"] == split["B"]
     assert {p.split for p in passages_of([document("alone")], 0.3, 0)} == {"train"}
+
+
+def test_files_become_sections_with_pages_and_table_values() -> None:
+    said: list[str] = []
+    request = CorpusRequest((str(ROOT / "configs" / "examples" / "papers"),), "", 1000)
+    found = passages_of(read_documents(request, Intake(), said.append), 0.1, 0)
+    assert {Path(p.source).suffix for p in found} >= {".pdf", ".docx", ".xlsx", ".md", ".html", ".json"}
+    assert all(p.section.page for p in found if p.source.endswith("register.pdf"))
+    assert any("scan.pdf" in line for line in said), "a picture of a page has no text"
+    corpus, _ = kept(["One fact about the mill of Ravensburg."], found[0])
+    values = [row for p in found for row in corpus.add_statements(p).rows]
+    assert values
+    assert {(row.kind, row.writer, row.prompt_digest) for row in values} == {("table-values", "table", "")}
+    assert {row.support for row in values} == {"supported"}
 
 
 def test_schedule_gives_every_section_as_many_pieces_and_no_piece_twice() -> None:
