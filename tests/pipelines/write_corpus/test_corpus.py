@@ -89,16 +89,29 @@ def test_splits_are_by_document_and_equal_texts_stay_together() -> None:
     assert {p.split for p in passages_of([document("alone")], 0.3, 0)} == {"train"}
 
 
-def test_files_become_sections_with_pages_and_table_values() -> None:
+REPORT = """# Ravensburg Mill AG
+
+Revenue and profit, in EUR million
+
+| Item | 2022 | 2023 |
+|---|---|---|
+| Revenue | 12.4 | 13.1 |
+| Profit | 1.2 | (0.4) |
+"""
+
+
+def test_files_become_sections_with_pages_and_table_values(tmp_path: Path) -> None:
+    (tmp_path / "report.md").write_text(REPORT, encoding="utf-8")
     said: list[str] = []
-    request = CorpusRequest((str(ROOT / "configs" / "examples" / "papers"),), "", 1000)
+    request = CorpusRequest((str(ROOT / "configs" / "examples" / "papers"), str(tmp_path)), "", 1000)
     found = passages_of(read_documents(request, Intake(), said.append), 0.1, 0)
-    assert {Path(p.source).suffix for p in found} >= {".pdf", ".docx", ".xlsx", ".md", ".html", ".json"}
+    assert {Path(p.source).suffix for p in found} >= {".pdf", ".docx", ".md", ".html", ".json"}
     assert all(p.section.page for p in found if p.source.endswith("register.pdf"))
     assert any("scan.pdf" in line for line in said), "a picture of a page has no text"
     corpus, _ = kept(["One fact about the mill of Ravensburg."], found[0])
     values = [row for p in found for row in corpus.add_statements(p).rows]
-    assert values
+    assert len(values) == 4
+    assert any("Profit" in row.text and "2023" in row.text and "-0.4" in row.text for row in values)
     assert {(row.kind, row.writer, row.prompt_digest) for row in values} == {("table-values", "table", "")}
     assert {row.support for row in values} == {"supported"}
 

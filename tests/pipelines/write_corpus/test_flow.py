@@ -99,7 +99,7 @@ def test_study_asks_after_each_budget_and_resumes(made: Made, monkeypatch: pytes
     assert found.budgets[0].tokens == 0 < found.budgets[1].tokens
     assert found.documents == 4  # the fifth is for development
     assert all(interval.low <= interval.mean <= interval.high for interval in found.accuracy.values())
-    assert (made.place / "work" / "plots" / "study-corpus-micro.png").is_file()
+    assert (made.place / "work" / "plots" / "study-write-corpus-micro.png").is_file()
     monkeypatch.setattr("pipelines.write_corpus.study.bank_of", lambda *_: pytest.fail("trained again"))
     again = study(str(made.out), **settings(made.place))
     assert again.budgets == found.budgets
