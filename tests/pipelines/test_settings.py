@@ -34,13 +34,11 @@ def refusal(*overrides: str, path: Path = DEMO) -> str:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_shipped_config_is_valid_names_its_command_and_reads_back(path: Path, tmp_path: Path) -> None:
     kind: Any = NightConfig if path.stem.startswith("night") else TrainTeacherConfig
-    kind, command = (
-        (WriteCorpusConfig, "write-corpus") if path.stem.startswith("write-corpus") else (kind, kind.command)
-    )
+    kind = WriteCorpusConfig if path.stem.startswith("write-corpus") else kind
     config: Settings = load(path, kind)
     assert config.name == path.stem
     header = path.read_text(encoding="utf-8").partition("\nname:")[0]
-    assert re.search(rf"{command}.* configs/{path.name}\b", header)
+    assert re.search(rf"{kind.command}.* configs/{path.name}\b", header)
     again = tmp_path / "config.yaml"
     again.write_text(to_yaml(config), encoding="utf-8")
     read: Settings = load(again, kind)
