@@ -207,7 +207,7 @@ def mean_piece_tokens(rows: Sequence[CorpusRow]) -> float:
 
 
 def rows_within(rows: Sequence[CorpusRow], tokens: float, seed: int) -> list[CorpusRow]:
-    """Return rows of about so many tokens for each section, whole pieces in random order, and their share of replay.
+    """Return rows of about so many tokens for each section, pieces in random order, and their share of replay.
 
     A section with fewer tokens gives all of them. Table values and replayed text come in the share of the whole corpus.
     """
@@ -218,12 +218,11 @@ def rows_within(rows: Sequence[CorpusRow], tokens: float, seed: int) -> list[Cor
     for section, names in sorted(sections.items()):
         random.Random(f"{seed} {section}").shuffle(names)
         found = 0
-        for name in names:
-            size = sum(row.tokens for row in pieces[name])
-            if found + size / 2 > tokens:
+        for row in (row for name in names for row in pieces[name]):
+            if found + row.tokens / 2 > tokens:
                 break
-            chosen += pieces[name]
-            found += size
+            chosen.append(row)
+            found += row.tokens
     whole = sum(len(mine) for mine in pieces.values())
     others = [row for row in rows if not row.prompt_digest]
     return chosen + others[: round(len(others) * len(chosen) / whole)]

@@ -181,7 +181,7 @@ def rows_of(sections: int, pieces: int) -> list[CorpusRow]:
     return found
 
 
-def test_budgets_of_a_study_are_whole_pieces_of_every_section() -> None:
+def test_budgets_of_a_study_are_of_every_section() -> None:
     rows = rows_of(3, 40)
     assert mean_piece_tokens(rows) == 20
     sizes = []
