@@ -26,7 +26,7 @@ def statements(content: bytes, form: str, title: str, limit: int = 4_000) -> tup
 
 
 def listed(company: str, unit: str, periods: list[str], values: str) -> set[str]:
-    """Return the lines of a table: `item | value | value`; a dash where there is none, a unit of its own behind, or #."""
+    """Return the lines of a table: `item | value | value`; `–` is none, a unit of its own stands behind, # is none."""
     lines = set()
     for row in values.strip().splitlines():
         item, *cells = (cell.strip() for cell in row.split("|"))
