@@ -25,8 +25,10 @@ def written(place: Path, content: Any) -> str:
 
 def test_every_kind_that_ships_is_a_prompt_that_tells_of_its_form() -> None:
     shipped = kinds()
-    assert {*SPA, STRATEGY, "implications", "rewrite", "self-qa", "explain-child", "explain-student", "explain-expert",
-            "entity-pairs", "entity-triples", "table-statements", "faq", "tutorial", "not-stated"} <= shipped.keys()  # fmt: skip
+    own = {"explain-child", "explain-student", "explain-expert", "table-statements", "faq", "tutorial", "not-stated"}
+    assert {*SPA, STRATEGY, "implications", "rewrite", "self-qa", "entity-pairs", "entity-triples", *own} <= set(
+        shipped
+    )
     for name, kind in shipped.items():
         assert (kind.name, kind.template, load_kind(name)) == (name, PROMPTS[name], kind)
         assert PromptedConfig(prompt=name).prompt == name
@@ -39,6 +41,16 @@ def test_every_kind_that_ships_is_a_prompt_that_tells_of_its_form() -> None:
     assert len({kind.label for kind in shipped.values()}) == len(shipped)
     first = shipped[STRATEGY].first
     assert first == PROMPTS[STRATEGIES]
+
+
+def test_the_kind_in_the_documentation_is_one(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
+    section = text.partition("## Kinds of training lines")[2]
+    example = section.partition("```yaml\n")[2].partition("```")[0]
+    (tmp_path / "timeline.yaml").write_text(example, encoding="utf-8")
+    kind = load_kind(str(tmp_path / "timeline.yaml"))
+    assert "in 1871" in kind.prompt("in 1871").render(DOCUMENT)
+    assert kind.first is not None
 
 
 def test_items_of_a_first_step_are_its_lines_or_all_combinations() -> None:
