@@ -50,6 +50,8 @@ class _Column(NamedTuple):
     """Period, or what else the header says."""
     unit: str
     certain: bool
+    bare: str = ""
+    """The name without the period of the table's caption, where it has that one."""
 
 
 class _Value(NamedTuple):
@@ -98,8 +100,8 @@ _CURRENCY = "|".join(sorted(map(re.escape, _MONEY), key=len, reverse=True))
 _SCALE = "|".join(sorted(_SCALES, key=len, reverse=True))
 _AMOUNT = re.compile(
     rf"(?<!\w)(?:(?P<c1>{_CURRENCY})\s?(?:in )?(?P<s1>{_SCALE})(?!\w)"
-    rf"|(?P<s2>{_SCALE})\.?\s?(?:of )?(?P<c2>{_CURRENCY})(?!\w)|(?P<t>T)(?P<c3>EUR|€|CHF|USD)(?!\w)"
-    rf"|(?P<s4>thousands|millions|billions)(?!\w)|(?:(?<=in )|(?<=\()|\A)(?P<c5>{_CURRENCY})(?=[\s,.)]|\Z))",
+    rf"|(?<!\d\s)(?P<s2>{_SCALE})\.?\s?(?:of )?(?P<c2>{_CURRENCY})(?!\w)|(?P<t>T)(?P<c3>EUR|€|CHF|USD)(?!\w)"
+    rf"|(?<!\d\s)(?P<s4>thousands|millions|billions)(?!\w)|(?:(?<=in )|(?<=\()|\A)(?P<c5>{_CURRENCY})(?=[\s,.)]|\Z))",
     re.IGNORECASE,
 )
 _PLAIN_UNIT = re.compile(
@@ -113,10 +115,12 @@ _VALUE = re.compile(
     re.IGNORECASE,
 )
 _PER_SHARE = re.compile(r"\bper (?:\w+ )?share|\bje aktie|\bEPS\b", re.IGNORECASE)
-_RATIO = re.compile(r"\b(?:margin|ratio|rate|return on|yield|quota|quote|\w*marge)\b", re.IGNORECASE)
+_RATIO = re.compile(
+    r"\b(?:margin|ratio|rate|return on|yield|quota|quote|\w*marge|index|score|factor|spread|price|per)\b", re.IGNORECASE
+)
 _COUNT = re.compile(
-    r"\b(?:number of|employees|headcount|FTEs?|workforce|shares outstanding|customers|stores|sites"
-    r"|mitarbeiter\w*|anzahl)\b",
+    r"\b(?:number of|employees|headcount|FTEs?|workforce|staff|shares|customers|users|members|visitors|passengers"
+    r"|stores|sites|offices|branches|countries|units|vehicles|volumes?|age|days|years|mitarbeiter\w*|aktien|anzahl)\b",
     re.IGNORECASE,
 )
 _PEOPLE = re.compile(r"\b(?:number of (?:employees|staff)|headcount|FTEs?)\b", re.IGNORECASE)
@@ -142,7 +146,8 @@ def table_runs(text: str) -> Iterator[list[Row]]:
         if row and run and _RULE.fullmatch(text[row.start : row.end]):
             continue
         if row and len(row.cells) > 1:
-            run, gap = [*run, *gap, row], []
+            run += [*gap, row]
+            gap = []
         elif row and run and len(gap) < _GAP and _is_label(row.cells[0]):
             gap.append(row)
         else:
@@ -313,7 +318,7 @@ def _columns(table: _Table) -> list[_Column] | None:
 
 def _column(name: Sequence[str], table: _Table, certain: bool) -> _Column:
     units = [_unit_in(each) for each in name]
-    texts = [re.sub(r"\s*[(,].*\Z", "", each) if unit else each for each, unit in zip(name, units, strict=True)]
+    texts = [_AMOUNT.sub("", each).strip(" ()[],") if unit else each for each, unit in zip(name, units, strict=True)]
     text = " ".join(each for each, unit in zip(texts, units, strict=True) if not unit or _PERIOD.search(each))
     unit = next(filter(None, reversed(units)), "")
     if _CHANGE.search(" ".join(name)):
@@ -321,8 +326,9 @@ def _column(name: Sequence[str], table: _Table, certain: bool) -> _Column:
     if _PERIOD.search(text) or _NOTE_COLUMN.fullmatch(text) or _UNIT_COLUMN.fullmatch(text):
         return _Column(text, unit, certain)
     periods = {match[0] for caption in table.captions for match in _PERIOD.finditer(caption)}
-    named = f"{text}, {periods.pop()}" if len(periods) == 1 else text
-    return _Column(named, unit, certain and bool(_PERIOD.search(named)) and bool(text))
+    if len(periods) != 1 or not text:
+        return _Column(text, unit, certain=False)
+    return _Column(f"{text}, {periods.pop()}", unit, certain, text)
 
 
 def _of_table(table: _Table, company: str, offset: int) -> Iterator[Statement]:
@@ -352,7 +358,8 @@ def _of_table(table: _Table, company: str, offset: int) -> Iterator[Statement]:
                 and unit_certain
                 and bool(company and item)
             )
-            place = ", ".join(filter(None, (company, item, column.name)))
+            name = column.bare if column.bare and _PERIOD.search(item) else column.name
+            place = ", ".join(filter(None, (company, item, name)))
             yield Statement(f"{place}: {value.text} {found}".strip(), row.start + offset, row.end + offset, not sure)
 
 
