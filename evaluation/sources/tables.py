@@ -91,11 +91,14 @@ _MONEY = {
     "chf": "CHF", "sek": "SEK", "nok": "NOK", "dkk": "DKK", "pln": "PLN", "inr": "INR", "cad": "CAD", "aud": "AUD",
 }  # fmt: skip
 _SCALES = {
-    "thousand": "thousand", "thousands": "thousand", "k": "thousand", "'000": "thousand", "’000": "thousand",
-    "000": "thousand", "000s": "thousand", "tsd": "thousand", "million": "million", "millions": "million",
-    "m": "million", "mn": "million", "mm": "million", "mio": "million", "billion": "billion", "billions": "billion",
-    "bn": "billion", "mrd": "billion",
-}  # fmt: skip
+    word: scale
+    for scale, words in {
+        "thousand": "thousand thousands k '000 ’000 000 000s tsd",
+        "million": "million millions m mn mm mio",
+        "billion": "billion billions bn mrd",
+    }.items()
+    for word in words.split()
+}
 _CURRENCY = "|".join(sorted(map(re.escape, _MONEY), key=len, reverse=True))
 _SCALE = "|".join(sorted(_SCALES, key=len, reverse=True))
 _AMOUNT = re.compile(
@@ -248,28 +251,15 @@ def _value(cell: str, thousands: str = "") -> _Value | None:
     text = _clean(cell)
     match = _VALUE.fullmatch(text)
     if not match:
-        return (
-            _Value(cell, "", certain=False)
-            if re.match(r"[(\s]*[-−–+$€£]?\s?\d", text) and not _PERIOD.search(text)
-            else None
-        )
+        begins = re.match(r"[(\s]*[-−–+$€£]?\s?\d", text) and not _PERIOD.search(text)
+        return _Value(cell, "", certain=False) if begins else None
     digits = match["digits"]
     negative = match["open"] or match["open2"] or (match["sign"] and match["sign"] != "+")
     closed = text.count("(") == text.count(")")
     percent = match["percent"] or match["percent2"]
-    unit = percent or _money(match["before"] or "", match["unit"] or "") or match["unit"] or ""
+    unit = percent or _unit_in(f"{match['before'] or ''} {match['unit'] or ''}".strip()) or match["unit"] or ""
     broken = thousands and re.search(rf"{re.escape(thousands)}(?!\d{{3}}(?!\d))", digits)
     return _Value(("-" if negative else "") + digits, unit, certain=closed and not broken)
-
-
-def _money(currency: str, rest: str) -> str:
-    """Return the unit of an amount such as `€ 5 m` or `5 million dollars`; empty if it has none."""
-    parts = re.fullmatch(rf"(?P<scale>{_SCALE})?\.?\s?(?P<currency>{_CURRENCY})?", rest, re.IGNORECASE)
-    if not parts or not (currency or parts["currency"]):
-        return ""
-    return (
-        f"{_SCALES.get((parts['scale'] or '').lower(), '')} {_MONEY[(currency or parts['currency']).lower()]}".strip()
-    )
 
 
 def _unit_in(text: str) -> str:
@@ -295,7 +285,8 @@ def _columns(table: _Table) -> list[_Column] | None:
     names: list[list[str]] = [[] for _ in range(count)]
     certain = True
     for row in table.header:
-        cells = list(row.cells[1:] if labelled and len(row.cells) == len(lowest) else row.cells)
+        has_label = labelled and (len(row.cells) == len(lowest) or not row.cells[0])
+        cells = list(row.cells[has_label:])
         if not labelled and not all(map(_unit_in, cells)) and _unit_in(cells[0]) and not _PERIOD.search(cells[0]):
             del cells[0]  # a corner without a column
         if len(cells) != count:
@@ -304,11 +295,7 @@ def _columns(table: _Table) -> list[_Column] | None:
             certain &= not rest and list(lowest[labelled:][:repeats]) * len(cells) == list(lowest[labelled:])
             cells = [cell for cell in cells for _ in range(repeats)] if not rest else [""] * count
         for i in range(1, count):  # a merged cell stands in the first of its columns
-            if (
-                not cells[i]
-                and row is not table.header[-1]
-                and any(each.cells[-count:][i] for each in table.header[-1:])
-            ):
+            if not cells[i] and row is not table.header[-1] and lowest[-count:][i]:
                 cells[i] = cells[i - 1]
         for name, cell in zip(names, cells, strict=True):
             if cell and _clean(cell) not in name:
