@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from evaluation.common.data import Frozen
 from evaluation.common.text import blank
-from evaluation.sources.tables import CAPTIONS, header_of, statements, table_runs
 from evaluation.sources.tables import Statement as Statement
+from evaluation.sources.tables import captions_above, header_of, statements, table_runs
 from evaluation.tasks import Document
 
 PAGE = "␌"
@@ -183,8 +183,7 @@ def _pieces(text: str, group: _Group, limit: int) -> Iterator[tuple[int, int, st
         for first, last, run in runs:
             header = header_of(run)
             if header and start + header[-1].end < begin < last:
-                above = [line for line in text[start:first].splitlines() if line.strip()][-CAPTIONS:]
-                return "\n\n".join([*above, text[first : start + header[-1].end]])
+                return "\n\n".join([*captions_above(text[start:first]), text[first : start + header[-1].end]])
         return ""
 
     begin = last = start

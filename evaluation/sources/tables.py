@@ -67,8 +67,8 @@ _BLANK_LINE = re.compile(r"\n\n")
 _RULE = re.compile(r"[\s|:-]*-{2,}[\s|:-]*")
 _LONGEST_LABEL, _GAP = 120, 2
 """Characters of a line inside a table, and such lines in a row."""
-CAPTIONS = 3
-"""Lines above a table that are read for units and periods."""
+_CAPTIONS, _LONGEST_CAPTION = 3, 160
+"""Lines above a table that are read for units and periods, and their characters."""
 _CONTINUED = re.compile(r"\(?\b(?:continued|cont\.|cont'd|fortsetzung|suite)\)?", re.IGNORECASE)
 _PERIOD = re.compile(
     r"\b(?:19|20)\d{2}\b(?:[/–-]\d{2,4}\b)?|\b(?:FY|CY)\s?'?\d{2}(?:\d{2})?\b|\b(?:Q[1-4]|H[12]|9M)\b|\b[1-4]Q\b|'\d{2}\b"
@@ -104,7 +104,8 @@ _SCALE = "|".join(sorted(_SCALES, key=len, reverse=True))
 _AMOUNT = re.compile(
     rf"(?<!\w)(?:(?P<c1>{_CURRENCY})\s?(?:in )?(?P<s1>{_SCALE})(?!\w)"
     rf"|(?<!\d\s)(?P<s2>{_SCALE})\.?\s?(?:of )?(?P<c2>{_CURRENCY})(?!\w)|(?P<t>T)(?P<c3>EUR|€|CHF|USD)(?!\w)"
-    rf"|(?<!\d\s)(?P<s4>thousands|millions|billions)(?!\w)|(?:(?<=in )|(?<=\()|\A)(?P<c5>{_CURRENCY})(?=[\s,.)]|\Z))",
+    rf"|(?<!\d\s)(?P<s4>thousands|millions|billions)(?!\w)"
+    rf"|(?:(?<=in )|(?<=\())(?P<c5>{_CURRENCY})(?=[,.)]|\Z)|\A(?P<c6>{_CURRENCY})\Z)",
     re.IGNORECASE,
 )
 _PLAIN_UNIT = re.compile(
@@ -181,10 +182,24 @@ def statements(text: str, title: str, offset: int) -> Iterator[Statement]:
     """Yield the values in the tables of a text that begins at `offset` of a document with a title."""
     company = _REPORT.sub(" ", title.partition(" > ")[0])
     company = re.sub(r"\A(?:\s|of the\b|of\b|[-–:,&]|and\b)+|(?:\s|[-–:,&]|\band\b|\bof\b)+\Z", "", company) or title
-    for run in table_runs(text):
-        above = [line.strip("#* ") for line in text[: run[0].start].splitlines() if line.strip()][-CAPTIONS:]
-        for table in _tables(run, above):
-            yield from _of_table(table, company, offset)
+    found = [
+        statement
+        for run in table_runs(text)
+        for table in _tables(run, captions_above(text[: run[0].start]))
+        for statement in _of_table(table, company, offset)
+    ]
+    values: dict[str, set[str]] = {}
+    for each in found:
+        place, _, value = each.text.rpartition(": ")
+        values.setdefault(place, set()).add(value)
+    for each in found:  # what has several values is not told apart by its name
+        yield each._replace(uncertain=each.uncertain or len(values[each.text.rpartition(": ")[0]]) > 1)
+
+
+def captions_above(text: str) -> list[str]:
+    """Return the short lines at the end of a text that may be captions of a table below it."""
+    lines = [line.strip("#* ") for line in text[-1_000:].splitlines() if line.strip()][-_CAPTIONS:]
+    return [line for line in lines if len(line) <= _LONGEST_CAPTION]
 
 
 def _tables(run: Sequence[Row], captions: list[str]) -> Iterator[_Table]:
@@ -267,7 +282,7 @@ def _unit_in(text: str) -> str:
     if match := _AMOUNT.search(text):
         parts = match.groupdict()
         scale = next((parts[name].lower() for name in ("s1", "s2", "s4") if parts[name]), "k" if parts["t"] else "")
-        currency = next((parts[name].lower() for name in ("c1", "c2", "c3", "c5") if parts[name]), "")
+        currency = next((parts[name].lower() for name in ("c1", "c2", "c3", "c5", "c6") if parts[name]), "")
         return f"{_SCALES.get(scale, '')} {_MONEY.get(currency, '')}".strip()
     plain = _PLAIN_UNIT.search(text.strip())
     return {"percent": "%", "per cent": "%", "number": "", "headcount": ""}.get(plain[1], plain[1]) if plain else ""
@@ -337,14 +352,8 @@ def _of_table(table: _Table, company: str, offset: int) -> Iterator[Statement]:
             if value is None:
                 continue
             found, unit_certain = _unit_of(item, value.unit, own or _unit_in(group), column.unit, unit, except_shares)
-            sure = (
-                item_certain
-                and value.certain
-                and not _YEAR.fullmatch(value.text)
-                and column.certain
-                and unit_certain
-                and bool(company and item)
-            )
+            named = bool(company and item) and item_certain and column.certain
+            sure = named and value.certain and unit_certain and not _YEAR.fullmatch(value.text)
             name = column.bare if column.bare and _PERIOD.search(item) else column.name
             place = ", ".join(filter(None, (company, item, name)))
             yield Statement(f"{place}: {value.text} {found}".strip(), row.start + offset, row.end + offset, not sure)
@@ -355,7 +364,8 @@ def _unit_of(item: str, cell: str, label: str, column: str, table: str, except_s
     if cell in _MONEY.values() and table and not label and not _PER_SHARE.search(item):
         return (table, True) if table.endswith(cell) else (cell, False)
     if cell or label or column not in ("", "?"):
-        return cell or label or column, True
+        scaled = not cell and label in _MONEY.values() and " " in table and not _PER_SHARE.search(item)
+        return cell or label or column, not scaled
     currency = table.rpartition(" ")[2]
     is_money = currency in _MONEY.values() or table in _SCALES
     if _PER_SHARE.search(item) and is_money:
@@ -397,12 +407,8 @@ def _labelled(body: Sequence[Row]) -> Iterator[tuple[Row, str, str, bool]]:
         else:
             group, listed = "" if listed else group, False  # a group of parts ends where another item begins
             parent, twice = label, times[_clean(row.cells[0])] > 1
-            yield (
-                row,
-                f"{group}, {label}" if twice and group else label,
-                group,
-                not ((twice and not group) or _unit_in(group)),
-            )
+            item = f"{group}, {label}" if twice and group else label
+            yield row, item, group, not ((twice and not group) or _unit_in(group))
         pending = ""
         if _TOTAL.search(label) and not small:
             group = ""

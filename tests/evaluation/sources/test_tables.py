@@ -279,9 +279,11 @@ def test_what_has_to_be_guessed_is_marked(table: str) -> None:
             },
         ),
         ("Revenue rose by 5 million euros in 2024.\n\n| | 2024 | 2023 |\n|---|---|---|\n| Rent | 5 | 6 |", set()),
+        ("EUR m\n\n| | 2024 | 2023 | 2024 | 2023 |\n|---|---|---|---|---|\n| Rent | 5 | 6 | 7 | 8 |", set()),
+        ("EUR m\n\n| | 2024 | 2023 |\n|---|---|---|\n| Loans in euros | 5 | 6 |", set()),
         ("In $ thousands\n\n| | 2024 | 2023 |\n|---|---|---|\n| Weighted average shares | 5,000 | 6,000 |", set()),
     ],
-    ids=["five years", "quarters", "equity", "no caption", "shares"],
+    ids=["five years", "quarters", "equity", "no caption", "columns of one name", "loans", "shares"],
 )
 def test_tables_of_other_forms(table: str, certain: set[str]) -> None:
     section = sections_of(Document(id="d", title="Orrin SE", text=table), 4_000)[0]
