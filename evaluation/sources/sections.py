@@ -36,7 +36,8 @@ _USUAL = re.compile(
 )
 _LONGEST_HEADING, _LONGEST_CAPTION = 90, 160
 """Characters."""
-_SENTENCE = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+|\n+")
+_LINE = re.compile(r"[^\n]*\n+|[^\n]+\Z")
+_SENTENCE = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+")
 
 
 class Section(Frozen):
@@ -187,7 +188,7 @@ def _pieces(text: str, group: _Group, limit: int) -> Iterator[tuple[int, int, st
         return ""
 
     begin = last = start
-    for place in (*(start + match.end() for match in _SENTENCE.finditer(text[start:end])), end):
+    for place in _places(text, start, end):
         if place - begin > limit and last > begin:
             yield begin, last, context(begin)
             begin = last
@@ -197,3 +198,11 @@ def _pieces(text: str, group: _Group, limit: int) -> Iterator[tuple[int, int, st
         last = place
     if text[begin:end].strip():
         yield begin, end, context(begin)
+
+
+def _places(text: str, start: int, end: int) -> Iterator[int]:
+    """Yield the ends of lines and of their sentences; rows of tables are whole."""
+    for line in _LINE.finditer(text, start, end):
+        if "|" not in line[0]:
+            yield from (match.end() for match in _SENTENCE.finditer(text, line.start(), line.end()))
+        yield line.end()
