@@ -177,12 +177,11 @@ def _pieces(text: str, group: _Group, limit: int) -> Iterator[tuple[int, int, st
     if end - start <= limit:
         yield start, end, ""
         return
-    runs = [(start + run[0].start, start + run[-1].end, run) for run in table_runs(text[start:end])]
+    runs = [(start + run[0].start, start + run[-1].end, header_of(run)) for run in table_runs(text[start:end])]
 
     def context(begin: int) -> str:
         """Return captions and header of the table that goes on at a place."""
-        for first, last, run in runs:
-            header = header_of(run)
+        for first, last, header in runs:
             if header and start + header[-1].end < begin < last:
                 return "\n\n".join([*captions_above(text[start:first]), text[first : start + header[-1].end]])
         return ""

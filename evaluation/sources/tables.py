@@ -67,6 +67,8 @@ _BLANK_LINE = re.compile(r"\n\n")
 _RULE = re.compile(r"[\s|:-]*-{2,}[\s|:-]*")
 _LONGEST_LABEL, _GAP = 120, 2
 """Characters of a line inside a table, and such lines in a row."""
+_HEADER_ROWS = 6
+"""At most."""
 _CAPTIONS, _LONGEST_CAPTION = 3, 160
 """Lines above a table that are read for units and periods, and their characters."""
 _CONTINUED = re.compile(r"\(?\b(?:continued|cont\.|cont'd|fortsetzung|suite)\)?", re.IGNORECASE)
@@ -174,8 +176,9 @@ def _is_label(line: str) -> bool:
 
 
 def header_of(run: Sequence[Row]) -> list[Row]:
-    """Return the rows above the first row with a value: header, and captions between."""
-    return list(itertools.takewhile(lambda row: len(row.cells) == 1 or _is_header(row, [], []), run))
+    """Return the rows above the first row with a value: header, and captions between; none where there are too many."""
+    found = list(itertools.takewhile(lambda row: len(row.cells) == 1 or _is_header(row, [], []), run))
+    return found if len(found) <= _HEADER_ROWS else []
 
 
 def statements(text: str, title: str, offset: int) -> Iterator[Statement]:
@@ -220,7 +223,7 @@ def _tables(run: Sequence[Row], captions: list[str]) -> Iterator[_Table]:
             yield table
             is_header = _is_header(row, [], [])
             table = _Table([], [row] * is_header, [row] * (not is_header))
-        elif not _is_header(row, table.header, table.body):
+        elif (not has_values and len(table.header) == _HEADER_ROWS) or not _is_header(row, table.header, table.body):
             table.body.append(row)
         elif not has_values:
             table.header.append(row)
