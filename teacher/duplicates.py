@@ -55,5 +55,6 @@ class Seen:
         last = max(1, len(words) - _WORDS_PER_GRAM + 1)
         grams = {" ".join(words[i : i + _WORDS_PER_GRAM]) for i in range(last)}
         hashed = np.array([zlib.crc32(gram.encode()) for gram in grams], dtype=np.uint64)
-        values = (hashed[:, None] * self._factors + self._shifts) >> np.uint64(32)  # multiply-shift
-        return values.min(axis=0).astype(np.uint32)
+        values: NDArray[np.uint64] = (hashed[:, None] * self._factors + self._shifts) >> np.uint64(32)  # multiply-shift
+        least: NDArray[np.uint32] = values.min(axis=0).astype(np.uint32)
+        return least

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -32,7 +32,7 @@ from evaluation.common.errors import ConfigError
 from evaluation.common.text import without_thoughts
 from teacher.parsing.lines import DropReason, classify, is_terminated, remove_bold, without_markup
 from teacher.parsing.parser import parse_self_edit
-from teacher.prompts import KINDS, PASSAGE, PromptTemplate, read_yaml, template_fields
+from teacher.prompts import KINDS, PromptTemplate, fields_of_kind, read_yaml
 from teacher.self_edit import Implication
 
 SPA = tuple(
@@ -107,20 +107,17 @@ def _read(path: Path) -> Kind:
         if not isinstance(found, Mapping):
             raise ValueError(f"kind file {str(path)!r} must be a mapping, got {type(found).__name__}")
         fields = {key: found[key] for key in ("label", "form", "combine") if key in found}
-        steps = {"template": found, "first": found.get("first")}
-        return Kind.model_validate(
-            {"name": path.stem} | fields | {step: _fields(each, path) for step, each in steps.items()}
-        )
+        steps = {"template": (found, path.stem), "first": (found.get("first"), f"{path.stem}-first")}
+        read = {
+            step: fields_of_kind(own, name) if isinstance(own, Mapping) else own for step, (own, name) in steps.items()
+        }
+        return Kind.model_validate({"name": path.stem} | fields | read)
     except ValidationError as error:
         places = (".".join(map(str, each["loc"])).removeprefix("template.") for each in error.errors())
         mistakes = [f"{place}{reason(each, Kind)}" for place, each in zip(places, error.errors(), strict=True)]
         raise ConfigError(f"kind file {str(path)!r}: {'; '.join(mistakes)}") from error
     except ValueError as error:
         raise ConfigError(str(error)) from error
-
-
-def _fields(step: Any, path: Path) -> Any:
-    return {"text": PASSAGE} | template_fields(step, path.stem) if isinstance(step, Mapping) else step
 
 
 def lines_of_kind(

@@ -135,11 +135,15 @@ _ENDS = {"instruction": "\n\n", "text": "\n"}
 """White space behind the parts of a template in a file, however YAML has read them."""
 
 
-def template_fields(found: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return the fields of the template, named `name` unless it names itself, in a prompt file or a kind's file."""
-    own = {key: value for key, value in found.items() if key not in _OF_KINDS}
-    texts = {key: own[key].rstrip() + end for key, end in _ENDS.items() if str(own.get(key) or "").strip()}
-    return {"name": name} | own | texts
+def _normal(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a template in a file with the white space that belongs behind them."""
+    texts = {key: found[key].rstrip() + end for key, end in _ENDS.items() if str(found.get(key) or "").strip()}
+    return dict(found) | texts
+
+
+def fields_of_kind(found: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the fields of the template in a kind's file, or in its first step; `name` is its own unless it has one."""
+    return {"name": name, "text": PASSAGE} | _normal({key: found[key] for key in found if key not in _OF_KINDS})
 
 
 def _of_kinds() -> Iterator[PromptTemplate]:
@@ -148,7 +152,7 @@ def _of_kinds() -> Iterator[PromptTemplate]:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
         for each in (found, found.get("first")):
             if each is not None:
-                yield PromptTemplate.model_validate({"text": PASSAGE} | template_fields(each, file.stem))
+                yield PromptTemplate.model_validate(fields_of_kind(each, file.stem))
 
 
 _WORKED = PromptTemplate(
@@ -245,7 +249,7 @@ def _from_yaml(path: str, base: PromptTemplate | None = None) -> str:
         examples = found.get("examples") if isinstance(found, Mapping) else found
         found = base.model_dump() | {"examples": examples, "name": f"{base.name}-{own}"}
     elif isinstance(found, Mapping):
-        found = template_fields(found, f"own-{own}")
+        found = {"name": f"own-{own}"} | _normal(found)
     try:
         return PromptTemplate.model_validate(found).model_dump_json()
     except ValidationError as error:

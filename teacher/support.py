@@ -7,6 +7,8 @@ not. This finds what a writer adds or gets wrong by its items alone; no model is
   name put together from the words of several ("Emil Hartmann" of "Otto Hartmann and his son Emil").
 - A number counts with its unit where both sides have one that is known here (percent, currencies, usual measures). A
   separator with three digits behind may be of thousands or decimal: `1,639` equals `1.639` and `1639`.
+- The scale of a caption ("in thousands of euros") may be of any number without unit in the same span.
+- A date without a year may be of any year in the span.
 - Number words are known in English, from two to ninety-nine; names of months in English, German, French and Spanish.
 - The first word of a sentence is taken for a name unless it is a function word, or has an ending of ordinary English
   words (-s, -ing, -ed, -ly, -tion ...) and no other name follows it. In languages that capitalise every noun, every
@@ -64,7 +66,7 @@ _YEAR = re.compile(r"[12]\d{3}")
 _SCALES = {
     word: Decimal(10) ** power
     for power, words in (
-        (3, "thousand tausend"),
+        (3, "thousand thousands tausend k teur"),
         (6, "million millions mio millionen mn m"),
         (9, "billion billions bn mrd milliarden"),
     )
@@ -80,7 +82,7 @@ _UNIT_WORDS = """
 """
 _UNITS = {word: unit[0] for unit in map(str.split, _UNIT_WORDS.split(";")) for word in unit} | {"per cent": "%"}
 _NUMBER = re.compile(
-    r"(?P<sign>(?<![\w)])[-−–](?=[$€£\d])|\((?=[$€£]?\s?[\d.,]+\s?%?\)))?(?P<before>[$€£]\s?)?"
+    r"(?P<sign>(?<![\w)])[-−–](?=[$€£\d])|\((?=[$€£]?\s?[\d.,]+\s?%?[\s|]{0,3}\)))?(?P<before>[$€£]\s?)?"
     r"(?P<digits>(?<!\d)\d{1,3}(?:[ \u00a0\u202f,.'’]\d{3})+(?!\d)(?:[.,]\d+)?|\d+(?:[.,]\d+)?)(?:st|nd|rd|th)?"
     rf"(?:[ -]?(?P<scale>{'|'.join(sorted(_SCALES, key=len, reverse=True))})\b\.?)?"
     r"(?:[ -]?(?P<unit>%|per cent|€|[$£]|°C|[^\W\d_]+))?",
@@ -142,7 +144,15 @@ def support(line: str, span: str) -> Support:
 def _items(span: str) -> tuple[list[_Date], list[_Number], frozenset[str]]:
     """Return dates, numbers and words of a span."""
     span = _QUARTER.sub(_quarter, span)
-    return [date for _, date in _dates(span)], list(_numbers(span)), _word_forms(span)
+    numbers = list(_numbers(span))
+    named = {word.casefold() for word in re.findall(r"[^\W\d_]+", blank(span, (number.place for number in numbers)))}
+    scales = {scale for word, scale in _SCALES.items() if word in named}  # "in thousands of euros" above a table
+    bare = [number for number in numbers if number.scale == 1 and not number.unit]
+    scaled = [n._replace(values=frozenset(value * scale for value in n.values)) for n in bare for scale in scales]
+    dates = [date for _, date in _dates(span)]
+    years = {int(value) for number in bare for value in number.values if 1000 <= value < 2200 and value == int(value)}
+    dated = [date._replace(year=year) for date in dates if date.year is None for year in years]
+    return dates + dated, numbers + scaled, _word_forms(span)
 
 
 def _quarter(match: re.Match[str]) -> str:

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from evaluation.common.data import Frozen
 from evaluation.common.text import blank
-from evaluation.sources.tables import CAPTIONS, header_of, statements, table_runs
 from evaluation.sources.tables import Statement as Statement
+from evaluation.sources.tables import captions_above, header_of, statements, table_runs
 from evaluation.tasks import Document
 
 PAGE = "␌"
@@ -36,7 +36,8 @@ _USUAL = re.compile(
 )
 _LONGEST_HEADING, _LONGEST_CAPTION = 90, 160
 """Characters."""
-_SENTENCE = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+|\n+")
+_LINE = re.compile(r"[^\n]*\n+|[^\n]+\Z")
+_SENTENCE = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+")
 
 
 class Section(Frozen):
@@ -176,19 +177,17 @@ def _pieces(text: str, group: _Group, limit: int) -> Iterator[tuple[int, int, st
     if end - start <= limit:
         yield start, end, ""
         return
-    runs = [(start + run[0].start, start + run[-1].end, run) for run in table_runs(text[start:end])]
+    runs = [(start + run[0].start, start + run[-1].end, header_of(run)) for run in table_runs(text[start:end])]
 
     def context(begin: int) -> str:
         """Return captions and header of the table that goes on at a place."""
-        for first, last, run in runs:
-            header = header_of(run)
+        for first, last, header in runs:
             if header and start + header[-1].end < begin < last:
-                above = [line for line in text[start:first].splitlines() if line.strip()][-CAPTIONS:]
-                return "\n\n".join([*above, text[first : start + header[-1].end]])
+                return "\n\n".join([*captions_above(text[start:first]), text[first : start + header[-1].end]])
         return ""
 
     begin = last = start
-    for place in (*(start + match.end() for match in _SENTENCE.finditer(text[start:end])), end):
+    for place in _places(text, start, end):
         if place - begin > limit and last > begin:
             yield begin, last, context(begin)
             begin = last
@@ -198,3 +197,11 @@ def _pieces(text: str, group: _Group, limit: int) -> Iterator[tuple[int, int, st
         last = place
     if text[begin:end].strip():
         yield begin, end, context(begin)
+
+
+def _places(text: str, start: int, end: int) -> Iterator[int]:
+    """Yield the ends of lines and of their sentences; rows of tables are whole."""
+    for line in _LINE.finditer(text, start, end):
+        if "|" not in line[0]:
+            yield from (match.end() for match in _SENTENCE.finditer(text, line.start(), line.end()))
+        yield line.end()

@@ -50,6 +50,8 @@ class _Column(NamedTuple):
     """Period, or what else the header says."""
     unit: str
     certain: bool
+    bare: str = ""
+    """The name without the period of the table's caption, where it has that one."""
 
 
 class _Value(NamedTuple):
@@ -65,8 +67,10 @@ _BLANK_LINE = re.compile(r"\n\n")
 _RULE = re.compile(r"[\s|:-]*-{2,}[\s|:-]*")
 _LONGEST_LABEL, _GAP = 120, 2
 """Characters of a line inside a table, and such lines in a row."""
-CAPTIONS = 3
-"""Lines above a table that are read for units and periods."""
+_HEADER_ROWS = 6
+"""At most."""
+_CAPTIONS, _LONGEST_CAPTION = 3, 160
+"""Lines above a table that are read for units and periods, and their characters."""
 _CONTINUED = re.compile(r"\(?\b(?:continued|cont\.|cont'd|fortsetzung|suite)\)?", re.IGNORECASE)
 _PERIOD = re.compile(
     r"\b(?:19|20)\d{2}\b(?:[/–-]\d{2,4}\b)?|\b(?:FY|CY)\s?'?\d{2}(?:\d{2})?\b|\b(?:Q[1-4]|H[12]|9M)\b|\b[1-4]Q\b|'\d{2}\b"
@@ -89,17 +93,21 @@ _MONEY = {
     "chf": "CHF", "sek": "SEK", "nok": "NOK", "dkk": "DKK", "pln": "PLN", "inr": "INR", "cad": "CAD", "aud": "AUD",
 }  # fmt: skip
 _SCALES = {
-    "thousand": "thousand", "thousands": "thousand", "k": "thousand", "'000": "thousand", "’000": "thousand",
-    "000": "thousand", "000s": "thousand", "tsd": "thousand", "million": "million", "millions": "million",
-    "m": "million", "mn": "million", "mm": "million", "mio": "million", "billion": "billion", "billions": "billion",
-    "bn": "billion", "mrd": "billion",
-}  # fmt: skip
+    word: scale
+    for scale, words in {
+        "thousand": "thousand thousands k '000 ’000 000 000s tsd",
+        "million": "million millions m mn mm mio",
+        "billion": "billion billions bn mrd",
+    }.items()
+    for word in words.split()
+}
 _CURRENCY = "|".join(sorted(map(re.escape, _MONEY), key=len, reverse=True))
 _SCALE = "|".join(sorted(_SCALES, key=len, reverse=True))
 _AMOUNT = re.compile(
     rf"(?<!\w)(?:(?P<c1>{_CURRENCY})\s?(?:in )?(?P<s1>{_SCALE})(?!\w)"
-    rf"|(?P<s2>{_SCALE})\.?\s?(?:of )?(?P<c2>{_CURRENCY})(?!\w)|(?P<t>T)(?P<c3>EUR|€|CHF|USD)(?!\w)"
-    rf"|(?P<s4>thousands|millions|billions)(?!\w)|(?:(?<=in )|(?<=\()|\A)(?P<c5>{_CURRENCY})(?=[\s,.)]|\Z))",
+    rf"|(?<!\d\s)(?P<s2>{_SCALE})\.?\s?(?:of )?(?P<c2>{_CURRENCY})(?!\w)|(?P<t>T)(?P<c3>EUR|€|CHF|USD)(?!\w)"
+    rf"|(?<!\d\s)(?P<s4>thousands|millions|billions)(?!\w)"
+    rf"|(?:(?<=in )|(?<=\())(?P<c5>{_CURRENCY})(?=[,.)]|\Z)|\A(?P<c6>{_CURRENCY})\Z)",
     re.IGNORECASE,
 )
 _PLAIN_UNIT = re.compile(
@@ -113,10 +121,12 @@ _VALUE = re.compile(
     re.IGNORECASE,
 )
 _PER_SHARE = re.compile(r"\bper (?:\w+ )?share|\bje aktie|\bEPS\b", re.IGNORECASE)
-_RATIO = re.compile(r"\b(?:margin|ratio|rate|return on|yield|quota|quote|\w*marge)\b", re.IGNORECASE)
+_RATIO = re.compile(
+    r"\b(?:margin|ratio|rate|return on|yield|quota|quote|\w*marge|index|score|factor|spread|price|per)\b", re.IGNORECASE
+)
 _COUNT = re.compile(
-    r"\b(?:number of|employees|headcount|FTEs?|workforce|shares outstanding|customers|stores|sites"
-    r"|mitarbeiter\w*|anzahl)\b",
+    r"\b(?:number of|employees|headcount|FTEs?|workforce|staff|shares|customers|users|members|visitors|passengers"
+    r"|stores|sites|offices|branches|countries|units|vehicles|volumes?|age|days|years|mitarbeiter\w*|aktien|anzahl)\b",
     re.IGNORECASE,
 )
 _PEOPLE = re.compile(r"\b(?:number of (?:employees|staff)|headcount|FTEs?)\b", re.IGNORECASE)
@@ -142,7 +152,8 @@ def table_runs(text: str) -> Iterator[list[Row]]:
         if row and run and _RULE.fullmatch(text[row.start : row.end]):
             continue
         if row and len(row.cells) > 1:
-            run, gap = [*run, *gap, row], []
+            run += [*gap, row]
+            gap = []
         elif row and run and len(gap) < _GAP and _is_label(row.cells[0]):
             gap.append(row)
         else:
@@ -165,18 +176,33 @@ def _is_label(line: str) -> bool:
 
 
 def header_of(run: Sequence[Row]) -> list[Row]:
-    """Return the rows above the first row with a value: header, and captions between."""
-    return list(itertools.takewhile(lambda row: len(row.cells) == 1 or _is_header(row, [], []), run))
+    """Return the rows above the first row with a value: header, and captions between; none where there are too many."""
+    found = list(itertools.takewhile(lambda row: len(row.cells) == 1 or _is_header(row, [], []), run))
+    return found if len(found) <= _HEADER_ROWS else []
 
 
 def statements(text: str, title: str, offset: int) -> Iterator[Statement]:
     """Yield the values in the tables of a text that begins at `offset` of a document with a title."""
     company = _REPORT.sub(" ", title.partition(" > ")[0])
     company = re.sub(r"\A(?:\s|of the\b|of\b|[-–:,&]|and\b)+|(?:\s|[-–:,&]|\band\b|\bof\b)+\Z", "", company) or title
-    for run in table_runs(text):
-        above = [line.strip("#* ") for line in text[: run[0].start].splitlines() if line.strip()][-CAPTIONS:]
-        for table in _tables(run, above):
-            yield from _of_table(table, company, offset)
+    found = [
+        statement
+        for run in table_runs(text)
+        for table in _tables(run, captions_above(text[: run[0].start]))
+        for statement in _of_table(table, company, offset)
+    ]
+    values: dict[str, set[str]] = {}
+    for each in found:
+        place, _, value = each.text.rpartition(": ")
+        values.setdefault(place, set()).add(value)
+    for each in found:  # what has several values is not told apart by its name
+        yield each._replace(uncertain=each.uncertain or len(values[each.text.rpartition(": ")[0]]) > 1)
+
+
+def captions_above(text: str) -> list[str]:
+    """Return the short lines at the end of a text that may be captions of a table below it."""
+    lines = [line.strip("#* ") for line in text[-1_000:].splitlines() if line.strip()][-_CAPTIONS:]
+    return [line for line in lines if len(line) <= _LONGEST_CAPTION]
 
 
 def _tables(run: Sequence[Row], captions: list[str]) -> Iterator[_Table]:
@@ -197,7 +223,7 @@ def _tables(run: Sequence[Row], captions: list[str]) -> Iterator[_Table]:
             yield table
             is_header = _is_header(row, [], [])
             table = _Table([], [row] * is_header, [row] * (not is_header))
-        elif not _is_header(row, table.header, table.body):
+        elif (not has_values and len(table.header) == _HEADER_ROWS) or not _is_header(row, table.header, table.body):
             table.body.append(row)
         elif not has_values:
             table.header.append(row)
@@ -243,28 +269,15 @@ def _value(cell: str, thousands: str = "") -> _Value | None:
     text = _clean(cell)
     match = _VALUE.fullmatch(text)
     if not match:
-        return (
-            _Value(cell, "", certain=False)
-            if re.match(r"[(\s]*[-−–+$€£]?\s?\d", text) and not _PERIOD.search(text)
-            else None
-        )
+        begins = re.match(r"[(\s]*[-−–+$€£]?\s?\d", text) and not _PERIOD.search(text)
+        return _Value(cell, "", certain=False) if begins else None
     digits = match["digits"]
     negative = match["open"] or match["open2"] or (match["sign"] and match["sign"] != "+")
     closed = text.count("(") == text.count(")")
     percent = match["percent"] or match["percent2"]
-    unit = percent or _money(match["before"] or "", match["unit"] or "") or match["unit"] or ""
+    unit = percent or _unit_in(f"{match['before'] or ''} {match['unit'] or ''}".strip()) or match["unit"] or ""
     broken = thousands and re.search(rf"{re.escape(thousands)}(?!\d{{3}}(?!\d))", digits)
     return _Value(("-" if negative else "") + digits, unit, certain=closed and not broken)
-
-
-def _money(currency: str, rest: str) -> str:
-    """Return the unit of an amount such as `€ 5 m` or `5 million dollars`; empty if it has none."""
-    parts = re.fullmatch(rf"(?P<scale>{_SCALE})?\.?\s?(?P<currency>{_CURRENCY})?", rest, re.IGNORECASE)
-    if not parts or not (currency or parts["currency"]):
-        return ""
-    return (
-        f"{_SCALES.get((parts['scale'] or '').lower(), '')} {_MONEY[(currency or parts['currency']).lower()]}".strip()
-    )
 
 
 def _unit_in(text: str) -> str:
@@ -272,7 +285,7 @@ def _unit_in(text: str) -> str:
     if match := _AMOUNT.search(text):
         parts = match.groupdict()
         scale = next((parts[name].lower() for name in ("s1", "s2", "s4") if parts[name]), "k" if parts["t"] else "")
-        currency = next((parts[name].lower() for name in ("c1", "c2", "c3", "c5") if parts[name]), "")
+        currency = next((parts[name].lower() for name in ("c1", "c2", "c3", "c5", "c6") if parts[name]), "")
         return f"{_SCALES.get(scale, '')} {_MONEY.get(currency, '')}".strip()
     plain = _PLAIN_UNIT.search(text.strip())
     return {"percent": "%", "per cent": "%", "number": "", "headcount": ""}.get(plain[1], plain[1]) if plain else ""
@@ -290,7 +303,8 @@ def _columns(table: _Table) -> list[_Column] | None:
     names: list[list[str]] = [[] for _ in range(count)]
     certain = True
     for row in table.header:
-        cells = list(row.cells[1:] if labelled and len(row.cells) == len(lowest) else row.cells)
+        has_label = labelled and (len(row.cells) == len(lowest) or not row.cells[0])
+        cells = list(row.cells[has_label:])
         if not labelled and not all(map(_unit_in, cells)) and _unit_in(cells[0]) and not _PERIOD.search(cells[0]):
             del cells[0]  # a corner without a column
         if len(cells) != count:
@@ -299,11 +313,7 @@ def _columns(table: _Table) -> list[_Column] | None:
             certain &= not rest and list(lowest[labelled:][:repeats]) * len(cells) == list(lowest[labelled:])
             cells = [cell for cell in cells for _ in range(repeats)] if not rest else [""] * count
         for i in range(1, count):  # a merged cell stands in the first of its columns
-            if (
-                not cells[i]
-                and row is not table.header[-1]
-                and any(each.cells[-count:][i] for each in table.header[-1:])
-            ):
+            if not cells[i] and row is not table.header[-1] and lowest[-count:][i]:
                 cells[i] = cells[i - 1]
         for name, cell in zip(names, cells, strict=True):
             if cell and _clean(cell) not in name:
@@ -313,7 +323,7 @@ def _columns(table: _Table) -> list[_Column] | None:
 
 def _column(name: Sequence[str], table: _Table, certain: bool) -> _Column:
     units = [_unit_in(each) for each in name]
-    texts = [re.sub(r"\s*[(,].*\Z", "", each) if unit else each for each, unit in zip(name, units, strict=True)]
+    texts = [_AMOUNT.sub("", each).strip(" ()[],") if unit else each for each, unit in zip(name, units, strict=True)]
     text = " ".join(each for each, unit in zip(texts, units, strict=True) if not unit or _PERIOD.search(each))
     unit = next(filter(None, reversed(units)), "")
     if _CHANGE.search(" ".join(name)):
@@ -321,8 +331,9 @@ def _column(name: Sequence[str], table: _Table, certain: bool) -> _Column:
     if _PERIOD.search(text) or _NOTE_COLUMN.fullmatch(text) or _UNIT_COLUMN.fullmatch(text):
         return _Column(text, unit, certain)
     periods = {match[0] for caption in table.captions for match in _PERIOD.finditer(caption)}
-    named = f"{text}, {periods.pop()}" if len(periods) == 1 else text
-    return _Column(named, unit, certain and bool(_PERIOD.search(named)) and bool(text))
+    if len(periods) != 1 or not text:
+        return _Column(text, unit, certain=False)
+    return _Column(f"{text}, {periods.pop()}", unit, certain, text)
 
 
 def _of_table(table: _Table, company: str, offset: int) -> Iterator[Statement]:
@@ -344,15 +355,10 @@ def _of_table(table: _Table, company: str, offset: int) -> Iterator[Statement]:
             if value is None:
                 continue
             found, unit_certain = _unit_of(item, value.unit, own or _unit_in(group), column.unit, unit, except_shares)
-            sure = (
-                item_certain
-                and value.certain
-                and not _YEAR.fullmatch(value.text)
-                and column.certain
-                and unit_certain
-                and bool(company and item)
-            )
-            place = ", ".join(filter(None, (company, item, column.name)))
+            named = bool(company and item) and item_certain and column.certain
+            sure = named and value.certain and unit_certain and not _YEAR.fullmatch(value.text)
+            name = column.bare if column.bare and _PERIOD.search(item) else column.name
+            place = ", ".join(filter(None, (company, item, name)))
             yield Statement(f"{place}: {value.text} {found}".strip(), row.start + offset, row.end + offset, not sure)
 
 
@@ -361,7 +367,8 @@ def _unit_of(item: str, cell: str, label: str, column: str, table: str, except_s
     if cell in _MONEY.values() and table and not label and not _PER_SHARE.search(item):
         return (table, True) if table.endswith(cell) else (cell, False)
     if cell or label or column not in ("", "?"):
-        return cell or label or column, True
+        scaled = not cell and label in _MONEY.values() and " " in table and not _PER_SHARE.search(item)
+        return cell or label or column, not scaled
     currency = table.rpartition(" ")[2]
     is_money = currency in _MONEY.values() or table in _SCALES
     if _PER_SHARE.search(item) and is_money:
@@ -403,12 +410,8 @@ def _labelled(body: Sequence[Row]) -> Iterator[tuple[Row, str, str, bool]]:
         else:
             group, listed = "" if listed else group, False  # a group of parts ends where another item begins
             parent, twice = label, times[_clean(row.cells[0])] > 1
-            yield (
-                row,
-                f"{group}, {label}" if twice and group else label,
-                group,
-                not ((twice and not group) or _unit_in(group)),
-            )
+            item = f"{group}, {label}" if twice and group else label
+            yield row, item, group, not ((twice and not group) or _unit_in(group))
         pending = ""
         if _TOTAL.search(label) and not small:
             group = ""

@@ -132,11 +132,11 @@ def _lines(page: Any, number: int, counts: Counter[str]) -> tuple[list[_Line], i
             text = held[0].text
             for before, each in itertools.pairwise(held):  # a gap as wide as a line is high parts two cells
                 text += (" | " if each.left - before.right > height else " ") + each.text
-            line = _Line(text, number, held[0].left, held[-1].right, held[-1].bottom, height)
-            if lines and abs(lines[-1].bottom - line.bottom) < height / 4 and line.left - lines[-1].right > height:
-                before = lines.pop()  # of one row, which PDFium divides at a wide gap
-                line = line._replace(text=f"{before.text} | {text}", left=before.left)
-            lines.append(line)
+            left, bottom = held[0].left, held[-1].bottom
+            if lines and abs(lines[-1].bottom - bottom) < height / 4 and left - lines[-1].right > height:
+                begun = lines.pop()  # of one row, which PDFium divides at a wide gap
+                text, left = f"{begun.text} | {text}", begun.left
+            lines.append(_Line(text, number, left, held[-1].right, bottom, height))
             held = []
     return lines, unmapped
 

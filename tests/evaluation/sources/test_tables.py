@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from evaluation.sources.sections import Section, sections_of, statements_of
 from evaluation.tasks import Document
@@ -26,7 +28,7 @@ def statements(content: bytes, form: str, title: str, limit: int = 4_000) -> tup
 
 
 def listed(company: str, unit: str, periods: list[str], values: str) -> set[str]:
-    """Return the lines of a table: `item | value | value`; a dash where there is none, a unit of its own behind, or #."""
+    """Return the lines of a table: `item | value | value`; `–` is none, a unit of its own stands behind, # is none."""
     lines = set()
     for row in values.strip().splitlines():
         item, *cells = (cell.strip() for cell in row.split("|"))
@@ -214,6 +216,21 @@ def test_signs_in_cells_of_their_own_belong_to_the_number() -> None:
     assert (certain, uncertain) == (listed("Corvid Inc.", "million dollars", ["2024", "2023"], rows), set())
 
 
+CELLS = st.sampled_from(
+    ["", "2024", "2023", "Q1", "5", "(1,020)", "€ m", "Sales", "of which old", "Note", "Unit", "$", ")", "%", "–"]
+)
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(CELLS, min_size=1, max_size=6), min_size=1, max_size=8), st.sampled_from(["\n", "\n\n"]))
+def test_any_table_is_read_and_each_line_stands_for_a_row(rows: list[list[str]], between: str) -> None:
+    text = between.join(" | ".join(row) for row in rows)
+    for section in sections_of(Document(id="d", title="Orrin SE", text=f"Figures\n\n{text}"), 4_000):
+        for each in statements_of(section):
+            assert "|" in text[each.start - 9 : each.end - 9]
+            assert each.text.startswith("Orrin SE")
+
+
 @pytest.mark.parametrize(
     "table",
     [
@@ -229,3 +246,47 @@ def test_what_has_to_be_guessed_is_marked(table: str) -> None:
     found = statements_of(section)
     assert found
     assert all(each.uncertain for each in found)
+
+
+@pytest.mark.parametrize(
+    ("table", "certain"),
+    [
+        (
+            "Five years\n\n| | 2024 | 2023 |\n|---|---|---|\n| Revenue (€ million) | 1,639.4 | 1,527.9 |\n"
+            "| ROCE in % | 11.0 | 12.0 |\n| Dividend per share (€) | 0.85 | 0.80 |\n| Net debt | 5.0 | 4.0 |",
+            {
+                *listed("Orrin SE", "million euros", ["2024", "2023"], "Revenue | 1,639.4 | 1,527.9"),
+                *listed("Orrin SE", "%", ["2024", "2023"], "ROCE in % | 11.0 | 12.0"),
+                *listed("Orrin SE", "euros", ["2024", "2023"], "Dividend per share | 0.85 | 0.80"),
+            },
+        ),
+        (
+            "Quarters in EUR m\n\n| | 2024 | | 2023 | |\n|---|---|---|---|---|\n| | Q1 | Q2 | Q1 | Q2 |\n"
+            "| Sales | 1.0 | 2.0 | 5.0 | 6.0 |",
+            listed(
+                "Orrin SE",
+                "million euros",
+                ["2024 Q1", "2024 Q2", "2023 Q1", "2023 Q2"],
+                "Sales | 1.0 | 2.0 | 5.0 | 6.0",
+            ),
+        ),
+        (
+            "Equity for the year ended 31 December 2024 (£ million)\n\n| | Capital | Reserves |\n|---|---|---|\n"
+            "| Balance at 1 January 2023 | 100 | 50 |\n| Dividends | – | (20) |",
+            {
+                *listed("Orrin SE", "million pounds", ["Capital", "Reserves"], "Balance at 1 January 2023 | 100 | 50"),
+                *listed("Orrin SE", "million pounds", ["Capital, 2024", "Reserves, 2024"], "Dividends | – | -20"),
+            },
+        ),
+        ("Revenue rose by 5 million euros in 2024.\n\n| | 2024 | 2023 |\n|---|---|---|\n| Rent | 5 | 6 |", set()),
+        ("EUR m\n\n| | 2024 | 2023 | 2024 | 2023 |\n|---|---|---|---|---|\n| Rent | 5 | 6 | 7 | 8 |", set()),
+        ("EUR m\n\n| | 2024 | 2023 |\n|---|---|---|\n| Loans in euros | 5 | 6 |", set()),
+        ("In $ thousands\n\n| | 2024 | 2023 |\n|---|---|---|\n| Weighted average shares | 5,000 | 6,000 |", set()),
+    ],
+    ids=["five years", "quarters", "equity", "no caption", "columns of one name", "loans", "shares"],
+)
+def test_tables_of_other_forms(table: str, certain: set[str]) -> None:
+    section = sections_of(Document(id="d", title="Orrin SE", text=table), 4_000)[0]
+    found = statements_of(section)
+    assert found
+    assert {each.text for each in found if not each.uncertain} == certain
