@@ -30,6 +30,7 @@ from pipelines.process import (
 )
 from pipelines.terminal import STOPPED, guard_output, open_console, plain_errors, stoppable
 from pipelines.upkeep import backup, doctor, restore
+from pipelines.write_corpus.command import study, write_corpus
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 _GROUPS = {
     "Learn": ("train-teacher", "build-micro"),
     "Night": ("get-model", "examples", "init", "inbox", "adapt-student", "ask"),
+    "Corpus": ("write-corpus", "study"),
     "Check": ("doctor", "check-regression", "config"),
     "Serve": ("serve",),
     "Store": ("ui", "versions", "promote", "rollback", "backup", "restore", "gc"),
@@ -366,10 +368,12 @@ def schemas() -> dict[str, type[BaseModel]]:
     from pipelines.check_regression.suite import RegressionSuite
     from pipelines.experiments.grid import GridPlan
     from pipelines.train_teacher.config import TrainTeacherConfig
+    from pipelines.write_corpus.config import WriteCorpusConfig
 
     return {
         "train-teacher": TrainTeacherConfig,
         "adapt-student": NightConfig,
+        "write-corpus": WriteCorpusConfig,
         "check-regression": RegressionSuite,
         "make evidence": GridPlan,
     }
@@ -391,6 +395,8 @@ def ui(
 
 
 app.command("build-micro")(build_micro)
+app.command("write-corpus")(write_corpus)
+app.command("study")(study)
 app.command("doctor")(doctor)
 app.command("check-regression")(check_regression)
 app.command("ask")(ask)

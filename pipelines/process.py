@@ -46,6 +46,7 @@ def find_config(path: Path) -> Path:
     if path.exists():
         return path
     shipped = {file.relative_to(CONFIGS).as_posix(): file for file in sorted(CONFIGS.rglob("*.yaml"))}
+    shipped = {name: file for name, file in shipped.items() if not name.startswith("kinds/")}  # which are no runs
     shipped |= {name.rpartition("/")[2]: file for name, file in shipped.items()}
     wanted = path.as_posix().removeprefix("configs/").removesuffix(".yaml") + ".yaml"
     if found := shipped.get(wanted):

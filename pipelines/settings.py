@@ -199,6 +199,8 @@ def command_of(content: Mapping[str, Any]) -> str:
     """Return the command that a file's content is for, by the sections that only its files have; empty if by none."""
     if "general" in content:
         return "adapt-student"
+    if "corpus" in content:
+        return "write-corpus"
     if isinstance(content.get("student"), str) and "teacher" not in content:
         return "check-regression"
     return "train-teacher" if {"data", "loop", "comparison"} & content.keys() else ""
@@ -216,8 +218,9 @@ def load(path: Path, kind: type[_Config], overrides: Sequence[str] = ()) -> _Con
     content = read_config(path)
     own, meant = getattr(kind, "command", ""), command_of(content)
     if own and meant and own != meant:
+        arguments = ("DOCUMENTS", "--config", path) if meant == "write-corpus" else (path,)
         raise ConfigError(
-            f"config {str(path)!r} is for {meant}, not for {own}. To run it: {preceptor(meant, path)}\n"
+            f"config {str(path)!r} is for {meant}, not for {own}. To run it: {preceptor(meant, *arguments)}\n"
             "Nothing was started."
         )
     for override in overrides:

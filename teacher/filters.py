@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from pydantic import Field
 
 from evaluation.common.data import Frozen
 from evaluation.statistics import known_mean
 from evaluation.tasks import Question
+from teacher.parsing.lines import DropReason, classify
 from teacher.rewards import RewardFailure
 from teacher.self_edit import SelfEdit
 
@@ -26,6 +29,26 @@ _RUN = re.compile(r"\w+")
 
 NGRAM = 8
 """Words per n-gram of a question; a shorter question counts as one n-gram."""
+_LEAST_CHARACTERS, _LEAST_WORDS, _SAMPLE = 8, 3, 4_000
+"""Of a line; function words by which a language is known; characters of a source that are looked at."""
+_AS_AN_AI = re.compile(
+    r"\b(?:as an? (?:ai\b|artificial intelligence|(?:large )?language model)|als ki\b|en tant qu['’]ia\b"
+    r"|como (?:una )?ia\b)",
+    re.IGNORECASE,
+)
+_LANGUAGES = {
+    name: frozenset(words.split())
+    for name, words in {
+        "English": "the of and is was are were to that for with by from it which has have this not",
+        "German": "der die das und ist nicht ein eine mit von den dem im zu auf für wurde sich auch als",
+        "French": "le les des est une dans que et du pour par sur qui pas au aux sont avec cette il",
+        "Spanish": "el los las una es en que y del por con para se su como fue más al son entre",
+        "Italian": "il che di una è sono nel gli del della per con non più anche alla dal ha dei fu",
+        "Portuguese": "o os as uma não dos em do da que e por com para foi mais ao são na no",
+        "Dutch": "het een van en niet zijn dat de op te met voor werd is aan ook bij naar door wordt",
+    }.items()
+}
+"""Function words of languages in Latin script."""
 
 
 class FilterConfig(Frozen):
@@ -121,3 +144,60 @@ def _spaced(words: Iterable[str]) -> str:
 
 def _ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
     return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+
+
+def question_ngrams(questions: Sequence[Question], passage: str = "") -> frozenset[str]:
+    """Return the 8-grams of evaluation questions that do not stand in the passage; see `leaks`."""
+    source = _spaced(_words(passage))
+    worded = (_words(question.question) for question in questions)
+    grams = (_spaced(gram) for words in worded for gram in _ngrams(words, min(NGRAM, len(words))))
+    return frozenset(gram for gram in grams if gram.strip() and gram not in source)
+
+
+def leaks(line: str, ngrams: frozenset[str]) -> bool:
+    """Return whether a line has an 8-gram of an evaluation question, or all of a shorter one."""
+    words = _words(line)
+    return any(_spaced(gram) in ngrams for n in range(1, NGRAM + 1) for gram in _ngrams(words, n))
+
+
+def reason_to_drop(
+    line: str, source: str, ngrams: frozenset[str] = frozenset(), *, most_characters: int = 4_000
+) -> Literal["length", "refusal", "language", "leak"] | None:
+    """Return the first reason against a training line, for a funnel, or None.
+
+    Args:
+        line: Statement, or question and answer.
+        source: The section that it was written from.
+        ngrams: Those of the evaluation questions (`question_ngrams`).
+        most_characters: Longest line; the shortest has 8 characters.
+    """
+    if not _LEAST_CHARACTERS <= len(line) <= most_characters:
+        return "length"
+    parts = (line, line.rpartition("Answer: ")[2])
+    if _AS_AN_AI.search(line) or any(classify(part, 0).kind is DropReason.REFUSAL for part in parts):
+        return "refusal"
+    if _other_language(line, source):
+        return "language"
+    return "leak" if leaks(line, ngrams) else None
+
+
+def _other_language(line: str, source: str) -> bool:
+    """Return whether a line is in another script than its source, or has function words of another language alone."""
+    scripts = [script for text in (line, source[:_SAMPLE]) if (script := _script(text))]
+    if len(set(scripts)) > 1:
+        return True
+    counts = [
+        {name: sum(word in own for word in _words(text)) for name, own in _LANGUAGES.items()}
+        for text in (line, source[:_SAMPLE])
+    ]
+    mine, its = (max(count, key=lambda name: count[name]) for count in counts)
+    return counts[0][mine] >= _LEAST_WORDS and counts[1][its] >= _LEAST_WORDS and counts[0][mine] > 2 * counts[0][its]
+
+
+def _script(text: str) -> str:
+    """Return the script of most letters; empty without any, or where none has most."""
+    names = Counter(unicodedata.name(letter, "").partition(" ")[0] for letter in text if letter.isalpha())
+    for kana in ("HIRAGANA", "KATAKANA"):
+        names["CJK"] += names.pop(kana, 0)
+    script, count = max(names.items(), key=lambda item: item[1], default=("", 0))
+    return script if 2 * count > names.total() else ""

@@ -1,8 +1,9 @@
 """Prompt templates of the teacher.
 
 A prompt is plain text that the completion continues. `PromptTemplate.render` takes a `Document`, which has no
-questions, so no evaluation question can reach the teacher. Kinds of self-edits are in `teacher.kinds`; the `micro-`
-forms are the ones the shipped micro teacher was trained on and must not change by a character.
+questions, so no evaluation question can reach the teacher. Those of the kinds of training lines are files
+(`teacher.kinds`); the `micro-` forms are the ones the shipped micro teacher was trained on and must not change by a
+character.
 """
 
 from __future__ import annotations
@@ -20,8 +21,13 @@ from evaluation.common.errors import ConfigError, ModelError
 from evaluation.common.text import NO_THOUGHTS
 from evaluation.domains import DOMAINS
 from evaluation.tasks import Document
-from teacher.kinds import ACTIVE_READING, SEAL, SPA
 
+KINDS = Path(__file__).resolve().parents[1] / "configs" / "kinds"
+"""The kinds of training lines that ship, a YAML file each (`teacher.kinds`)."""
+PASSAGE = "Passage:\n{title}\n{passage}\n\n"
+"""Text of a kind's prompt, unless its file gives one."""
+_OF_KINDS = frozenset({"label", "form", "combine", "first"})
+"""Keys of a kind's file beside those of its prompt."""
 _PLACEHOLDER = re.compile(r"\{(\w*)\}")
 
 
@@ -81,9 +87,9 @@ class PromptTemplate(Frozen):
         earlier = "".join(f"{asked}{written}\n\n" for asked, written in self._shown())
         return f"{self.instruction}{earlier}{self._asked(document, budget)}{self.cue}"
 
-    def with_strategy(self, strategy: str) -> PromptTemplate:
-        """Return the template with a strategy in its instruction, where it says `{strategy}` (`teacher.kinds`)."""
-        return self.model_copy(update={"instruction": self.instruction.replace("{strategy}", strategy)})
+    def with_item(self, item: str) -> PromptTemplate:
+        """Return the template with an item of a first step in its instruction, where it says `{item}`."""
+        return self.model_copy(update={"instruction": self.instruction.replace("{item}", item)})
 
     def _shown(self) -> Iterator[tuple[str, str]]:
         """Yield the text about each example, and what is written about it."""
@@ -125,7 +131,30 @@ class PromptTemplate(Frozen):
         return str(text) + self.cue.rstrip("\n")
 
 
-_PASSAGE = "Passage:\n{title}\n{passage}\n\n"
+_ENDS = {"instruction": "\n\n", "text": "\n"}
+"""White space behind the parts of a template in a file, however YAML has read them."""
+
+
+def _normal(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a template in a file with the white space that belongs behind them."""
+    texts = {key: found[key].rstrip() + end for key, end in _ENDS.items() if str(found.get(key) or "").strip()}
+    return dict(found) | texts
+
+
+def fields_of_kind(found: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the fields of the template in a kind's file, or in its first step; `name` is its own unless it has one."""
+    return {"name": name, "text": PASSAGE} | _normal({key: found[key] for key in found if key not in _OF_KINDS})
+
+
+def _of_kinds() -> Iterator[PromptTemplate]:
+    """Yield the templates of the kinds that ship, those of first steps included."""
+    for file in sorted(KINDS.glob("*.yaml")):
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        for each in (found, found.get("first")):
+            if each is not None:
+                yield PromptTemplate.model_validate(fields_of_kind(each, file.stem))
+
+
 _WORKED = PromptTemplate(
     name="worked-self-qa",
     instruction="Write questions about a passage, each with a short answer that is copied from the passage.\n\n",
@@ -150,12 +179,7 @@ _TEXTS = {
 }
 
 PROMPTS: Mapping[str, PromptTemplate] = {
-    _WORKED.name: _WORKED,
-    **{
-        name: PromptTemplate(name=name, instruction=f"{instruction}\n\n", text=_PASSAGE, cue=cue)
-        for kinds in (SEAL, SPA, ACTIVE_READING)
-        for name, (instruction, cue) in kinds.items()
-    },
+    **{template.name: template for template in (_WORKED, *_of_kinds())},
     **{
         name: PromptTemplate(name=name, text=text)
         for texts in (_TEXTS, *(domain.prompts for domain in DOMAINS.values()))
@@ -184,8 +208,6 @@ def prompt_template(prompt: str) -> PromptTemplate:
 
 _JSON = '{"name":'
 """Begins the JSON of a template, which no text of one's own does."""
-_ENDS = {"instruction": "\n\n", "text": "\n"}
-"""White space behind the parts of a template in a file, however YAML has read them."""
 
 
 def _read(prompt: Any) -> Any:
@@ -212,20 +234,22 @@ def _text_of(path: str) -> str:
         raise ValueError(f"prompt file {path!r} cannot be read: {error}; give a text file in UTF-8") from error
 
 
-def _from_yaml(path: str, base: PromptTemplate | None = None) -> str:
-    """Return the JSON of a template in a file, or of `base` with the examples in a file."""
-    text = _text_of(path)
-    own = digest_json(text)[:8]
+def read_yaml(path: str) -> Any:
+    """Return the content of a YAML file; raises ValueError where it cannot be read."""
     try:
-        found = yaml.safe_load(text)
+        return yaml.safe_load(_text_of(path))
     except yaml.YAMLError as error:
         raise ValueError(f"prompt file {path!r} is not YAML: {error}") from error
+
+
+def _from_yaml(path: str, base: PromptTemplate | None = None) -> str:
+    """Return the JSON of a template in a file, or of `base` with the examples in a file."""
+    found, own = read_yaml(path), digest_json(_text_of(path))[:8]
     if base is not None:
         examples = found.get("examples") if isinstance(found, Mapping) else found
         found = base.model_dump() | {"examples": examples, "name": f"{base.name}-{own}"}
     elif isinstance(found, Mapping):
-        texts = {key: found[key].rstrip() + end for key, end in _ENDS.items() if str(found.get(key) or "").strip()}
-        found = {"name": f"own-{own}"} | dict(found) | texts
+        found = {"name": f"own-{own}"} | _normal(found)
     try:
         return PromptTemplate.model_validate(found).model_dump_json()
     except ValidationError as error:

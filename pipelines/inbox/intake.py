@@ -24,6 +24,7 @@ from evaluation.common.data import digest_json
 from evaluation.common.errors import InputError
 from evaluation.sources.files import JsonSyntaxError, in_utf8, json_lines, parse_json
 from evaluation.sources.rows import as_questions, mistakes
+from evaluation.sources.sections import PAGE
 from evaluation.tasks import Question
 from pipelines.inbox.documents import (
     MAX_TITLE_CHARACTERS,
@@ -33,7 +34,7 @@ from pipelines.inbox.documents import (
     row_of,
 )
 from pipelines.inbox.readers import READERS, SUFFIXES, Format
-from pipelines.inbox.readers.text import Block, Extract, UnreadableError, one_line, paragraphs, truncated
+from pipelines.inbox.readers.text import Block, Extract, UnreadableError, one_line, paragraphs, truncated, with_marks
 from pipelines.inbox.transcripts import is_transcript, read_transcript
 from pipelines.inbox.worker import MEGABYTE, ExceededError, ReadingLimits, Worker, is_out_of_memory
 from pipelines.terminal import printable
@@ -50,6 +51,7 @@ _BOUNDARIES = (
     re.compile(r"\s+"),
 )
 """Of lines, sentences and words."""
+_MARKS = re.compile(rf"\A(?:{PAGE}\d+ )?#{{1,6}} ")
 _SEPARATOR = "\n\n"
 """Between paragraphs."""
 
@@ -73,6 +75,8 @@ class Intake:
     """Directory, without symbolic links, to which sources are relative."""
     limits: ReadingLimits = field(default_factory=ReadingLimits)
     """What each file may take."""
+    marked: bool = False
+    """Mark headings and pages in the texts, for `evaluation.sources.sections`."""
     documents: list[InboxDocument] = field(default_factory=list, init=False)
     """In the order of the files and their content."""
     skipped: dict[str, str] = field(default_factory=dict, init=False)
@@ -229,7 +233,8 @@ class Intake:
         """Add a document, split if it is too long, and return the ids; defaults fill the fields that it leaves out."""
         if not extract.blocks:
             raise UnreadableError("holds no text")
-        row = row_of({**fields, "text": text or _joined(extract.blocks)})
+        blocks = tuple(with_marks(extract.blocks)) if self.marked else extract.blocks
+        row = row_of({**fields, "text": text or _joined(blocks)})
         headings = sorted((block for block in extract.blocks if block.level), key=lambda block: block.level)
         own_title = extract.title or (one_line(headings[0].text) if headings else fallback_title)
         title = row.title or truncated(own_title, MAX_TITLE_CHARACTERS)
@@ -244,7 +249,7 @@ class Intake:
         questions, held_out = as_questions(row.questions or ()), as_questions(row.held_out_questions or ())
         parts = [(title, row.text, questions, held_out)]
         if len(row.text) > self.most_characters:
-            sections = split_sections(extract.blocks, self.most_characters)
+            sections = split_sections(blocks, self.most_characters)
             texts = [each.text for each in sections]
             titles = [each.title(one_line(title), MAX_TITLE_CHARACTERS) for each in sections]
             shares = assign_questions(questions, texts), assign_questions(held_out, texts)
@@ -357,7 +362,7 @@ def _at_headings(piece: _Piece, level: int, limit: int) -> Iterator[_Piece]:
     for start, end in zip([0, *starts], [*starts, len(piece.blocks)], strict=True):
         if part := piece.blocks[start:end]:
             above = tuple(item for item in piece.path if item[0] < level)
-            path = (*above, (level, one_line(part[0].text))) if part[0].level == level else piece.path
+            path = (*above, (level, _MARKS.sub("", one_line(part[0].text)))) if part[0].level == level else piece.path
             yield from _at_headings(_Piece(path, part), level + 1, limit)
 
 

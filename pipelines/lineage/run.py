@@ -35,6 +35,7 @@ from pipelines.settings import Settings, TrackingConfig, to_yaml
 
 if TYPE_CHECKING:
     from pipelines.adapt_student.page import NightResult
+    from pipelines.write_corpus.result import CorpusResult
 
 _RUN_KEY, _UNIT, _PARENT = "preceptor.run_key", "preceptor.unit", "mlflow.parentRunId"
 _DIGEST_LENGTH, _LONGEST_TAG = 36, 5000
@@ -184,6 +185,14 @@ class Lineage:
             self._log_metrics(self.run_id, tables.night_metrics(result), self._started, 0)
             client.set_tag(self.run_id, "preceptor.outcome", result.outcome)
             client.set_tag(self.run_id, NOTE, report)  # cut by MLflow at 8000 characters
+
+    def log_corpus(self, result: CorpusResult, card: Path) -> None:
+        """Log a corpus to the parent run: metrics, `result.json` and the dataset card."""
+        client = self.store.client
+        with self._errors("corpus"):
+            client.log_dict(self.run_id, result.model_dump(mode="json"), "result.json")
+            client.log_artifact(self.run_id, str(card))
+            self._log_metrics(self.run_id, tables.corpus_metrics(result), self._started, 0)
 
     def finish(self, status: Literal["FINISHED", "FAILED"]) -> None:
         """End the parent run; incomplete units are marked as failed."""

@@ -17,11 +17,13 @@ from pipelines.records import Candidate, Round, VariantComparison, VariantScores
 
 if TYPE_CHECKING:
     from pipelines.adapt_student.page import NightResult
+    from pipelines.write_corpus.result import CorpusResult
 
 TOP_CANDIDATES = 100
 """Rows of the table of best candidates."""
 _LEARNING = ("examples", "tokens", "loss", "kl", "entropy", "clip_fraction", "gradient_norm")
 _NIGHT = ("new_before", "new_after", "earlier_before", "earlier_after", "probes_base", "probes_before", "probes_after")
+_CORPUS = ("documents", "sections", "rows", "tokens", "train_tokens", "replay_tokens")
 
 Metrics = dict[str, float]
 
@@ -221,3 +223,15 @@ def night_metrics(result: NightResult) -> Metrics:
     """Return the figures of a night: shares of what is known before and after it, in [0, 1]."""
     figures = {f"night/{name}": getattr(result, name) for name in _NIGHT}
     return _known(figures | {"night/new_documents": len(result.new)})
+
+
+def corpus_metrics(result: CorpusResult) -> Metrics:
+    """Return the figures of a corpus; gains are in [-1, 1] for 1,000 tokens."""
+    figures: dict[str, float | None] = {f"corpus/{name}": getattr(result, name) for name in _CORPUS}
+    figures |= {"corpus/supported_share": result.funnel.supported_share}
+    figures |= {f"corpus/{name}": value for name, value in result.diversity.items()}
+    for kind, count in result.kinds.items():
+        figures[f"tokens/{metric_part(kind)}"] = count.tokens
+    for gain in result.gains:
+        figures[f"gain/{metric_part(gain.kind)}"] = gain.per_tokens
+    return _known(figures)

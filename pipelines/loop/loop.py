@@ -111,7 +111,7 @@ class Loop:
     def _prompt(self, template: str, task: KnowledgeTask, chat: Any, strategy: str = "") -> str:
         """Return a prompt about a task, in the chat template of a tokenizer where `chat` gives one."""
         budget = self.settings.student.update.step_budget
-        chosen = prompt_template(template).with_strategy(strategy)
+        chosen = prompt_template(template).with_item(strategy)
         document = domain_of(task).render(task)
         return chosen.render(document, budget) if chat is None else chosen.render_chat(document, chat, budget)
 

@@ -13,6 +13,7 @@ from pipelines.adapt_student.config import NightConfig
 from pipelines.check_regression.suite import RegressionSuite
 from pipelines.settings import load
 from pipelines.train_teacher.config import TrainTeacherConfig
+from pipelines.write_corpus.config import WriteCorpusConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
@@ -37,13 +38,14 @@ def test_schedules_are_valid_and_files_are_there() -> None:
     from prefect.client.schemas.schedules import CronSchedule
 
     by_name = {deployment["name"]: deployment for deployment in DEPLOYMENTS}
-    assert set(by_name) == {"weekly", "nightly", "on-demand"}
+    assert set(by_name) == {"weekly", "nightly", "on-demand", "corpus"}
     for deployment in DEPLOYMENTS:
         for schedule in deployment.get("schedules", ()):
             CronSchedule(**schedule)
     assert "schedules" not in by_name["on-demand"]
     load(ROOT / by_name["weekly"]["parameters"]["config_path"], TrainTeacherConfig)
     load(ROOT / by_name["nightly"]["parameters"]["config_path"], NightConfig)
+    load(ROOT / by_name["corpus"]["parameters"]["config_path"], WriteCorpusConfig)
     load(ROOT / by_name["on-demand"]["parameters"]["suite_path"], RegressionSuite)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pipelines.adapt_student.config import NightConfig
 from pipelines.settings import Settings, load, to_yaml
 from pipelines.train_teacher.config import TrainTeacherConfig
 from pipelines.train_teacher.sources import STANDARD
+from pipelines.write_corpus.config import WriteCorpusConfig
 from tests.pipelines.factories import CONFIGS
 
 DEMO = CONFIGS / "demo.yaml"
@@ -32,10 +34,11 @@ def refusal(*overrides: str, path: Path = DEMO) -> str:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_shipped_config_is_valid_names_its_command_and_reads_back(path: Path, tmp_path: Path) -> None:
     kind: Any = NightConfig if path.stem.startswith("night") else TrainTeacherConfig
+    kind = WriteCorpusConfig if path.stem.startswith("write-corpus") else kind
     config: Settings = load(path, kind)
     assert config.name == path.stem
     header = path.read_text(encoding="utf-8").partition("\nname:")[0]
-    assert f"{'adapt-student' if kind is NightConfig else 'train-teacher'} configs/{path.name}" in header
+    assert re.search(rf"{kind.command}.* configs/{path.name}\b", header)
     again = tmp_path / "config.yaml"
     again.write_text(to_yaml(config), encoding="utf-8")
     read: Settings = load(again, kind)

@@ -12,7 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation.tasks import Question
-from teacher.filters import EditFacts, FilterConfig, distinct_n, edit_facts, first_equal, mean_distinct, refusal
+from teacher.filters import (
+    EditFacts,
+    FilterConfig,
+    distinct_n,
+    edit_facts,
+    first_equal,
+    leaks,
+    mean_distinct,
+    question_ngrams,
+    reason_to_drop,
+    refusal,
+)
 from teacher.parsing.parser import parse_self_edit
 from teacher.rewards import RewardFailure
 from teacher.self_edit import AugmentationSpec, Implication, SelfEdit
@@ -218,3 +229,35 @@ def test_distinct_n_is_a_share_whatever_the_order_and_case(texts: list[str], n: 
 def test_mean_distinct_weighs_documents_alike_and_leaves_out_those_without_words() -> None:
     groups = {"long": ["a b c d", "a b c d"], "short": ["a"], "empty": ["-", ""]}
     assert mean_distinct(groups, 1) == pytest.approx((4 / 8 + 1) / 2)
+
+
+SOURCE = "The mill was opened in 1871 by Anton Keller, and it is now a museum of the town of Ravensburg."
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("Anton Keller opened the mill in 1871.", None),
+        ("The ma", "length"),
+        ("Keller. " * 600, "length"),
+        ("I'm sorry, but I cannot help with that.", "refusal"),
+        ("Question: Who opened it? Answer: I cannot answer this question.", "refusal"),
+        ("As an AI language model, I have no opinion of the mill.", "refusal"),
+        ("Es tut mir leid, dazu kann ich nichts sagen.", "refusal"),
+        ("Die Mühle ist von Keller und wurde im Jahr 1871 eröffnet.", "language"),
+        ("Мельницу открыл Антон Келлер.", "language"),
+        ("Question: What is it that the old mill of Anton Keller has been since? Answer: museum", "leak"),
+        ("Keller said: I cannot complain.", None),
+        ("$E = mc^2$ (1905)", None),
+    ],
+)
+def test_reason_to_drop_names_the_first_filter_that_refuses_a_line(line: str, expected: str | None) -> None:
+    asked = Question(question="What is it that the old mill of Anton Keller has been?", answer="a museum")
+    assert reason_to_drop(line, SOURCE, question_ngrams([asked], SOURCE)) == expected
+
+
+def test_what_a_passage_says_itself_is_no_leak() -> None:
+    asked = Question(question="The mill was opened in 1871 by Anton Keller, and when closed?", answer="never")
+    grams = question_ngrams([asked], SOURCE)
+    assert not leaks(SOURCE, grams)
+    assert leaks("It was asked: in 1871 by Anton Keller, and when closed?", grams)

@@ -15,7 +15,7 @@ from evaluation.tasks import Document, KnowledgeTask, Question
 from teacher.algorithms.grpo import GroupRelativeConfig
 from teacher.algorithms.rest_em import RestEmConfig
 from teacher.config import LearningConfig, TeacherConfig
-from teacher.kinds import ACTIVE_READING, SEAL, SPA
+from teacher.kinds import kinds
 from teacher.prompts import PROMPTS, PromptTemplate, prompt_template, prompt_token_ids
 from tests.teacher.factories import tiny_base, tiny_chat_base
 
@@ -161,7 +161,7 @@ def test_examples_in_a_file_stand_before_the_document_as_text_or_as_turns(tmp_pa
     assert answer == "assistant Facts:"
 
 
-@pytest.mark.parametrize("name", sorted({*SEAL, *SPA, *ACTIVE_READING}))
+@pytest.mark.parametrize("name", sorted(kinds()))
 def test_every_kind_takes_examples_of_ones_own(name: str, tmp_path: Path) -> None:
     given = {"name": name, "examples": in_file(tmp_path / "mine.yaml", EXAMPLES)}
     template = prompt_template(TeacherConfig.model_validate({"model": "m", "prompt": given}).prompt)

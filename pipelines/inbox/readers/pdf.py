@@ -132,7 +132,11 @@ def _lines(page: Any, number: int, counts: Counter[str]) -> tuple[list[_Line], i
             text = held[0].text
             for before, each in itertools.pairwise(held):  # a gap as wide as a line is high parts two cells
                 text += (" | " if each.left - before.right > height else " ") + each.text
-            lines.append(_Line(text, number, held[0].left, held[-1].right, held[-1].bottom, height))
+            left, bottom = held[0].left, held[-1].bottom
+            if lines and abs(lines[-1].bottom - bottom) < height / 4 and left - lines[-1].right > height:
+                begun = lines.pop()  # of one row, which PDFium divides at a wide gap
+                text, left = f"{begun.text} | {text}", begun.left
+            lines.append(_Line(text, number, left, held[-1].right, bottom, height))
             held = []
     return lines, unmapped
 
@@ -297,7 +301,7 @@ def _paragraphs(lines: list[_Line], headings: dict[int, dict[str, int]]) -> Iter
     means = {page: statistics.fmean(own) for page, own in widths.items()}
     long = {page: statistics.median(each for each in own if each >= means[page]) for page, own in widths.items()}
     pitch = {page: _PITCH * statistics.median_high(own) for page, own in steps.items()}
-    held, last = "", None
+    held, last, page = "", None, 0
     for line in lines:
         level = headings.get(line.page, {}).get(one_line(clean_text(line.text)), 0)
         joins = (
@@ -310,12 +314,12 @@ def _paragraphs(lines: list[_Line], headings: dict[int, dict[str, int]]) -> Iter
         elif joins:
             held += " " + line.text
         else:
-            yield Block(held)
-            held = "" if level else line.text
+            yield Block(held, page=page)
+            held, page = "" if level else line.text, line.page + 1
         if level:
-            yield Block(line.text, level)
+            yield Block(line.text, level, page)
         last = None if level else line
-    yield Block(held)
+    yield Block(held, page=page)
 
 
 def _goes_on(last: _Line, line: _Line, width: float, pitch: float) -> bool:
@@ -348,7 +352,7 @@ def _whole_words(blocks: Sequence[Block]) -> Iterator[Block]:
 
     for block in blocks:
         text = _BROKEN.sub(whole, block.text).replace(_BREAK, "-")
-        yield Block(clean_text(_BULLET.sub("• ", text)), block.level)
+        yield block._replace(text=clean_text(_BULLET.sub("• ", text)))
 
 
 PDF = Reader("pdf", (".pdf",), read_pdf)

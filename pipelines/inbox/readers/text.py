@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from evaluation.common.text import clean_text, decode_text
+from evaluation.sources.sections import PAGE
 
 OLE = b"\xd0\xcf\x11\xe0"
 """Magic number of OLE files: Office formats of before, encrypted new ones, and Outlook's messages."""
@@ -28,6 +29,8 @@ class Block(NamedTuple):
     """Not blank."""
     level: int = 0
     """0 for a paragraph, 1 (highest) to 6 for a heading."""
+    page: int = 0
+    """On which it begins, from 1; 0 where the format has no pages."""
 
 
 class Extract(NamedTuple):
@@ -65,8 +68,18 @@ def paragraphs(text: str) -> tuple[Block, ...]:
 
 def blocks_of(blocks: Iterable[Block]) -> tuple[Block, ...]:
     """Return the blocks, cleaned and stripped; blank ones are left out."""
-    cleaned = ((clean_text(block.text).strip(), block.level) for block in blocks)
-    return tuple(Block(text, level) for text, level in cleaned if text)
+    cleaned = (block._replace(text=clean_text(block.text).strip()) for block in blocks)
+    return tuple(block for block in cleaned if block.text)
+
+
+def with_marks(blocks: Iterable[Block]) -> Iterator[Block]:
+    """Yield blocks with headings as in Markdown and a line where a page begins (`evaluation.sources.sections`)."""
+    page = 0
+    for block in blocks:
+        start = f"{PAGE}{block.page}\n" if block.page != page else ""
+        heading = f"{'#' * block.level} {one_line(block.text)}" if block.level else block.text
+        yield block._replace(text=start + heading)
+        page = block.page
 
 
 def one_line(text: str) -> str:

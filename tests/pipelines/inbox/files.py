@@ -22,21 +22,35 @@ def document(text: str = "Cranes nest at Lake Orrin.", source: str = "notes", **
 
 def pdf(pages: Sequence[Sequence[str]]) -> bytes:
     """Return a PDF with one line of Helvetica for each text; a page without any has no text at all."""
-    count = len(pages)
+    shown = [" T* ".join(f"({_escaped(line)}) Tj" for line in lines) for lines in pages]
+    return _pdf_of([f"BT /F1 11 Tf 13 TL 50 780 Td {page} ET" if page else "" for page in shown])
+
+
+def placed_pdf(pages: Sequence[Sequence[tuple[float, float, str]]]) -> bytes:
+    """Return a PDF with texts of Helvetica at places: left and bottom in points, from the lower left corner."""
+    return _pdf_of(
+        [" ".join(f"BT /F1 9 Tf {x} {y} Td ({_escaped(text)}) Tj ET" for x, y, text in page) for page in pages]
+    )
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", r"\\").replace("(", r"\(").replace(")", r"\)")
+
+
+def _pdf_of(streams: Sequence[str]) -> bytes:
+    """Return a PDF with the content of its pages."""
+    count = len(streams)
     kids = " ".join(f"{4 + 2 * i} 0 R" for i in range(count))
     objects = [
         "<< /Type /Catalog /Pages 2 0 R >>",
         f"<< /Type /Pages /Kids [{kids}] /Count {count} >>",
         "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>",
     ]
-    for i, lines in enumerate(pages):
-        escaped = [line.replace("\\", r"\\").replace("(", r"\(").replace(")", r"\)") for line in lines]
-        shown = " T* ".join(f"({line}) Tj" for line in escaped)
-        stream = f"BT /F1 11 Tf 13 TL 50 780 Td {shown} ET" if lines else ""
+    for i, stream in enumerate(streams):
         objects += [
             "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 842] /Resources << /Font << /F1 3 0 R >> >> "
             f"/Contents {5 + 2 * i} 0 R >>",
-            f"<< /Length {len(stream)} >>\nstream\n{stream}\nendstream",
+            f"<< /Length {len(stream.encode('cp1252'))} >>\nstream\n{stream}\nendstream",
         ]
     content, places = "%PDF-1.4\n", []
     for number, body in enumerate(objects, start=1):

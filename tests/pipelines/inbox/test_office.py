@@ -49,11 +49,11 @@ def test_pdf_is_read_in_paragraphs_with_headings_from_its_outline() -> None:
     content = changed_pdf(pdf(PAGES), title="Refund rules", outline={"Chapter one": 0, "Chapter two": 1, "Nowhere": 1})
     assert read_pdf(content) == Extract(
         (
-            Block("Chapter one", 1),
-            Block("Refunds are paid within ten days after the parcel has come back to us."),
-            Block("Cards come first (always)."),
-            Block("Chapter two", 1),
-            Block("Gift cards are not refunded."),
+            Block("Chapter one", 1, page=1),
+            Block("Refunds are paid within ten days after the parcel has come back to us.", page=1),
+            Block("Cards come first (always).", page=1),
+            Block("Chapter two", 1, page=2),
+            Block("Gift cards are not refunded.", page=2),
         ),
         title="Refund rules",
     )

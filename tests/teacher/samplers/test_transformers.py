@@ -12,7 +12,7 @@ from transformers import TopPLogitsWarper
 from evaluation.common.checkpoints import Checkpoint, load_checkpoint
 from evaluation.common.errors import ConfigError, GenerationError
 from evaluation.tasks import Document
-from teacher.kinds import ACTIVE_READING, SEAL, SPA
+from teacher.kinds import kinds
 from teacher.policy import PolicyConfig, TeacherPolicy
 from teacher.prompts import prompt_template, prompt_token_ids
 from teacher.samplers.sampler import prompts_too_long, row_key
@@ -126,7 +126,7 @@ def test_sample_stops_at_the_closing_token() -> None:
         assert "<eos>" not in completion.text
 
 
-@pytest.mark.parametrize("name", sorted({*SEAL, *SPA, *ACTIVE_READING, "worked-self-qa"}))
+@pytest.mark.parametrize("name", sorted({*kinds(), "worked-self-qa"}))
 def test_completions_of_every_kind_end_where_another_passage_or_turn_begins(name: str) -> None:
     """In the plain form at the stop string that the template gives, in a chat at the end of the turn alone."""
     template, base = prompt_template(name), tiny_chat_base()
