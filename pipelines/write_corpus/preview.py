@@ -52,6 +52,6 @@ def print_preview(ref: WriterRef, request: CorpusRequest, work_dir: Path, lines:
     parts = [f"{request.tokens:,} tokens spent evenly: about {needed:,.0f} completions"]
     if writer.written:
         parts.append(f"about {duration(needed * took / pieces)} at this pace")
-    if spent is not None and spent.calls and spent.cost is not None:
-        parts.append(f"about {needed * spent.cost / spent.calls:,.2f} {spent.currency}")
+    if spent is not None and spent.calls:
+        parts.append(f"about {needed * spent.tokens / spent.calls:,.0f} tokens at the endpoint")
     console.print(", ".join(parts) + ".", markup=False, highlight=False, soft_wrap=True)

@@ -63,8 +63,7 @@ class CorpusResult(Record):
         """What an endpoint took, for people; empty without one."""
         if self.spent is None:
             return ""
-        price = "" if self.spent.cost is None else f", {self.spent.cost:,.4f} {self.spent.currency}"
-        return f"{self.spent.calls:,} calls, {self.spent.tokens:,} tokens{price}"
+        return f"{self.spent.calls:,} calls, {self.spent.tokens:,} tokens"
 
     @property
     def lines(self) -> list[str]:
