@@ -185,8 +185,6 @@ def _other_language(line: str, source: str) -> bool:
 
 def _script(text: str) -> str:
     """Return the script of most letters; empty without any, or where none has most."""
-    names = Counter(unicodedata.name(letter, "").partition(" ")[0] for letter in text if letter.isalpha())
-    for kana in ("HIRAGANA", "KATAKANA"):
-        names["CJK"] += names.pop(kana, 0)
-    script, count = max(names.items(), key=lambda item: item[1], default=("", 0))
-    return script if 2 * count > names.total() else ""
+    names = (unicodedata.name(letter, "").partition(" ")[0] for letter in text if letter.isalpha())
+    counts = Counter("CJK" if name in ("HIRAGANA", "KATAKANA") else name for name in names)
+    return next((script for script, count in counts.items() if 2 * count > counts.total()), "")

@@ -91,21 +91,15 @@ _START = re.compile(r"(?:[.!?:;…]\s|\n)[\s\"'“„«(*•-]*\Z")
 _ABBREVIATED = re.compile(r"(?:\b(?:Dr|Mr|Mrs|Ms|St|Prof|No|Nr|vs|\w))\.\s\Z")
 _LABELS = re.compile(r"\b(?:Question|Answer)\s?\d*:")
 _ORDINARY = re.compile(r"(?:(?<!['’])s|ing|ed|ly|tion|ment|ness|ity|able|ful|less|ive)\Z")
-_FUNCTION_WORDS = frozenset(
-    re.findall(
-        r"\w+",
-        """
-    a about according after all also although among an and another any are as at because before between both
-    but by despite did do does during each earlier every finally first for from had has have he her his how
-    however i if in instead into is it its later many moreover most no not of on one only or other over
-    people per second she since so some such than that the their then there these they third this those to
-    today under unlike until was we were what when where which while who whose why with within without would
-    yes you your der die das ein eine einer eines im am auf bei für mit nach von vom zu zum zur aus und oder
-    wie wer wo wann ist sind war waren wird es er sie seit le la les un une des du de en dans pour par avec
-    sur et ou el los las una del al con por para
-        """,
-    )
-)
+_FUNCTION_WORDS = """
+    a about according after all also although among an and another any are as at because before between both but by
+    despite did do does during each earlier every finally first for from had has have he her his how however i if in
+    instead into is it its later many moreover most no not of on one only or other over people per second she since so
+    some such than that the their then there these they third this those to today under unlike until was we were what
+    when where which while who whose why with within without would yes you your der die das ein eine einer eines im am
+    auf bei für mit nach von vom zu zum zur aus und oder wie wer wo wann ist sind war waren wird es er sie seit le la
+    les un une des du de en dans pour par avec sur et ou el los las una del al con por para
+"""
 """Capitalised at the beginning of a sentence without being part of the name behind."""
 
 
@@ -210,9 +204,9 @@ def _numbers(text: str) -> Iterator[_Number]:
         factor = _SCALES.get(scale, Decimal(1))
         end = match.end() if known else match.end("scale") if scale else match.end("digits")
         shares = (
-            following and _BETWEEN.fullmatch(text[end : following.place[0]]) and not _YEAR.fullmatch(match["digits"])
+            following and _BETWEEN.fullmatch(text[end : following.place[0]]) and len({unit, following.unit, ""}) < 3
         )
-        if following and shares and not scale and len({unit, following.unit} - {""}) < 2:
+        if following and shares and not scale and not _YEAR.fullmatch(match["digits"]):
             unit, factor = unit or following.unit, following.scale
         values = frozenset(value * factor for value in _values(match["digits"]))
         following = _Number((match.start(), end), values, match["sign"] is not None, factor, unit)
@@ -232,10 +226,11 @@ def _values(digits: str) -> Iterator[Decimal]:
 
 def _names(text: str) -> Iterator[tuple[tuple[int, int], str]]:
     """Yield place and text of each capitalised word that is part of a name."""
+    function_words = frozenset(_FUNCTION_WORDS.split())
     for match in _WORD.finditer(text):
         word = match[0]
         acronym = len(word) > 1 and word.isupper()
-        if not word[0].isupper() or (word.casefold() in _FUNCTION_WORDS and not acronym):
+        if not word[0].isupper() or (word.casefold() in function_words and not acronym):
             continue
         before = text[max(0, match.start() - 8) : match.start()]
         if not acronym and _START.search(before) and not _ABBREVIATED.search(before):
@@ -246,12 +241,9 @@ def _names(text: str) -> Iterator[tuple[tuple[int, int], str]]:
 
 
 def _word_forms(text: str) -> frozenset[str]:
-    words = {
-        word.casefold()
-        for match in re.finditer(r"\w+(?:['’.-]\w+)*", text)
-        for word in (match[0], *re.split(r"['’.-]", match[0]))
-    }
-    return frozenset(words | {_stem(word) for word in words})
+    whole = [word.casefold() for word in re.findall(r"\w+(?:['’.-]\w+)*", text)]
+    words = {part for word in whole for part in (word, *re.split(r"['’.-]", word))}
+    return frozenset(words | set(map(_stem, words)))
 
 
 def _occurs(name: str, words: frozenset[str]) -> bool:
