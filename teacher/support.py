@@ -25,7 +25,7 @@ from decimal import Decimal
 from typing import Literal, NamedTuple
 
 from evaluation.common.text import blank
-from evaluation.sources.tables import MONEY, SCALES
+from evaluation.sources.tables import MONEY, SCALES, by_word
 
 _MONTHS = {
     name: number
@@ -57,25 +57,20 @@ _NUMBER_WORDS = """
     nineteen twenty thirty forty fifty sixty seventy eighty ninety
 """
 _SPELT_VALUES = dict(zip(_NUMBER_WORDS.split(), [*range(1, 20), *range(20, 100, 10)], strict=True))
-_BELOW_TEN, _BELOW_TWENTY, _TENS = (
-    "|".join([*_SPELT_VALUES][part]) for part in (slice(9), slice(1, 19), slice(19, None))
-)
-_SPELT = re.compile(rf"\b(?:(?:{_TENS})(?:[- ](?:{_BELOW_TEN}))?|{_BELOW_TWENTY})\b", re.IGNORECASE)
+_TO_9, _TO_19, _TENS = ("|".join([*_SPELT_VALUES][part]) for part in (slice(9), slice(1, 19), slice(19, None)))
+_SPELT = re.compile(rf"\b(?:(?:{_TENS})(?:[- ](?:{_TO_9}))?|{_TO_19})\b", re.IGNORECASE)
 _ORDINALS = ("first", "second", "third", "fourth")
 _QUARTER = re.compile(rf"\b({'|'.join(_ORDINALS)})[ -]quarter\b(?: of)?", re.IGNORECASE)
 _YEAR = re.compile(r"[12]\d{3}")
 _POWERS = {"thousand": 3, "million": 6, "billion": 9}
 _SCALES = {word: Decimal(10) ** _POWERS[scale] for word, scale in SCALES.items() if word.isalpha()}
-_UNIT_WORDS = """
-    % percent prozent pct; km kilometre kilometer; m metre meter; cm centimetre centimeter; mm millimetre millimeter;
-    kg kilogram kilogramm; g gram gramm; t tonne; l litre liter; w watt; v volt; second s; minute min; hour h; day;
-    week; month; year; °c celsius; ml; mw; kw; hz; khz; mhz; ghz; bar; nm; mi mile
-"""
-_UNITS = (
-    {form: unit[0] for unit in map(str.split, _UNIT_WORDS.split(";")) for word in unit for form in (word, f"{word}s")}
-    | {word: name.removeprefix("US ") for word, name in MONEY.items()}
-    | {"per cent": "%", "ms": "ms"}
+_UNITS = by_word(
+    "% percent prozent pct; km kilometre kilometer; m metre meter; cm centimetre centimeter; mm millimetre millimeter;"
+    "kg kilogram kilogramm; g gram gramm; t tonne; l litre liter; w watt; v volt; second s; minute min; hour h; day;"
+    "week; month; year; °c celsius; ml; mw; kw; hz; khz; mhz; ghz; bar; nm; mi mile"
 )
+_UNITS |= {f"{word}s": unit for word, unit in _UNITS.items() if len(word) > 2} | {"per cent": "%"}
+_UNITS |= {word: name.removeprefix("US ") for word, name in MONEY.items()}
 _NUMBER = re.compile(
     r"(?P<sign>(?<![\w)])[-−–](?=[$€£\d])|\((?=[$€£]?\s?[\d.,]+\s?%?[\s|]{0,3}\)))?(?P<before>[$€£]\s?)?"
     r"(?P<digits>(?<!\d)\d{1,3}(?:[ \u00a0\u202f,.'’]\d{3})+(?!\d)(?:[.,]\d+)?|\d+(?:[.,]\d+)?)(?:st|nd|rd|th)?"

@@ -85,24 +85,21 @@ _NOTE_NUMBER = re.compile(r"\(?\d{1,2}(?:\.\d{1,2})?\)?(?:,\s?\d{1,2})*")
 _UNIT_COLUMN = re.compile(r"units?|einheit|unité", re.IGNORECASE)
 _CHANGE = re.compile(r"\bchange|\bvar(?:iance|\.)?\b|veränderung|Δ|\+/[-–]|\bgrowth", re.IGNORECASE)
 _DIGITS = r"\d{1,3}(?:[,.'’ \u202f\u00a0]\d{3})+(?:[.,]\d+)?|\d+(?:[.,]\d+)?"
-MONEY = {
-    word.replace("_", " "): name
-    for name, words in {
-        "euros": "€ eur euro euros", "dollars": "$ dollar dollars", "US dollars": "us$ usd us_dollars u.s._dollars",
-        "pounds": "£ gbp pound pounds", "yen": "¥ jpy yen", "CHF": "chf", "SEK": "sek", "NOK": "nok", "DKK": "dkk",
-        "PLN": "pln", "INR": "inr", "CAD": "cad", "AUD": "aud",
-    }.items()
-    for word in words.split()
-}  # fmt: skip
-SCALES = {
-    word: scale
-    for scale, words in {
-        "thousand": "thousand thousands tausend k '000 ’000 000 000s tsd",
-        "million": "million millions millionen m mn mio",
-        "billion": "billion billions milliarden bn mrd",
-    }.items()
-    for word in words.split()
-}
+
+
+def by_word(groups: str) -> dict[str, str]:
+    """Return the first word of its group for each word; semicolons stand between the groups."""
+    return {word.lower(): group[0] for group in map(str.split, groups.split(";")) for word in group}
+
+
+MONEY = by_word(
+    "euros € eur euro; dollars $ dollar; pounds £ gbp pound; yen ¥ jpy; CHF; SEK; NOK; DKK; PLN; INR; CAD; AUD"
+)
+MONEY |= dict.fromkeys(("usd", "us$", "us dollars", "u.s. dollars"), "US dollars")
+SCALES = by_word(
+    "thousand thousands tausend k '000 ’000 000 000s tsd; million millions millionen m mn mio;"
+    "billion billions milliarden bn mrd"
+)
 _CURRENCY, _SCALE = ("|".join(sorted(map(re.escape, words), key=len, reverse=True)) for words in (MONEY, SCALES))
 _AMOUNT = re.compile(
     rf"(?<!\w)(?:(?P<c1>{_CURRENCY})\s?(?:in )?(?P<s1>{_SCALE})(?!\w)"
