@@ -29,7 +29,7 @@ _RUN = re.compile(r"\w+")
 
 NGRAM = 8
 """Words per n-gram of a question; a shorter question counts as one n-gram."""
-_LEAST_CHARACTERS, _LEAST_WORDS, _SAMPLE = 8, 3, 4_000
+_LEAST_CHARACTERS, _MOST_CHARACTERS, _LEAST_WORDS, _SAMPLE = 8, 4_000, 3, 4_000
 """Of a line; function words by which a language is known; characters of a source that are looked at."""
 _AS_AN_AI = re.compile(
     r"\b(?:as an? (?:ai\b|artificial intelligence|(?:large )?language model)|als ki\b|en tant qu['’]ia\b"
@@ -87,10 +87,9 @@ def edit_facts(
     whole, by_line = _spaced(word for line in lines for word in line), [_spaced(line) for line in lines]
     source = _spaced(_words(passage))
     answers = {_spaced(words) for q in questions if (words := _words(q.answer))}
-    worded = [words for q in questions if (words := _words(q.question))]
-    unseen = [text for text in map(_spaced, worded) if text not in source]
-    all_grams = (_spaced(gram) for words in worded for gram in _ngrams(words, min(ngram, len(words))))
-    grams = {gram for gram in all_grams if gram not in source}
+    worded = (_spaced(words) for q in questions if (words := _words(q.question)))
+    unseen = [text for text in worded if text not in source]
+    grams = question_ngrams(questions, passage, ngram)
     covered = sum(any(answer in line for line in by_line) for answer in answers)
     return EditFacts(
         tokens=tokens,
@@ -146,32 +145,25 @@ def _ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
     return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 
 
-def question_ngrams(questions: Sequence[Question], passage: str = "") -> frozenset[str]:
-    """Return the 8-grams of evaluation questions that do not stand in the passage; see `leaks`."""
+def question_ngrams(questions: Sequence[Question], passage: str, ngram: int = NGRAM) -> frozenset[str]:
+    """Return the n-grams of evaluation questions that do not stand in the passage; see `leaks`."""
     source = _spaced(_words(passage))
     worded = (_words(question.question) for question in questions)
-    grams = (_spaced(gram) for words in worded for gram in _ngrams(words, min(NGRAM, len(words))))
+    grams = (_spaced(gram) for words in worded for gram in _ngrams(words, min(ngram, len(words))))
     return frozenset(gram for gram in grams if gram.strip() and gram not in source)
 
 
 def leaks(line: str, ngrams: frozenset[str]) -> bool:
     """Return whether a line has an 8-gram of an evaluation question, or all of a shorter one."""
-    words = _words(line)
-    return any(_spaced(gram) in ngrams for n in range(1, NGRAM + 1) for gram in _ngrams(words, n))
+    text = _spaced(_words(line))
+    return any(gram in text for gram in ngrams)
 
 
 def reason_to_drop(
-    line: str, source: str, ngrams: frozenset[str] = frozenset(), *, most_characters: int = 4_000
+    line: str, source: str, ngrams: frozenset[str]
 ) -> Literal["length", "refusal", "language", "leak"] | None:
-    """Return the first reason against a training line, for a funnel, or None.
-
-    Args:
-        line: Statement, or question and answer.
-        source: The section that it was written from.
-        ngrams: Those of the evaluation questions (`question_ngrams`).
-        most_characters: Longest line; the shortest has 8 characters.
-    """
-    if not _LEAST_CHARACTERS <= len(line) <= most_characters:
+    """Return the first reason against a line that was written from a source, given the questions' 8-grams, or None."""
+    if not _LEAST_CHARACTERS <= len(line) <= _MOST_CHARACTERS:
         return "length"
     parts = (line, line.rpartition("Answer: ")[2])
     if _AS_AN_AI.search(line) or any(classify(part, 0).kind is DropReason.REFUSAL for part in parts):
@@ -183,21 +175,16 @@ def reason_to_drop(
 
 def _other_language(line: str, source: str) -> bool:
     """Return whether a line is in another script than its source, or has function words of another language alone."""
-    scripts = [script for text in (line, source[:_SAMPLE]) if (script := _script(text))]
-    if len(set(scripts)) > 1:
+    texts = (line, source[:_SAMPLE])
+    if len({*map(_script, texts)} - {""}) > 1:
         return True
-    counts = [
-        {name: sum(word in own for word in _words(text)) for name, own in _LANGUAGES.items()}
-        for text in (line, source[:_SAMPLE])
-    ]
+    counts = [{name: sum(word in own for word in _words(text)) for name, own in _LANGUAGES.items()} for text in texts]
     mine, its = (max(count, key=lambda name: count[name]) for count in counts)
     return counts[0][mine] >= _LEAST_WORDS and counts[1][its] >= _LEAST_WORDS and counts[0][mine] > 2 * counts[0][its]
 
 
 def _script(text: str) -> str:
     """Return the script of most letters; empty without any, or where none has most."""
-    names = Counter(unicodedata.name(letter, "").partition(" ")[0] for letter in text if letter.isalpha())
-    for kana in ("HIRAGANA", "KATAKANA"):
-        names["CJK"] += names.pop(kana, 0)
-    script, count = max(names.items(), key=lambda item: item[1], default=("", 0))
-    return script if 2 * count > names.total() else ""
+    names = (unicodedata.name(letter, "").partition(" ")[0] for letter in text if letter.isalpha())
+    counts = Counter("CJK" if name in ("HIRAGANA", "KATAKANA") else name for name in names)
+    return next((script for script, count in counts.items() if 2 * count > counts.total()), "")

@@ -106,16 +106,16 @@ def _read(path: Path) -> Kind:
         found = read_yaml(str(path))
         if not isinstance(found, Mapping):
             raise ValueError(f"kind file {str(path)!r} must be a mapping, got {type(found).__name__}")
+        first = found.get("first")
+        if isinstance(first, Mapping):
+            first = fields_of_kind(first, f"{path.stem}-first")
         fields = {key: found[key] for key in ("label", "form", "combine") if key in found}
-        steps = {"template": (found, path.stem), "first": (found.get("first"), f"{path.stem}-first")}
-        read = {
-            step: fields_of_kind(own, name) if isinstance(own, Mapping) else own for step, (own, name) in steps.items()
-        }
-        return Kind.model_validate({"name": path.stem} | fields | read)
+        template = fields_of_kind(found, path.stem)
+        return Kind.model_validate({"name": path.stem, **fields, "template": template, "first": first})
     except ValidationError as error:
-        places = (".".join(map(str, each["loc"])).removeprefix("template.") for each in error.errors())
-        mistakes = [f"{place}{reason(each, Kind)}" for place, each in zip(places, error.errors(), strict=True)]
-        raise ConfigError(f"kind file {str(path)!r}: {'; '.join(mistakes)}") from error
+        places = [(".".join(map(str, each["loc"])).removeprefix("template."), each) for each in error.errors()]
+        mistakes = "; ".join(f"{place}{reason(each, Kind)}" for place, each in places)
+        raise ConfigError(f"kind file {str(path)!r}: {mistakes}") from error
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

@@ -25,6 +25,7 @@ from decimal import Decimal
 from typing import Literal, NamedTuple
 
 from evaluation.common.text import blank
+from evaluation.sources.tables import MONEY, SCALES, by_word
 
 _MONTHS = {
     name: number
@@ -51,36 +52,25 @@ _DATES = [
         rf"{_M},? (?:of |de )?{_Y}",
     )
 ]
-_SMALL = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
-_SPELT_VALUES = {word: value for value, word in enumerate(f"{_SMALL} eighteen nineteen".split(), start=2)} | {"one": 1}
-_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-_SPELT = re.compile(
-    rf"\b(?:(?P<ten>{'|'.join(_TENS)})(?:[- ](?P<one>one|{'|'.join(_SMALL.split()[:8])}))?"
-    rf"|(?P<word>{'|'.join([*_SPELT_VALUES][:-1])}))\b",
-    re.IGNORECASE,
-)
-_SPELT_VALUES |= {word: value for value, word in zip(range(20, 100, 10), _TENS, strict=True)}
+_NUMBER_WORDS = """
+    one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
+    nineteen twenty thirty forty fifty sixty seventy eighty ninety
+"""
+_SPELT_VALUES = dict(zip(_NUMBER_WORDS.split(), [*range(1, 20), *range(20, 100, 10)], strict=True))
+_TO_9, _TO_19, _TENS = ("|".join([*_SPELT_VALUES][part]) for part in (slice(9), slice(1, 19), slice(19, None)))
+_SPELT = re.compile(rf"\b(?:(?:{_TENS})(?:[- ](?:{_TO_9}))?|{_TO_19})\b", re.IGNORECASE)
 _ORDINALS = ("first", "second", "third", "fourth")
 _QUARTER = re.compile(rf"\b({'|'.join(_ORDINALS)})[ -]quarter\b(?: of)?", re.IGNORECASE)
 _YEAR = re.compile(r"[12]\d{3}")
-_SCALES = {
-    word: Decimal(10) ** power
-    for power, words in (
-        (3, "thousand thousands tausend k teur"),
-        (6, "million millions mio millionen mn m"),
-        (9, "billion billions bn mrd milliarden"),
-    )
-    for word in words.split()
-}
-_UNIT_WORDS = """
-    % percent prozent pct; € euro euros eur; $ dollar dollars usd; £ pound pounds gbp; km kilometre kilometres
-    kilometer kilometers; m metre metres meter meters; cm centimetre centimetres centimeter centimeters; mm
-    millimetre millimetres millimeter millimeters; kg kilogram kilograms kilogramm; g gram grams gramm; t tonne
-    tonnes; l litre litres liter liters; w watt watts; v volt volts; s second seconds; minutes minute min; hours
-    hour h; days day; weeks week; months month; years year; °c celsius; ml; mw; kw; hz; khz; mhz; ghz; bar; nm;
-    mi mile miles
-"""
-_UNITS = {word: unit[0] for unit in map(str.split, _UNIT_WORDS.split(";")) for word in unit} | {"per cent": "%"}
+_POWERS = {"thousand": 3, "million": 6, "billion": 9}
+_SCALES = {word: Decimal(10) ** _POWERS[scale] for word, scale in SCALES.items() if word.isalpha()}
+_UNITS = by_word(
+    "% percent prozent pct; km kilometre kilometer; m metre meter; cm centimetre centimeter; mm millimetre millimeter;"
+    "kg kilogram kilogramm; g gram gramm; t tonne; l litre liter; w watt; v volt; second s; minute min; hour h; day;"
+    "week; month; year; °c celsius; ml; mw; kw; hz; khz; mhz; ghz; bar; nm; mi mile"
+)
+_UNITS |= {f"{word}s": unit for word, unit in _UNITS.items() if len(word) > 2} | {"per cent": "%"}
+_UNITS |= {word: name.removeprefix("US ") for word, name in MONEY.items()}
 _NUMBER = re.compile(
     r"(?P<sign>(?<![\w)])[-−–](?=[$€£\d])|\((?=[$€£]?\s?[\d.,]+\s?%?[\s|]{0,3}\)))?(?P<before>[$€£]\s?)?"
     r"(?P<digits>(?<!\d)\d{1,3}(?:[ \u00a0\u202f,.'’]\d{3})+(?!\d)(?:[.,]\d+)?|\d+(?:[.,]\d+)?)(?:st|nd|rd|th)?"
@@ -95,22 +85,16 @@ _WORD = re.compile(r"\b[^\W\d_][\w]*(?:['’.-](?=\w)[\w]+)*")
 _START = re.compile(r"(?:[.!?:;…]\s|\n)[\s\"'“„«(*•-]*\Z")
 _ABBREVIATED = re.compile(r"(?:\b(?:Dr|Mr|Mrs|Ms|St|Prof|No|Nr|vs|\w))\.\s\Z")
 _LABELS = re.compile(r"\b(?:Question|Answer)\s?\d*:")
-_ORDINARY = re.compile(r"(?:s|ing|ed|ly|tion|ment|ness|ity|able|ful|less|ive)\Z")
-_FUNCTION_WORDS = frozenset(
-    re.findall(
-        r"\w+",
-        """
-    a about according after all also although among an and another any are as at because before between both
-    but by despite did do does during each earlier every finally first for from had has have he her his how
-    however i if in instead into is it its later many moreover most no not of on one only or other over
-    people per second she since so some such than that the their then there these they third this those to
-    today under unlike until was we were what when where which while who whose why with within without would
-    yes you your der die das ein eine einer eines im am auf bei für mit nach von vom zu zum zur aus und oder
-    wie wer wo wann ist sind war waren wird es er sie seit le la les un une des du de en dans pour par avec
-    sur et ou el los las una del al con por para
-        """,
-    )
-)
+_ORDINARY = re.compile(r"(?:(?<!['’])s|ing|ed|ly|tion|ment|ness|ity|able|ful|less|ive)\Z")
+_FUNCTION_WORDS = """
+    a about according after all also although among an and another any are as at because before between both but by
+    despite did do does during each earlier every finally first for from had has have he her his how however i if in
+    instead into is it its later many moreover most no not of on one only or other over people per second she since so
+    some such than that the their then there these they third this those to today under unlike until was we were what
+    when where which while who whose why with within without would yes you your der die das ein eine einer eines im am
+    auf bei für mit nach von vom zu zum zur aus und oder wie wer wo wann ist sind war waren wird es er sie seit le la
+    les un une des du de en dans pour par avec sur et ou el los las una del al con por para
+"""
 """Capitalised at the beginning of a sentence without being part of the name behind."""
 
 
@@ -203,21 +187,21 @@ def _dates(text: str) -> Iterator[tuple[tuple[int, int], _Date]]:
 def _numbers(text: str) -> Iterator[_Number]:
     """Yield the numbers of a text; those of a range or a list share the last one's scale and unit."""
     for match in _SPELT.finditer(text):
-        ten, one, word = (_SPELT_VALUES.get((match[part] or "").casefold(), 0) for part in ("ten", "one", "word"))
-        yield _Number(match.span(), frozenset({Decimal(ten + one + word)}))
+        value = sum(_SPELT_VALUES[word] for word in re.split("[- ]", match[0].casefold()))
+        yield _Number(match.span(), frozenset({Decimal(value)}))
     following: _Number | None = None
     for match in reversed(list(_NUMBER.finditer(text))):
         scale, unit = (match["scale"] or "").casefold(), (match["unit"] or "").casefold()
         if scale == "m" and not match["before"] and unit not in ("€", "£", "$"):  # metres
             scale, unit = "", "m"
         known = _UNITS.get(unit, "")
-        unit = (match["before"] or "").strip() or known
+        unit = _UNITS.get((match["before"] or "").strip(), known)
         factor = _SCALES.get(scale, Decimal(1))
         end = match.end() if known else match.end("scale") if scale else match.end("digits")
         shares = (
-            following and _BETWEEN.fullmatch(text[end : following.place[0]]) and not _YEAR.fullmatch(match["digits"])
+            following and _BETWEEN.fullmatch(text[end : following.place[0]]) and len({unit, following.unit, ""}) < 3
         )
-        if following and shares and not scale and len({unit, following.unit} - {""}) < 2:
+        if following and shares and not scale and not _YEAR.fullmatch(match["digits"]):
             unit, factor = unit or following.unit, following.scale
         values = frozenset(value * factor for value in _values(match["digits"]))
         following = _Number((match.start(), end), values, match["sign"] is not None, factor, unit)
@@ -228,41 +212,33 @@ def _values(digits: str) -> Iterator[Decimal]:
     """Yield the values that digits with separators may have."""
     plain = re.sub(r"[ \u00a0\u202f'’]", "", digits)
     separators = re.findall(r"[.,]", plain)
-    if not separators or len(set(separators)) == 1:
-        groups = re.split(r"[.,]", plain)
-        if all(len(group) == 3 for group in groups[1:]):
-            yield Decimal("".join(groups))
-        if len(separators) == 1:
-            yield Decimal(plain.replace(",", "."))
-    else:
-        whole, _, part = plain.rpartition(separators[-1])
-        yield Decimal(re.sub(r"[.,]", "", whole) + "." + part)
+    *groups, last = re.split(r"[.,]", plain)
+    if len(set(separators)) < 2 and all(len(group) == 3 for group in (*groups, last)[1:]):
+        yield Decimal("".join((*groups, last)))
+    if len(separators) == 1 or len(set(separators)) > 1:
+        yield Decimal("".join(groups) + "." + last)
 
 
 def _names(text: str) -> Iterator[tuple[tuple[int, int], str]]:
     """Yield place and text of each capitalised word that is part of a name."""
-    matches = list(_WORD.finditer(text))
-    for i, match in enumerate(matches):
+    function_words = frozenset(_FUNCTION_WORDS.split())
+    for match in _WORD.finditer(text):
         word = match[0]
         acronym = len(word) > 1 and word.isupper()
-        if not word[0].isupper() or (word.casefold() in _FUNCTION_WORDS and not acronym):
+        if not word[0].isupper() or (word.casefold() in function_words and not acronym):
             continue
         before = text[max(0, match.start() - 8) : match.start()]
         if not acronym and _START.search(before) and not _ABBREVIATED.search(before):
-            then = matches[i + 1] if i + 1 < len(matches) else None
-            follows = then is not None and then[0][0].isupper() and text[match.end() : then.start()] == " "
-            if not follows and not re.search(r"['’]s?\Z", word) and _ORDINARY.search(word):
+            after = text[match.end() : match.end() + 2]
+            if not (after[:1] == " " and after[1:].isupper()) and _ORDINARY.search(word):
                 continue
         yield match.span(), word
 
 
 def _word_forms(text: str) -> frozenset[str]:
-    words = {
-        word.casefold()
-        for match in re.finditer(r"\w+(?:['’.-]\w+)*", text)
-        for word in (match[0], *re.split(r"['’.-]", match[0]))
-    }
-    return frozenset(words | {_stem(word) for word in words})
+    whole = [word.casefold() for word in re.findall(r"\w+(?:['’.-]\w+)*", text)]
+    words = {part for word in whole for part in (word, *re.split(r"['’.-]", word))}
+    return frozenset(words | set(map(_stem, words)))
 
 
 def _occurs(name: str, words: frozenset[str]) -> bool:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import takewhile
 from typing import NamedTuple
 
 from evaluation.common.data import Frozen
 from evaluation.common.text import blank
-from evaluation.sources.tables import Statement as Statement
-from evaluation.sources.tables import captions_above, header_of, statements, table_runs
+from evaluation.sources.tables import LONGEST_CAPTION, Statement, captions_above, header_of, statements, table_runs
 from evaluation.tasks import Document
 
 PAGE = "␌"
@@ -34,7 +34,7 @@ _USUAL = re.compile(
     r"|acknowledge?ments|appendix|supplement\w*|notes)(?: and \w+)?|(?:appendix|annex)\s\w{1,3}\b.*",
     re.IGNORECASE,
 )
-_LONGEST_HEADING, _LONGEST_CAPTION = 90, 160
+_LONGEST_HEADING = 90
 """Characters."""
 _LINE = re.compile(r"[^\n]*\n+|[^\n]+\Z")
 _SENTENCE = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+")
@@ -73,14 +73,6 @@ class _Block(NamedTuple):
     """Of a heading."""
 
 
-class _Group(NamedTuple):
-    """Blocks that make a section, or several where one of them is too long."""
-
-    blocks: list[_Block]
-    heading: str
-    left_out: str
-
-
 def sections_of(document: Document, max_characters: int) -> list[Section]:
     """Return the sections of a document, each at most `max_characters` long; together they have all of its text.
 
@@ -91,11 +83,11 @@ def sections_of(document: Document, max_characters: int) -> list[Section]:
     text = blank(document.text, (page.span() for page in pages))
     shared = {"document_id": document.id, "digest": document.digest, "title": document.title}
     found = []
-    for group in _groups(text, document.title, max_characters):
-        for start, end, context in _pieces(text, group, max_characters):
+    for blocks, heading, left_out in _groups(text, document.title, max_characters):
+        for start, end, context in _pieces(text, blocks, max_characters):
             page = next((int(page[1]) for page in reversed(pages) if page.start() <= start), None)
             own = {"page": page, "start": start, "end": end, "text": text[start:end], "context": context}
-            found.append(Section(**shared, **own, heading=group.heading, left_out=group.left_out))
+            found.append(Section(**shared, **own, heading=heading, left_out=left_out))
     return found
 
 
@@ -129,13 +121,16 @@ def _heading(text: str) -> tuple[int, str]:
         return len(marked[1]), marked[2].strip()
     if len(text) > _LONGEST_HEADING or "\n" in text or re.search(r"[.:;,]\Z", text):
         return 0, ""
-    number = _NUMBERED.fullmatch(text)
-    if number or _USUAL.fullmatch(text) or _REFERENCES.fullmatch(text):
-        return (number[1].strip(".").count(".") + 1 if number else 1), text
-    return 0, ""
+    if number := _NUMBERED.fullmatch(text):
+        return number[1].strip(".").count(".") + 1, text
+    return (1, text) if _USUAL.fullmatch(text) or _REFERENCES.fullmatch(text) else (0, "")
 
 
-def _groups(text: str, title: str, limit: int) -> Iterator[_Group]:
+def _groups(text: str, title: str, limit: int) -> Iterator[tuple[list[_Block], str, str]]:
+    """Yield the blocks of a section, or of several where one of them is too long, its heading, and why it is left out.
+
+    Headings and captions stay with what follows.
+    """
     held: list[_Block] = []
     path: list[_Block] = []
     heading, left_out, above = "", "", 0  # the level of the heading of references
@@ -145,35 +140,26 @@ def _groups(text: str, title: str, limit: int) -> Iterator[_Group]:
         if begins:
             is_list = _REFERENCES.fullmatch(_NUMBER.sub("", block.name))
             if held and (is_list or left_out or held[-1].end - held[0].start >= limit / 4):
-                yield _Group(held, heading, left_out)
+                yield held, heading, left_out
                 held = []
             left_out, above = ("references", block.level) if is_list else ("", 0)
             path = [*(each for each in path if each.level < block.level), block]
         elif held and block.end - held[0].start > limit:
-            kept = _lead(held)
-            if held[: len(held) - kept]:
-                yield _Group(held[: len(held) - kept], heading, left_out)
-            held = held[len(held) - kept :]
+            lead = takewhile(lambda each: each.level or each.end - each.start <= LONGEST_CAPTION, reversed(held[-3:]))
+            ends = len(held) - len(list(lead))
+            if ends:
+                yield held[:ends], heading, left_out
+            held = held[ends:]
         if not held or (begins and all(each.level for each in held)):
             heading = " > ".join(each.name for each in path if each.name != title)
         held.append(block)
     if held:
-        yield _Group(held, heading, left_out)
+        yield held, heading, left_out
 
 
-def _lead(held: list[_Block]) -> int:
-    """Return how many of the last blocks are headings or captions, which stay with what follows."""
-    count = 0
-    for block in reversed(held):
-        if (not block.level and block.end - block.start > _LONGEST_CAPTION) or count > 2:
-            break
-        count += 1
-    return count
-
-
-def _pieces(text: str, group: _Group, limit: int) -> Iterator[tuple[int, int, str]]:
-    """Yield start and end of a group, or of its parts if it is too long, with what stands above a divided table."""
-    start, end = group.blocks[0].start, group.blocks[-1].end
+def _pieces(text: str, blocks: list[_Block], limit: int) -> Iterator[tuple[int, int, str]]:
+    """Yield start and end of blocks, or of parts of them if too long, with what stands above a divided table."""
+    start, end = blocks[0].start, blocks[-1].end
     if end - start <= limit:
         yield start, end, ""
         return

@@ -63,13 +63,12 @@ class _Value(NamedTuple):
 
 _LINE = re.compile(r"[^\n]*\S[^\n]*")
 _BAR = re.compile(r"\s*(?<!\\)\|\s*")
-_BLANK_LINE = re.compile(r"\n\n")
 _RULE = re.compile(r"[\s|:-]*-{2,}[\s|:-]*")
 _LONGEST_LABEL, _GAP = 120, 2
 """Characters of a line inside a table, and such lines in a row."""
 _HEADER_ROWS = 6
 """At most."""
-_CAPTIONS, _LONGEST_CAPTION = 3, 160
+_CAPTIONS, LONGEST_CAPTION = 3, 160
 """Lines above a table that are read for units and periods, and their characters."""
 _CONTINUED = re.compile(r"\(?\b(?:continued|cont\.|cont'd|fortsetzung|suite)\)?", re.IGNORECASE)
 _PERIOD = re.compile(
@@ -86,23 +85,22 @@ _NOTE_NUMBER = re.compile(r"\(?\d{1,2}(?:\.\d{1,2})?\)?(?:,\s?\d{1,2})*")
 _UNIT_COLUMN = re.compile(r"units?|einheit|unité", re.IGNORECASE)
 _CHANGE = re.compile(r"\bchange|\bvar(?:iance|\.)?\b|veränderung|Δ|\+/[-–]|\bgrowth", re.IGNORECASE)
 _DIGITS = r"\d{1,3}(?:[,.'’ \u202f\u00a0]\d{3})+(?:[.,]\d+)?|\d+(?:[.,]\d+)?"
-_MONEY = {
-    "€": "euros", "eur": "euros", "euro": "euros", "euros": "euros", "$": "dollars", "dollars": "dollars",
-    "us$": "US dollars", "usd": "US dollars", "us dollars": "US dollars", "u.s. dollars": "US dollars",
-    "£": "pounds", "gbp": "pounds", "pounds": "pounds", "¥": "yen", "jpy": "yen", "yen": "yen",
-    "chf": "CHF", "sek": "SEK", "nok": "NOK", "dkk": "DKK", "pln": "PLN", "inr": "INR", "cad": "CAD", "aud": "AUD",
-}  # fmt: skip
-_SCALES = {
-    word: scale
-    for scale, words in {
-        "thousand": "thousand thousands k '000 ’000 000 000s tsd",
-        "million": "million millions m mn mm mio",
-        "billion": "billion billions bn mrd",
-    }.items()
-    for word in words.split()
-}
-_CURRENCY = "|".join(sorted(map(re.escape, _MONEY), key=len, reverse=True))
-_SCALE = "|".join(sorted(_SCALES, key=len, reverse=True))
+
+
+def by_word(groups: str) -> dict[str, str]:
+    """Return the first word of its group for each word; semicolons stand between the groups."""
+    return {word.lower(): group[0] for group in map(str.split, groups.split(";")) for word in group}
+
+
+MONEY = by_word(
+    "euros € eur euro; dollars $ dollar; pounds £ gbp pound; yen ¥ jpy; CHF; SEK; NOK; DKK; PLN; INR; CAD; AUD"
+)
+MONEY |= dict.fromkeys(("usd", "us$", "us dollars", "u.s. dollars"), "US dollars")
+SCALES = by_word(
+    "thousand thousands tausend k '000 ’000 000 000s tsd; million millions millionen m mn mio;"
+    "billion billions milliarden bn mrd"
+)
+_CURRENCY, _SCALE = ("|".join(sorted(map(re.escape, words), key=len, reverse=True)) for words in (MONEY, SCALES))
 _AMOUNT = re.compile(
     rf"(?<!\w)(?:(?P<c1>{_CURRENCY})\s?(?:in )?(?P<s1>{_SCALE})(?!\w)"
     rf"|(?<!\d\s)(?P<s2>{_SCALE})\.?\s?(?:of )?(?P<c2>{_CURRENCY})(?!\w)|(?P<t>T)(?P<c3>EUR|€|CHF|USD)(?!\w)"
@@ -121,22 +119,20 @@ _VALUE = re.compile(
     re.IGNORECASE,
 )
 _PER_SHARE = re.compile(r"\bper (?:\w+ )?share|\bje aktie|\bEPS\b", re.IGNORECASE)
-_RATIO = re.compile(
-    r"\b(?:margin|ratio|rate|return on|yield|quota|quote|\w*marge|index|score|factor|spread|price|per)\b", re.IGNORECASE
-)
-_COUNT = re.compile(
-    r"\b(?:number of|employees|headcount|FTEs?|workforce|staff|shares|customers|users|members|visitors|passengers"
-    r"|stores|sites|offices|branches|countries|units|vehicles|volumes?|age|days|years|mitarbeiter\w*|aktien|anzahl)\b",
+_NO_AMOUNT = re.compile(
+    r"\b(?:margin|ratio|rate|return on|yield|quota|quote|\w*marge|index|score|factor|spread|price|per|number of"
+    r"|employees|headcount|FTEs?|workforce|staff|shares|customers|users|members|visitors|passengers|stores|sites|offices"
+    r"|branches|countries|units|vehicles|volumes?|age|days|years|mitarbeiter\w*|aktien|anzahl)\b",
     re.IGNORECASE,
 )
+"""Items that have no unit among amounts of money, or one of their own."""
 _PEOPLE = re.compile(r"\b(?:number of (?:employees|staff)|headcount|FTEs?)\b", re.IGNORECASE)
 _TOTAL = re.compile(r"\b(?:total|sub-?total|sum|summe|gesamt\w*|net \w+)\b", re.IGNORECASE)
 _OF_WHICH = re.compile(r"(?:of which|thereof|including|davon|dont|basic|diluted|current|non-current)\b", re.IGNORECASE)
 _WRAPS = re.compile(r"(?:\b(?:of|to|and|the|for|in|from|by|on|at|with|or)|[,&-])\Z", re.IGNORECASE)
 _REPORT = re.compile(
     r"\b(?:(?:annual|integrated|interim|half-?year(?:ly)?|quarterly|financial|sustainability|consolidated|management)\s+)*"
-    r"(?:reports?|financial statements?|accounts|geschäftsbericht|jahresabschluss)\b"
-    r"|\b(?:FY ?)?(?:19|20)\d{2}(?:/\d{2,4})?\b",
+    r"(?:reports?|financial statements?|accounts|geschäftsbericht|jahresabschluss|(?:FY ?)?(?:19|20)\d{2})\b",
     re.IGNORECASE,
 )
 
@@ -183,26 +179,22 @@ def header_of(run: Sequence[Row]) -> list[Row]:
 
 def statements(text: str, title: str, offset: int) -> Iterator[Statement]:
     """Yield the values in the tables of a text that begins at `offset` of a document with a title."""
-    company = _REPORT.sub(" ", title.partition(" > ")[0])
-    company = re.sub(r"\A(?:\s|of the\b|of\b|[-–:,&]|and\b)+|(?:\s|[-–:,&]|\band\b|\bof\b)+\Z", "", company) or title
+    company = _REPORT.split(title.partition(" > ")[0])[0].strip(" -–:,&") or title
     found = [
         statement
         for run in table_runs(text)
         for table in _tables(run, captions_above(text[: run[0].start]))
         for statement in _of_table(table, company, offset)
     ]
-    values: dict[str, set[str]] = {}
-    for each in found:
-        place, _, value = each.text.rpartition(": ")
-        values.setdefault(place, set()).add(value)
+    values = Counter(text.rpartition(": ")[0] for text in {each.text for each in found})
     for each in found:  # what has several values is not told apart by its name
-        yield each._replace(uncertain=each.uncertain or len(values[each.text.rpartition(": ")[0]]) > 1)
+        yield each._replace(uncertain=each.uncertain or values[each.text.rpartition(": ")[0]] > 1)
 
 
 def captions_above(text: str) -> list[str]:
     """Return the short lines at the end of a text that may be captions of a table below it."""
     lines = [line.strip("#* ") for line in text[-1_000:].splitlines() if line.strip()][-_CAPTIONS:]
-    return [line for line in lines if len(line) <= _LONGEST_CAPTION]
+    return [line for line in lines if len(line) <= LONGEST_CAPTION]
 
 
 def _tables(run: Sequence[Row], captions: list[str]) -> Iterator[_Table]:
@@ -212,17 +204,16 @@ def _tables(run: Sequence[Row], captions: list[str]) -> Iterator[_Table]:
     or a line says that the table is continued.
     """
     table = _Table(captions, [], [])
-    rows = [row for row in run if len(row.cells) > 1]
-    in_blocks = any("\n\n" not in row.gap for row in rows[1:])
+    in_blocks = any("\n\n" not in row.gap for row in run[1:] if len(row.cells) > 1)
     for row in run:
         has_values = any(len(each.cells) > 1 for each in table.body)
+        ends = in_blocks and has_values and len(row.cells) > 1 and "\n\n" in row.gap
+        if ends and not _CONTINUED.search(table.body[-1].cells[0]):
+            yield table
+            table, has_values = _Table([], [], []), False
         if len(row.cells) == 1:
             is_caption = not table.header or (not has_values and bool(_unit_in(row.cells[0])))
             table.captions.append(row.cells[0]) if is_caption else table.body.append(row)
-        elif in_blocks and has_values and _BLANK_LINE.search(row.gap) and not _is_continued(table.body[-1]):
-            yield table
-            is_header = _is_header(row, [], [])
-            table = _Table([], [row] * is_header, [row] * (not is_header))
         elif (not has_values and len(table.header) == _HEADER_ROWS) or not _is_header(row, table.header, table.body):
             table.body.append(row)
         elif not has_values:
@@ -236,15 +227,10 @@ def _tables(run: Sequence[Row], captions: list[str]) -> Iterator[_Table]:
     yield table
 
 
-def _is_continued(row: Row) -> bool:
-    return len(row.cells) == 1 and bool(_CONTINUED.search(row.cells[0]))
-
-
 def _is_header(row: Row, header: Sequence[Row], body: Sequence[Row]) -> bool:
     first, *cells = row.cells
-    found = [value for cell in row.cells if (value := _value(cell)) and not _YEAR.fullmatch(_clean(cell))]
     periods = [bool(_PERIOD.search(cell)) for cell in cells if cell]
-    if found or not periods:
+    if not periods or any(_value(cell) and not _YEAR.fullmatch(_clean(cell)) for cell in row.cells):
         return False
     if any(len(each.cells) > 1 for each in body):
         return any(periods) and (not first or _heads(first))
@@ -283,12 +269,11 @@ def _value(cell: str, thousands: str = "") -> _Value | None:
 def _unit_in(text: str) -> str:
     """Return the unit that a caption, a header cell or a label speaks of, such as `thousand euros`; empty for none."""
     if match := _AMOUNT.search(text):
-        parts = match.groupdict()
-        scale = next((parts[name].lower() for name in ("s1", "s2", "s4") if parts[name]), "k" if parts["t"] else "")
-        currency = next((parts[name].lower() for name in ("c1", "c2", "c3", "c5", "c6") if parts[name]), "")
-        return f"{_SCALES.get(scale, '')} {_MONEY.get(currency, '')}".strip()
+        words = [(name, word.casefold()) for name, word in match.groupdict().items() if word]
+        scales = [SCALES.get(word, "thousand") for name, word in words if name[0] in "st"]
+        return " ".join([*scales, *(MONEY[word] for name, word in words if name[0] == "c")])
     plain = _PLAIN_UNIT.search(text.strip())
-    return {"percent": "%", "per cent": "%", "number": "", "headcount": ""}.get(plain[1], plain[1]) if plain else ""
+    return re.sub("per ?cent$", "%", re.sub("number|headcount", "", plain[1])) if plain else ""
 
 
 def _columns(table: _Table) -> list[_Column] | None:
@@ -322,10 +307,10 @@ def _columns(table: _Table) -> list[_Column] | None:
 
 
 def _column(name: Sequence[str], table: _Table, certain: bool) -> _Column:
-    units = [_unit_in(each) for each in name]
-    texts = [_AMOUNT.sub("", each).strip(" ()[],") if unit else each for each, unit in zip(name, units, strict=True)]
-    text = " ".join(each for each, unit in zip(texts, units, strict=True) if not unit or _PERIOD.search(each))
-    unit = next(filter(None, reversed(units)), "")
+    units = {each: _unit_in(each) for each in name}
+    kept = (each for each in name if not units[each] or _PERIOD.search(each))
+    text = " ".join(_AMOUNT.sub("", each).strip(" ()[],") if units[each] else each for each in kept)
+    unit = next(filter(None, reversed(units.values())), "")
     if _CHANGE.search(" ".join(name)):
         return _Column(" ".join(name), "%" if "%" in "".join(name) else "?", certain)
     if _PERIOD.search(text) or _NOTE_COLUMN.fullmatch(text) or _UNIT_COLUMN.fullmatch(text):
@@ -342,10 +327,10 @@ def _of_table(table: _Table, company: str, offset: int) -> Iterator[Statement]:
     unit = next(filter(None, map(_unit_in, (corner, *reversed(table.captions)))), "")
     cells = [cell for row in table.body for cell in row.cells[1:]]
     signs = {sign for cell in cells for sign in re.findall(r"[$€£¥]", cell)}
-    if unit in _SCALES.values() and len(signs) == 1:
-        unit = f"{unit} {_MONEY[signs.pop()]}"
+    if unit in SCALES.values() and len(signs) == 1:
+        unit = f"{unit} {MONEY[signs.pop()]}"
     thousands = Counter(mark for cell in cells for mark in re.findall(r"\d([,.'’])\d{3}(?!\d)", cell)).most_common(1)
-    except_shares = any(re.search("except", caption) for caption in table.captions)
+    except_shares = "except" in " ".join(table.captions)
     for row, item, group, item_certain in _labelled(table.body):
         placed = list(_placed(row, columns))
         own = _unit_in(item) or next((cell for cell, column in placed if _UNIT_COLUMN.fullmatch(column.name)), "")
@@ -364,20 +349,18 @@ def _of_table(table: _Table, company: str, offset: int) -> Iterator[Statement]:
 
 def _unit_of(item: str, cell: str, label: str, column: str, table: str, except_shares: bool) -> tuple[str, bool]:
     """Return the unit of a value, by cell, label, column or table, and whether that is certain."""
-    if cell in _MONEY.values() and table and not label and not _PER_SHARE.search(item):
+    if cell in MONEY.values() and table and not label and not _PER_SHARE.search(item):
         return (table, True) if table.endswith(cell) else (cell, False)
     if cell or label or column not in ("", "?"):
-        scaled = not cell and label in _MONEY.values() and " " in table and not _PER_SHARE.search(item)
+        scaled = not cell and label in MONEY.values() and " " in table and not _PER_SHARE.search(item)
         return cell or label or column, not scaled
     currency = table.rpartition(" ")[2]
-    is_money = currency in _MONEY.values() or table in _SCALES
+    is_money = currency in MONEY.values() or table in SCALES
     if _PER_SHARE.search(item) and is_money:
         return currency, except_shares
-    if _COUNT.search(item):
-        return "", not is_money or bool(_PEOPLE.search(item))
-    if _RATIO.search(item):
-        return "", False
-    return table, bool(table) and table not in _SCALES.values() and column != "?"
+    if _NO_AMOUNT.search(item):
+        return "", bool(_PEOPLE.search(item))
+    return table, bool(table) and table not in SCALES.values() and column != "?"
 
 
 def _labelled(body: Sequence[Row]) -> Iterator[tuple[Row, str, str, bool]]:
