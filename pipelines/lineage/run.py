@@ -35,7 +35,7 @@ from pipelines.settings import Settings, TrackingConfig, to_yaml
 
 if TYPE_CHECKING:
     from pipelines.adapt_student.page import NightResult
-    from pipelines.write_corpus.result import CorpusResult
+    from pipelines.write_corpus.output import CorpusResult
 
 _RUN_KEY, _UNIT, _PARENT = "preceptor.run_key", "preceptor.unit", "mlflow.parentRunId"
 _DIGEST_LENGTH, _LONGEST_TAG = 36, 5000

@@ -17,7 +17,7 @@ from pipelines.records import Candidate, Round, VariantComparison, VariantScores
 
 if TYPE_CHECKING:
     from pipelines.adapt_student.page import NightResult
-    from pipelines.write_corpus.result import CorpusResult
+    from pipelines.write_corpus.output import CorpusResult
 
 TOP_CANDIDATES = 100
 """Rows of the table of best candidates."""
@@ -230,8 +230,8 @@ def corpus_metrics(result: CorpusResult) -> Metrics:
     figures: dict[str, float | None] = {f"corpus/{name}": getattr(result, name) for name in _CORPUS}
     figures |= {"corpus/supported_share": result.funnel.supported_share}
     figures |= {f"corpus/{name}": value for name, value in result.diversity.items()}
-    for kind, count in result.kinds.items():
-        figures[f"tokens/{metric_part(kind)}"] = count.tokens
+    for kind, tokens in result.funnel.column("tokens").items():
+        figures[f"tokens/{metric_part(kind)}"] = tokens
     for gain in result.gains:
         figures[f"gain/{metric_part(gain.kind)}"] = gain.per_tokens
     return _known(figures)

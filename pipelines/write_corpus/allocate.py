@@ -3,17 +3,28 @@
 The bandit is Thompson sampling on the gain per token: a kind's posterior is normal, around the ratio of its gains to
 its tokens, with one pseudo-observation at the mean of all kinds. The spread is pooled over kinds, because each has few
 observations. Older ones lose half their weight each round: a gain is marginal, and falls as a document's lines grow.
+
+A trial trains the student of a section on the lines that the section has so far and the piece, and compares it with the
+one that was trained on these lines alone, with the same seeds. The questions are those of the section.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from evaluation.common.data import derive_seed
-from pipelines.records import Record
+from evaluation.statistics import known_mean
+from pipelines.loop.loop import Loop
+from pipelines.loop.update import Trial as Update
+from pipelines.records import Edit, Record, ScoredUpdate
+from pipelines.write_corpus.config import Passage, Schedule
+from pipelines.write_corpus.funnel import CorpusRow
+from pipelines.write_corpus.write import BATCH, Writer, Written
+from teacher.kinds import Kind
+from teacher.self_edit import Implication, SelfEdit
 
 MEMORY = 0.5
 """Weight that an observation keeps from one round to the next."""
@@ -112,3 +123,61 @@ def even_kinds(kinds: Sequence[str], spent: Mapping[str, int], pieces: Mapping[s
         tokens[kind] += size[kind]
         chosen.append(kind)
     return chosen
+
+
+class Tried:
+    """The student's trials over the rounds of a corpus."""
+
+    def __init__(self, loop: Loop, passages: Sequence[Passage], most: int) -> None:
+        """`passages` are those that kinds may be tried on, at most `most` of them in a round."""
+        self._loop, self.passages, self._most = loop, list(passages), most
+        self._held: dict[str, tuple[Implication, ...]] = {}
+        self.trials: list[Trial] = []
+        self.failed = 0
+        """Trials whose update had no score."""
+
+    def round(
+        self,
+        number: int,
+        kinds: Sequence[Kind],
+        schedule: Schedule,
+        writer: Writer,
+        add: Callable[[Written], list[CorpusRow]],
+    ) -> None:
+        """Try every kind once on each of the round's sections; what is written is added to the corpus."""
+        size, most = len(self.passages), min(self._most, len(self.passages))
+        chosen = [self.passages[(number * most + i) % size] for i in range(most)]
+        pieces = [schedule.of(passage, kind) for passage in chosen for kind in kinds]
+        kept: dict[str, dict[str, list[CorpusRow]]] = {}
+        for start in range(0, len(pieces), BATCH):
+            for written in writer.write(pieces[start : start + BATCH]):
+                kept.setdefault(written.piece.passage.id, {})[written.piece.kind.name] = add(written)
+        updates, places = [], []
+        for passage in chosen:
+            held = self._held.get(passage.id, ())
+            updates.append(self._update(passage, 0, held))
+            for place, (name, mine) in enumerate(kept[passage.id].items(), 1):
+                if mine:
+                    updates.append(self._update(passage, place, (*held, *(row.line for row in mine))))
+                    places.append((passage.id, place, name))
+        scored = {update.edit_id: update for update in self._loop.update(updates, "rewards")}
+        for passage_id, place, name in places:
+            after, before = (self._score(scored[f"{passage_id}#{i}"]) for i in (place, 0))
+            if after is None or before is None:
+                self.failed += 1
+                continue
+            tokens = max(1, sum(row.tokens for row in kept[passage_id][name]))
+            self.trials.append(Trial(kind=name, round=number, tokens=tokens, gain=after - before))
+        names, seed = [kind.name for kind in kinds], self._loop.seed("held", number)
+        for passage, name in zip(chosen, draw_kinds(names, self.trials, len(chosen), number, seed), strict=True):
+            self._held[passage.id] = (*self._held.get(passage.id, ()), *(row.line for row in kept[passage.id][name]))
+
+    def _update(self, passage: Passage, place: int, lines: Sequence[Implication]) -> Update:
+        if not lines:
+            return Update(passage.id, place, None, 0)
+        edit = Edit.written(passage.id, SelfEdit(implications=tuple(lines)), "", index=place)
+        return self._loop.trials([edit], "corpus")[0]
+
+    def _score(self, update: ScoredUpdate) -> float | None:
+        scores = update.by_question(self._loop.settings.teacher.reward.metric)
+        return known_mean(scores) if update.failure is None else None

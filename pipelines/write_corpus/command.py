@@ -50,8 +50,7 @@ def write_corpus(
     With a student, `--kinds auto` spends the tokens on the kinds from which it learns the most. The same command
     resumes what was killed.
     """
-    from pipelines.write_corpus.config import open_config, refuse_foreign
-    from pipelines.write_corpus.plan import CorpusRequest, tokens_of
+    from pipelines.write_corpus.config import CorpusRequest, open_config, refuse_foreign, tokens_of
 
     paths = tuple(map(str, documents))
     named = writer or "", student or "", str(replay or "")
@@ -60,7 +59,7 @@ def write_corpus(
     ref = open_config(config, request.student, request.writer, set_ or (), work_dir)
     if preview is not None:
         prepare_process(work_dir)
-        from pipelines.write_corpus.preview import print_preview
+        from pipelines.write_corpus.making import print_preview
 
         with exclusive(work_dir):
             print_preview(ref, request, work_dir, preview)
@@ -81,9 +80,6 @@ def write_corpus(
 def study(
     corpus: Annotated[Path, typer.Argument(help="Directory of a corpus.")],
     student: StudentOption = None,
-    piece_tokens: Annotated[
-        float, typer.Option("--piece-tokens", min=0.0, help="Budget 1x of a section [the mean of the corpus's pieces].")
-    ] = 0.0,
     config: ConfigOption = Path("configs/write-corpus.yaml"),
     set_: SetOption = None,
     work_dir: WorkDir = Path(".preceptor"),
@@ -95,7 +91,7 @@ def study(
     with flow_process(work_dir):
         from pipelines.write_corpus.study import study as flow
 
-        result = flow(str(corpus), student or "", str(config), list(set_ or ()), str(work_dir), piece_tokens)
+        result = flow(str(corpus), student or "", str(config), list(set_ or ()), str(work_dir))
         open_console().print(result.table)
         if json_file is not None:
             write_atomically(json_file, result.model_dump_json(indent=2) + "\n")

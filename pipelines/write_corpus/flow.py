@@ -12,10 +12,9 @@ from evaluation.common.errors import LineageError
 from pipelines.execution import content_key
 from pipelines.lineage.run import Lineage
 from pipelines.process import embedded_flow
-from pipelines.write_corpus.config import open_config, refuse_foreign
+from pipelines.write_corpus.config import AUTO, CorpusRequest, open_config, refuse_foreign
 from pipelines.write_corpus.making import opened
-from pipelines.write_corpus.plan import AUTO, CorpusRequest
-from pipelines.write_corpus.result import CorpusResult
+from pipelines.write_corpus.output import CorpusResult
 
 FLOW_NAME = "write-corpus"
 

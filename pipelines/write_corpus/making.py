@@ -1,45 +1,47 @@
-"""A corpus in the making: questions, trials on a student, and pieces until the budget is spent."""
+"""A corpus in the making: questions, trials on a student, and pieces until the budget is spent; or a preview of it."""
 
 from __future__ import annotations
 
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from evaluation.common.data import derive_seed, digest_json
 from evaluation.common.errors import GenerationError, InputError
-from evaluation.tasks import KnowledgeTask
+from evaluation.tasks import KnowledgeTask, Question
+from pipelines.inbox.documents import InboxDocument
 from pipelines.inbox.intake import Intake
+from pipelines.inbox.questions import WriterSettings, write_questions
 from pipelines.loop.loop import Loop
 from pipelines.models import open_student
-from pipelines.plan import Plan, steps_of
+from pipelines.plan import Step
+from pipelines.records import Record
 from pipelines.reports.console import Reporter
-from pipelines.reports.format import counted
+from pipelines.reports.format import counted, duration
 from pipelines.terminal import open_console
-from pipelines.write_corpus.allocate import draw_kinds, even_kinds, gains_of
-from pipelines.write_corpus.config import WriteCorpusConfig, WriterRef
-from pipelines.write_corpus.funnel import TABLES, Corpus
-from pipelines.write_corpus.output import REPLAY, CorpusRow, SplitName, diversity, messages_of, write_corpus_files
-from pipelines.write_corpus.plan import (
+from pipelines.write_corpus.allocate import Tried, draw_kinds, even_kinds, gains_of
+from pipelines.write_corpus.config import (
     AUTO,
     CorpusRequest,
     Passage,
     Schedule,
+    SplitName,
+    WriterRef,
     kinds_of,
     passages_of,
-    plan_corpus,
     read_documents,
 )
-from pipelines.write_corpus.result import CorpusResult, KindCount
-from pipelines.write_corpus.trials import Tried, ask_about, with_questions
+from pipelines.write_corpus.funnel import TABLES, Corpus, CorpusRow, messages_of
+from pipelines.write_corpus.output import CorpusResult, diversity, write_corpus_files
 from pipelines.write_corpus.write import BATCH, Writer
 from teacher.kinds import Kind
-from teacher.samplers.openai import OpenAISampling
 
+REPLAY = "replay"
+"""Kind of the rows of general text."""
 _LEAST = 0.05
 """Share of the budget below which a corpus is an error."""
 _DRY_PIECES = 16
@@ -53,6 +55,8 @@ _ASKED = 64
 """Sections of each split without questions that some are generated for at most."""
 _CHARACTERS = 4
 """Of a token where the writer's tokenizer is not known."""
+_PREVIEWED, _PREVIEWS = 2, 2
+"""Pieces of a kind that are written at once for the lines of a preview, and how often at most."""
 
 
 @contextmanager
@@ -60,18 +64,24 @@ def opened(ref: WriterRef, request: CorpusRequest, work_dir: Path) -> Iterator[M
     """Open documents, writer, student and stores of a corpus."""
     config, console = ref.config, open_console()
     kinds = kinds_of(request.kinds, config.teacher.model)
-    intake = Intake(limits=config.limits)
-    documents = read_documents(request, intake, lambda line: console.print(line, markup=False, highlight=False))
+    say = partial(console.print, markup=False, highlight=False)
+    documents = read_documents(request, Intake(limits=config.limits), say)
     passages = passages_of(documents, config.corpus.development, config.seed_of("corpus"))
-    tried = config.corpus.tried if config.student is not None and request.kinds == AUTO else 0
-    plan = plan_corpus(config.corpus.rounds if tried else 1, len(passages), tried, kinds)
-    tasks = [passage.task for passage in passages]
+    tries = config.student is not None and request.kinds == AUTO
+    parts = config.corpus.rounds if tries else 1
     with (
-        Reporter(console, len(steps_of(plan))) as reporter,
-        Loop(config.for_loop, work_dir, tasks, (), reporter) as loop,
+        Reporter(console, parts * (1 + tries)) as reporter,
+        Loop(config.for_loop, work_dir, [passage.task for passage in passages], (), reporter) as loop,
         closing(Writer(ref, work_dir, reporter.begin)) as writer,
     ):
-        yield Making(config, request, loop, writer, kinds, passages, plan)
+        yield Making(request, loop, writer, kinds, passages, parts)
+
+
+class Asked(Record):
+    """Questions that were generated for some sections."""
+
+    questions: dict[str, tuple[Question, ...]]
+    """By section id."""
 
 
 class Making:
@@ -79,29 +89,28 @@ class Making:
 
     def __init__(
         self,
-        config: WriteCorpusConfig,
         request: CorpusRequest,
         loop: Loop,
         writer: Writer,
         kinds: Sequence[Kind],
         passages: Sequence[Passage],
-        plan: Plan,
+        parts: int,
     ) -> None:
-        self.config, self.request, self.loop, self.writer, self.ref = config, request, loop, writer, writer.ref
-        self.kinds, self.passages, self._plan = list(kinds), list(passages), plan
-        self._tokenizer, self._count = self._counting()
+        self.request, self.loop, self.writer, self._config = request, loop, writer, writer.ref.config
+        self.kinds, self.passages, self._parts = list(kinds), list(passages), parts
         self._seed = loop.seed("corpus")
-        self.corpus = Corpus(self.ref, request.licence, self._seed, self._count)
+        self._tokenizer, self._count = self._counting()
+        self.corpus = Corpus(writer.ref, request.licence, self._seed, self._count)
         self._notes: list[str] = []
         self._shares: list[dict[str, float]] = []
         self._replayed: list[CorpusRow] = []
 
     def _counting(self) -> tuple[str, Callable[[str], int]]:
         """Return whose tokens are counted, and the function that does."""
-        if self.config.student is not None:
-            name, tokenizer = self.config.student.model, open_student(self.loop.student_ref).tokenizer
+        if self._config.student is not None:
+            name, tokenizer = self._config.student.model, open_student(self.loop.student_ref).tokenizer
         elif not self.writer.is_endpoint:
-            name, tokenizer = self.config.teacher.model, self.writer.policy.tokenizer
+            name, tokenizer = self._config.teacher.model, self.writer.policy.tokenizer
         else:
             return f"none, {_CHARACTERS} characters a token", lambda text: -(-len(text) // _CHARACTERS)
         return name, lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -112,41 +121,66 @@ class Making:
         Raises:
             GenerationError: Nothing or next to nothing was kept; the message has the funnel.
         """
-        started, request = time.perf_counter(), self.request
+        started, request, reporter = time.perf_counter(), self.request, self.loop.reporter
         self._ask()
         tried = self._trials()
         measured = {passage.id for passage in tried.passages} if tried else set[str]()
         rest = [p for p in self.passages if p.split == "train" or p.id not in measured]
-        schedule, reporter, parts = Schedule(rest, self._seed), self.loop.reporter, len(self._plan)
+        schedule, kinds = Schedule(rest, self._seed), len(self.kinds)
         if request.kinds == AUTO or TABLES in request.kinds:
             for passage in self.passages:
                 self.corpus.add_statements(passage)
-        for stage in self._plan:
-            number = int(stage.subject)
+        for part in range(self._parts):
             if tried:
-                with reporter.step(stage.steps[0], stage.name):
-                    tried.round(number, self._active(), schedule, self.writer, self.corpus.add)
-            with reporter.step(stage.steps[-1], stage.name):
-                more = self._write(number, request.tokens * (number + 1) // parts, schedule, tried)
-            if not more:
-                break
+                with reporter.step(Step("update", len(measured), kinds), f"part {part}"):
+                    tried.round(part, self._active(), schedule, self.writer, self.corpus.add)
+            with reporter.step(Step("sample", len(rest), kinds), f"part {part}"):
+                if not self._write(part, request.tokens * (part + 1) // self._parts, schedule, tried):
+                    break
         return self._result(tried, time.perf_counter() - started)
 
     def _ask(self) -> None:
         """Generate questions for sections of documents without any, if a student is there to say what is asked."""
-        settings, asked = self.config.questions, {p.section.document_id for p in self.passages if p.task.questions}
+        settings, asked = self._config.questions, {p.section.document_id for p in self.passages if p.task.questions}
         unasked = [p for p in self.passages if p.section.document_id not in asked]
-        if self.config.student is None or settings is None or not unasked:
+        if self._config.student is None or settings is None or not unasked:
             return
-        rng = random.Random(derive_seed(self._seed, "asked"))
-        rng.shuffle(unasked)
+        random.Random(derive_seed(self._seed, "asked")).shuffle(unasked)
         chosen = [p for split in ("development", "train") for p in [p for p in unasked if p.split == split][:_ASKED]]
-        self.passages = with_questions(self.passages, ask_about(self.loop, self.writer, chosen, settings))
-        self.loop.tasks = {p.id: p.task for p in self.passages}
+        found = self._questions(chosen, settings).questions
+        for place, passage in enumerate(self.passages):
+            task = passage.task.model_copy(update={"questions": found.get(passage.id, passage.task.questions)})
+            self.passages[place], self.loop.tasks[passage.id] = passage._replace(task=task), task
+
+    def _questions(self, passages: Sequence[Passage], settings: WriterSettings) -> Asked:
+        """Return questions about sections that the student cannot answer without them; stored as other work is."""
+        loop, teacher = self.loop, self.loop.settings.teacher
+        form, seed = loop.settings.student.answer_format, loop.seed("questions")
+        documents = {
+            p.id: InboxDocument(title=p.task.document.title, text=p.task.document.text, source=p.source)
+            for p in passages
+        }
+
+        def ask(_: Mapping[str, InboxDocument]) -> Asked:
+            chat = self.writer.policy.tokenizer if teacher.chat else None
+            how = (settings.prompt_for(teacher.model), settings.samples, seed, chat)
+            student = open_student(loop.student_ref)
+            found = write_questions(list(documents.values()), self.writer.sampler(), student, form, *how)
+            return Asked(questions={name: each.questions for name, each in zip(documents, found, strict=True)})
+
+        content = {
+            "student": [loop.student_digest, form.model_dump(mode="json")],
+            "writer": [teacher.model, self.writer.ref.digest, teacher.sampling.model_dump(mode="json")],
+            "questions": settings.model_dump(mode="json"),
+            "documents": [[name, document.id] for name, document in documents.items()],
+            "seed": seed,
+        }
+        describe = f"asking about {len(documents)} sections"
+        return loop.execution.run("corpus-questions", content, ask, documents, describe=describe)
 
     def _trials(self) -> Tried | None:
         """Return the student's trials; None where the budget is spent evenly."""
-        if self.config.student is None or self.request.kinds != AUTO:
+        if self._config.student is None or self.request.kinds != AUTO:
             return None
         asked = [p for p in self.passages if p.task.questions]
         development = [p for p in asked if p.split == "development"]
@@ -155,7 +189,7 @@ class Making:
             return None
         if not development:
             self._note("No development section has a question: kinds were tried on training sections.")
-        return Tried(self.loop, development or asked, self.config.corpus.tried)
+        return Tried(self.loop, development or asked, self._config.corpus.tried)
 
     def _note(self, text: str) -> None:
         self._notes.append(text)
@@ -163,26 +197,26 @@ class Making:
 
     def _active(self) -> list[Kind]:
         """Return the kinds that something was kept of, or that were hardly tried."""
-        dry = {k for k, pieces in self.corpus.pieces.items() if pieces >= _DRY_PIECES and not self.corpus.spent[k]}
-        left = [kind for kind in self.kinds if kind.name not in dry]
-        for kind in [kind for kind in self.kinds if kind.name in dry] if left else ():
-            self._note(
-                f"{kind.name}: nothing was kept of {self.corpus.pieces[kind.name]} pieces; left out from here on."
-            )
-        self.kinds = left or self.kinds
+        funnel = self.corpus.funnel
+        pieces, spent = funnel.column("completions"), funnel.column("tokens")
+        dry = [kind for kind in self.kinds if pieces[kind.name] >= _DRY_PIECES and not spent[kind.name]]
+        if len(dry) < len(self.kinds):
+            for kind in dry:
+                self.kinds.remove(kind)
+                self._note(f"{kind.name}: nothing was kept of {pieces[kind.name]} pieces; left out from here on.")
         return self.kinds
 
     def _write(self, part: int, target: int, schedule: Schedule, tried: Tried | None) -> bool:
         """Write pieces until the training split has so many tokens; return whether more can come."""
         corpus, dry, batches, before, drawn = self.corpus, 0, 0, self.corpus.train_tokens, Counter[str]()
         while corpus.train_tokens < target and dry < _DRY:
-            start, kinds = corpus.train_tokens, self._active()
-            names, by_name = [kind.name for kind in kinds], {kind.name: kind for kind in kinds}
+            start, by_name, funnel = corpus.train_tokens, {kind.name: kind for kind in self._active()}, corpus.funnel
+            pieces, spent = funnel.column("completions"), funnel.column("tokens")
+            size = self._size(target - start, spent.total() / max(1, pieces.total()), bool(pieces.total()))
             if tried is not None and tried.trials:
-                seed = derive_seed(self._seed, "batch", batches)
-                chosen = draw_kinds(names, tried.trials, self._size(target), part, seed)
+                chosen = draw_kinds([*by_name], tried.trials, size, part, derive_seed(self._seed, "batch", batches))
             else:
-                chosen = even_kinds(names, corpus.spent, corpus.pieces, self._size(target))
+                chosen = even_kinds([*by_name], spent, pieces, size)
             for written in self.writer.write([schedule.next(by_name[name]) for name in chosen]):
                 if corpus.train_tokens < self.request.tokens:
                     corpus.add(written)
@@ -198,50 +232,43 @@ class Making:
             )
         return dry < _DRY
 
-    def _size(self, target: int) -> int:
-        """Return how many pieces are written next: about as many as are missing."""
-        corpus, pieces = self.corpus, self.corpus.pieces.total()
-        usual = sum(corpus.spent.values()) / pieces if pieces else self.config.teacher.sampling.max_new_tokens / 2
-        missing = target - corpus.train_tokens
+    def _size(self, missing: int, usual: float, known: bool) -> int:
+        """Return how many pieces are written next: about as many as bring the missing tokens, if it is known."""
+        usual = usual if known else self._config.teacher.sampling.max_new_tokens / 2
         return max(_LEAST_BATCH, min(BATCH, round(missing / usual) + 1)) if usual else BATCH
 
     def _result(self, tried: Tried | None, seconds: float) -> CorpusResult:
-        corpus, request, funnel = self.corpus, self.request, self.corpus.funnel
+        corpus, request, config = self.corpus, self.request, self._config
         if corpus.train_tokens < max(1, _LEAST * request.tokens):
             raise GenerationError(
                 f"write-corpus: {counted(corpus.train_tokens, 'token')} of {request.tokens:,} came through, so nothing "
-                f"was written. From completions to rows:\n{funnel.text}\nLook at three lines of each kind with "
-                "--preview 3; then change kinds or writer, give more documents, or lower --tokens."
+                f"was written. From completions to rows:\n{corpus.funnel.markdown}\nLook at three lines of each kind "
+                "with --preview 3; then change kinds or writer, give more documents, or lower --tokens."
             )
         self._replayed = replayed_rows(request, corpus.train_tokens, self._seed, self._count)
-        rows, kinds = [*corpus.rows, *self._replayed], {*corpus.pieces}
-        texts = {kind: [row.text for row in corpus.rows if row.kind == kind] for kind in sorted(kinds)}
-        counts = {k: KindCount(pieces=corpus.pieces[k], rows=len(t), tokens=corpus.spent[k]) for k, t in texts.items()}
+        rows = [*corpus.rows, *self._replayed]
         if tried is not None and tried.failed:
             self._note(f"{counted(tried.failed, 'trial')} had no score.")
-        sampling = self.config.teacher.sampling
         return CorpusResult(
-            name=self.config.name,
+            name=config.name,
             out=request.out,
-            writer=self.ref.label,
-            adapter_digest=self.ref.digest,
+            writer=self.writer.ref.label,
+            adapter_digest=self.writer.ref.digest,
             tokenizer=self._tokenizer,
-            student=None if self.config.student is None else self.config.student.model,
+            student=None if config.student is None else config.student.model,
             documents=len({p.section.document_id for p in self.passages}),
             sections=len(self.passages),
             rows=len(rows),
             tokens=sum(row.tokens for row in rows),
             train_tokens=corpus.train_tokens,
             replay_tokens=sum(row.tokens for row in self._replayed),
-            kinds=counts,
-            funnel=funnel,
+            funnel=corpus.funnel,
             gains=gains_of(tried.trials) if tried else (),
-            metric=self.config.teacher.reward.metric if tried else "",
+            metric=config.teacher.reward.metric if tried else "",
             shares=tuple(self._shares),
             diversity=diversity([row.text for row in corpus.rows], self._seed),
-            by_kind={kind: diversity(mine, self._seed) for kind, mine in texts.items() if mine},
             licences=tuple(sorted({row.licence for row in rows})),
-            spent=self.loop.spent().get("teacher") if isinstance(sampling, OpenAISampling) else None,
+            spent=self.loop.spent().get("teacher") if self.writer.is_endpoint else None,
             notes=tuple(self._notes),
             seconds=seconds,
         )
@@ -250,9 +277,8 @@ class Making:
         """Write the corpus, all or nothing."""
         questions: dict[SplitName, list[KnowledgeTask]] = {"train": [], "development": []}
         for passage in self.passages:
-            task, document = passage.task, passage.task.document
-            document = document.model_copy(update={"id": passage.section.document_id})
-            questions[passage.split].append(task.model_copy(update={"document": document}))
+            document = passage.task.document.model_copy(update={"id": passage.section.document_id})
+            questions[passage.split].append(passage.task.model_copy(update={"document": document}))
         write_corpus_files(Path(self.request.out), [*self.corpus.rows, *self._replayed], questions, result)
 
 
@@ -267,19 +293,67 @@ def replayed_rows(request: CorpusRequest, train_tokens: int, seed: int, count: C
     intake = Intake(most_characters=4_000).read(Path(request.replay)).check()
     texts = list(dict.fromkeys(part for each in intake.documents for part in each.text.split("\n\n") if part.strip()))
     random.Random(derive_seed(seed, REPLAY)).shuffle(texts)
-    wanted, found, rows = request.replay_share / (1.0 - request.replay_share) * train_tokens, 0, []
-    for number, text in enumerate(texts):
-        if found >= wanted:
-            break
-        shared: dict[str, Any] = {"document_id": REPLAY, "document_digest": digest_json(text), "title": ""}
-        shared |= {"prompt_digest": "", "writer": "source", "seed": seed, "sample": 0, "support": "supported"}
-        shared |= {"kind": REPLAY, "section": "", "source": request.replay, "licence": "of the replayed text"}
-        size, chat = count(text), messages_of("", text, None)
-        rows.append(CorpusRow(id=f"{REPLAY}/{number}", split="train", text=text, messages=chat, tokens=size, **shared))
-        found += size
+    wanted, found, rows = request.replay_share / (1.0 - request.replay_share) * train_tokens, 0, list[CorpusRow]()
+    while texts and found < wanted:
+        text = texts.pop(0)
+        row = CorpusRow(
+            id=f"{REPLAY}/{len(rows)}",
+            split="train",
+            text=text,
+            messages=messages_of("", text, None),
+            kind=REPLAY,
+            document_id=REPLAY,
+            document_digest=digest_json(text),
+            title="",
+            section="",
+            prompt_digest="",
+            writer="source",
+            seed=seed,
+            sample=0,
+            tokens=count(text),
+            support="supported",
+            source=request.replay,
+            licence="of the replayed text",
+        )
+        rows.append(row)
+        found += row.tokens
     if found < wanted:
         raise InputError(
             f"--replay {request.replay}: got {found:,} tokens, needed are {wanted:,.0f} for a share of "
             f"{request.replay_share:g}. Give more text, or lower --replay-share."
         )
     return rows
+
+
+def print_preview(ref: WriterRef, request: CorpusRequest, work_dir: Path, lines: int) -> None:
+    """Print so many lines of each kind, the funnel, and time and cost of the whole budget; no corpus, no MLflow run.
+
+    Completions stay in the store, and replies in the endpoint's ledger: the corpus does not write them again.
+    """
+    say = partial(open_console().print, markup=False, highlight=False, soft_wrap=True)
+    with opened(ref, request, work_dir) as making:
+        making.loop.check_endpoints()
+        corpus, started = making.corpus, time.perf_counter()
+        schedule = Schedule(making.passages, making.loop.seed("corpus"))
+        shown: dict[str, list[CorpusRow]] = {kind.name: [] for kind in making.kinds}
+        for _ in range(_PREVIEWS):
+            few = [kind for kind in making.kinds if len(shown[kind.name]) < lines]
+            for written in making.writer.write([schedule.next(kind) for kind in few for _ in range(_PREVIEWED)]):
+                shown[written.piece.kind.name] += corpus.add(written)
+        took, spent, funnel = time.perf_counter() - started, making.loop.spent().get("teacher"), corpus.funnel
+    for kind in making.kinds:
+        say(f"\n{kind.name}: {kind.label}")
+        for row in shown[kind.name][:lines]:
+            say(f"  [{row.support}] {row.text}")
+    say(funnel.table)
+    whole, pieces = funnel.total("tokens"), funnel.total("completions")
+    if not whole:
+        say("Nothing was kept, so that no corpus can come of it.")
+        return
+    needed = request.tokens * pieces / whole
+    parts = [f"{request.tokens:,} tokens spent evenly: about {needed:,.0f} completions"]
+    if making.writer.written:
+        parts.append(f"about {duration(needed * took / pieces)} at this pace")
+    if spent is not None and spent.calls:
+        parts.append(f"about {needed * spent.tokens / spent.calls:,.0f} tokens at the endpoint")
+    say(", ".join(parts) + ".")

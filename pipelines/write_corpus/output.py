@@ -1,4 +1,4 @@
-"""A finished corpus as files that others read unchanged: Parquet shards, JSON Lines, questions, and a dataset card.
+"""A finished corpus: its figures, and files that others read unchanged (Parquet, JSON Lines, questions, a card).
 
 `datasets.load_dataset(DIRECTORY)` opens the shards by the YAML header of the card. The directory appears as a whole or
 not at all.
@@ -11,73 +11,84 @@ import math
 import random
 import re
 import zlib
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from statistics import fmean
+from typing import Any
 
 from evaluation.common.errors import InputError
 from evaluation.common.storage import replacing_directory
+from evaluation.engines.ledger import Spent
 from evaluation.tasks import KnowledgeTask, Question
 from pipelines.records import Record
-from pipelines.reports.format import markdown_table, percent, tokens
-from pipelines.write_corpus.config import RESULT
+from pipelines.reports.format import markdown_table, percent, points
+from pipelines.write_corpus.allocate import KindGain
+from pipelines.write_corpus.config import RESULT, SplitName
+from pipelines.write_corpus.funnel import CorpusRow, Funnel
 from teacher.filters import distinct_n
 
-if TYPE_CHECKING:
-    from pipelines.write_corpus.result import CorpusResult
-
-SplitName = Literal["train", "development"]
-REPLAY = "replay"
-"""Kind of the rows of general text."""
 _SHARD_ROWS = 50_000
 _SAMPLED, _BLEU_LINES = 2_000, 200
 """Rows that diversity is measured on, and of these the lines of self-BLEU, which takes every pair."""
+_ORDERS = (1, 2, 3, 4)
 
 
-class CorpusRow(Record):
-    """One training text with everything that it comes from."""
+class CorpusResult(Record):
+    """The result for scripts (`--json`), also `corpus.json` of the corpus."""
 
-    id: str
-    """Section, kind, sample and line."""
-    split: SplitName
-    text: str
-    """A statement, or question and answer in one text."""
-    question: str | None = None
-    answer: str | None = None
-    """None for a statement, as the question."""
-    messages: tuple[dict[str, str], ...]
-    """The same as a chat of user and assistant."""
-    kind: str
-    document_id: str
-    document_digest: str
-    title: str
-    section: str
-    page: int | None = None
-    span: tuple[int, int] | None = None
-    """Start and end of the section in the document's text, in characters."""
-    prompt_digest: str
-    """SHA-256 of the prompt that the writer read."""
+    name: str
+    out: str
     writer: str
-    adapter_digest: str | None = None
-    """None without an adapter."""
-    seed: int
-    sample: int
+    adapter_digest: str | None
+    tokenizer: str
+    """Whose tokens are counted."""
+    student: str | None
+    """That tried the kinds; None without one."""
+    documents: int
+    sections: int
+    rows: int
+    """Of both splits, replayed text included."""
     tokens: int
-    support: str
-    """`supported`: all numbers, dates and names of the text occur in the section; else `inferred`."""
-    source: str
-    licence: str
+    """Of all rows."""
+    train_tokens: int
+    """Of the training split, replayed text left out; what `--tokens` asks for."""
+    replay_tokens: int = 0
+    funnel: Funnel
+    gains: tuple[KindGain, ...] = ()
+    """What the student gained by kind, the most per token first; empty without one."""
+    metric: str = ""
+    """Score of questions that gains are in."""
+    shares: tuple[dict[str, float], ...] = ()
+    """By part of the budget: share of the pieces by kind."""
+    diversity: dict[str, float]
+    licences: tuple[str, ...]
+    spent: Spent | None = None
+    """At an endpoint, killed runs included."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know beside the figures."""
+    seconds: float = 0.0
+    mlflow_run_id: str = ""
+
+    @property
+    def cost(self) -> str:
+        """What an endpoint took, for people."""
+        return "no endpoint" if self.spent is None else f"{self.spent.calls:,} calls, {self.spent.tokens:,} tokens"
+
+    @property
+    def lines(self) -> list[str]:
+        """What a command prints below the funnel."""
+        cells = map(_gain_cells, self.gains)
+        found = [f"{kind}: {rate} points a 1,000 tokens ({tried} tried)" for kind, tried, _, rate in cells]
+        found += [f"Note: {note}" for note in self.notes]
+        measures = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in self.diversity.items())
+        found.append(f"Supported: {percent(self.funnel.supported_share)} % of the texts. Diversity: {measures}.")
+        return [*found, f"Corpus: {self.rows:,} texts, {self.tokens:,} tokens in {self.out}; {self.cost}"]
 
 
-def messages_of(title: str, text: str, answer: str | None) -> tuple[dict[str, str], ...]:
-    """Return a line as a chat: the question and its answer, or a request for what a document says."""
-    asked = text if answer is not None else f"What do you know about {title}?" if title else "State a fact."
-    said = text if answer is None else answer
-    return {"role": "user", "content": asked}, {"role": "assistant", "content": said}
-
-
-# Diversity
+def _gain_cells(gain: KindGain) -> list[str]:
+    rate = f"{points(gain.per_tokens)} ± {100 * gain.error:.1f}"
+    return [gain.kind, str(gain.pieces), points(gain.gain), rate]
 
 
 def diversity(texts: Sequence[str], seed: int) -> dict[str, float]:
@@ -110,36 +121,24 @@ def self_bleu(lines: Sequence[Sequence[str]]) -> float | None:
     """
     if len(lines) < 2:
         return None
-    grams = [[Counter(zip(*(line[i:] for i in range(n)), strict=False)) for n in (1, 2, 3, 4)] for line in lines]
-    best = [_two_highest(each[n] for each in grams) for n in range(4)]
-    lengths = sorted(map(len, lines))
+    grams = [Counter(tuple(line[i : i + n]) for n in _ORDERS for i in range(len(line) - n + 1)) for line in lines]
+    seen: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
+    for own in grams:
+        for gram, count in own.items():
+            seen[gram].append(count)
+    highest = {gram: sorted([0, *counts])[-2:] for gram, counts in seen.items()}
     scores = []
-    for line, own in zip(lines, grams, strict=True):
-        logs = []
-        for n in range(4):
-            total = max(1, own[n].total())
+    for place, (line, own) in enumerate(zip(lines, grams, strict=True)):
+        matches = Counter[int]()
+        for gram, count in own.items():
+            second, first = highest[gram]
             # The highest count among the others: the second highest where this line has the highest.
-            match = sum(min(c, best[n][g][1] if c >= best[n][g][0] else best[n][g][0]) for g, c in own[n].items())
-            logs.append(math.log(max(match, 0.5) / total))
-        others = [length for length in lengths if length != len(line)] or [len(line)]
-        same = lengths.count(len(line)) > 1
-        nearest = len(line) if same else min(others, key=lambda length: (abs(length - len(line)), length))
-        penalty = min(1.0, math.exp(1.0 - nearest / len(line)))
-        scores.append(min(1.0, penalty * math.exp(sum(logs) / 4)))
-    return sum(scores) / len(scores)
-
-
-def _two_highest(counters: Iterable[Counter[Any]]) -> dict[Any, tuple[int, int]]:
-    """Return the two highest counts of each n-gram over some texts."""
-    found: dict[Any, tuple[int, int]] = {}
-    for counter in counters:
-        for gram, count in counter.items():
-            first, second = found.get(gram, (0, 0))
-            found[gram] = (count, first) if count > first else (first, max(second, count))
-    return found
-
-
-# Files
+            matches[len(gram)] += min(count, second if count >= first else first)
+        logs = [math.log(max(matches[n], 0.5) / max(1, len(line) - n + 1)) for n in _ORDERS]
+        others = (len(other) for i, other in enumerate(lines) if i != place)
+        nearest = min(others, key=lambda length: (abs(length - len(line)), length))
+        scores.append(min(1.0, math.exp(min(0.0, 1.0 - nearest / len(line)) + fmean(logs))))
+    return fmean(scores)
 
 
 def write_corpus_files(
@@ -149,6 +148,8 @@ def write_corpus_files(
 
     `questions` are those of the documents of each split, which no row repeats.
     """
+    import pyarrow as pa  # type: ignore[import-untyped]
+
     with replacing_directory(out) as place:
         splits: dict[str, list[CorpusRow]] = {"train": [], "development": []}
         for row in rows:
@@ -157,51 +158,46 @@ def write_corpus_files(
             if mine:
                 _write_shards(place / "data", split, mine)
                 lines = (json.dumps(row.model_dump(mode="json"), ensure_ascii=False) + "\n" for row in mine)
-                _write_lines(place / "jsonl" / f"{split}.jsonl", lines)
-        asked = {split: [task for task in tasks if task.questions] for split, tasks in questions.items()}
-        for name, tasks in asked.items():
-            if tasks:
-                _write_questions(place / "questions" / f"{name}.parquet", tasks)
+                (place / "jsonl").mkdir(exist_ok=True)
+                (place / "jsonl" / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+        asked = {split: found for split, tasks in questions.items() if (found := _question_rows(tasks))}
+        for name, asking in asked.items():
+            # In Parquet, because `datasets` reads all of a directory in one format.
+            _write_parquet(place / "questions" / f"{name}.parquet", pa.Table.from_pylist(asking))
         (place / RESULT).write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        card = dataset_card(result, [name for name, mine in splits.items() if mine], [n for n, t in asked.items() if t])
+        card = dataset_card(result, [name for name, mine in splits.items() if mine], [*asked])
         (place / "README.md").write_text(card, encoding="utf-8")
 
 
-def _write_lines(path: Path, lines: Iterable[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(lines)
-
-
-def _write_questions(path: Path, tasks: Sequence[KnowledgeTask]) -> None:
-    """Write a row for each question; in Parquet, because `datasets` reads all of a directory in one format."""
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [
+def _question_rows(tasks: Sequence[KnowledgeTask]) -> list[dict[str, str]]:
+    return [
         {"document_id": task.id, "set": name, "question": question.question, "answer": question.answer}
         for task in tasks
+        if task.questions
         for name, questions in {"rewards": task.questions, "comparison": task.held_out_questions}.items()
         for question in questions
     ]
-    pq.write_table(pa.Table.from_pylist(rows), path)
 
 
 def _write_shards(place: Path, split: str, rows: Sequence[CorpusRow]) -> None:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    place.mkdir(parents=True, exist_ok=True)
     chat = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-    special = {"messages": chat, "span": pa.list_(pa.int64()), "page": pa.int64()}
-    special |= dict.fromkeys(("seed", "sample", "tokens"), pa.int64())
+    special = {"messages": chat, "span": pa.list_(pa.int64())}
+    special |= dict.fromkeys(("page", "seed", "sample", "tokens"), pa.int64())
     schema = pa.schema([(name, special.get(name, pa.string())) for name in CorpusRow.model_fields if name != "split"])
     count = -(-len(rows) // _SHARD_ROWS)
     for shard in range(count):
         part = rows[shard * _SHARD_ROWS : (shard + 1) * _SHARD_ROWS]
         table = pa.Table.from_pylist([row.model_dump(mode="json", exclude={"split"}) for row in part], schema=schema)
-        pq.write_table(table, place / f"{split}-{shard:05d}-of-{count:05d}.parquet")
+        _write_parquet(place / f"{split}-{shard:05d}-of-{count:05d}.parquet", table)
+
+
+def _write_parquet(path: Path, table: Any) -> None:
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path)
 
 
 def read_corpus(place: Path) -> tuple[list[CorpusRow], dict[SplitName, dict[str, tuple[list[Question], ...]]]]:
@@ -244,10 +240,6 @@ Every row has `text` and `messages` (a chat of user and assistant), its document
 the kind, the digests of prompt, writer and adapter, seed, tokens, support and licence. `data/` holds Parquet shards,
 `jsonl/` the same rows, `questions/` questions about the documents that no row repeats, `corpus.json` all figures.
 
-## Kinds
-
-{kinds}
-
 ## From completions to rows
 
 {funnel}
@@ -284,19 +276,6 @@ def dataset_card(result: CorpusResult, splits: Sequence[str], asked: Sequence[st
         files = [{"split": split, "path": f"questions/{split}.parquet"} for split in asked]
         header["configs"].append({"config_name": "questions", "data_files": files})
     header |= {"license": "other", "task_categories": ["text-generation"], "tags": ["synthetic", "preceptor"]}
-    kinds = [
-        [kind, f"{each.pieces:,}", f"{each.rows:,}", f"{each.tokens:,}", percent(each.tokens / max(1, result.tokens))]
-        for kind, each in result.kinds.items()
-    ]
-    gains = [
-        [
-            each.kind,
-            str(each.pieces),
-            f"{100 * each.gain:+.1f}",
-            f"{100 * each.per_tokens:+.1f} ± {100 * each.error:.1f}",
-        ]
-        for each in result.gains
-    ]
     gain_heads = ["kind", "pieces tried", "gain (points)", "gain a 1,000 tokens (points, ± standard error)"]
     return _CARD.format(
         header=yaml.safe_dump(header, sort_keys=False),
@@ -305,15 +284,16 @@ def dataset_card(result: CorpusResult, splits: Sequence[str], asked: Sequence[st
         sections=result.sections,
         rows=f"{result.rows:,}",
         tokens=f"{result.tokens:,}",
-        replay=tokens(result.replay_tokens),
+        replay=f"{result.replay_tokens:,}",
         writer=result.writer,
         tokenizer=result.tokenizer,
-        kinds=markdown_table(["kind", "pieces", "rows", "tokens", "% of tokens"], kinds),
         funnel=result.funnel.markdown,
         supported=percent(result.funnel.supported_share),
-        gains=markdown_table(gain_heads, gains) if gains else "Not measured: no student tried the kinds.",
+        gains=markdown_table(gain_heads, map(_gain_cells, result.gains))
+        if result.gains
+        else "Not measured: no student tried the kinds.",
         diversity=markdown_table(["measure", "value"], [[k, f"{v:g}"] for k, v in result.diversity.items()]),
-        cost=result.cost or "no endpoint",
+        cost=result.cost,
         seconds=round(result.seconds),
         licences=", ".join(result.licences),
     )

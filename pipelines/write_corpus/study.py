@@ -27,11 +27,12 @@ from pipelines.reports.plots import BLUE, INK, new_figure, save_figure
 from pipelines.settings import LoopSettings
 from pipelines.terminal import open_console
 from pipelines.write_corpus.config import WriteCorpusConfig, open_config
-from pipelines.write_corpus.output import CorpusRow, read_corpus
+from pipelines.write_corpus.funnel import CorpusRow
+from pipelines.write_corpus.output import read_corpus
 from student.bank.scoring import ScoringFailure
 from student.config import UpdateRecipe
 from student.updates import UpdateOutcome, make_request
-from teacher.self_edit import Implication, SelfEdit
+from teacher.self_edit import SelfEdit
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,9 +48,6 @@ class StudyPoint(Record):
 
     accuracy: dict[str, float]
     """By document id, in [0, 1]."""
-    probability: dict[str, float]
-    """Mean probability of the gold answers by document id, in [0, 1]."""
-    steps: int = 0
     left_out: str = ""
     """Lines that were not trained on."""
 
@@ -164,10 +162,10 @@ def _study(
     size = piece_tokens or mean_piece_tokens(train)
     for times in (0, *BUDGETS):
         chosen = rows_within(train, times * size, loop.seed("study"))
-        lines = tuple(Implication(text=row.question or row.text, answer=row.answer) for row in chosen)
+        lines = SelfEdit(implications=tuple(row.line for row in chosen))
         name = f"{times}x"
         with loop.reporter.step(Step("update", 1), f"study {name}"):
-            point = _learned(config, loop, SelfEdit(implications=lines), asked)
+            point = _learned(config, loop, lines, asked)
         budgets.append(Budget(name=name, tokens=sum(row.tokens for row in chosen), rows=len(chosen), point=point))
     compared = compare(
         {b.name: b.point.accuracy for b in budgets}, [(b.name, _BASE) for b in budgets[1:]], seed=loop.seed("intervals")
@@ -258,7 +256,7 @@ def learn_and_ask(
         ScoringError: The update failed, or answers have no score.
     """
     form, student = settings.student.answer_format, open_student(ModelRef.of(settings.student, settings))
-    adapter, steps, left_out = None, 0, ""
+    adapter, left_out = None, ""
     with bank_of(settings, recipe) as bank:
         if lines.implications:
             document = Document(id="corpus", text="corpus")
@@ -266,15 +264,14 @@ def learn_and_ask(
             (result,) = bank.train([request])
             if result.outcome is not UpdateOutcome.OK:
                 raise ScoringError(f"study: the student's update ended with {result.outcome.value}: {result.detail}")
-            adapter, steps, left_out = result.adapter, result.steps, result.detail
+            adapter, left_out = result.adapter, result.detail
         found = bank.score([adapter] * len(asked), list(asked.values()), student.tokenizer, form)
-    accuracy, probability = {}, {}
+    accuracy = {}
     for name, scores in zip(asked, found, strict=True):
         if isinstance(scores, ScoringFailure):
             raise ScoringError(f"study: the answers about {name!r} have no score: {scores.reason}")
         accuracy[name] = sum(score.exact for score in scores) / len(scores)
-        probability[name] = sum(score.probability for score in scores) / len(scores)
-    return StudyPoint(accuracy=accuracy, probability=probability, steps=steps, left_out=left_out)
+    return StudyPoint(accuracy=accuracy, left_out=left_out)
 
 
 def plot_study(result: StudyResult, path: Path) -> None:

@@ -13,8 +13,7 @@ from evaluation.common.storage import SqliteFile, checksum
 from pipelines import models
 from pipelines.execution import StoreError, content_key
 from pipelines.records import Record
-from pipelines.write_corpus.config import WriterRef
-from pipelines.write_corpus.plan import Piece
+from pipelines.write_corpus.config import Piece, WriterRef
 from teacher.kinds import lines_of_kind
 from teacher.prompts import PromptTemplate
 from teacher.samplers.openai import OpenAISampling
@@ -28,7 +27,8 @@ BATCH = 64
 _TRIES = 3
 """Times that a failed completion is asked for, the engine's own retries left out."""
 _FOR_GOOD = ("content_filtered", "prompt_too_long")
-_TOO_LONG = "prompt_too_long"
+_Asked = tuple[str, int, str | None]
+"""Prompt, sample and stop."""
 
 
 class Draft(Record):
@@ -77,6 +77,12 @@ class Written(NamedTuple):
     def prompt_digest(self) -> str:
         """SHA-256 of the prompt."""
         return digest_json(self.prompt)
+
+    @property
+    def lines(self) -> tuple[Implication, ...]:
+        """Of the completion; empty for a failed one."""
+        ended: Literal["stop", "length"] = "length" if self.draft.cut else "stop"
+        return () if self.draft.failure else lines_of_kind(self.piece.kind, self.draft.text, self.prompt, ended)
 
 
 class Writer:
@@ -128,30 +134,24 @@ class Writer:
             BudgetError: The next call could exceed the endpoint's budget.
         """
         self._begin(f"writing {len(pieces)} pieces")
-        two_steps = [piece for piece in pieces if piece.kind.first is not None]
-        firsts: dict[tuple[str, str], Piece] = {(p.passage.id, p.kind.name): p for p in two_steps}
-        first = [piece.kind.first for piece in firsts.values() if piece.kind.first is not None]
-        asked = [self._prompt(piece, template) for piece, template in zip(firsts.values(), first, strict=True)]
-        drafts = self._complete(asked, [0] * len(asked), [template.stop for template in first])
-        plans, prompts = dict(zip(firsts, drafts, strict=True)), dict(zip(firsts, asked, strict=True))
-        items = {key: _items(firsts[key], plan, prompts[key]) for key, plan in plans.items()}
-        made: dict[int, Written] = {}
-        todo: list[int] = []
-        texts: dict[int, str] = {}
+        asked = [(self._prompt(p, p.kind.first), 0, p.kind.first.stop) for p in pieces if p.kind.first is not None]
+        plans = iter(zip(asked, self._complete(asked), strict=True))
+        made, todo = list[Written](), dict[int, _Asked]()
         for place, piece in enumerate(pieces):
-            key = piece.passage.id, piece.kind.name
-            if piece.kind.first is not None and not items[key]:
-                why = plans[key].failure or "nothing in the first step"
-                made[place] = Written(piece, Draft(failure=why), prompts[key])
-                continue
-            item = _chosen(items[key], piece.sample, derive_seed(self._seed, *key)) if piece.kind.first else ""
-            texts[place] = self._prompt(piece, piece.kind.prompt(item))
-            todo.append(place)
-        chosen = [pieces[place] for place in todo]
-        stops = [piece.kind.template.stop for piece in chosen]
-        drafts = self._complete([texts[i] for i in todo], [piece.sample for piece in chosen], stops)
-        made |= {i: Written(pieces[i], draft, texts[i]) for i, draft in zip(todo, drafts, strict=True)}
-        return [made[place] for place in range(len(pieces))]
+            item = ""
+            if piece.kind.first is not None:
+                (prompt, _, _), plan = next(plans)
+                items = () if plan.failure else _items(piece, plan, prompt)
+                made.append(Written(piece, Draft(failure=plan.failure or "nothing in the first step"), prompt))
+                if not items:
+                    continue
+                item = _chosen(items, piece.sample, derive_seed(self._seed, piece.passage.id, piece.kind.name))
+            else:
+                made.append(Written(piece, Draft(), ""))
+            todo[place] = self._prompt(piece, piece.kind.prompt(item)), piece.sample, piece.kind.template.stop
+        for (place, (prompt, _, _)), draft in zip(todo.items(), self._complete(list(todo.values())), strict=True):
+            made[place] = Written(pieces[place], draft, prompt)
+        return made
 
     def _prompt(self, piece: Piece, template: PromptTemplate) -> str:
         document = piece.passage.task.document
@@ -159,10 +159,10 @@ class Writer:
             return template.render(document)
         return template.render_chat(document, self.policy.tokenizer)
 
-    def _complete(self, prompts: Sequence[str], samples: Sequence[int], stops: Sequence[str | None]) -> list[Draft]:
+    def _complete(self, asked: Sequence[_Asked]) -> list[Draft]:
         """Return a completion of each prompt; those with the same sample number and stop share a seed and a call."""
-        chat = self._settings.teacher.chat
-        asked = [(p, s, None if chat else stop) for p, s, stop in zip(prompts, samples, stops, strict=True)]
+        if self._settings.teacher.chat:
+            asked = [(prompt, sample, None) for prompt, sample, _ in asked]
         keys = [self._key(*each) for each in asked]
         found = {} if self.is_endpoint else self._drafts.find(keys)
         missing = {key: each for key, each in zip(keys, asked, strict=True) if key not in found}
@@ -194,7 +194,7 @@ class Writer:
         content = {"writer": base, "sampling": sampling, "prompt": prompt, "sample": sample, "stop": stop}
         return content_key(self._settings, "draft", {**content, "seed": self._seed})
 
-    def _sample(self, asked: Sequence[tuple[str, int, str | None]]) -> list[Draft]:
+    def _sample(self, asked: Sequence[_Asked]) -> list[Draft]:
         (sample, stop), sampler = asked[0][1:], self.sampler()
         prompts = [prompt for prompt, _, _ in asked]
         long = prompts_too_long(sampler, prompts)
@@ -202,7 +202,7 @@ class Writer:
         seed = derive_seed(self._seed, sample)
         sampled = sampler.sample([prompts[i] for i in fitting], n=1, seed=seed, stop=stop) if fitting else []
         drafts = {i: _draft(completions[0]) for i, completions in zip(fitting, sampled, strict=True)}
-        return [drafts.get(i) or Draft(failure=_TOO_LONG) for i in range(len(prompts))]
+        return [drafts.get(i) or Draft(failure="prompt_too_long") for i in range(len(prompts))]
 
 
 def _draft(completion: Completion | FailedCompletion) -> Draft:
@@ -211,7 +211,7 @@ def _draft(completion: Completion | FailedCompletion) -> Draft:
     return Draft(text=completion.text, cut=completion.finish_reason == "length")
 
 
-def _groups(asked: dict[str, tuple[str, int, str | None]]) -> Iterator[list[str]]:
+def _groups(asked: dict[str, _Asked]) -> Iterator[list[str]]:
     """Yield keys that share sample number and stop, at most `BATCH` at once."""
     groups: dict[tuple[int, str | None], list[str]] = {}
     for key, (_, sample, stop) in asked.items():
@@ -222,8 +222,9 @@ def _groups(asked: dict[str, tuple[str, int, str | None]]) -> Iterator[list[str]
 
 def _items(piece: Piece, plan: Draft, prompt: str) -> tuple[str, ...]:
     """Return what the first step of a piece wrote, as the items of its second step."""
-    lines = piece.kind.model_copy(update={"form": "lines"})
-    return () if plan.failure else piece.kind.items(lines_of_kind(lines, plan.text, prompt, _ended(plan)))
+    return piece.kind.items(
+        Written(piece._replace(kind=piece.kind.model_copy(update={"form": "lines"})), plan, prompt).lines
+    )
 
 
 def _chosen(items: Sequence[str], sample: int, seed: int) -> str:
@@ -231,12 +232,3 @@ def _chosen(items: Sequence[str], sample: int, seed: int) -> str:
     order = list(items)
     random.Random(seed).shuffle(order)
     return order[sample % len(order)]
-
-
-def _ended(draft: Draft) -> Literal["stop", "length"]:
-    return "length" if draft.cut else "stop"
-
-
-def lines_in(written: Written) -> tuple[Implication, ...]:
-    """Return the lines of a piece."""
-    return lines_of_kind(written.piece.kind, written.draft.text, written.prompt, _ended(written.draft))

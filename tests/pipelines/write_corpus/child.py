@@ -7,9 +7,8 @@ from pathlib import Path
 
 from evaluation.engines import endpoint
 from pipelines.process import exclusive
-from pipelines.write_corpus.config import open_config
+from pipelines.write_corpus.config import CorpusRequest, open_config
 from pipelines.write_corpus.making import opened
-from pipelines.write_corpus.plan import CorpusRequest
 
 
 def main(config: str, documents: str, out: str, work_dir: str, tokens: str) -> None:

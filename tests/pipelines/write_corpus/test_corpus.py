@@ -18,21 +18,24 @@ from pipelines.inbox.documents import InboxDocument
 from pipelines.inbox.intake import Intake
 from pipelines.lineage.run import Lineage
 from pipelines.settings import load
-from pipelines.write_corpus.config import WriteCorpusConfig, WriterRef, refuse_foreign, resolve_writer
-from pipelines.write_corpus.funnel import Corpus
-from pipelines.write_corpus.making import replayed_rows
-from pipelines.write_corpus.output import CorpusRow, diversity, messages_of, self_bleu
-from pipelines.write_corpus.plan import (
+from pipelines.write_corpus.config import (
     AUTO,
     CorpusRequest,
     Passage,
     Piece,
     Schedule,
+    WriteCorpusConfig,
+    WriterRef,
     kinds_of,
     passages_of,
     read_documents,
+    refuse_foreign,
+    resolve_writer,
     tokens_of,
 )
+from pipelines.write_corpus.funnel import Corpus, CorpusRow, messages_of
+from pipelines.write_corpus.making import replayed_rows
+from pipelines.write_corpus.output import diversity, self_bleu
 from pipelines.write_corpus.study import mean_piece_tokens, rows_within
 from pipelines.write_corpus.write import Draft, Written
 from teacher.policy import PolicyConfig, PolicyRecord
@@ -109,7 +112,7 @@ def test_files_become_sections_with_pages_and_table_values(tmp_path: Path) -> No
     assert all(p.section.page for p in found if p.source.endswith("register.pdf"))
     assert any("scan.pdf" in line for line in said), "a picture of a page has no text"
     corpus, _ = kept(["One fact about the mill of Ravensburg."], found[0])
-    values = [row for p in found for row in corpus.add_statements(p).rows]
+    values = [row for p in found for row in corpus.add_statements(p)]
     assert len(values) == 4
     assert any("Profit" in row.text and "2023" in row.text and "-0.4" in row.text for row in values)
     assert {(row.kind, row.writer, row.prompt_digest) for row in values} == {("table-values", "table", "")}
@@ -135,7 +138,7 @@ def kept(texts: list[str], passage: Passage) -> tuple[Corpus, list[CorpusRow]]:
     )
     (kind,) = kinds_of("implications", "any/model")
     draft = Draft(text="".join(f"{i}. {text}\n" for i, text in enumerate(texts, 1)))
-    return corpus, list(corpus.add(Written(Piece(passage, kind, 2), draft, "the prompt")).rows)
+    return corpus, corpus.add(Written(Piece(passage, kind, 2), draft, "the prompt"))
 
 
 def test_every_line_is_kept_or_counted_with_its_reason() -> None:
@@ -150,12 +153,12 @@ def test_every_line_is_kept_or_counted_with_its_reason() -> None:
     again = corpus.add(
         Written(Piece(passage, kinds_of("implications", "m")[0], 9), Draft(text=f"{true}\n{wrong}\n"), "p")
     )
-    assert again.rows == ()
+    assert again == []
     assert corpus.funnel.counts["implications"]["exact"] == 2
-    assert corpus.train_tokens == sum(row.tokens for row in rows) == corpus.spent["implications"]
+    assert corpus.train_tokens == sum(row.tokens for row in rows) == corpus.funnel.counts["implications"]["tokens"]
     assert (rows[0].adapter_digest, rows[0].sample, rows[0].section) == ("d" * 64, 2, "")
     failed = Written(Piece(passage, kinds_of("implications", "m")[0], 3), Draft(failure="timeout"), "p")
-    assert corpus.add(failed).rows == ()
+    assert corpus.add(failed) == []
     assert corpus.funnel.counts["implications"]["failed"] == 1
 
 

@@ -8,12 +8,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from evaluation.common.errors import ConfigError, GenerationError
-from pipelines.write_corpus.config import open_config
+from pipelines.write_corpus.config import CorpusRequest, open_config
 from pipelines.write_corpus.flow import write_corpus
-from pipelines.write_corpus.output import read_corpus
-from pipelines.write_corpus.plan import CorpusRequest
-from pipelines.write_corpus.preview import print_preview
-from pipelines.write_corpus.result import CorpusResult
+from pipelines.write_corpus.making import print_preview
+from pipelines.write_corpus.output import CorpusResult, read_corpus
 from pipelines.write_corpus.study import BUDGETS, study
 from tests.faults import FaultyServer
 from tests.pipelines.write_corpus.factories import MICRO, TINY, endpoint_config, write_documents, written
