@@ -154,9 +154,14 @@ def _replaced(number: int) -> None:
 
 
 def stopped(work: Callable[[], object]) -> object:
-    """Return the exit code of a command that does this work."""
-    with pytest.raises(SystemExit) as end, stoppable():
-        work()
+    """Return the exit code of a command that does this work; tests in the background inherit Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as end, stoppable():
+            work()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     return end.value.code
 
 
