@@ -108,24 +108,20 @@ STOPPED = {130: "Ctrl-C", 143: "SIGTERM"}
 """Exit codes of a command that was stopped, and by what."""
 
 
-class Stopped(KeyboardInterrupt):
-    """A signal that ends a command in order."""
-
-
 _stops: list[int] = []
 """Signals that have come to the command that runs and have not ended it yet."""
 
 
 def _on_signal(number: int, _: object) -> None:
-    """Raise Stopped; the handler of SIGINT and SIGTERM while a command runs."""
+    """Raise KeyboardInterrupt; the handler of SIGINT and SIGTERM while a command runs."""
     _stops.append(number)
-    raise Stopped
+    raise KeyboardInterrupt
 
 
 def check_terminated() -> None:
-    """Raise Stopped again where a signal has come: a library may have swallowed the exception."""
+    """Raise KeyboardInterrupt again where a signal has come: a library may have swallowed the exception."""
     if _stops:
-        raise Stopped
+        raise KeyboardInterrupt
 
 
 @contextmanager
