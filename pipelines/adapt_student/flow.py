@@ -5,14 +5,13 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from prefect import flow
 from prefect.events import emit_event
 from rich.console import Console
 
-from evaluation.common.errors import LineageError
 from evaluation.common.storage import write_atomically
 from evaluation.gate.decisions import TOUCHED, report_markdown
 from evaluation.retention import retention_probes
@@ -147,13 +146,9 @@ def run_night(config: NightConfig, work_dir: Path, flow_run: str, console: Conso
         run_name = f"{config.name} {plan.night}"
         lineage = Lineage(config, work_dir, kind=FLOW_NAME, run_name=run_name, key=key, flow_run=flow_run)
         lineage.log_documents("train", [planned.task for planned in plan.documents])
-        try:
+        with lineage.failing():
             night = Night(config, loop, plan, parent, waiting)
             result = _adapt(night, lineage, {stage.name: stage for stage in stages})
-        except BaseException:
-            with suppress(LineageError):  # the first failure is the one to report
-                lineage.finish("FAILED")
-            raise
         lineage.finish("FINISHED")
     return result
 

@@ -11,11 +11,12 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from evaluation.common.data import digest_json
+from evaluation.common.errors import LineageError
 from evaluation.statistics import Interval
 from evaluation.tasks import KnowledgeTask
 from pipelines.lineage import tables
@@ -202,6 +203,16 @@ class Lineage:
             for child in client.search_runs([self.experiment_id], begun):
                 client.set_terminated(child.info.run_id, status="FAILED")
             client.set_terminated(self.run_id, status=status)
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """End the parent run as failed where what is done in this context fails or is stopped."""
+        try:
+            yield
+        except BaseException:
+            with suppress(LineageError):  # the first failure is the one to report
+                self.finish("FAILED")
+            raise
 
     def _errors(self, part: str) -> AbstractContextManager[None]:
         return lineage_errors(f"log {part!r} of run {self.run_id!r}", self.store.uri)

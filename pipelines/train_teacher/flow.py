@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from prefect import flow
 
-from evaluation.common.errors import LineageError
 from evaluation.graders import JudgeGrader, judge_noise
 from evaluation.microworld.world import MicroworldData, microworld_sheets
 from evaluation.retention import retention_probes
@@ -55,12 +53,8 @@ def train_teacher(config_path: str, overrides: list[str] | None = None, work_dir
             lineage = _open_lineage(config, place, split, flow_run)
             lineage.fetch_states(loop.state_dir)
             reporter.say(f"{'resuming' if lineage.resumed else 'new'} MLflow run {lineage.run_id}")
-            try:
+            with lineage.failing():
                 result, variants = _Run(config, loop, split, lineage, plan).run()
-            except BaseException:
-                with suppress(LineageError):  # the first failure is the one to report
-                    lineage.finish("FAILED")
-                raise
         figures = place / "plots" / config.name
         print_run(console, result, variants, closing(result, place, Path(config_path), overrides or (), figures))
         lineage.finish("FINISHED")

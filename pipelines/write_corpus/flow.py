@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 
 from prefect import flow
 
 from evaluation.common.data import digest_json
-from evaluation.common.errors import LineageError
 from pipelines.execution import content_key
 from pipelines.lineage.run import Lineage
 from pipelines.process import embedded_flow
@@ -50,14 +48,10 @@ def write_corpus(
         lineage.log_documents("train", [p.task for p in making.passages if p.split == "train"])
         lineage.log_documents("development", [p.task for p in making.passages if p.split == "development"])
         reporter.say(f"{'resuming' if lineage.resumed else 'new'} MLflow run {lineage.run_id}")
-        try:
+        with lineage.failing():
             loop.check_endpoints()
             result = making.run().model_copy(update={"mlflow_run_id": lineage.run_id})
             making.save(result)
             lineage.log_corpus(result, Path(out) / "README.md")
-        except BaseException:
-            with suppress(LineageError):  # the first failure is the one to report
-                lineage.finish("FAILED")
-            raise
         lineage.finish("FINISHED")
     return result
