@@ -52,6 +52,7 @@ class CorpusRequest(NamedTuple):
     tokens: int
     """Of the training split, replayed text left out."""
     kinds: str = AUTO
+    """See `kinds_of`."""
     writer: str = ""
     """A registered version such as `teacher@champion`, a saved teacher's directory, or a model; empty: the config's."""
     student: str = ""
@@ -62,6 +63,11 @@ class CorpusRequest(NamedTuple):
     """Of the training split's tokens, in [0, 1)."""
     licence: str = "unknown"
     """Of the documents."""
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether the student, if there is one, decides which kinds get the budget."""
+        return AUTO in self.kinds.split(",")
 
 
 class CorpusConfig(Frozen):
@@ -229,12 +235,15 @@ def tokens_of(text: str) -> int:
 def kinds_of(wanted: str, writer: str) -> tuple[Kind, ...]:
     """Return the kinds by `auto` (all that a writer, a model's name, can write), or names and files between commas.
 
+    `auto` among names lets the student choose among these.
+
     Raises:
         ConfigError: A name or file is none of a kind.
     """
-    if wanted == AUTO:
+    names = wanted.split(",")
+    if names == [AUTO]:
         return tuple((MICRO_KINDS if is_micro(writer) else kinds()).values())
-    found = [MICRO_KINDS.get(name) or load_kind(name) for name in wanted.split(",") if name]
+    found = [MICRO_KINDS.get(name) or load_kind(name) for name in names if name not in ("", AUTO)]
     if not found or len({kind.name for kind in found}) < len(found):
         raise ConfigError(f"--kinds: got {wanted!r}, allowed are auto, or distinct names or files between commas.")
     return tuple(found)

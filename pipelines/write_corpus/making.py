@@ -67,7 +67,7 @@ def opened(ref: WriterRef, request: CorpusRequest, work_dir: Path) -> Iterator[M
     say = partial(console.print, markup=False, highlight=False)
     documents = read_documents(request, Intake(limits=config.limits), say)
     passages = passages_of(documents, config.corpus.development, config.seed_of("corpus"))
-    tries = config.student is not None and request.kinds == AUTO
+    tries = config.student is not None and request.is_auto
     parts = config.corpus.rounds if tries else 1
     with (
         Reporter(console, parts * (1 + tries)) as reporter,
@@ -180,7 +180,7 @@ class Making:
 
     def _trials(self) -> Tried | None:
         """Return the student's trials; None where the budget is spent evenly."""
-        if self._config.student is None or self.request.kinds != AUTO:
+        if self._config.student is None or not self.request.is_auto:
             return None
         asked = [p for p in self.passages if p.task.questions]
         development = [p for p in asked if p.split == "development"]

@@ -53,9 +53,9 @@ def programs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return python.parent
 
 
-def run_all(lines: Sequence[str], place: Path, programs: Path) -> str:
+def run_all(lines: Sequence[str], place: Path, programs: Path, threads: int = 1) -> str:
     """Run commands in a directory, one after another, and return all that they print."""
-    printed, found = "", {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    printed, found = "", {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": str(threads)}
     if programs != Path(sys.executable).parent:
         found["PYTHONPATH"] = ""
     for line in lines:
@@ -129,7 +129,7 @@ def check_own_files(printed: str, place: Path) -> list[tuple[str, str]]:
 
 @pytest.mark.slow
 def test_a_real_model_learns_own_notes(tmp_path: Path, programs: Path) -> None:
-    printed = run_all(commands("real-model.md"), tmp_path, programs)
+    printed = run_all(commands("real-model.md"), tmp_path, programs, threads=len(os.sched_getaffinity(0)))
     page = (tmp_path / "work" / "nights" / "night-0001" / "morning.html").read_text(encoding="utf-8")
     kinds = {Path(each.source).name: kind for each, kind in listed(tmp_path / "work")}
     assert set(kinds) == {"boat-club.md", "bakery.md", "observatory.md"}
