@@ -76,6 +76,9 @@ def test_kinds_are_all_or_named_or_files(tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     own.write_text("label: own\nform: lines\ninstruction: Say it again.\ncue: 'Again:'\n", encoding="utf-8")
     assert [kind.name for kind in kinds_of(f"faq,{own}", "any/model")] == ["faq", "own"]
+    assert kinds_of(f"{AUTO},faq,{own}", "any/model") == kinds_of(f"faq,{own}", "any/model")
+    asked = {name: CorpusRequest((), "", 1, kinds=name).is_auto for name in (AUTO, f"{AUTO},faq", "faq")}
+    assert asked == {AUTO: True, f"{AUTO},faq": True, "faq": False}
     for wrong in ("faq,faq", "no-such-kind", ","):
         with pytest.raises(ConfigError):
             kinds_of(wrong, "any/model")
