@@ -1,9 +1,9 @@
 """What students learn from corpora, by writer and allocation, at equal tokens.
 
 `python -m pipelines.experiments.corpora micro --teacher DIR` takes the directory of a teacher that `preceptor
-train-teacher configs/demo.yaml` trained, and `real --teacher DIR` one of configs/evidence-real-plan.yaml, with the
-run's seed. Corpora are written about test documents, which no teacher saw. The same command resumes. It prints a table
-in Markdown after each corpus, and in the end what `auto` adds to each other variant.
+train-teacher configs/demo.yaml` trained, and `real --teacher DIR --run FILE` one of configs/real-demo.yaml with the
+run's result (`--json`). Corpora are written about documents that the teacher never saw. The same command resumes. It
+prints a table in Markdown after each corpus, and in the end what `auto` adds to each other variant.
 """
 
 from __future__ import annotations
@@ -16,15 +16,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from pydantic import TypeAdapter
 
 from evaluation.common.storage import write_atomically
-from evaluation.domains import DataConfig, load_split
+from evaluation.domains import load_split
+from evaluation.microworld.world import MicroworldData, microworld_split
 from evaluation.statistics import hierarchical_bootstrap_mean
-from evaluation.tasks import DataSplit, KnowledgeTask
+from evaluation.tasks import KnowledgeTask
 from pipelines.process import CONFIGS, flow_process
+from pipelines.records import RunResult
 from pipelines.reports.format import markdown_table, percent_interval, points_interval
+from pipelines.settings import load
 from pipelines.terminal import plain_errors
+from pipelines.train_teacher.config import TrainTeacherConfig
+from pipelines.train_teacher.rounds import round_documents
 
 if TYPE_CHECKING:
     from pipelines.write_corpus.study import StudyResult
@@ -36,10 +40,8 @@ _AUTO = "trained teacher, auto"
 class Setup(NamedTuple):
     """An experiment on one pair of models."""
 
-    data: dict[str, Any]
-    """Section of the teacher's training; its test documents are written about."""
     documents: int
-    """Of these, those for development included."""
+    """Those for development included."""
     config: str
     own: str
     """Kind that the teacher was trained on."""
@@ -66,22 +68,27 @@ class Setup(NamedTuple):
         }
 
 
-_SPLIT = {"development_documents": 6, "test_documents": 48}
-"""As in configs/evidence-real-plan.yaml."""
 _LAYERS = "loss_on: answer, target_modules: [gate_proj, up_proj, down_proj], depth: [0.5, 1.0]"
-_MICRO, _REAL = ("micro-implications", "micro-rewrite", "micro-self-qa"), ("self-qa", "implications", "rewrite", "faq")
 SETUPS = {
     "micro": Setup(
-        {"type": "microworld", "test_documents": 112},
-        112,
-        *("write-corpus-micro.yaml", "micro-implications", "micro-self-qa", _MICRO, 60, 30),
-        ("corpus={rounds: 4, tried: 8}",),
+        documents=112,
+        config="write-corpus-micro.yaml",
+        own="micro-implications",
+        best="micro-self-qa",
+        kinds=("micro-implications", "micro-rewrite", "micro-self-qa"),
+        piece_tokens=60,
+        times=30,
+        overrides=("corpus={rounds: 4, tried: 8}",),
     ),
     "real": Setup(
-        {"type": "jsonl", "path": "configs/examples/real/passages.jsonl", **_SPLIT},
-        30,
-        *("write-corpus.yaml", "self-qa", "self-qa", _REAL, 90, 10),
-        (
+        documents=30,
+        config="write-corpus.yaml",
+        own="self-qa",
+        best="self-qa",
+        kinds=("self-qa", "implications", "rewrite", "faq"),
+        piece_tokens=90,
+        times=10,
+        overrides=(
             "teacher.chat=false",
             "teacher.sampling={type: transformers, temperature: 1.0, max_new_tokens: 160, batch_size: 64}",
             "teacher.policy={rank: 16, alpha: 32}",
@@ -92,6 +99,19 @@ SETUPS = {
         ),
     ),
 }
+
+
+def micro_documents(count: int, seed: int) -> Sequence[KnowledgeTask]:
+    """Return documents about entities that no training has."""
+    return microworld_split(MicroworldData(test_documents=count, split_seed=seed)).test
+
+
+def unseen_documents(config: TrainTeacherConfig, warm: Sequence[str]) -> Sequence[KnowledgeTask]:
+    """Return the documents of a run that neither a round nor its warm start, on the ids `warm`, used."""
+    split = load_split(config.data)
+    rounds = (round_documents(config, split.train, number, warm) for number in range(config.loop.rounds))
+    taken = {task.id for tasks in rounds for task in tasks}.union(warm)
+    return [*split.test, *split.development, *(task for task in split.train if task.id not in taken)]
 
 
 def write_documents(path: Path, tasks: Sequence[KnowledgeTask]) -> Path:
@@ -105,13 +125,11 @@ def write_documents(path: Path, tasks: Sequence[KnowledgeTask]) -> Path:
     return write_atomically(path, "".join(rows))
 
 
-def run(setup: Setup, place: Path, teacher: str, seed: int) -> dict[str, StudyResult]:
-    """Return the studies of all variants of a seed, each on documents of its own."""
+def run(setup: Setup, tasks: Sequence[KnowledgeTask], place: Path, teacher: str, seed: int) -> dict[str, StudyResult]:
+    """Return the studies of all variants of a seed."""
     from pipelines.write_corpus.flow import write_corpus
     from pipelines.write_corpus.study import study
 
-    data: DataSplit = TypeAdapter(DataConfig).validate_python({**setup.data, "split_seed": seed})
-    tasks = load_split(data).test[: setup.documents]
     source, found = write_documents(place / f"documents-{seed}.jsonl", tasks), {}
     overrides = [f"seed={seed}", "threads=1", *setup.overrides]
     settings: dict[str, Any] = {"config_path": str(CONFIGS / setup.config), "work_dir": str(place)}
@@ -160,14 +178,21 @@ def main() -> None:
     """Run the experiment."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("setup", choices=SETUPS)
-    parser.add_argument("--teacher", required=True, nargs="+", help="directory of a trained teacher, one for each seed")
+    parser.add_argument("--teacher", required=True, help="directory of a trained teacher")
+    parser.add_argument("--run", type=Path, help="JSON file with the result of its run, for `real`")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--work-dir", type=Path, default=Path(".preceptor/corpora"))
     given = parser.parse_args()
-    teachers = given.teacher * len(given.seeds) if len(given.teacher) == 1 else given.teacher
+    setup, found = SETUPS[given.setup], []
     with flow_process(given.work_dir):
-        pairs = zip(teachers, given.seeds, strict=True)
-        found = [run(SETUPS[given.setup], given.work_dir, teacher, seed) for teacher, seed in pairs]
+        for seed in given.seeds:
+            if given.run is None:
+                tasks = micro_documents(setup.documents, seed)
+            else:
+                start = RunResult.model_validate_json(given.run.read_bytes()).warm_start
+                config = load(CONFIGS / "real-demo.yaml", TrainTeacherConfig)
+                tasks = unseen_documents(config, () if start is None else start.document_ids)
+            found.append(run(setup, tasks[: setup.documents], given.work_dir, given.teacher, seed))
     sys.stdout.write(differences(found) + "\n")
 
 
