@@ -34,7 +34,7 @@ def test_differences_are_paired_by_document() -> None:
             Budget(name=f"{times}x", tokens=times, rows=times, point=StudyPoint(accuracy=point))
             for times, point in enumerate(points)
         )
-        figures: dict[str, Any] = dict.fromkeys(("accuracy", "gains", "tests"), {}) | {"budgets": budgets, "seed": 0}
+        figures: dict[str, Any] = {"accuracy": {}, "gains": {}, "tests": {}, "budgets": budgets, "seed": 0}
         counts = dict.fromkeys(("documents", "questions", "piece_tokens"), 1)
         return StudyResult(corpus="c", corpus_digest="d", student="s", **counts, **figures)
 
