@@ -160,7 +160,7 @@ class Writer:
         return template.render_chat(document, self.policy.tokenizer)
 
     def _complete(self, asked: Sequence[_Asked]) -> list[Draft]:
-        """Return a completion of each prompt; those with the same sample number and stop share a seed and a call."""
+        """Return a completion of each prompt; those with the same stop share a call."""
         if self._settings.teacher.chat:
             asked = [(prompt, sample, None) for prompt, sample, _ in asked]
         keys = [self._key(*each) for each in asked]
@@ -195,12 +195,11 @@ class Writer:
         return content_key(self._settings, "draft", {**content, "seed": self._seed})
 
     def _sample(self, asked: Sequence[_Asked]) -> list[Draft]:
-        (sample, stop), sampler = asked[0][1:], self.sampler()
-        prompts = [prompt for prompt, _, _ in asked]
+        sampler, prompts, stop = self.sampler(), [prompt for prompt, _, _ in asked], asked[0][2]
         long = prompts_too_long(sampler, prompts)
         fitting = [i for i in range(len(prompts)) if i not in long]
-        seed = derive_seed(self._seed, sample)
-        sampled = sampler.sample([prompts[i] for i in fitting], n=1, seed=seed, stop=stop) if fitting else []
+        seeds = [derive_seed(self._seed, asked[i][1]) for i in fitting]
+        sampled = sampler.sample([prompts[i] for i in fitting], n=1, seed=seeds, stop=stop) if fitting else []
         drafts = {i: _draft(completions[0]) for i, completions in zip(fitting, sampled, strict=True)}
         return [drafts.get(i) or Draft(failure="prompt_too_long") for i in range(len(prompts))]
 
@@ -212,10 +211,10 @@ def _draft(completion: Completion | FailedCompletion) -> Draft:
 
 
 def _groups(asked: dict[str, _Asked]) -> Iterator[list[str]]:
-    """Yield keys that share sample number and stop, at most `BATCH` at once."""
-    groups: dict[tuple[int, str | None], list[str]] = {}
-    for key, (_, sample, stop) in asked.items():
-        groups.setdefault((sample, stop), []).append(key)
+    """Yield keys that share a stop, at most `BATCH` at once."""
+    groups: dict[str | None, list[str]] = {}
+    for key, (_, _, stop) in asked.items():
+        groups.setdefault(stop, []).append(key)
     for keys in groups.values():
         yield from (keys[start : start + BATCH] for start in range(0, len(keys), BATCH))
 

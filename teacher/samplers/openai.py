@@ -12,7 +12,7 @@ from pydantic import Field
 from evaluation.common.data import derive_seed
 from evaluation.engines.endpoint import Endpoint, EndpointConfig, EndpointRequest, check_key, most_tokens
 from evaluation.engines.ledger import EndpointFailure, Ledger, Outcome, Spent
-from teacher.samplers.sampler import Completion, FailedCompletion, Sampling
+from teacher.samplers.sampler import Completion, FailedCompletion, Sampling, Seeds, seeds_of
 
 
 class OpenAISampling(Sampling):
@@ -58,7 +58,7 @@ class OpenAISampler:
         self._opened[1].check()
 
     def sample(
-        self, prompts: Sequence[str], *, n: int, seed: int, stop: str | None = None
+        self, prompts: Sequence[str], *, n: int, seed: Seeds, stop: str | None = None
     ) -> list[list[Completion | FailedCompletion]]:
         """Return `n` completions for each prompt; see `Sampler.sample`.
 
@@ -75,11 +75,11 @@ class OpenAISampler:
                 max_tokens=self._config.max_new_tokens,
                 temperature=self._config.temperature,
                 top_p=self._config.top_p,
-                seed=derive_seed(seed, prompt, index),
+                seed=derive_seed(own, prompt, index),
                 index=index,
                 stop=stop,
             )
-            for prompt in prompts
+            for prompt, own in zip(prompts, seeds_of(seed, prompts), strict=True)
             for index in range(distinct)
         ]
         written = [_completion(outcome, stop) for outcome in self._opened[1].complete(requests)]

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 from pydantic import Field
 
@@ -74,6 +74,15 @@ class FailedCompletion:
     detail: str
 
 
+Seeds: TypeAlias = int | Sequence[int]
+"""One seed for all prompts, or one for each of them."""
+
+
+def seeds_of(seed: Seeds, prompts: Sequence[str]) -> Sequence[int]:
+    """Return the seed of each prompt."""
+    return [seed] * len(prompts) if isinstance(seed, int) else seed
+
+
 class Sampler(Protocol):
     """An engine that samples completions."""
 
@@ -85,7 +94,7 @@ class Sampler(Protocol):
         """Return the number of tokens of `prompt`, or an upper bound."""
 
     def sample(
-        self, prompts: Sequence[str], *, n: int, seed: int, stop: str | None = None
+        self, prompts: Sequence[str], *, n: int, seed: Seeds, stop: str | None = None
     ) -> Sequence[Sequence[Completion | FailedCompletion]]:
         """Return `n` completions, at least 1, for each prompt; (seed, prompt, index) determines each of them.
 
@@ -146,12 +155,13 @@ class LocalSampler(ABC, Generic[_Sampled]):
         """Return the number of tokens of `prompt`."""
         return len(prompt_token_ids(self._tokenizer, prompt))
 
-    def sample(self, prompts: Sequence[str], *, n: int, seed: int, stop: str | None = None) -> list[list[_Sampled]]:
+    def sample(self, prompts: Sequence[str], *, n: int, seed: Seeds, stop: str | None = None) -> list[list[_Sampled]]:
         """Return `n` completions for each prompt, independent of batching up to rounding; see `Sampler.sample`."""
         self._stop = stop
         distinct, ids = self._sampling.distinct_samples(n), self._encoded(prompts)
         rows = [(p, index) for p in range(len(prompts)) for index in range(distinct)]
-        keys = [row_key(seed, prompts[p], index) for p, index in rows]
+        seeds = seeds_of(seed, prompts)
+        keys = [row_key(seeds[p], prompts[p], index) for p, index in rows]
         written = self._write([ids[p] for p, _ in rows], keys) if rows else []
         return [[written[p * distinct + index % distinct] for index in range(n)] for p in range(len(prompts))]
 

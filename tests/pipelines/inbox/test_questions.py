@@ -17,7 +17,7 @@ from pipelines.inbox import questions
 from pipelines.inbox.documents import InboxDocument
 from pipelines.inbox.questions import Dropped, WriterSettings, continuations, sentences_to_complete, writer_prompts
 from student.in_context import score_in_context
-from teacher.samplers.sampler import Completion, FailedCompletion
+from teacher.samplers.sampler import Completion, FailedCompletion, Seeds
 from teacher.samplers.transformers import TransformersSampler, TransformersSampling
 
 WORLD = draw_documents("train", 3, 11)
@@ -107,7 +107,7 @@ class Recorded:
         return len(prompt.split())
 
     def sample(
-        self, prompts: Sequence[str], *, n: int, seed: int, stop: str | None = None
+        self, prompts: Sequence[str], *, n: int, seed: Seeds, stop: str | None = None
     ) -> Sequence[Sequence[Completion | FailedCompletion]]:
         self.prompts += prompts
         made = [t if isinstance(t, FailedCompletion) else Completion(t, (), "stop") for t in self._texts]

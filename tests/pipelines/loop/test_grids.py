@@ -15,7 +15,7 @@ from pipelines.loop.teacher import Writing, sample_from
 from pipelines.loop.update import Trial
 from pipelines.train_teacher.config import TrainTeacherConfig
 from teacher.rewards import RewardFailure
-from teacher.samplers.sampler import Completion
+from teacher.samplers.sampler import Completion, Seeds
 from teacher.self_edit import AugmentationSpec, Implication, SelfEdit, TrainingSpec
 from tests.evaluation.grids.factories import mirror_task
 from tests.pipelines.factories import make_loop, save_tiny_model, small_config
@@ -95,7 +95,7 @@ class Writer:
     def count_tokens(self, prompt: str) -> int:
         return 0
 
-    def sample(self, prompts: Sequence[str], *, n: int, seed: int, stop: str | None = None) -> list[list[Completion]]:
+    def sample(self, prompts: Sequence[str], *, n: int, seed: Seeds, stop: str | None = None) -> list[list[Completion]]:
         text = 'The rule turns rows.\n{"orientations": "flip"}'
         return [[Completion(text, (), "stop")] * n for _ in prompts]
 

@@ -33,7 +33,9 @@ def test_sample_is_distinct_by_prompt_index_and_seed_and_repeatable(tmp_path: Pa
         sampler.close()
         assert OpenAISampler(sampling(server), tmp_path / "l.db").sample(PROMPTS, n=3, seed=5) == first
         assert len(server.seen) == 6
-        assert sampler.sample(PROMPTS, n=3, seed=6) != first
+        other = sampler.sample(PROMPTS, n=3, seed=6)
+        assert other != first
+        assert sampler.sample(PROMPTS, n=3, seed=[5, 6]) == [first[0], other[1]]
         sampler.close()
 
 

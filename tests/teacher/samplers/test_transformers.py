@@ -34,6 +34,8 @@ def test_sample_does_not_depend_on_the_batch() -> None:
     assert sampler(batch_size=1).sample(PROMPTS, n=4, seed=3) == together
     assert sampler(batch_size=5).sample(PROMPTS[::-1], n=4, seed=3) == together[::-1]
     assert sampler().sample(PROMPTS[2:3], n=2, seed=3) == [together[2][:2]]
+    each = [sampler().sample([prompt], n=1, seed=seed)[0] for seed, prompt in enumerate(PROMPTS)]
+    assert sampler().sample(PROMPTS, n=1, seed=range(len(PROMPTS))) == each
 
 
 def test_sample_changes_with_index_seed_and_prompt_and_not_otherwise() -> None:
