@@ -71,14 +71,14 @@ class Setup(NamedTuple):
 _LAYERS = "loss_on: answer, target_modules: [gate_proj, up_proj, down_proj], depth: [0.5, 1.0]"
 SETUPS = {
     "micro": Setup(
-        documents=112,
+        documents=100,
         config="write-corpus-micro.yaml",
         own="micro-implications",
         best="micro-self-qa",
         kinds=("micro-implications", "micro-rewrite", "micro-self-qa"),
         piece_tokens=60,
         times=30,
-        overrides=("corpus={rounds: 4, tried: 8}",),
+        overrides=("corpus={rounds: 4, tried: 8}", "teacher.sampling.batch_size=256", "update.epochs=4"),
     ),
     "real": Setup(
         documents=30,

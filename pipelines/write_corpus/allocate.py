@@ -22,7 +22,7 @@ from pipelines.loop.update import Trial as Update
 from pipelines.records import Edit, Record, ScoredUpdate
 from pipelines.write_corpus.config import Passage, Schedule
 from pipelines.write_corpus.funnel import CorpusRow
-from pipelines.write_corpus.write import BATCH, Writer, Written
+from pipelines.write_corpus.write import Writer, Written
 from teacher.kinds import Kind
 from teacher.self_edit import Implication, SelfEdit
 
@@ -149,8 +149,8 @@ class Tried:
         chosen = [self.passages[(number * most + i) % size] for i in range(most)]
         pieces = [schedule.of(passage, kind) for passage in chosen for kind in kinds]
         kept: dict[str, dict[str, list[CorpusRow]]] = {}
-        for start in range(0, len(pieces), BATCH):
-            for written in writer.write(pieces[start : start + BATCH]):
+        for start in range(0, len(pieces), writer.batch):
+            for written in writer.write(pieces[start : start + writer.batch]):
                 kept.setdefault(written.piece.passage.id, {})[written.piece.kind.name] = add(written)
         updates, places = [], []
         for passage in chosen:

@@ -37,7 +37,7 @@ from pipelines.write_corpus.config import (
 )
 from pipelines.write_corpus.funnel import TABLES, Corpus, CorpusRow, messages_of
 from pipelines.write_corpus.output import CorpusResult, diversity, write_corpus_files
-from pipelines.write_corpus.write import BATCH, Writer
+from pipelines.write_corpus.write import Writer
 from teacher.kinds import Kind
 
 REPLAY = "replay"
@@ -235,7 +235,8 @@ class Making:
     def _size(self, missing: int, usual: float, known: bool) -> int:
         """Return how many pieces are written next: about as many as bring the missing tokens, if it is known."""
         usual = usual if known else self._config.teacher.sampling.max_new_tokens / 2
-        return max(_LEAST_BATCH, min(BATCH, round(missing / usual) + 1)) if usual else BATCH
+        most = self.writer.batch
+        return max(_LEAST_BATCH, min(most, round(missing / usual) + 1)) if usual else most
 
     def _result(self, tried: Tried | None, seconds: float) -> CorpusResult:
         corpus, request, config = self.corpus, self.request, self._config

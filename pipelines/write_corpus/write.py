@@ -22,8 +22,8 @@ from teacher.self_edit import Implication
 
 DRAFTS = "drafts.sqlite"
 """File of the work directory with what local writers wrote."""
-BATCH = 64
-"""Pieces that are written and stored together: the most that a kill can cost."""
+_BATCH = 64
+"""Pieces that an engine which makes batches of its own is asked for together."""
 _TRIES = 3
 """Times that a failed completion is asked for, the engine's own retries left out."""
 _FOR_GOOD = ("content_filtered", "prompt_too_long")
@@ -107,6 +107,11 @@ class Writer:
         return isinstance(self._settings.teacher.sampling, OpenAISampling)
 
     @property
+    def batch(self) -> int:
+        """Pieces that are written and stored together: the most that a kill can cost."""
+        return int(getattr(self._settings.teacher.sampling, "batch_size", _BATCH))
+
+    @property
     def policy(self) -> Any:
         """The local writer's model and tokenizer."""
         return self._teacher.open().policy
@@ -167,7 +172,7 @@ class Writer:
         found = {} if self.is_endpoint else self._drafts.find(keys)
         missing = {key: each for key, each in zip(keys, asked, strict=True) if key not in found}
         for _ in range(_TRIES):
-            for group in _groups(missing):
+            for group in _groups(missing, self.batch):
                 fresh = self._sample([missing[key] for key in group])
                 drafts = dict(zip(group, fresh, strict=True))
                 found |= drafts
@@ -210,13 +215,13 @@ def _draft(completion: Completion | FailedCompletion) -> Draft:
     return Draft(text=completion.text, cut=completion.finish_reason == "length")
 
 
-def _groups(asked: dict[str, _Asked]) -> Iterator[list[str]]:
-    """Yield keys that share a stop, at most `BATCH` at once."""
+def _groups(asked: dict[str, _Asked], most: int) -> Iterator[list[str]]:
+    """Yield keys that share a stop, at most so many at once."""
     groups: dict[str | None, list[str]] = {}
     for key, (_, _, stop) in asked.items():
         groups.setdefault(stop, []).append(key)
     for keys in groups.values():
-        yield from (keys[start : start + BATCH] for start in range(0, len(keys), BATCH))
+        yield from (keys[start : start + most] for start in range(0, len(keys), most))
 
 
 def _items(piece: Piece, plan: Draft, prompt: str) -> tuple[str, ...]:
