@@ -41,7 +41,8 @@ class Setup(NamedTuple):
     """An experiment on one pair of models."""
 
     documents: int
-    """Those for development included."""
+    development: int
+    """Of these, for the development split."""
     config: str
     own: str
     """Kind that the teacher was trained on."""
@@ -71,7 +72,8 @@ class Setup(NamedTuple):
 _LAYERS = "loss_on: answer, target_modules: [gate_proj, up_proj, down_proj], depth: [0.5, 1.0]"
 SETUPS = {
     "micro": Setup(
-        documents=100,
+        documents=110,
+        development=10,
         config="write-corpus-micro.yaml",
         own="micro-implications",
         best="micro-self-qa",
@@ -81,12 +83,13 @@ SETUPS = {
         overrides=("corpus={rounds: 4, tried: 8}", "teacher.sampling.batch_size=256", "update.epochs=4"),
     ),
     "real": Setup(
-        documents=30,
+        documents=28,
+        development=4,
         config="write-corpus.yaml",
         own="self-qa",
         best="self-qa",
         kinds=("self-qa", "implications", "rewrite", "faq"),
-        piece_tokens=90,
+        piece_tokens=50,
         times=10,
         overrides=(
             "teacher.chat=false",
@@ -95,7 +98,7 @@ SETUPS = {
             "student={model: smollm2-135m, format: plain, bank_slots: 8}",
             f"student.update={{rank: 16, alpha: 32, learning_rate: 2.0e-3, epochs: 8, batch_size: 64, {_LAYERS}}}",
             f"update={{rank: 32, alpha: 64, learning_rate: 1.0e-3, epochs: 4, batch_size: 32, {_LAYERS}}}",
-            "corpus={rounds: 2, tried: 6, development: 0.2}",
+            "corpus={rounds: 2, tried: 4}",
         ),
     ),
 }
@@ -131,11 +134,12 @@ def run(setup: Setup, tasks: Sequence[KnowledgeTask], place: Path, teacher: str,
     from pipelines.write_corpus.study import study
 
     source, found = write_documents(place / f"documents-{seed}.jsonl", tasks), {}
-    overrides = [f"seed={seed}", "threads=1", *setup.overrides]
+    held = f"corpus.development={setup.development / setup.documents}"
+    overrides = [f"seed={seed}", "threads=1", *setup.overrides, held]
     settings: dict[str, Any] = {"config_path": str(CONFIGS / setup.config), "work_dir": str(place)}
     for label, (trained, kinds) in setup.variants.items():
         out = place / f"{label.replace(', ', '-').replace(' ', '-')}-{seed}"
-        tokens = setup.times * setup.piece_tokens * len(tasks)
+        tokens = setup.times * setup.piece_tokens * (setup.documents - setup.development)
         if not (out / "corpus.json").is_file():
             write_corpus(
                 [str(source)], str(out), tokens, kinds, teacher if trained else "", overrides=overrides, **settings
