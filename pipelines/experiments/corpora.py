@@ -109,10 +109,10 @@ def micro_documents(count: int, seed: int) -> Sequence[KnowledgeTask]:
     return microworld_split(MicroworldData(test_documents=count, split_seed=seed)).test
 
 
-def unseen_documents(config: TrainTeacherConfig, warm: Sequence[str]) -> Sequence[KnowledgeTask]:
-    """Return the documents of a run that neither a round nor its warm start, on the ids `warm`, used."""
+def unseen_documents(config: TrainTeacherConfig, warm: Sequence[str], count: int) -> Sequence[KnowledgeTask]:
+    """Return the documents of a run that neither `count` rounds nor a warm start on the ids `warm` used."""
     split = load_split(config.data)
-    rounds = (round_documents(config, split.train, number, warm) for number in range(config.loop.rounds))
+    rounds = (round_documents(config, split.train, number, warm) for number in range(count))
     taken = {task.id for tasks in rounds for task in tasks}.union(warm)
     return [*split.test, *split.development, *(task for task in split.train if task.id not in taken)]
 
@@ -193,9 +193,10 @@ def main() -> None:
             if given.run is None:
                 tasks = micro_documents(setup.documents, seed)
             else:
-                start = RunResult.model_validate_json(given.run.read_bytes()).warm_start
+                result = RunResult.model_validate_json(given.run.read_bytes())
+                warm = () if result.warm_start is None else result.warm_start.document_ids
                 config = load(CONFIGS / "real-demo.yaml", TrainTeacherConfig)
-                tasks = unseen_documents(config, () if start is None else start.document_ids)
+                tasks = unseen_documents(config, warm, len(result.rounds))
             found.append(run(setup, tasks[: setup.documents], given.work_dir, given.teacher, seed))
     sys.stdout.write(differences(found) + "\n")
 

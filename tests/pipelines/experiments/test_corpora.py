@@ -19,7 +19,7 @@ def test_documents_are_those_that_no_training_used() -> None:
     assert config.warm_start is not None
     warm = tuple(task.id for task in train[-config.warm_start.documents :])
     rounds = config.loop.rounds
-    found = {task.id for task in unseen_documents(config, warm)}
+    found = {task.id for task in unseen_documents(config, warm, rounds)}
     used = {task.id for number in range(rounds) for task in round_documents(config, train, number, warm)}
     assert found.isdisjoint(used.union(warm))
     assert len(found) == 140 - len(used.union(warm)) >= SETUPS["real"].documents
