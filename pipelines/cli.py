@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from evaluation.common.errors import LineageError
 from evaluation.common.storage import write_atomically
 from pipelines.adapt_student.init import examples, get_model, init
-from pipelines.adapt_student.queue import list_documents, remove, show
+from pipelines.adapt_student.queue import forget, list_documents, remove, show
 from pipelines.ask.answerer import ask
 from pipelines.check_regression.command import check_regression
 from pipelines.experiments.micro_models import build_micro
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 _GROUPS = {
     "Learn": ("train-teacher", "build-micro"),
-    "Night": ("get-model", "examples", "init", "inbox", "adapt-student", "ask"),
+    "Night": ("get-model", "examples", "init", "inbox", "adapt-student", "ask", "forget"),
     "Corpus": ("write-corpus", "study"),
     "Check": ("doctor", "check-regression", "config"),
     "Serve": ("serve",),
@@ -410,6 +410,7 @@ app.command("ask")(ask)
 app.command("get-model")(get_model)
 app.command("init")(init)
 app.command("examples")(examples)
+app.command("forget")(forget)
 inbox_app.command("list")(list_documents)
 inbox_app.command("show")(show)
 inbox_app.command("remove")(remove)

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
+from evaluation.common.errors import InputError
 from pipelines.inbox.command import next_step, open_inbox
+from pipelines.inbox.corrections import clients_of
 from pipelines.inbox.intake import listing
 from pipelines.inbox.interactions import Stored, summary
 from pipelines.inbox.readers.text import one_line
@@ -259,6 +261,36 @@ def remove(
             typer.echo(f"  {_unlearning(learned, version, place)}")
     typer.echo("Files of earlier nights and versions are kept as they are and may hold the text.")
     next_step("list --status removed", work_dir)
+
+
+def forget(
+    name: Annotated[str, typer.Argument(metavar="CLIENT|SOURCE|ID", help="Name of a key, file, URL, or id.")],
+    because: Because,
+    who: By = "unknown",
+    work_dir: WorkDir = Path(".preceptor"),
+    config: FlowFile = None,
+) -> None:
+    """Erase all of a client, a source or a document: its chats, its documents, and what was made of its corrections.
+
+    See `inbox remove` for what that means, and for the versions whose weights hold it.
+    """
+    with open_inbox(work_dir) as store:
+        every = ((each, (each.id, each.source, *clients_of(each), *store.paths(each.id))) for each in store.documents())
+        documents = [each.id for each, names in every if name in names]
+        stored = store.interactions()
+    gone = {name, *documents}
+    chats = [each.id for each, document in stored if gone & {each.id, each.client, document}]
+    if not documents and not chats:
+        raise InputError(
+            f"forget: got {name!r}, but no document, source or client of chats in {str(work_dir)!r} has this name. "
+            "`preceptor inbox list --all` shows them."
+        )
+    if chats:
+        with open_inbox(work_dir) as store, exclusive(work_dir):
+            store.remove(chats, because, who)
+        typer.echo(f"Erased {counted(len(chats), 'interaction')}.")
+    if documents:
+        remove(documents, because, who, work_dir, config)
 
 
 def learned_versions(work_dir: Path, name: str) -> dict[int, int | None]:
