@@ -124,6 +124,7 @@ def _document(
         title=question,
         text=f"{question} {answer}",
         source=SOURCE + _SEPARATOR.join(clients),
+        whole=correction.id,  # so that each time it is said its claims are new
         questions=(Question(question=question, answer=answer),),
         supersedes=tuple(each.id for each in replaced),
         route=None if confirmed else "memory",

@@ -20,8 +20,6 @@ from pipelines.inbox.schema import SET_PLACE, into
 from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.inbox.transcripts import last_question, read_transcript
 
-_NO = ("no", "false", "off", "0")
-
 
 class Feedback(Frozen):
     """What a client says about an answer."""
@@ -77,7 +75,7 @@ def interaction_of(chat: Chat, days: int) -> Interaction | None:
     content = json.loads(chat.request)
     metadata = content.get("metadata")
     said = (chat.learn, metadata.get("learn") if isinstance(metadata, dict) else "")
-    if content.get("store") is False or any(str(each).strip().lower() in _NO for each in said):
+    if content.get("store") is False or any(str(each).strip().lower() in ("no", "false", "off", "0") for each in said):
         return None
     read_transcript(content["messages"])
     reply = _reply(chat.reply)

@@ -39,7 +39,7 @@ _OF_SECRETS = re.compile(r"pass(?:w|phrase|code)|pwd|secret|token|authoriz|(?:ap
 
 def redact(value: Any) -> tuple[Any, dict[str, int]]:
     """Return a JSON value with each secret and personal datum in its texts as `[kind]`, and their number by kind."""
-    counts: Counter[str] = Counter()
+    counts = Counter[str]()
     return _redacted(value, counts), dict(counts)
 
 
@@ -102,8 +102,9 @@ def _plugins() -> tuple[Any, ...]:
     from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
     from detect_secrets.plugins.base import RegexBasedDetector
 
-    kinds = [kind for kind in get_mapping_from_secret_type_to_class().values() if issubclass(kind, RegexBasedDetector)]
-    return tuple(kind() for kind in kinds if kind.__name__ != "IPPublicDetector")
+    kinds: list[Any] = [*get_mapping_from_secret_type_to_class().values()]
+    fixed = [kind for kind in kinds if issubclass(kind, RegexBasedDetector)]
+    return tuple(kind() for kind in fixed if kind.__name__ != "IPPublicDetector")
 
 
 def _numbers(text: str) -> Iterator[tuple[int, int, str]]:

@@ -160,6 +160,15 @@ def test_correction_that_comes_back_does_not_overrule_two_clients(store: Interac
     assert store.superseded()[second.id] == both.id, "what waits does not bring back what was replaced"
 
 
+def test_client_may_change_its_mind_as_often_as_it_likes(store: InteractionStore) -> None:
+    for number, answer in enumerate(("2028", "2029", "2028", "2029", "2028")):
+        store.keep(interaction(f"c{number}", correction=answer))
+        store.tend()
+        superseded = store.superseded()
+        (valid,) = [each for each in store.documents() if each.id not in superseded]
+        assert valid.text.endswith(answer)
+
+
 def test_removed_interaction_leaves_nothing(store: InteractionStore, tmp_path: Path) -> None:
     store.keep(interaction("a", messages=[{"role": "user", "content": "Kestrels"}]))
     store.remove(["a"], "asked to", "ada")
