@@ -103,8 +103,7 @@ def _plugins() -> tuple[Any, ...]:
     from detect_secrets.plugins.base import RegexBasedDetector
 
     kinds: list[Any] = [*get_mapping_from_secret_type_to_class().values()]
-    fixed = [kind for kind in kinds if issubclass(kind, RegexBasedDetector)]
-    return tuple(kind() for kind in fixed if kind.__name__ != "IPPublicDetector")
+    return tuple(kind() for kind in kinds if issubclass(kind, RegexBasedDetector) and "IP" not in kind.__name__)
 
 
 def _numbers(text: str) -> Iterator[tuple[int, int, str]]:

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from evaluation.common.data import reason
 from pipelines.inbox.interactions import Chat, Feedback, InteractionStore, interaction_of
 from pipelines.inbox.redaction import redact
+from pipelines.inbox.store import InboxError
 from pipelines.inbox.worker import ReadingLimits, Worker
 from pipelines.serve.requests import CHAT, CLIENT, json_of
 
@@ -57,7 +58,7 @@ class Learner:
                     store.keep(interaction)
             self._count.labels("stored" if interaction else "declined").inc()
         except Exception as error:
-            self._failed(f"{type(error).__name__}: {error}")
+            self._failed(str(error) if isinstance(error, InboxError) else "it cannot be read")  # others may quote it
         finally:
             self._waiting.release()
 

@@ -101,10 +101,13 @@ async def test_store_that_fails_is_counted_and_no_reply_fails(
     served.inbox.write_text("not a database, but long enough to be looked at" * 50)
     assert (await served.chat()).status_code == 200
     assert (await served.chat("x" * 1_000_001)).status_code == 200
+    assert (await served.post(CHAT, {"messages": [{"text": "jane@mail.example"}]})).status_code == 200
     await asyncio.wrap_future(served.learner._thread.submit(lambda: None))
-    assert (served.counted("stored"), served.counted("failed")) == (0, 2)
+    assert (served.counted("stored"), served.counted("failed")) == (0, 3)
     assert "could not open" in (said := capsys.readouterr().out)
     assert "longer than 1,000,000 bytes" in said
+    assert "it cannot be read" in said
+    assert "jane" not in said
     assert (await served.post(FEEDBACK, {"id": "chatcmpl-1", "thumb": "up"})).status_code == 503
 
 
