@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from evaluation.common.errors import LineageError
 from evaluation.common.storage import write_atomically
 from pipelines.adapt_student.init import examples, get_model, init
-from pipelines.adapt_student.queue import list_documents, remove, show
+from pipelines.adapt_student.queue import forget, list_documents, remove, show
 from pipelines.ask.answerer import ask
 from pipelines.check_regression.command import check_regression
 from pipelines.experiments.micro_models import build_micro
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 _GROUPS = {
     "Learn": ("train-teacher", "build-micro"),
-    "Night": ("get-model", "examples", "init", "inbox", "adapt-student", "ask"),
+    "Night": ("get-model", "examples", "init", "inbox", "adapt-student", "ask", "forget"),
     "Corpus": ("write-corpus", "study"),
     "Check": ("doctor", "check-regression", "config"),
     "Serve": ("serve",),
@@ -325,6 +325,10 @@ def serve(
     role: RoleOption = "student",
     poll: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds between two looks at the registry.")] = 5.0,
     with_base: Annotated[bool, typer.Option("--with-base", help="Also serve the base, under its own name.")] = False,
+    learn: Annotated[
+        bool, typer.Option("--learn", help="Keep chats and feedback for the next nights, redacted; see docs/inbox.md.")
+    ] = False,
+    retention_days: Annotated[int, typer.Option(min=1, max=3650, help="Days for which --learn keeps a chat.")] = 30,
     vllm: Annotated[
         list[str] | None,
         typer.Argument(help="Arguments of vLLM, after `--`, such as --max-lora-rank for higher ranks to come."),
@@ -340,8 +344,11 @@ def serve(
     from pipelines.serve.server import ServeOptions, run_server
     from pipelines.settings import TrackingConfig
 
-    keys = api_key_env, api_keys
-    options = ServeOptions(role, host, port, *keys, poll, with_base, student, arguments=tuple(vllm or ()))
+    if learn and role != "student":
+        raise typer.BadParameter("is for a student's chats; leave it out, or --role", param_hint="--learn")
+    keys, days = (api_key_env, api_keys), retention_days if learn else None
+    given = tuple(vllm or ())
+    options = ServeOptions(role, host, port, *keys, poll, with_base, student, arguments=given, learn_days=days)
     tracking = TrackingConfig()
     if config is not None:
         flow, asking = asked_flow(config)
@@ -403,6 +410,7 @@ app.command("ask")(ask)
 app.command("get-model")(get_model)
 app.command("init")(init)
 app.command("examples")(examples)
+app.command("forget")(forget)
 inbox_app.command("list")(list_documents)
 inbox_app.command("show")(show)
 inbox_app.command("remove")(remove)

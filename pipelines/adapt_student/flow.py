@@ -44,6 +44,7 @@ from pipelines.adapt_student.state import (
 )
 from pipelines.checks import check, findings_of
 from pipelines.execution import code_digest, content_key
+from pipelines.inbox.interactions import tend
 from pipelines.inbox.questions import write_questions
 from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.lineage import versions
@@ -113,6 +114,7 @@ def awaited(work_dir: Path) -> Iterator[Callable[[NightResult], NightResult]]:
 
 def run_night(config: NightConfig, work_dir: Path, flow_run: str, console: Console) -> NightResult:
     """Run one night in a work directory that this process holds; see `adapt_student`."""
+    tend(work_dir)
     registry, inbox = Registry.open(config.tracking, work_dir), read_inbox(work_dir)
     champion = student_version(registry, registry.champion("student"), work_dir)
     if champion.number is None and any(inbox.arrivals((), config.routing)):

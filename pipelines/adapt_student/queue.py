@@ -12,8 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
+from evaluation.common.errors import InputError
 from pipelines.inbox.command import next_step, open_inbox
+from pipelines.inbox.corrections import clients_of
 from pipelines.inbox.intake import listing
+from pipelines.inbox.interactions import Stored, summary
+from pipelines.inbox.readers.text import one_line
+from pipelines.inbox.transcripts import last_question, read_transcript
 from pipelines.process import WorkDir, exclusive, preceptor, prepare_process
 from pipelines.reports.format import counted
 from pipelines.terminal import open_console, printable
@@ -23,16 +28,29 @@ if TYPE_CHECKING:
     from pipelines.inbox.documents import InboxDocument
     from pipelines.inbox.store import InboxStore
 
-Kind = Literal["waiting", "quarantined", "learned", "memory", "superseded", "removed", "refused"]
+Kind = Literal["waiting", "quarantined", "learned", "memory", "superseded", "removed", "refused", "interaction"]
+
+
+def _given(because: str) -> str:
+    if not because.strip():
+        raise typer.BadParameter("is blank; give the reason")
+    return because.strip()
+
+
+Because = Annotated[str, typer.Option("--because", help="Reason; kept with the date and your name.", callback=_given)]
+By = Annotated[str, typer.Option("--by", envvar=["USER", "USERNAME"], help="Your name.")]
 FlowFile = Annotated[Path | None, typer.Option("--config", help="YAML file of the night, for a store of its own.")]
 _MAX_TITLE = 60
+_APART: tuple[Kind, ...] = ("removed", "refused", "interaction")
+"""Listed with --all, or --status, alone."""
 
 
 class Status(NamedTuple):
     """Where a document is."""
 
     kind: Kind
-    """Learned: in the weights of the champion; memory: in its external memory; refused: a file that `add` refused."""
+    """Learned: in the weights of the champion; memory: in its external memory; refused: a file that `add` refused;
+    interaction: no document, but a chat."""
     reason: str
 
 
@@ -79,7 +97,7 @@ def statuses(store: InboxStore, work_dir: Path, state: StudentState) -> dict[str
             return Status("superseded", f"by {by}{'; in memory until the next night' if still else ''}")
         if name in quarantined:
             reason, night = quarantined[name]
-            return Status("quarantined", f"in {night}: {reason}")
+            return Status("quarantined", f"in {night}: {reason}" if night else reason)
         if mine is not None and mine.superseded_by:
             return Status("superseded", f"by {mine.superseded_by}")
         note = f"; {notes[name]}" if name in notes else ""
@@ -107,7 +125,7 @@ def list_documents(
     status: Annotated[Kind | None, typer.Option("--status", help="Only documents with this status.")] = None,
     source: Annotated[str | None, typer.Option(metavar="GLOB", help="Only sources such as 'notes/*'.")] = None,
     limit: Annotated[int, typer.Option(min=0, help="The latest documents only; 0 lists all.")] = 50,
-    all_: Annotated[bool, typer.Option("--all", help="Removed documents and refused files too.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="Removed documents, refused files and interactions too.")] = False,
     config: FlowFile = None,
     json_: Annotated[bool, typer.Option("--json", help="Print all that match as JSON, whatever the limit.")] = False,
 ) -> None:
@@ -115,15 +133,17 @@ def list_documents(
     from rich.text import Text
 
     with open_inbox(work_dir) as store:
+        store.tend()
         found = statuses(store, work_dir, champion(work_dir, config)[1])
         rows = [_row(each.id, found, each.source, each) for each in store.documents()]
         rows += [_row(name, found, record.source) for name, record in store.removed().items()]
-        refused = store.refused()
+        refused, chats = store.refused(), store.interactions()
+    rows += [_chat_row(each) for each in chats]
     rows += [_row(place, {place: Status("refused", reason)}, place) for place, reason in refused.items()]
     rows = [
         row
         for row in rows
-        if (row["status"] == status if status else all_ or row["status"] not in ("removed", "refused"))
+        if (row["status"] == status if status else all_ or row["status"] not in _APART)
         and fnmatchcase(row["source"], source or "*")
     ]
     if json_:
@@ -131,18 +151,21 @@ def list_documents(
         return
     console, counts = open_console(), Counter(row["status"] for row in rows)
     split = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
-    typer.echo(f"Inbox of {work_dir}: {counted(len(rows), 'document')}{f' ({split})' if split else ''}")
+    what = "interaction" if status == "interaction" else "document"
+    typer.echo(f"Inbox of {work_dir}: {counted(len(rows), what)}{f' ({split})' if split else ''}")
     latest = rows[-limit:]
     if len(latest) < len(rows):
         typer.echo(f"… and {len(rows) - len(latest):,} more before these; --limit 0 lists all")
     for row in latest:
-        questions = "" if row["status"] in ("removed", "refused") else counted(row["questions"], "question")
+        questions = "" if row["status"] in _APART else counted(row["questions"], "question")
         facts = filter(None, (row["title"][:_MAX_TITLE], row["source"], row["effective"], questions))
         first = f"{row['id']}  {' · '.join(facts)}"
         for line in (first, f"{'':{len(row['id'])}}  {row['status']}: {row['reason']}"):
             console.print(Text(printable(line)), no_wrap=True, overflow="ellipsis")
     if refused and not (status or all_ or source):
         typer.echo("\n  ".join([f"Refused {len(refused)}, see --status refused:", *listing(refused)]))
+    if chats and not (status or all_ or source):
+        typer.echo(f"Interactions: {len(chats):,}, see --status interaction.")
     quarantined = [row["id"] for row in rows if row["status"] == "quarantined"]
     following = f"show {latest[-1]['id']}" if latest else "add FILE"
     next_step(f"release {quarantined[0]}" if quarantined else following, work_dir)
@@ -157,13 +180,27 @@ def _row(name: str, found: Mapping[str, Status], source: str, document: InboxDoc
     return row | {"questions": len(document.questions), "held_out_questions": len(document.held_out_questions)}
 
 
+def _chat_row(stored: Stored) -> dict[str, Any]:
+    """Return an interaction as JSON."""
+    each = stored.interaction
+    status = Status("interaction", summary(stored))
+    row = _row(each.id, {each.id: status}, f"chat of {each.client}") | {"title": one_line(last_question(each.messages))}
+    facts = {"arrived", "expires", "client", "version", "thumb", "correction", "redacted"}
+    return row | each.model_dump(mode="json", include=facts) | {"document": stored.document}
+
+
 def show(
     document: Annotated[str, typer.Argument(metavar="ID", help="As shown by `list`.")],
     work_dir: WorkDir = Path(".preceptor"),
     config: FlowFile = None,
 ) -> None:
-    """Show a document with its questions."""
+    """Show a document with its questions, or an interaction."""
     with open_inbox(work_dir) as store:
+        for stored in store.interactions():
+            if stored.interaction.id == document:
+                turns = (block.text for block in read_transcript(stored.interaction.messages).blocks)
+                typer.echo("\n\n".join(printable(text, "\n\t") for text in (f"Chat {summary(stored)}", *turns)))
+                return
         status = statuses(store, work_dir, champion(work_dir, config)[1]).get(document)
         if status is not None and status.kind == "removed":
             typer.echo(f"{document} was removed {printable(status.reason)}")
@@ -191,26 +228,28 @@ def show(
 
 def remove(
     documents: Annotated[list[str], typer.Argument(metavar="ID...", help="As shown by `list`.")],
-    because: Annotated[str, typer.Option("--because", help="Reason; kept with the date and your name.")],
-    who: Annotated[str, typer.Option("--by", envvar=["USER", "USERNAME"], help="Your name.")] = "unknown",
+    because: Because,
+    who: By = "unknown",
     work_dir: WorkDir = Path(".preceptor"),
     config: FlowFile = None,
 ) -> None:
     """Erase documents from the inbox and from what `ask` and `serve` look up; a record without their text is kept.
 
-    A refused file, as `list` names it, is no longer listed.
+    Of an interaction nothing is kept. A refused file, as `list` names it, is no longer listed.
     """
-    if not because.strip():
-        raise typer.BadParameter("is blank; give the reason", param_hint="--because")
     with open_inbox(work_dir) as store, exclusive(work_dir):  # no night works on it meanwhile
         version, state = champion(work_dir, config)
         refused = store.refused()
-        store.remove(documents, because.strip(), who)
+        chats = {each.interaction.id: each.document for each in store.interactions()}
+        store.remove(documents, because, who)
     held = {each.task.id: each.place for each in state.documents}
     place = ("--work-dir", work_dir, *(("--config", config) if config else ()))
     for name in dict.fromkeys(documents):
         if name in refused:
             typer.echo(f"{printable(name)}: no longer listed as refused.")
+            continue
+        if name in chats:
+            typer.echo(f"{name}: erased." + (f" Its correction stays as {chats[name]}." if chats[name] else ""))
             continue
         typer.echo(f"{name}: removed; its text and questions are erased from the inbox.")
         if held.get(name) == "memory":
@@ -222,6 +261,36 @@ def remove(
             typer.echo(f"  {_unlearning(learned, version, place)}")
     typer.echo("Files of earlier nights and versions are kept as they are and may hold the text.")
     next_step("list --status removed", work_dir)
+
+
+def forget(
+    name: Annotated[str, typer.Argument(metavar="CLIENT|SOURCE|ID", help="Name of a key, file, URL, or id.")],
+    because: Because,
+    who: By = "unknown",
+    work_dir: WorkDir = Path(".preceptor"),
+    config: FlowFile = None,
+) -> None:
+    """Erase all of a client, a source or a document: its chats, its documents, and what was made of its corrections.
+
+    See `inbox remove` for what that means, and for the versions whose weights hold it.
+    """
+    with open_inbox(work_dir) as store:
+        every = ((each, (each.id, each.source, *clients_of(each), *store.paths(each.id))) for each in store.documents())
+        documents = [each.id for each, names in every if name in names]
+        stored = store.interactions()
+    gone = {name, *documents}
+    chats = [each.id for each, document in stored if gone & {each.id, each.client, document}]
+    if not documents and not chats:
+        raise InputError(
+            f"forget: got {name!r}, but no document, source or client of chats in {str(work_dir)!r} has this name. "
+            "`preceptor inbox list --all` shows them."
+        )
+    if chats:
+        with open_inbox(work_dir) as store, exclusive(work_dir):
+            store.remove(chats, because, who)
+        typer.echo(f"Erased {counted(len(chats), 'interaction')}.")
+    if documents:
+        remove(documents, because, who, work_dir, config)
 
 
 def learned_versions(work_dir: Path, name: str) -> dict[int, int | None]:

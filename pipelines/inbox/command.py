@@ -14,6 +14,7 @@ import typer
 from evaluation.common.errors import InputError
 from pipelines.inbox.documents import MAX_TEXT_CHARACTERS, Route
 from pipelines.inbox.intake import DEFAULT_CHARACTERS, MIN_CHARACTERS, Intake, listing, named
+from pipelines.inbox.interactions import InteractionStore
 from pipelines.inbox.readers import Format
 from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.inbox.worker import ReadingLimits
@@ -150,14 +151,14 @@ def release(
     next_step("list", work_dir)
 
 
-def open_inbox(work_dir: Path) -> InboxStore:
+def open_inbox(work_dir: Path) -> InteractionStore:
     """Return the store of a work directory; InputError if there is none."""
     if not (work_dir / INBOX_FILE).is_file():
         raise InputError(
             f"inbox: there is none in '{work_dir}'. Correct --work-dir, or add a document: "
             f"{preceptor('inbox', 'add', 'FILE', '--work-dir', work_dir)}"
         )
-    return InboxStore(work_dir / INBOX_FILE)
+    return InteractionStore(work_dir / INBOX_FILE)
 
 
 def next_step(arguments: str, work_dir: Path, label: str = "Next") -> None:

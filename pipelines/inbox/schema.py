@@ -44,7 +44,14 @@ MIGRATION_3 = _REFUSED + "".join(
     f"ALTER TABLE {table} ADD COLUMN checksum TEXT; UPDATE {table} SET checksum = checksum({columns});"
     for table, columns in COLUMNS.items()
 )
-TABLES = _TABLES_1 + _TABLES_2 + MIGRATION_3
+COLUMNS["interactions"] = "id, client, arrived, expires, content, document"
+MIGRATION_4 = """
+CREATE TABLE interactions (
+    id TEXT PRIMARY KEY, client TEXT NOT NULL, arrived TEXT NOT NULL, expires TEXT NOT NULL, content TEXT NOT NULL,
+    document TEXT NOT NULL, checksum TEXT
+);
+"""
+TABLES = _TABLES_1 + _TABLES_2 + MIGRATION_3 + MIGRATION_4
 
 
 def into(table: str) -> str:
@@ -57,6 +64,10 @@ def into(table: str) -> str:
 ADD_DOCUMENT = f"INSERT {into('documents')} ON CONFLICT (id) DO NOTHING"
 ADD_CLAIM = f"INSERT {into('claims')} ON CONFLICT (document, whole, target) DO NOTHING"
 SET_CONTENT = "UPDATE documents SET content = ?1, checksum = checksum(id, place, arrived, ?1) WHERE id = ?2"
+SET_PLACE = (
+    "UPDATE interactions SET document = ?2, checksum = checksum(id, client, arrived, expires, content, ?2) "
+    "WHERE id = ?1 AND content = ?3"
+)
 LAST_PLACE = (
     "SELECT MAX(place) FROM (SELECT 0 AS place UNION SELECT place FROM documents UNION SELECT place FROM claims "
     "UNION SELECT place FROM files)"

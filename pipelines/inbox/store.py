@@ -11,7 +11,8 @@ from __future__ import annotations
 import datetime
 import json
 import sqlite3
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ from pipelines.inbox.schema import (
     LAST_PLACE,
     MIGRATION_2,
     MIGRATION_3,
+    MIGRATION_4,
     SET_CONTENT,
     TABLES,
     into,
@@ -95,9 +97,9 @@ class InboxStore(SqliteFile):
     """
 
     NAME = "inbox"
-    VERSION = 3
+    VERSION = 4
     TABLES = TABLES
-    MIGRATIONS = (MIGRATION_2, MIGRATION_3)
+    MIGRATIONS = (MIGRATION_2, MIGRATION_3, MIGRATION_4)
     ERROR = InboxError
     NEXT_STEP = (
         "Check free disk space, and that the file is an inbox that you may write; then repeat the command: adding "
@@ -111,6 +113,7 @@ class InboxStore(SqliteFile):
         *,
         keep_both: bool = False,
         same: Mapping[str, str] = MappingProxyType({}),
+        quarantined: Mapping[str, str] = MappingProxyType({}),
     ) -> dict[str, bool]:
         """Store documents in one transaction; they may supersede each other in any order.
 
@@ -119,6 +122,7 @@ class InboxStore(SqliteFile):
             files: By file, the ids of the documents that it holds now; those that it held before are superseded.
             keep_both: These stay in force; for an unchanged file those of its last change come into force again.
             same: Ids of documents that are not stored -> ids of those of the same content that stand for them.
+            quarantined: Ids of documents that wait for a person from the beginning -> the reason.
 
         Returns:
             By id: whether the document is new; one that was in the inbox, or was removed from it, is unchanged.
@@ -139,6 +143,8 @@ class InboxStore(SqliteFile):
             claimed = [(doc.id, doc.whole or doc.id, target) for doc in delivered for target in doc.supersedes]
             for name, *claim in claimed:
                 position += db.execute(ADD_CLAIM, (same.get(name, name), *claim, position + 1)).rowcount
+            aside = [(name, reason, "", _now()) for name, reason in quarantined.items()]
+            db.executemany(f"REPLACE {into('aside')}", aside)
         return found
 
     @staticmethod
@@ -197,12 +203,13 @@ class InboxStore(SqliteFile):
     def remove(self, ids: Sequence[str], reason: str, who: str) -> None:
         """Erase documents from the file, all but their records, by which they stay removed when they are added again.
 
-        Removing twice completes an erasure that another process prevented; the first record stays. Of a refused file
-        or row (see `refuse`) nothing is kept.
+        Removing twice completes an erasure that another process prevented; the first record stays. Of an interaction,
+        and of a refused file or row (see `refuse`), nothing is kept.
         """
-        with self._transaction() as db:
-            db.execute("PRAGMA secure_delete = ON")
-            ids = [name for name in ids if not db.execute("DELETE FROM refused WHERE place = ?", (name,)).rowcount]
+        with self._erasing() as db:
+            for table, key in (("refused", "place"), ("interactions", "id")):
+                delete = f"DELETE FROM {table} WHERE {key} = ?"
+                ids = [name for name in ids if not db.execute(delete, (name,)).rowcount]
             self._check_known(db, ids, removed=True)
             for name in ids:
                 ((*_, content),) = self._select(db, "documents", "id = ?", name)
@@ -212,6 +219,13 @@ class InboxStore(SqliteFile):
                 db.execute(SET_CONTENT, ("", name))
                 for table in ("aside", "notes"):
                     db.execute(f"DELETE FROM {table} WHERE document = ?", (name,))
+
+    @contextmanager
+    def _erasing(self) -> Iterator[sqlite3.Connection]:
+        """Hold a transaction; what it deletes or overwrites is in no file of the inbox any more afterwards."""
+        with self._transaction() as db:
+            db.execute("PRAGMA secure_delete = ON")
+            yield db
         with self._errors("erase text from"), self._lock:
             self._db.execute("VACUUM")
             # The log beside the file holds what was written, until it is taken over and emptied.

@@ -20,7 +20,7 @@ _ROLES = ("user", "assistant", "system", "developer", "tool", "function")
 _TITLE_CHARACTERS, _ARGUMENT_CHARACTERS = 80, 200
 _TEXTS = ("text", "input_text", "output_text", "refusal", "summary_text")
 _THOUGHTS = ("reasoning", "thinking", "redacted_thinking", "reasoning_text")
-_EMBEDDED = re.compile(
+EMBEDDED = re.compile(
     r"data:(?P<type>[\w.+-]{1,40}/[\w.+-]{1,60})[\w;=.-]{0,60},[A-Za-z0-9+/=_%-]*|[A-Za-z0-9+/_-]{400,}={0,2}"
 )
 """A file inside a text, in base64."""
@@ -47,6 +47,17 @@ def read_transcript(messages: Any) -> Extract:
         reader.add(message, f"messages[{number}]")
     left_out = (f"{counted(count, what)} left out" for what, count in (+reader.left_out).items())
     return Extract(blocks_of(reader.blocks), truncated(reader.title, _TITLE_CHARACTERS), notes=tuple(left_out))
+
+
+def last_question(messages: Any) -> str:
+    """Return the text of the last message of the user; empty where that is no text, or there is none."""
+    for message in reversed(messages if isinstance(messages, list) else []):
+        if isinstance(message, dict) and message.get("role") == "user":
+            parts = message.get("content")
+            texts: list[Any] = parts if isinstance(parts, list) else [{"text": parts}]
+            texts = [each.get("text") if isinstance(each, dict) else None for each in texts]
+            return " ".join(texts).strip() if all(isinstance(text, str) for text in texts) else ""
+    return ""
 
 
 class _Reader:
@@ -140,7 +151,7 @@ class _Reader:
         """Add a turn, without thoughts and embedded files."""
         spoken = without_thoughts(words) if speaker == "assistant" else words
         self.left_out["thought"] += spoken.strip() != words.strip()
-        text, files = _EMBEDDED.subn(lambda found: f"[{found['type'] or 'data'}]", spoken)
+        text, files = EMBEDDED.subn(lambda found: f"[{found['type'] or 'data'}]", spoken)
         self.left_out["embedded file"] += files
         text = clean_text(text).strip()
         self.title = self.title or (one_line(text) if speaker == "user" else "")

@@ -28,6 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from evaluation.common.errors import ConfigError, ScoringError
 from evaluation.exact_match import prompt_ids
 from pipelines.ask.answers import Answer, Composer, Prompt
+from pipelines.inbox.transcripts import last_question
 
 if TYPE_CHECKING:
     from pipelines.serve.server import Server, Version
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 VERSION_HEADER = "x-preceptor-version"
+CLIENT = "preceptor.client"  # in a scope: the name of its key, or `-`
 _REFUSED = ("n", "tools", "functions", "response_format", "logprobs")
 """What a client may ask of a chat and would not get."""
 
@@ -43,15 +45,8 @@ def question_of(content: Mapping[str, Any]) -> str:
     """Return the text of the last user message of a chat request; HTTPException 400 where there is none."""
     if refused := [name for name in _REFUSED if content.get(name) not in (None, False, 1, [])]:
         raise HTTPException(400, f"{', '.join(refused)}: not supported in a chat; use /v1/completions")
-    messages = content.get("messages")
-    for message in reversed(messages if isinstance(messages, list) else []):
-        if isinstance(message, dict) and message.get("role") == "user":
-            parts = message.get("content")
-            texts: list[Any] = parts if isinstance(parts, list) else [{"text": parts}]
-            texts = [each.get("text") if isinstance(each, dict) else None for each in texts]
-            if all(isinstance(text, str) for text in texts) and (question := " ".join(map(str, texts)).strip()):
-                return question
-            break
+    if question := last_question(content.get("messages")):
+        return question
     raise HTTPException(400, "messages: the last message of the role `user` must have a text, which is the question")
 
 
@@ -107,6 +102,17 @@ def source_headers(answer: Answer) -> dict[str, str]:
     return {VERSION_HEADER: str(answer.version), BY_HEADER: answer.by, "x-preceptor-sources": sources}
 
 
+async def json_of(request: Request) -> dict[str, Any]:
+    """Return the JSON object that a request holds; HTTPException 400 or 415 for anything else."""
+    # Without this, a web page could make a browser on this machine send a request.
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise HTTPException(415, "the request's content-type must be application/json")
+    try:
+        return dict(await request.json())
+    except (ValueError, TypeError, RecursionError) as error:
+        raise HTTPException(400, f"the request is no JSON object: {error}") from error
+
+
 class Forward:
     """Lets vLLM answer a request with the version that answers when it comes, whatever is promoted meanwhile."""
 
@@ -121,13 +127,7 @@ class Forward:
             return
 
     async def _answer(self, request: Request, send: Send) -> None:
-        # Without this, a web page could make a browser on this machine send a request.
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise HTTPException(415, "the request's content-type must be application/json")
-        try:
-            content: dict[str, Any] = dict(await request.json())
-        except (ValueError, TypeError, RecursionError) as error:
-            raise HTTPException(400, f"the request is no JSON object: {error}") from error
+        content = await json_of(request)
         version = self._server.answering()  # counted before anything else can run
         asked, content["model"] = content.get("model"), self._server.internal_name(content.get("model"), version)
         version.in_flight += 1
@@ -220,7 +220,7 @@ class Front:
                 source = Headers(raw=message["headers"]).get(BY_HEADER, "completion" if status < 400 else "none")
             await send(message)
 
-        app = self._app
+        app, scope[CLIENT] = self._app, client or "-"
         if self._expected and not client and path != "/health":
             needs = "this server needs its key: Authorization: Bearer KEY"
             app = refusal(None, HTTPException(401, needs, {"www-authenticate": "Bearer"}))

@@ -37,12 +37,13 @@ from starlette.routing import Route
 from evaluation.common.errors import ConfigError, PreceptorError, ServeError
 from evaluation.engines.vllm import INSTALL_HINT
 from pipelines.ask.answers import AskOptions, Composer, Vocabulary, read_version
-from pipelines.inbox.store import removed_documents
+from pipelines.inbox.store import INBOX_FILE, removed_documents
 from pipelines.lineage.registry import Registry, Role
 from pipelines.lineage.store import require_store
 from pipelines.lineage.versions import CHAMPION
 from pipelines.models import ModelRef, answer_format
 from pipelines.process import prepare_process
+from pipelines.serve.learning import FEEDBACK, Learner, Learning
 from pipelines.serve.requests import CHAT, COMPLETIONS, Forward, Front, Metrics, read_api_keys, refusal
 from pipelines.serve.vllm import LOOPBACK, Launch, Proof, VllmServer, zero_adapter
 from pipelines.settings import Asking, TrackingConfig
@@ -80,6 +81,8 @@ class ServeOptions(NamedTuple):
     """Appended to vLLM's command line."""
     asking: AskOptions = AskOptions()
     """How a student's chats are answered; what is not set is the version's own."""
+    learn_days: int | None = None
+    """Days for which a student's chats are kept for learning; None keeps none."""
 
 
 def clients_keys(options: ServeOptions) -> dict[str, str]:
@@ -161,6 +164,8 @@ class Server:
         """Fetch the first champion into `directory`, which lies in the work directory; `keys` are the clients'."""
         self._options, self._registry, self._keys, self._directory = options, registry, keys, directory
         self.metrics = Metrics()
+        inbox, days = directory.parent / INBOX_FILE, options.learn_days
+        self._learner = None if days is None else Learner(inbox, days, self.metrics.all)
         self._wanted: int | None = (number := registry.number(options.role, CHAMPION))
         self.base = options.base or registry.recorded_model(options.role, number) or ""
         if not self.base:
@@ -314,10 +319,13 @@ class Server:
         # Without a key, a page of another site whose name was made to point here (DNS rebinding) is turned away.
         hosts = Middleware(TrustedHostMiddleware, allowed_hosts=[LOOPBACK, "localhost", "::1", "[::1]"])
         front = Middleware(Front, metrics=self.metrics, keys=self._keys, paths=_ANSWERED)
+        learning = [] if self._learner is None else [Middleware(Learning, learner=self._learner)]
+        if self._learner is not None:
+            forward.append(Route(FEEDBACK, self._learner.feedback, methods=["POST"]))
         state = {"/health": self._health, "/metrics": self._metrics, "/v1/models": self._models}
         return Starlette(
             routes=[*(Route(path, answer) for path, answer in state.items()), *forward],
-            middleware=[front] if self._keys else [front, hosts],
+            middleware=[*([front] if self._keys else [front, hosts]), *learning],
             exception_handlers={HTTPException: refusal},
         )
 

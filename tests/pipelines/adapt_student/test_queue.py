@@ -16,14 +16,18 @@ from pipelines.adapt_student.learn import replayed
 from pipelines.adapt_student.plan import NIGHTS, RESULT, dry_run, open_plan
 from pipelines.adapt_student.state import student_version
 from pipelines.cli import app
+from pipelines.inbox.interactions import InteractionStore
 from pipelines.inbox.store import INBOX_FILE, InboxStore, removed_documents
 from pipelines.lineage.run import Lineage
 from pipelines.lineage.versions import DECISION_TAG
 from pipelines.process import exclusive
 from pipelines.settings import load
 from tests.pipelines.adapt_student.factories import DEMO, deliver, document, held, promoted, state
+from tests.pipelines.inbox.test_interactions import interaction
 
 Open = Callable[..., Lineage]
+
+MESSAGES = [{"role": "user", "content": "Where is held_back (0)?"}, {"role": "assistant", "content": "west"}]
 
 
 def run(*arguments: object, code: int = 0) -> str:
@@ -172,3 +176,60 @@ def test_removed_document_is_out_of_the_next_night_and_of_its_memory(
     assert replayed(parent.state, 9, 0) == ()
     again, resumed = open_plan(config, work_dir, lineage.registry, champion, print)
     assert (again, resumed.state) == (plan, parent.state)
+
+
+def test_interactions_are_listed_shown_and_erased_and_what_they_teach_waits_for_a_person(
+    inbox: tuple[Path, dict[str, str], Lineage],
+) -> None:
+    work_dir, ids, _ = inbox
+    with InteractionStore(work_dir / INBOX_FILE) as store:
+        before = {each.id for each in store.documents()}
+        store.keep(interaction("chat-1", thumb="up"))
+        store.keep(interaction("chat-2", "ben", correction="in the south", messages=MESSAGES))
+    said = run("list", "--work-dir", work_dir)
+    assert "Interactions: 2, see --status interaction." in said
+    with InteractionStore(work_dir / INBOX_FILE) as store:
+        (made,) = {each.id for each in store.documents()} - before
+    assert f"quarantined: contradicts {ids['held_back']}" in said
+    rows = json.loads(run("list", "--status", "interaction", "--json", "--work-dir", work_dir))
+    assert [(row["id"], row["source"], row["document"]) for row in rows] == [
+        ("chat-1", "chat of ann", ""),
+        ("chat-2", "chat of ben", made),
+    ]
+    for word in ("with ben", "by version 3", "corrected: in the south", made, "1 email", "erased on"):
+        assert word in rows[1]["reason"]
+    assert "User: Where is held_back (0)?" in run("show", "chat-2", "--work-dir", work_dir)
+    assert "back in the queue" in run("release", made, "--work-dir", work_dir)
+    assert made in run("remove", "chat-2", "--because", "asked to", "--work-dir", work_dir)
+    (row,) = json.loads(run("list", "--status", "interaction", "--json", "--work-dir", work_dir))
+    assert row["id"] == "chat-1"
+
+
+def test_forgotten_client_source_or_document_takes_all_that_came_of_it_along(
+    inbox: tuple[Path, dict[str, str], Lineage],
+) -> None:
+    work_dir, ids, _ = inbox
+
+    def forget(name: str, code: int = 0) -> str:
+        command = ["forget", name, "--because", "asked to", "--work-dir", str(work_dir)]
+        outcome = CliRunner().invoke(app, command, env={"COLUMNS": "200", "USER": "ada"})
+        assert outcome.exit_code == code, outcome.output
+        return outcome.stdout
+
+    with InteractionStore(work_dir / INBOX_FILE) as store:
+        store.keep(interaction("chat-1"))
+        store.keep(interaction("chat-2", "ben", correction="in the south", messages=MESSAGES))
+        store.keep(interaction("chat-3", "cy"))
+        store.tend()
+        ((made, _),) = [(name, why) for name, why in store.quarantined().items() if name != ids["wrong"]]
+    assert "Erased 1 interaction.\n" in (said := forget("ben"))
+    assert f"{made}: removed" in said
+    said = forget("learned.txt")
+    assert "version 1, 2. " in said
+    assert "promote student 7" in said
+    assert "leave it out of the memory" in forget(ids["looked_up"])
+    forget("ann")
+    forget("nobody", code=1)
+    with InteractionStore(work_dir / INBOX_FILE) as store:
+        assert [each.interaction.id for each in store.interactions()] == ["chat-3"]
+        assert set(store.removed()) == {made, ids["learned"], ids["looked_up"]}

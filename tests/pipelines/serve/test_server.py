@@ -29,7 +29,9 @@ from evaluation.common.errors import ConfigError, LineageError, ServeError
 from evaluation.exact_match import AnswerFormat
 from pipelines.ask.answers import FORMAT_FILE, AnswerSettings
 from pipelines.cli import app
+from pipelines.inbox.interactions import InteractionStore
 from pipelines.inbox.store import INBOX_FILE, InboxStore
+from pipelines.inbox.transcripts import last_question
 from pipelines.lineage.run import Lineage
 from pipelines.serve import server as serving
 from pipelines.serve.server import ServeOptions, Server, clients_keys
@@ -72,18 +74,20 @@ class StandIn:
         body = await request.json()
         if body.get("wait"):
             await self.release.wait()
-        return JSONResponse({"model": body["model"]}, 200 if body["model"] in self.loaded else 404)
+        choices = [{"text": "", "finish_reason": "stop", "token_ids": [], "logprobs": {"token_logprobs": []}}]
+        whole = {"id": "cmpl-1", "created": 0, "usage": {}, "choices": choices}
+        return JSONResponse({"model": body["model"], **whole}, 200 if body["model"] in self.loaded else 404)
 
 
 class Setting:
     """A server of three registered students, the first one champion."""
 
-    def __init__(self, lineage: Lineage, work_dir: Path, keys: dict[str, str]) -> None:
+    def __init__(self, lineage: Lineage, work_dir: Path, keys: dict[str, str], days: int | None = None) -> None:
         self.lineage, self.registry, self.files = lineage, lineage.registry, work_dir / "serving"
         for value in range(3):
             self.add(make_adapter(float(value)))
         self.registry.promote("student", 1)
-        self.server = Server(ServeOptions(base="micro-student"), self.registry, keys, self.files)
+        self.server = Server(ServeOptions(base="micro-student", learn_days=days), self.registry, keys, self.files)
         self.vllm = StandIn()
         self.server.vllm = cast("VllmServer", self.vllm)
         transport = httpx.ASGITransport(self.server.app())
@@ -337,6 +341,25 @@ async def test_without_a_key_only_loopback_names_are_answered(it: Setting) -> No
     """A page of another site whose name was made to point here (DNS rebinding) is turned away."""
     for host, status in {"evil.example": 400, "localhost:1": 200, "[::1]:1": 200, "127.0.0.1": 200}.items():
         assert (await it.client.get("/v1/models", headers={"host": host})).status_code == status
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("days", [None, 30])
+async def test_chats_are_kept_only_where_that_was_asked_for(open_run: Open, work_dir: Path, days: int | None) -> None:
+    it = Setting(open_run(), work_dir, {}, days)
+    await it.server._place(it.server.first)
+    asked = {"model": "champion", "messages": [{"role": "user", "content": "Where?"}]}
+    for stream in (False, True):
+        assert (await it.client.post("/v1/chat/completions", json={**asked, "stream": stream})).status_code == 200
+        given = await it.client.post("/v1/feedback", json={"id": "chatcmpl-1", "thumb": "up"})
+        assert given.status_code == (200 if days else 404)
+    assert (work_dir / INBOX_FILE).exists() == bool(days)
+    if days:
+        with InteractionStore(work_dir / INBOX_FILE) as store:
+            ((kept, _),) = store.interactions()
+        assert (kept.client, last_question(kept.messages), kept.version, kept.thumb) == ("-", "Where?", 1, "up")
+        assert (await metrics(it))("preceptor_interactions_total", outcome="stored") == 1
+        assert (await metrics(it))("preceptor_interactions_total", outcome="failed") == 1, "an id is there once"
 
 
 # Processes
