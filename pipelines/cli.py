@@ -325,14 +325,17 @@ def serve(
     role: RoleOption = "student",
     poll: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds between two looks at the registry.")] = 5.0,
     with_base: Annotated[bool, typer.Option("--with-base", help="Also serve the base, under its own name.")] = False,
+    engine: Annotated[
+        Literal["auto", "vllm", "embedded"], typer.Option(help="What computes; auto is vLLM where it is installed.")
+    ] = "auto",
     vllm: Annotated[
         list[str] | None,
         typer.Argument(help="Arguments of vLLM, after `--`, such as --max-lora-rank for higher ranks to come."),
     ] = None,
 ) -> None:
-    """Serve the registry's champion as the model `champion` behind vLLM's OpenAI server, until Ctrl-C.
+    """Serve the registry's champion as the model `champion` of an OpenAI-compatible server, until Ctrl-C.
 
-    A student's chats are answered as by `preceptor ask`, from weights or memory; /v1/completions is vLLM's own.
+    A student's chats are answered as by `preceptor ask`, from weights or memory; /v1/completions is the engine's own.
     When the alias moves, the new version is loaded, proved against transformers and PEFT, and put in place without a
     restart; a version that fails stays out, and /health says why.
     """
@@ -341,7 +344,8 @@ def serve(
     from pipelines.settings import TrackingConfig
 
     keys = api_key_env, api_keys
-    options = ServeOptions(role, host, port, *keys, poll, with_base, student, arguments=tuple(vllm or ()))
+    options = ServeOptions(role, host, port, *keys, poll, with_base, student, engine=engine)
+    options = options._replace(arguments=tuple(vllm or ()))
     tracking = TrackingConfig()
     if config is not None:
         flow, asking = asked_flow(config)

@@ -1,8 +1,9 @@
-"""Requests of clients: completions go to vLLM as they are, chat is answered as `preceptor ask` answers.
+"""Requests of clients: completions go to the engine as they are, chat is answered as `preceptor ask` answers.
 
 Of a chat the last user message is the question; `pipelines.ask.answers` chooses weights or memory, composes the prompt
-as token ids, and reads what vLLM wrote. So models without a chat template are served too, decoding is greedy whatever
-the request's sampling parameters are, and an answer is known whole before its first byte is sent, streamed or not.
+as token ids, and reads what the engine wrote. So models without a chat template are served too, decoding is greedy
+whatever the request's sampling parameters are, and an answer is known whole before its first byte is sent, streamed or
+not.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def question_of(content: Mapping[str, Any]) -> str:
 
 
 def completion_request(composer: Composer, prompt: Prompt, model: str, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the body of the request to vLLM's completions; a client may shorten the answer, HTTPException 400 else."""
+    """Return the body of the request to the engine; a client may shorten the answer, HTTPException 400 else."""
     tokenizer, _, ends = composer.vocabulary
     most = content.get("max_completion_tokens") or content.get("max_tokens") or composer.options.max_new_tokens
     if not isinstance(most, int) or most < 1:
@@ -73,7 +74,7 @@ def completion_request(composer: Composer, prompt: Prompt, model: str, content: 
 
 
 def chat_reply(answer: Answer, model: str, reply: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an answer in OpenAI's form of a chat completion; `reply` is vLLM's to `completion_request`."""
+    """Return an answer in OpenAI's form of a chat completion; `reply` is the engine's to `completion_request`."""
     choice = reply["choices"][0]
     # A base model writes on after its line, up to the limit; only a line that the limit cut is not whole.
     whole = answer.text != choice["text"].strip() or choice["finish_reason"] == "stop"
@@ -108,7 +109,7 @@ def source_headers(answer: Answer) -> dict[str, str]:
 
 
 class Forward:
-    """Lets vLLM answer a request with the version that answers when it comes, whatever is promoted meanwhile."""
+    """Lets the engine answer a request with the version that answers when it comes, whatever is promoted meanwhile."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -171,14 +172,14 @@ class Forward:
             await reply.aclose()
 
     async def _send(self, content: dict[str, Any], path: str, *, stream: bool) -> httpx.Response:
-        """Return vLLM's reply, unread for a stream; HTTPException 400 for what is no JSON, 502 when vLLM is gone."""
-        client = self._server.vllm.client
+        """Return the engine's reply, unread for a stream; HTTPException 400 for no JSON, 502 when it is gone."""
+        client = self._server.engine.client
         try:
             return await client.send(client.build_request("POST", path, json=content), stream=stream)
         except ValueError as error:  # such as NaN
             raise HTTPException(400, f"the request is no JSON object: {error}") from error
         except httpx.TransportError as error:
-            raise HTTPException(502, f"vLLM did not answer: {error!r}; see /health") from error
+            raise HTTPException(502, f"the engine did not answer: {error!r}; see /health") from error
 
 
 BY_HEADER = "x-preceptor-by"
@@ -189,7 +190,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.all = CollectorRegistry()
-        path, by = ("path",), "memory, weights, both, base or unknown; completion where vLLM answers alone"
+        path, by = ("path",), "memory, weights, both, base or unknown; completion where the engine answers alone"
         self.requests = Counter("preceptor_requests", by, ("path", "source", "client"), registry=self.all)
         self.errors = Counter("preceptor_errors", "499: the client hung up", ("path", "status"), registry=self.all)
         self.latency = Histogram("preceptor_request_seconds", "To the end of the reply", path, registry=self.all)

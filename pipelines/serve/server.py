@@ -1,14 +1,14 @@
-"""`preceptor serve`: the registry's champion behind vLLM's OpenAI server, replaced without a restart.
+"""`preceptor serve`: the registry's champion behind an OpenAI-compatible server, replaced without a restart.
 
-A Starlette application answers two paths through a child vLLM, which holds each version as a LoRA adapter under a name
-of its own; its memory is here, beside it. A new champion is loaded and proved before it gets all new requests; those in
-flight finish on the version they began with. A version that fails stays out, and /health says why.
+A Starlette application answers two paths through a child, vLLM or the embedded engine, which holds each version as a
+LoRA adapter under a name of its own; its memory is here, beside it. A new champion is loaded and proved before it gets
+all new requests; those in flight finish on the version they began with. A version that fails stays out, and /health
+says why.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import ipaddress
 import shutil
 import signal
@@ -35,7 +35,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from evaluation.common.errors import ConfigError, PreceptorError, ServeError
-from evaluation.engines.vllm import INSTALL_HINT
 from pipelines.ask.answers import AskOptions, Composer, Vocabulary, read_version
 from pipelines.inbox.store import removed_documents
 from pipelines.lineage.registry import Registry, Role
@@ -43,15 +42,16 @@ from pipelines.lineage.store import require_store
 from pipelines.lineage.versions import CHAMPION
 from pipelines.models import ModelRef, answer_format
 from pipelines.process import prepare_process
+from pipelines.serve.engine import LOOPBACK, EngineServer, Launch, chosen_engine
+from pipelines.serve.proof import Proof, zero_adapter
 from pipelines.serve.requests import CHAT, COMPLETIONS, Forward, Front, Metrics, read_api_keys, refusal
-from pipelines.serve.vllm import LOOPBACK, Launch, Proof, VllmServer, zero_adapter
 from pipelines.settings import Asking, TrackingConfig
 
 if TYPE_CHECKING:
     from student.adapters import Adapter
 
 _ANSWERED = (COMPLETIONS, CHAT)
-"""vLLM has further paths, some of which change what it holds; none of them is reachable."""
+"""An engine has further paths, some of which change what it holds; none of them is reachable."""
 _GRACE_SECONDS, _FINISH_SECONDS = 600.0, 30
 """Patience with requests in flight: of a version that is replaced, and when the server ends."""
 _RETRY_POLLS = 12
@@ -78,6 +78,8 @@ class ServeOptions(NamedTuple):
     dtype: Literal["float32", "bfloat16"] = "float32"
     arguments: tuple[str, ...] = ()
     """Appended to vLLM's command line."""
+    engine: Literal["auto", "vllm", "embedded"] = "auto"
+    """What computes; `auto` is vLLM where it is installed."""
     asking: AskOptions = AskOptions()
     """How a student's chats are answered; what is not set is the version's own."""
 
@@ -106,12 +108,11 @@ def run_server(options: ServeOptions, tracking: TrackingConfig, work_dir: Path) 
     Raises:
         ConfigError: Key, address, store, champion or base is missing or refused; nothing was started.
         LineageError: The registry cannot be read, or the champion's files are not those that were registered.
-        ServeError: vLLM is missing or ended, or does not answer as the champion.
+        ServeError: The engine is missing or ended, or does not answer as the champion.
     """
     keys = clients_keys(options)
     require_store(tracking, work_dir)
-    if importlib.util.find_spec("vllm") is None:
-        raise ServeError(f"serve: vLLM is not installed. {INSTALL_HINT}.")
+    options = options._replace(engine=chosen_engine(options.engine, options.arguments))
     prepare_process()
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     try:
@@ -125,10 +126,11 @@ def run_server(options: ServeOptions, tracking: TrackingConfig, work_dir: Path) 
     with listener, scratch as files, FileLock(f"{files}/serving.lock"):  # `preceptor gc` tells by it who lives
         server = Server(options, Registry.open(tracking, work_dir), keys, Path(files).resolve())
         port, host = listener.getsockname()[1], f"[{options.host}]" if ":" in options.host else options.host
-        log = work_dir / f"vllm-{port}.log"
+        log = work_dir / f"engine-{port}.log"
         log.unlink(missing_ok=True)
         typer.echo(
-            f"starting vLLM for the model champion at http://{host}:{port}/v1 (state: http://{host}:{port}/health)"
+            f"starting the engine {options.engine} for the model champion at http://{host}:{port}/v1 (state: "
+            f"http://{host}:{port}/health)"
         )
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)  # uvicorn handles both, and raises them again after its orderly end
@@ -142,20 +144,20 @@ class Version:
 
     number: int
     name: str
-    """In vLLM, and of the model in replies; never used again."""
+    """In the engine, and of the model in replies; never used again."""
     files: Path
     adapter: Adapter
     composer: Composer | None = None
-    """Answers chats, with the version's own memory; None leaves them to vLLM, as for a teacher."""
+    """Answers chats, with the version's own memory; None leaves them to the engine, as for a teacher."""
     since: str | None = None
     in_flight: int = 0
     """Requests that it is answering."""
 
 
 class Server:
-    """The child vLLM, the loop that follows the champion, and the HTTP front, on one event loop."""
+    """The child engine, the loop that follows the champion, and the HTTP front, on one event loop."""
 
-    vllm: VllmServer
+    engine: EngineServer
 
     def __init__(self, options: ServeOptions, registry: Registry, keys: Mapping[str, str], directory: Path) -> None:
         """Fetch the first champion into `directory`, which lies in the work directory; `keys` are the clients'."""
@@ -170,38 +172,40 @@ class Server:
         self.first = self._fetch(number)
         modules = tuple(sorted({name.rpartition(".")[2] for name in self.first.adapter.factors}))
         rank = self.first.adapter.rank
-        self._launch = Launch(self.base, rank, modules, options.device, options.dtype, options.arguments)
+        place = options.device, options.dtype, options.arguments
+        self._launch = Launch(self.base, rank, modules, *place, chosen_engine(options.engine, options.arguments))
         self.current: Version | None = None
         """Gets new requests; replaced in one step."""
         self.base_name = f"base-of-{self.first.name}"
-        """vLLM's name of the adapter that stands for the base."""
+        """The engine's name of the adapter that stands for the base."""
         self.error: str | None = None  # why the champion does not answer
         self._checked: str | None = None
         self._proof: tuple[int, Proof] | None = None
 
     async def run(self, listener: socket.socket, log: Path) -> None:
-        """Serve until a signal comes or vLLM, which writes to `log`, ends; requests in flight finish first.
+        """Serve until a signal comes or the engine, which writes to `log`, ends; requests in flight finish first.
 
         Raises:
-            ServeError: vLLM ended, or the first champion cannot be served.
+            ServeError: The engine ended, or the first champion cannot be served.
         """
         settings: dict[str, Any] = {"log_config": None, "access_log": False, "lifespan": "off"}
         front = uvicorn.Server(uvicorn.Config(self.app(), timeout_graceful_shutdown=_FINISH_SECONDS, **settings))
-        async with VllmServer.start(self._launch, log, hidden=self._options.key_variable) as self.vllm:
+        async with EngineServer.start(self._launch, log, hidden=self._options.key_variable) as self.engine:
             serving = asyncio.create_task(front.serve(sockets=[listener]))
-            following, ended = asyncio.create_task(self.follow()), asyncio.create_task(self.vllm.process.wait())
+            following, ended = asyncio.create_task(self.follow()), asyncio.create_task(self.engine.process.wait())
             await asyncio.wait((serving, following, ended), return_when=asyncio.FIRST_COMPLETED)
             stopped = serving.done()
             if not stopped:
-                await asyncio.wait((ended,), timeout=1.0)  # when vLLM dies, its client notices first
+                await asyncio.wait((ended,), timeout=1.0)  # when it dies, its client notices first
                 self.current, front.should_exit = None, True
                 await serving
-            code = self.vllm.process.returncode
+            code = self.engine.process.returncode
             following.cancel()
             ended.cancel()
             (problem,) = await asyncio.gather(following, return_exceptions=True)
         if not stopped and code is not None:
-            raise ServeError(f"serve: vLLM ended with exit code {code}; its last words: {self.vllm.last_words()}")
+            said = self.engine.last_words()
+            raise ServeError(f"serve: {self.engine.label} ended with exit code {code}; its last words: {said}")
         if not stopped and problem is not None:
             raise problem
 
@@ -211,10 +215,10 @@ class Server:
         Raises:
             ServeError: The first one cannot be served.
         """
-        await self.vllm.until_ready()
+        await self.engine.until_ready()
         if self._options.with_base or self._options.role == "student":  # memory is read by the base
             files = await asyncio.to_thread(zero_adapter, self.first.adapter, self._directory / self.base_name)
-            await self.vllm.load(self.base_name, files)
+            await self.engine.load(self.base_name, files)
         await self._place(self.first)
         while True:
             await asyncio.sleep(self._options.poll_seconds * (_RETRY_POLLS if self.error else 1))
@@ -250,12 +254,12 @@ class Server:
         """Load a version, prove it, and let it get all new requests.
 
         Raises:
-            ServeError: vLLM refused it, or its answers are not the registered adapter's.
+            ServeError: The engine refused it, or its answers are not the registered adapter's.
         """
         try:
             version.composer = await self._composer(version)
-            await self.vllm.load(version.name, version.files)
-            proof = await self.vllm.prove(version.name, version.files, version.adapter)
+            await self.engine.load(version.name, version.files)
+            proof = await self.engine.prove(version.name, version.files, version.adapter)
             self._proof = version.number, proof
             if not proof.passed:
                 raise ServeError(
@@ -304,8 +308,8 @@ class Server:
         await self._forget(old)
 
     async def _forget(self, version: Version) -> None:
-        await self.vllm.unload(version.name)
-        if not version.in_flight:  # vLLM may read the files again for requests in flight
+        await self.engine.unload(version.name)
+        if not version.in_flight:  # the engine may read the files again for requests in flight
             shutil.rmtree(version.files, ignore_errors=True)
 
     def app(self) -> Starlette:
@@ -329,6 +333,7 @@ class Server:
         content = {
             "status": "starting" if served is None else "degraded" if self.error else "ok",
             "role": self._options.role,
+            "engine": self._launch.engine,
             "base": self.base,
             "version": served and served.number,
             "wanted": self._wanted,
@@ -357,7 +362,7 @@ class Server:
         return self.current
 
     def internal_name(self, asked: object, version: Version) -> str:
-        """Return vLLM's name of the model that a client asks for; HTTPException 404 when it is not served."""
+        """Return the engine's name of the model that a client asks for; HTTPException 404 when it is not served."""
         if asked == CHAMPION:
             return version.name
         if asked == self.base and self._options.with_base:

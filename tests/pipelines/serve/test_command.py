@@ -1,4 +1,4 @@
-"""`preceptor serve` with the real vLLM: one server, followed from version to version."""
+"""`preceptor serve` with the real engines, vLLM and the embedded one: each followed from version to version."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from student.adapters import save_adapter
 from student.memory import MEMORY_FILE, ExternalMemory, MemoryEntry
 from tests.vllm_parts import needs_vllm, random_adapter
 
-pytestmark = [needs_vllm, pytest.mark.flow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.flow, pytest.mark.timeout(1500)]
 
 PROMPTS = ("Question: Who lives in the tower?\nAnswer:", "The river", "Question: What is it made of?\nAnswer:")
 NEW_TOKENS, KEY, SECRET = 16, "a-key-for-tests", "of another service"
@@ -46,6 +46,7 @@ NEW_TOKENS, KEY, SECRET = 16, "a-key-for-tests", "of another service"
 class Setting(NamedTuple):
     """One running server and what it should answer."""
 
+    engine: str
     registry: Registry
     process: subprocess.Popen[bytes]
     log: Path
@@ -77,6 +78,10 @@ class Setting(NamedTuple):
             time.sleep(0.1)
 
 
+def is_engine(process: psutil.Process) -> bool:
+    return bool({"vllm.entrypoints.openai.api_server", "pipelines.serve.embedded"} & {*process.cmdline()})
+
+
 def texts_of(reply: httpx.Response) -> list[str]:
     assert reply.status_code == 200, reply.text
     return [choice["text"] for choice in reply.json()["choices"]]
@@ -99,8 +104,10 @@ def peft_texts(places: Sequence[Path]) -> list[list[str]]:
     return [write(base), *(write(PeftModel.from_pretrained(load_checkpoint("micro-student").model, p)) for p in places)]
 
 
-@pytest.fixture(scope="module")
-def setting(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[Setting]:
+@pytest.fixture(scope="module", params=["embedded", pytest.param("vllm", marks=needs_vllm)])
+def setting(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, empty_store: Path
+) -> Iterator[Setting]:
     work = tmp_path_factory.mktemp("serve") / "work dir"
     work.mkdir()
     shutil.copy(empty_store, work / "mlflow.db")
@@ -120,7 +127,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iter
     registry.promote("student", 1)
     written, port, log = peft_texts(places[:2]), free_port(), work / "serve.log"
     command = [sys.executable, "-m", "pipelines.cli", "serve", "--work-dir", str(work), "--port", str(port)]
-    command += ["--poll", "0.2", "--api-key-env", "TEST_KEY", "--with-base"]
+    command += ["--poll", "0.2", "--api-key-env", "TEST_KEY", "--with-base", "--engine", request.param]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TEST_KEY": KEY, "CLOUD_SECRET": SECRET}
     headers, url = {"authorization": f"Bearer {KEY}"}, f"http://127.0.0.1:{port}"
     with (
@@ -129,7 +136,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iter
         subprocess.Popen(command, env=environment, stdout=file, stderr=file) as process,
     ):
         try:
-            running = Setting(registry, process, log, client, written, places)
+            running = Setting(request.param, registry, process, log, client, written, places)
             running.wait_for(status="ok")
             yield running
         finally:
@@ -141,10 +148,14 @@ def test_champion_is_proved_and_answers_as_peft_does(setting: Setting) -> None:
     assert proof["passed"]
     assert proof["equal"] == proof["told_apart"] == proof["prompts"] == 8
     assert proof["max_logprob_difference"] < 1e-4
+    assert setting.wait_for(status="ok")["engine"] == setting.engine
     assert texts_of(setting.ask()) == setting.texts[1] != setting.texts[0]
     assert setting.ask(prompt=PROMPTS[0], stream=True).text.rstrip().endswith("data: [DONE]")
     # Prompt log-probabilities kill a vLLM that wraps the output head.
-    assert setting.ask(prompt=PROMPTS[0], echo=True, logprobs=1).status_code == 200
+    echo = setting.ask(prompt=PROMPTS[0], echo=True, logprobs=1)
+    assert (echo.status_code, "echo: not supported" in echo.text) == (
+        (200, False) if setting.engine == "vllm" else (400, True)
+    )
     assert texts_of(setting.ask()) == setting.texts[1]
 
 
@@ -198,12 +209,12 @@ def test_client_that_hangs_up_leaves_no_traceback_and_no_secret_is_passed_on(set
     assert setting.ask().status_code == 200
     assert "Traceback" not in setting.log.read_text()
     children = psutil.Process(setting.process.pid).children(recursive=True)
-    engines = [child.environ() for child in children if "api_server" in " ".join(child.cmdline())]
+    engines = [child.environ() for child in children if is_engine(child)]
     assert [(name in each) for each in engines for name in ("CLOUD_SECRET", "TEST_KEY", "PATH")] == [False, False, True]
 
 
 def test_promoted_version_takes_over_without_a_restart_or_a_wrong_answer(setting: Setting) -> None:
-    (before,) = [p.pid for p in psutil.Process(setting.process.pid).children() if "api_server" in " ".join(p.cmdline())]
+    (before,) = [each.pid for each in psutil.Process(setting.process.pid).children() if is_engine(each)]
     replies: list[httpx.Response] = []
     switched = False
 
@@ -236,5 +247,5 @@ def test_after_sigterm_requests_finish_and_no_process_is_left(setting: Setting) 
     assert reply.result().json()["usage"]["completion_tokens"] == 400
     assert setting.process.wait(timeout=60) == 0, setting.log.read_text()
     assert psutil.wait_procs(children, timeout=20)[1] == []
-    logs = [setting.log, *setting.log.parent.glob("vllm-*.log")]
+    logs = [setting.log, *setting.log.parent.glob("engine-*.log")]
     assert [KEY in log.read_text(errors="replace") for log in logs] == [False, False]

@@ -1,4 +1,4 @@
-"""The front and the following of the champion, with a plain application in vLLM's place; and processes that end."""
+"""The front and the following of the champion, with a plain application as engine; and processes that end."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ from pipelines.cli import app
 from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.lineage.run import Lineage
 from pipelines.serve import server as serving
+from pipelines.serve.engine import EngineServer
+from pipelines.serve.proof import Proof
 from pipelines.serve.server import ServeOptions, Server, clients_keys
-from pipelines.serve.vllm import Proof, VllmServer
 from student.adapters import Adapter, save_adapter
 from student.memory import ExternalMemory, MemoryEntry
 from tests.pipelines.factories import make_adapter
@@ -44,7 +45,7 @@ PASSED = Proof(True, 1, 1, 0, 0.0, 1, "")
 
 
 class StandIn:
-    """In the place of vLLM: holds names of adapters and answers with the one that it was asked for."""
+    """In the place of the engine: holds names of adapters and answers with the one that it was asked for."""
 
     def __init__(self) -> None:
         self.loaded: list[str] = []
@@ -53,7 +54,7 @@ class StandIn:
         self.release = asyncio.Event()
         """Requests with `wait` are answered once this is set."""
         upstream = Starlette(routes=[Route("/v1/completions", self._complete, methods=["POST"])])
-        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(upstream), base_url="http://vllm")
+        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(upstream), base_url="http://engine")
 
     async def load(self, name: str, files: Path) -> None:
         self.loaded.append(name)
@@ -84,8 +85,8 @@ class Setting:
             self.add(make_adapter(float(value)))
         self.registry.promote("student", 1)
         self.server = Server(ServeOptions(base="micro-student"), self.registry, keys, self.files)
-        self.vllm = StandIn()
-        self.server.vllm = cast("VllmServer", self.vllm)
+        self.engine = StandIn()
+        self.server.engine = cast("EngineServer", self.engine)
         transport = httpx.ASGITransport(self.server.app())
         self.client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:1")
 
@@ -166,7 +167,7 @@ def test_each_client_has_a_key_from_the_environment_or_a_file(monkeypatch: pytes
         clients_keys(ServeOptions(key_file=tmp_path / "none"))
 
 
-def test_missing_store_is_refused_with_or_without_vllm(tmp_path: Path) -> None:
+def test_missing_store_is_refused(tmp_path: Path) -> None:
     refused = CliRunner().invoke(app, ["serve", "--work-dir", str(tmp_path / "nothing")])
     assert isinstance(refused.exception, ConfigError)
     assert "holds no runs" in str(refused.exception)
@@ -180,10 +181,10 @@ async def test_moved_alias_is_followed_and_the_old_version_unloaded(it: Setting)
     assert (await it.check())["version"] == 1
     health = await it.promote(2)
     assert (health["status"], health["version"], health["wanted"]) == ("ok", 2, 2)
-    await until(lambda: it.vllm.loaded == [health["served_name"]] and len(list(it.files.iterdir())) == 1)
+    await until(lambda: it.engine.loaded == [health["served_name"]] and len(list(it.files.iterdir())) == 1)
     it.registry.rollback("student", "worse")
     assert (await it.check())["version"] == 1
-    assert len(set(it.vllm.ever)) == len(it.vllm.ever) == 3, "a name was used twice"
+    assert len(set(it.engine.ever)) == len(it.engine.ever) == 3, "a name was used twice"
 
 
 @pytest.mark.anyio
@@ -194,11 +195,11 @@ async def test_request_in_flight_finishes_on_the_version_it_began_with(it: Setti
     await it.promote(2)
     assert (await it.ask()).headers["x-preceptor-version"] == "2"
     await asyncio.sleep(0.3)
-    assert old.name in it.vllm.loaded
-    it.vllm.release.set()
+    assert old.name in it.engine.loaded
+    it.engine.release.set()
     answer = await waiting
     assert (answer.json()["model"], answer.headers["x-preceptor-version"]) == (old.name, "1")
-    await until(lambda: old.name not in it.vllm.loaded and not old.files.exists())
+    await until(lambda: old.name not in it.engine.loaded and not old.files.exists())
 
 
 @pytest.mark.anyio
@@ -206,13 +207,13 @@ async def test_grace_period_ends_for_requests_that_do_not(it: Setting, monkeypat
     monkeypatch.setattr(serving, "_GRACE_SECONDS", 0.1)
     it.server.first.in_flight = 1
     name = (await it.promote(2))["served_name"]
-    await until(lambda: it.vllm.loaded == [name])
-    assert it.server.first.files.exists(), "vLLM may read the files again"
+    await until(lambda: it.engine.loaded == [name])
+    assert it.server.first.files.exists(), "the engine may read the files again"
 
 
 @pytest.mark.anyio
 async def test_version_that_fails_stays_out_and_health_says_why(it: Setting, work_dir: Path) -> None:
-    kept, it.vllm.failing = it.server.first.name, {2}
+    kept, it.engine.failing = it.server.first.name, {2}
     factors = {name: (a.repeat(2, 1), b.repeat(1, 2)) for name, (a, b) in make_adapter(5.0).factors.items()}
     refused, damaged = it.add(Adapter(factors, 4, 4.0, "")), it.add(make_adapter(6.0))
     stored = max((work_dir / "artifacts").rglob("adapter_model.safetensors"), key=os.path.getmtime)
@@ -222,7 +223,7 @@ async def test_version_that_fails_stays_out_and_health_says_why(it: Setting, wor
         health = await it.promote(version)
         assert (health["status"], health["version"], health["wanted"]) == ("degraded", 1, version)
         assert why in health["last_error"]
-        assert it.vllm.loaded == [kept] == [path.name for path in it.files.iterdir()]
+        assert it.engine.loaded == [kept] == [path.name for path in it.files.iterdir()]
     health = await it.promote(3)
     assert (health["status"], health["version"], health["last_error"]) == ("ok", 3, None)
 
@@ -307,7 +308,7 @@ async def test_metrics_say_what_answers_and_how_often_it_changed(it: Setting) ->
     facts = {"version": "1", "digest": digest, "role": "student", "base": "micro-student"}
     assert await sample("preceptor_version_info", **facts) == 1
     await it.promote(2)
-    it.vllm.failing = {3}
+    it.engine.failing = {3}
     await it.promote(3)
     assert (await sample("preceptor_swaps_total"), await sample("preceptor_refused_versions_total")) == (2, 1)
     assert await sample("preceptor_version_info", **facts) is None
@@ -342,9 +343,9 @@ async def test_without_a_key_only_loopback_names_are_answered(it: Setting) -> No
 # Processes
 
 _SERVE = """
-import importlib.util, sys
+import sys
 from pathlib import Path
-from pipelines.serve import server, vllm
+from pipelines.serve import engine, proof, server
 from pipelines.settings import TrackingConfig
 
 child = '''
@@ -356,12 +357,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 '''
 async def prove(*_):
-    return vllm.Proof(True, 1, 1, 0, 0.0, 1, "")
-find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *more: name if name == "vllm" else find(name, *more)
-vllm.vllm_command = lambda launch, port: [sys.executable, "-c", child, str(port)]
-vllm.VllmServer.prove = prove
-server.run_server(server.ServeOptions(port=0, base="micro-student"), TrackingConfig(), Path(sys.argv[1]))
+    return proof.Proof(True, 1, 1, 0, 0.0, 1, "")
+engine.embedded_command = lambda launch, port: [sys.executable, "-c", child, str(port)]
+engine.EngineServer.prove = prove
+options = server.ServeOptions(port=0, base="micro-student", engine="embedded")
+server.run_server(options, TrackingConfig(), Path(sys.argv[1]))
 """
 
 
@@ -382,7 +382,7 @@ def test_no_process_is_left_however_the_server_ends(
         os.kill(child.pid if ends is None else process.pid, ends or signal.SIGKILL)
         code, output = process.wait(timeout=60), (tmp_path / "log").read_text()
         assert code == {None: 1, signal.SIGKILL: -signal.SIGKILL}.get(ends, 0), output
-        assert ("vLLM ended with exit code -9" in output) == (ends is None)
+        assert ("the embedded engine ended with exit code -9" in output) == (ends is None)
         assert psutil.wait_procs([child], timeout=20)[1] == []
     finally:
         process.kill()
@@ -409,7 +409,7 @@ async def test_client_that_hangs_up_leaves_no_traceback(
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.close()
         await asyncio.sleep(0.1)
-        it.vllm.release.set()
+        it.engine.release.set()
         await until(lambda: version.in_flight == 0)
         assert (await it.ask()).status_code == 200
         front.should_exit = True
