@@ -324,7 +324,10 @@ def serve(
     ] = None,
     role: RoleOption = "student",
     poll: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds between two looks at the registry.")] = 5.0,
-    with_base: Annotated[bool, typer.Option("--with-base", help="Also serve the base, under its own name.")] = False,
+    variants: Annotated[
+        list[Literal["champion", "previous", "base"]] | None,
+        typer.Option(help="Models to serve beside champion: where a rollback leads, and the base; repeatable."),
+    ] = None,
     engine: Annotated[
         Literal["auto", "vllm", "embedded"], typer.Option(help="What computes; auto is vLLM where it is installed.")
     ] = "auto",
@@ -344,7 +347,7 @@ def serve(
     from pipelines.settings import TrackingConfig
 
     keys = api_key_env, api_keys
-    options = ServeOptions(role, host, port, *keys, poll, with_base, student, engine=engine)
+    options = ServeOptions(role, host, port, *keys, poll, tuple(variants or ()), student, engine=engine)
     options = options._replace(arguments=tuple(vllm or ()))
     tracking = TrackingConfig()
     if config is not None:

@@ -31,7 +31,7 @@ from evaluation.exact_match import prompt_ids
 from pipelines.ask.answers import Answer, Composer, Prompt
 
 if TYPE_CHECKING:
-    from pipelines.serve.server import Server, Version
+    from pipelines.serve.versions import Chosen, Versions
 
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -105,14 +105,14 @@ def chat_events(reply: Mapping[str, Any]) -> Iterator[str]:
 def source_headers(answer: Answer) -> dict[str, str]:
     """Return the headers that name version and source; ids of documents are percent-encoded."""
     sources = ",".join(quote(source.id) for source in answer.sources)
-    return {VERSION_HEADER: str(answer.version), BY_HEADER: answer.by, "x-preceptor-sources": sources}
+    return {VERSION_HEADER: str(answer.version or "base"), BY_HEADER: answer.by, "x-preceptor-sources": sources}
 
 
 class Forward:
     """Lets the engine answer a request with the version that answers when it comes, whatever is promoted meanwhile."""
 
-    def __init__(self, server: Server) -> None:
-        self._server = server
+    def __init__(self, versions: Versions) -> None:
+        self._versions = versions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; a client that hangs up is no error."""
@@ -129,42 +129,42 @@ class Forward:
             content: dict[str, Any] = dict(await request.json())
         except (ValueError, TypeError, RecursionError) as error:
             raise HTTPException(400, f"the request is no JSON object: {error}") from error
-        version = self._server.answering()  # counted before anything else can run
-        asked, content["model"] = content.get("model"), self._server.internal_name(content.get("model"), version)
-        version.in_flight += 1
+        chosen = self._versions.answering(content.get("model"))
+        chosen.version.in_flight += 1  # counted before anything else can run
         try:
-            if request.url.path == CHAT and version.composer is not None:
-                response = await self._chat(version, version.composer, str(asked), content)
+            if request.url.path == CHAT and chosen.version.composer is not None:
+                response = await self._chat(chosen, chosen.version.composer, content)
                 await response(request.scope, request.receive, send)
             else:
-                await self._raw(version, content, request, send)
+                await self._raw(chosen, content, request, send)
         finally:
-            version.in_flight -= 1
+            chosen.version.in_flight -= 1
 
-    async def _chat(self, version: Version, composer: Composer, asked: str, content: dict[str, Any]) -> Response:
-        of_base = content["model"] != version.name
+    async def _chat(self, chosen: Chosen, composer: Composer, content: dict[str, Any]) -> Response:
         try:
-            prompt = composer.prompt_for(question_of(content), "weights" if of_base else "auto")
+            prompt = composer.prompt_for(question_of(content), "weights" if chosen.of_base else "auto")
         except ScoringError as error:
             raise HTTPException(400, str(error)) from error
-        prompt = prompt._replace(adapted=prompt.adapted and not of_base)
-        name = version.name if prompt.adapted else self._server.base_name
-        body = completion_request(composer, prompt, str(name), content)
+        prompt = prompt._replace(adapted=prompt.adapted and not chosen.of_base)
+        name = chosen.version.name if prompt.adapted else self._versions.base_name
+        body = completion_request(composer, prompt, name, content)
         reply = await self._send(body, COMPLETIONS, stream=False)
         if reply.status_code != 200:
-            headers = {VERSION_HEADER: str(version.number)}
+            headers = {VERSION_HEADER: chosen.label}
             return Response(reply.content, reply.status_code, headers, reply.headers.get("content-type"))
         written = reply.json()
         (choice,) = written["choices"]
         answer = composer.read(prompt, choice["token_ids"], choice["logprobs"]["token_logprobs"])
-        shaped, headers = chat_reply(answer, asked, written), source_headers(answer)
+        answer = answer.model_copy(update={"version": None if chosen.of_base else chosen.version.number})
+        shaped, headers = chat_reply(answer, str(content["model"]), written), source_headers(answer)
         if content.get("stream"):
             return StreamingResponse(chat_events(shaped), headers=headers, media_type="text/event-stream")
         return JSONResponse(shaped, headers=headers)
 
-    async def _raw(self, version: Version, content: dict[str, Any], request: Request, send: Send) -> None:
+    async def _raw(self, chosen: Chosen, content: dict[str, Any], request: Request, send: Send) -> None:
+        content["model"] = self._versions.base_name if chosen.of_base else chosen.version.name
         reply = await self._send(content, request.url.path, stream=True)
-        headers = {"content-type": reply.headers.get("content-type", ""), VERSION_HEADER: str(version.number)}
+        headers = {"content-type": reply.headers.get("content-type", ""), VERSION_HEADER: chosen.label}
         try:
             response = StreamingResponse(reply.aiter_bytes(), reply.status_code, headers)
             await response(request.scope, request.receive, send)
@@ -173,7 +173,7 @@ class Forward:
 
     async def _send(self, content: dict[str, Any], path: str, *, stream: bool) -> httpx.Response:
         """Return the engine's reply, unread for a stream; HTTPException 400 for no JSON, 502 when it is gone."""
-        client = self._server.engine.client
+        client = self._versions.engine.client
         try:
             return await client.send(client.build_request("POST", path, json=content), stream=stream)
         except ValueError as error:  # such as NaN

@@ -127,7 +127,18 @@ def setting(
     registry.promote("student", 1)
     written, port, log = peft_texts(places[:2]), free_port(), work / "serve.log"
     command = [sys.executable, "-m", "pipelines.cli", "serve", "--work-dir", str(work), "--port", str(port)]
-    command += ["--poll", "0.2", "--api-key-env", "TEST_KEY", "--with-base", "--engine", request.param]
+    command += [
+        "--poll",
+        "0.2",
+        "--api-key-env",
+        "TEST_KEY",
+        "--variants",
+        "base",
+        "--variants",
+        "previous",
+        "--engine",
+        request.param,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TEST_KEY": KEY, "CLOUD_SECRET": SECRET}
     headers, url = {"authorization": f"Bearer {KEY}"}, f"http://127.0.0.1:{port}"
     with (
@@ -162,7 +173,7 @@ def test_champion_is_proved_and_answers_as_peft_does(setting: Setting) -> None:
 def test_base_answers_under_its_own_name_beside_the_champion(setting: Setting) -> None:
     """vLLM on a CPU mixes up requests with and without an adapter in one batch."""
     with ThreadPoolExecutor(4) as pool:
-        replies = list(pool.map(lambda model: setting.ask(model=model), ["champion", "micro-student"] * 8))
+        replies = list(pool.map(lambda model: setting.ask(model=model), ["champion", "base"] * 8))
     assert [texts_of(reply) for reply in replies] == [setting.texts[1], setting.texts[0]] * 8
 
 
@@ -185,7 +196,9 @@ def test_chat_and_ask_agree_on_fifty_questions(setting: Setting) -> None:
         assert body["preceptor"]["confidence"] == pytest.approx(answer.confidence, abs=1e-3)
         assert reply.headers["x-preceptor-by"] == answer.by
         assert reply.headers["x-preceptor-sources"] == ",".join(quote(source.id) for source in answer.sources)
-    assert setting.chat(asked[0], model="micro-student").json()["preceptor"]["by"] == "base"
+    of_base = setting.chat(asked[0], model="base")
+    assert (of_base.json()["preceptor"]["by"], of_base.json()["preceptor"]["version"]) == ("base", None)
+    assert of_base.headers["x-preceptor-version"] == "base"
     *chunks, done = setting.chat(asked[0], stream=True).text.split("\n\n")[:-1]
     assert done == "data: [DONE]"
     assert json.loads(chunks[0].removeprefix("data: "))["choices"][0]["delta"]["content"] == wanted[0].text
@@ -235,6 +248,8 @@ def test_promoted_version_takes_over_without_a_restart_or_a_wrong_answer(setting
     assert all(texts_of(reply) == setting.texts[int(reply.headers["x-preceptor-version"])] for reply in replies)
     assert {reply.headers["x-preceptor-version"] for reply in replies} == {"1", "2"}
     assert setting.texts[2] != setting.texts[1]
+    previous = setting.ask(model="previous")
+    assert (texts_of(previous), previous.headers["x-preceptor-version"]) == (setting.texts[1], "1")
     assert before in {process.pid for process in psutil.Process(setting.process.pid).children()}
 
 

@@ -31,10 +31,11 @@ from pipelines.ask.answers import FORMAT_FILE, AnswerSettings
 from pipelines.cli import app
 from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.lineage.run import Lineage
-from pipelines.serve import server as serving
+from pipelines.serve import versions as following
 from pipelines.serve.engine import EngineServer
 from pipelines.serve.proof import Proof
 from pipelines.serve.server import ServeOptions, Server, clients_keys
+from pipelines.serve.versions import Variant
 from student.adapters import Adapter, save_adapter
 from student.memory import ExternalMemory, MemoryEntry
 from tests.pipelines.factories import make_adapter
@@ -79,14 +80,18 @@ class StandIn:
 class Setting:
     """A server of three registered students, the first one champion."""
 
-    def __init__(self, lineage: Lineage, work_dir: Path, keys: dict[str, str]) -> None:
+    def __init__(
+        self, lineage: Lineage, work_dir: Path, keys: dict[str, str], variants: tuple[Variant, ...] = ()
+    ) -> None:
         self.lineage, self.registry, self.files = lineage, lineage.registry, work_dir / "serving"
         for value in range(3):
             self.add(make_adapter(float(value)))
         self.registry.promote("student", 1)
-        self.server = Server(ServeOptions(base="micro-student"), self.registry, keys, self.files)
+        options = ServeOptions(base="micro-student", engine="embedded", variants=variants)
+        self.server = Server(options, self.registry, keys, self.files)
+        self.versions = self.server.versions
         self.engine = StandIn()
-        self.server.engine = cast("EngineServer", self.engine)
+        self.versions.engine = cast("EngineServer", self.engine)
         transport = httpx.ASGITransport(self.server.app())
         self.client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:1")
 
@@ -102,7 +107,7 @@ class Setting:
         return await self.check()
 
     async def check(self) -> dict[str, Any]:
-        await self.server.check()
+        await self.versions.check()
         health: dict[str, Any] = (await self.client.get("/health")).json()
         return health
 
@@ -121,11 +126,16 @@ def keys() -> dict[str, str]:
 
 
 @pytest.fixture
-async def it(open_run: Open, work_dir: Path, keys: dict[str, str]) -> Setting:
+def variants() -> tuple[Variant, ...]:
+    return ()
+
+
+@pytest.fixture
+async def it(open_run: Open, work_dir: Path, keys: dict[str, str], variants: tuple[Variant, ...]) -> Setting:
     """A server whose first champion answers."""
-    setting = Setting(open_run(), work_dir, keys)
+    setting = Setting(open_run(), work_dir, keys, variants)
     assert [(await setting.client.get("/health")).status_code, (await setting.ask()).status_code][0] == 503
-    await setting.server._place(setting.server.first)
+    await setting.versions._place(1, None)
     return setting
 
 
@@ -189,7 +199,7 @@ async def test_moved_alias_is_followed_and_the_old_version_unloaded(it: Setting)
 
 @pytest.mark.anyio
 async def test_request_in_flight_finishes_on_the_version_it_began_with(it: Setting) -> None:
-    old = it.server.first
+    old = it.versions.first
     waiting = asyncio.create_task(it.ask(wait=True))
     await until(lambda: old.in_flight == 1)
     await it.promote(2)
@@ -204,16 +214,16 @@ async def test_request_in_flight_finishes_on_the_version_it_began_with(it: Setti
 
 @pytest.mark.anyio
 async def test_grace_period_ends_for_requests_that_do_not(it: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "_GRACE_SECONDS", 0.1)
-    it.server.first.in_flight = 1
+    monkeypatch.setattr(following, "_GRACE_SECONDS", 0.1)
+    it.versions.first.in_flight = 1
     name = (await it.promote(2))["served_name"]
     await until(lambda: it.engine.loaded == [name])
-    assert it.server.first.files.exists(), "the engine may read the files again"
+    assert it.versions.first.files.exists(), "the engine may read the files again"
 
 
 @pytest.mark.anyio
 async def test_version_that_fails_stays_out_and_health_says_why(it: Setting, work_dir: Path) -> None:
-    kept, it.engine.failing = it.server.first.name, {2}
+    kept, it.engine.failing = it.versions.first.name, {2}
     factors = {name: (a.repeat(2, 1), b.repeat(1, 2)) for name, (a, b) in make_adapter(5.0).factors.items()}
     refused, damaged = it.add(Adapter(factors, 4, 4.0, "")), it.add(make_adapter(6.0))
     stored = max((work_dir / "artifacts").rglob("adapter_model.safetensors"), key=os.path.getmtime)
@@ -242,6 +252,45 @@ async def test_registry_that_fails_leaves_the_champion_in_place(it: Setting, mon
     assert (await it.promote(1))["status"] == "ok"
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("variants", [("previous", "base")])
+async def test_named_variants_move_together_and_say_which_version_answered(it: Setting) -> None:
+    async def served() -> dict[str, tuple[str, str]]:
+        names = [entry["id"] for entry in (await it.client.get("/v1/models")).json()["data"]]
+        replies = {name: await it.ask(model=name) for name in names}
+        return {name: (reply.headers["x-preceptor-version"], reply.json()["model"]) for name, reply in replies.items()}
+
+    await it.engine.load(it.versions.base_name, it.files)
+    base, first = ("base", it.versions.base_name), ("1", it.versions.first.name)
+    assert await served() == {"champion": first, "base": base}
+    missing = await it.ask(model="previous")
+    assert (missing.status_code, "before version 1 none was the champion" in missing.text) == (404, True)
+    second = "2", (await it.promote(2))["served_name"]
+    assert await served() == {"champion": second, "previous": first, "base": base}
+    assert (await it.promote(3))["previous"] == 2
+    assert (await served())["previous"] == second
+    it.registry.rollback("student", "worse")
+    it.engine.failing = {1}  # it was unloaded, and is loaded again
+    health = await it.check()
+    assert (health["status"], health["version"], health["previous"]) == ("degraded", 2, None)
+    assert "version 1 is not served" in health["last_error"]
+    assert (await served()).keys() == {"champion", "base"}
+    it.engine.failing = set()
+    assert (await it.check())["previous"] == 1
+    it.registry.rollback("student", "worse")
+    assert (await it.check())["version"] == 1
+    assert (await it.ask(model="previous")).status_code == 404
+    assert len(set(it.engine.ever)) == len(it.engine.ever), "a name was used twice"
+
+
+@pytest.mark.anyio
+async def test_variants_that_are_not_served_name_the_option(it: Setting) -> None:
+    await it.promote(2)
+    for name in ("previous", "base"):
+        reply = await it.ask(model=name)
+        assert (reply.status_code, f"--variants {name}" in reply.text) == (404, True)
+
+
 # Requests
 
 
@@ -252,7 +301,7 @@ async def test_requests_are_refused_with_a_reason(it: Setting) -> None:
     replies = [
         (415, await client.post(path, content=b"{}", headers={"content-type": "text/plain"})),
         *[(400, await client.post(path, content=body, headers=json)) for body in bodies],
-        *[(404, await it.ask(model=model)) for model in (it.server.first.name, "micro-student", 3, "x" * 10_000)],
+        *[(404, await it.ask(model=model)) for model in (it.versions.first.name, "micro-student", 3, "x" * 10_000)],
         (404, await client.post("/v1/load_lora_adapter", json={"lora_name": "x", "lora_path": "/"})),
         (405, await client.get(path)),
     ]
@@ -304,7 +353,7 @@ async def test_metrics_say_what_answers_and_how_often_it_changed(it: Setting) ->
     async def sample(name: str, **labels: str) -> float | None:
         return (await metrics(it))(name, **labels)
 
-    digest = it.server.first.adapter.digest
+    digest = it.versions.first.adapter.digest
     facts = {"version": "1", "digest": digest, "role": "student", "base": "micro-student"}
     assert await sample("preceptor_version_info", **facts) == 1
     await it.promote(2)
@@ -323,7 +372,7 @@ async def test_document_that_is_removed_leaves_the_memory_of_the_version_that_an
     kept, gone = (document(f"{name} lives in Oldmere.") for name in ("Zyx", "Ann"))
     with InboxStore(work_dir / INBOX_FILE) as inbox:
         inbox.add([kept, gone])
-    composer = it.server.first.composer
+    composer = it.versions.first.composer
     assert composer is not None
     composer.memory = ExternalMemory(MemoryEntry(id=each.id, text=each.text) for each in (kept, gone))
     assert (await it.check())["memory"] == 2
@@ -403,7 +452,7 @@ async def test_client_that_hangs_up_leaves_no_traceback(
         serving = asyncio.create_task(front.serve(sockets=[listener]))
         client = socket.create_connection(listener.getsockname())
         client.sendall(sent.get(at, head + b"\r\n" + body))
-        version = it.server.answering()
+        version = it.versions.first
         await (until(lambda: version.in_flight == 1) if at in ("waiting", "reset") else asyncio.sleep(0.2))
         if at == "reset":
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
