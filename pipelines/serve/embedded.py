@@ -12,9 +12,9 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 import uvicorn
@@ -36,6 +36,7 @@ from pipelines.serve.requests import COMPLETIONS, Front, Metrics, refusal
 if TYPE_CHECKING:
     from student.adapters import Adapter
     from student.bank.bank import LoraBank
+    from student.bank.scoring import Written
 
 _LARGEST_BATCH = 64
 _NEUTRAL = {"n": 1, "best_of": 1, "top_p": 1, "echo": False, "presence_penalty": 0, "frequency_penalty": 0}
@@ -64,7 +65,6 @@ class CompletionRequest(Frozen):
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool = False
     stream: bool = False
-    stream_options: dict[Literal["include_usage"], bool] = Field(default_factory=dict)
     user: str = ""
 
     @classmethod
@@ -86,29 +86,19 @@ class Kind(NamedTuple):
 
     adapter: Adapter | None
     max_tokens: int
+    top: int
     ends: frozenset[int]
     stops: tuple[str, ...]
 
 
-class Text(NamedTuple):
-    """What was written after a prompt, as far as the pass went."""
-
-    tokens: Sequence[int]
-    log_probabilities: Sequence[float]
-    tops: Sequence[Mapping[int, float]]
-    """At each place the log-probabilities of the likeliest tokens and of the one that was taken."""
-
-
-@dataclass(frozen=True, eq=False)
-class Waiting:
+class Waiting(NamedTuple):
     """A prompt that waits for a pass."""
 
     kind: Kind
     prompt: tuple[int, ...]
-    temperature: float
-    seed: int
-    top: int
-    written: asyncio.Future[Text]
+    draw: tuple[float, int]
+    """Temperature and seed."""
+    written: asyncio.Future[Written]
 
 
 class EmbeddedEngine:
@@ -125,42 +115,30 @@ class EmbeddedEngine:
         while True:
             await self._came.wait()
             kind = self._waiting[0].kind
-            batch = [each for each in self._waiting if each.kind == kind][:_LARGEST_BATCH]
-            self._waiting = [each for each in self._waiting if each not in batch]
+            alike = [each for each in self._waiting if each.kind == kind]
+            batch, later = alike[:_LARGEST_BATCH], alike[_LARGEST_BATCH:]
+            self._waiting = [each for each in self._waiting if each.kind != kind] + later
             if not self._waiting:
                 self._came.clear()
             try:
-                texts = await asyncio.to_thread(self._write, kind, batch)
+                rows = await asyncio.to_thread(self._write, kind, batch)
             except Exception as error:  # such as no memory: the next batch may be smaller
-                refused = HTTPException(500, f"{type(error).__name__}: {error}")
                 for each in batch:
-                    each.written.set_exception(refused)
+                    each.written.set_exception(HTTPException(500, f"{type(error).__name__}: {error}"))
                 continue
-            for each, text in zip(batch, texts, strict=True):
-                each.written.set_result(text)
+            for each, written in zip(batch, rows, strict=True):
+                each.written.set_result(written)
 
-    def _write(self, kind: Kind, batch: Sequence[Waiting]) -> list[Text]:
+    def _write(self, kind: Kind, batch: Sequence[Waiting]) -> list[Written]:
         from student.bank.scoring import Decoding, ScoringFailure, TokenChoice
 
-        choice = TokenChoice([(each.temperature, each.seed) for each in batch], max(each.top for each in batch))
-        prompts, decoding = [each.prompt for each in batch], Decoding(choice, kind.ends, kind.stops)
-        (rows,) = self._bank.write(
-            [kind.adapter], [prompts], self._vocabulary.tokenizer, max_new_tokens=kind.max_tokens, decoding=decoding
-        )
+        decoding = Decoding(TokenChoice([each.draw for each in batch], kind.top), kind.ends, kind.stops)
+        prompts, most = [[each.prompt for each in batch]], kind.max_tokens
+        tokenizer = self._vocabulary.tokenizer
+        (rows,) = self._bank.write([kind.adapter], prompts, tokenizer, max_new_tokens=most, decoding=decoding)
         if isinstance(rows, ScoringFailure):
             raise ModelError(rows.reason)
-        steps = [(tokens.tolist(), values.tolist()) for values, tokens in choice.tops]
-        return [
-            Text(
-                each.tokens,
-                each.log_probabilities,
-                [
-                    {**dict(list(zip(tokens[row], values[row], strict=True))[: batch[row].top]), token: own}
-                    for (tokens, values), token, own in zip(steps, each.tokens, each.log_probabilities, strict=True)
-                ],
-            )
-            for row, each in enumerate(rows)
-        ]
+        return rows
 
     async def load(self, request: Request) -> Response:
         """Load the adapter in `lora_path` under the name `lora_name`."""
@@ -198,8 +176,7 @@ class EmbeddedEngine:
             "usage": {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written},
         }
         if asked.stream:
-            usage = bool(asked.stream_options.get("include_usage"))
-            return StreamingResponse(completion_events(reply, usage=usage), media_type="text/event-stream")
+            return StreamingResponse(completion_events(reply), media_type="text/event-stream")
         return JSONResponse(reply)
 
     def _prompts(self, asked: CompletionRequest) -> list[Waiting]:
@@ -216,18 +193,21 @@ class EmbeddedEngine:
         if longest is not None and (most := max(map(len, encoded)) + asked.max_tokens) > longest:
             raise HTTPException(400, f"prompt and max_tokens are {most} tokens, and the model's context is {longest}")
         ends = frozenset(asked.stop_token_ids) | (frozenset() if asked.ignore_eos else own_ends)
-        stops = (asked.stop,) if isinstance(asked.stop, str) else asked.stop
-        kind = Kind(self._adapters[asked.model], asked.max_tokens, ends, tuple(filter(None, stops)))
-        seed, top = secrets.randbits(60) if asked.seed is None else asked.seed, asked.logprobs or 0
-        drawn = [(asked.temperature, seed + i, top, asyncio.Future[Text]()) for i in range(len(encoded))]
-        return [Waiting(kind, prompt, *each) for prompt, each in zip(encoded, drawn, strict=True)]
+        stops = tuple(filter(None, (asked.stop,) if isinstance(asked.stop, str) else asked.stop))
+        kind = Kind(self._adapters[asked.model], asked.max_tokens, asked.logprobs or 0, ends, stops)
+        seed = secrets.randbits(60) if asked.seed is None else asked.seed
+        draws = [(asked.temperature, seed + number) for number in range(len(encoded))]
+        return [Waiting(kind, *each, asyncio.Future()) for each in zip(encoded, draws, strict=True)]
 
 
-def _choice(asked: CompletionRequest, kind: Kind, written: Text, tokenizer: Any) -> dict[str, Any]:
+def _choice(asked: CompletionRequest, kind: Kind, written: Written, tokenizer: Any) -> dict[str, Any]:
     """Return a completion up to what ends it, an end token or a stop string, which are in its tokens alone."""
 
     def text_of(count: int) -> str:
         return str(tokenizer.decode(list(written.tokens[:count]), skip_special_tokens=True))
+
+    def name(token: int) -> str:
+        return f"token_id:{token}" if asked.return_tokens_as_token_ids else str(tokenizer.decode([token]))
 
     end = next((i for i, token in enumerate(written.tokens) if token in kind.ends), None)
     count = len(written.tokens) if end is None else end + 1
@@ -235,30 +215,25 @@ def _choice(asked: CompletionRequest, kind: Kind, written: Text, tokenizer: Any)
     if found := [text.index(stop) for stop in kind.stops if stop in text]:
         count = next(n for n in range(1, count + 1) if any(stop in text_of(n) for stop in kind.stops))
         text = text[: min(found)]
-    tokens = list(written.tokens[:count])
+    tokens, values = list(written.tokens[:count]), list(written.log_probabilities[:count])
     choice: dict[str, Any] = {"text": text, "finish_reason": "length" if end is None and not found else "stop"}
     choice |= {"count": count, "logprobs": None, **({"token_ids": tokens} if asked.return_token_ids else {})}
     if asked.logprobs is not None:
-
-        def name(token: int) -> str:
-            return f"token_id:{token}" if asked.return_tokens_as_token_ids else str(tokenizer.decode([token]))
-
+        # As vLLM does, the token that was taken is among the likeliest ones even where it is none of them.
+        tops = [{**top, token: value} for top, token, value in zip(written.tops, tokens, values, strict=False)]
         choice["logprobs"] = {
             "tokens": [name(token) for token in tokens],
-            "token_logprobs": list(written.log_probabilities[:count]),
-            "top_logprobs": [{name(token): value for token, value in top.items()} for top in written.tops[:count]],
+            "token_logprobs": values,
+            "top_logprobs": [{name(token): value for token, value in top.items()} for top in tops],
             "text_offset": [len(text_of(n)) for n in range(count)],
         }
     return choice
 
 
-def completion_events(reply: Mapping[str, Any], *, usage: bool) -> Iterator[str]:
+def completion_events(reply: Mapping[str, Any]) -> Iterator[str]:
     """Yield the same reply as the server-sent events of a stream."""
-    head = {name: reply[name] for name in ("id", "object", "created", "model")}
     for choice in reply["choices"]:
-        yield f"data: {json.dumps({**head, 'choices': [choice]})}\n\n"
-    if usage:
-        yield f"data: {json.dumps({**head, 'choices': [], 'usage': reply['usage']})}\n\n"
+        yield f"data: {json.dumps({**reply, 'choices': [choice]})}\n\n"
     yield "data: [DONE]\n\n"
 
 

@@ -166,7 +166,7 @@ class EngineServer:
 
     async def unload(self, name: str) -> None:
         """Forget a name, loaded or not; requests that use it finish."""
-        with suppress(ServeError):
+        with suppress(ServeError, RuntimeError):  # the latter when this server is closed
             await self._call("/v1/unload_lora_adapter", lora_name=name)
 
     async def prove(self, name: str, files: Path, adapter: Adapter) -> Proof:

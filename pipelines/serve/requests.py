@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -105,7 +105,7 @@ def chat_events(reply: Mapping[str, Any]) -> Iterator[str]:
 def source_headers(answer: Answer) -> dict[str, str]:
     """Return the headers that name version and source; ids of documents are percent-encoded."""
     sources = ",".join(quote(source.id) for source in answer.sources)
-    return {VERSION_HEADER: str(answer.version or "base"), BY_HEADER: answer.by, "x-preceptor-sources": sources}
+    return {VERSION_HEADER: _label(answer.version), BY_HEADER: answer.by, "x-preceptor-sources": sources}
 
 
 class Forward:
@@ -150,12 +150,12 @@ class Forward:
         body = completion_request(composer, prompt, name, content)
         reply = await self._send(body, COMPLETIONS, stream=False)
         if reply.status_code != 200:
-            headers = {VERSION_HEADER: chosen.label}
+            headers = {VERSION_HEADER: _label(chosen.number)}
             return Response(reply.content, reply.status_code, headers, reply.headers.get("content-type"))
         written = reply.json()
         (choice,) = written["choices"]
         answer = composer.read(prompt, choice["token_ids"], choice["logprobs"]["token_logprobs"])
-        answer = answer.model_copy(update={"version": None if chosen.of_base else chosen.version.number})
+        answer = answer.model_copy(update={"version": chosen.number})
         shaped, headers = chat_reply(answer, str(content["model"]), written), source_headers(answer)
         if content.get("stream"):
             return StreamingResponse(chat_events(shaped), headers=headers, media_type="text/event-stream")
@@ -163,23 +163,53 @@ class Forward:
 
     async def _raw(self, chosen: Chosen, content: dict[str, Any], request: Request, send: Send) -> None:
         content["model"] = self._versions.base_name if chosen.of_base else chosen.version.name
-        reply = await self._send(content, request.url.path, stream=True)
-        headers = {"content-type": reply.headers.get("content-type", ""), VERSION_HEADER: chosen.label}
+        streamed = bool(content.get("stream"))
+        reply = await self._send(content, request.url.path, stream=streamed)
+        headers = {"content-type": reply.headers.get("content-type", ""), VERSION_HEADER: _label(chosen.number)}
         try:
-            response = StreamingResponse(reply.aiter_bytes(), reply.status_code, headers)
+            if streamed:
+                parts = reply.aiter_bytes()
+                first = await anext(parts, b"")  # where an engine dies before, nothing was answered
+                response: Response = StreamingResponse(_passed_on(first, parts), reply.status_code, headers)
+            elif reply.status_code == 200:
+                named = {**reply.json(), "preceptor": {"version": chosen.number}}
+                response = JSONResponse(named, headers={VERSION_HEADER: _label(chosen.number)})
+            else:
+                response = Response(reply.content, reply.status_code, headers)
             await response(request.scope, request.receive, send)
+        except httpx.TransportError as error:
+            raise _unavailable(error) from error
         finally:
             await reply.aclose()
 
     async def _send(self, content: dict[str, Any], path: str, *, stream: bool) -> httpx.Response:
-        """Return the engine's reply, unread for a stream; HTTPException 400 for no JSON, 502 when it is gone."""
+        """Return the engine's reply, unread for a stream; HTTPException 400 for no JSON, 503 when it is gone."""
         client = self._versions.engine.client
         try:
             return await client.send(client.build_request("POST", path, json=content), stream=stream)
         except ValueError as error:  # such as NaN
             raise HTTPException(400, f"the request is no JSON object: {error}") from error
         except httpx.TransportError as error:
-            raise HTTPException(502, f"the engine did not answer: {error!r}; see /health") from error
+            raise _unavailable(error) from error
+
+
+def _label(version: int | None) -> str:
+    return "base" if version is None else str(version)
+
+
+def _unavailable(error: httpx.TransportError) -> HTTPException:
+    again = "it is started again; see /health, and send the request again"
+    return HTTPException(503, f"the engine did not answer: {error!r}; {again}", {"retry-after": "5"})
+
+
+async def _passed_on(first: bytes, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield an engine's stream; where the engine dies in the middle, an error is its last event."""
+    yield first
+    try:
+        async for part in parts:
+            yield part
+    except httpx.TransportError as error:
+        yield b"data: " + bytes(refusal(None, _unavailable(error)).body) + b"\n\n"
 
 
 BY_HEADER = "x-preceptor-by"
@@ -196,6 +226,7 @@ class Metrics:
         self.latency = Histogram("preceptor_request_seconds", "To the end of the reply", path, registry=self.all)
         self.version = Info("preceptor_version", "The version that answers", registry=self.all)
         self.swaps = Counter("preceptor_swaps", "Versions placed, with the first one", registry=self.all)
+        self.restarts = Counter("preceptor_engine_restarts", "Engines started after a death", registry=self.all)
         self.refusals = Counter("preceptor_refused_versions", "Versions that could not be placed", registry=self.all)
 
 
@@ -239,7 +270,8 @@ class Front:
 def refusal(_request: Request | None, error: Exception) -> Response:
     """Return an HTTPException in the form of OpenAI's API."""
     assert isinstance(error, HTTPException)
-    content = {"message": error.detail, "type": "invalid_request_error", "param": None, "code": error.status_code}
+    kind = "invalid_request_error" if error.status_code < 500 else "server_error"
+    content = {"message": error.detail, "type": kind, "param": None, "code": error.status_code}
     return JSONResponse({"error": content}, error.status_code, error.headers)
 
 

@@ -11,10 +11,11 @@ import ipaddress
 import signal
 import socket
 import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import typer
 import uvicorn
@@ -42,6 +43,8 @@ _ANSWERED = (COMPLETIONS, CHAT)
 """An engine has further paths, some of which change what it holds; none of them is reachable."""
 _FINISH_SECONDS = 30
 """Patience with requests in flight when the server ends."""
+_MOST_DEATHS, _DEATH_SECONDS = 5, 600.0
+"""Deaths of the engine in so many seconds after which it is started again; the pauses before are 1, 2, 4, ... s."""
 
 
 class ServeOptions(NamedTuple):
@@ -131,34 +134,57 @@ class Server:
         """Fetch the first champion into `directory`, which lies in the work directory; `keys` are the clients'."""
         self._options, self._keys, self.metrics = options, keys, Metrics()
         self.versions = Versions(options, registry, directory, self.metrics)
+        self.restarts = 0
 
     async def run(self, listener: socket.socket, log: Path) -> None:
-        """Serve until a signal comes or the engine, which writes to `log`, ends; requests in flight finish first.
+        """Serve until a signal comes or the engine, which writes to `log`, cannot be kept; requests in flight finish.
 
         Raises:
-            ServeError: The engine ended, or the first champion cannot be served.
+            ServeError: The engine died too often, or before it ever answered, or the first champion cannot be served.
         """
         settings: dict[str, Any] = {"log_config": None, "access_log": False, "lifespan": "off"}
         front = uvicorn.Server(uvicorn.Config(self.app(), timeout_graceful_shutdown=_FINISH_SECONDS, **settings))
+        serving, keeping = asyncio.create_task(front.serve(sockets=[listener])), asyncio.create_task(self._keep(log))
+        await asyncio.wait((serving, keeping), return_when=asyncio.FIRST_COMPLETED)
+        front.should_exit = True
+        await serving
+        keeping.cancel()
+        with suppress(asyncio.CancelledError):
+            await keeping
+
+    async def _keep(self, log: Path) -> NoReturn:
+        """Start an engine, and another when it dies; ServeError as for `run`."""
+        deaths: list[float] = []
+        while True:
+            said = await self._until_death(log)
+            deaths = [each for each in deaths if time.monotonic() - each < _DEATH_SECONDS] + [time.monotonic()]
+            if self.versions.proof is None or len(deaths) > _MOST_DEATHS:
+                often = f" It died {len(deaths)} times in {_DEATH_SECONDS:g} s." if len(deaths) > 1 else ""
+                raise ServeError(f"serve: {said}.{often} The whole output is in {str(log)!r}.")
+            pause = 2.0 ** (len(deaths) - 1)
+            self.versions.error = f"serve: {said}. It is started again in {pause:g} s."
+            typer.echo(self.versions.error)
+            await asyncio.sleep(pause)
+            self.restarts += 1
+            self.metrics.restarts.inc()
+
+    async def _until_death(self, log: Path) -> str:
+        """Run an engine, and return how it ended; PreceptorError if it lives, and the champion cannot be served."""
         async with EngineServer.start(self.versions.launch, log, hidden=self._options.key_variable) as engine:
             self.versions.engine = engine
-            serving = asyncio.create_task(front.serve(sockets=[listener]))
-            following, ended = asyncio.create_task(self.versions.follow()), asyncio.create_task(engine.process.wait())
-            await asyncio.wait((serving, following, ended), return_when=asyncio.FIRST_COMPLETED)
-            stopped = serving.done()
-            if not stopped:
+            following = asyncio.create_task(self.versions.follow())
+            ended = asyncio.create_task(engine.process.wait())
+            try:
+                await asyncio.wait((following, ended), return_when=asyncio.FIRST_COMPLETED)
                 await asyncio.wait((ended,), timeout=1.0)  # when it dies, its client notices first
-                self.versions.current, front.should_exit = None, True
-                await serving
-            code = engine.process.returncode
-            following.cancel()
-            ended.cancel()
-            (problem,) = await asyncio.gather(following, return_exceptions=True)
-        if not stopped and code is not None:
-            said = engine.last_words()
-            raise ServeError(f"serve: {engine.label} ended with exit code {code}; its last words: {said}")
-        if not stopped and problem is not None:
-            raise problem
+                self.versions.lose()
+            finally:
+                following.cancel()
+                ended.cancel()
+                (problem,) = await asyncio.gather(following, return_exceptions=True)
+            if (code := engine.process.returncode) is None and problem is not None:
+                raise problem
+            return f"{engine.label} ended with exit code {code}; its last words: {engine.last_words()}"
 
     def app(self) -> Starlette:
         """Return the HTTP front."""
@@ -179,10 +205,12 @@ class Server:
     async def _health(self, _request: Request) -> Response:
         versions = self.versions
         served, (proved, proof) = versions.current, versions.proof or (None, None)
+        waiting = "restarting" if versions.proof and versions.error else "starting"
         content = {
-            "status": "starting" if served is None else "degraded" if versions.error else "ok",
+            "status": waiting if served is None else "degraded" if versions.error else "ok",
             "role": self._options.role,
             "engine": versions.launch.engine,
+            "restarts": self.restarts,
             "base": versions.base,
             "version": served and served.number,
             "previous": versions.previous and versions.previous.number,

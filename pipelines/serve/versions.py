@@ -68,9 +68,9 @@ class Chosen(NamedTuple):
     """Whether the base alone is meant; then the version is the champion, whose form of a question is used."""
 
     @property
-    def label(self) -> str:
-        """What clients are told that answered: the version's number, or `base`."""
-        return BASE if self.of_base else str(self.version.number)
+    def number(self) -> int | None:
+        """Of the version that answers; None for the base."""
+        return None if self.of_base else self.version.number
 
 
 class Versions:
@@ -138,6 +138,12 @@ class Versions:
         if error and error != self.error:
             typer.echo(f"{error} Version {self.current and self.current.number} keeps answering.")
         self.error = error
+
+    def lose(self) -> None:
+        """Let nothing answer: the engine is gone, and the next one must load and prove anew what it held."""
+        self.current = self.previous = None
+        for version in self._held.values():
+            version.ready = False
 
     def _look(self) -> tuple[int | None, int | None]:
         """Return champion and previous version in the registry; the latter is None where it is not served."""

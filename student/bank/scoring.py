@@ -34,6 +34,8 @@ class Written(NamedTuple):
     """Every token, the end token and what pads it included."""
     log_probabilities: tuple[float, ...]
     """Of each token, natural, at most 0."""
+    tops: tuple[Mapping[int, float], ...] = ()
+    """At each token's place the log-probabilities of as many of the likeliest tokens as `TokenChoice` records."""
 
 
 class TokenChoice:
@@ -168,7 +170,9 @@ def generate_group(
         )[:, width:]
     texts = tokenizer.batch_decode(output, skip_special_tokens=True)
     values = torch.stack(choice.steps, dim=1).tolist()
-    found = [Written(t, tuple(o), tuple(v)) for t, o, v in zip(texts, output.tolist(), values, strict=True)]
+    tops = [list(map(dict, map(zip, each.tolist(), its.tolist()))) for its, each in choice.tops]  # step, row
+    rows = zip(texts, map(tuple, output.tolist()), map(tuple, values), zip(*tops, strict=True), strict=True)
+    found = [Written(*row) for row in rows]
     return [found[k * most : k * most + len(mine)] for k, mine in enumerate(prompts)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -251,6 +252,51 @@ def test_promoted_version_takes_over_without_a_restart_or_a_wrong_answer(setting
     previous = setting.ask(model="previous")
     assert (texts_of(previous), previous.headers["x-preceptor-version"]) == (setting.texts[1], "1")
     assert before in {process.pid for process in psutil.Process(setting.process.pid).children()}
+
+
+@pytest.mark.slow
+def test_64_streams_through_a_promotion_and_a_kill_are_each_of_one_version_or_503(setting: Setting) -> None:
+    before = setting.wait_for(status="ok")
+    replies = asyncio.run(streams_meanwhile(setting))
+    whole = [(prompt, reply) for prompt, reply in replies if reply.status_code == 200 and '"error"' not in reply.text]
+    for prompt, reply in whole:
+        *events, done = [line.removeprefix("data: ") for line in reply.text.split("\n\n") if line]
+        text = "".join(choice["text"] for event in events for choice in json.loads(event)["choices"])
+        assert (done, text) == ("[DONE]", setting.texts[int(reply.headers["x-preceptor-version"])][prompt])
+    assert {reply.headers["x-preceptor-version"] for _, reply in whole} == {str(before["version"]), "1"}
+    refused = [reply for _, reply in replies if reply.status_code == 503]
+    assert refused
+    assert all(reply.headers["retry-after"] and reply.json()["error"]["type"] == "server_error" for reply in refused)
+    broken = len(replies) - len(whole) - len(refused)  # a stream of vLLM's has begun, and ends with an error
+    assert broken == 0 or setting.engine == "vllm"
+
+
+async def streams_meanwhile(setting: Setting) -> list[tuple[int, httpx.Response]]:
+    """Return the replies to 64 clients that ask for streams during a promotion, and a kill of the engine."""
+    replies: list[tuple[int, httpx.Response]] = []
+    url, headers, ended = setting.client.base_url, setting.client.headers, False
+
+    async def keep_asking(prompt: int) -> None:
+        body = {"model": "champion", "prompt": PROMPTS[prompt], "max_tokens": NEW_TOKENS, "temperature": 0.0}
+        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=300, trust_env=False) as client:
+            while not ended:
+                replies.append((prompt, await client.post("/v1/completions", json=body | {"stream": True})))
+                await asyncio.sleep(0 if replies[-1][1].status_code == 200 else 0.5)
+
+    async with asyncio.TaskGroup() as clients:
+        for number in range(64):
+            clients.create_task(keep_asking(number % len(PROMPTS)))
+        try:
+            setting.registry.promote("student", 1)
+            await asyncio.to_thread(setting.wait_for, status="ok", version=1)
+            (engine,) = [each for each in psutil.Process(setting.process.pid).children() if is_engine(each)]
+            engine.kill()
+            await asyncio.to_thread(setting.wait_for, status="restarting", version=None)
+            health = await asyncio.to_thread(setting.wait_for, status="ok", version=1, restarts=1)
+            assert (health["last_probe_version"], health["last_probe"]["passed"]) == (1, True)
+        finally:
+            ended = True
+    return replies
 
 
 def test_after_sigterm_requests_finish_and_no_process_is_left(setting: Setting) -> None:

@@ -10,7 +10,8 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from json import loads
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from typer.testing import CliRunner
 
@@ -31,6 +32,7 @@ from pipelines.ask.answers import FORMAT_FILE, AnswerSettings
 from pipelines.cli import app
 from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.lineage.run import Lineage
+from pipelines.process import free_port
 from pipelines.serve import versions as following
 from pipelines.serve.engine import EngineServer
 from pipelines.serve.proof import Proof
@@ -311,6 +313,53 @@ async def test_requests_are_refused_with_a_reason(it: Setting) -> None:
 
 
 @pytest.mark.anyio
+async def test_without_an_engine_requests_get_503_and_what_it_held_is_proved_anew(it: Setting) -> None:
+    await it.promote(2)
+    name = it.versions.answering().version.name
+    address = ("127.0.0.1", free_port())
+    it.engine.client = httpx.AsyncClient(base_url=f"http://{address[0]}:{address[1]}")
+    chat = {"model": "champion", "messages": [{"role": "user", "content": "Who?"}]}
+    lost = [await it.ask(), await it.ask(stream=True), await it.client.post("/v1/chat/completions", json=chat)]
+    it.versions.lose()
+    lost.append(await it.ask())
+    for reply in lost:
+        assert (reply.status_code, reply.headers["retry-after"]) == (503, "5")
+        assert (reply.json()["error"]["type"], reply.json()["error"]["code"]) == ("server_error", 503)
+    it.engine = StandIn()
+    it.versions.engine = cast("EngineServer", it.engine)
+    assert (await it.check())["version"] == 2
+    assert it.engine.ever == [name], "it was not loaded anew from the files that were fetched"
+    assert (await it.ask()).headers["x-preceptor-version"] == "2"
+
+
+@pytest.mark.anyio
+async def test_stream_that_breaks_off_ends_with_an_error_and_one_that_did_not_begin_is_503(it: Setting) -> None:
+    async def dying(request: Request) -> Response:
+        count = int((await request.json())["seed"])
+
+        async def parts() -> AsyncIterator[bytes]:
+            for number in range(count):
+                yield b"data: {%d}\n\n" % number
+                await asyncio.sleep(0.05)
+            raise OSError("died")
+
+        return StreamingResponse(parts(), media_type="text/event-stream")
+
+    upstream = Starlette(routes=[Route("/v1/completions", dying, methods=["POST"])])
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        engine = uvicorn.Server(uvicorn.Config(upstream, log_level="critical", access_log=False, lifespan="off"))
+        running = asyncio.create_task(engine.serve(sockets=[listener]))
+        it.engine.client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}")
+        broken, never = await it.ask(stream=True, seed=2), await it.ask(stream=True, seed=0)
+        engine.should_exit = True
+        await running
+    *events, last = broken.text.split("\n\n")[:-1]
+    assert (broken.status_code, events) == (200, ["data: {0}", "data: {1}"])
+    assert loads(last.removeprefix("data: "))["error"]["code"] == 503
+    assert (never.status_code, never.headers["retry-after"]) == (503, "5")
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("keys", [{"ann": "secret", "ben": "other"}])
 async def test_key_is_needed_everywhere_but_for_health(it: Setting, capsys: pytest.CaptureFixture[str]) -> None:
     for header in ({}, {"authorization": "Bearer"}, {"authorization": "Bearer secreT"}, {"x-api-key": "secret"}):
@@ -408,7 +457,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 async def prove(*_):
     return proof.Proof(True, 1, 1, 0, 0.0, 1, "")
 engine.embedded_command = lambda launch, port: [sys.executable, "-c", child, str(port)]
-engine.EngineServer.prove = prove
+engine.EngineServer.prove, server._MOST_DEATHS = prove, 1
 options = server.ServeOptions(port=0, base="micro-student", engine="embedded")
 server.run_server(options, TrackingConfig(), Path(sys.argv[1]))
 """
@@ -422,16 +471,17 @@ def test_no_process_is_left_however_the_server_ends(
     with (tmp_path / "log").open("wb") as file:
         process = subprocess.Popen([sys.executable, "-c", _SERVE, str(work_dir)], stdout=file, stderr=file)
     try:
-        end = time.monotonic() + 240
-        while "version 1 answers now" not in (tmp_path / "log").read_text():
-            assert process.poll() is None, (tmp_path / "log").read_text()
-            assert time.monotonic() < end, (tmp_path / "log").read_text()
-            time.sleep(0.1)
-        (child,) = psutil.Process(process.pid).children()
-        os.kill(child.pid if ends is None else process.pid, ends or signal.SIGKILL)
+        for started in (1, 2) if ends is None else (1,):
+            end = time.monotonic() + 240
+            while (tmp_path / "log").read_text().count("version 1 answers now") < started:
+                assert process.poll() is None, (tmp_path / "log").read_text()
+                assert time.monotonic() < end, (tmp_path / "log").read_text()
+                time.sleep(0.1)
+            (child,) = psutil.Process(process.pid).children()
+            os.kill(child.pid if ends is None else process.pid, ends or signal.SIGKILL)
         code, output = process.wait(timeout=60), (tmp_path / "log").read_text()
         assert code == {None: 1, signal.SIGKILL: -signal.SIGKILL}.get(ends, 0), output
-        assert ("the embedded engine ended with exit code -9" in output) == (ends is None)
+        assert ("It is started again in 1 s" in output, "It died 2 times" in output) == ((ends is None,) * 2)
         assert psutil.wait_procs([child], timeout=20)[1] == []
     finally:
         process.kill()
