@@ -165,7 +165,9 @@ class Versions:
         Raises:
             PreceptorError: The champion cannot be fetched, was refused, or is not computed right.
         """
-        champion, previous, problem = await self._ready(number), None, None
+        champion = await self._ready(number)
+        previous: Version | None = None
+        problem: str | None = None
         try:
             previous = None if before is None else await self._ready(before)
         except PreceptorError as error:

@@ -170,9 +170,11 @@ def generate_group(
         )[:, width:]
     texts = tokenizer.batch_decode(output, skip_special_tokens=True)
     values = torch.stack(choice.steps, dim=1).tolist()
-    tops = [list(map(dict, map(zip, each.tolist(), its.tolist()))) for its, each in choice.tops]  # step, row
-    rows = zip(texts, map(tuple, output.tolist()), map(tuple, values), zip(*tops, strict=True), strict=True)
-    found = [Written(*row) for row in rows]
+    tops = [(its.tolist(), likeliest.tolist()) for its, likeliest in choice.tops]
+    found = [
+        Written(text, tuple(own), tuple(its), tuple(dict(zip(t[row], v[row], strict=True)) for v, t in tops))
+        for row, (text, own, its) in enumerate(zip(texts, output.tolist(), values, strict=True))
+    ]
     return [found[k * most : k * most + len(mine)] for k, mine in enumerate(prompts)]
 
 

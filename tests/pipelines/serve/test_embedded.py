@@ -30,7 +30,17 @@ def student() -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def bank(student: Checkpoint) -> Iterator[LoraBank]:
+def places(student: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The directories of two adapters of the student, and of one that fits another model."""
+    made, models = tmp_path_factory.mktemp("adapters"), {"one": student.model, "two": student.model}
+    models["other"] = load_checkpoint("micro-grid-student").model
+    adapters = {name: random_adapter(model, seed) for seed, (name, model) in enumerate(models.items())}
+    return {name: save_adapter(adapter, made / name) for name, adapter in adapters.items()}
+
+
+@pytest.fixture(scope="module")
+def bank(student: Checkpoint, places: dict[str, Path]) -> Iterator[LoraBank]:
+    """Open after the adapters are made, since it wraps the student's layers."""
     with LoraBank(student.model) as opened:
         yield opened
 
@@ -63,12 +73,11 @@ class Running:
 
 
 @pytest.fixture
-async def it(student: Checkpoint, bank: LoraBank, tmp_path: Path) -> Any:
+async def it(student: Checkpoint, bank: LoraBank, places: dict[str, Path]) -> Any:
     engine = EmbeddedEngine(bank, Vocabulary.of(student))
     working, running = asyncio.create_task(engine.work()), Running(engine)
-    for name, seed in (("one", 1), ("two", 2)):
-        place = save_adapter(random_adapter(student.model, seed), tmp_path / name)
-        load = {"lora_name": name, "lora_path": str(place)}
+    for name in ("one", "two"):
+        load = {"lora_name": name, "lora_path": str(places[name])}
         assert (await running.client.post("/v1/load_lora_adapter", json=load)).status_code == 200
     yield running
     working.cancel()
@@ -86,8 +95,10 @@ def peft_text(place: Path, prompt: str, tokens: int) -> str:
 
 
 @pytest.mark.anyio
-async def test_texts_are_those_of_peft_from_text_or_tokens(it: Running, student: Checkpoint, tmp_path: Path) -> None:
-    wanted = [peft_text(tmp_path / "one", prompt, 12) for prompt in PROMPTS]
+async def test_texts_are_those_of_peft_from_text_or_tokens(
+    it: Running, student: Checkpoint, places: dict[str, Path]
+) -> None:
+    wanted = [peft_text(places["one"], prompt, 12) for prompt in PROMPTS]
     assert [choice["text"] for choice in await it.choices()] == wanted
     tokens = [prompt_ids(student.tokenizer, prompt) for prompt in PROMPTS]
     assert [choice["text"] for choice in await it.choices(prompt=tokens)] == wanted
@@ -130,11 +141,11 @@ async def test_log_probabilities_are_the_models_and_draws_follow_them(it: Runnin
     assert list(top) == [f"token_id:{each}" for each in expected.indices.tolist()]
     assert list(top.values()) == pytest.approx(expected.values.tolist(), abs=1e-4)
     assert choice["logprobs"]["token_logprobs"] == [top[f"token_id:{token}"]]
-    # 2,000 draws; a share's standard error is at most 0.011.
-    drawn = {"prompt": [ids] * 2000, "model": "base", "max_tokens": 1, "temperature": 2.0, "return_token_ids": True}
+    # 640 draws; a share's standard error is at most 0.02.
+    drawn = {"prompt": [ids] * 640, "model": "base", "max_tokens": 1, "temperature": 2.0, "return_token_ids": True}
     draws = [choice["token_ids"][0] for choice in await it.choices(**drawn, seed=0)]
     for each in expected.indices.tolist():
-        assert draws.count(each) / 2000 == pytest.approx(float((logits / 2).softmax(-1)[each]), abs=0.05)
+        assert draws.count(each) / 640 == pytest.approx(float((logits / 2).softmax(-1)[each]), abs=0.08)
 
 
 @pytest.mark.anyio
@@ -192,18 +203,14 @@ async def test_other_requests_are_refused_with_a_reason(
 
 
 @pytest.mark.anyio
-async def test_engine_takes_only_its_key_and_adapters_that_fit(
-    it: Running, student: Checkpoint, tmp_path: Path
-) -> None:
+async def test_engine_takes_only_its_key_and_adapters_that_fit(it: Running, places: dict[str, Path]) -> None:
     assert (await it.client.get("/health", headers={"authorization": ""})).status_code == 200
     assert (
         await it.client.post("/v1/completions", json=ASKED, headers={"authorization": "Bearer x"})
     ).status_code == 401
-    lost = {"lora_name": "three", "lora_path": str(tmp_path / "nowhere")}
+    lost = {"lora_name": "three", "lora_path": str(places["one"].parent / "nowhere")}
     assert (await it.client.post("/v1/load_lora_adapter", json=lost)).status_code == 400
-    other = load_checkpoint("micro-grid-student").model
-    save_adapter(random_adapter(other, 1), tmp_path / "other")
-    load = {"lora_name": "other", "lora_path": str(tmp_path / "other")}
+    load = {"lora_name": "other", "lora_path": str(places["other"])}
     assert (await it.client.post("/v1/load_lora_adapter", json=load)).status_code == 200
     refused = await it.ask(model="other")
     assert (refused.status_code, "does not fit" in refused.text) == (500, True)
