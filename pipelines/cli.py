@@ -6,7 +6,7 @@ import os
 import sys
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 from typer.core import TyperGroup
@@ -325,9 +325,8 @@ def serve(
     role: RoleOption = "student",
     poll: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds between two looks at the registry.")] = 5.0,
     variants: Annotated[
-        list[Literal["champion", "previous", "base"]] | None,
-        typer.Option(help="Models to serve beside champion: where a rollback leads, and the base; repeatable."),
-    ] = None,
+        str, typer.Option(help="Models: champion, previous (where a rollback leads) and base, with commas between.")
+    ] = "champion",
     engine: Annotated[
         Literal["auto", "vllm", "embedded"], typer.Option(help="What computes; auto is vLLM where it is installed.")
     ] = "auto",
@@ -344,10 +343,14 @@ def serve(
     """
     from pipelines.ask.answers import asked_flow
     from pipelines.serve.server import ServeOptions, run_server
+    from pipelines.serve.versions import Variant
     from pipelines.settings import TrackingConfig
 
-    keys = api_key_env, api_keys
-    options = ServeOptions(role, host, port, *keys, poll, tuple(variants or ()), student, engine=engine)
+    named: dict[str, Variant] = {name: name for name in get_args(Variant)}
+    if unknown := sorted({*variants.split(",")} - {*named}):
+        raise typer.BadParameter(f"got {unknown}, allowed are {', '.join(named)}", param_hint="--variants")
+    keys, chosen = (api_key_env, api_keys), tuple(named[name] for name in variants.split(","))
+    options = ServeOptions(role, host, port, *keys, poll, chosen, student, engine=engine)
     options = options._replace(arguments=tuple(vllm or ()))
     tracking = TrackingConfig()
     if config is not None:

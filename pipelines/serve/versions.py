@@ -254,7 +254,7 @@ class Versions:
         if model == PREVIOUS and PREVIOUS in self._options.variants:
             why = f"before version {self.current.number} none was the champion, or it cannot be served; see /health"
         elif model in (PREVIOUS, BASE):
-            why += f"; start with --variants {model}"
+            why += f"; start with --variants champion,{model}"
         raise HTTPException(404, f"the model {str(model)[:200]!r} is not served: {why}")
 
     def models(self) -> list[str]:

@@ -134,9 +134,7 @@ def setting(
         "--api-key-env",
         "TEST_KEY",
         "--variants",
-        "base",
-        "--variants",
-        "previous",
+        "champion,previous,base",
         "--engine",
         request.param,
     ]

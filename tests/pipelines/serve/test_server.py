@@ -290,7 +290,7 @@ async def test_variants_that_are_not_served_name_the_option(it: Setting) -> None
     await it.promote(2)
     for name in ("previous", "base"):
         reply = await it.ask(model=name)
-        assert (reply.status_code, f"--variants {name}" in reply.text) == (404, True)
+        assert (reply.status_code, f"--variants champion,{name}" in reply.text) == (404, True)
 
 
 # Requests
