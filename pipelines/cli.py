@@ -6,7 +6,7 @@ import os
 import sys
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 from typer.core import TyperGroup
@@ -324,7 +324,12 @@ def serve(
     ] = None,
     role: RoleOption = "student",
     poll: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds between two looks at the registry.")] = 5.0,
-    with_base: Annotated[bool, typer.Option("--with-base", help="Also serve the base, under its own name.")] = False,
+    variants: Annotated[
+        str, typer.Option(help="Models: champion, previous (where a rollback leads) and base, with commas between.")
+    ] = "champion",
+    engine: Annotated[
+        Literal["auto", "vllm", "embedded"], typer.Option(help="What computes; auto is vLLM where it is installed.")
+    ] = "auto",
     learn: Annotated[
         bool, typer.Option("--learn", help="Keep chats and feedback for the next nights, redacted; see docs/inbox.md.")
     ] = False,
@@ -334,21 +339,25 @@ def serve(
         typer.Argument(help="Arguments of vLLM, after `--`, such as --max-lora-rank for higher ranks to come."),
     ] = None,
 ) -> None:
-    """Serve the registry's champion as the model `champion` behind vLLM's OpenAI server, until Ctrl-C.
+    """Serve the registry's champion as the model `champion` of an OpenAI-compatible server, until Ctrl-C.
 
-    A student's chats are answered as by `preceptor ask`, from weights or memory; /v1/completions is vLLM's own.
+    A student's chats are answered as by `preceptor ask`, from weights or memory; /v1/completions is the engine's own.
     When the alias moves, the new version is loaded, proved against transformers and PEFT, and put in place without a
     restart; a version that fails stays out, and /health says why.
     """
     from pipelines.ask.answers import asked_flow
     from pipelines.serve.server import ServeOptions, run_server
+    from pipelines.serve.versions import Variant
     from pipelines.settings import TrackingConfig
 
     if learn and role != "student":
         raise typer.BadParameter("is for a student's chats; leave it out, or --role", param_hint="--learn")
-    keys, days = (api_key_env, api_keys), retention_days if learn else None
-    given = tuple(vllm or ())
-    options = ServeOptions(role, host, port, *keys, poll, with_base, student, arguments=given, learn_days=days)
+    named: dict[str, Variant] = {name: name for name in get_args(Variant)}
+    if unknown := sorted({*variants.split(",")} - {*named}):
+        raise typer.BadParameter(f"got {unknown}, allowed are {', '.join(named)}", param_hint="--variants")
+    keys, chosen = (api_key_env, api_keys), tuple(named[name] for name in variants.split(","))
+    options = ServeOptions(role, host, port, *keys, poll, chosen, student, engine=engine)
+    options = options._replace(arguments=tuple(vllm or ()), learn_days=retention_days if learn else None)
     tracking = TrackingConfig()
     if config is not None:
         flow, asking = asked_flow(config)

@@ -1,7 +1,7 @@
 """What an answer of a student is made of: routing, prompt, and reading what a model wrote. No model is opened here.
 
-`preceptor ask` generates with the model in its own process and `preceptor serve` with vLLM; everything else is here, so
-that both give the same answer from the same source.
+`preceptor ask` generates in its own process and `preceptor serve` in an engine's; everything else is here, so that both
+give the same answer from the same source.
 """
 
 from __future__ import annotations

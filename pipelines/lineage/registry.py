@@ -170,10 +170,8 @@ class Registry:
         self, role: Role, reason: str, reverted: Callable[[versions.Rollback], Mapping[str, Sequence[str]]] | None
     ) -> versions.Move:
         """Return the move of a new rollback; LineageError if it leads nowhere."""
-        name, aliases = self.name(role), self.aliases(role)
-        champion = aliases.get(versions.CHAMPION)
-        history = {record.version: record for record in self.history(role)}
-        target = None if champion is None else versions.parent_of(history, champion, aliases.get(versions.PREVIOUS))
+        name, history = self.name(role), {record.version: record for record in self.history(role)}
+        champion, target = self.in_use(role)
         if champion is None or target is None:
             lacks = "no champion" if champion is None else f"no champion before version {champion}"
             raise LineageError(
@@ -216,6 +214,14 @@ class Registry:
         elif name in (known := versions.champions(work_dir)):
             raise versions.lost_champion(work_dir, name, known[name])
         return number
+
+    def in_use(self, role: Role) -> tuple[int | None, int | None]:
+        """Return the champion, and the version that a rollback of it leads to; None where there is none."""
+        aliases, history = self.aliases(role), {record.version: record for record in self.history(role)}
+        champion = aliases.get(versions.CHAMPION)
+        if champion is None:
+            return None, None
+        return champion, versions.parent_of(history, champion, aliases.get(versions.PREVIOUS))
 
     def history(self, role: Role) -> list[versions.VersionRecord]:
         """Return all versions, newest first; none for a model that was never registered."""

@@ -1,8 +1,9 @@
-"""Requests of clients: completions go to vLLM as they are, chat is answered as `preceptor ask` answers.
+"""Requests of clients: completions go to the engine as they are, chat is answered as `preceptor ask` answers.
 
 Of a chat the last user message is the question; `pipelines.ask.answers` chooses weights or memory, composes the prompt
-as token ids, and reads what vLLM wrote. So models without a chat template are served too, decoding is greedy whatever
-the request's sampling parameters are, and an answer is known whole before its first byte is sent, streamed or not.
+as token ids, and reads what the engine wrote. So models without a chat template are served too, decoding is greedy
+whatever the request's sampling parameters are, and an answer is known whole before its first byte is sent, streamed or
+not.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -31,7 +32,7 @@ from pipelines.ask.answers import Answer, Composer, Prompt
 from pipelines.inbox.transcripts import last_question
 
 if TYPE_CHECKING:
-    from pipelines.serve.server import Server, Version
+    from pipelines.serve.versions import Chosen, Versions
 
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -51,7 +52,7 @@ def question_of(content: Mapping[str, Any]) -> str:
 
 
 def completion_request(composer: Composer, prompt: Prompt, model: str, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the body of the request to vLLM's completions; a client may shorten the answer, HTTPException 400 else."""
+    """Return the body of the request to the engine; a client may shorten the answer, HTTPException 400 else."""
     tokenizer, _, ends = composer.vocabulary
     most = content.get("max_completion_tokens") or content.get("max_tokens") or composer.options.max_new_tokens
     if not isinstance(most, int) or most < 1:
@@ -68,7 +69,7 @@ def completion_request(composer: Composer, prompt: Prompt, model: str, content: 
 
 
 def chat_reply(answer: Answer, model: str, reply: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an answer in OpenAI's form of a chat completion; `reply` is vLLM's to `completion_request`."""
+    """Return an answer in OpenAI's form of a chat completion; `reply` is the engine's to `completion_request`."""
     choice = reply["choices"][0]
     # A base model writes on after its line, up to the limit; only a line that the limit cut is not whole.
     whole = answer.text != choice["text"].strip() or choice["finish_reason"] == "stop"
@@ -99,7 +100,7 @@ def chat_events(reply: Mapping[str, Any]) -> Iterator[str]:
 def source_headers(answer: Answer) -> dict[str, str]:
     """Return the headers that name version and source; ids of documents are percent-encoded."""
     sources = ",".join(quote(source.id) for source in answer.sources)
-    return {VERSION_HEADER: str(answer.version), BY_HEADER: answer.by, "x-preceptor-sources": sources}
+    return {VERSION_HEADER: _label(answer.version), BY_HEADER: answer.by, "x-preceptor-sources": sources}
 
 
 async def json_of(request: Request) -> dict[str, Any]:
@@ -114,10 +115,10 @@ async def json_of(request: Request) -> dict[str, Any]:
 
 
 class Forward:
-    """Lets vLLM answer a request with the version that answers when it comes, whatever is promoted meanwhile."""
+    """Lets the engine answer a request with the version that answers when it comes, whatever is promoted meanwhile."""
 
-    def __init__(self, server: Server) -> None:
-        self._server = server
+    def __init__(self, versions: Versions) -> None:
+        self._versions = versions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; a client that hangs up is no error."""
@@ -128,57 +129,87 @@ class Forward:
 
     async def _answer(self, request: Request, send: Send) -> None:
         content = await json_of(request)
-        version = self._server.answering()  # counted before anything else can run
-        asked, content["model"] = content.get("model"), self._server.internal_name(content.get("model"), version)
-        version.in_flight += 1
+        chosen = self._versions.answering(content.get("model"))
+        chosen.version.in_flight += 1  # counted before anything else can run
         try:
-            if request.url.path == CHAT and version.composer is not None:
-                response = await self._chat(version, version.composer, str(asked), content)
+            if request.url.path == CHAT and chosen.version.composer is not None:
+                response = await self._chat(chosen, chosen.version.composer, content)
                 await response(request.scope, request.receive, send)
             else:
-                await self._raw(version, content, request, send)
+                await self._raw(chosen, content, request, send)
         finally:
-            version.in_flight -= 1
+            chosen.version.in_flight -= 1
 
-    async def _chat(self, version: Version, composer: Composer, asked: str, content: dict[str, Any]) -> Response:
-        of_base = content["model"] != version.name
+    async def _chat(self, chosen: Chosen, composer: Composer, content: dict[str, Any]) -> Response:
         try:
-            prompt = composer.prompt_for(question_of(content), "weights" if of_base else "auto")
+            prompt = composer.prompt_for(question_of(content), "weights" if chosen.of_base else "auto")
         except ScoringError as error:
             raise HTTPException(400, str(error)) from error
-        prompt = prompt._replace(adapted=prompt.adapted and not of_base)
-        name = version.name if prompt.adapted else self._server.base_name
-        body = completion_request(composer, prompt, str(name), content)
+        prompt = prompt._replace(adapted=prompt.adapted and not chosen.of_base)
+        name = chosen.version.name if prompt.adapted else self._versions.base_name
+        body = completion_request(composer, prompt, name, content)
         reply = await self._send(body, COMPLETIONS, stream=False)
         if reply.status_code != 200:
-            headers = {VERSION_HEADER: str(version.number)}
+            headers = {VERSION_HEADER: _label(chosen.number)}
             return Response(reply.content, reply.status_code, headers, reply.headers.get("content-type"))
         written = reply.json()
         (choice,) = written["choices"]
         answer = composer.read(prompt, choice["token_ids"], choice["logprobs"]["token_logprobs"])
-        shaped, headers = chat_reply(answer, asked, written), source_headers(answer)
+        answer = answer.model_copy(update={"version": chosen.number})
+        shaped, headers = chat_reply(answer, str(content["model"]), written), source_headers(answer)
         if content.get("stream"):
             return StreamingResponse(chat_events(shaped), headers=headers, media_type="text/event-stream")
         return JSONResponse(shaped, headers=headers)
 
-    async def _raw(self, version: Version, content: dict[str, Any], request: Request, send: Send) -> None:
-        reply = await self._send(content, request.url.path, stream=True)
-        headers = {"content-type": reply.headers.get("content-type", ""), VERSION_HEADER: str(version.number)}
+    async def _raw(self, chosen: Chosen, content: dict[str, Any], request: Request, send: Send) -> None:
+        content["model"] = self._versions.base_name if chosen.of_base else chosen.version.name
+        streamed = bool(content.get("stream"))
+        reply = await self._send(content, request.url.path, stream=streamed)
+        headers = {"content-type": reply.headers.get("content-type", ""), VERSION_HEADER: _label(chosen.number)}
         try:
-            response = StreamingResponse(reply.aiter_bytes(), reply.status_code, headers)
+            if streamed:
+                parts = reply.aiter_bytes()
+                first = await anext(parts, b"")  # where an engine dies before, nothing was answered
+                response: Response = StreamingResponse(_passed_on(first, parts), reply.status_code, headers)
+            elif reply.status_code == 200:
+                named = {**reply.json(), "preceptor": {"version": chosen.number}}
+                response = JSONResponse(named, headers={VERSION_HEADER: _label(chosen.number)})
+            else:
+                response = Response(reply.content, reply.status_code, headers)
             await response(request.scope, request.receive, send)
+        except httpx.TransportError as error:
+            raise _unavailable(error) from error
         finally:
             await reply.aclose()
 
     async def _send(self, content: dict[str, Any], path: str, *, stream: bool) -> httpx.Response:
-        """Return vLLM's reply, unread for a stream; HTTPException 400 for what is no JSON, 502 when vLLM is gone."""
-        client = self._server.vllm.client
+        """Return the engine's reply, unread for a stream; HTTPException 400 for no JSON, 503 when it is gone."""
+        client = self._versions.engine.client
         try:
             return await client.send(client.build_request("POST", path, json=content), stream=stream)
         except ValueError as error:  # such as NaN
             raise HTTPException(400, f"the request is no JSON object: {error}") from error
         except httpx.TransportError as error:
-            raise HTTPException(502, f"vLLM did not answer: {error!r}; see /health") from error
+            raise _unavailable(error) from error
+
+
+def _label(version: int | None) -> str:
+    return "base" if version is None else str(version)
+
+
+def _unavailable(error: httpx.TransportError) -> HTTPException:
+    again = "it is started again; see /health, and send the request again"
+    return HTTPException(503, f"the engine did not answer: {error!r}; {again}", {"retry-after": "5"})
+
+
+async def _passed_on(first: bytes, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield an engine's stream; where the engine dies in the middle, an error is its last event."""
+    yield first
+    try:
+        async for part in parts:
+            yield part
+    except httpx.TransportError as error:
+        yield b"data: " + bytes(refusal(None, _unavailable(error)).body) + b"\n\n"
 
 
 BY_HEADER = "x-preceptor-by"
@@ -189,12 +220,13 @@ class Metrics:
 
     def __init__(self) -> None:
         self.all = CollectorRegistry()
-        path, by = ("path",), "memory, weights, both, base or unknown; completion where vLLM answers alone"
+        path, by = ("path",), "memory, weights, both, base or unknown; completion where the engine answers alone"
         self.requests = Counter("preceptor_requests", by, ("path", "source", "client"), registry=self.all)
         self.errors = Counter("preceptor_errors", "499: the client hung up", ("path", "status"), registry=self.all)
         self.latency = Histogram("preceptor_request_seconds", "To the end of the reply", path, registry=self.all)
         self.version = Info("preceptor_version", "The version that answers", registry=self.all)
         self.swaps = Counter("preceptor_swaps", "Versions placed, with the first one", registry=self.all)
+        self.restarts = Counter("preceptor_engine_restarts", "Engines started after a death", registry=self.all)
         self.refusals = Counter("preceptor_refused_versions", "Versions that could not be placed", registry=self.all)
 
 
@@ -238,7 +270,8 @@ class Front:
 def refusal(_request: Request | None, error: Exception) -> Response:
     """Return an HTTPException in the form of OpenAI's API."""
     assert isinstance(error, HTTPException)
-    content = {"message": error.detail, "type": "invalid_request_error", "param": None, "code": error.status_code}
+    kind = "invalid_request_error" if error.status_code < 500 else "server_error"
+    content = {"message": error.detail, "type": kind, "param": None, "code": error.status_code}
     return JSONResponse({"error": content}, error.status_code, error.headers)
 
 

@@ -19,6 +19,7 @@ from student.bank.packing import lay_out, probe_line
 from student.bank.passes import BankLimits, peak_bytes, plan_limits
 from student.bank.reuse import KnownStates
 from student.bank.scoring import (
+    Decoding,
     ScoringFailure,
     SlotScores,
     Written,
@@ -271,14 +272,16 @@ class LoraBank:
     def write(
         self,
         adapters: Sequence[Adapter | None],
-        prompts: Sequence[Sequence[str]],
+        prompts: Sequence[Sequence[str | Sequence[int]]],
         tokenizer: Any,
         *,
         max_new_tokens: int,
+        decoding: Decoding | None = None,
     ) -> list[list[Written] | ScoringFailure]:
         """Return the same continuations as `generate` with their tokens and log-probabilities.
 
-        A slot whose adapter does not fit has a failure instead; `max_new_tokens` is at least 1.
+        Prompts are texts or their tokens. A slot whose adapter does not fit has a failure instead; `max_new_tokens` is
+        at least 1. With `decoding`, all prompts must be of one adapter.
 
         Raises:
             ScoringError: There are not as many lists of prompts as adapters.
@@ -289,7 +292,7 @@ class LoraBank:
         for begin in range(0, len(todo), self._limits.max_slots):
             group = todo[begin : begin + self._limits.max_slots]
             chosen = [adapters[k] for k in group]
-            written = generate_group(student, chosen, [prompts[k] for k in group], tokenizer, max_new_tokens)
+            written = generate_group(student, chosen, [prompts[k] for k in group], tokenizer, max_new_tokens, decoding)
             done.update(zip(group, written, strict=True))
         return [done[k] for k in range(len(adapters))]
 

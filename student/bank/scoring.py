@@ -34,17 +34,58 @@ class Written(NamedTuple):
     """Every token, the end token and what pads it included."""
     log_probabilities: tuple[float, ...]
     """Of each token, natural, at most 0."""
+    tops: tuple[Mapping[int, float], ...] = ()
+    """At each token's place the log-probabilities of as many of the likeliest tokens as `TokenChoice` records."""
 
 
-class _ChosenLogProbabilities:
-    """Records the log-probability of each token that greedy decoding takes, without keeping all logits."""
+class TokenChoice:
+    """Takes each next token, the likeliest or a drawn one, and records log-probabilities without keeping all logits."""
 
-    def __init__(self) -> None:
+    def __init__(self, draws: Sequence[tuple[float, int]] = (), top: int = 0) -> None:
+        """Decide for rows of prompts; without `draws` all are greedy.
+
+        Args:
+            draws: Temperature (0 is greedy) and seed of each row; what a row draws does not depend on the others.
+            top: Tokens whose log-probabilities are recorded at each place, the likeliest first.
+        """
+        seeded = ((row, heat, torch.Generator().manual_seed(seed)) for row, (heat, seed) in enumerate(draws))
+        self._draws, self._top = [each for each in seeded if each[1] > 0], top
         self.steps: list[torch.Tensor] = []
+        """Of each step the log-probabilities (B,) of the taken tokens."""
+        self.tops: list[tuple[torch.Tensor, torch.Tensor]] = []
+        """Of each step the log-probabilities (B, `top`) of the likeliest tokens, and these."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self.steps.append(scores.amax(-1).float() - scores.float().logsumexp(-1))
-        return scores
+        """Return scores (B, V) whose largest is the token to take."""
+        logits, taken = scores.float(), scores.clone() if self._draws else scores
+        for row, temperature, generator in self._draws:  # the argmax after Gumbel noise is a draw from the softmax
+            noise = torch.empty(scores.shape[-1]).exponential_(generator=generator).log()
+            taken[row] = logits[row] / temperature - noise.to(scores.device)
+        total = logits.logsumexp(-1, keepdim=True)
+        self.steps.append((logits.gather(-1, taken.argmax(-1, keepdim=True)) - total)[:, 0])
+        values, tokens = logits.topk(self._top)
+        self.tops.append((values - total, tokens))
+        return taken
+
+
+class Decoding(NamedTuple):
+    """How a continuation is written; by default greedily, up to an end token of the checkpoint's own."""
+
+    choice: TokenChoice
+    """For one call: it keeps what it recorded."""
+    end_tokens: frozenset[int]
+    """In place of the checkpoint's own; none writes on."""
+    stop_strings: tuple[str, ...]
+
+    def arguments(self, tokenizer: Any, width: int) -> dict[str, Any]:
+        """Return those of `generate` that end the continuations of prompts of `width` tokens."""
+
+        def stopped(input_ids: torch.Tensor, _scores: object) -> torch.Tensor:
+            texts = tokenizer.batch_decode(input_ids[:, width:], skip_special_tokens=True)
+            return input_ids.new_tensor([any(stop in text for stop in self.stop_strings) for text in texts]).bool()
+
+        criteria = {"stopping_criteria": [stopped]} if self.stop_strings else {}
+        return {"eos_token_id": sorted(self.end_tokens) or None, **criteria}
 
 
 SlotScores = list[AnswerScore] | ScoringFailure
@@ -105,29 +146,35 @@ def score_group(
 def generate_group(
     student: BankedModel,
     adapters: Sequence[Adapter | None],
-    prompts: Sequence[Sequence[str]],
+    prompts: Sequence[Sequence[str | Sequence[int]]],
     tokenizer: Any,
     max_new_tokens: int,
+    decoding: Decoding | None = None,
 ) -> list[list[Written]]:
-    """Return the greedy continuations of the prompts of slots that are computed together, left-padded."""
+    """Return the continuations of the prompts of slots that are computed together, left-padded."""
     most = max(map(len, prompts))
     filler = prompts[0][0]
     rows = [prompt for mine in prompts for prompt in (*mine, *[filler] * (most - len(mine)))]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    encoded = [prompt_ids(tokenizer, row) for row in rows]
+    encoded = [prompt_ids(tokenizer, row) if isinstance(row, str) else list(row) for row in rows]
     width = max(map(len, encoded))
     ids = torch.tensor([[pad] * (width - len(row)) + row for row in encoded], device=student.device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in encoded], device=student.device)
-    chosen = _ChosenLogProbabilities()
+    choice = TokenChoice() if decoding is None else decoding.choice
     # A checkpoint's own penalties would make greedy decoding differ from exact match and from other engines.
-    greedy = {"do_sample": False, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "pad_token_id": pad}
+    given = {"do_sample": False, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "pad_token_id": pad}
+    given |= {} if decoding is None else decoding.arguments(tokenizer, width)
     with student.unpacked(), student.using(adapters), torch.inference_mode():
         output = student.model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, logits_processor=[chosen], **greedy
+            input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, logits_processor=[choice], **given
         )[:, width:]
     texts = tokenizer.batch_decode(output, skip_special_tokens=True)
-    values = torch.stack(chosen.steps, dim=1).tolist()
-    found = [Written(t, tuple(o), tuple(v)) for t, o, v in zip(texts, output.tolist(), values, strict=True)]
+    values = torch.stack(choice.steps, dim=1).tolist()
+    tops = [(its.tolist(), likeliest.tolist()) for its, likeliest in choice.tops]
+    found = [
+        Written(text, tuple(own), tuple(its), tuple(dict(zip(t[row], v[row], strict=True)) for v, t in tops))
+        for row, (text, own, its) in enumerate(zip(texts, output.tolist(), values, strict=True))
+    ]
     return [found[k * most : k * most + len(mine)] for k, mine in enumerate(prompts)]
 
 

@@ -26,10 +26,9 @@ pytestmark = [pytest.mark.flow, pytest.mark.timeout(2400)]
 PAGES = ROOT / "docs" / "walkthroughs"
 
 
-def commands(page: str, extra: str = "") -> list[str]:
-    """Return the shell blocks of a page, without those that need an extra, unless it is given."""
-    blocks = re.findall(r"```bash ?(.*?)\n(.*?)```", (PAGES / page).read_text(encoding="utf-8"), re.DOTALL)
-    return [block for needs, block in blocks if needs in ("", extra)]
+def commands(page: str) -> list[str]:
+    """Return the shell blocks of a page."""
+    return re.findall(r"```bash\n(.*?)```", (PAGES / page).read_text(encoding="utf-8"), re.DOTALL)
 
 
 @pytest.fixture(scope="module", params=["checkout", "wheel"])
@@ -82,13 +81,8 @@ def test_enterprises_day(tmp_path: Path, programs: Path) -> None:
 
 @pytest.mark.slow
 def test_a_night_on_files_of_ones_own(tmp_path: Path, programs: Path) -> None:
-    """What needs vLLM is left out; see the next test."""
-    check_own_files(run_all(commands("own-documents.md"), tmp_path, programs), tmp_path)
-
-
-@pytest.mark.vllm
-def test_a_night_on_files_of_ones_own_that_is_served(tmp_path: Path) -> None:
-    printed = run_all(commands("own-documents.md", "vllm"), tmp_path, Path(sys.executable).parent)
+    """What is asked and what is served is the same, with vLLM where it is installed."""
+    printed = run_all(commands("own-documents.md"), tmp_path, programs)
     told = check_own_files(printed, tmp_path)
     replies = [json.loads(line) for line in printed.splitlines() if line.startswith('{"id"')]
     served = [(each["choices"][0]["message"]["content"], each["preceptor"]["by"]) for each in replies]

@@ -66,7 +66,7 @@ def kept(open_run: Open, work_dir: Path, tmp_path: Path) -> Path:
     put(*(work_dir / name for name in ("nights/night-0001/morning.html", "prefect/storage/sample/v5/ab/abc")))
     put(*(work_dir / name for name in ("run.lock", "students/1/x", "teachers/version-1-of-t/x", "prefect/prefect.db")))
     put(
-        *(work_dir / name for name in (".result.json.0123456789abcdef", "tmpabcd_123/x", "serving-abc/x", "vllm-1.log"))
+        *(work_dir / name for name in (".result.json.0123456789abcdef", "tmpabcd_123/x", "serving-abc/x", "engine.log"))
     )
     return work_dir
 

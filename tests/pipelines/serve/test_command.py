@@ -1,7 +1,8 @@
-"""`preceptor serve` with the real vLLM: one server, followed from version to version."""
+"""`preceptor serve` with the real engines, vLLM and the embedded one: each followed from version to version."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -35,7 +36,7 @@ from student.adapters import save_adapter
 from student.memory import MEMORY_FILE, ExternalMemory, MemoryEntry
 from tests.vllm_parts import needs_vllm, random_adapter
 
-pytestmark = [needs_vllm, pytest.mark.flow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.flow, pytest.mark.timeout(1500)]
 
 PROMPTS = ("Question: Who lives in the tower?\nAnswer:", "The river", "Question: What is it made of?\nAnswer:")
 NEW_TOKENS, KEY, SECRET = 16, "a-key-for-tests", "of another service"
@@ -46,6 +47,7 @@ NEW_TOKENS, KEY, SECRET = 16, "a-key-for-tests", "of another service"
 class Setting(NamedTuple):
     """One running server and what it should answer."""
 
+    engine: str
     registry: Registry
     process: subprocess.Popen[bytes]
     log: Path
@@ -77,6 +79,10 @@ class Setting(NamedTuple):
             time.sleep(0.1)
 
 
+def is_engine(process: psutil.Process) -> bool:
+    return bool({"vllm.entrypoints.openai.api_server", "pipelines.serve.embedded"} & {*process.cmdline()})
+
+
 def texts_of(reply: httpx.Response) -> list[str]:
     assert reply.status_code == 200, reply.text
     return [choice["text"] for choice in reply.json()["choices"]]
@@ -99,8 +105,10 @@ def peft_texts(places: Sequence[Path]) -> list[list[str]]:
     return [write(base), *(write(PeftModel.from_pretrained(load_checkpoint("micro-student").model, p)) for p in places)]
 
 
-@pytest.fixture(scope="module")
-def setting(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[Setting]:
+@pytest.fixture(scope="module", params=["embedded", pytest.param("vllm", marks=needs_vllm)])
+def setting(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, empty_store: Path
+) -> Iterator[Setting]:
     work = tmp_path_factory.mktemp("serve") / "work dir"
     work.mkdir()
     shutil.copy(empty_store, work / "mlflow.db")
@@ -120,7 +128,16 @@ def setting(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iter
     registry.promote("student", 1)
     written, port, log = peft_texts(places[:2]), free_port(), work / "serve.log"
     command = [sys.executable, "-m", "pipelines.cli", "serve", "--work-dir", str(work), "--port", str(port)]
-    command += ["--poll", "0.2", "--api-key-env", "TEST_KEY", "--with-base"]
+    command += [
+        "--poll",
+        "0.2",
+        "--api-key-env",
+        "TEST_KEY",
+        "--variants",
+        "champion,previous,base",
+        "--engine",
+        request.param,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TEST_KEY": KEY, "CLOUD_SECRET": SECRET}
     headers, url = {"authorization": f"Bearer {KEY}"}, f"http://127.0.0.1:{port}"
     with (
@@ -129,7 +146,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iter
         subprocess.Popen(command, env=environment, stdout=file, stderr=file) as process,
     ):
         try:
-            running = Setting(registry, process, log, client, written, places)
+            running = Setting(request.param, registry, process, log, client, written, places)
             running.wait_for(status="ok")
             yield running
         finally:
@@ -141,17 +158,21 @@ def test_champion_is_proved_and_answers_as_peft_does(setting: Setting) -> None:
     assert proof["passed"]
     assert proof["equal"] == proof["told_apart"] == proof["prompts"] == 8
     assert proof["max_logprob_difference"] < 1e-4
+    assert setting.wait_for(status="ok")["engine"] == setting.engine
     assert texts_of(setting.ask()) == setting.texts[1] != setting.texts[0]
     assert setting.ask(prompt=PROMPTS[0], stream=True).text.rstrip().endswith("data: [DONE]")
     # Prompt log-probabilities kill a vLLM that wraps the output head.
-    assert setting.ask(prompt=PROMPTS[0], echo=True, logprobs=1).status_code == 200
+    echo = setting.ask(prompt=PROMPTS[0], echo=True, logprobs=1)
+    assert (echo.status_code, "echo: not supported" in echo.text) == (
+        (200, False) if setting.engine == "vllm" else (400, True)
+    )
     assert texts_of(setting.ask()) == setting.texts[1]
 
 
 def test_base_answers_under_its_own_name_beside_the_champion(setting: Setting) -> None:
     """vLLM on a CPU mixes up requests with and without an adapter in one batch."""
     with ThreadPoolExecutor(4) as pool:
-        replies = list(pool.map(lambda model: setting.ask(model=model), ["champion", "micro-student"] * 8))
+        replies = list(pool.map(lambda model: setting.ask(model=model), ["champion", "base"] * 8))
     assert [texts_of(reply) for reply in replies] == [setting.texts[1], setting.texts[0]] * 8
 
 
@@ -174,7 +195,9 @@ def test_chat_and_ask_agree_on_fifty_questions(setting: Setting) -> None:
         assert body["preceptor"]["confidence"] == pytest.approx(answer.confidence, abs=1e-3)
         assert reply.headers["x-preceptor-by"] == answer.by
         assert reply.headers["x-preceptor-sources"] == ",".join(quote(source.id) for source in answer.sources)
-    assert setting.chat(asked[0], model="micro-student").json()["preceptor"]["by"] == "base"
+    of_base = setting.chat(asked[0], model="base")
+    assert (of_base.json()["preceptor"]["by"], of_base.json()["preceptor"]["version"]) == ("base", None)
+    assert of_base.headers["x-preceptor-version"] == "base"
     *chunks, done = setting.chat(asked[0], stream=True).text.split("\n\n")[:-1]
     assert done == "data: [DONE]"
     assert json.loads(chunks[0].removeprefix("data: "))["choices"][0]["delta"]["content"] == wanted[0].text
@@ -198,12 +221,12 @@ def test_client_that_hangs_up_leaves_no_traceback_and_no_secret_is_passed_on(set
     assert setting.ask().status_code == 200
     assert "Traceback" not in setting.log.read_text()
     children = psutil.Process(setting.process.pid).children(recursive=True)
-    engines = [child.environ() for child in children if "api_server" in " ".join(child.cmdline())]
+    engines = [child.environ() for child in children if is_engine(child)]
     assert [(name in each) for each in engines for name in ("CLOUD_SECRET", "TEST_KEY", "PATH")] == [False, False, True]
 
 
 def test_promoted_version_takes_over_without_a_restart_or_a_wrong_answer(setting: Setting) -> None:
-    (before,) = [p.pid for p in psutil.Process(setting.process.pid).children() if "api_server" in " ".join(p.cmdline())]
+    (before,) = [each.pid for each in psutil.Process(setting.process.pid).children() if is_engine(each)]
     replies: list[httpx.Response] = []
     switched = False
 
@@ -224,7 +247,57 @@ def test_promoted_version_takes_over_without_a_restart_or_a_wrong_answer(setting
     assert all(texts_of(reply) == setting.texts[int(reply.headers["x-preceptor-version"])] for reply in replies)
     assert {reply.headers["x-preceptor-version"] for reply in replies} == {"1", "2"}
     assert setting.texts[2] != setting.texts[1]
+    previous = setting.ask(model="previous")
+    assert (texts_of(previous), previous.headers["x-preceptor-version"]) == (setting.texts[1], "1")
     assert before in {process.pid for process in psutil.Process(setting.process.pid).children()}
+
+
+@pytest.mark.slow
+def test_64_streams_through_a_promotion_and_a_kill_are_each_of_one_version_or_503(setting: Setting) -> None:
+    setting.wait_for(status="ok", version=2)
+    replies = asyncio.run(streams_meanwhile(setting))
+    whole = [(prompt, reply) for prompt, reply in replies if reply.status_code == 200 and '"error"' not in reply.text]
+    for prompt, reply in whole:
+        *events, done = [line.removeprefix("data: ") for line in reply.text.split("\n\n") if line]
+        text = "".join(choice["text"] for event in events for choice in json.loads(event)["choices"])
+        assert (done, text) == ("[DONE]", setting.texts[int(reply.headers["x-preceptor-version"])][prompt])
+    assert {reply.headers["x-preceptor-version"] for _, reply in whole} == {"1", "2"}
+    refused = [reply for _, reply in replies if reply.status_code == 503]
+    assert refused
+    assert all(reply.headers["retry-after"] and reply.json()["error"]["type"] == "server_error" for reply in refused)
+    broken = len(replies) - len(whole) - len(refused)  # a stream of vLLM's has begun, and ends with an error
+    assert broken == 0 or setting.engine == "vllm"
+
+
+async def streams_meanwhile(setting: Setting) -> list[tuple[int, httpx.Response]]:
+    """Return the replies to 64 clients that ask for streams during a promotion, and a kill of the engine."""
+    replies: list[tuple[int, httpx.Response]] = []
+    url, headers, ended = setting.client.base_url, setting.client.headers, False
+
+    async def keep_asking(prompt: int) -> None:
+        body = {"model": "champion", "prompt": PROMPTS[prompt], "max_tokens": NEW_TOKENS, "temperature": 0.0}
+        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=300, trust_env=False) as client:
+            while not ended:
+                replies.append((prompt, await client.post("/v1/completions", json=body | {"stream": True})))
+                await asyncio.sleep(0 if replies[-1][1].status_code == 200 else 0.5)
+
+    async with asyncio.TaskGroup() as clients:
+        for number in range(64):
+            clients.create_task(keep_asking(number % len(PROMPTS)))
+        try:
+            while len(replies) < 64:
+                await asyncio.sleep(0.05)
+            for version in (1, 2):  # the first is loaded as the previous version, the other is proved anew
+                setting.registry.promote("student", version)
+                await asyncio.to_thread(setting.wait_for, status="ok", version=version)
+            (engine,) = [each for each in psutil.Process(setting.process.pid).children() if is_engine(each)]
+            engine.kill()
+            await asyncio.to_thread(setting.wait_for, status="restarting", version=None)
+            health = await asyncio.to_thread(setting.wait_for, status="ok", version=2, previous=1, restarts=1)
+            assert health["last_probe"]["passed"]
+        finally:
+            ended = True
+    return replies
 
 
 def test_after_sigterm_requests_finish_and_no_process_is_left(setting: Setting) -> None:
@@ -236,5 +309,5 @@ def test_after_sigterm_requests_finish_and_no_process_is_left(setting: Setting) 
     assert reply.result().json()["usage"]["completion_tokens"] == 400
     assert setting.process.wait(timeout=60) == 0, setting.log.read_text()
     assert psutil.wait_procs(children, timeout=20)[1] == []
-    logs = [setting.log, *setting.log.parent.glob("vllm-*.log")]
+    logs = [setting.log, *setting.log.parent.glob("engine-*.log")]
     assert [KEY in log.read_text(errors="replace") for log in logs] == [False, False]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -13,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation.common.checkpoints import load_checkpoint, model_digest
-from evaluation.common.errors import ServeError
-from pipelines.serve.vllm import Launch, Probe, Written, compare, reference, vllm_command, zero_adapter
+from evaluation.common.errors import ConfigError, ServeError
+from pipelines.serve.engine import Launch, chosen_engine, vllm_command
+from pipelines.serve.proof import Probe, Written, compare, reference, zero_adapter
 from student.adapters import save_adapter
 from tests.vllm_parts import random_adapter
 
@@ -93,3 +97,16 @@ def test_vllm_gets_the_rank_it_needs_the_layers_and_loopback() -> None:
     assert "--enforce-eager" in line
     assert line.endswith("--max-model-len 64")
     assert "--enforce-eager" not in vllm_command(launch._replace(device="cuda"), 1234)
+
+
+def test_engine_is_vllm_where_it_is_installed_and_else_the_embedded_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for installed, chosen in ((True, "vllm"), (False, "embedded")):
+        monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm") if installed else None)
+        if installed:
+            sys.modules["vllm"].__spec__ = ModuleSpec("vllm", None)
+        assert chosen_engine("auto") == chosen
+        assert chosen_engine("embedded") == "embedded"
+    with pytest.raises(ServeError, match=r"not installed\..*--engine embedded"):
+        chosen_engine("vllm")
+    with pytest.raises(ConfigError, match="--max-lora-rank"):
+        chosen_engine("auto", ("--max-lora-rank", "64"))
