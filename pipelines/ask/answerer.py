@@ -129,7 +129,7 @@ class Answerer(answers.Composer):
         for adapted in (False, True):
             chosen = {i: prompt.text for i, prompt in enumerate(prompts) if prompt.adapted is adapted}
             written |= self._generate(chosen, self.adapter if adapted else None)
-        return [self.read(prompt, *written[i][1:]) for i, prompt in enumerate(prompts)]
+        return [self.read(prompt, written[i].tokens, written[i].log_probabilities) for i, prompt in enumerate(prompts)]
 
     def _generate(self, prompts: dict[int, str], adapter: Adapter | None) -> dict[int, Written]:
         """Return the continuation of each prompt; prompts of similar length share a pass."""
