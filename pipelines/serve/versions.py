@@ -189,7 +189,9 @@ class Versions:
 
     async def _ready(self, number: int) -> Version:
         """Return a version that the engine holds and computes right; else PreceptorError, and it is forgotten."""
-        version = self._held.get(number) or await asyncio.to_thread(self._fetch, number)
+        version = self._held.get(number)
+        if version is None:
+            version = await asyncio.to_thread(self._fetch, number)
         if version.ready:
             return version
         try:

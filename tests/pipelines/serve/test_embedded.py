@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from evaluation.common.checkpoints import Checkpoint, load_checkpoint
 from evaluation.exact_match import prompt_ids
 from pipelines.ask.answers import Vocabulary
-from pipelines.serve.embedded import EmbeddedEngine, engine_app
+from pipelines.serve.embedded import EmbeddedEngine, Kind, Text, Waiting, engine_app
 from student.adapters import save_adapter
 from student.bank.bank import LoraBank
 from tests.vllm_parts import random_adapter
@@ -60,7 +60,12 @@ class Running:
         )
         self.passes: list[int] = []
         write = engine._write
-        engine._write = lambda kind, batch: (self.passes.append(len(batch)), write(kind, batch))[1]  # type: ignore[method-assign]
+
+        def counted(kind: Kind, batch: Sequence[Waiting]) -> list[Text]:
+            self.passes.append(len(batch))
+            return write(kind, batch)
+
+        engine._write = counted  # type: ignore[method-assign]
 
     async def ask(self, **changes: Any) -> httpx.Response:
         return await self.client.post("/v1/completions", json=ASKED | changes)

@@ -451,7 +451,7 @@ async def test_without_a_key_only_loopback_names_are_answered(it: Setting) -> No
 @pytest.mark.parametrize("days", [None, 30])
 async def test_chats_are_kept_only_where_that_was_asked_for(open_run: Open, work_dir: Path, days: int | None) -> None:
     it = Setting(open_run(), work_dir, {}, days=days)
-    await it.server._place(it.server.first)
+    await it.versions._place(1, None)
     asked = {"model": "champion", "messages": [{"role": "user", "content": "Where?"}]}
     for stream in (False, True):
         assert (await it.client.post("/v1/chat/completions", json={**asked, "stream": stream})).status_code == 200
