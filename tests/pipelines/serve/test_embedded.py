@@ -15,9 +15,10 @@ import torch
 from evaluation.common.checkpoints import Checkpoint, load_checkpoint
 from evaluation.exact_match import prompt_ids
 from pipelines.ask.answers import Vocabulary
-from pipelines.serve.embedded import EmbeddedEngine, Kind, Text, Waiting, engine_app
+from pipelines.serve.embedded import EmbeddedEngine, Kind, Waiting, engine_app
 from student.adapters import save_adapter
 from student.bank.bank import LoraBank
+from student.bank.scoring import Written
 from tests.vllm_parts import random_adapter
 
 PROMPTS = ("Question: Who lives in the tower?\nAnswer:", "The river")
@@ -61,7 +62,7 @@ class Running:
         self.passes: list[int] = []
         write = engine._write
 
-        def counted(kind: Kind, batch: Sequence[Waiting]) -> list[Text]:
+        def counted(kind: Kind, batch: Sequence[Waiting]) -> list[Written]:
             self.passes.append(len(batch))
             return write(kind, batch)
 
