@@ -254,6 +254,8 @@ def test_promoted_version_takes_over_without_a_restart_or_a_wrong_answer(setting
 
 @pytest.mark.slow
 def test_64_streams_through_a_promotion_and_a_kill_are_each_of_one_version_or_503(setting: Setting) -> None:
+    if setting.registry.aliases("student")["champion"] != 2:
+        setting.registry.promote("student", 2)
     setting.wait_for(status="ok", version=2)
     replies = asyncio.run(streams_meanwhile(setting))
     whole = [(prompt, reply) for prompt, reply in replies if reply.status_code == 200 and '"error"' not in reply.text]
