@@ -29,6 +29,9 @@ MEMORY_FILE = "memory.jsonl"
 PASSAGE_WORDS = 160
 """Most words of a passage: several fit into a context, and a sentence keeps its neighbours."""
 
+LEAST_SCORE = 1.25
+"""Score from which a passage is about a question; see `Hit.score`."""
+
 _FORMAT = 1
 _WORD = re.compile(r"\w+")
 _PIECE = re.compile(r"\n\s*\n|(?<=[.!?])\s+")

@@ -22,7 +22,7 @@ from evaluation.common.errors import InputError, ModelError, ScoringError
 from evaluation.common.text import clean_text
 from evaluation.exact_match import AnswerFormat, context_length, end_tokens_of, first_line, prompt_ids
 from student.config import PASSAGE_TEMPLATE
-from student.memory import MEMORY_FILE, ExternalMemory, Hit
+from student.memory import LEAST_SCORE, MEMORY_FILE, ExternalMemory, Hit
 
 if TYPE_CHECKING:
     from pipelines.settings import AnyFlow, LoopSettings
@@ -45,7 +45,7 @@ class MemoryConfig(Frozen):
     passages: int = Field(default=1, ge=1, le=32)
     """Maximum passages before a question, in [1, 32]. With BM25's top passage of 300, the shipped student answers 0.94
     correctly, with the top two 0.69, with three 0.39; larger students can use more."""
-    least_score: float = Field(default=1.25, ge=0.0, le=1000.0)
+    least_score: float = Field(default=LEAST_SCORE, ge=0.0, le=1000.0)
     """Minimum score for `auto` to answer from memory, in [0, 1000]; see `student.memory.Hit.score`. With 300
     micro-world documents, all 9,600 questions about them reach it and none of 4,800 others; likewise with fewer."""
 

@@ -17,13 +17,11 @@ from evaluation.common.text import clean_text
 from evaluation.tasks import Question
 from pipelines.inbox.documents import MAX_TITLE_CHARACTERS, InboxDocument
 from pipelines.inbox.readers.text import one_line, truncated
-from student.memory import ExternalMemory, MemoryEntry
+from student.memory import LEAST_SCORE, ExternalMemory, MemoryEntry
 
 SOURCE = "feedback of "
 """Begins the source of a correction's document, before the names of its clients."""
 _SEPARATOR = ", "
-_ABOUT = 1.25
-"""Score from which a passage is about a question, as for answers from memory (`MemoryConfig.least_score`)."""
 _CONTROL = re.compile(r"<(?=[|/\w｜])|\[(?=/?INST\])")
 """Begins what tokenizers may take for a token of their own."""
 
@@ -109,7 +107,7 @@ def _judged(
         return f"contradicts the correction of {_SEPARATOR.join(rivals)}", False
     if wrong := [name for name, given in own if given != answer]:
         return f"contradicts {wrong[0]}, which answers the question otherwise", False
-    hits = () if own else memory.search(question, 3, _ABOUT)
+    hits = () if own else memory.search(question, 3, LEAST_SCORE)
     if hits and not any(f" {answer} " in f" {normalize_answer(hit.passage)} " for hit in hits):
         return f"{hits[0].entry.id} is about the question and does not say so", False
     return "", bool(own) or len(answers[answer]) > 1
