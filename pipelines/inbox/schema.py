@@ -31,7 +31,7 @@ INSERT INTO files SELECT json_extract(content, '$.source'), id, 1, place FROM do
     WHERE json_extract(content, '$.source') NOT LIKE '%.%json%';
 """
 """Sources were paths, but for those of rows, which do not replace each other by their file."""
-COLUMNS = {
+_COLUMNS_3 = {
     "documents": "id, place, arrived, content",
     "claims": "document, whole, target, place",
     "files": "file, document, state, place",
@@ -42,9 +42,9 @@ COLUMNS = {
 }
 MIGRATION_3 = _REFUSED + "".join(
     f"ALTER TABLE {table} ADD COLUMN checksum TEXT; UPDATE {table} SET checksum = checksum({columns});"
-    for table, columns in COLUMNS.items()
+    for table, columns in _COLUMNS_3.items()
 )
-COLUMNS["interactions"] = "id, client, arrived, expires, content, document"
+COLUMNS = {**_COLUMNS_3, "interactions": "id, client, arrived, expires, content, document"}
 MIGRATION_4 = """
 CREATE TABLE interactions (
     id TEXT PRIMARY KEY, client TEXT NOT NULL, arrived TEXT NOT NULL, expires TEXT NOT NULL, content TEXT NOT NULL,
