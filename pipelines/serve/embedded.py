@@ -31,7 +31,7 @@ from evaluation.common.errors import ModelError
 from evaluation.exact_match import prompt_ids
 from pipelines.ask.answers import Vocabulary
 from pipelines.process import prepare_process
-from pipelines.serve.requests import COMPLETIONS, Front, Metrics, refusal
+from pipelines.serve.requests import CHAT, COMPLETIONS, Front, Metrics, refusal
 
 if TYPE_CHECKING:
     from student.adapters import Adapter
@@ -243,7 +243,7 @@ async def _no_chat(_request: Request) -> Response:
 
 def engine_app(engine: EmbeddedEngine, key: str) -> Starlette:
     """Return the HTTP application of an engine; clients need the key."""
-    paths = {COMPLETIONS: engine.complete, "/v1/chat/completions": _no_chat}
+    paths = {COMPLETIONS: engine.complete, CHAT: _no_chat}
     paths |= {"/v1/load_lora_adapter": engine.load, "/v1/unload_lora_adapter": engine.unload}
     routes = [Route(path, answer, methods=["POST"]) for path, answer in paths.items()]
     return Starlette(

@@ -260,7 +260,7 @@ class Front:
             await app(scope, receive, noted)
         finally:
             if path in self._paths:
-                counters, client, seconds = self._metrics, client or "-", time.perf_counter() - started
+                counters, client, seconds = self._metrics, scope[CLIENT], time.perf_counter() - started
                 answered = counters.requests.labels(path, source, client) if status < 400 else None
                 (answered or counters.errors.labels(path, str(status))).inc()
                 counters.latency.labels(path).observe(seconds)

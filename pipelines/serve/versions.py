@@ -130,9 +130,8 @@ class Versions:
                 error = "serve: no version has the alias `champion` any more."
             elif (self.wanted, before) != now:
                 error = await self._place(self.wanted, before)
-            for version in self._held.values():
-                if version.composer is not None:
-                    await self._forget_removed(version.composer)
+            if composers := [each.composer for each in self._held.values() if each.composer is not None]:
+                await self._forget_removed(*composers)
         except PreceptorError as failure:
             error = str(failure)
         if error and error != self.error:
@@ -224,12 +223,13 @@ class Versions:
         await self._forget_removed(composer)
         return composer
 
-    async def _forget_removed(self, composer: Composer) -> None:
-        """Take out of a version's memory what was removed from the inbox since; InboxError if it cannot be read."""
+    async def _forget_removed(self, *composers: Composer) -> None:
+        """Take out of versions' memories what was removed from the inbox since; InboxError if it cannot be read."""
         removed = await asyncio.to_thread(removed_documents, self._directory.parent)
-        memory = composer.memory.without(removed)
-        await asyncio.to_thread(memory.search, "index")  # the first search builds the index
-        composer.memory = memory
+        for composer in composers:
+            memory = composer.memory.without(removed)
+            await asyncio.to_thread(memory.search, "index")  # the first search builds the index
+            composer.memory = memory
 
     async def _retire(self, old: Version) -> None:
         """Unload a version after its last request, or when the grace period ends."""
