@@ -171,7 +171,7 @@ class Registry:
     ) -> versions.Move:
         """Return the move of a new rollback; LineageError if it leads nowhere."""
         name, history = self.name(role), {record.version: record for record in self.history(role)}
-        champion, target = self.in_use(role)
+        champion, target = self._in_use(role, history)
         if champion is None or target is None:
             lacks = "no champion" if champion is None else f"no champion before version {champion}"
             raise LineageError(
@@ -217,7 +217,10 @@ class Registry:
 
     def in_use(self, role: Role) -> tuple[int | None, int | None]:
         """Return the champion, and the version that a rollback of it leads to; None where there is none."""
-        aliases, history = self.aliases(role), {record.version: record for record in self.history(role)}
+        return self._in_use(role, {record.version: record for record in self.history(role)})
+
+    def _in_use(self, role: Role, history: Mapping[int, versions.VersionRecord]) -> tuple[int | None, int | None]:
+        aliases = self.aliases(role)
         champion = aliases.get(versions.CHAMPION)
         if champion is None:
             return None, None

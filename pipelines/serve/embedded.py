@@ -29,6 +29,7 @@ from starlette.routing import Route
 from evaluation.common.data import Frozen
 from evaluation.common.errors import ModelError
 from evaluation.exact_match import prompt_ids
+from evaluation.generation import Decode, up_to_end
 from pipelines.ask.answers import Vocabulary
 from pipelines.process import prepare_process
 from pipelines.serve.requests import CHAT, COMPLETIONS, Front, Metrics, refusal
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
 _LARGEST_BATCH = 64
 _NEUTRAL = {"n": 1, "best_of": 1, "top_p": 1, "echo": False, "presence_penalty": 0, "frequency_penalty": 0}
 """Values of other parameters that change nothing, so that clients may send them."""
+
+_FEW = 8
+"""Tokens before one that its text may depend on."""
 
 Token = Annotated[int, Field(ge=0)]
 
@@ -201,23 +205,18 @@ class EmbeddedEngine:
 
 
 def _choice(asked: CompletionRequest, kind: Kind, written: Written, tokenizer: Any) -> dict[str, Any]:
-    """Return a completion up to what ends it, an end token or a stop string, which are in its tokens alone."""
+    """Return a completion up to what ends it."""
 
-    def text_of(count: int) -> str:
-        return str(tokenizer.decode(list(written.tokens[:count]), skip_special_tokens=True))
+    def decode(tokens: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     def name(token: int) -> str:
         return f"token_id:{token}" if asked.return_tokens_as_token_ids else str(tokenizer.decode([token]))
 
-    end = next((i for i, token in enumerate(written.tokens) if token in kind.ends), None)
-    count = len(written.tokens) if end is None else end + 1
-    text = text_of(count if end is None else end)
-    if found := [text.index(stop) for stop in kind.stops if stop in text]:
-        count = next(n for n in range(1, count + 1) if any(stop in text_of(n) for stop in kind.stops))
-        text = text[: min(found)]
-    tokens, values = list(written.tokens[:count]), list(written.log_probabilities[:count])
-    choice: dict[str, Any] = {"text": text, "finish_reason": "length" if end is None and not found else "stop"}
-    choice |= {"count": count, "logprobs": None, **({"token_ids": tokens} if asked.return_token_ids else {})}
+    ended = up_to_end(written.tokens, kind.ends, kind.stops, decode)
+    tokens, values = list(ended.tokens), list(written.log_probabilities[: len(ended.tokens)])
+    choice: dict[str, Any] = {"text": ended.text, "finish_reason": ended.reason, "count": len(tokens), "logprobs": None}
+    choice |= {"token_ids": tokens} if asked.return_token_ids else {}
     if asked.logprobs is not None:
         # As vLLM does, the token that was taken is among the likeliest ones even where it is none of them.
         tops = [{**top, token: value} for top, token, value in zip(written.tops, tokens, values, strict=False)]
@@ -225,9 +224,18 @@ def _choice(asked: CompletionRequest, kind: Kind, written: Written, tokenizer: A
             "tokens": [name(token) for token in tokens],
             "token_logprobs": values,
             "top_logprobs": [{name(token): value for token, value in top.items()} for top in tops],
-            "text_offset": [len(text_of(n)) for n in range(count)],
+            "text_offset": _offsets(tokens, decode),
         }
     return choice
+
+
+def _offsets(tokens: Sequence[int], decode: Decode) -> list[int]:
+    """Return where in the text each token begins; a character may take several tokens, but no more than a few."""
+    begins = [0]
+    for i in range(1, len(tokens)):
+        before = tokens[max(0, i - 1 - _FEW) : i - 1]
+        begins.append(begins[-1] + len(decode([*before, tokens[i - 1]])) - len(decode(before)))
+    return begins[: len(tokens)]
 
 
 def completion_events(reply: Mapping[str, Any]) -> Iterator[str]:

@@ -22,8 +22,6 @@ from teacher.self_edit import Implication
 
 DRAFTS = "drafts.sqlite"
 """File of the work directory with what local writers wrote."""
-_BATCH = 64
-"""Pieces that an engine which makes batches of its own is asked for together."""
 _TRIES = 3
 """Times that a failed completion is asked for, the engine's own retries left out."""
 _FOR_GOOD = ("content_filtered", "prompt_too_long")
@@ -109,7 +107,7 @@ class Writer:
     @property
     def batch(self) -> int:
         """Pieces that are written and stored together: the most that a kill can cost."""
-        return int(getattr(self._settings.teacher.sampling, "batch_size", _BATCH))
+        return self._settings.teacher.sampling.at_once
 
     @property
     def policy(self) -> Any:

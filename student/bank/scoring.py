@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import torch
 from evaluation.common.errors import ModelError, ScoringError
 from evaluation.engines.vllm import AdapterHandle, EngineFailure, EngineRequest, VllmEngine
 from evaluation.exact_match import AnswerScore, EncodedAnswer, answer_scores, prompt_ids
+from evaluation.generation import gumbel_noise, have_stopped, row_key
 from student.adapters import Adapter, save_adapter
 from student.bank.model import BankedModel
 from student.bank.packing import LabelledTokens, lay_out
@@ -48,8 +50,10 @@ class TokenChoice:
             draws: Temperature (0 is greedy) and seed of each row; what a row draws does not depend on the others.
             top: Tokens whose log-probabilities are recorded at each place, the likeliest first.
         """
-        seeded = ((row, heat, torch.Generator().manual_seed(seed)) for row, (heat, seed) in enumerate(draws))
-        self._draws, self._top = [each for each in seeded if each[1] > 0], top
+        drawn = {row: (heat, row_key(seed, "", 0)) for row, (heat, seed) in enumerate(draws) if heat > 0}
+        self._rows, self._top = torch.tensor(list(drawn), dtype=torch.long), top
+        self._heats = torch.tensor([heat for heat, _ in drawn.values()])
+        self._keys = torch.tensor([key for _, key in drawn.values()], dtype=torch.long)
         self.steps: list[torch.Tensor] = []
         """Of each step the log-probabilities (B,) of the taken tokens."""
         self.tops: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -57,10 +61,11 @@ class TokenChoice:
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return scores (B, V) whose largest is the token to take."""
-        logits, taken = scores.float(), scores.clone() if self._draws else scores
-        for row, temperature, generator in self._draws:  # the argmax after Gumbel noise is a draw from the softmax
-            noise = torch.empty(scores.shape[-1]).exponential_(generator=generator).log()
-            taken[row] = logits[row] / temperature - noise.to(scores.device)
+        logits, taken = scores.float(), scores
+        if len(self._rows):  # the argmax after Gumbel noise is a draw from the softmax
+            rows, heats, keys = (each.to(scores.device) for each in (self._rows, self._heats, self._keys))
+            noise = gumbel_noise(keys, len(self.steps), scores.shape[1])
+            taken = logits.double().index_copy(0, rows, logits[rows].double() / heats[:, None] + noise)
         total = logits.logsumexp(-1, keepdim=True)
         self.steps.append((logits.gather(-1, taken.argmax(-1, keepdim=True)) - total)[:, 0])
         values, tokens = logits.topk(self._top)
@@ -79,10 +84,11 @@ class Decoding(NamedTuple):
 
     def arguments(self, tokenizer: Any, width: int) -> dict[str, Any]:
         """Return those of `generate` that end the continuations of prompts of `width` tokens."""
+        decode = partial(tokenizer.decode, skip_special_tokens=True)
 
         def stopped(input_ids: torch.Tensor, _scores: object) -> torch.Tensor:
-            texts = tokenizer.batch_decode(input_ids[:, width:], skip_special_tokens=True)
-            return input_ids.new_tensor([any(stop in text for stop in self.stop_strings) for text in texts]).bool()
+            rows = input_ids[:, width:].tolist()
+            return input_ids.new_tensor(have_stopped(rows, self.stop_strings, decode)).bool()
 
         criteria = {"stopping_criteria": [stopped]} if self.stop_strings else {}
         return {"eos_token_id": sorted(self.end_tokens) or None, **criteria}

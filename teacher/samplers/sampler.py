@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from abc import ABC, abstractmethod
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, TypeVar
@@ -15,6 +13,7 @@ from pydantic import Field
 from evaluation.common.data import Frozen
 from evaluation.common.errors import ConfigError, GenerationError
 from evaluation.exact_match import context_length, end_tokens_of
+from evaluation.generation import have_stopped, row_key, up_to_end
 from teacher.prompts import prompt_token_ids
 
 if TYPE_CHECKING:
@@ -32,6 +31,11 @@ class Sampling(Frozen):
     """Nucleus: the smallest set of tokens with at least this probability, in (0, 1]; 1 keeps all tokens."""
     max_new_tokens: int = Field(default=160, ge=1, le=32_768)
     """Longest completion in tokens, in [1, 32768]; together with the prompt it must fit the model's context."""
+
+    @property
+    def at_once(self) -> int:
+        """Completions that the engine writes together, so that more prompts a call are no faster."""
+        return 64
 
     def distinct_samples(self, n: int) -> int:
         """Return how many of `n` samples of a prompt, at least 1, can differ."""
@@ -116,12 +120,6 @@ def prompts_too_long(sampler: Sampler, prompts: Sequence[str]) -> dict[int, int]
     return {index: tokens for index, tokens in counts if tokens > limit}
 
 
-def row_key(seed: int, prompt: str, index: int) -> int:
-    """Return the RNG key (64 bits, signed) of one completion of a prompt."""
-    content = f"{seed}\x00{index}\x00{prompt}".encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.sha256(content).digest()[:8], "little", signed=True)
-
-
 def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     """Return the tokens that end a completion: those of a model and its tokenizer, and that of a chat's turn."""
     return end_tokens_of(model, tokenizer) | end_of_turn(tokenizer)
@@ -188,23 +186,20 @@ class LocalSampler(ABC, Generic[_Sampled]):
         return ids
 
     def _completion(self, sampled: Sequence[int]) -> Completion:
-        """Return sampled tokens as a completion, cut off after the first end token, or where `stop` is complete."""
-        end = next((i for i, token in enumerate(sampled) if token in self._ends), None)
-        kept = list(sampled if end is None else sampled[: end + 1])
-        text = self._decoded(kept if end is None else kept[:-1])
-        if self._stop is not None and self._stop in text:
-            stop = self._stop  # the tokens that it takes are found by halving, as longer beginnings hold it too
-            least = bisect_left(range(len(kept)), True, key=lambda count: stop in self._decoded(kept[:count]))
-            return Completion(text=text.partition(stop)[0], token_ids=tuple(kept[:least]), finish_reason="stop")
-        return Completion(text=text, token_ids=tuple(kept), finish_reason="length" if end is None else "stop")
+        """Return sampled tokens as a completion."""
+        ended = up_to_end(sampled, self._ends, self._stops, self._decoded)
+        return Completion(text=ended.text, token_ids=ended.tokens, finish_reason=ended.reason)
+
+    @property
+    def _stops(self) -> tuple[str, ...]:
+        return () if self._stop is None else (self._stop,)
 
     def _decoded(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
-    def _stopped(self, rows: Sequence[Sequence[int]], stop: str) -> list[bool]:
-        """Return which rows of sampled tokens have just completed a stop string."""
-        last = len(stop.encode()) + 4  # a token is a byte at least; one more character may stand around it
-        return [stop in self._decoded(row[-last:]) for row in rows]
+    def _stopped(self, rows: Sequence[Sequence[int]]) -> list[bool]:
+        """Return which rows of sampled tokens have just completed the stop string."""
+        return have_stopped(rows, self._stops, self._decoded)
 
 
 def end_of_turn(tokenizer: Any) -> frozenset[int]:

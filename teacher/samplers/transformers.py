@@ -1,11 +1,4 @@
-"""The embedded sampler: Hugging Face generation with batch-invariant samples.
-
-The noise of a row is a pure function of (seed, prompt, index, step, token): a counter-based hash (Salmon et al. 2011)
-with the output function of SplitMix64 (Steele, Lea and Flood 2014), keyed by a SHA-256 of the first three. The argmax
-of log-probabilities plus Gumbel noise is an exact sample (Gumbel-max trick; Maddison, Tarlow and Minka 2014, arXiv
-1411.0030). So generation runs greedily, no random state is read or changed, and every batch size and device gives the
-same samples up to rounding of the logits.
-"""
+"""The embedded sampler: Hugging Face generation, greedy on log-probabilities with noise, hence batch-invariant."""
 
 from __future__ import annotations
 
@@ -16,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from evaluation.generation import gumbel_noise
 from evaluation.prefixes import behind_prefixes, pays_to_share, shares_prefixes
 from teacher.samplers.sampler import Completion, LocalSampler, LocalSampling
 
@@ -23,9 +17,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from teacher.policy import TeacherPolicy
-
-# SplitMix64's constants as signed integers, for torch's int64.
-_GOLDEN, _MIX_1, _MIX_2 = (c - (1 << 64) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 class TransformersSampling(LocalSampling):
@@ -35,6 +26,11 @@ class TransformersSampling(LocalSampling):
     batch_size: int = Field(default=64, ge=1, le=4096)
     """Completions per batch, in [1, 4096]; bounds memory and does not affect the samples."""
 
+    @property
+    def at_once(self) -> int:
+        """See `Sampling.at_once`."""
+        return self.batch_size
+
     def build(self, policy: TeacherPolicy, model: str, dtype: Literal["float32", "bfloat16"]) -> TransformersSampler:
         """Return a sampler on the policy's own model."""
         return TransformersSampler(policy.model, policy.tokenizer, self)
@@ -42,23 +38,6 @@ class TransformersSampling(LocalSampling):
 
 _LIKELY = 1024
 """Tokens among which a nucleus is sought first: to sort a whole vocabulary takes as long as half of a small model."""
-
-
-def gumbel_noise(keys_N: Tensor, step: int, vocabulary: int, tokens: Tensor | None = None) -> Tensor:
-    """Return independent standard Gumbel noise, float64, for token number `step` of rows with int64 RNG keys.
-
-    It is (N, V), or (N, K) of the `tokens` (N, K) of a row alone.
-    """
-    import torch
-
-    tokens = torch.arange(vocabulary, device=keys_N.device)[None, :] if tokens is None else tokens
-    bits = keys_N[:, None] + (tokens + (step * vocabulary + 1)) * _GOLDEN
-    bits = (bits ^ _shifted(bits, 30)).mul_(_MIX_1)
-    bits = (bits ^ _shifted(bits, 27)).mul_(_MIX_2)
-    bits ^= _shifted(bits, 31)
-    # 52 bits plus a half are strictly between 0 and 1 in float64, so both logarithms are finite.
-    uniform = _shifted(bits, 12).double().add_(0.5).mul_(2.0**-52)
-    return uniform.log_().neg_().log_().neg_()
 
 
 def nucleus(scores_NV: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
@@ -71,11 +50,6 @@ def nucleus(scores_NV: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
     if bool((likely_NK.sum(-1) < top_p).any()):
         likely_NK, tokens_NK = probabilities_NV.sort(-1, descending=True)
     return tokens_NK, likely_NK.cumsum(-1) - likely_NK < top_p
-
-
-def _shifted(bits: Tensor, places: int) -> Tensor:
-    """Return a logical right shift; torch's is arithmetic."""
-    return (bits >> places) & ((1 << (64 - places)) - 1)
 
 
 class TransformersSampler(LocalSampler[Completion]):
@@ -135,7 +109,7 @@ class TransformersSampler(LocalSampler[Completion]):
             return self._with_noise(scores, keys_N, input_ids.shape[1] - width)
 
         def has_stopped(input_ids: Tensor, _scores: Any, **_: Any) -> Tensor:
-            return torch.tensor(self._stopped(input_ids[:, width:].tolist(), self._stop or ""), device=keys_N.device)
+            return torch.tensor(self._stopped(input_ids[:, width:].tolist()), device=keys_N.device)
 
         output_NT = self._model.generate(
             ids_NT,
@@ -161,8 +135,7 @@ class TransformersSampler(LocalSampler[Completion]):
             tokens_N = self._with_noise(found.logits[:, -1].float(), keys_N, step).argmax(-1)
             for row, token in zip(open_rows, tokens_N.tolist(), strict=True):
                 written[row].append(token)
-            stop, so_far = self._stop, [written[row] for row in open_rows]
-            ended = [False] * len(so_far) if stop is None else self._stopped(so_far, stop)
+            ended = self._stopped([written[row] for row in open_rows])
             kept = [i for i, row in enumerate(open_rows) if not ended[i] and written[row][-1] not in self._ends]
             if not kept:
                 break

@@ -159,6 +159,9 @@ async def test_stop_strings_and_end_tokens_end_a_text(it: Running, student: Chec
     (whole,) = await it.choices(prompt=PROMPTS[1], return_token_ids=True, ignore_eos=True)
     text, tokens = whole["text"], whole["token_ids"]
     assert (whole["finish_reason"], len(tokens)) == ("length", 12)
+    begins = [len(student.tokenizer.decode(tokens[:count], skip_special_tokens=True)) for count in range(12)]
+    (told,) = await it.choices(prompt=PROMPTS[1], logprobs=1, ignore_eos=True)
+    assert told["logprobs"]["text_offset"] == begins
     stop = text[4:6]
     (cut,) = await it.choices(prompt=PROMPTS[1], stop=[stop, "never"], return_token_ids=True, ignore_eos=True)
     assert (cut["text"], cut["finish_reason"]) == (text[: text.index(stop)], "stop")

@@ -11,12 +11,13 @@ from transformers import TopPLogitsWarper
 
 from evaluation.common.checkpoints import Checkpoint, load_checkpoint
 from evaluation.common.errors import ConfigError, GenerationError
+from evaluation.generation import gumbel_noise, row_key
 from evaluation.tasks import Document
 from teacher.kinds import kinds
 from teacher.policy import PolicyConfig, TeacherPolicy
 from teacher.prompts import prompt_template, prompt_token_ids
-from teacher.samplers.sampler import prompts_too_long, row_key
-from teacher.samplers.transformers import TransformersSampler, TransformersSampling, gumbel_noise, nucleus
+from teacher.samplers.sampler import prompts_too_long
+from teacher.samplers.transformers import TransformersSampler, TransformersSampling, nucleus
 from tests.student.architectures import save_checkpoint
 from tests.teacher.factories import shaken, tiny_base, tiny_chat_base
 
