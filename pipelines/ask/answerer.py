@@ -151,6 +151,23 @@ class Answerer(answers.Composer):
         return found
 
 
+def open_registered(version: int | str, config: Path | None, work_dir: Path, student: str | None = None) -> Answerer:
+    """Open a registered student as the file of a flow describes it; see `Answerer.from_registry`.
+
+    `student` is its base; None is the one of the file, or else the one that the version recorded. ConfigError also if
+    the work directory has no store.
+    """
+    from pipelines.lineage.store import require_store
+    from pipelines.settings import TrackingConfig
+
+    tracking, options = TrackingConfig(), answers.AskOptions()
+    if config is not None:
+        flow, options = answers.asked_flow(config)
+        tracking, student = flow.tracking, student or flow.student.model
+    require_store(tracking, work_dir)
+    return Answerer.from_registry(tracking, work_dir, version=version, model=student, options=options)
+
+
 def ask(
     question: Annotated[
         str | None, typer.Argument(help="A plain question [standard input, a line each; a prompt on a terminal].")
@@ -172,17 +189,8 @@ def ask(
     """
     if question is not None and not question.strip():
         raise typer.BadParameter("is blank; ask in words", param_hint="QUESTION")
-    from pipelines.lineage.store import require_store
-    from pipelines.settings import TrackingConfig
-
-    tracking, options, model = TrackingConfig(), answers.AskOptions(), student
-    if config is not None:
-        flow, options = answers.asked_flow(config)
-        tracking, model = flow.tracking, student or flow.student.model
-    require_store(tracking, work_dir)
     prepare_process()
-    named = int(version) if version.isdecimal() else version
-    answerer = Answerer.from_registry(tracking, work_dir, version=named, model=model, options=options)
+    answerer = open_registered(int(version) if version.isdecimal() else version, config, work_dir, student)
     if question is None:
         _ask_each(answerer, by, json=json)
         return

@@ -11,6 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import preceptor as api
 from evaluation.common.checkpoints import Checkpoint, load_checkpoint
 from evaluation.common.errors import ConfigError, InputError, LineageError, ModelError, ScoringError
 from evaluation.exact_match import AnswerFormat, first_line
@@ -249,6 +250,27 @@ def test_rollback_restores_every_answer_memory_included(
     assert Answerer.from_registry(TRACKING, work_dir, version=2, options=OPTIONS).answer_many(asked) == (
         second.answer_many(asked)
     )
+
+
+def test_python_opens_and_asks_a_registered_student(
+    open_run: Open, work_dir: Path, tmp_path: Path, trained: Trained
+) -> None:
+    number = register(open_run(student=STUDENT), trained.adapter, MEMORY, tmp_path / "a")
+    with pytest.raises(ConfigError, match="preceptor promote"):
+        api.load_student(work_dir=work_dir)
+    Registry.open(TRACKING, work_dir).promote("student", number)
+    learned, kept = LEARNED.task.questions[0], KEPT[0].task.questions[0]
+    answers = api.ask([learned.question, kept.question], work_dir=work_dir)
+    assert [(each.text, each.by) for each in answers] == [(learned.answer, "weights"), (kept.answer, "memory")]
+    assert api.ask(learned.question, by="weights", work_dir=str(work_dir)).text == learned.answer
+    for config in (None, CONFIGS / "nights-demo.yaml"):
+        model, tokenizer, version = api.load_student(work_dir=work_dir, config=config)
+        assert version == number
+        inputs = tokenizer(AnswerFormat().render(learned.question), return_tensors="pt")
+        output = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        assert first_line(tokenizer.decode(output, skip_special_tokens=True)) == learned.answer
+    with pytest.raises(ConfigError, match="has no version 7"):
+        api.load_student(7, work_dir=work_dir)
 
 
 def test_files_that_are_not_what_was_registered_are_refused(
