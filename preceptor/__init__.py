@@ -22,7 +22,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
-from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, TextIO, TypeAlias, TypeVar, overload
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TextIO, TypeAlias, TypeVar, overload
 
 from evaluation.common.errors import ConfigError, PreceptorError
 from pipelines.process import find_optional_config
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from pipelines.adapt_student.page import NightResult
-    from pipelines.ask.answers import Answer
+    from pipelines.ask.answers import Answer, By
     from pipelines.check_regression.verdict import RegressionReport
     from pipelines.records import RunResult
 
@@ -104,14 +104,30 @@ def compare(suite: PathLike, candidate: str, baseline: str, *, work_dir: PathLik
 
 
 @overload
-def ask(question: str, **options: Any) -> Answer: ...
-@overload
-def ask(question: Sequence[str], **options: Any) -> list[Answer]: ...
 def ask(
-    question: str | Sequence[str],
+    question: str,
     *,
     version: int | str = "champion",
-    by: Literal["auto", "weights", "memory"] = "auto",
+    by: By = "auto",
+    work_dir: PathLike = _WORK_DIR,
+    config: PathLike | None = None,
+    student: str | None = None,
+) -> Answer: ...
+@overload
+def ask(
+    question: list[str] | tuple[str, ...],
+    *,
+    version: int | str = "champion",
+    by: By = "auto",
+    work_dir: PathLike = _WORK_DIR,
+    config: PathLike | None = None,
+    student: str | None = None,
+) -> list[Answer]: ...
+def ask(
+    question: str | list[str] | tuple[str, ...],
+    *,
+    version: int | str = "champion",
+    by: By = "auto",
     work_dir: PathLike = _WORK_DIR,
     config: PathLike | None = None,
     student: str | None = None,
@@ -121,7 +137,7 @@ def ask(
     Args:
         question: One question, or several, for which the model is opened once.
         version: Number or alias.
-        by: `auto` is the memory if a passage matches, else the weights.
+        by: What answers; `auto` is the memory if a passage matches, else the weights.
         work_dir: Directory with the embedded stores.
         config: YAML file of any flow, for its student and its store.
         student: Directory, hub id or shipped name of the base; None is the one that the version recorded.
@@ -218,6 +234,7 @@ def _relayed(command: Sequence[str]) -> tuple[int, str]:
 
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
     with subprocess.Popen(command, start_new_session=True, **pipes) as process:
+        assert process.stdout is not None
         reader = Thread(target=relay, args=(process.stderr, sys.stderr, told))
         reader.start()
         try:
