@@ -79,7 +79,8 @@ SETUPS = {
         best="micro-self-qa",
         kinds=("micro-implications", "micro-rewrite", "micro-self-qa"),
         piece_tokens=60,
-        times=30,
+        # 113,777 lines on 110 documents were 11,120 different ones: without duplicates there are no 30 budgets.
+        times=10,
         overrides=("corpus={rounds: 4, tried: 8}", "teacher.sampling.batch_size=256", "update.epochs=4"),
     ),
     "real": Setup(
