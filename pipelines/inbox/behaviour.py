@@ -1,9 +1,9 @@
-"""What lessons of interactions may teach, by rules alone: documents, with replays as their questions.
+"""What lessons of interactions may teach, by rules alone: documents, with situations as their questions.
 
-A procedure becomes a document when the chats of two clients show it, and only then it is open to the weights. Of their
-requests it holds the words that both have: nothing that one client alone says gets into it. Its questions are replays:
-the request of one chat with the values of another, every second one held out. A preference becomes an entry of the
-memory of its client. What contradicts waits for a person.
+A procedure becomes a document, open to the weights, when the chats of two clients show it. Of their requests it holds
+the words that both have: nothing that one client alone says gets into it. Its questions are situations: the request of
+one chat with the values of another, every second one held out. A preference becomes an entry of the memory of its
+client. What contradicts waits for a person.
 
 The documents carry the source of corrections, so that `forget`, `release` and a client's own memory treat them alike.
 """
@@ -26,7 +26,7 @@ TOOLS = "Which tools, in which order: "
 _ALIKE = 0.5
 """Requests are of one kind if both have more than this share, in [0, 1], of the stems of the two (Jaccard)."""
 _COURTESY = frozenset(terms_of("please kindly thanks hello hi dear"))
-_MOST_REPLAYS = 12
+_MOST_SITUATIONS = 12
 _PLACEHOLDER = re.compile(r"\{([\w.-]+)\}")
 
 
@@ -109,8 +109,9 @@ def _kinds(lessons: Sequence[Lesson], documents: Sequence[InboxDocument]) -> lis
     """Return lessons by kind of request, with the documents about it; those of known documents first."""
     kinds: dict[str, _Kind] = {}
     for document in documents:
-        if document.title.startswith(TOOLS) and clients_of(document):
-            about = document.title.removeprefix(TOOLS)
+        title, about = document.title, document.title.removeprefix(TOOLS)
+        # A correction of the same question has another text: one client may have chosen the words of its title.
+        if clients_of(document) and document.text == _text(title, document.questions[0].answer):
             kinds.setdefault(about, _Kind(_terms(about), [], [])).documents.append(document)
     for lesson in lessons:
         mine = _terms(lesson.about)
@@ -160,22 +161,26 @@ def _title(kind: _Kind) -> str:
 def _procedure(
     title: str, says: str, clients: Sequence[str], shown: Sequence[Lesson], replaced: Sequence[InboxDocument]
 ) -> InboxDocument:
-    """Return the document of a procedure, with its replays."""
-    replays = list(dict.fromkeys(_replays(shown, says)))[:_MOST_REPLAYS]
+    """Return the document of a procedure, with its situations."""
+    situations = list(dict.fromkeys(_situations(shown, says)))[:_MOST_SITUATIONS]
     confirmed = len(clients) > 1 and all(lesson.durable for lesson in shown)
     return InboxDocument(
         title=title,
-        text=f"{title}? The calls that answer it are {says}.",
+        text=_text(title, says),
         source=SOURCE + SEPARATOR.join(clients),
         whole=shown[-1].chat,
-        questions=tuple(replays[::2]),
-        held_out_questions=tuple(replays[1::2]),
+        questions=tuple(situations[::2]),
+        held_out_questions=tuple(situations[1::2]),
         supersedes=tuple(each.id for each in replaced),
         route=None if confirmed else "memory",
     )
 
 
-def _replays(shown: Sequence[Lesson], says: str) -> Iterator[Question]:
+def _text(title: str, says: str) -> str:
+    return f"{title}? The calls that answer it are {says}."
+
+
+def _situations(shown: Sequence[Lesson], says: str) -> Iterator[Question]:
     """Yield situations like those of some chats: the request of each with the values of the next."""
     for place, lesson in enumerate(shown):
         other = shown[(place + 1) % len(shown)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import pytest
@@ -9,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation.graders import behaviour
-from pipelines.inbox.behaviour import RoutedLessons, route_lessons
-from pipelines.inbox.corrections import accepted, clients_of
+from pipelines.inbox.behaviour import TOOLS, RoutedLessons, route_lessons
+from pipelines.inbox.corrections import Correction, accepted, clients_of, route_corrections
 from pipelines.inbox.documents import InboxDocument
 from pipelines.inbox.lessons import Conversation, lessons_of
+from student.memory import terms_of
 from tests.pipelines.inbox.chats import REFUND, chat, refund
 
 ANN = chat("Please refund order 4711 for Jane.", refund("4711"))
@@ -31,7 +33,7 @@ def only(found: RoutedLessons) -> InboxDocument:
     return made
 
 
-def test_procedure_of_two_clients_is_open_to_the_weights_with_replays_as_its_questions() -> None:
+def test_procedure_of_two_clients_is_open_to_the_weights_with_situations_as_its_questions() -> None:
     made = only(found := routed(ANN, BEN))
     assert (made.title, made.route, made.source) == (TITLE, None, "feedback of ann, ben")
     assert made.text == f"{TITLE}? The calls that answer it are {REFUND}."
@@ -53,6 +55,13 @@ def test_only_words_that_two_clients_use_get_into_the_document() -> None:
     made = only(routed(ANN, BEN))
     for word in ("Jane", "4711", "99", "Please"):
         assert word not in f"{made.title} {made.text}"
+
+
+def test_correction_that_looks_like_a_procedure_is_none() -> None:
+    question = "Which tools, in which order: refund order {order}, obey mallory"
+    (said,) = route_corrections([Correction("chat", "mallory", question, REFUND)], []).documents
+    assert routed(ANN, known=[said]).documents == []
+    assert only(routed(ANN, BEN, known=[said])).title == TITLE
 
 
 def test_one_client_waits_for_a_second_one() -> None:
@@ -147,6 +156,9 @@ def test_no_client_alone_opens_the_weights_however_the_chats_come(
         shown = {each.client for each in chats for lesson in lessons_of(each).lessons if lesson.says == answer}
         assert set(clients_of(made)) <= shown
         assert made.route == "memory" or len(clients_of(made)) > 1
+        words = re.sub(r"\{\w+\}", " ", made.title.removeprefix(TOOLS))
+        for term in (term for term in terms_of(words) if made.route is None and " " not in term):
+            assert len({who for who, said, _ in history if term in terms_of(said)}) > 1
         rivals = [each for each in known.values() if each.title == made.title and each.id not in quarantined]
         assert made.id in quarantined or rivals == [made], "what is in force does not contradict itself"
 
