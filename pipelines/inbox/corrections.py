@@ -16,6 +16,7 @@ from evaluation.answers import normalize_answer
 from evaluation.common.text import clean_text
 from evaluation.tasks import Question
 from pipelines.inbox.documents import MAX_TITLE_CHARACTERS, InboxDocument
+from pipelines.inbox.lessons import TRAINING
 from pipelines.inbox.readers.text import one_line, truncated
 from student.memory import LEAST_SCORE, ExternalMemory, MemoryEntry
 
@@ -102,6 +103,8 @@ def _judged(
 
     `answers` has the clients of each answer; `own` has ids of documents that ask the question, with their answers.
     """
+    if about := TRAINING.search(f"{question} {answer}"):
+        return f"speaks about training ({truncated(about[0], 60)!r})", False
     rivals = [client for given, names in answers.items() if given != answer for client in names]
     if rivals:
         return f"contradicts the correction of {SEPARATOR.join(rivals)}", False
