@@ -55,6 +55,8 @@ class Interaction(Frozen):
     """Spans that were replaced before it was stored, by kind."""
     note: str = ""
     """What it shows that is not confirmed, or why it teaches nothing (`TEACHES_NOTHING`)."""
+    read: bool = False
+    """It shows nothing that a later chat could confirm, and is not read again for lessons unless it gets feedback."""
 
 
 class Stored(NamedTuple):
@@ -129,7 +131,7 @@ class InteractionStore(InboxStore):
         with self._transaction() as db:
             rows = self._select(db, "interactions", "id = ? AND client = ?", feedback.id, client)
             for *_, content, document in rows:
-                changed = Interaction.model_validate_json(content).model_copy(update=given)
+                changed = Interaction.model_validate_json(content).model_copy(update={**given, "read": False})
                 routed = "" if feedback.correction else document
                 db.execute(f"REPLACE {into('interactions')}", _row(changed, routed))
         return bool(rows)
@@ -153,16 +155,21 @@ class InteractionStore(InboxStore):
         if corrections:
             routed = route_corrections(corrections, self._in_force(), self.quarantined())
             self._place(new, *routed)
+        if unread := [each for each in new if not each.read]:
+            self._learn(unread)
+
+    def _learn(self, new: Sequence[Interaction]) -> None:
+        """Let lessons become documents, or note on their interactions what they show, or why they teach nothing."""
         found = {each.id: lessons_of(_conversation(each)) for each in new}
-        lessons = [lesson for each in found.values() for lesson in each.lessons]
-        notes = {name: TEACHES_NOTHING + each.refused for name, each in found.items() if each.refused}
-        if lessons:
-            *shown, waiting = route_lessons(lessons, self._in_force())
-            self._place(new, *shown)
-            notes = waiting | notes
-        told = [(each, each.model_copy(update={"note": notes.get(each.id, "")})) for each in new]
-        changed = [(each.id, _row(after)[4], _row(each)[4]) for each, after in told if after != each]
-        if changed:
+        routed = route_lessons([lesson for each in found.values() for lesson in each.lessons], self._in_force())
+        if routed.places:
+            self._place(new, routed.documents, routed.quarantined, routed.places)
+        refused = {name: TEACHES_NOTHING + each.refused for name, each in found.items() if each.refused}
+        notes, changed = routed.waiting | refused, list[tuple[str, str, str]]()
+        for each in new:
+            told = {"note": notes.get(each.id, ""), "read": not found[each.id].lessons}
+            changed.append((each.id, _row(each.model_copy(update=told))[4], _row(each)[4]))
+        if changed := [row for row in changed if row[1] != row[2]]:
             with self._transaction() as db:
                 db.executemany(SET_INTERACTION, changed)
 

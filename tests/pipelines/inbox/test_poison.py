@@ -62,6 +62,15 @@ def test_feedback_that_comes_later_counts_until_something_was_made_of_it(store: 
     assert store.interactions()[0].interaction.note == "", "it shows nothing any more"
 
 
+def test_chat_that_shows_nothing_is_read_once_until_it_gets_feedback(store: InteractionStore) -> None:
+    store.keep(stored("Where is Orrin?", name="a"))
+    store.keep(stored("Please refund order 4711.", refund("4711"), name="b"))
+    store.tend()
+    assert [each.read for each, _ in store.interactions()] == [True, False]
+    store.give_feedback(Feedback(id="a", thumb="up"), "ann")
+    assert not store.interactions()[0].interaction.read
+
+
 def test_wrong_fact_said_in_thirty_chats_waits_or_stays_in_the_memory(store: InteractionStore) -> None:
     for i in range(30):
         store.keep(stored(FACT, name=f"chat-{i}", thumb="down", correction="Until 2099."))
