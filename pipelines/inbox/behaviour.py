@@ -154,7 +154,7 @@ def _title(kind: _Kind) -> str:
         placeholders, mine = _PLACEHOLDER.findall(word), _terms(word)
         return names.issuperset(placeholders) and mine <= terms and bool(mine or placeholders)
 
-    common = " ".join(filter(is_common, as_line(first.about).split()))
+    common = " ".join(filter(is_common, as_line(first.about).split())).rstrip(".,;:!?")
     return truncated(TOOLS + common, MAX_TITLE_CHARACTERS)
 
 
@@ -184,6 +184,7 @@ def _situations(shown: Sequence[Lesson], says: str) -> Iterator[Question]:
     """Yield situations like those of some chats: the request of each with the values of the next."""
     for place, lesson in enumerate(shown):
         other = shown[(place + 1) % len(shown)]
-        values = {**lesson.values, **{name: other.values[name] for name in lesson.values if name in other.values}}
-        request = _PLACEHOLDER.sub(lambda match, given=values: given.get(match[1], match[0]), lesson.about)
+        request = lesson.about
+        for name, value in lesson.values.items():
+            request = request.replace(f"{{{name}}}", other.values.get(name, value))
         yield Question(question=TOOLS + as_line(request), answer=says)

@@ -6,18 +6,49 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.exact_match import AnswerFormat
 from evaluation.tasks import Question
+from pipelines.adapt_student.config import NightConfig
 from pipelines.adapt_student.flow import adapt_student
 from pipelines.adapt_student.state import student_version
+from pipelines.inbox.behaviour import route_lessons
 from pipelines.inbox.interactions import InteractionStore
+from pipelines.inbox.lessons import lessons_of
 from pipelines.inbox.store import INBOX_FILE
 from pipelines.lineage.registry import Registry
-from pipelines.settings import TrackingConfig
+from pipelines.loop.update import bank_of
+from pipelines.models import ModelRef, open_student
+from pipelines.settings import TrackingConfig, load
+from student.updates import make_request
+from teacher.self_edit import Implication, SelfEdit
 from tests.pipelines.adapt_student.factories import DEMO, SMALL, arrivals
-from tests.pipelines.inbox.chats import REFUND, refund, stored
+from tests.pipelines.inbox.chats import REFUND, chat, refund, stored
 from tests.pipelines.inbox.files import document
 
 FACT = "Until when does it run?"
+
+
+def test_student_that_trains_on_some_situations_does_better_in_others() -> None:
+    orders = {
+        "ann": "Refund order 4711.",
+        "ben": "Please refund order 99!",
+        "cy": "Order 5: refund",
+        "di": "Refund my order 7",
+    }
+    values = {"ann": "4711", "ben": "99", "cy": "5", "di": "7"}
+    chats = [chat(request, refund(values[who]), who) for who, request in orders.items()]
+    (made,) = route_lessons([lesson for each in chats for lesson in lessons_of(each).lessons], ()).documents
+    assert (len(made.questions), len(made.held_out_questions)) == (2, 2)
+    config, form = load(DEMO, NightConfig), AnswerFormat()
+    recipe, tokenizer = config.student.update, open_student(ModelRef.of(config.student, config)).tokenizer
+    lines = SelfEdit(implications=tuple(Implication(text=q.question, answer=q.answer) for q in made.questions))
+    with bank_of(config, recipe) as bank:
+        (trained,) = bank.train([make_request("one", lines, made.document, tokenizer, recipe, form, 0)])
+        before, after = bank.score([None, trained.adapter], [made.held_out_questions] * 2, tokenizer, form)
+    assert isinstance(before, list)
+    assert isinstance(after, list)
+    for one, other in zip(before, after, strict=True):
+        assert other.token_probability > 2 * one.token_probability
 
 
 @pytest.mark.slow

@@ -53,12 +53,12 @@ def test_only_what_ended_well_is_a_procedure(end: Any, results: list[str], says:
 def test_calls_are_read_in_each_known_format() -> None:
     use = [{"type": "tool_use", "id": "a", "name": "find_order", "input": {"order": "4711"}}]
     done: dict[str, Any] = {"type": "tool_result", "tool_use_id": "a", "content": "here"}
-    items = [
+    items: list[dict[str, Any]] = [
         {"role": "user", "content": ASKED},
         {"type": "function_call", "call_id": "a", "name": "find_order", "arguments": '{"order": "4711"}'},
         {"type": "function_call_output", "call_id": "a", "output": "here"},
     ]
-    parts = [{"role": "user", "content": ASKED}, {"role": "assistant", "content": use}]
+    parts: list[dict[str, Any]] = [{"role": "user", "content": ASKED}, {"role": "assistant", "content": use}]
     for each in (items, [*parts, {"role": "user", "content": [done]}]):
         assert only(Conversation("a", "ann", each)).says == "find_order(order)"
     failed = [*parts, {"role": "user", "content": [{**done, "is_error": True}]}]
