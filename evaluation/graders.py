@@ -20,6 +20,7 @@ from typing import Annotated, Literal, Protocol, TypeAlias
 from pydantic import Field, field_validator
 
 from evaluation.answers import normalize_answer, without_marks
+from evaluation.behaviour import form_match
 from evaluation.common.data import Frozen, derive_seed
 from evaluation.common.text import without_thoughts
 from evaluation.engines.endpoint import Endpoint, EndpointConfig, EndpointRequest, check_key
@@ -64,6 +65,16 @@ class TokenF1Grading(_Threshold):
     threshold: float = Field(default=0.5, gt=0.0, le=1.0)
 
 
+class BehaviourGrading(_Threshold):
+    """The answer has the calls of tools of a gold answer, in their order with their argument names, or its JSON.
+
+    Any other gold answer is graded like `gold-token-recall`.
+    """
+
+    type: Literal["behaviour"] = "behaviour"
+    threshold: float = Field(default=1.0, gt=0.0, le=1.0)
+
+
 class DomainGrading(Frozen):
     """The domain grades its answers (`evaluation.tasks.Domain.grade`)."""
 
@@ -84,7 +95,7 @@ class JudgeGrading(Frozen):
     """Token limit of a verdict, reasoning included, in [2, 32768]; a truncated verdict is unclear."""
 
 
-FreeTextGrading: TypeAlias = ExactGrading | GoldTokenRecallGrading | TokenF1Grading | JudgeGrading
+FreeTextGrading: TypeAlias = ExactGrading | GoldTokenRecallGrading | TokenF1Grading | BehaviourGrading | JudgeGrading
 """Graders of single answers."""
 
 GraderConfig = Annotated[FreeTextGrading | DomainGrading, Field(discriminator="type")]
@@ -155,6 +166,8 @@ def build_grader(config: FreeTextGrading, ledger_path: Path, scope: str = "judge
             return RuleGrader(partial(gold_token_recall, language=config.language), config.threshold)
         case TokenF1Grading():
             return RuleGrader(token_f1, config.threshold)
+        case BehaviourGrading():
+            return RuleGrader(behaviour, config.threshold)
         case JudgeGrading():
             return JudgeGrader(config, ledger_path, scope)
 
@@ -184,6 +197,12 @@ def gold_token_recall(answer: str, text: str, language: str = "english") -> floa
     said = {_stem(form, language) for word in given for form in (word, word.strip("%$€£¥°"))}  # 40 is said by 40 %
     wanted = {_stem(word, language) for word in gold}
     return len(wanted & said) / len(wanted)
+
+
+def behaviour(answer: str, text: str) -> float:
+    """Return how far a text does what a gold answer does, in [0, 1]: `form_match`, or else `gold_token_recall`."""
+    matched = form_match(answer, text)
+    return gold_token_recall(answer, text) if matched is None else matched
 
 
 def _words(answer: str, text: str) -> tuple[list[str], list[str]]:

@@ -97,7 +97,7 @@ class GradingConfig(Frozen):
 def for_documents(value: GradingConfig | None) -> GradingConfig | None:
     """Return the grading of answers about documents; ValueError for the grader of a domain, which they have none of."""
     if value is not None and isinstance(value.grader, DomainGrading):
-        raise ValueError("grader: got type domain, allowed are exact, gold-token-recall, token-f1 and judge")
+        raise ValueError("grader: got type domain, allowed are exact, gold-token-recall, token-f1, behaviour and judge")
     return value
 
 

@@ -44,7 +44,7 @@ from pipelines.adapt_student.state import (
 )
 from pipelines.checks import check, findings_of
 from pipelines.execution import code_digest, content_key
-from pipelines.inbox.interactions import tend
+from pipelines.inbox.interactions import reports, tend
 from pipelines.inbox.questions import write_questions
 from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.lineage import versions
@@ -213,6 +213,7 @@ def _adapt(night: Night, lineage: Lineage, stages: Mapping[str, Stage]) -> Night
         new=tuple(_new_document(night, measured, learned, planned, otherwise) for planned in plan.documents),
         waiting=dict(night.waiting),
         refused=dict(read_inbox(loop.work_dir).refused),
+        conversations=reports(loop.work_dir),
         superseded=plan.superseded,
         groups=tuple(
             GroupScore(

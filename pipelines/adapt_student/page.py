@@ -92,6 +92,8 @@ class NightResult(Record):
     """Id of a document that the night left out -> why it waits."""
     refused: dict[str, str] = Field(default_factory=dict)
     """Refused file, or row of one (`FILE: line 3`) -> why it is no document."""
+    conversations: dict[str, str] = Field(default_factory=dict)
+    """Chat that teaches nothing, or document of clients that waits for a person -> why."""
     superseded: dict[str, str] = Field(default_factory=dict)
     """Replaced document id -> id of its replacement."""
     groups: tuple[GroupScore, ...] = ()

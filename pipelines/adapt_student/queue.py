@@ -249,7 +249,7 @@ def remove(
             typer.echo(f"{printable(name)}: no longer listed as refused.")
             continue
         if name in chats:
-            typer.echo(f"{name}: erased." + (f" Its correction stays as {chats[name]}." if chats[name] else ""))
+            typer.echo(f"{name}: erased." + (f" What it taught stays as {chats[name]}." if chats[name] else ""))
             continue
         typer.echo(f"{name}: removed; its text and questions are erased from the inbox.")
         if held.get(name) == "memory":

@@ -16,12 +16,13 @@ from evaluation.answers import normalize_answer
 from evaluation.common.text import clean_text
 from evaluation.tasks import Question
 from pipelines.inbox.documents import MAX_TITLE_CHARACTERS, InboxDocument
+from pipelines.inbox.lessons import TRAINING
 from pipelines.inbox.readers.text import one_line, truncated
 from student.memory import LEAST_SCORE, ExternalMemory, MemoryEntry
 
 SOURCE = "feedback of "
 """Begins the source of a correction's document, before the names of its clients."""
-_SEPARATOR = ", "
+SEPARATOR = ", "
 _CONTROL = re.compile(r"<(?=[|/\w｜])|\[(?=/?INST\])")
 """Begins what tokenizers may take for a token of their own."""
 
@@ -49,7 +50,7 @@ def clients_of(document: InboxDocument) -> tuple[str, ...]:
     """Return the clients whose correction a document is; none for any other."""
     if not document.source.startswith(SOURCE):
         return ()
-    return tuple(document.source.removeprefix(SOURCE).split(_SEPARATOR))
+    return tuple(document.source.removeprefix(SOURCE).split(SEPARATOR))
 
 
 def route_corrections(
@@ -74,7 +75,7 @@ def route_corrections(
     for question, group in groups.items():
         mine = [each for each in documents if clients_of(each) and _key(each.title) == question]
         said = {client: each.questions[0].answer for each in mine for client in clients_of(each)}
-        said |= {each.client: _line(each.answer) for each in group}
+        said |= {each.client: as_line(each.answer) for each in group}
         answers: dict[str, list[str]] = {}
         for client, answer in said.items():
             answers.setdefault(normalize_answer(answer), []).append(client)
@@ -102,9 +103,11 @@ def _judged(
 
     `answers` has the clients of each answer; `own` has ids of documents that ask the question, with their answers.
     """
+    if about := TRAINING.search(f"{question} {answer}"):
+        return f"speaks about training ({truncated(about[0], 60)!r})", False
     rivals = [client for given, names in answers.items() if given != answer for client in names]
     if rivals:
-        return f"contradicts the correction of {_SEPARATOR.join(rivals)}", False
+        return f"contradicts the correction of {SEPARATOR.join(rivals)}", False
     if wrong := [name for name, given in own if given != answer]:
         return f"contradicts {wrong[0]}, which answers the question otherwise", False
     hits = () if own else memory.search(question, 3, LEAST_SCORE)
@@ -117,11 +120,11 @@ def _document(
     correction: Correction, clients: Sequence[str], replaced: Sequence[InboxDocument], *, confirmed: bool
 ) -> InboxDocument:
     """Return the document of a correction; it replaces earlier corrections of the same answer, and nothing else."""
-    question, answer = truncated(_line(correction.question), MAX_TITLE_CHARACTERS), _line(correction.answer)
+    question, answer = truncated(as_line(correction.question), MAX_TITLE_CHARACTERS), as_line(correction.answer)
     return InboxDocument(
         title=question,
         text=f"{question} {answer}",
-        source=SOURCE + _SEPARATOR.join(clients),
+        source=SOURCE + SEPARATOR.join(clients),
         whole=correction.id,  # so that each time it is said its claims are new
         questions=(Question(question=question, answer=answer),),
         supersedes=tuple(each.id for each in replaced),
@@ -135,10 +138,11 @@ def accepted(document: InboxDocument, documents: Sequence[InboxDocument]) -> Inb
     return document.model_copy(update={"supersedes": tuple(each.id for each in same if each.id != document.id)})
 
 
-def _line(text: str) -> str:
+def as_line(text: str) -> str:
+    """Return what a user says as data: on one line, without control tokens."""
     return one_line(_CONTROL.sub(lambda match: f"{match[0]} ", clean_text(text)))
 
 
 def _key(question: str) -> str:
     """Return what two wordings of one question have in common."""
-    return normalize_answer(truncated(_line(question), MAX_TITLE_CHARACTERS))
+    return normalize_answer(truncated(as_line(question), MAX_TITLE_CHARACTERS))

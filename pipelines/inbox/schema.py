@@ -68,6 +68,10 @@ SET_PLACE = (
     "UPDATE interactions SET document = ?2, checksum = checksum(id, client, arrived, expires, content, ?2) "
     "WHERE id = ?1 AND content = ?3"
 )
+SET_INTERACTION = (
+    "UPDATE interactions SET content = ?2, checksum = checksum(id, client, arrived, expires, ?2, document) "
+    "WHERE id = ?1 AND content = ?3"
+)
 LAST_PLACE = (
     "SELECT MAX(place) FROM (SELECT 0 AS place UNION SELECT place FROM documents UNION SELECT place FROM claims "
     "UNION SELECT place FROM files)"

@@ -10,7 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from evaluation.common.text import clean_text, without_thoughts
 from pipelines.inbox.readers.text import Block, Extract, UnreadableError, blocks_of, one_line, truncated
@@ -35,16 +35,34 @@ def is_transcript(raw: Any) -> bool:
     )
 
 
+class Turn(NamedTuple):
+    """What was said in a transcript, or a call of a tool."""
+
+    message: int
+    """Index among the messages."""
+    speaker: str
+    """`user`, `assistant`, or `tool` with its name."""
+    text: str
+    """Cleaned, without thoughts and embedded files; empty for a call."""
+    call: str = ""
+    """Name of the tool that is called."""
+    arguments: Any = None
+    """Of the call, as JSON where they are."""
+    failed: bool = False
+    """The format marks it as the result of a call that failed."""
+
+
+def read_turns(messages: Any) -> tuple[Turn, ...]:
+    """Return the turns of a transcript, system prompts left out; raises UnreadableError, as `read_transcript`."""
+    return tuple(_read(messages).turns)
+
+
 def read_transcript(messages: Any) -> Extract:
     """Return a transcript with one paragraph per turn; the title is the first user message.
 
     Raises UnreadableError, with the JSON path and the type that is not known, for any other format.
     """
-    if not isinstance(messages, list) or not messages:
-        raise UnreadableError("messages must be a list with at least one message")
-    reader = _Reader()
-    for number, message in enumerate(messages):
-        reader.add(message, f"messages[{number}]")
+    reader = _read(messages)
     left_out = (f"{counted(count, what)} left out" for what, count in (+reader.left_out).items())
     return Extract(blocks_of(reader.blocks), truncated(reader.title, _TITLE_CHARACTERS), notes=tuple(left_out))
 
@@ -60,6 +78,15 @@ def last_question(messages: Any) -> str:
     return ""
 
 
+def _read(messages: Any) -> _Reader:
+    if not isinstance(messages, list) or not messages:
+        raise UnreadableError("messages must be a list with at least one message")
+    reader = _Reader()
+    for reader.number, message in enumerate(messages):
+        reader.add(message, f"messages[{reader.number}]")
+    return reader
+
+
 class _Reader:
     """What some messages hold so far."""
 
@@ -67,6 +94,9 @@ class _Reader:
         self.blocks: list[Block] = []
         self.title = ""
         self.tools: dict[str, str] = {}
+        self.turns: list[Turn] = []
+        self.number, self.failed = 0, False
+        """Of the message that is read, and whether it marks a failed call."""
         self.left_out: Counter[str] = Counter()
 
     def add(self, message: Any, place: str) -> None:
@@ -129,11 +159,12 @@ class _Reader:
         if not is_result:
             self._call({"name": kind.removesuffix("_call"), **part}, part.get("call_id") or part.get("id"))
         said = part.get("content") if kind.endswith("_result") else part.get("output", part.get("results"))
-        speaker = f"tool {self._tool(part)}"
+        speaker, self.failed = f"tool {self._tool(part)}", part.get("is_error") is True
         if isinstance(said, list) and all(isinstance(each, dict) and "type" in each for each in said):
             self._parts(said, speaker, place)
         elif is_result or said:
             self._say(speaker, said if isinstance(said, str) else json.dumps(said, ensure_ascii=False))
+        self.failed = False
         return None
 
     def _tool(self, result: Mapping[str, Any]) -> str:
@@ -145,6 +176,8 @@ class _Reader:
         name = str(made["name"])
         self.tools[str(call_id)] = name
         arguments = next((made[key] for key in ("arguments", "input", "action", "queries") if key in made), "")
+        arguments = _parsed(arguments)
+        self.turns.append(Turn(self.number, "assistant", "", name, arguments))
         self.blocks.append(Block(f"Assistant calls {name}({_short(arguments)})"))
 
     def _say(self, speaker: str, words: str) -> None:
@@ -155,16 +188,21 @@ class _Reader:
         self.left_out["embedded file"] += files
         text = clean_text(text).strip()
         self.title = self.title or (one_line(text) if speaker == "user" else "")
+        if text or speaker.startswith("tool"):
+            self.turns.append(Turn(self.number, speaker, text, failed=self.failed))
         if text:
             self.blocks.append(Block(f"{speaker[:1].upper()}{speaker[1:]}".strip() + f": {text}"))
 
 
-def _short(arguments: Any) -> str:
-    """Return a call's arguments as `name=value, ...`, truncated."""
+def _parsed(arguments: Any) -> Any:
     try:
-        value = json.loads(arguments) if isinstance(arguments, str) else arguments
+        return json.loads(arguments) if isinstance(arguments, str) else arguments
     except (ValueError, RecursionError):
-        value = arguments
+        return arguments
+
+
+def _short(value: Any) -> str:
+    """Return a call's arguments as `name=value, ...`, truncated."""
     if isinstance(value, dict):
         shown = ", ".join(f"{name}={json.dumps(item, ensure_ascii=False)}" for name, item in value.items())
     else:

@@ -102,7 +102,9 @@ def test_orders_to_the_teacher_stand_in_its_prompt_as_the_passage_and_nowhere_el
     if "grids" in name or "{passage}" not in template.text:
         pytest.skip("reads no passage")
     harmless = only(routed(said(("ann", "2029"), ("ben", "2029"))))
-    hostile = only(routed(said(("ann", _ORDERS), ("ben", _ORDERS), question=f"Who is it?\n\n{_ORDERS}")))
+    found = routed(said(("ann", _ORDERS), ("ben", _ORDERS), question=f"Who is it?\n\n{_ORDERS}"))
+    (hostile,) = found.documents
+    assert found.quarantined == {hostile.id: "speaks about training ('you are now being trained')"}
     expected = template.render(harmless.document).replace(harmless.text, "\0").replace(harmless.title, "\1")
     expected = expected.replace("\0", hostile.text).replace("\1", hostile.title)
     assert template.render(hostile.document) == expected
