@@ -91,7 +91,8 @@ class NightPlan(Record):
     without_questions: tuple[str, ...] = ()
     """Ids of new documents that wait: without questions nothing could tell whether they were learned."""
     removed: tuple[str, ...] = ()
-    """Ids of documents that the student holds and the inbox does not any more: the night's version is without them."""
+    """Ids of documents that the student holds and the inbox does not any more: the night's version is without them. Or
+    not for one client alone any more: they are among the new ones."""
     notes: dict[str, str] = Field(default_factory=dict)
     """By id of a new document: what is asked about it, or why nothing is."""
 
@@ -165,14 +166,17 @@ def new_plan(
     night = f"night-{max(planned, default=0) + 1:04d}"
     chosen: list[HeldDocument] = []
     waiting: list[str] = []
-    for document, place, because in inbox.arrivals(state.ids, config.routing):
+    opened = state.private.keys() & {each.id for each in inbox.documents if not each.client}
+    for document, place, because in inbox.arrivals(state.ids - opened, config.routing):
         if place == "weights" and document.id in unaskable:
             place, because = "memory", inbox.notes.get(document.id, "nothing can be asked about it")
         if place == "weights" and not document.questions:
             waiting.append(document.id)
             continue
-        task, effective = document.as_task(), document.effective
-        chosen.append(HeldDocument(task=task, night=night, place=place, because=because, effective=effective))
+        task, effective, client = document.as_task(), document.effective, document.client
+        chosen.append(
+            HeldDocument(task=task, night=night, place=place, because=because, effective=effective, client=client)
+        )
     holding = state.ids | {held.task.id for held in chosen}
     return NightPlan(
         night=night,
@@ -182,7 +186,7 @@ def new_plan(
         documents=tuple(chosen),
         superseded={old: new for old, new in inbox.superseded.items() if old in holding and new in holding},
         without_questions=tuple(waiting),
-        removed=tuple(sorted(state.ids & inbox.removed)),
+        removed=tuple(sorted(state.ids & inbox.removed | opened)),
         notes={
             name: inbox.notes[name].partition(NOT_LEARNED)[0].rstrip("; ")
             for held in chosen

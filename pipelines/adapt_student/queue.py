@@ -101,8 +101,11 @@ def statuses(store: InboxStore, work_dir: Path, state: StudentState) -> dict[str
         if mine is not None and mine.superseded_by:
             return Status("superseded", f"by {mine.superseded_by}")
         note = f"; {notes[name]}" if name in notes else ""
+        only = f", for {document.client} alone" if document.client else ""
+        if mine is not None and mine.client and not only:
+            return Status("waiting", f"for the next night, which opens it to everybody; now for {mine.client} alone")
         if mine is not None and mine.place == "memory":
-            return Status("memory", f"since {mine.night}, promoted{note}")
+            return Status("memory", f"since {mine.night}, promoted{only}{note}")
         if mine is not None:
             return Status("learned", f"in {mine.night}, promoted{note}")
         if name in tried:
@@ -112,7 +115,7 @@ def statuses(store: InboxStore, work_dir: Path, state: StudentState) -> dict[str
             return Status("waiting", f"{outcome}; the next night tries again{note}")
         requested = f", to {document.route} as its sender requested" if document.route else ""
         missing = "" if document.questions else "; has no questions yet"
-        return Status("waiting", f"for the next night{note or missing or requested}")
+        return Status("waiting", f"for the next night{only}{note or missing or requested}")
 
     found = {document.id: status(document) for document in store.documents()}
     for name, record in removed.items():

@@ -48,6 +48,8 @@ class HeldDocument(Record):
     """Date from which it holds; None if unknown."""
     superseded_by: str | None = None
     """Id of the document that replaces it: it is out of memory, and its questions are no longer asked."""
+    client: str = ""
+    """The one client who is given it; empty is everybody."""
 
 
 class StudentState(Record):
@@ -64,6 +66,11 @@ class StudentState(Record):
     def ids(self) -> frozenset[str]:
         """Ids of all documents, superseded ones included."""
         return frozenset(held.task.id for held in self.documents)
+
+    @property
+    def private(self) -> dict[str, str]:
+        """Client by id of a document that is given to one client alone; it is in memory."""
+        return {held.task.id: held.client for held in self.documents if held.client}
 
     @property
     def digest(self) -> str:
@@ -97,6 +104,7 @@ class StudentState(Record):
                 text=held.task.document.text,
                 source=held.task.document.source,
                 effective=held.effective,
+                client=held.client,
             )
             for held in self.active
             if held.place == "memory"

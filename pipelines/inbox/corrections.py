@@ -126,13 +126,15 @@ def _document(
         questions=(Question(question=question, answer=answer),),
         supersedes=tuple(each.id for each in replaced),
         route=None if confirmed else "memory",
+        client="" if confirmed or len(clients) > 1 else clients[0],
     )
 
 
 def accepted(document: InboxDocument, documents: Sequence[InboxDocument]) -> InboxDocument:
-    """Return a correction that a person accepts: it replaces all others of the same answer, and nothing else."""
+    """Return a correction that a person accepts: it holds for everybody and replaces all others on its question."""
     same = (each for each in documents if clients_of(each) and _key(each.title) == _key(document.title))
-    return document.model_copy(update={"supersedes": tuple(each.id for each in same if each.id != document.id)})
+    replaced = tuple(each.id for each in same if each.id != document.id)
+    return document.model_copy(update={"supersedes": replaced, "client": ""})
 
 
 def _line(text: str) -> str:

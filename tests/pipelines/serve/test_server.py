@@ -441,6 +441,24 @@ async def test_document_that_is_removed_leaves_the_memory_of_the_version_that_an
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("keys", [{"ann": "k1", "ben": "k2"}])
+async def test_entry_for_one_client_answers_that_client_alone(it: Setting) -> None:
+    composer = it.versions.first.composer
+    assert composer is not None
+    entries = [MemoryEntry(id=name, text=f"Zyx lives in {name}.", client=name) for name in ("ann", "cy")]
+    composer.memory = ExternalMemory([*entries, MemoryEntry(id="all", text="Cranes nest at the lake.")])
+    await it.engine.load(it.versions.base_name, it.files)
+    found = {}
+    for client, key in {"ann": "k1", "ben": "k2"}.items():
+        chat = {"model": "champion", "messages": [{"role": "user", "content": "Zyx lives in ann?"}]}
+        headers = {"authorization": f"Bearer {key}"}
+        reply = await it.client.post("/v1/chat/completions", json=chat, headers=headers)
+        found[client] = (reply.headers["x-preceptor-by"], reply.headers["x-preceptor-sources"])
+    assert found["ann"] == ("memory", "ann")
+    assert found["ben"][1] == ""
+
+
+@pytest.mark.anyio
 async def test_without_a_key_only_loopback_names_are_answered(it: Setting) -> None:
     """A page of another site whose name was made to point here (DNS rebinding) is turned away."""
     for host, status in {"evil.example": 400, "localhost:1": 200, "[::1]:1": 200, "127.0.0.1": 200}.items():
