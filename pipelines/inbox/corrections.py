@@ -47,9 +47,12 @@ class Routed(NamedTuple):
 
 def clients_of(document: InboxDocument) -> tuple[str, ...]:
     """Return the clients whose correction a document is; none for any other."""
-    if not document.source.startswith(SOURCE):
-        return ()
-    return tuple(document.source.removeprefix(SOURCE).split(_SEPARATOR))
+    return clients_in(document.source)
+
+
+def clients_in(source: str) -> tuple[str, ...]:
+    """Return the clients that a document's source names as those whose correction it is."""
+    return tuple(source.removeprefix(SOURCE).split(_SEPARATOR)) if source.startswith(SOURCE) else ()
 
 
 def route_corrections(

@@ -250,6 +250,22 @@ async def test_version_that_fails_stays_out_and_health_says_why(it: Setting, wor
 
 
 @pytest.mark.anyio
+async def test_erased_version_answers_nobody_even_where_nothing_takes_its_place(it: Setting) -> None:
+    it.engine.failing = {3}
+    await it.promote(2)
+    it.registry.erase("student", [2], "asked to", 3)
+    health = await it.check()
+    assert (health["status"], health["version"], "other tokens" in health["last_error"]) == ("restarting", None, True)
+    assert (await it.ask()).status_code == 503
+    assert (await it.promote(1))["version"] == 1
+    it.registry.erase("student", [1, 3], "asked to", None)
+    assert (await it.check())["version"] is None
+    assert (await it.ask()).status_code == 503
+    await until(lambda: it.engine.loaded == [])
+    assert it.registry.champion("student") is None, "which is no loss of the store"
+
+
+@pytest.mark.anyio
 async def test_registry_that_fails_leaves_the_champion_in_place(it: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     def lost(_role: str) -> dict[str, int]:
         raise LineageError("the store is gone")

@@ -1,0 +1,173 @@
+"""The proof of an erasure: whether a student still knows what it is to have forgotten, asked of its weights alone."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import typer
+
+from evaluation.common.errors import ScoringError
+from evaluation.exact_match import AnswerScore
+from evaluation.statistics import Interval, bootstrap_mean, known_mean, known_means, sign_flip_test
+from evaluation.tasks import KnowledgeTask, Question
+from pipelines.adapt_student.config import NightConfig
+from pipelines.adapt_student.state import (
+    Erasure,
+    StudentVersion,
+    read_state,
+    student_directory,
+    student_label,
+    student_version,
+)
+from pipelines.lineage.registry import Registry
+from pipelines.lineage.run import log_finished
+from pipelines.loop.update import bank_of
+from pipelines.models import ModelRef, close_models, open_student, with_answer_format
+from pipelines.reports.format import counted, p_value, percent, plain_table, points_interval
+from pipelines.terminal import open_console
+from student.adapters import load_adapter
+from student.bank.scoring import ScoringFailure
+
+_OPTIONS = 8
+"""Answers of a document that a probe chooses from, at most."""
+_ALPHA, _FEWEST = 0.05, 6
+"""Level of the test, and probes below which no difference reaches it: the smallest p-value of five is 2 / 2^5."""
+
+
+class Probes(NamedTuple):
+    """What one student does with the probes, without a memory."""
+
+    right: list[float]
+    """By probe: 1 if greedy decoding writes the gold answer, else 0."""
+    probability: list[float]
+    """By probe: geometric mean of the gold tokens' probabilities, in [0, 1]."""
+    choice: list[float]
+    """By probe: the gold answer's probability among up to `_OPTIONS` answers of its document, in [0, 1]. Learning other
+    documents makes all answers of a kind more probable, this alone those that go with the question."""
+
+
+def prove(settings: NightConfig, registry: Registry, erasure: Erasure, work_dir: Path) -> bool:
+    """Return whether the champion answers what was forgotten no better than the last version without it.
+
+    Better is a gain in exact answers, or in the choice among the document's own answers, whose 95 % interval is above 0
+    and whose sign-flip test is below 0.05. The figures are printed and logged, without any text.
+    """
+    holder, tasks = _holder(registry, erasure, work_dir)
+    champions = erasure.clean, registry.champion("student")
+    students = {"learned it": holder}
+    students |= {
+        what: student_version(registry, number, work_dir)
+        for what, number in zip(("before it", "in use now"), champions, strict=True)
+    }
+    try:
+        probes = dict(zip(students, ask_probes(settings, [*students.values()], tasks), strict=True))
+    finally:
+        close_models()
+    _, before, now = probes.values()
+    gains = {"right": _gain(now.right, before.right), "choice": _gain(now.choice, before.choice)}
+    gone = not any(interval.low > 0.0 and p < _ALPHA for interval, p in gains.values())
+    title = f"{counted(len(now.right), 'question')} on {counted(len(tasks), 'forgotten document')}, without memory"
+    table = plain_table(title, heads=("student", "right, %", "gold probability, %", "choice, %"))
+    for what, each in probes.items():
+        table.add_row(
+            f"{student_label(students[what].number)}, {what}", *(percent(known_mean(column)) for column in each)
+        )
+    told = (f"{points_interval(interval)} {what} (p: {p_value(p)})" for what, (interval, p) in gains.items())
+    table.caption = f"In use now minus before it, in points: {', '.join(told)}"
+    open_console().print(table)
+    record = {
+        "documents": {name: task.document.digest for name, task in tasks.items()},
+        "erased_versions": erasure.versions,
+        "versions": {what: each.number for what, each in students.items()},
+        "adapters": {what: each.adapter and each.adapter.digest for what, each in students.items()},
+        "by_question": {what: each._asdict() for what, each in probes.items()},
+        "gains": {name: {**interval.model_dump(), "p": p} for name, (interval, p) in gains.items()},
+        "gone": gone,
+    }
+    columns = {f"{what}/{name}": mine for what, each in probes.items() for name, mine in each._asdict().items()}
+    run = log_finished(
+        settings.tracking,
+        work_dir,
+        f"erasure of {counted(len(tasks), 'document')}",
+        params={"versions": list(erasure.versions), "questions": len(now.right)},
+        tags={"preceptor.kind": "erasure", "preceptor.outcome": "gone" if gone else "not gone"},
+        metrics=known_means(columns),
+        texts={"erasure.json": json.dumps(record, indent=2)},
+    )
+    typer.echo(f"{_verdict(gone, len(now.right))} The record, without any text, is MLflow's run {run}.")
+    return gone
+
+
+def _verdict(gone: bool, questions: int) -> str:
+    if not gone:
+        return (
+            "NOT FORGOTTEN: the champion answers these questions better than the version before it, beyond noise. Look "
+            "for other documents that say the same, and forget these, too."
+        )
+    if questions < _FEWEST:
+        return f"Fewer than {_FEWEST} questions cannot show a difference beyond noise: compare the figures."
+    return "Gone: the champion answers these questions no better than the version before it, beyond noise."
+
+
+def _holder(registry: Registry, erasure: Erasure, work_dir: Path) -> tuple[StudentVersion, dict[str, KnowledgeTask]]:
+    """Return the version that was in use, and the forgotten documents as the erased versions hold them, by id."""
+    assert erasure.champion is not None
+    tasks: dict[str, KnowledgeTask] = {}
+    for number in (erasure.champion, *reversed(erasure.versions)):  # later ones may be without a removed document
+        directory = registry.fetch("student", number, student_directory(work_dir, number), erased=True)
+        state = read_state(directory)
+        tasks |= {each.task.id: each.task for each in state.documents if each.task.id in erasure.documents}
+        if number == erasure.champion:
+            holder = StudentVersion(number, directory, load_adapter(directory), state)
+        if len(tasks) == len(erasure.documents):
+            break
+    return holder, tasks
+
+
+def ask_probes(
+    settings: NightConfig, students: Sequence[StudentVersion], tasks: Mapping[str, KnowledgeTask]
+) -> list[Probes]:
+    """Return what students answer to all questions on some documents, by their weights alone; raises ScoringError."""
+    settings = with_answer_format(settings)
+    probes: list[list[Question]] = []
+    for task in tasks.values():
+        asked = list(dict.fromkeys((*task.questions, *task.held_out_questions)))
+        answers = list(dict.fromkeys(question.answer for question in asked))
+        for question in asked:
+            at = answers.index(question.answer)
+            chosen = (answers[at:] + answers[:at])[:_OPTIONS]  # the gold one first
+            probes.append([question.model_copy(update={"answer": answer}) for answer in chosen])
+    rows = [row for probe in probes for row in probe]
+    tokenizer = open_student(ModelRef.of(settings.student, settings)).tokenizer
+    adapters = [student.adapter for student in students]
+    with bank_of(settings, settings.update) as bank:
+        scored = bank.score(adapters, [rows] * len(adapters), tokenizer, settings.student.answer_format)
+    found = []
+    for scores in scored:
+        if isinstance(scores, ScoringFailure):
+            raise ScoringError(f"forget: a student cannot be asked: {scores.reason}")
+        left = iter(scores)
+        found.append(_probes([list(itertools.islice(left, len(probe))) for probe in probes]))
+    return found
+
+
+def _probes(scores: Sequence[Sequence[AnswerScore]]) -> Probes:
+    """Return figures from each probe's scores, the gold answer's first."""
+    choice = []
+    for gold, *others in scores:
+        most = max(each.log_probability for each in (gold, *others))
+        shares = [math.exp(each.log_probability - most) for each in (gold, *others)]
+        choice.append(shares[0] / sum(shares))
+    gold_scores = [some[0] for some in scores]
+    return Probes([float(g.exact) for g in gold_scores], [g.token_probability for g in gold_scores], choice)
+
+
+def _gain(now: Sequence[float], before: Sequence[float]) -> tuple[Interval, float]:
+    """Return the mean paired difference with its 95 % interval, and the p-value of its sign-flip test."""
+    differences = [a - b for a, b in zip(now, before, strict=True)]
+    return bootstrap_mean(differences, bounds=(-1.0, 1.0)), sign_flip_test(differences)
