@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evaluation.common.errors import ConfigError, InputError
+from evaluation.common.errors import InputError
 from pipelines.adapt_student.queue import NIGHT, Because, By, champion, learned_versions
 from pipelines.inbox.command import open_inbox
 from pipelines.inbox.corrections import clients_in
@@ -122,7 +122,7 @@ def _erasure(documents: Collection[str], because: str, who: str, work_dir: Path,
     if not (versions := tuple(sorted(usable & learned.keys()))):
         return None
     clean = number
-    while clean in learned:
+    while clean is not None and clean in learned:
         clean = learned[clean]
     in_use = number if number in learned else None
     before = student_version(registry, clean, work_dir).state.ids if in_use is not None else frozenset()
@@ -164,21 +164,21 @@ def _finish(
     work_dir: Path,
     command: Sequence[object],
 ) -> None:
-    """Take the steps of an erasure that are left; typer.Exit 1 if the champion still knows what was to be forgotten.
+    """Take the steps of an erasure that are left.
 
-    Raises:
-        ConfigError: There is no file of the night, and something has to be learned again.
+    typer.Exit 1 if weights in use still know what was to be forgotten, also because no file says how to learn the rest.
     """
     from pipelines.adapt_student.state import write_erasure
     from pipelines.lineage.registry import Registry
 
     numbers = ", ".join(map(str, erasure.versions))
     if erasure.champion is not None and (settings is None or config is None):
-        raise ConfigError(
-            f"forget: the weights of version {numbers} learned it and still hold it; version {erasure.champion} is in "
-            "use. To learn the rest again without it, name the night's file: "
-            f"{preceptor(*command, '--config', NIGHT)}"
+        typer.echo(
+            f"The weights of version {numbers} learned it and still hold it; version {erasure.champion} is in use. To "
+            f"learn the rest again without it, name the night's file: {preceptor(*command, '--config', NIGHT)}",
+            err=True,
         )
+        raise typer.Exit(1)
     with flow_process(work_dir) if erasure.is_open else exclusive(work_dir):
         registry = Registry.open(_tracking(config), work_dir)
         with open_inbox(work_dir) as store:

@@ -198,17 +198,16 @@ class Registry:
         name, client = self.name(role), self._store.client
         with lineage_errors(f"erase versions of {name!r}", self._store.uri), self._store.lock:
             self.finish_move()
-            for number in map(str, erased):
-                if versions.ERASED_TAG not in client.get_model_version(name, number).tags:
-                    client.set_model_version_tag(name, number, versions.ERASED_BECAUSE_TAG, reason)
-                    client.set_model_version_tag(name, number, versions.ERASED_TAG, _now())
+            for version in map(str, erased):
+                if versions.ERASED_TAG not in client.get_model_version(name, version).tags:
+                    client.set_model_version_tag(name, version, versions.ERASED_BECAUSE_TAG, reason)
+                    client.set_model_version_tag(name, version, versions.ERASED_TAG, _now())
             aliases, history = self.aliases(role), {record.version: record for record in self.history(role)}
-            moved = (champion := aliases.get(versions.CHAMPION)) in erased
-            champion = clean if moved else champion
+            champion = clean if aliases.get(versions.CHAMPION) in erased else aliases.get(versions.CHAMPION)
             back = None if champion is None else versions.parent_of(history, champion, None)
             places = {versions.CHAMPION: champion, versions.PREVIOUS: back}
             for alias, number in aliases.items():
-                if number in erased or (moved and alias == versions.PREVIOUS):
+                if number in erased or (alias == versions.PREVIOUS and number == champion):
                     if (to := places.get(alias)) is None:
                         client.delete_registered_model_alias(name, alias)
                     else:
@@ -218,12 +217,13 @@ class Registry:
         """Delete the files of erased versions from the store; repeating it is harmless."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        name = self.name(role)
-        with lineage_errors(f"delete the files of erased versions of {name!r}", self._store.uri):
+        name, uri = self.name(role), self._store.uri
+        with lineage_errors(f"delete the files of erased versions of {name!r}", uri):
             for number in erased:
                 assert versions.ERASED_TAG in self.tags(role, number)
                 place = self._store.client.get_model_version(name, str(number)).source
-                get_artifact_repository(place, tracking_uri=self._store.uri).delete_artifacts()
+                files: Any = get_artifact_repository(place, tracking_uri=uri)
+                files.delete_artifacts()
 
     def finish_move(self) -> None:
         """Complete the promotion or rollback that a killed command left half done."""

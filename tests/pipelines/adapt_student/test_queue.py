@@ -93,7 +93,8 @@ def test_document_in_weights_that_are_not_in_use_is_said_to_be_there(
 ) -> None:
     work_dir, ids, _ = inbox
     said = run("remove", ids["held_back"], "--because", "asked to", "--work-dir", work_dir)
-    assert f"version 2 learned it. To take it out of them, too: preceptor forget {ids['held_back']}" in said
+    assert "The weights of version 2 learned it." in said
+    assert f"preceptor forget {ids['held_back']} --because 'asked to' --config NIGHT.yaml" in said
 
 
 def test_refused_file_is_listed_until_it_is_read_or_removed_from_the_list(

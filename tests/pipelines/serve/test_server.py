@@ -463,6 +463,7 @@ async def test_entry_for_one_client_answers_that_client_alone(it: Setting) -> No
     assert composer is not None
     entries = [MemoryEntry(id=name, text=f"Zyx lives in {name}.", client=name) for name in ("ann", "cy")]
     composer.memory = ExternalMemory([*entries, MemoryEntry(id="all", text="Cranes nest at the lake.")])
+    composer.options = composer.options.model_copy(update={"least_score": 0.1})
     await it.engine.load(it.versions.base_name, it.files)
     found = {}
     for client, key in {"ann": "k1", "ben": "k2"}.items():
