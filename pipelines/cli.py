@@ -13,8 +13,9 @@ from typer.core import TyperGroup
 
 from evaluation.common.errors import LineageError
 from evaluation.common.storage import write_atomically
+from pipelines.adapt_student.forget import forget
 from pipelines.adapt_student.init import examples, get_model, init
-from pipelines.adapt_student.queue import forget, list_documents, remove, show
+from pipelines.adapt_student.queue import list_documents, remove, show
 from pipelines.ask.answerer import ask
 from pipelines.check_regression.command import check_regression
 from pipelines.experiments.micro_models import build_micro

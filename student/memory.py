@@ -50,6 +50,8 @@ class MemoryEntry(Frozen):
     """Where the document came from."""
     effective: date | None = None
     """From when on the document holds; of two hits with the same score, the later one comes first."""
+    client: str = ""
+    """The one client of a server that finds it; empty is everybody."""
 
     @field_validator("text")
     @classmethod
@@ -97,10 +99,10 @@ class ExternalMemory:
     @cached_property
     def digest(self) -> str:
         """SHA-256 (64 hex digits) of all entries, whatever order they came in."""
-        return digest_json([entry.model_dump(mode="json") for entry in self.entries])
+        return digest_json([*map(_row, self.entries)])
 
-    def search(self, question: str, k: int = 1, least_score: float = 0.0) -> tuple[Hit, ...]:
-        """Return at most `k` entries that fit a question, each once, best first.
+    def search(self, question: str, k: int = 1, least_score: float = 0.0, client: str = "") -> tuple[Hit, ...]:
+        """Return at most `k` entries that fit a question and that a client finds, each once, best first.
 
         Of equal scores the entry that became effective last comes first, then ids in their order. Hits below
         `least_score` (>= 0, see `Hit.score`) are left out; at 0, one shared word may make an entry a hit.
@@ -117,6 +119,8 @@ class ExternalMemory:
         best: dict[str, Hit] = {}
         for place in np.flatnonzero((scores > 0) & (scores >= least_score)).tolist():
             entry, passage = passages[place]
+            if entry.client not in ("", client):
+                continue
             if entry.id not in best or scores[place] > best[entry.id].score:
                 best[entry.id] = Hit(entry, float(scores[place]), passage)
 
@@ -150,7 +154,7 @@ class ExternalMemory:
 
         The file is replaced at once, so that a killed run leaves the old one or the whole new one.
         """
-        rows = [self._head, *(entry.model_dump(mode="json") for entry in self.entries)]
+        rows = [self._head, *map(_row, self.entries)]
         return write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
     @classmethod
@@ -176,6 +180,11 @@ class ExternalMemory:
                 f"entries make {json.dumps(memory._head)}."
             )
         return memory
+
+
+def _row(entry: MemoryEntry) -> dict[str, Any]:
+    """Return an entry as JSON; one for everybody as earlier releases wrote and digested it."""
+    return entry.model_dump(mode="json", exclude=None if entry.client else {"client"})
 
 
 def terms_of(text: str) -> list[str]:

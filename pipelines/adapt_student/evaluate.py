@@ -109,24 +109,30 @@ class Measured(NamedTuple):
 
 
 def score_student(
-    loop: Loop, config: NightConfig, student: StudentVersion, questions: Mapping[str, Sequence[Question]]
+    loop: Loop,
+    config: NightConfig,
+    student: StudentVersion,
+    questions: Mapping[str, Sequence[Question]],
+    clients: Mapping[str, str] = MappingProxyType({}),
 ) -> NightScores:
     """Return the scores of questions, by document id or name of a set, that a student answers as in `preceptor ask`.
 
-    The configuration's grader decides where there is one.
+    `clients` has the clients who ask, by id of a document that is given to them alone. The configuration's grader
+    decides where there is one.
 
     Raises:
         ScoringError: The student cannot be scored.
         BudgetError, EndpointError: A judge cannot be asked on.
     """
     asked = [question for some in questions.values() for question in some]
+    askers = [clients.get(name, "") for name, some in questions.items() for _ in some]
     answerer = Answerer(open_student(loop.student_ref), student.adapter, student.state.memory, config.asking)
     posed = []
-    for question in asked:
+    for question, client in zip(asked, askers, strict=True):
         if question.is_continuation:
             posed.append((question, student.adapter is not None))
         else:
-            prompt = answerer.prompt_for(question.question)
+            prompt = answerer.prompt_for(question.question, client=client)
             posed.append((question.model_copy(update={"question": prompt.text}), prompt.adapted))
     grading = config.grading
     content = {
@@ -240,8 +246,10 @@ def measure(night: Night, student: StudentVersion, stage: Stage) -> Measured:
     new = {planned.task.id for planned in night.plan.documents}
     tasks = {held.task.id: held.task for held in student.state.active}
     general = retention_probes(config.general, _MOST_GENERAL, loop.seed("retention"))
-    earlier = {name: task.comparison_questions for name, task in tasks.items() if name not in new}
-    found = known_questions([task for name, task in tasks.items() if name in new], {**earlier, GENERAL: general})
+    clients = student.state.private  # what one of them says contradicts nobody
+    public = {name: task for name, task in tasks.items() if name not in clients}
+    earlier = {name: task.comparison_questions for name, task in public.items() if name not in new}
+    found = known_questions([task for name, task in public.items() if name in new], {**earlier, GENERAL: general})
     probes: dict[str, Sequence[Question]] = {PROBES: loop.probes}
     questions = {name: task.comparison_questions for name, task in tasks.items()} | probes
     questions[GENERAL] = [general[each.number] for each in found if each.name == GENERAL]
@@ -254,7 +262,7 @@ def measure(night: Night, student: StudentVersion, stage: Stage) -> Measured:
     compared = ((student, questions), (night.parent, of_parent), (BASE_STUDENT, probes))
     for step, (each, some) in zip(stage.steps, compared, strict=True):
         with loop.reporter.step(step, stage.name):
-            scores.append(score_student(loop, config, each, some))
+            scores.append(score_student(loop, config, each, some, clients))
     after, before, base = scores
     if is_base:
         before = NightScores({**before.right, **base.right}, before.empty + base.empty)
@@ -268,8 +276,9 @@ def answer_settings(night: Night, student: StudentVersion, measured: Measured) -
     """
     config, model = night.config, open_student(night.loop.student_ref)
     answerer = Answerer(model, student.adapter, student.state.memory, config.asking)
-    asked = [question.question for some in measured.questions.values() for question in some]
-    right = [each for name in measured.questions for each in measured.after.right[name]]
+    public = [name for name in measured.questions if name not in student.state.private]
+    asked = [question.question for name in public for question in measured.questions[name]]
+    right = [each for name in public for each in measured.after.right[name]]
     graded = ((question, each) for question, each in zip(asked, right, strict=True) if each in (0.0, 1.0))
     posed = [(answerer.prompt_for(question), bool(each)) for question, each in graded]
     posed = [(prompt, each) for prompt, each in posed if prompt.used == "weights"]

@@ -208,6 +208,7 @@ def _adapt(night: Night, lineage: Lineage, stages: Mapping[str, Stage]) -> Night
         night=plan.night,
         date=plan.date,
         student=config.student.model,
+        erasing=plan.erasing,
         outcome="promoted" if report is None else _OUTCOMES[report.decision],
         parent=plan.parent,
         new=tuple(_new_document(night, measured, learned, planned, otherwise) for planned in plan.documents),
@@ -342,6 +343,7 @@ def _register(
         versions.DECISION_TAG: _decision(result),
         versions.TEACHER_TAG: "untrained" if result.teacher_version is None else str(result.teacher_version),
         **versions.score_tags(scores),
+        **({versions.AGAIN_TAG: night.plan.erasing} if night.plan.erasing else {}),
     }
     settings = evaluate.answer_settings(night, student, measured)
     with tempfile.TemporaryDirectory(dir=night.loop.work_dir) as scratch:

@@ -81,6 +81,8 @@ class NightResult(Record):
     """Day on which it began, YYYY-MM-DD."""
     student: str = ""
     """Model of the frozen base."""
+    erasing: str = ""
+    """See `NightPlan`."""
     outcome: Outcome
     parent: int | None = None
     version: int | None = None
@@ -216,6 +218,8 @@ def night_lines(result: NightResult, work_dir: Path, config: Path | None = None)
         return
     parent = "the base student" if result.parent is None else f"version {result.parent}"
     yield f"{result.night}: {result.outcome} (version {result.version}, trained from {parent})"
+    if result.erasing:
+        yield f"  learned again after an erasure: {result.erasing}"
     yield f"  new documents        {_change(result.new_before, result.new_after)}  ({len(result.new)})"
     documents = sum(group.documents for group in result.groups)
     yield f"  earlier documents    {_change(result.earlier_before, result.earlier_after)}  ({documents})"

@@ -1,7 +1,7 @@
 """What a night is about: the documents that the champion does not hold yet, and where each of them goes.
 
-Weights are for what lasts: a fact in them cannot be removed again, only overwritten. What is volatile, dated or
-replaces an earlier document therefore stays in external memory, where the next version takes its place.
+Weights are for what lasts: to take a fact out of them, all that came after it is learned again. What is volatile, dated
+or replaces an earlier document therefore stays in external memory, where the next version takes its place.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from evaluation.common.storage import checksum, write_atomically
 from evaluation.tasks import KnowledgeTask, Question
 from pipelines.adapt_student.config import NightConfig, RoutingConfig
 from pipelines.adapt_student.state import (
+    Erasure,
     HeldDocument,
     StudentState,
     StudentVersion,
+    read_erasure,
     read_state,
     student_directory,
     student_label,
@@ -91,9 +93,12 @@ class NightPlan(Record):
     without_questions: tuple[str, ...] = ()
     """Ids of new documents that wait: without questions nothing could tell whether they were learned."""
     removed: tuple[str, ...] = ()
-    """Ids of documents that the student holds and the inbox does not any more: the night's version is without them."""
+    """Ids of documents that the student holds and the inbox does not any more: the night's version is without them. Or
+    not for one client alone any more: they are among the new ones."""
     notes: dict[str, str] = Field(default_factory=dict)
     """By id of a new document: what is asked about it, or why nothing is."""
+    erasing: str = ""
+    """Why others were erased without which the documents are learned again; empty for an ordinary night."""
 
     @property
     def to_weights(self) -> tuple[KnowledgeTask, ...]:
@@ -155,24 +160,33 @@ def new_plan(
     parent: int | None,
     state: StudentState,
     unaskable: Collection[str] = (),
+    erasure: Erasure | None = None,
 ) -> NightPlan:
     """Return the plan of a new night for a version with a state; it may have no documents.
 
     A document without questions waits, unless it goes to memory. `unaskable` has ids of those that nothing can be asked
-    about: they are looked up instead.
+    about: they are looked up instead. A night for an open erasure (by default that of the work directory) learns again
+    what has to be, and nothing else.
     """
+    erasure = erasure or read_erasure(work_dir)
+    again = erasure if erasure is not None and erasure.is_open else None
     planned = (int(path.name.rpartition("-")[2]) for path in (work_dir / NIGHTS).glob("night-*"))
     night = f"night-{max(planned, default=0) + 1:04d}"
     chosen: list[HeldDocument] = []
     waiting: list[str] = []
-    for document, place, because in inbox.arrivals(state.ids, config.routing):
+    opened = state.private.keys() & {each.id for each in inbox.documents if not each.client}
+    for document, place, because in inbox.arrivals(state.ids - opened, config.routing):
+        if again is not None and document.id not in again.again:
+            continue
         if place == "weights" and document.id in unaskable:
             place, because = "memory", inbox.notes.get(document.id, "nothing can be asked about it")
         if place == "weights" and not document.questions:
             waiting.append(document.id)
             continue
-        task, effective = document.as_task(), document.effective
-        chosen.append(HeldDocument(task=task, night=night, place=place, because=because, effective=effective))
+        task, effective, client = document.as_task(), document.effective, document.client
+        chosen.append(
+            HeldDocument(task=task, night=night, place=place, because=because, effective=effective, client=client)
+        )
     holding = state.ids | {held.task.id for held in chosen}
     return NightPlan(
         night=night,
@@ -182,12 +196,13 @@ def new_plan(
         documents=tuple(chosen),
         superseded={old: new for old, new in inbox.superseded.items() if old in holding and new in holding},
         without_questions=tuple(waiting),
-        removed=tuple(sorted(state.ids & inbox.removed)),
+        removed=tuple(sorted(state.ids & inbox.removed | opened)),
         notes={
             name: inbox.notes[name].partition(NOT_LEARNED)[0].rstrip("; ")
             for held in chosen
             if (name := held.task.id) in inbox.notes
         },
+        erasing="" if again is None else again.reason,
     )
 
 
@@ -333,12 +348,19 @@ class DryRun(NamedTuple):
     """Empty if there is nothing new."""
 
 
-def dry_run(config: NightConfig, work_dir: Path) -> DryRun:
-    """Return what the next night in a work directory, which need not exist, would do; changes nothing."""
+def dry_run(config: NightConfig, work_dir: Path, erasure: Erasure | None = None) -> DryRun:
+    """Return what the next night in a work directory, which need not exist, would do; changes nothing.
+
+    With an erasure it is the night after that has begun.
+    """
     prepare_process()
     registry = Registry.open(config.tracking, work_dir) if has_store(config.tracking, work_dir) else None
     parent = None if registry is None else registry.champion("student")
-    state, inbox = _held(registry, parent, work_dir), read_inbox(work_dir)
+    parent, inbox = parent if erasure is None else erasure.clean, read_inbox(work_dir)
+    if erasure is not None:
+        kept = tuple(document for document in inbox.documents if document.id not in erasure.documents)
+        inbox = inbox._replace(documents=kept, removed=inbox.removed.union(erasure.documents))
+    state = _held(registry, parent, work_dir)
     unasked = {document.id for document in inbox.unasked(state.ids, config)}
     plan = read_plan(work_dir)
     interrupted = plan is not None and _resumes(plan, config, parent, state, inbox)
@@ -347,7 +369,7 @@ def dry_run(config: NightConfig, work_dir: Path) -> DryRun:
             document.model_copy(update={"questions": (_PLACEHOLDER,)}) if document.id in unasked else document
             for document in inbox.documents
         )
-        plan = new_plan(config, work_dir, inbox._replace(documents=asked), parent, state)
+        plan = new_plan(config, work_dir, inbox._replace(documents=asked), parent, state, erasure=erasure)
     elif plan.parent != parent:
         state = _held(registry, plan.parent, work_dir)
     stages = plan_questions(config, len(unasked)) + plan_night(config, plan, state.without(plan.removed))

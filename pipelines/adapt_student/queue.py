@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
-from evaluation.common.errors import InputError
 from pipelines.inbox.command import next_step, open_inbox
-from pipelines.inbox.corrections import clients_of
 from pipelines.inbox.intake import listing
 from pipelines.inbox.interactions import Stored, summary
 from pipelines.inbox.readers.text import one_line
@@ -40,6 +38,8 @@ def _given(because: str) -> str:
 Because = Annotated[str, typer.Option("--because", help="Reason; kept with the date and your name.", callback=_given)]
 By = Annotated[str, typer.Option("--by", envvar=["USER", "USERNAME"], help="Your name.")]
 FlowFile = Annotated[Path | None, typer.Option("--config", help="YAML file of the night, for a store of its own.")]
+NIGHT = "NIGHT.yaml"
+"""In commands to type: the night's file."""
 _MAX_TITLE = 60
 _APART: tuple[Kind, ...] = ("removed", "refused", "interaction")
 """Listed with --all, or --status, alone."""
@@ -101,8 +101,11 @@ def statuses(store: InboxStore, work_dir: Path, state: StudentState) -> dict[str
         if mine is not None and mine.superseded_by:
             return Status("superseded", f"by {mine.superseded_by}")
         note = f"; {notes[name]}" if name in notes else ""
+        only = f", for {document.client} alone" if document.client else ""
+        if mine is not None and mine.client and not only:
+            return Status("waiting", f"for the next night, which opens it to everybody; now for {mine.client} alone")
         if mine is not None and mine.place == "memory":
-            return Status("memory", f"since {mine.night}, promoted{note}")
+            return Status("memory", f"since {mine.night}, promoted{only}{note}")
         if mine is not None:
             return Status("learned", f"in {mine.night}, promoted{note}")
         if name in tried:
@@ -112,7 +115,7 @@ def statuses(store: InboxStore, work_dir: Path, state: StudentState) -> dict[str
             return Status("waiting", f"{outcome}; the next night tries again{note}")
         requested = f", to {document.route} as its sender requested" if document.route else ""
         missing = "" if document.questions else "; has no questions yet"
-        return Status("waiting", f"for the next night{note or missing or requested}")
+        return Status("waiting", f"for the next night{only}{note or missing or requested}")
 
     found = {document.id: status(document) for document in store.documents()}
     for name, record in removed.items():
@@ -243,7 +246,6 @@ def remove(
         chats = {each.interaction.id: each.document for each in store.interactions()}
         store.remove(documents, because, who)
     held = {each.task.id: each.place for each in state.documents}
-    place = ("--work-dir", work_dir, *(("--config", config) if config else ()))
     for name in dict.fromkeys(documents):
         if name in refused:
             typer.echo(f"{printable(name)}: no longer listed as refused.")
@@ -258,39 +260,13 @@ def remove(
         if version is not None and held.get(name) == "weights":
             learned.setdefault(version, state.parent)
         if learned:
-            typer.echo(f"  {_unlearning(learned, version, place)}")
+            command = preceptor(
+                "forget", name, "--because", because, "--config", config or NIGHT, "--work-dir", work_dir
+            )
+            numbers = ", ".join(map(str, sorted(learned)))
+            typer.echo(f"  The weights of version {numbers} learned it. To take it out of them, too: {command}")
     typer.echo("Files of earlier nights and versions are kept as they are and may hold the text.")
     next_step("list --status removed", work_dir)
-
-
-def forget(
-    name: Annotated[str, typer.Argument(metavar="CLIENT|SOURCE|ID", help="Name of a key, file, URL, or id.")],
-    because: Because,
-    who: By = "unknown",
-    work_dir: WorkDir = Path(".preceptor"),
-    config: FlowFile = None,
-) -> None:
-    """Erase all of a client, a source or a document: its chats, its documents, and what was made of its corrections.
-
-    See `inbox remove` for what that means, and for the versions whose weights hold it.
-    """
-    with open_inbox(work_dir) as store:
-        every = ((each, (each.id, each.source, *clients_of(each), *store.paths(each.id))) for each in store.documents())
-        documents = [each.id for each, names in every if name in names]
-        stored = store.interactions()
-    gone = {name, *documents}
-    chats = [each.id for each, document in stored if gone & {each.id, each.client, document}]
-    if not documents and not chats:
-        raise InputError(
-            f"forget: got {name!r}, but no document, source or client of chats in {str(work_dir)!r} has this name. "
-            "`preceptor inbox list --all` shows them."
-        )
-    if chats:
-        with open_inbox(work_dir) as store, exclusive(work_dir):
-            store.remove(chats, because, who)
-        typer.echo(f"Erased {counted(len(chats), 'interaction')}.")
-    if documents:
-        remove(documents, because, who, work_dir, config)
 
 
 def learned_versions(work_dir: Path, name: str) -> dict[int, int | None]:
@@ -301,17 +277,3 @@ def learned_versions(work_dir: Path, name: str) -> dict[int, int | None]:
         if any(each.get("place") == "weights" for each in mine) or result.get("parent") in found:
             found[result["version"]] = result.get("parent")
     return found
-
-
-def _unlearning(learned: Mapping[int, int | None], champion: int | None, place: Iterable[object]) -> str:
-    """Return in which versions' weights a document is, and what to type; `learned` has their parents."""
-    said = f"The weights learned it and cannot unlearn it in version {', '.join(map(str, sorted(learned)))}."
-    if champion not in learned:
-        return f"{said} None of these is in use: do not promote them."
-    clean = champion
-    while clean is not None and clean in learned:
-        clean = learned[clean]
-    if clean is None:
-        return f"{said} Only the base student is without it: to begin anew, add the others under another --work-dir."
-    command = preceptor("promote", "student", clean, *place)
-    return f"{said} To return to the last version without it, from which nights learn the rest again: {command}"

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError
 
 from evaluation.common.data import digest_json
 from evaluation.common.errors import LineageError
+from evaluation.common.storage import write_atomically
 from evaluation.tasks import KnowledgeTask
 from pipelines.ask.answers import FORMAT_FILE, AnswerSettings
 from pipelines.inbox.documents import Route
@@ -48,6 +49,8 @@ class HeldDocument(Record):
     """Date from which it holds; None if unknown."""
     superseded_by: str | None = None
     """Id of the document that replaces it: it is out of memory, and its questions are no longer asked."""
+    client: str = ""
+    """The one client who is given it; empty is everybody."""
 
 
 class StudentState(Record):
@@ -64,6 +67,11 @@ class StudentState(Record):
     def ids(self) -> frozenset[str]:
         """Ids of all documents, superseded ones included."""
         return frozenset(held.task.id for held in self.documents)
+
+    @property
+    def private(self) -> dict[str, str]:
+        """Client by id of a document that is given to one client alone; it is in memory."""
+        return {held.task.id: held.client for held in self.documents if held.client}
 
     @property
     def digest(self) -> str:
@@ -97,6 +105,7 @@ class StudentState(Record):
                 text=held.task.document.text,
                 source=held.task.document.source,
                 effective=held.effective,
+                client=held.client,
             )
             for held in self.active
             if held.place == "memory"
@@ -115,6 +124,49 @@ class StudentState(Record):
     def without(self, removed: Collection[str]) -> StudentState:
         """Return the state without some documents: neither in memory nor rehearsed nor asked about any more."""
         return self.model_copy(update={"documents": tuple(d for d in self.documents if d.task.id not in removed)})
+
+
+class Erasure(Record):
+    """What leaves the weights, from the first step of that to the last; without any text of it."""
+
+    documents: tuple[str, ...]
+    """Ids."""
+    reason: str
+    who: str
+    versions: tuple[int, ...]
+    """Whose weights learned them, in ascending order."""
+    champion: int | None
+    """The one of these that was in use; None: none was, and nothing has to be learned again."""
+    clean: int | None
+    """The last version in its line that did not learn them; None is the base student."""
+    again: tuple[str, ...] = ()
+    """Ids of what the champion held beside them and `clean` does not."""
+    learned: bool = False
+    """Whether the night that learns it again has ended."""
+    gone: bool | None = None
+    """Whether probes find nothing of them in the champion; None before they were asked."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the next night learns for it."""
+        return self.champion is not None and not self.learned
+
+
+_ERASURE = "erasure.json"
+
+
+def read_erasure(work_dir: Path) -> Erasure | None:
+    """Return the erasure that a command in this work directory has not ended yet."""
+    path = work_dir / _ERASURE
+    return Erasure.model_validate_json(path.read_bytes()) if path.is_file() else None
+
+
+def write_erasure(erasure: Erasure | None, work_dir: Path) -> None:
+    """Record how far an erasure is, before its first step and after each; None after the last."""
+    if erasure is None:
+        (work_dir / _ERASURE).unlink(missing_ok=True)
+    else:
+        write_atomically(work_dir / _ERASURE, erasure.model_dump_json(indent=2))
 
 
 def read_state(directory: Path) -> StudentState:

@@ -223,17 +223,19 @@ class Composer:
         """How questions are put."""
         self._has_adapter = has_adapter
 
-    def prompt_for(self, question: str, by: By = "auto") -> Prompt:
+    def prompt_for(self, question: str, by: By = "auto", client: str = "") -> Prompt:
         """Return the student's input for a question, with as many passages as fit into its context.
 
         `memory` and `both` use the best passages that share a word with the question, whatever their score; `auto` uses
-        those that reach `least_score`. Raises ScoringError for a question that is too long for the student.
+        those that reach `least_score`. Entries for one client are used for that `client` alone. Raises ScoringError for
+        a question that is too long for the student.
         """
         options, (tokenizer, longest, _) = self.options, self.vocabulary
         question = clean_text(question)  # as texts and questions are learned
         hits: tuple[Hit, ...] = ()
         if by != "weights":
-            hits = self.memory.search(question, options.passages, options.least_score if by == "auto" else 0.0)
+            least = options.least_score if by == "auto" else 0.0
+            hits = self.memory.search(question, options.passages, least, client)
         if by == "auto":
             by = "memory" if hits else "weights"
         adapted = self._has_adapter and by != "memory"
@@ -267,7 +269,7 @@ class Composer:
             text=UNKNOWN if unknown else text,
             by="unknown" if unknown else prompt.used,
             sources=tuple(
-                Source(**hit.entry.model_dump(exclude={"text"}), score=hit.score, passage=hit.passage)
+                Source(**hit.entry.model_dump(exclude={"text", "client"}), score=hit.score, passage=hit.passage)
                 for hit in prompt.hits
             ),
             version=self.version,

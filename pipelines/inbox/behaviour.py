@@ -76,6 +76,7 @@ def _preference(said: Sequence[Lesson], documents: Sequence[InboxDocument], foun
             questions=(Question(question=each.about, answer=each.says),),
             supersedes=() if reason else tuple(document.id for document in known),
             route="memory",
+            client=each.client,
         )
         if not same:
             _add(made, reason, found)
@@ -173,6 +174,7 @@ def _procedure(
         held_out_questions=tuple(situations[1::2]),
         supersedes=tuple(each.id for each in replaced),
         route=None if confirmed else "memory",
+        client="" if len(clients) > 1 else clients[0],
     )
 
 

@@ -16,7 +16,7 @@ from evaluation.answers import normalize_answer
 from evaluation.common.text import clean_text
 from evaluation.tasks import Question
 from pipelines.inbox.documents import MAX_TITLE_CHARACTERS, InboxDocument
-from pipelines.inbox.lessons import TRAINING
+from pipelines.inbox.lessons import TRAINING, is_preference
 from pipelines.inbox.readers.text import one_line, truncated
 from student.memory import LEAST_SCORE, ExternalMemory, MemoryEntry
 
@@ -48,9 +48,12 @@ class Routed(NamedTuple):
 
 def clients_of(document: InboxDocument) -> tuple[str, ...]:
     """Return the clients whose correction a document is; none for any other."""
-    if not document.source.startswith(SOURCE):
-        return ()
-    return tuple(document.source.removeprefix(SOURCE).split(SEPARATOR))
+    return clients_in(document.source)
+
+
+def clients_in(source: str) -> tuple[str, ...]:
+    """Return the clients that a document's source names as those whose correction it is."""
+    return tuple(source.removeprefix(SOURCE).split(SEPARATOR)) if source.startswith(SOURCE) else ()
 
 
 def route_corrections(
@@ -129,13 +132,19 @@ def _document(
         questions=(Question(question=question, answer=answer),),
         supersedes=tuple(each.id for each in replaced),
         route=None if confirmed else "memory",
+        client="" if confirmed or len(clients) > 1 else clients[0],
     )
 
 
 def accepted(document: InboxDocument, documents: Sequence[InboxDocument]) -> InboxDocument:
-    """Return a correction that a person accepts: it replaces all others of the same answer, and nothing else."""
+    """Return a correction that a person accepts: it holds for everybody and replaces all others on its question.
+
+    A preference remains its client's.
+    """
     same = (each for each in documents if clients_of(each) and _key(each.title) == _key(document.title))
-    return document.model_copy(update={"supersedes": tuple(each.id for each in same if each.id != document.id)})
+    replaced = tuple(each.id for each in same if each.id != document.id)
+    client = document.client if is_preference(document.title, document.client) else ""
+    return document.model_copy(update={"supersedes": replaced, "client": client})
 
 
 def as_line(text: str) -> str:

@@ -66,6 +66,8 @@ class InboxDocument(Frozen):
     """Names of its subjects, if known; splits keep them disjoint."""
     route: Route | None = None
     """The sender's hint; None leaves the choice to the night's routing."""
+    client: str = ""
+    """The one client of a server for whom it holds; empty is everybody."""
 
     @property
     def id(self) -> str:

@@ -20,7 +20,7 @@ from pipelines.inbox.corrections import Correction, accepted, clients_of, route_
 from pipelines.inbox.documents import InboxDocument
 from pipelines.inbox.lessons import Conversation, lessons_of
 from pipelines.inbox.redaction import redact
-from pipelines.inbox.schema import SET_INTERACTION, SET_PLACE, into
+from pipelines.inbox.schema import SET_CONTENT, SET_INTERACTION, SET_PLACE, into
 from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.inbox.transcripts import last_question, read_transcript
 
@@ -137,10 +137,17 @@ class InteractionStore(InboxStore):
         return bool(rows)
 
     def release(self, ids: Sequence[str]) -> tuple[str, ...]:
-        """Return documents to the queue, as `InboxStore.release`; a correction that is accepted replaces its rivals."""
+        """Return documents to the queue, as `InboxStore.release`.
+
+        A correction is accepted with that, also one that waits for nobody: it replaces its rivals and holds for all.
+        """
         released, documents = super().release(ids), self.documents()
-        self.add(accepted(each, documents) for each in documents if each.id in released and clients_of(each))
-        return released
+        chosen = [each for each in documents if each.id in released or (each.id in ids and each.client)]
+        corrections = [accepted(each, documents) for each in chosen if clients_of(each)]
+        self.add(corrections)
+        with self._transaction() as db:
+            db.executemany(SET_CONTENT, [(each.model_dump_json(), each.id) for each in corrections])
+        return tuple(dict.fromkeys((*released, *(each.id for each in corrections))))
 
     def tend(self) -> None:
         """Erase interactions whose time is over, and let corrections and lessons become documents, or wait."""

@@ -57,6 +57,13 @@ ASPECTS: Mapping[Aspect, str] = {
     "address": "How does {client} want to be addressed?",
 }
 """What a preference is about, and how it is asked for."""
+
+
+def is_preference(title: str, client: str) -> bool:
+    """Return whether a document of that title says what one client prefers."""
+    return title in {about.format(client=client) for about in ASPECTS.values()}
+
+
 _LEAD = (
     r"(?:(?:and|but|also|so|ok(?:ay)?|please|kindly|always|generally|from now on|in (?:the )?future|by default|for now|"
     r"today|this time|every time|next time|(?:can|could|would|will) you|you (?:should|must)|"

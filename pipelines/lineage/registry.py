@@ -4,7 +4,7 @@ An adapter is stored as MLflow's LoggedModel without a flavor: its files go stra
 vLLM. (`mlflow.transformers` silently stores an adapter of a local base wrongly: github.com/mlflow/mlflow/issues/23761.)
 
 Aliases: `candidate` is the newest, `champion` is in use, `previous` is where a rollback leads. Only aliases and tags
-change: no version, run or file is ever deleted.
+change: no version or run is ever deleted, and no file but those of versions that are erased.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -189,6 +189,42 @@ class Registry:
             reason=reason,
         )
 
+    def erase(self, role: Role, erased: Collection[int], reason: str, clean: int | None) -> None:
+        """Take versions out of use for good: they are never fetched, promoted or rolled back to again.
+
+        Where one of them is the champion, `clean` takes its place, None is no version. Their records stay, and their
+        files until `delete_files`. Repeating the call completes one that was killed.
+        """
+        name, client = self.name(role), self._store.client
+        with lineage_errors(f"erase versions of {name!r}", self._store.uri), self._store.lock:
+            self.finish_move()
+            for version in map(str, erased):
+                if versions.ERASED_TAG not in client.get_model_version(name, version).tags:
+                    client.set_model_version_tag(name, version, versions.ERASED_BECAUSE_TAG, reason)
+                    client.set_model_version_tag(name, version, versions.ERASED_TAG, _now())
+            aliases, history = self.aliases(role), {record.version: record for record in self.history(role)}
+            champion = clean if aliases.get(versions.CHAMPION) in erased else aliases.get(versions.CHAMPION)
+            back = None if champion is None else versions.parent_of(history, champion, None)
+            places = {versions.CHAMPION: champion, versions.PREVIOUS: back}
+            for alias, number in aliases.items():
+                if number in erased or (alias == versions.PREVIOUS and number == champion):
+                    if (to := places.get(alias)) is None:
+                        client.delete_registered_model_alias(name, alias)
+                    else:
+                        client.set_registered_model_alias(name, alias, str(to))
+
+    def delete_files(self, role: Role, erased: Collection[int]) -> None:
+        """Delete the files of erased versions from the store; repeating it is harmless."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        name, uri = self.name(role), self._store.uri
+        with lineage_errors(f"delete the files of erased versions of {name!r}", uri):
+            for number in erased:
+                assert versions.ERASED_TAG in self.tags(role, number)
+                place = self._store.client.get_model_version(name, str(number)).source
+                files: Any = get_artifact_repository(place, tracking_uri=uri)
+                files.delete_artifacts()
+
     def finish_move(self) -> None:
         """Complete the promotion or rollback that a killed command left half done."""
         work_dir = self._store.work_dir
@@ -211,9 +247,12 @@ class Registry:
         number = self.aliases(role).get(versions.CHAMPION)
         if number is not None:
             versions.note_champion(name, number, work_dir)
-        elif name in (known := versions.champions(work_dir)):
-            raise versions.lost_champion(work_dir, name, known[name])
+        elif (known := versions.champions(work_dir).get(name)) is not None and known not in self._erased(role):
+            raise versions.lost_champion(work_dir, name, known)
         return number
+
+    def _erased(self, role: Role) -> set[int]:
+        return {record.version for record in self.history(role) if record.erased}
 
     def in_use(self, role: Role) -> tuple[int | None, int | None]:
         """Return the champion, and the version that a rollback of it leads to; None where there is none."""
@@ -299,10 +338,11 @@ class Registry:
             )
         return known[version]
 
-    def fetch(self, role: Role, version: int | str, place: Path) -> Path:
+    def fetch(self, role: Role, version: int | str, place: Path, *, erased: bool = False) -> Path:
         """Return `place` with the files of a version, downloaded unless it exists: whole or absent, even when killed.
 
-        A copy that was changed or damaged since is downloaded again, with a line on standard error.
+        A copy that was changed or damaged since is downloaded again, with a line on standard error. An erased version
+        is given only for the proof of its erasure (`erased`).
 
         Raises:
             ConfigError: There is no such alias.
@@ -311,10 +351,12 @@ class Registry:
         from mlflow.artifacts import download_artifacts
 
         number = version if isinstance(version, int) else self.number(role, version)
-        name, uri = self.name(role), self._store.uri
+        name, uri, tags = self.name(role), self._store.uri, self.tags(role, number)
+        if not erased:
+            versions.refuse_erased(name, number, tags)
         if place.is_dir():
             try:
-                _check_files(place, self.tags(role, number), str(place))
+                _check_files(place, tags, str(place))
                 return place
             except LineageError:
                 sys.stderr.write(
@@ -328,7 +370,7 @@ class Registry:
                 into = Path(scratch, "files")
                 into.mkdir()
                 files = Path(download_artifacts(artifact_uri=source, dst_path=str(into), tracking_uri=uri))
-            _check_files(files, self.tags(role, number), f"version {number} of {name!r}")
+            _check_files(files, tags, f"version {number} of {name!r}")
             os.replace(files, place)
         return place
 

@@ -51,6 +51,11 @@ PROMOTED_TAG = "preceptor.promoted_at"
 ROLLED_BACK_TAG, REASON_TAG = "preceptor.rolled_back_at", "preceptor.rolled_back_because"
 """Tags: when and why the version was taken out of use."""
 
+ERASED_TAG, ERASED_BECAUSE_TAG = "preceptor.erased_at", "preceptor.erased_because"
+"""Tags: when and why a version was erased, whose weights had learned what is to be forgotten: for good."""
+AGAIN_TAG = "preceptor.learned_again_because"
+"""Tag of a night's version: why documents were erased without which it was learned anew."""
+
 REPORT_FILE = "gate-report.md"
 """The gate's report, whole, among the files of a version."""
 
@@ -68,7 +73,7 @@ class VersionRecord(NamedTuple):
     """The champion that it first replaced; None when there was none, or when it is not known (`parent_known`)."""
     parent_known: bool
     rolled_back: str | None
-    """When it was taken out of use, ISO 8601; None when it was not, or was promoted again since."""
+    """When it was taken out of use or erased, ISO 8601; None when it was not, or was promoted again since."""
     reason: str | None
     """Why it was taken out of use."""
     despite: str | None = None
@@ -80,6 +85,8 @@ class VersionRecord(NamedTuple):
     """See `TEACHER_TAG`."""
     state: str | None = None
     """See `STATE_TAG`."""
+    erased: str | None = None
+    """See `ERASED_TAG`."""
 
 
 class Registered(NamedTuple):
@@ -104,6 +111,7 @@ def version_record(version: int, aliases: Iterable[str], created_ms: int, tags: 
     parent, rolled_back = tags.get(PARENT_TAG), tags.get(ROLLED_BACK_TAG)
     if rolled_back is not None and tags.get(PROMOTED_TAG, "") > rolled_back:  # ISO 8601 sorts as text
         rolled_back = None
+    erased = tags.get(ERASED_TAG)
     return VersionRecord(
         version=version,
         aliases=tuple(sorted(aliases)),
@@ -111,14 +119,25 @@ def version_record(version: int, aliases: Iterable[str], created_ms: int, tags: 
         decision=tags.get(DECISION_TAG),
         parent=int(parent) if parent is not None and parent.isdecimal() else None,
         parent_known=parent is not None,
-        rolled_back=rolled_back,
-        reason=tags.get(REASON_TAG) if rolled_back else None,
+        rolled_back=erased or rolled_back,
+        reason=tags.get(ERASED_BECAUSE_TAG if erased else REASON_TAG) if erased or rolled_back else None,
         despite=tags.get(DESPITE_TAG),
         scores={name.removeprefix(SCORE_TAG): float(tags[name]) for name in sorted(tags) if name.startswith(SCORE_TAG)},
         teacher=tags.get(TEACHER_TAG),
         night=tags.get(NIGHT_TAG),
         state=tags.get(STATE_TAG),
+        erased=erased,
     )
+
+
+def refuse_erased(name: str, version: int, tags: Mapping[str, str]) -> None:
+    """Raise LineageError for a version with `tags` that was erased."""
+    if ERASED_TAG in tags:
+        raise LineageError(
+            f"registry: version {version} of {name!r} was erased on {tags[ERASED_TAG][:10]} because: "
+            f"{tags.get(ERASED_BECAUSE_TAG)}. Its weights had learned what is to be forgotten. "
+            "It is out of use for good; list the others with `preceptor versions`."
+        )
 
 
 def promotion_tags(
@@ -130,6 +149,7 @@ def promotion_tags(
     despite: str | None,
 ) -> dict[str, str]:
     """Return what a promotion writes on a version of the model `name` with `tags`; errors as of `Registry.promote`."""
+    refuse_erased(name, version, tags)
     written = dict(record)
     if (decision := tags.get(DECISION_TAG)) in REFUSED:
         if despite is None:

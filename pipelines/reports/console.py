@@ -330,7 +330,8 @@ def versions_table(role: str, history: Sequence[VersionRecord]) -> Table:
     for row in rows:
         table.add_row(*(Text(row[head]) for head in heads))
     for record in history:
-        reasons = {"rolled back": record.reason, "promoted despite the gate": record.despite}
+        left = "erased" if record.erased else "rolled back"
+        reasons = {left: record.reason, "promoted despite the gate": record.despite}
         notes += [f"Version {record.version} was {what} because: {why}" for what, why in reasons.items() if why]
     table.caption = Text("\n".join(notes))
     return table

@@ -133,16 +133,16 @@ class Forward:
         chosen.version.in_flight += 1  # counted before anything else can run
         try:
             if request.url.path == CHAT and chosen.version.composer is not None:
-                response = await self._chat(chosen, chosen.version.composer, content)
+                response = await self._chat(chosen, chosen.version.composer, content, request.scope[CLIENT])
                 await response(request.scope, request.receive, send)
             else:
                 await self._raw(chosen, content, request, send)
         finally:
             chosen.version.in_flight -= 1
 
-    async def _chat(self, chosen: Chosen, composer: Composer, content: dict[str, Any]) -> Response:
+    async def _chat(self, chosen: Chosen, composer: Composer, content: dict[str, Any], client: str) -> Response:
         try:
-            prompt = composer.prompt_for(question_of(content), "weights" if chosen.of_base else "auto")
+            prompt = composer.prompt_for(question_of(content), "weights" if chosen.of_base else "auto", client)
         except ScoringError as error:
             raise HTTPException(400, str(error)) from error
         prompt = prompt._replace(adapted=prompt.adapted and not chosen.of_base)

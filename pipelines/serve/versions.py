@@ -22,7 +22,7 @@ from evaluation.common.errors import ConfigError, PreceptorError, ServeError
 from pipelines.ask.answers import Composer, Vocabulary, read_version
 from pipelines.inbox.store import removed_documents
 from pipelines.lineage.registry import Registry
-from pipelines.lineage.versions import CHAMPION, PREVIOUS
+from pipelines.lineage.versions import CHAMPION, ERASED_TAG, PREVIOUS
 from pipelines.models import ModelRef, answer_format
 from pipelines.serve.engine import EngineServer, Launch, chosen_engine
 from pipelines.serve.proof import Proof, zero_adapter
@@ -134,9 +134,19 @@ class Versions:
                 await self._forget_removed(*composers)
         except PreceptorError as failure:
             error = str(failure)
+        if error and self.current is not None and self.current.number != self.wanted:
+            await self._stop_erased(self.current.number)
         if error and error != self.error:
-            typer.echo(f"{error} Version {self.current and self.current.number} keeps answering.")
+            now = self.current and f"Version {self.current.number} keeps answering."
+            typer.echo(f"{error} {now or 'No version answers.'}")
         self.error = error
+
+    async def _stop_erased(self, number: int) -> None:
+        """Let nothing answer any more, where a version that was erased has no successor that can."""
+        with suppress(PreceptorError):  # the next look at the registry asks again
+            if ERASED_TAG in await asyncio.to_thread(self._registry.tags, self._options.role, number):
+                self.current = self.previous = None
+                self._retire_all_but()
 
     def lose(self) -> None:
         """Let nothing answer: the engine is gone, and the next one must load and prove anew what it held."""
@@ -179,12 +189,15 @@ class Versions:
             self._metrics.version.info({**facts, "base": self.base})
             self._metrics.swaps.inc()
             typer.echo(f"version {number} answers now")
-        for old in [each for each in self._held.values() if each not in (champion, previous)]:
+        self._retire_all_but(champion, previous)
+        return problem
+
+    def _retire_all_but(self, *kept: Version | None) -> None:
+        for old in [each for each in self._held.values() if each not in kept]:
             del self._held[old.number]
             task = asyncio.create_task(self._retire(old))
             self._retiring.add(task)  # the event loop itself keeps only weak references
             task.add_done_callback(self._retiring.discard)
-        return problem
 
     async def _ready(self, number: int) -> Version:
         """Return a version that the engine holds and computes right; else PreceptorError, and it is forgotten."""

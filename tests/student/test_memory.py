@@ -146,6 +146,18 @@ def test_two_entries_with_one_id_are_refused() -> None:
         ExternalMemory([old, new])
 
 
+def test_entry_for_one_client_is_found_by_that_client_alone(tmp_path: Path) -> None:
+    common = MemoryEntry(id="a", text="The harp stands in the hall.")
+    own = MemoryEntry(id="b", text="The harp stands in the attic.", client="ann")
+    memory = ExternalMemory([common, own])
+    clients, asked = ("ann", "ben", ""), "Where is the harp?"
+    found = {client: {hit.entry.id for hit in memory.search(asked, 2, 0.0, client)} for client in clients}
+    assert found == {"ann": {"a", "b"}, "ben": {"a"}, "": {"a"}}
+    assert ExternalMemory.load(memory.save(tmp_path / "memory.jsonl")).entries == memory.entries
+    assert ExternalMemory([own]).digest != ExternalMemory([own.model_copy(update={"client": "ben"})]).digest
+    assert b"client" not in ExternalMemory([common]).save(tmp_path / "memory.jsonl").read_bytes(), "as it always was"
+
+
 # On disk
 
 

@@ -25,6 +25,7 @@ from pipelines.ask.answerer import Answerer
 from pipelines.ask.answers import read_version
 from pipelines.cli import app
 from pipelines.inbox.documents import InboxDocument
+from pipelines.inbox.interactions import InteractionStore
 from pipelines.inbox.questions import continuations
 from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.lineage import versions
@@ -34,6 +35,7 @@ from pipelines.lineage.versions import CANDIDATE, CHAMPION, NIGHT_TAG, PREVIOUS
 from pipelines.plan import steps_of, totals
 from pipelines.settings import TrackingConfig, load
 from tests.pipelines.adapt_student.factories import DEMO, SMALL, arrivals, deliver, delivered, rewritten
+from tests.pipelines.inbox.test_interactions import interaction
 
 
 class Nights(NamedTuple):
@@ -135,6 +137,33 @@ def test_ordinary_documents_are_learned_or_looked_up_and_what_waits_is_told(
     state = student_version(Registry.open(TrackingConfig(), tmp_path), 2, tmp_path).state
     assert (len(state.memory), len(state.active)) == (2, 3)
     assert a_night(tmp_path).outcome == "nothing new"
+
+
+def test_correction_of_one_client_is_asked_as_that_client_and_opened_by_a_person(
+    tmp_path: Path, prefect_server: None
+) -> None:
+    drawn = draw_documents("test", 1, 3)[0]
+    asked = drawn.task.questions[0]
+    messages = [{"role": "user", "content": asked.question}]
+    options = load(DEMO, NightConfig, SMALL).asking
+    with InteractionStore(tmp_path / INBOX_FILE) as store:
+        store.keep(interaction("chat-1", correction=asked.answer, messages=messages))
+
+    def used() -> list[str]:
+        student = Answerer.from_registry(TrackingConfig(), tmp_path, model="micro-student", options=options)
+        return [student.prompt_for(asked.question, client=client).used for client in ("ann", "ben", "")]
+
+    small = ("questions=null", "gate=null", "probes=4")
+    first = a_night(tmp_path, *small)
+    (correction,) = first.new
+    assert (first.outcome, correction.place, correction.after) == ("promoted", "memory", 1.0)
+    assert used() == ["memory", "weights", "weights"]
+    assert a_night(tmp_path, *small).outcome == "nothing new"
+    with InteractionStore(tmp_path / INBOX_FILE) as store:
+        store.release([correction.id])
+    second = a_night(tmp_path, *small)
+    assert [(each.id, each.after) for each in second.new] == [(correction.id, 1.0)]
+    assert used() == ["memory"] * 3
 
 
 def registry(nights: Nights) -> Registry:

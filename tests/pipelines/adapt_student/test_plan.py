@@ -96,6 +96,18 @@ def test_quarantined_document_replaces_nothing() -> None:
     assert [each.task.id for each in planned(inbox, StudentState()).documents] == [old.id]
 
 
+def test_correction_of_one_client_that_is_opened_is_held_anew_for_everybody() -> None:
+    given = document("a", route="memory")
+    own = held(given, "night-0001", "memory").model_copy(update={"client": "ann"})
+    assert [entry.client for entry in state(own).memory.entries] == ["ann"]
+    still = InboxContent((given.model_copy(update={"client": "ann"}),), frozenset(), {})
+    assert (planned(still, state(own)).documents, planned(still, state(own)).removed) == ((), ())
+    plan = planned(still._replace(documents=(given,)), state(own))
+    assert [(each.task.id, each.client) for each in plan.documents] == [(given.id, "")]
+    after = state(own).without(plan.removed).after(plan.documents, {})
+    assert [(entry.id, entry.client) for entry in after.memory.entries] == [(given.id, "")]
+
+
 def test_plan_that_an_earlier_release_wrote_is_read() -> None:
     plan = planned(InboxContent((document("a"),), frozenset(), {}), StudentState())
     written = plan.model_dump(mode="json") | {"parent_digest": "0" * 64}

@@ -35,6 +35,7 @@ def test_correction_becomes_an_entry_for_the_memory_that_names_its_client() -> N
     assert (made.title, made.text) == (ASKED, f"{ASKED} Until 2029.")
     assert made.questions == (Question(question=ASKED, answer="Until 2029."),)
     assert found.places == {"chat-0": made.id}
+    assert made.client == "ann"
     assert routed(said(("ann", "until 2029")), made) == ((), {}, {"chat-0": made.id}), "it says nothing new"
 
 
@@ -43,9 +44,11 @@ def test_only_a_second_client_or_a_documents_own_question_opens_the_weights() ->
     assert first.route == "memory", "one client twice is one client"
     both = only(routed(said(("ben", "2029")), first))
     assert (both.route, clients_of(both), both.supersedes) == (None, ("ann", "ben"), (first.id,))
+    assert (first.client, both.client) == ("ann", ""), "what one says is given to nobody else"
     assert not routed(said(("cy", "2029")), both).documents
     asking = document("The contract ends in 2029.", questions=(Question(question=ASKED.lower(), answer="2029"),))
-    assert only(routed(said(("ann", "2029")), asking)).route is None
+    confirmed = only(routed(said(("ann", "2029")), asking))
+    assert (confirmed.route, confirmed.client) == (None, "")
     telling = document("The contract with Orrin runs until 2029.")
     assert only(routed(said(("ann", "2029")), telling)).route == "memory", "the words of a passage are no proof"
 

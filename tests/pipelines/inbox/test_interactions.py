@@ -131,7 +131,19 @@ def test_corrections_become_documents_once_and_thumbs_alone_teach_nothing(store:
     store.release([others.id])
     store.tend()
     assert store.superseded() == {mine.id: others.id}, "the one that a person accepts holds"
-    assert len(store.documents()) == 3
+    _, mine, others = store.documents()
+    assert (mine.client, others.client) == ("ann", ""), "and holds for everybody"
+
+
+def test_person_opens_an_unconfirmed_correction_to_all_clients(store: InteractionStore) -> None:
+    store.keep(interaction("a", correction="2029"))
+    store.tend()
+    (made,) = store.documents()
+    assert (made.client, store.quarantined()) == ("ann", {})
+    assert store.release([made.id]) == (made.id,)
+    assert store.release([made.id]) == ()
+    store.tend()
+    assert [(each.id, each.client) for each in store.documents()] == [(made.id, "")]
 
 
 def test_removed_document_of_a_correction_does_not_come_back(store: InteractionStore) -> None:

@@ -46,6 +46,38 @@ def aliases(registry: Registry) -> dict[str, int]:
     return {alias: number for alias, number in registry.aliases("teacher").items() if alias != "candidate"}
 
 
+# Erasure
+
+
+def test_erased_versions_are_out_of_use_for_good_and_no_move_leads_to_them(
+    registry: Registry, work_dir: Path, tmp_path: Path
+) -> None:
+    for number in (1, 2, 3):
+        registry.promote("teacher", number)
+    for _ in range(2):  # a killed command repeats it
+        registry.erase("teacher", [2, 3], "asked to", 1)
+        assert aliases(registry) == {"champion": 1}
+    registry.promote("teacher", 4)
+    assert registry.rollback("teacher", "worse") == (4, 1)
+    erased = {each.version: each.reason for each in registry.history("teacher") if each.erased}
+    assert erased == {2: "asked to", 3: "asked to"}
+    for number in erased:
+        with pytest.raises(LineageError, match=r"was erased on .* because: asked to"):
+            registry.promote("teacher", number, despite="all the same")
+        with pytest.raises(LineageError, match="was erased"):
+            registry.fetch("teacher", number, tmp_path / "refused")
+    shown = CliRunner().invoke(app, ["versions", "--role", "teacher", "--work-dir", str(work_dir)])
+    assert "Version 2 was erased because: asked to" in shown.output
+    before = set((work_dir / "artifacts").rglob("*.safetensors"))
+    for _ in range(2):
+        registry.delete_files("teacher", [2, 3])
+        assert len(before - {*(work_dir / "artifacts").rglob("*.safetensors")}) == 2
+    registry.erase("teacher", [1, 4], "all of it", None)
+    assert aliases(registry) == {}
+    assert registry.champion("teacher") is None, "which is no loss of the store"
+    assert registry.tags("teacher", 3)[versions.ERASED_BECAUSE_TAG] == "asked to"
+
+
 # Promotion
 
 

@@ -250,6 +250,22 @@ async def test_version_that_fails_stays_out_and_health_says_why(it: Setting, wor
 
 
 @pytest.mark.anyio
+async def test_erased_version_answers_nobody_even_where_nothing_takes_its_place(it: Setting) -> None:
+    it.engine.failing = {3}
+    await it.promote(2)
+    it.registry.erase("student", [2], "asked to", 3)
+    health = await it.check()
+    assert (health["status"], health["version"], "other tokens" in health["last_error"]) == ("restarting", None, True)
+    assert (await it.ask()).status_code == 503
+    assert (await it.promote(1))["version"] == 1
+    it.registry.erase("student", [1, 3], "asked to", None)
+    assert (await it.check())["version"] is None
+    assert (await it.ask()).status_code == 503
+    await until(lambda: it.engine.loaded == [])
+    assert it.registry.champion("student") is None, "which is no loss of the store"
+
+
+@pytest.mark.anyio
 async def test_registry_that_fails_leaves_the_champion_in_place(it: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     def lost(_role: str) -> dict[str, int]:
         raise LineageError("the store is gone")
@@ -438,6 +454,25 @@ async def test_document_that_is_removed_leaves_the_memory_of_the_version_that_an
         inbox.remove([gone.id], "asked to", "ada")
     assert (await it.check())["memory"] == 1
     assert [entry.id for entry in composer.memory.entries] == [kept.id]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("keys", [{"ann": "k1", "ben": "k2"}])
+async def test_entry_for_one_client_answers_that_client_alone(it: Setting) -> None:
+    composer = it.versions.first.composer
+    assert composer is not None
+    entries = [MemoryEntry(id=name, text=f"Zyx lives in {name}.", client=name) for name in ("ann", "cy")]
+    composer.memory = ExternalMemory([*entries, MemoryEntry(id="all", text="Cranes nest at the lake.")])
+    composer.options = composer.options.model_copy(update={"least_score": 0.1})
+    await it.engine.load(it.versions.base_name, it.files)
+    found = {}
+    for client, key in {"ann": "k1", "ben": "k2"}.items():
+        chat = {"model": "champion", "messages": [{"role": "user", "content": "Zyx lives in ann?"}]}
+        headers = {"authorization": f"Bearer {key}"}
+        reply = await it.client.post("/v1/chat/completions", json=chat, headers=headers)
+        found[client] = (reply.headers["x-preceptor-by"], reply.headers["x-preceptor-sources"])
+    assert found["ann"] == ("memory", "ann")
+    assert found["ben"][1] == ""
 
 
 @pytest.mark.anyio
