@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 
 from evaluation.common.storage import write_atomically
 from evaluation.gate.checks import GateCheck, points
@@ -19,9 +20,10 @@ from pipelines.check_regression.compare import compare_subjects
 from pipelines.check_regression.suite import RegressionSuite, suite_findings
 from pipelines.check_regression.verdict import Outcome, RegressionReport
 from pipelines.checks import check
+from pipelines.flow_run import Ending, ended, entered, show_report
 from pipelines.lineage.run import NOTE, log_finished
 from pipelines.lineage.store import run_tags
-from pipelines.process import embedded_flow
+from pipelines.lineage.tables import change_metrics
 from pipelines.reports import format
 from pipelines.settings import load
 from pipelines.terminal import printable
@@ -36,8 +38,10 @@ def check_regression(
     baseline: str,
     work_dir: str = ".preceptor",
     reports: Mapping[str, str] | None = None,
-) -> RegressionReport:
+) -> State[RegressionReport]:
     """Compare a candidate with a baseline on a pinned suite, write the reports and log them.
+
+    The run ends green, as Regressed, or as Undecided, with the reason.
 
     Args:
         suite_path: YAML file of the suite.
@@ -48,19 +52,23 @@ def check_regression(
     """
     place, suite = Path(work_dir), load(Path(suite_path), RegressionSuite)
     check(suite, place, suite_findings)
-    with embedded_flow(place) as flow_run:
+    with entered(place, suite.name) as flow_run:
         report = compare_subjects(suite, candidate, baseline, place)
         write_reports(report, reports or {})  # before MLflow is asked: its failure must not lose a verdict
-        report = report.model_copy(update={"mlflow_run_id": _log(suite, report, place, flow_run)})
+        run_id, link = _log(suite, report, place, flow_run)
+        report = report.model_copy(update={"mlflow_run_id": run_id, "mlflow": link})
         write_reports(report, reports or {})
-    return report
+        show_report(FLOW_NAME, regression_markdown(report), f"{suite.name}: {report.outcome}")
+    why = " ".join(each.sentence for each in report.checks if each.verdict != "pass")
+    return ended(report, *_ENDINGS[report.outcome], f"{_HEADINGS[report.outcome]}. {why}".strip())
 
 
-def _log(suite: RegressionSuite, report: RegressionReport, work_dir: Path, flow_run: str) -> str:
+def _log(suite: RegressionSuite, report: RegressionReport, work_dir: Path, flow_run: str) -> tuple[str, str]:
+    """Log a test to MLflow and return its run's id and address."""
     page = regression_markdown(report)
     tags = run_tags(suite, FLOW_NAME, flow_run)
     tags |= {"preceptor.outcome": report.outcome, NOTE: page}
-    metrics = {f"change/{check.name}": check.estimate for check in report.checks}
+    metrics: dict[str, float | None] = {**change_metrics(report.checks)}
     for name, subject in report.subjects.items():
         adapter = subject.adapter_digest or "base"
         tags |= {f"preceptor.{name}": subject.subject, f"preceptor.{name}_adapter_sha": adapter}
@@ -80,6 +88,11 @@ def _log(suite: RegressionSuite, report: RegressionReport, work_dir: Path, flow_
     )
 
 
+_ENDINGS: dict[Outcome, tuple[Ending, str | None]] = {
+    "passed": ("COMPLETED", None),
+    "regressed": ("FAILED", "Regressed"),
+    "undecided": ("CANCELLED", "Undecided"),
+}
 _HEADINGS: dict[Outcome, str] = {
     "passed": "the candidate is no worse",
     "regressed": "the candidate is worse",
@@ -105,6 +118,7 @@ def regression_markdown(report: RegressionReport) -> str:
         f"in points, with one-sided {report.limits.confidence:.0%} bounds over documents; `needed` documents would "
         f"decide with {POWER:.0%} power.{least}"
     )
+    lines += ["", f"MLflow: {report.mlflow}"] if report.mlflow else []
     return printable("\n".join(lines) + "\n", "\n")
 
 

@@ -137,6 +137,8 @@ class RegressionReport(Record):
     """Documents of the suite, ids of those for which a variant has no score, and questions on the others."""
     seconds: float = 0.0
     mlflow_run_id: str | None = None
+    mlflow: str = ""
+    """Address of that run in MLflow."""
 
     @property
     def exit_code(self) -> int:
