@@ -91,6 +91,9 @@ def test_files_of_the_parent_run_are_those_of_the_run(
     resolved = Path(client.download_artifacts(result["mlflow_run_id"], "config.yaml", str(tmp_path)))
     assert load(resolved, TrainTeacherConfig).digest == result["config_digest"]
     assert settings.run_id_in(finished_run.output) == [result["mlflow_run_id"]]
+    place = "/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=preceptor"
+    assert f"http://127.0.0.1:5000{place}" in finished_run.output
+    assert client.get_run(result["mlflow_run_id"]).info.run_name == "demo s0"
 
 
 def test_every_round_and_variant_has_a_finished_child_run(
@@ -102,6 +105,26 @@ def test_every_round_and_variant_has_a_finished_child_run(
     for name in units.keys() - {"variant-base"}:
         tables = files(client, units[name].info.run_id, "candidates")
         assert any(path.endswith(".parquet") for path in tables), name
+        run = units[name]
+        assert run.info.end_time > run.info.start_time, name
+        assert (run.data.params["variant"], run.data.params["seed"]) == (name.removeprefix("variant-"), "0") or (
+            "round" in name
+        )
+    for name in VARIANTS:
+        table = client.download_artifacts(units[f"variant-{name}"].info.run_id, "evaluation.json")
+        answers = json.loads(Path(table).read_text(encoding="utf-8"))
+        columns = "document question gold answer right edit seed"
+        assert answers["columns"] == columns.split()
+        for _, _, gold, answer, right, *_ in answers["data"]:
+            assert (answer == gold) if right else answer.endswith(" ...")
+        shares = [row[4] for row in answers["data"]]
+        assert len(shares) >= 8, name
+    trained = units["variant-trained_teacher"].data.params
+    assert (trained["teacher_version"], trained["prompt"], trained["tokens"]) == (
+        "2",
+        "micro-implications",
+        "as written",
+    )
     kept = files(client, units["variant-trained_teacher"].info.run_id, "adapters")
     assert len(kept) <= 1  # one was asked for; there is none when the first document's self-edit cannot be parsed
 
