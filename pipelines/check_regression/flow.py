@@ -5,6 +5,7 @@ Reports are a record for scripts, a Markdown page for reviewers, and JUnit XML f
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,9 @@ from pipelines.check_regression.suite import RegressionSuite, suite_findings
 from pipelines.check_regression.verdict import Outcome, RegressionReport
 from pipelines.checks import check
 from pipelines.flow_run import Ending, ended, entered, show_report
-from pipelines.lineage.run import NOTE, log_finished
+from pipelines.lineage.run import EVALUATION, NOTE, SHOWN_TABLES, log_finished, shown_tables
 from pipelines.lineage.store import run_tags
-from pipelines.lineage.tables import change_metrics
+from pipelines.lineage.tables import change_metrics, evaluation_table
 from pipelines.reports import format
 from pipelines.settings import load
 from pipelines.terminal import printable
@@ -67,7 +68,7 @@ def _log(suite: RegressionSuite, report: RegressionReport, work_dir: Path, flow_
     """Log a test to MLflow and return its run's id and address."""
     page = regression_markdown(report)
     tags = run_tags(suite, FLOW_NAME, flow_run)
-    tags |= {"preceptor.outcome": report.outcome, NOTE: page}
+    tags |= {"preceptor.outcome": report.outcome, NOTE: page, SHOWN_TABLES: shown_tables(EVALUATION)}
     metrics: dict[str, float | None] = {**change_metrics(report.checks)}
     for name, subject in report.subjects.items():
         adapter = subject.adapter_digest or "base"
@@ -84,7 +85,12 @@ def _log(suite: RegressionSuite, report: RegressionReport, work_dir: Path, flow_
         params=suite.model_dump(mode="json", exclude={"tracking", "pins", "groups"}),
         tags=tags,
         metrics={name: value for name, value in metrics.items() if value is not None},
-        texts={"regression.md": page, "regression.json": _json(report), "regression.xml": junit_xml(report)},
+        texts={
+            "regression.md": page,
+            "regression.json": _json(report),
+            "regression.xml": junit_xml(report),
+            EVALUATION: json.dumps(evaluation_table(report.answers, suite.seed, "candidate", "baseline")),
+        },
     )
 
 
@@ -93,6 +99,8 @@ _ENDINGS: dict[Outcome, tuple[Ending, str | None]] = {
     "regressed": ("FAILED", "Regressed"),
     "undecided": ("CANCELLED", "Undecided"),
 }
+_MOST_LOST = 10
+"""Questions on the page that the candidate answers worse."""
 _HEADINGS: dict[Outcome, str] = {
     "passed": "the candidate is no worse",
     "regressed": "the candidate is worse",
@@ -110,6 +118,12 @@ def regression_markdown(report: RegressionReport) -> str:
     lines += [f"- {escaped(check.name)}: {escaped(check.sentence)}" for check in reasons]
     lines += [""] if reasons else []
     lines += [_subjects_table(report), "", *check_table(report.checks), ""]
+    worst = sorted((each for each in report.answers if each.lost > 0.0), key=lambda each: -each.lost)[:_MOST_LOST]
+    if worst:
+        cells = [[each.document, each.question, each.gold] for each in worst]
+        shares = [[f"{format.percent(each.baseline)}%", f"{format.percent(each.candidate)}%"] for each in worst]
+        rows = [[*map(escaped, texts), *figures] for texts, figures in zip(cells, shares, strict=True)]
+        lines += [format.markdown_table(["lost most: document", "question", "gold", "before", "after"], rows), ""]
     left_out = f", {len(report.left_out)} left out" if report.left_out else ""
     seen = report.minimum_detectable
     least = "" if seen is None else f" Smallest loss detectable with {POWER:.0%} power: {points(seen)}."

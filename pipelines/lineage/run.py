@@ -55,6 +55,8 @@ _DIGEST_LENGTH, _LONGEST_TAG = 36, 5000
 """Longest data set digest, and tag, that MLflow takes."""
 EVALUATION = "evaluation.json"
 """Table of questions and answers, under the same name in every run that has one."""
+SHOWN_TABLES = "mlflow.loggedArtifacts"
+"""Tag: the tables that MLflow's pages show and compare, see `shown_tables`."""
 NOTE = "mlflow.note.content"
 """Tag: Markdown that MLflow shows on the run's page."""
 
@@ -325,8 +327,12 @@ class Lineage:
             shown[EVALUATION] = tables.evaluation_table(answers, self._seed)
         for file, table in shown.items():  # `log_table` would append when repeated
             client.log_dict(run_id, table, file)
-        listed = [{"path": file, "type": "table"} for file in shown]
-        client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps(listed))
+        client.set_tag(run_id, SHOWN_TABLES, shown_tables(*shown))
+
+
+def shown_tables(*files: str) -> str:
+    """Return `SHOWN_TABLES` for artifacts."""
+    return json.dumps([{"path": file, "type": "table"} for file in files])
 
 
 def _file_name(document_id: str) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from evaluation.gate.checks import GateCheck
 from evaluation.statistics import Interval, known_mean
 from evaluation.tasks import KnowledgeTask
-from pipelines.records import Answered, Candidate, Round, VariantComparison, VariantScores, WarmStart, usage_of
+from pipelines.records import Candidate, Record, Round, VariantComparison, VariantScores, WarmStart, usage_of
 
 if TYPE_CHECKING:
     from pipelines.adapt_student.page import NightResult
@@ -115,13 +115,16 @@ def best_candidates(candidates: Iterable[Candidate]) -> dict[str, list[Any]]:
     columns = {name: _CANDIDATE_COLUMNS[name][1] for name in ("document_id", "index", "reward", "base_reward")}
     columns["accuracy"] = lambda c: known_mean(r.accuracy for r in c.replicates)
     columns["probability"] = lambda c: known_mean(r.mean_probability for r in c.replicates)
-    columns |= {name: _CANDIDATE_COLUMNS[name][1] for name in ("weight", "text")}
+    columns |= {name: _CANDIDATE_COLUMNS[name][1] for name in ("weight", "text", "seeds", "adapter_digests")}
     return {"columns": list(columns), "data": [[_storable(of(c)) for of in columns.values()] for c in best]}
 
 
-def evaluation_table(answers: Iterable[Answered], seed: int) -> dict[str, list[Any]]:
-    """Return questions with answers as an MLflow table, the same columns for every run, so that runs are compared."""
-    columns = ("document", "question", "gold", "answer", "right", "edit")
+def evaluation_table(answers: Iterable[Record], seed: int, *found: str) -> dict[str, list[Any]]:
+    """Return questions with what was found as an MLflow table, by default the fields of `Answered`.
+
+    The columns are the same for every run of a flow, so that MLflow compares runs.
+    """
+    columns = ("document", "question", "gold", *(found or ("answer", "right", "edit")))
     rows = [[_storable(getattr(each, name)) for name in columns] + [seed] for each in answers]
     return {"columns": [*columns, "seed"], "data": rows}
 
