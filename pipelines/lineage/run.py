@@ -29,7 +29,6 @@ from pipelines.lineage.store import (
     log_in_batches,
     open_store,
     run_tags,
-    standard_tags,
     tag_filter,
 )
 from pipelines.lineage.versions import STATE_TAG, score_tags
@@ -93,11 +92,12 @@ class Lineage:
             self.resumed = bool(found)
             """Whether the run was there before."""
             params = flatten_params(settings.model_dump(mode="json", exclude={"tracking"}))
+            tags = run_tags(settings, kind, flow_run)
             client.update_run(self.run_id, status="RUNNING")
-            log_in_batches(client, self.run_id, params=params, tags=run_tags(settings, kind, flow_run))
+            log_in_batches(client, self.run_id, params=params, tags=tags)
             client.log_text(self.run_id, to_yaml(settings), "config.yaml")
         self._started: int = run.info.start_time
-        self._seed, self._standard = settings.seed, standard_tags(kind)
+        self._seed, self._standard = settings.seed, {n: tags[n] for n in tags if n.startswith("mlflow.")}
         self._digests: dict[str, str] = {}
         self._datasets: dict[str, Any] = {}
         self.registry = Registry(store, settings.tracking.registry_prefix)
@@ -208,12 +208,11 @@ class Lineage:
             if child is None:
                 return
             run_id, end = child
-            own = [
-                v.version for v in self.registry.registered("teacher") if v.run_id == self.run_id and v.name == policy
-            ]
-            self._log_inputs(run_id, "test", teacher=own[0] if own else None)
-            number = {"teacher_version": str(own[0])} if own else {}
-            log_in_batches(self.store.client, run_id, params={**params, **number}, tags={})
+            known = {(v.run_id, v.name): v.version for v in self.registry.registered("teacher") if policy}
+            number = known.get((self.run_id, policy or ""))
+            self._log_inputs(run_id, "test", teacher=number)
+            version = {} if number is None else {"teacher_version": str(number)}
+            log_in_batches(self.store.client, run_id, params={**params, **version}, tags={})
             self._log_metrics(run_id, tables.variant_metrics(record, interval), end, 0)
             self._log_candidates(run_id, f"variant={record.name}", record.candidates, record.answers)
             for document_id, directory in adapters.items():

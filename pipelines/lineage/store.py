@@ -235,20 +235,20 @@ def run_tags(settings: Settings, kind: str, flow_run: str) -> dict[str, str]:
     """
     from pipelines.execution import code_digest
 
+    git = git_tags()
     return {
         "preceptor.kind": kind,
         "preceptor.seed": str(settings.seed),
         "preceptor.config_sha": settings.digest,
         "preceptor.code_sha": code_digest(),
         "preceptor.prefect_flow_run_id": flow_run,
-        **git_tags(),
-        **standard_tags(kind),
+        **git,
+        **_standard_tags(kind, git["preceptor.git_sha"]),
     }
 
 
-def standard_tags(flow: str) -> dict[str, str]:
-    """Return the tags that MLflow's own pages show: who and what made a run, and the commit of the code."""
-    commit = git_tags()["preceptor.git_sha"]
+def _standard_tags(flow: str, commit: str) -> dict[str, str]:
+    """Return the tags that MLflow's own pages show: who and what made a run, and the commit of the code if known."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError):  # a container's user may have no name

@@ -8,18 +8,24 @@ import os
 import random
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from datetime import date
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+import yaml
 from mlflow import MlflowClient
 from peft import PeftModel
 from rich.console import Console
 from typer.testing import CliRunner
 
 from evaluation.common.checkpoints import load_checkpoint
+from evaluation.common.errors import ConfigError
 from evaluation.microworld.world import draw_documents
 from pipelines import cli
 from pipelines.adapt_student import flow
@@ -308,7 +314,44 @@ def test_backup_gives_the_same_answers_elsewhere_even_after_gc_and_a_rollback(ni
     assert registry(nights).aliases("student")[CHAMPION] == 2
 
 
-def test_later_nights_reject_find_nothing_and_roll_back_exactly(nights: Nights) -> None:
+class _Receiver(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.told.append(json.loads(body))  # type: ignore[attr-defined]
+        self.send_response(204)
+        self.end_headers()
+
+
+@pytest.fixture
+def told(prefect_server: None) -> Iterator[list[dict[str, str]]]:
+    """What people are told by the shipped automations, which listen from now on."""
+    from prefect.automations import Automation
+    from prefect.blocks.notifications import CustomWebhookNotificationBlock
+
+    receiver = ThreadingHTTPServer(("127.0.0.1", 0), _Receiver)
+    receiver.told = []  # type: ignore[attr-defined]
+    threading.Thread(target=receiver.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{receiver.server_port}/"
+    block = CustomWebhookNotificationBlock(
+        name="people", url=url, json_data={"subject": "{{subject}}", "body": "{{body}}"}
+    )
+    text = (DEMO.parents[1] / "docs" / "automations" / "night.yaml").read_text(encoding="utf-8")
+    for each in yaml.safe_load(text.replace("YOUR-BLOCK-ID", str(block.save("people", overwrite=True))))["automations"]:
+        Automation.model_validate(each).create()
+    yield receiver.told  # type: ignore[attr-defined]
+    receiver.shutdown()
+
+
+def heard(told: list[dict[str, str]], subject: str) -> str:
+    """Return the body of a notification, which comes a moment after its night."""
+    deadline = time.monotonic() + 120.0
+    while not (bodies := [each["body"] for each in told if subject in each["subject"]]):
+        assert time.monotonic() < deadline, told
+        time.sleep(0.1)
+    return bodies[0]
+
+
+def test_later_nights_reject_find_nothing_and_roll_back_exactly(nights: Nights, told: list[dict[str, str]]) -> None:
     before = answers(nights.place, nights.drawn)
     assert a_night(nights.place).outcome == "nothing new"
     deliver(nights.place, arrivals(2, 5, dated=0))
@@ -318,6 +361,8 @@ def test_later_nights_reject_find_nothing_and_roll_back_exactly(nights: Nights) 
     state, shown, _ = shown_by_prefect(night.night)
     assert (state.type.value, state.name) == ("FAILED", "Rejected")
     assert night.trouble[0].sentence in state.message
+    body = heard(told, f"{night.night} preceptor.night.rejected")
+    assert all(part in body for part in (night.why, night.mlflow, Path(night.page).as_uri(), "/runs/flow-run/"))
     assert "# Gate: REJECT" in shown
     record, *_ = registry(nights).history("student")
     assert (record.version, record.decision, record.night, record.teacher) == (3, "reject", night.night, "untrained")
@@ -333,6 +378,9 @@ def test_later_nights_reject_find_nothing_and_roll_back_exactly(nights: Nights) 
     assert read_inbox(nights.place).quarantined >= {document.id for document in nights.second.new}
     assert answers(nights.place, nights.drawn) == nights.answers != before
     assert a_night(nights.place).outcome == "nothing new"
+    with pytest.raises(ConfigError):
+        adapted("nowhere.yaml", [], str(nights.place))
+    assert "'nowhere.yaml' cannot be read" in heard(told, "Failed")
 
 
 class Killed(BaseException):
