@@ -310,7 +310,7 @@ def test_variants_of_two_seeds_are_grouped_and_compared_by_mlflow_alone(open_run
     assert {*(found["end_time"] - found["start_time"]).dt.total_seconds()} == {2.5}
     trained = found[found["params.variant"] == "trained_teacher"]
     assert sorted(trained["params.teacher_version"]) == ["1", "2"]
-    answers = mlflow.load_table("evaluation.json", run_ids=[*trained["run_id"]], extra_columns=["run_id"])
+    answers = lineage.store.client.load_table(lineage.experiment_id, "evaluation.json", [*trained["run_id"]])
     assert sorted(zip(answers["seed"], answers["answer"], answers["right"], strict=True)) == [
         (0, "Bo ...", False),
         (1, "Ann", True),
