@@ -361,7 +361,7 @@ def _is_news(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     own = isinstance(error, PreceptorError) or disk_problem(error) is not None
     said = record.getMessage()
-    return not own and "Finished in state Failed(" not in said and not said.startswith("Crash detected!")
+    return not own and "Finished in state" not in said and not said.startswith("Crash detected!")
 
 
 _DASHBOARD_SECONDS = 180.0

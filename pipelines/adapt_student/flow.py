@@ -73,8 +73,12 @@ from teacher.samplers.sampler import Sampler
 
 FLOW_NAME = "adapt-student"
 _OUTCOMES: dict[str, Outcome] = {"promote": "promoted", "hold": "held", "reject": "rejected"}
-_ENDINGS: dict[Outcome, tuple[Ending, str]] = {"rejected": ("FAILED", "Rejected"), "held": ("CANCELLED", "Held")}
-"""States of nights that are not promoted: red and grey in Prefect."""
+_ENDINGS: dict[Outcome, tuple[Ending, str | None]] = {
+    "promoted": ("COMPLETED", None),
+    "held": ("CANCELLED", "Held"),
+    "rejected": ("FAILED", "Rejected"),
+    "nothing new": ("COMPLETED", None),
+}
 
 
 @flow(name=FLOW_NAME, persist_result=False)
@@ -109,9 +113,8 @@ def adapt_student(
             told = {**payload, "documents": result.waits, "refused": result.refused}
             emit_event("preceptor.night.documents-waiting", resource=resource, payload=told)
         close_plan(place)  # last, so that a killed night comes back to whatever is missing
-    return ended(
-        result, *_ENDINGS.get(result.outcome, ("COMPLETED", "Waiting" if result.waiting else None)), result.why
-    )
+    ending, name = _ENDINGS[result.outcome]
+    return ended(result, ending, "Waiting" if not result.night and result.waiting else name, result.why)
 
 
 def adapted(config_path: str, overrides: list[str], work_dir: str) -> NightResult:

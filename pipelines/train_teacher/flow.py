@@ -58,8 +58,8 @@ def train_teacher(config_path: str, overrides: list[str] | None = None, work_dir
         figures = place / "plots" / config.name
         last_words = closing(result, place, Path(config_path), overrides or (), figures, lineage.runs_link)
         print_run(console, result, variants, last_words)
-        show_report(FLOW_NAME, run_markdown(result, variants, lineage.runs_link), f"{config.name}, seed {config.seed}")
         lineage.finish("FINISHED")
+        show_report(FLOW_NAME, run_markdown(result, variants, lineage.runs_link), f"{config.name}, seed {config.seed}")
     return result
 
 

@@ -234,9 +234,14 @@ def test_lineage_has_the_page_the_report_and_the_figures(nights: Nights) -> None
 
 
 _ELSEWHERE = """
-import importlib.util, json, os, sys
-sys.path = [place for place in sys.path if not os.path.isfile(os.path.join(place, "pipelines", "cli.py"))]
-assert importlib.util.find_spec("pipelines") is None and importlib.util.find_spec("student") is None
+import json, sys
+
+class NotInstalled:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in ("pipelines", "student", "teacher", "evaluation"):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, NotInstalled())
 import mlflow, torch
 from peft import AutoPeftModelForCausalLM
 mlflow.set_tracking_uri(sys.argv[1])
@@ -381,6 +386,17 @@ def test_later_nights_reject_find_nothing_and_roll_back_exactly(nights: Nights, 
     with pytest.raises(ConfigError):
         adapted("nowhere.yaml", [], str(nights.place))
     assert "'nowhere.yaml' cannot be read" in heard(told, "Failed")
+
+
+def test_held_night_is_grey_and_people_are_told_why(tmp_path: Path, told: list[dict[str, str]]) -> None:
+    deliver(tmp_path, [InboxDocument(text="The gate is open until further notice.", source="gate", route="memory")])
+    night = a_night(tmp_path, "questions=null", "probes=0")  # nothing shows that nothing was forgotten
+    assert night.outcome == "held"
+    state, shown, log = shown_by_prefect(night.night)
+    assert (state.type.value, state.name, state.message) == ("CANCELLED", "Held", night.why)
+    assert "# Gate: HOLD" in shown
+    assert any(line.startswith(f"{night.night}: held") for line in log)
+    assert night.trouble[0].sentence in heard(told, "preceptor.night.held")
 
 
 class Killed(BaseException):
