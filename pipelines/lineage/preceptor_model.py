@@ -7,6 +7,7 @@ version's weights write, greedily; its external memory is not read.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,30 @@ class AdaptedModel:
             )
         text = self.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)
         return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
+def as_pyfunc(place: Path, base: str, run_id: str, model_id: str) -> Path:
+    """Write to `place` what makes an adapter's directory a model that `mlflow.pyfunc` opens on its base."""
+    from mlflow.models import Model, ModelSignature
+    from mlflow.pyfunc import add_to_model
+    from mlflow.types import ColSpec, Schema
+
+    schemas = (Schema([ColSpec("string", column)]) for column in ("question", "answer"))
+    model = Model(run_id=run_id, model_id=model_id, signature=ModelSignature(*schemas))
+    add_to_model(model, loader_module=Path(__file__).stem, code="code", model_config={"base": base})
+    model.save(str(place / "MLmodel"))
+    (place / "code").mkdir()
+    shutil.copy(__file__, place / "code")
+    return place
+
+
+def how_to_open(name: str, base: str) -> str:
+    """Return what a version's description says about opening it, in Markdown."""
+    return (
+        f"Base model: `{base or 'unknown'}`. Open it with `AutoPeftModelForCausalLM.from_pretrained("
+        "mlflow.artifacts.download_artifacts(uri))` or `mlflow.pyfunc.load_model(uri)`, where `uri` is "
+        f"`models:/{name}/NUMBER`."
+    )
 
 
 def _load_pyfunc(path: str, model_config: dict[str, Any]) -> AdaptedModel:

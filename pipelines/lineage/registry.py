@@ -22,17 +22,13 @@ from typing import Any, Literal
 from evaluation.common.data import digest_files
 from evaluation.common.errors import ConfigError, LineageError
 from pipelines.lineage import versions
+from pipelines.lineage.preceptor_model import as_pyfunc, how_to_open
 from pipelines.lineage.store import Store, lineage_errors, open_store, tag_filter
 from pipelines.settings import TrackingConfig
 
 Role = Literal["teacher", "student"]
 
 _MODEL = "preceptor.model_id"
-_LOADER = Path(__file__).with_name("preceptor_model.py")
-_OPENED = (
-    "Base model: `{base}`. Open it with `AutoPeftModelForCausalLM.from_pretrained(mlflow.artifacts.download_artifacts("
-    "uri))` or `mlflow.pyfunc.load_model(uri)`, where `uri` is `models:/{name}/NUMBER`."
-)
 _FILES = ("*.json", "*.jsonl", "*.safetensors", "*.pt")
 """Of a version, all that decides what it is and answers."""
 
@@ -369,7 +365,7 @@ class Registry:
         model = found[0] if found else client.create_logged_model(experiment, title, run_id, **new)
         client.log_model_artifacts(model.model_id, str(directory))
         with tempfile.TemporaryDirectory() as scratch:
-            client.log_model_artifacts(model.model_id, str(_as_pyfunc(Path(scratch), base, run_id, model.model_id)))
+            client.log_model_artifacts(model.model_id, str(as_pyfunc(Path(scratch), base, run_id, model.model_id)))
         at = model.creation_timestamp  # the same when this is repeated, so that no point is logged twice
         if metrics:
             client.log_batch(run_id, metrics=[Metric(k, v, at, 0, model_id=model.model_id) for k, v in metrics.items()])
@@ -383,23 +379,8 @@ class Registry:
                 raise
         # The files' own place as source: a `models:/` source is looked up in MLflow's global store instead of this one.
         more: dict[str, Any] = {"tags": {**tags, _MODEL: model.model_id}, "model_id": model.model_id}
-        text = versions.described(f"{description}\n\n{_OPENED.format(base=base or 'unknown', name=name)}".strip())
+        text = versions.described(f"{description}\n\n{how_to_open(name, base)}".strip())
         return client.create_model_version(name, model.artifact_location, run_id, description=text, **more)
-
-
-def _as_pyfunc(place: Path, base: str, run_id: str, model_id: str) -> Path:
-    """Write to `place` what makes an adapter's directory a model that `mlflow.pyfunc` opens on its base."""
-    from mlflow.models import Model, ModelSignature
-    from mlflow.pyfunc import add_to_model
-    from mlflow.types import ColSpec, Schema
-
-    schemas = (Schema([ColSpec("string", column)]) for column in ("question", "answer"))
-    model = Model(run_id=run_id, model_id=model_id, signature=ModelSignature(*schemas))
-    add_to_model(model, loader_module=_LOADER.stem, code="code", model_config={"base": base})
-    model.save(str(place / "MLmodel"))
-    (place / "code").mkdir()
-    shutil.copy(_LOADER, place / "code")
-    return place
 
 
 def _now() -> str:

@@ -315,7 +315,7 @@ class Lineage:
         self, run_id: str, name: str, candidates: Sequence[Candidate], answers: Sequence[Answered] = ()
     ) -> None:
         """Log all candidates as `candidates/<name>.parquet`, with tables of the best and of answers."""
-        client, shown = self.store.client, {}
+        client, shown = self.store.client, dict[str, Any]()
         if candidates:
             with tempfile.TemporaryDirectory() as scratch:
                 path = Path(scratch) / f"{name}.parquet"

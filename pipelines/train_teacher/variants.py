@@ -270,6 +270,7 @@ class Comparing:
         source, recipe = variant.source, config.student.update
         if variant.objective is not None:
             recipe = recipe.model_copy(update={"objective": variant.objective})
+        prompts: dict[Any, tuple[str, ...]]
         prompts = {sources.TeacherSource: (config.teacher.prompt,), sources.BestPrompt: (self.best_prompt,)}
         own = getattr(source, "prompts", None) or filter(None, (getattr(source, "prompt", None),))
         prompt = ", ".join(prompt_template(each).name for each in prompts.get(type(source), own))
