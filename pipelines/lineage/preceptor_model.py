@@ -33,9 +33,9 @@ class AdaptedModel:
         self._form = asked.get("answer_format") or _PLAIN
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[str]:
-        """Return the answers to questions, given as a column `question`, a list or one text."""
+        """Return the answers to questions, given as a table's first column, a list or one text."""
         del params  # MLflow passes it to every model
-        column = model_input["question"] if hasattr(model_input, "columns") else model_input
+        column = model_input[model_input.columns[0]] if hasattr(model_input, "columns") else model_input
         questions: Iterable[str] = [column] if isinstance(column, str) else column
         return [self._answer(str(question)) for question in questions]
 
@@ -66,8 +66,8 @@ def as_pyfunc(place: Path, base: str, run_id: str, model_id: str) -> Path:
     from mlflow.pyfunc import add_to_model
     from mlflow.types import ColSpec, Schema
 
-    schemas = (Schema([ColSpec("string", column)]) for column in ("question", "answer"))
-    model = Model(run_id=run_id, model_id=model_id, signature=ModelSignature(*schemas))
+    texts = Schema([ColSpec("string")])  # without a name, lists are taken as well as tables
+    model = Model(run_id=run_id, model_id=model_id, signature=ModelSignature(texts, texts))
     add_to_model(model, loader_module=Path(__file__).stem, code="code", model_config={"base": base})
     model.save(str(place / "MLmodel"))
     (place / "code").mkdir()

@@ -248,7 +248,7 @@ mlflow.set_tracking_uri(sys.argv[1])
 place = mlflow.artifacts.download_artifacts("models:/preceptor-student/1")
 logits = AutoPeftModelForCausalLM.from_pretrained(place).eval()(torch.arange(5, 25)[None]).logits
 student = mlflow.pyfunc.load_model("models:/preceptor-student/1")
-answers = student.predict({"question": json.loads(sys.argv[2])})
+answers = student.predict(json.loads(sys.argv[2]))
 print(json.dumps([logits.sum(dtype=torch.float64).item(), answers]))
 """
 
