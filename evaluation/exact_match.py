@@ -71,6 +71,13 @@ class AnswerScore(NamedTuple):
     """Argmax token at each position of the gold answer."""
     empty: bool
     """The first argmax is an end token (collapse)."""
+    agreed: int
+    """Tokens of the gold answer that greedy decoding writes before its first other one."""
+
+    @property
+    def written(self) -> tuple[int, ...]:
+        """What greedy decoding writes, up to its first token that is not the gold answer's."""
+        return self.predicted[: self.agreed + 1]
 
     @property
     def token_probability(self) -> float:
@@ -168,13 +175,17 @@ def answer_scores(
     hits = (predicted == labels.cpu()).tolist()
     sums = gold.new_zeros(count).index_add_(0, rows.cpu(), gold)
     tokens: list[list[int]] = [[] for _ in range(count)]
-    exact = [True] * count
+    exact, agreed = [True] * count, [0] * count
     for row, token, hit in zip(rows.tolist(), predicted.tolist(), hits, strict=True):
         tokens[row].append(token)
         exact[row] &= hit
+        agreed[row] += exact[row]
+    found = zip(exact, sums.exp().tolist(), sums.tolist(), tokens, agreed, strict=True)
     return [
-        AnswerScore(hit, probability, log, tuple(written), written[0] in end_tokens) if math.isfinite(log) else None
-        for hit, probability, log, written in zip(exact, sums.exp().tolist(), sums.tolist(), tokens, strict=True)
+        AnswerScore(hit, probability, log, tuple(written), written[0] in end_tokens, same)
+        if math.isfinite(log)
+        else None
+        for hit, probability, log, written, same in found
     ]
 
 

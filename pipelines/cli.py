@@ -173,12 +173,11 @@ def adapt_student(
         return
     check(settings, work_dir, findings_of)
     with flow_process(work_dir):
-        from pipelines.adapt_student.flow import adapt_student as flow
-        from pipelines.adapt_student.flow import awaited
+        from pipelines.adapt_student.flow import adapted, awaited
         from pipelines.adapt_student.page import night_lines
 
         with awaited(work_dir) as to_tell:
-            result = to_tell(flow(str(config), list(set_ or ()), str(work_dir)))
+            result = to_tell(adapted(str(config), list(set_ or ()), str(work_dir)))
             store = config if settings.tracking.uri else None
             sys.stdout.write("".join(f"{line}\n" for line in night_lines(result, work_dir, store)))
             sys.stdout.flush()
@@ -402,13 +401,25 @@ def ui(
     mlflow_port: Annotated[int, typer.Option(min=1024, max=65535, help="Port of MLflow's dashboard.")] = 5000,
     prefect_port: Annotated[int, typer.Option(min=1024, max=65535, help="Port of Prefect's dashboard.")] = 4200,
 ) -> None:
-    """Open the dashboards of MLflow and Prefect on this machine's loopback address, until Ctrl-C."""
+    """Open the dashboards of MLflow and Prefect on this machine's loopback address, until Ctrl-C.
+
+    Links open on runs with accuracy and interval. With MLFLOW_TRACKING_URI they lead to the runs of that store.
+    """
     prepare_process(work_dir)
-    from pipelines.lineage.store import follow_move
+    from pipelines.lineage.store import follow_move, pages
+    from pipelines.lineage.views import LOCAL
     from pipelines.process import open_dashboards
+    from pipelines.settings import TrackingConfig
+
+    tracking = TrackingConfig()
+
+    def links() -> dict[str, str]:
+        here = f"http://127.0.0.1:{mlflow_port}"
+        return {name: link.replace(LOCAL, here) for name, link in pages(tracking, work_dir).items()}
 
     follow_move(work_dir / "mlflow.db")
-    open_dashboards(work_dir, mlflow_port=mlflow_port, prefect_port=prefect_port)
+    ports = {"mlflow_port": mlflow_port, "prefect_port": prefect_port}
+    open_dashboards(work_dir, **ports, uri=tracking.location, links=links)
 
 
 app.command("build-micro")(build_micro)

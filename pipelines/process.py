@@ -16,7 +16,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager, nullcontext, suppress
 from functools import cache
 from http.client import HTTPConnection, HTTPException
@@ -361,36 +361,52 @@ def _is_news(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     own = isinstance(error, PreceptorError) or disk_problem(error) is not None
     said = record.getMessage()
-    return not own and "Finished in state Failed(" not in said and not said.startswith("Crash detected!")
+    return not own and "Finished in state" not in said and not said.startswith("Crash detected!")
 
 
 _DASHBOARD_SECONDS = 180.0
 
 
-def open_dashboards(work_dir: Path, *, mlflow_port: int, prefect_port: int) -> None:
+def open_dashboards(
+    work_dir: Path,
+    *,
+    mlflow_port: int,
+    prefect_port: int,
+    uri: str | None = None,
+    links: Callable[[], Mapping[str, str]] = dict,
+) -> None:
     """Run MLflow's and Prefect's dashboards on loopback until interrupted or terminated; both end with this process.
+
+    Args:
+        work_dir: Directory of Prefect's data, and of MLflow's unless `uri` names another store.
+        mlflow_port: Of MLflow's dashboard, which is not started for a store that a server shows.
+        prefect_port: Of Prefect's dashboard.
+        uri: Of the store; None is the one in the work directory.
+        links: Returns pages to print, by name.
 
     Raises:
         ConfigError: The work directory holds no runs, or a port is taken.
         LineageError: A server did not start.
     """
-    store = work_dir / "mlflow.db"
-    if not store.is_file():
+    store, served = work_dir / "mlflow.db", (uri or "").startswith(("http://", "https://"))
+    if uri is None and not store.is_file():
         raise ConfigError(
             f"ui: {str(work_dir)!r} holds no runs. Give the work directory of a run with --work-dir, or make one: "
             f"{preceptor('train-teacher', 'configs/demo.yaml', '--work-dir', work_dir)}"
         )
-    for port in filter(_is_taken, (mlflow_port, prefect_port)):
+    for port in filter(_is_taken, (prefect_port,) if served else (mlflow_port, prefect_port)):
         raise ConfigError(f"ui: port {port} is taken on {_HOST}. Give others with --mlflow-port and --prefect-port.")
-    mlflow = ["mlflow", "server", "--workers", "1", "--backend-store-uri", sqlite_uri(store)]
-    servers = {"MLflow": (mlflow, mlflow_port), "Prefect": (["prefect", "server", "start"], prefect_port)}
+    mlflow = ["mlflow", "server", "--workers", "1", "--backend-store-uri", uri or sqlite_uri(store)]
+    servers = {} if served else {"MLflow": (mlflow, mlflow_port)}
+    servers |= {"Prefect": (["prefect", "server", "start"], prefect_port)}
+    shown = links()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # asyncio.run replaces no other, by one that cancels
     with suppress(KeyboardInterrupt, asyncio.CancelledError):
-        asyncio.run(_serve_dashboards(servers, work_dir / "dashboards.log"))
+        asyncio.run(_serve_dashboards(servers, work_dir / "dashboards.log", shown))
 
 
-async def _serve_dashboards(servers: Mapping[str, tuple[list[str], int]], log: Path) -> None:
-    """Run servers, given by name as module with arguments and port, until one of them ends."""
+async def _serve_dashboards(servers: Mapping[str, tuple[list[str], int]], log: Path, links: Mapping[str, str]) -> None:
+    """Run servers, given by name as module with arguments and port, until one of them ends; print links to pages."""
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
@@ -405,6 +421,7 @@ async def _serve_dashboards(servers: Mapping[str, tuple[list[str], int]], log: P
         for (name, (_, port)), process in zip(servers.items(), running, strict=True):
             await _wait_until_up(name, process, port, log)
             sys.stdout.write(f"{name:8s}http://{_HOST}:{port}\n")
+        sys.stdout.write("".join(f"Runs of {name}: {link}\n" for name, link in links.items()))
         sys.stdout.write("Press Ctrl-C to stop.\n")
         sys.stdout.flush()
         await asyncio.wait([asyncio.ensure_future(p.wait()) for p in running], return_when=asyncio.FIRST_COMPLETED)

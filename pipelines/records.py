@@ -101,6 +101,9 @@ class ScoredUpdate(Record):
     """Per question: geometric mean of the probabilities of the gold answer's tokens, in [0, 1]."""
     answers: tuple[str, ...] = ()
     """Per question: the student's text; empty where exact match needs none."""
+    said: tuple[str, ...] = ()
+    """Per question: what greedy decoding writes, up to its first token that is not the gold answer's; only of
+    comparison questions without `answers`."""
     correct: tuple[bool | None, ...] = ()
     """Per question: the grader's verdict on that text, None where it gave none; empty where exact match decides."""
     ungraded: dict[str, int] = Field(default_factory=dict)
@@ -255,6 +258,21 @@ class Round(Record):
     """Further figures about the edits, such as the share of each kind of line where the world knows it."""
 
 
+class Answered(Record):
+    """A question that a student was asked after an update, and what it answered."""
+
+    document: str
+    """Its id."""
+    edit: int
+    """Index of the self-edit among those of its document."""
+    question: str
+    gold: str
+    answer: str
+    """The student's text; without a grader it ends with `...` at the first token that is not the gold answer's."""
+    right: bool | None
+    """None where the grader gave no verdict."""
+
+
 class VariantScores(Record):
     """A way to adapt the student, scored on the comparison documents."""
 
@@ -266,6 +284,10 @@ class VariantScores(Record):
     """For `base` none: its scores are in `accuracy` alone."""
     accuracy: dict[str, float]
     """Mean accuracy by document id, over its edits that have scores, in [0, 1]; failed documents are missing."""
+    answers: tuple[Answered, ...] = ()
+    """To all questions, after each update."""
+    seconds: float = 0.0
+    """What sampling, training and scoring took when they were done."""
     verdicts: dict[str, tuple[bool | None, ...]] = Field(default_factory=dict)
     """By document id, for its first self-edit: which questions are answered right."""
     unknown: dict[str, float] = Field(default_factory=dict)

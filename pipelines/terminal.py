@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import logging
 import re
 import signal
 import sys
@@ -24,6 +25,12 @@ from pipelines.process import preceptor
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.segment import Segment
+
+LOG = logging.getLogger("preceptor")
+"""What a run says beside the screen, for whoever keeps its log, such as Prefect."""
+LOG.addHandler(logging.NullHandler())
+LOG.setLevel(logging.INFO)
+LOG.propagate = False  # the screen has it
 
 _UNSEEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufffe\uffff\ud800-\udfff"

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evaluation.common.checkpoints import digest_tensors
+from evaluation.common.checkpoints import digest_tensors, found_model
 from evaluation.common.data import digest_files, digest_json
 from evaluation.common.errors import ModelError
 from evaluation.common.storage import replacing_directory
@@ -51,7 +51,7 @@ class Adapter:
 def save_adapter(adapter: Adapter, directory: Path, base_name_or_path: str = "") -> Path:
     """Write an adapter so that PEFT's `PeftModel.from_pretrained(base, directory)` and vLLM open it; return the path.
 
-    `directory` is replaced at once if it exists. `base_name_or_path` is PEFT's `base_model_name_or_path`.
+    `directory` is replaced at once if it exists. `base_name_or_path` names the base, which is stored by `found_model`.
     """
     from peft import LoraConfig
     from safetensors.torch import save_file
@@ -61,7 +61,7 @@ def save_adapter(adapter: Adapter, directory: Path, base_name_or_path: str = "")
         lora_alpha=int(adapter.alpha) if adapter.alpha.is_integer() else adapter.alpha,
         target_modules=sorted(adapter.factors),
         task_type="CAUSAL_LM",
-        base_model_name_or_path=base_name_or_path,
+        base_model_name_or_path=found_model(base_name_or_path) if base_name_or_path else "",
         inference_mode=True,
     )
     tensors = {

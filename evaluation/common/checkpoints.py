@@ -46,6 +46,12 @@ def resolve_model(name: str) -> str:
     return os.path.expanduser(name) if place is None else str(place)
 
 
+def found_model(name: str) -> str:
+    """Return where anybody finds a model: the absolute path of its directory, or else its hub id."""
+    place = resolve_model(name)
+    return str(Path(place).absolute()) if Path(place).is_dir() else place
+
+
 def ready_model(name: str) -> str:
     """Return the same, with the checkpoint made now if a GGUF file has none yet.
 
@@ -53,7 +59,7 @@ def ready_model(name: str) -> str:
         ModelError: The GGUF file cannot be opened, or a packaged model was not fetched.
     """
     prepare(name)
-    return resolve_model(name)
+    return found_model(name)
 
 
 def local_model(name: str) -> Path | None:

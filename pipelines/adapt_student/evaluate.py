@@ -26,7 +26,7 @@ from pipelines.loop.loop import Loop
 from pipelines.loop.update import bank_of, write_answers
 from pipelines.models import ModelRef, open_student
 from pipelines.plan import Stage
-from pipelines.records import Record
+from pipelines.records import Answered, Record
 from student.adapters import load_adapter
 from student.bank.scoring import ScoringFailure
 from student.memory import ExternalMemory, MemoryEntry
@@ -267,6 +267,26 @@ def measure(night: Night, student: StudentVersion, stage: Stage) -> Measured:
     if is_base:
         before = NightScores({**before.right, **base.right}, before.empty + base.empty)
     return Measured(after, before, base, known, questions)
+
+
+def answered(measured: Measured) -> list[Answered]:
+    """Return the questions on documents with the verdicts on the night's student; a right answer is the gold one.
+
+    What it answers else is stored where the answer is graded as text.
+    """
+    return [
+        Answered(
+            document=name,
+            edit=0,
+            question=question.question,
+            gold=question.answer,
+            answer=question.answer if right == 1.0 else "",
+            right=None if right is None else right >= 0.5,
+        )
+        for name, questions in measured.questions.items()
+        for question, right in zip(questions, measured.after.right[name], strict=True)
+        if not question.is_continuation
+    ]
 
 
 def answer_settings(night: Night, student: StudentVersion, measured: Measured) -> AnswerSettings:

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 from prefect.events import emit_event
 from rich.console import Console
 
@@ -19,7 +20,16 @@ from pipelines.adapt_student import evaluate
 from pipelines.adapt_student.base import WEAK_BASE, ask_base
 from pipelines.adapt_student.config import NightConfig
 from pipelines.adapt_student.learn import Learned, Night, champion_teacher, learn
-from pipelines.adapt_student.page import PAGE, GroupScore, NewDocument, NightResult, Outcome, page_of
+from pipelines.adapt_student.page import (
+    PAGE,
+    GroupScore,
+    NewDocument,
+    NightResult,
+    Outcome,
+    night_lines,
+    night_markdown,
+    page_of,
+)
 from pipelines.adapt_student.plan import (
     NIGHTS,
     NOT_LEARNED,
@@ -44,6 +54,7 @@ from pipelines.adapt_student.state import (
 )
 from pipelines.checks import check, findings_of
 from pipelines.execution import code_digest, content_key
+from pipelines.flow_run import Ending, ended, entered, name_run, page_of_run, result_of, show_report
 from pipelines.inbox.interactions import reports, tend
 from pipelines.inbox.questions import write_questions
 from pipelines.inbox.store import INBOX_FILE, InboxStore
@@ -53,24 +64,31 @@ from pipelines.lineage.run import Lineage
 from pipelines.loop.loop import Loop
 from pipelines.models import close_models, open_student, prove_student, with_answer_format
 from pipelines.plan import Stage, steps_of
-from pipelines.process import embedded_flow
 from pipelines.reports.console import Reporter
 from pipelines.reports.format import counted
 from pipelines.settings import load
-from pipelines.terminal import open_console, printable
+from pipelines.terminal import LOG, open_console, printable
 from teacher.samplers.openai import OpenAISampling
 from teacher.samplers.sampler import Sampler
 
 FLOW_NAME = "adapt-student"
 _OUTCOMES: dict[str, Outcome] = {"promote": "promoted", "hold": "held", "reject": "rejected"}
+_ENDINGS: dict[Outcome, tuple[Ending, str | None]] = {
+    "promoted": ("COMPLETED", None),
+    "held": ("CANCELLED", "Held"),
+    "rejected": ("FAILED", "Rejected"),
+    "nothing new": ("COMPLETED", None),
+}
 
 
 @flow(name=FLOW_NAME, persist_result=False)
-def adapt_student(config_path: str, overrides: list[str] | None = None, work_dir: str = ".preceptor") -> NightResult:
+def adapt_student(
+    config_path: str, overrides: list[str] | None = None, work_dir: str = ".preceptor"
+) -> State[NightResult]:
     """Adapt the champion student to everything new in the inbox, and promote the result if it passes the gate.
 
     The next start finishes a night that was killed, with the same result; no student is ever half promoted, because a
-    version is complete before an alias moves.
+    version is complete before an alias moves. The run ends green, or as Held or Rejected, with the reason.
 
     Args:
         config_path: YAML file of the night.
@@ -80,9 +98,14 @@ def adapt_student(config_path: str, overrides: list[str] | None = None, work_dir
     config, place = load(Path(config_path), NightConfig, overrides or ()), Path(work_dir)
     prefix = config.tracking.registry_prefix
     check(config, place, findings_of)
-    with embedded_flow(place) as flow_run:
+    with entered(place, config.name) as flow_run:
         result = run_night(config, place, flow_run, open_console())
-        payload = {"night": result.night, "version": result.version, "page": result.page, "run": result.mlflow_run_id}
+        for line in night_lines(result, place):
+            LOG.info(line)
+        show_report(FLOW_NAME, night_markdown(result, place), f"{result.night or config.name}: {result.outcome}")
+        payload = {"night": result.night, "version": result.version, "run": result.mlflow_run_id, "why": result.why}
+        page = Path(result.page).resolve().as_uri() if result.page else ""
+        payload |= {"page": page, "mlflow": result.mlflow, "flow_run": page_of_run(flow_run)}
         resource = {"prefect.resource.id": f"preceptor.student.{prefix}", "prefect.resource.name": f"{prefix}-student"}
         # Automations of a Prefect server can act on it.
         emit_event(f"preceptor.night.{result.outcome.replace(' ', '-')}", resource=resource, payload=payload)
@@ -90,6 +113,13 @@ def adapt_student(config_path: str, overrides: list[str] | None = None, work_dir
             told = {**payload, "documents": result.waits, "refused": result.refused}
             emit_event("preceptor.night.documents-waiting", resource=resource, payload=told)
         close_plan(place)  # last, so that a killed night comes back to whatever is missing
+    ending, name = _ENDINGS[result.outcome]
+    return ended(result, ending, "Waiting" if not result.night and result.waiting else name, result.why)
+
+
+def adapted(config_path: str, overrides: list[str], work_dir: str) -> NightResult:
+    """Run the flow here and return its night, whatever state it ends in."""
+    result: NightResult = result_of(adapt_student, config_path, overrides, work_dir)
     return result
 
 
@@ -120,6 +150,7 @@ def run_night(config: NightConfig, work_dir: Path, flow_run: str, console: Conso
     if champion.number is None and any(inbox.arrivals((), config.routing)):
         for line in ask_base(config):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
+            LOG.info(line)
     unaskable = write_missing_questions(config, work_dir, console, champion.state.ids)
     plan, parent = open_plan(config, work_dir, registry, champion, console.print, unaskable)
     inbox = read_inbox(work_dir)
@@ -132,6 +163,7 @@ def run_night(config: NightConfig, work_dir: Path, flow_run: str, console: Conso
         close_models()  # those that were to write questions
         refused = dict(inbox.refused)
         return NightResult(night="", outcome="nothing new", parent=parent.number, waiting=waiting, refused=refused)
+    name_run(plan.night)
     config = with_answer_format(config)
     stages = plan_night(config, plan, parent.state)
     held = (document.task for document in parent.state.documents)
@@ -145,8 +177,7 @@ def run_night(config: NightConfig, work_dir: Path, flow_run: str, console: Conso
         reporter.say(f"{plan.night}: {new} of {student_label(parent.number)}")
         loop.check_endpoints()
         key = content_key(config, "night", [config.digest, plan.model_dump(mode="json")])
-        run_name = f"{config.name} {plan.night}"
-        lineage = Lineage(config, work_dir, kind=FLOW_NAME, run_name=run_name, key=key, flow_run=flow_run)
+        lineage = Lineage(config, work_dir, kind=FLOW_NAME, run_name=plan.night, key=key, flow_run=flow_run)
         lineage.log_documents("train", [planned.task for planned in plan.documents])
         with lineage.failing():
             night = Night(config, loop, plan, parent, waiting)
@@ -290,9 +321,9 @@ def conclude(
     plan, work_dir = night.plan, night.loop.work_dir
     accuracy = measured.after.accuracy(*(document.id for document in result.new if not document.not_learned))
     state = student.state.model_copy(update={"scores": {**student.state.scores, plan.night: accuracy or 0.0}})
-    version = _register(night, lineage, student._replace(state=state), measured, result, accuracy)
     report = f"{plan.night}: promoted without a gate.\n" if result.gate is None else report_markdown(result.gate)
     report = printable(report, "\n")
+    version = _register(night, lineage, student._replace(state=state), measured, result, accuracy, report)
     if result.outcome == "promoted":
         record = {
             versions.DECISION_TAG: _decision(result),  # a version of an earlier release has none yet
@@ -313,9 +344,10 @@ def conclude(
             inbox.quarantine(quarantined, reason, plan.night)
     directory = work_dir / NIGHTS / plan.night
     page = directory / PAGE
-    result = result.model_copy(update={"version": version, "quarantined": quarantined, "page": str(page)})
+    update = {"version": version, "quarantined": quarantined, "page": str(page), "mlflow": lineage.link}
+    result = result.model_copy(update=update)
     write_atomically(page, page_of(result, work_dir))
-    lineage.log_night(result, report, page)
+    lineage.log_night(result, report, page, evaluate.answered(measured))
     write_atomically(directory / RESULT, result.model_dump_json(indent=2))
     return result
 
@@ -331,6 +363,7 @@ def _register(
     measured: evaluate.Measured,
     result: NightResult,
     accuracy: float | None,
+    report: str,
 ) -> int:
     """Return the number of the version that the night's student is registered as, proved to answer from its files."""
     assert student.directory is not None
@@ -356,4 +389,6 @@ def _register(
             run_id=lineage.run_id,
             tags=tags,
             metrics={} if accuracy is None else {"eval/new_accuracy": accuracy},
+            title=f"student-{night.plan.night}",
+            description=report,
         )

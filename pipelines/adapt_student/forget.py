@@ -186,10 +186,10 @@ def _finish(
         registry.erase("student", erasure.versions, erasure.reason, erasure.clean)
         typer.echo(f"Out of use for good: version {numbers}.")
         if erasure.is_open:
-            from pipelines.adapt_student.flow import adapt_student
+            from pipelines.adapt_student.flow import adapted
             from pipelines.adapt_student.page import night_lines
 
-            result = adapt_student(str(config), list(overrides), str(work_dir))
+            result = adapted(str(config), list(overrides), str(work_dir))
             typer.echo("\n".join(night_lines(result, work_dir, config)))
             erasure = erasure.model_copy(update={"learned": True})
             write_erasure(erasure, work_dir)

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import AliasChoices, Field, field_validator
 
 from evaluation.gate.checks import GateCheck
-from evaluation.gate.decisions import GateReport
+from evaluation.gate.decisions import GateReport, escaped, report_markdown
 from evaluation.statistics import known_mean
 from evaluation.tasks import Question
 from pipelines.adapt_student.evaluate import Contradiction
@@ -120,6 +120,8 @@ class NightResult(Record):
     teacher_version: int | None = None
     """Of the teacher that wrote the self-edits; None is the untrained one."""
     mlflow_run_id: str = ""
+    mlflow: str = ""
+    """Address of that run in MLflow."""
     config_digest: str = ""
     code_digest: str = ""
     page: str = ""
@@ -153,6 +155,15 @@ class NightResult(Record):
     def trouble(self) -> list[GateCheck]:
         """The gate's checks that do not pass."""
         return [check for check in (self.gate.checks if self.gate else ()) if check.verdict != "pass"]
+
+    @property
+    def why(self) -> str:
+        """Why it ended as it did, in one paragraph."""
+        if not self.night:
+            waits = [f"{name} waits: {reason}." for name, reason in self.waiting.items()]
+            return " ".join(waits) or "Nothing new in the inbox."
+        reasons = [f"{check.name}: {check.sentence}" for check in self.trouble]
+        return " ".join([_HEADLINES[self.outcome], *reasons])
 
     @property
     def new_before(self) -> float | None:
@@ -198,6 +209,16 @@ def page_of(result: NightResult, work_dir: Path = Path(".preceptor")) -> str:
     return printable(page, "\n\t")
 
 
+def night_markdown(result: NightResult, work_dir: Path) -> str:
+    """Return a night for people who watch runs: the outcome, its reasons, where all of it is, and the gate's table."""
+    page = f"\n\n- Morning page: {Path(result.page).resolve().as_uri()}\n" if result.page else ""
+    links = page + (f"- MLflow: {result.mlflow}\n" if result.mlflow else "")
+    lines = "\n".join(night_lines(result, work_dir))
+    gate = "" if result.gate is None else report_markdown(result.gate)
+    title = f"# {result.night}: {result.outcome}" if result.night else "# Nothing new"
+    return printable(f"{title}\n\n{escaped(result.why)}{links}\n```\n{lines}\n```\n\n{gate}", "\n")
+
+
 def _way(before: float | None, after: float | None) -> str:
     """Return the CSS class of a change; less than half a point is none."""
     if before is None or after is None or abs(after - before) < 0.005:
@@ -231,6 +252,8 @@ def night_lines(result: NightResult, work_dir: Path, config: Path | None = None)
         yield f"Warning: {result.warning}"
     yield from waiting
     yield f"Page: {result.page}"
+    if result.mlflow:
+        yield f"MLflow: {result.mlflow}"
     if result.outcome == "promoted":
         yield f"To roll back: {preceptor('rollback', '--because', 'YOUR REASON', *store, *place)}"
     else:

@@ -56,8 +56,9 @@ def check_regression(
         with flow_process(work_dir):
             from pipelines.check_regression.flow import check_regression as flow
             from pipelines.check_regression.flow import regression_markdown
+            from pipelines.flow_run import result_of
 
-            report = flow(str(suite), candidate, baseline, str(work_dir), reports)
+            report = result_of(flow, str(suite), candidate, baseline, str(work_dir), reports)
         sys.stdout.write(regression_markdown(report))
     except (ConfigError, InputError) as error:
         if reports:

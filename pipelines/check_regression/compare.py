@@ -32,7 +32,14 @@ from pipelines.check_regression.suite import (
     settings_of,
     variant_digest,
 )
-from pipelines.check_regression.verdict import EditsRecord, RegressionReport, Scores, SubjectRecord, find_verdict
+from pipelines.check_regression.verdict import (
+    ComparedQuestion,
+    EditsRecord,
+    RegressionReport,
+    Scores,
+    SubjectRecord,
+    find_verdict,
+)
 from pipelines.loop.loop import STATES, Loop
 from pipelines.loop.reward import judge
 from pipelines.loop.update import write_answers
@@ -211,6 +218,14 @@ def compare_subjects(suite: RegressionSuite, candidate: str, baseline: str, work
         documents=len(names),
         left_out=tuple(name for name in names if name not in found.compared),
         questions=sum(len(mine.documents[name]) for name in found.compared),
+        answers=tuple(
+            ComparedQuestion(document=task.id, question=q.question, gold=q.answer, candidate=ours, baseline=other)
+            for task in content.tasks
+            if task.id in found.compared
+            for q, ours, other in zip(
+                task.comparison_questions, mine.documents[task.id], theirs.documents[task.id], strict=True
+            )
+        ),
         seconds=time.perf_counter() - started,
     )
 

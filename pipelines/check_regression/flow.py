@@ -5,11 +5,13 @@ Reports are a record for scripts, a Markdown page for reviewers, and JUnit XML f
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 
 from evaluation.common.storage import write_atomically
 from evaluation.gate.checks import GateCheck, points
@@ -19,9 +21,10 @@ from pipelines.check_regression.compare import compare_subjects
 from pipelines.check_regression.suite import RegressionSuite, suite_findings
 from pipelines.check_regression.verdict import Outcome, RegressionReport
 from pipelines.checks import check
-from pipelines.lineage.run import NOTE, log_finished
+from pipelines.flow_run import Ending, ended, entered, show_report
+from pipelines.lineage.run import EVALUATION, NOTE, SHOWN_TABLES, log_finished, shown_tables
 from pipelines.lineage.store import run_tags
-from pipelines.process import embedded_flow
+from pipelines.lineage.tables import change_metrics, evaluation_table
 from pipelines.reports import format
 from pipelines.settings import load
 from pipelines.terminal import printable
@@ -36,8 +39,10 @@ def check_regression(
     baseline: str,
     work_dir: str = ".preceptor",
     reports: Mapping[str, str] | None = None,
-) -> RegressionReport:
+) -> State[RegressionReport]:
     """Compare a candidate with a baseline on a pinned suite, write the reports and log them.
+
+    The run ends green, as Regressed, or as Undecided, with the reason.
 
     Args:
         suite_path: YAML file of the suite.
@@ -48,19 +53,23 @@ def check_regression(
     """
     place, suite = Path(work_dir), load(Path(suite_path), RegressionSuite)
     check(suite, place, suite_findings)
-    with embedded_flow(place) as flow_run:
+    with entered(place, suite.name) as flow_run:
         report = compare_subjects(suite, candidate, baseline, place)
         write_reports(report, reports or {})  # before MLflow is asked: its failure must not lose a verdict
-        report = report.model_copy(update={"mlflow_run_id": _log(suite, report, place, flow_run)})
+        run_id, link = _log(suite, report, place, flow_run)
+        report = report.model_copy(update={"mlflow_run_id": run_id, "mlflow": link})
         write_reports(report, reports or {})
-    return report
+        show_report(FLOW_NAME, regression_markdown(report), f"{suite.name}: {report.outcome}")
+    why = " ".join(each.sentence for each in report.checks if each.verdict != "pass")
+    return ended(report, *_ENDINGS[report.outcome], f"{_HEADINGS[report.outcome]}. {why}".strip())
 
 
-def _log(suite: RegressionSuite, report: RegressionReport, work_dir: Path, flow_run: str) -> str:
+def _log(suite: RegressionSuite, report: RegressionReport, work_dir: Path, flow_run: str) -> tuple[str, str]:
+    """Log a test to MLflow and return its run's id and address."""
     page = regression_markdown(report)
     tags = run_tags(suite, FLOW_NAME, flow_run)
-    tags |= {"preceptor.outcome": report.outcome, NOTE: page}
-    metrics = {f"change/{check.name}": check.estimate for check in report.checks}
+    tags |= {"preceptor.outcome": report.outcome, NOTE: page, SHOWN_TABLES: shown_tables(EVALUATION)}
+    metrics: dict[str, float | None] = {**change_metrics(report.checks)}
     for name, subject in report.subjects.items():
         adapter = subject.adapter_digest or "base"
         tags |= {f"preceptor.{name}": subject.subject, f"preceptor.{name}_adapter_sha": adapter}
@@ -76,10 +85,22 @@ def _log(suite: RegressionSuite, report: RegressionReport, work_dir: Path, flow_
         params=suite.model_dump(mode="json", exclude={"tracking", "pins", "groups"}),
         tags=tags,
         metrics={name: value for name, value in metrics.items() if value is not None},
-        texts={"regression.md": page, "regression.json": _json(report), "regression.xml": junit_xml(report)},
+        texts={
+            "regression.md": page,
+            "regression.json": _json(report),
+            "regression.xml": junit_xml(report),
+            EVALUATION: json.dumps(evaluation_table(report.answers, suite.seed, "candidate", "baseline")),
+        },
     )
 
 
+_ENDINGS: dict[Outcome, tuple[Ending, str | None]] = {
+    "passed": ("COMPLETED", None),
+    "regressed": ("FAILED", "Regressed"),
+    "undecided": ("CANCELLED", "Undecided"),
+}
+_MOST_LOST = 10
+"""Questions on the page that the candidate answers worse."""
 _HEADINGS: dict[Outcome, str] = {
     "passed": "the candidate is no worse",
     "regressed": "the candidate is worse",
@@ -97,6 +118,12 @@ def regression_markdown(report: RegressionReport) -> str:
     lines += [f"- {escaped(check.name)}: {escaped(check.sentence)}" for check in reasons]
     lines += [""] if reasons else []
     lines += [_subjects_table(report), "", *check_table(report.checks), ""]
+    worst = sorted((each for each in report.answers if each.lost > 0.0), key=lambda each: -each.lost)[:_MOST_LOST]
+    if worst:
+        cells = [[each.document, each.question, each.gold] for each in worst]
+        shares = [[f"{format.percent(each.baseline)}%", f"{format.percent(each.candidate)}%"] for each in worst]
+        rows = [[*map(escaped, texts), *figures] for texts, figures in zip(cells, shares, strict=True)]
+        lines += [format.markdown_table(["lost most: document", "question", "gold", "before", "after"], rows), ""]
     left_out = f", {len(report.left_out)} left out" if report.left_out else ""
     seen = report.minimum_detectable
     least = "" if seen is None else f" Smallest loss detectable with {POWER:.0%} power: {points(seen)}."
@@ -105,6 +132,7 @@ def regression_markdown(report: RegressionReport) -> str:
         f"in points, with one-sided {report.limits.confidence:.0%} bounds over documents; `needed` documents would "
         f"decide with {POWER:.0%} power.{least}"
     )
+    lines += ["", f"MLflow: {report.mlflow}"] if report.mlflow else []
     return printable("\n".join(lines) + "\n", "\n")
 
 

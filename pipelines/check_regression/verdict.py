@@ -117,6 +117,22 @@ class Scores(NamedTuple):
     """None for a student."""
 
 
+class ComparedQuestion(Record):
+    """A question with the scores of both subjects: shares of updates after which it is answered right, in [0, 1]."""
+
+    document: str
+    question: str
+    gold: str
+    candidate: float | None
+    baseline: float | None
+
+    @property
+    def lost(self) -> float:
+        """How much the candidate is worse; 0 where one has no score."""
+        both = self.candidate is not None and self.baseline is not None
+        return (self.baseline or 0.0) - (self.candidate or 0.0) if both else 0.0
+
+
 class RegressionReport(Record):
     """The result of `check-regression`."""
 
@@ -135,8 +151,12 @@ class RegressionReport(Record):
     left_out: tuple[str, ...] = ()
     questions: int = 0
     """Documents of the suite, ids of those for which a variant has no score, and questions on the others."""
+    answers: tuple[ComparedQuestion, ...] = Field(default=(), exclude=True)
+    """Every question; of the reports, the page alone shows those that were lost."""
     seconds: float = 0.0
     mlflow_run_id: str | None = None
+    mlflow: str = ""
+    """Address of that run in MLflow."""
 
     @property
     def exit_code(self) -> int:

@@ -22,6 +22,7 @@ from typing import Any, Literal
 from evaluation.common.data import digest_files
 from evaluation.common.errors import ConfigError, LineageError
 from pipelines.lineage import versions
+from pipelines.lineage.preceptor_model import as_pyfunc, how_to_open
 from pipelines.lineage.store import Store, lineage_errors, open_store, tag_filter
 from pipelines.settings import TrackingConfig
 
@@ -61,6 +62,8 @@ class Registry:
         parent_run_id: str | None = None,
         tags: Mapping[str, str],
         metrics: Mapping[str, float] | None = None,
+        title: str = "",
+        description: str = "",
     ) -> int:
         """Return the version that holds an adapter, created unless this run registered it before; now the `candidate`.
 
@@ -71,7 +74,9 @@ class Registry:
             run_id: Run that trained the adapter.
             parent_run_id: Run within which an adapter counts as the same one; None is `run_id`.
             tags: Of the version.
-            metrics: Shown with the model, and in the run `run_id`.
+            metrics: Shown with the model, and in the run `run_id`, beside the scores among the tags.
+            title: Of the model in the run; empty is the role.
+            description: Of the version, in Markdown; how to open it is added.
 
         Raises:
             LineageError: The directory holds no adapter, or the registry refused it.
@@ -81,9 +86,11 @@ class Registry:
         tags = {**tags, versions.FILES_TAG: digest_files(directory, _FILES)}
         marks = {versions.ADAPTER_TAG: digest, versions.RUN_TAG: parent_run_id or run_id}
         name, client = self.name(role), self._store.client
+        metrics = {**versions.scores_of(tags), **(metrics or {})}
         with lineage_errors(f"register adapter {digest[:12]!r} as {name!r}", self._store.uri):
             found = client.search_model_versions(f"name = '{name}' and {tag_filter(marks)}", max_results=1)
-            version = found[0] if found else self._create(role, directory, marks, tags, run_id, metrics or {})
+            new = (directory, {**tags, **marks}, run_id, metrics, title or role, description)
+            version = found[0] if found else self._create(name, marks, *new)
             client.set_registered_model_alias(name, versions.CANDIDATE, version.version)
         return int(version.version)
 
@@ -297,6 +304,10 @@ class Registry:
         with lineage_errors(f"read version {version} of {name!r}", self._store.uri):
             return dict(self._store.client.get_model_version(name, str(version)).tags)
 
+    def model_id(self, role: Role, version: int) -> str | None:
+        """Return MLflow's id of a version's model; None for one that was registered without."""
+        return self.tags(role, version).get(_MODEL)
+
     def recorded_model(self, role: Role, version: int) -> str | None:
         """Return the base model that the version's run recorded; None when there is no record of it."""
         run_id = self.tags(role, version).get(versions.RUN_TAG)
@@ -376,24 +387,30 @@ class Registry:
 
     def _create(
         self,
-        role: Role,
-        directory: Path,
+        name: str,
         marks: Mapping[str, str],
+        directory: Path,
         tags: Mapping[str, str],
         run_id: str,
         metrics: Mapping[str, float],
+        title: str,
+        description: str,
     ) -> Any:
         """Return a new version with the files; a LoggedModel that a killed run left unfinished is finished."""
         from mlflow.entities import LoggedModelOutput, Metric
         from mlflow.exceptions import MlflowException
 
-        client, name = self._store.client, self.name(role)
-        run = client.get_run(run_id)
+        client, run = self._store.client, self._store.client.get_run(run_id)
         experiment, outputs = run.info.experiment_id, run.outputs.model_outputs if run.outputs else []
         found = client.search_logged_models([experiment], filter_string=tag_filter(marks), max_results=1)
-        new: dict[str, Any] = {"tags": dict(marks), "params": {"adapter_sha256": marks[versions.ADAPTER_TAG]}}
-        model = found[0] if found else client.create_logged_model(experiment, role, run_id, **new)
+        adapter: dict[str, Any] = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
+        base, rank = adapter.get("base_model_name_or_path") or "", str(adapter.get("r"))
+        params = {"adapter_sha256": marks[versions.ADAPTER_TAG], "base_model": base, "rank": rank}
+        new: dict[str, Any] = {"tags": dict(marks), "params": params}
+        model = found[0] if found else client.create_logged_model(experiment, title, run_id, **new)
         client.log_model_artifacts(model.model_id, str(directory))
+        with tempfile.TemporaryDirectory() as scratch:
+            client.log_model_artifacts(model.model_id, str(as_pyfunc(Path(scratch), base, run_id, model.model_id)))
         at = model.creation_timestamp  # the same when this is repeated, so that no point is logged twice
         if metrics:
             client.log_batch(run_id, metrics=[Metric(k, v, at, 0, model_id=model.model_id) for k, v in metrics.items()])
@@ -406,8 +423,9 @@ class Registry:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         # The files' own place as source: a `models:/` source is looked up in MLflow's global store instead of this one.
-        tags = {**tags, **marks, _MODEL: model.model_id}
-        return client.create_model_version(name, model.artifact_location, run_id, tags, model_id=model.model_id)
+        more: dict[str, Any] = {"tags": {**tags, _MODEL: model.model_id}, "model_id": model.model_id}
+        text = versions.described(f"{description}\n\n{how_to_open(name, base)}".strip())
+        return client.create_model_version(name, model.artifact_location, run_id, description=text, **more)
 
 
 def _now() -> str:

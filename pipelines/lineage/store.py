@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from evaluation.common.errors import ConfigError, LineageError
 from evaluation.common.storage import sqlite_uri
 from pipelines.lineage.versions import champions, lost_champion
+from pipelines.lineage.views import VIEW_TAG, runs_link, view_of
 from pipelines.settings import Settings, TrackingConfig
 
 if TYPE_CHECKING:
@@ -151,17 +153,31 @@ def follow_move(database: Path) -> None:
             db.execute("COMMIT")
 
 
-def experiment(store: Store, name: str) -> str:
-    """Return the id of an experiment, created if absent; hold the store's lock."""
-    found = store.client.get_experiment_by_name(name)
+def experiment(store: Store, name: str, flow: str) -> str:
+    """Return the id of an experiment, created if absent, with the prepared view of a flow; hold the store's lock."""
+    found, view = store.client.get_experiment_by_name(name), view_of(flow)
+    tags = {} if view is None else {VIEW_TAG: view}
     if found is None:
-        return str(store.client.create_experiment(name, artifact_location=store.artifacts))
+        return str(store.client.create_experiment(name, artifact_location=store.artifacts, tags=tags))
     if found.lifecycle_stage != "active":
         raise LineageError(
             f"lineage: experiment {name!r} (id {found.experiment_id}) is deleted. Restore it with `mlflow experiments "
             f"restore --experiment-id {found.experiment_id}`, or set tracking.experiment to another name."
         )
+    if not tags.items() <= found.tags.items():
+        store.client.set_experiment_tag(found.experiment_id, VIEW_TAG, view)
     return str(found.experiment_id)
+
+
+def pages(tracking: TrackingConfig, work_dir: Path) -> dict[str, str]:
+    """Return where MLflow shows the runs of each experiment that has any, by name."""
+    store = open_store(tracking, work_dir)
+    with lineage_errors("list the experiments", store.uri):
+        return {
+            each.name: runs_link(store.uri, each.experiment_id, prepared=VIEW_TAG in each.tags)
+            for each in store.client.search_experiments(order_by=["creation_time ASC"])
+            if store.client.search_runs([each.experiment_id], max_results=1)
+        }
 
 
 @contextmanager
@@ -219,14 +235,26 @@ def run_tags(settings: Settings, kind: str, flow_run: str) -> dict[str, str]:
     """
     from pipelines.execution import code_digest
 
+    git = git_tags()
     return {
         "preceptor.kind": kind,
         "preceptor.seed": str(settings.seed),
         "preceptor.config_sha": settings.digest,
         "preceptor.code_sha": code_digest(),
         "preceptor.prefect_flow_run_id": flow_run,
-        **git_tags(),
+        **git,
+        **_standard_tags(kind, git["preceptor.git_sha"]),
     }
+
+
+def _standard_tags(flow: str, commit: str) -> dict[str, str]:
+    """Return the tags that MLflow's own pages show: who and what made a run, and the commit of the code if known."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        user = "unknown"
+    tags = {"mlflow.user": user, "mlflow.source.name": f"preceptor {flow}", "mlflow.source.type": "LOCAL"}
+    return tags if commit == "unknown" else {**tags, "mlflow.source.git.commit": commit}
 
 
 def git_tags(root: Path = _SOURCE_ROOT) -> dict[str, str]:

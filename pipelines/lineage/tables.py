@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evaluation.gate.checks import GateCheck
 from evaluation.statistics import Interval, known_mean
 from evaluation.tasks import KnowledgeTask
-from pipelines.records import Candidate, Round, VariantComparison, VariantScores, WarmStart, usage_of
+from pipelines.records import Candidate, Record, Round, VariantComparison, VariantScores, WarmStart, usage_of
 
 if TYPE_CHECKING:
     from pipelines.adapt_student.page import NightResult
@@ -114,8 +115,18 @@ def best_candidates(candidates: Iterable[Candidate]) -> dict[str, list[Any]]:
     columns = {name: _CANDIDATE_COLUMNS[name][1] for name in ("document_id", "index", "reward", "base_reward")}
     columns["accuracy"] = lambda c: known_mean(r.accuracy for r in c.replicates)
     columns["probability"] = lambda c: known_mean(r.mean_probability for r in c.replicates)
-    columns |= {name: _CANDIDATE_COLUMNS[name][1] for name in ("weight", "text")}
+    columns |= {name: _CANDIDATE_COLUMNS[name][1] for name in ("weight", "text", "seeds", "adapter_digests")}
     return {"columns": list(columns), "data": [[_storable(of(c)) for of in columns.values()] for c in best]}
+
+
+def evaluation_table(answers: Iterable[Record], seed: int, *found: str) -> dict[str, list[Any]]:
+    """Return questions with what was found as an MLflow table, by default the fields of `Answered`.
+
+    The columns are the same for every run of a flow, so that MLflow compares runs.
+    """
+    columns = ("document", "question", "gold", *(found or ("answer", "right", "edit")))
+    rows = [[_storable(getattr(each, name)) for name in columns] + [seed] for each in answers]
+    return {"columns": [*columns, "seed"], "data": rows}
 
 
 def round_metrics(record: Round) -> Metrics:
@@ -222,7 +233,17 @@ def metric_part(name: str) -> str:
 def night_metrics(result: NightResult) -> Metrics:
     """Return the figures of a night: shares of what is known before and after it, in [0, 1]."""
     figures = {f"night/{name}": getattr(result, name) for name in _NIGHT}
-    return _known(figures | {"night/new_documents": len(result.new)})
+    changes = change_metrics(result.gate.checks if result.gate else ())
+    return _known(figures | {"night/new_documents": len(result.new)}) | changes
+
+
+def change_metrics(checks: Iterable[GateCheck]) -> Metrics:
+    """Return what checks measured, with their one-sided bounds."""
+    figures: dict[str, float | None] = {}
+    for check in checks:
+        name = f"change/{metric_part(check.name)}"
+        figures |= {name: check.estimate, f"{name}_ci_low": check.low, f"{name}_ci_high": check.high}
+    return _known(figures)
 
 
 def corpus_metrics(result: CorpusResult) -> Metrics:

@@ -122,7 +122,7 @@ def version_record(version: int, aliases: Iterable[str], created_ms: int, tags: 
         rolled_back=erased or rolled_back,
         reason=tags.get(ERASED_BECAUSE_TAG if erased else REASON_TAG) if erased or rolled_back else None,
         despite=tags.get(DESPITE_TAG),
-        scores={name.removeprefix(SCORE_TAG): float(tags[name]) for name in sorted(tags) if name.startswith(SCORE_TAG)},
+        scores={name.removeprefix("score/"): score for name, score in scores_of(tags).items()},
         teacher=tags.get(TEACHER_TAG),
         night=tags.get(NIGHT_TAG),
         state=tags.get(STATE_TAG),
@@ -173,6 +173,12 @@ def promotion_tags(
 def score_tags(scores: Mapping[str, float | None]) -> dict[str, str]:
     """Return a version's scores as tags; what is not known is left out."""
     return {f"{SCORE_TAG}{name}": repr(float(value)) for name, value in scores.items() if value is not None}
+
+
+def scores_of(tags: Mapping[str, str]) -> dict[str, float]:
+    """Return the scores among a version's tags as metrics, such as `score/reward`, in [0, 1]."""
+    names = sorted(name for name in tags if name.startswith(SCORE_TAG))
+    return {f"score/{name.removeprefix(SCORE_TAG)}": float(tags[name]) for name in names}
 
 
 def parent_of(history: Mapping[int, VersionRecord], version: int, previous: int | None) -> int | None:
@@ -267,9 +273,13 @@ def _write_report(client: Any, name: str, version: int, model_id: str, report: s
         file = Path(scratch, REPORT_FILE)
         file.write_text(report, encoding="utf-8")
         client.log_model_artifact(model_id, str(file))
-    if len(report) > LONGEST_DESCRIPTION:
-        report = report[: LONGEST_DESCRIPTION - len(_CUT)] + _CUT
-    client.update_model_version(name, str(version), description=report)
+    if report not in (client.get_model_version(name, str(version)).description or ""):
+        client.update_model_version(name, str(version), description=described(report))
+
+
+def described(text: str) -> str:
+    """Return a description of a version, cut where it is longer than MLflow's databases take."""
+    return text if len(text) <= LONGEST_DESCRIPTION else text[: LONGEST_DESCRIPTION - len(_CUT)] + _CUT
 
 
 def champions(work_dir: Path) -> Mapping[str, int]:

@@ -120,7 +120,11 @@ def train_and_score(work: BankWork) -> tuple[ScoredUpdate, ...]:
             place = adapter_dir(work.work_dir, result.adapter.digest)
             prove_student(ref, save_adapter(result.adapter, place, config.model))
         found, probes = (read[i], ()) if i in read else (scores.get(i), known)
-        records.append(_scored(trial, result, found, written.get(i), probes))
+        record = _scored(trial, result, found, written.get(i), probes)
+        if work.questions == "comparison" and isinstance(found, list) and not record.answers:
+            said = tokenizer.batch_decode([score.written for score in found], skip_special_tokens=True)
+            record = record.model_copy(update={"said": tuple(text.strip() for text in said[: len(record.exact)])})
+        records.append(record)
     took = {
         "slots": usage.slots,
         "peak_bytes": usage.peak_bytes,

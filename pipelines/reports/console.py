@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
+from evaluation.gate.decisions import escaped
 from evaluation.statistics import SMALL_SAMPLE, Interval, PairedTest
 from pipelines.plan import Step
 from pipelines.process import preceptor
@@ -20,6 +21,7 @@ from pipelines.reports.format import (
     UNKNOWN,
     counted,
     duration,
+    markdown_table,
     percent,
     percent_interval,
     plain_table,
@@ -27,7 +29,7 @@ from pipelines.reports.format import (
     tokens,
     wrapped,
 )
-from pipelines.terminal import check_terminated, guard_output
+from pipelines.terminal import LOG, check_terminated, guard_output
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -83,6 +85,7 @@ class Reporter:
         clock = f"{elapsed // 60:3d}:{elapsed % 60:02d}"
         text = Text.assemble((clock, "dim"), f" {line}")
         self._progress.console.print(text, highlight=False, soft_wrap=True)
+        LOG.info(line)
 
     @contextmanager
     def step(self, step: Step, what: str) -> Iterator[None]:
@@ -241,12 +244,17 @@ def _caveats(result: RunResult, comparison: VariantComparison, variants: Sequenc
 
 
 def closing(
-    result: RunResult, work_dir: Path, config_path: Path, overrides: Sequence[str] = (), figures: Path | None = None
+    result: RunResult,
+    work_dir: Path,
+    config_path: Path,
+    overrides: Sequence[str] = (),
+    figures: Path | None = None,
+    link: str = "",
 ) -> str:
     """Return what follows the table: summary, caveats, artifacts and next steps, in at most twelve lines.
 
-    Paths and overrides are those of the command line; `figures` is the directory of the plots. Notes of the result that
-    do not fit are counted.
+    Paths and overrides are those of the command line; `figures` is the directory of the plots, and `link` where MLflow
+    shows the runs. Notes of the result that do not fit are counted.
     """
     settings = [part for override in (*overrides, f"seed={result.seed + 1}") for part in ("--set", override)]
     place = ("--work-dir", work_dir)
@@ -255,6 +263,7 @@ def closing(
         *([] if figures is None else [f"            plots in {figures}"]),
         "Next steps  all figures, then the same with another seed:",
         f"  {preceptor('ui', *place)}",
+        *([f"  {link}"] if link else []),
         f"  {preceptor('train-teacher', config_path, *place, *settings)}",
     ]
     summary = _section("Summary", list(_summary(result)), 5)
@@ -300,6 +309,17 @@ def print_run(
     """Print the table and the closing text, which is neither wrapped again nor read as markup."""
     console.print(run_table(comparison, variants))
     console.print(last_words, markup=False, highlight=False, soft_wrap=True)
+    LOG.info(last_words)
+
+
+def run_markdown(comparison: VariantComparison, variants: Sequence[VariantScores], link: str) -> str:
+    """Return each variant's accuracy and where MLflow shows the runs, in Markdown."""
+    rows = []
+    for variant in variants:
+        interval = comparison.variants.get(variant.name)
+        rows.append([escaped(variant.label), "no scores" if interval is None else percent_interval(interval)])
+    table = markdown_table([f"variant, {counted(comparison.documents, 'test document')}", "accuracy in %"], rows)
+    return f"{table}\n\n[Runs in MLflow]({link})\n"
 
 
 def versions_table(role: str, history: Sequence[VersionRecord]) -> Table:

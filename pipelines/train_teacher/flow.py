@@ -15,12 +15,12 @@ from evaluation.retention import retention_probes
 from evaluation.tasks import Split
 from pipelines.checks import check, findings_of
 from pipelines.execution import code_digest, content_key
+from pipelines.flow_run import entered, show_report
 from pipelines.lineage.run import Lineage
 from pipelines.loop.loop import Loop
 from pipelines.plan import Plan, Stage, steps_of
-from pipelines.process import embedded_flow
 from pipelines.records import Round, RunResult, VariantComparison, VariantScores, WarmStart, usage_of
-from pipelines.reports.console import Reporter, closing, print_run, round_line, run_notes, warm_start_line
+from pipelines.reports.console import Reporter, closing, print_run, round_line, run_markdown, run_notes, warm_start_line
 from pipelines.reports.plots import draw_figures
 from pipelines.settings import load
 from pipelines.terminal import open_console
@@ -45,7 +45,7 @@ def train_teacher(config_path: str, overrides: list[str] | None = None, work_dir
     config, place = load(Path(config_path), TrainTeacherConfig, overrides or ()), Path(work_dir)
     check(config, place, findings_of)
     split, plan, console = config.load_documents(), plan_run(config), open_console()
-    with embedded_flow(place) as flow_run, Reporter(console, len(steps_of(plan))) as reporter:
+    with entered(place, _name_of(config)) as flow_run, Reporter(console, len(steps_of(plan))) as reporter:
         probes = retention_probes(config.data, config.comparison.retention_probes, config.seed_of("retention"))
         tasks = [task for side in split for task in side]
         with Loop(config, place, tasks, probes, reporter) as loop:
@@ -56,14 +56,21 @@ def train_teacher(config_path: str, overrides: list[str] | None = None, work_dir
             with lineage.failing():
                 result, variants = _Run(config, loop, split, lineage, plan).run()
         figures = place / "plots" / config.name
-        print_run(console, result, variants, closing(result, place, Path(config_path), overrides or (), figures))
+        last_words = closing(result, place, Path(config_path), overrides or (), figures, lineage.runs_link)
+        print_run(console, result, variants, last_words)
         lineage.finish("FINISHED")
+        show_report(FLOW_NAME, run_markdown(result, variants, lineage.runs_link), f"{config.name}, seed {config.seed}")
     return result
+
+
+def _name_of(config: TrainTeacherConfig) -> str:
+    """Return what MLflow and Prefect call a run."""
+    return f"{config.name} s{config.seed}"
 
 
 def _open_lineage(config: TrainTeacherConfig, work_dir: Path, split: Split, flow_run: str) -> Lineage:
     key = content_key(config, "run", config.digest)
-    lineage = Lineage(config, work_dir, kind=FLOW_NAME, run_name=config.name, key=key, flow_run=flow_run)
+    lineage = Lineage(config, work_dir, kind=FLOW_NAME, run_name=_name_of(config), key=key, flow_run=flow_run)
     lineage.log_documents("train", split.train)
     lineage.log_documents("development", split.development)
     lineage.log_documents("test", split.test)
@@ -96,7 +103,8 @@ class _Run:
         comparison = compare_variants(comparing.scored, comparing.intervals, unknown)
         for variant in comparing.scored:
             adapters = comparing.kept_adapters(variant)
-            self._lineage.log_variant(variant, comparison.variants.get(variant.name), adapters)
+            interval, params = comparison.variants.get(variant.name), comparing.parameters(variant)
+            self._lineage.log_variant(variant, interval, adapters, params, comparing.state_of(variant))
         found = {
             "warm_start": start,
             "transfer": transferred[0] if transferred else None,

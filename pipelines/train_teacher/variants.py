@@ -19,6 +19,7 @@ from pipelines.loop.reward import judge
 from pipelines.loop.update import grade_items, questions_of
 from pipelines.plan import Stage, Step
 from pipelines.records import (
+    Answered,
     Candidate,
     Edit,
     Sampling,
@@ -216,6 +217,7 @@ class Comparing:
                 "failures": {**scores.failures, **refused, **too_long},
                 "edit_tokens": known_mean(edit.tokens for edit in drawn if edit.tokens),
                 "training_tokens": known_mean(update.tokens for update in updates if update.failure is None),
+                "seconds": scores.seconds + sampling.seconds,
                 "notes": self.diagnostics.of(drawn) | ({"redrawn": float(redrawn)} if redrawn else {}),
             }
         )
@@ -242,6 +244,8 @@ class Comparing:
             name=variant.name,
             label=variant.label,
             accuracy=accuracy,
+            answers=tuple(each for update in scored for each in self._answered(update)),
+            seconds=sum(update.seconds for update in updates),
             verdicts={u.document_id: u.verdicts for u in scored if u.index == 0},
             # An update that is made again to keep its adapter, in another bank, may differ in the last bits.
             token_probability={name: round(mean, 4) for name, mean in _means(accuracy, gold).items()},
@@ -249,6 +253,43 @@ class Comparing:
             phrasings=_means(sorted({phrasing for phrasing, _ in answers}), answers),
             failures=dict(failures),
         )
+
+    def _answered(self, update: ScoredUpdate) -> Iterable[Answered]:
+        """Yield each question of the comparison with its answer after an update."""
+        asked, texts = questions_of(self.loop.tasks[update.document_id], "comparison"), update.answers
+        if not texts:
+            said = zip(update.said, update.exact, strict=True)
+            texts = tuple(text if right else f"{text} ..." for text, right in said)
+        for question, answer, right in zip(asked, texts, update.verdicts, strict=True):
+            gold = {"question": question.question, "gold": question.answer}
+            yield Answered(document=update.document_id, edit=update.index, answer=answer, right=right, **gold)
+
+    def parameters(self, scores: VariantScores) -> dict[str, str]:
+        """Return what tells a variant from others, and its run from those of other seeds and recipes."""
+        config, variant = self.config, next(v for v in self.config.listed if v.name == scores.name)
+        source, recipe = variant.source, config.student.update
+        if variant.objective is not None:
+            recipe = recipe.model_copy(update={"objective": variant.objective})
+        prompts: dict[Any, tuple[str, ...]]
+        prompts = {sources.TeacherSource: (config.teacher.prompt,), sources.BestPrompt: (self.best_prompt,)}
+        own = getattr(source, "prompts", None) or filter(None, (getattr(source, "prompt", None),))
+        prompt = ", ".join(prompt_template(each).name for each in prompts.get(type(source), own))
+        return {
+            "variant": variant.name,
+            "source": source.type,
+            **({"prompt": prompt} if prompt else {}),
+            "seed": str(config.seed),
+            "student": config.student.model,
+            "teacher": config.teacher.model,
+            "edits": str(config.comparison.edits),
+            "tokens": "as the trained teacher's" if variant.equal_tokens else "as written",
+            "recipe": recipe.model_dump_json(exclude_defaults=True),
+        }
+
+    def state_of(self, scores: VariantScores) -> str | None:
+        """Return the state of the teacher that wrote a variant's self-edits; None where none that learned did."""
+        source = next(v for v in self.config.listed if v.name == scores.name).source
+        return self.states.get(source.state) if isinstance(source, sources.TeacherSource) else None
 
     def _grades(self, scored: Sequence[ScoredUpdate]) -> dict[str, tuple[bool | None, ...]]:
         """Return the verdicts of all graders on the students' texts, the configured one first; none without texts."""

@@ -8,8 +8,8 @@ from prefect import flow
 
 from evaluation.common.data import digest_json
 from pipelines.execution import content_key
+from pipelines.flow_run import entered
 from pipelines.lineage.run import Lineage
-from pipelines.process import embedded_flow
 from pipelines.write_corpus.config import AUTO, CorpusRequest, open_config, refuse_foreign
 from pipelines.write_corpus.making import opened
 from pipelines.write_corpus.output import CorpusResult
@@ -40,14 +40,14 @@ def write_corpus(
     refuse_foreign(Path(out))
     ref = open_config(Path(config_path), student, writer, overrides or (), Path(work_dir))
     config, place = ref.config, Path(work_dir)
-    with embedded_flow(place) as flow_run, opened(ref, request, place) as making:
+    with entered(place, config.name) as flow_run, opened(ref, request, place) as making:
         loop, reporter = making.loop, making.loop.reporter
         content = [config.digest, digest_json(request._asdict()), [p.section.digest for p in making.passages]]
         key = content_key(config, "corpus", content)
         lineage = Lineage(config, place, kind=FLOW_NAME, run_name=config.name, key=key, flow_run=flow_run)
         lineage.log_documents("train", [p.task for p in making.passages if p.split == "train"])
         lineage.log_documents("development", [p.task for p in making.passages if p.split == "development"])
-        reporter.say(f"{'resuming' if lineage.resumed else 'new'} MLflow run {lineage.run_id}")
+        reporter.say(f"{'resuming' if lineage.resumed else 'new'} MLflow run {lineage.run_id}: {lineage.link}")
         with lineage.failing():
             loop.check_endpoints()
             result = making.run().model_copy(update={"mlflow_run_id": lineage.run_id})

@@ -13,13 +13,13 @@ from evaluation.common.data import digest_json
 from evaluation.common.errors import ConfigError, InputError, ScoringError
 from evaluation.statistics import Interval, PairedTest, compare
 from evaluation.tasks import Document, Question
+from pipelines.flow_run import entered
 from pipelines.lineage.run import NOTE, log_finished
 from pipelines.lineage.store import run_tags
 from pipelines.loop.loop import Loop
 from pipelines.loop.update import bank_of
 from pipelines.models import ModelRef, open_student
 from pipelines.plan import Step
-from pipelines.process import embedded_flow
 from pipelines.records import Record
 from pipelines.reports.console import Reporter
 from pipelines.reports.format import markdown_table, percent_interval, plain_table, points_interval
@@ -130,14 +130,14 @@ def study(
             f"corpus {corpus!r} has no question about a document of its training split. Write it with --student, which "
             "generates questions, or from documents with questions (docs/corpus.md)."
         )
-    with embedded_flow(place) as flow_run, Reporter(open_console(), len(BUDGETS) + 1) as reporter:
+    with entered(place, f"study {config.name}") as flow_run, Reporter(open_console(), len(BUDGETS) + 1) as reporter:
         with Loop(config.for_loop, place, (), (), reporter) as loop:
             result = _study(config, loop, corpus, rows, asked, piece_tokens)
         figure = place / "plots" / f"study-{config.name}.png"
         plot_study(result, figure)
         page = markdown_table(*result.cells)
         accuracy = {f"study/accuracy_{b.name}": result.accuracy[b.name].mean for b in result.budgets}
-        run_id = log_finished(
+        run_id, link = log_finished(
             config.tracking,
             place,
             f"study {config.name}",
@@ -146,7 +146,7 @@ def study(
             metrics=accuracy,
             texts={"study.json": result.model_dump_json(indent=2), "study.md": page},
         )
-        reporter.say(f"plot in {figure}")
+        reporter.say(f"plot in {figure}, figures at {link}")
     return result.model_copy(update={"mlflow_run_id": run_id})
 
 

@@ -81,6 +81,10 @@ def test_score_answers_equals_one_question_at_a_time_with_an_unpadded_forward(
         assert score.log_probability == pytest.approx(total, abs=1e-4)
         assert score.probability == pytest.approx(math.exp(total), rel=1e-3)
         assert score.predicted == tuple(int(logs[i - 1].argmax()) for i in places)
+        gold = tuple(encoded.tokens[encoded.prompt_length :])
+        assert score.exact == (score.agreed == len(gold))
+        assert score.written[: score.agreed] == gold[: score.agreed]
+        assert score.written != gold[: len(score.written)] or score.exact
         assert 0.0 <= score.probability <= 1.0
 
 

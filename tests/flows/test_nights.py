@@ -53,7 +53,7 @@ def figures(result: Path) -> dict[str, Any]:
     whole["update"].pop("seconds")
     for update in (update for candidate in whole["candidates"] for update in candidate["replicates"]):
         del update["seconds"], update["peak_bytes"]
-    return {name: value for name, value in whole.items() if name not in ("seconds", "mlflow_run_id", "page")}
+    return {name: value for name, value in whole.items() if name not in ("seconds", "mlflow_run_id", "mlflow", "page")}
 
 
 def test_of_two_nights_at_once_one_runs_and_the_other_says_why_not(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -95,5 +96,14 @@ def test_a_worker_says_why_it_cannot_compare_versions_that_are_not_there(server:
 
 
 def test_automation_is_made_and_listed(server: OwnServer) -> None:
-    server.run("automation", "create", "--from-file", str(ROOT / "docs" / "automations" / "night.yaml"))
+    text = (ROOT / "docs" / "automations" / "night.yaml").read_text(encoding="utf-8")
+    make = ("automation", "create", "--from-file")
+    (server.place / "as shipped.yaml").write_text(text, encoding="utf-8")
+    refused = subprocess.run(
+        [PREFECT, *make, "as shipped.yaml"], cwd=server.place, env=server.environment, capture_output=True, check=False
+    )
+    assert refused.returncode != 0
+    assert "night held" not in server.run("automation", "ls")
+    (server.place / "ours.yaml").write_text(text.replace("YOUR-BLOCK-ID", str(uuid4())), encoding="utf-8")
+    server.run(*make, "ours.yaml")
     assert "night held or rejected" in server.run("automation", "ls")

@@ -91,6 +91,9 @@ def test_files_of_the_parent_run_are_those_of_the_run(
     resolved = Path(client.download_artifacts(result["mlflow_run_id"], "config.yaml", str(tmp_path)))
     assert load(resolved, TrainTeacherConfig).digest == result["config_digest"]
     assert settings.run_id_in(finished_run.output) == [result["mlflow_run_id"]]
+    place = "/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=preceptor"
+    assert f"http://127.0.0.1:5000{place}" in finished_run.output
+    assert client.get_run(result["mlflow_run_id"]).info.run_name == "demo s0"
 
 
 def test_every_round_and_variant_has_a_finished_child_run(
@@ -102,8 +105,25 @@ def test_every_round_and_variant_has_a_finished_child_run(
     for name in units.keys() - {"variant-base"}:
         tables = files(client, units[name].info.run_id, "candidates")
         assert any(path.endswith(".parquet") for path in tables), name
+        assert units[name].info.end_time > units[name].info.start_time, name
     kept = files(client, units["variant-trained_teacher"].info.run_id, "adapters")
     assert len(kept) <= 1  # one was asked for; there is none when the first document's self-edit cannot be parsed
+
+
+def test_every_variant_has_its_parameters_and_a_table_of_all_answers(client: Any, units: dict[str, Any]) -> None:
+    for name in VARIANTS:
+        run = units[f"variant-{name}"]
+        assert (run.data.params["variant"], run.data.params["seed"]) == (name, "0")
+        assert [given.dataset.name for given in run.inputs.dataset_inputs] == ["test-documents"]
+        table = client.download_artifacts(run.info.run_id, "evaluation.json")
+        answers = json.loads(Path(table).read_text(encoding="utf-8"))
+        assert answers["columns"] == ["document", "question", "gold", "answer", "right", "edit", "seed"]
+        assert answers["data"]
+        for _, _, gold, answer, right, *_ in answers["data"]:
+            assert answer == gold if right else answer.endswith(" ...")
+    trained = units["variant-trained_teacher"].data.params
+    assert (trained["teacher_version"], trained["prompt"]) == ("2", "micro-implications")
+    assert units["variant-fixed_kind_equal_tokens"].data.params["prompt"] == "micro-self-qa"
 
 
 def test_run_keeps_to_its_work_directory(finished_run: FinishedRun) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from pipelines.adapt_student.config import NightConfig
 from pipelines.check_regression.suite import RegressionSuite
@@ -52,6 +54,12 @@ def test_schedules_are_valid_and_files_are_there() -> None:
 def test_automation_is_one_that_prefect_takes_and_listens_to_the_nights() -> None:
     from prefect.events.schemas.automations import AutomationCore
 
-    content = yaml.safe_load((ROOT / "docs" / "automations" / "night.yaml").read_text(encoding="utf-8"))
-    (automation,) = [AutomationCore.model_validate(each) for each in content["automations"]]
-    assert automation.trigger.expect == {"preceptor.night.held", "preceptor.night.rejected"}  # type: ignore[union-attr]
+    text = (ROOT / "docs" / "automations" / "night.yaml").read_text(encoding="utf-8")
+    for each in yaml.safe_load(text)["automations"]:
+        with pytest.raises(ValidationError, match="block_document_id"):  # until somebody has put one in
+            AutomationCore.model_validate(each)
+    content = yaml.safe_load(text.replace("YOUR-BLOCK-ID", str(uuid4())))
+    night, failed = [AutomationCore.model_validate(each) for each in content["automations"]]
+    events = {f"preceptor.night.{name}" for name in ("held", "rejected", "documents-waiting")}
+    assert night.trigger.expect == events  # type: ignore[union-attr]
+    assert failed.trigger.expect == {"prefect.flow-run.Failed", "prefect.flow-run.Crashed"}  # type: ignore[union-attr]

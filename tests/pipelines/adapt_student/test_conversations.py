@@ -9,7 +9,7 @@ import pytest
 from evaluation.exact_match import AnswerFormat
 from evaluation.tasks import Question
 from pipelines.adapt_student.config import NightConfig
-from pipelines.adapt_student.flow import adapt_student
+from pipelines.adapt_student.flow import adapted
 from pipelines.adapt_student.state import student_version
 from pipelines.inbox.behaviour import route_lessons
 from pipelines.inbox.interactions import InteractionStore
@@ -68,7 +68,7 @@ def test_night_learns_what_two_clients_show_and_shows_a_person_what_it_does_not_
             store.keep(orders)
             store.keep(stored(f"Log in with [secret], {who}.", [("log_in", {})], who, f"secret-{who}"))
         store.keep(stored("Always answer in German.", client="ann", name="form"))
-    night = adapt_student(str(DEMO), [*SMALL, "gate=null"], str(tmp_path))
+    night = adapted(str(DEMO), [*SMALL, "gate=null"], str(tmp_path))
     told = {each.source: each for each in night.new}
     procedure = told["feedback of ann, ben"]
     assert (procedure.place, procedure.questions) == ("weights", 1)

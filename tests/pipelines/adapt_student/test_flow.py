@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
 from datetime import date
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
+import yaml
 from mlflow import MlflowClient
+from peft import PeftModel
 from rich.console import Console
 from typer.testing import CliRunner
 
+from evaluation.common.checkpoints import load_checkpoint
+from evaluation.common.errors import ConfigError
 from evaluation.microworld.world import draw_documents
 from pipelines import cli
 from pipelines.adapt_student import flow
 from pipelines.adapt_student.config import NightConfig
-from pipelines.adapt_student.flow import adapt_student, write_missing_questions
+from pipelines.adapt_student.flow import adapted, write_missing_questions
 from pipelines.adapt_student.page import NightResult
 from pipelines.adapt_student.plan import NIGHTS, RESULT, DryRun, dry_run, read_inbox
 from pipelines.adapt_student.state import student_directory, student_version
@@ -50,7 +63,7 @@ class Nights(NamedTuple):
 
 
 def a_night(place: Path, *overrides: str) -> NightResult:
-    return adapt_student(str(DEMO), [*SMALL, *overrides], str(place))
+    return adapted(str(DEMO), [*SMALL, *overrides], str(place))
 
 
 def answers(place: Path, drawn: list[list[InboxDocument]]) -> list[str]:
@@ -119,6 +132,10 @@ def test_ordinary_documents_are_learned_or_looked_up_and_what_waits_is_told(
     assert set(read_inbox(tmp_path).notes) == {*waits.waiting}
     assert told["preceptor.night.documents-waiting"]["documents"] == waits.waiting
     assert told["preceptor.night.documents-waiting"]["refused"] == waits.refused != {}
+    assert told["preceptor.night.documents-waiting"]["why"] == waits.why
+    state, shown, _ = shown_by_prefect(load(DEMO, NightConfig).name)
+    assert (state.type.value, state.name) == ("COMPLETED", "Waiting")
+    assert all(name in state.message and name in shown for name in waits.waiting)
     first = a_night(tmp_path)
     assert first.refused == waits.refused
     gate, word = first.new
@@ -232,6 +249,86 @@ def test_lineage_has_the_page_the_report_and_the_figures(nights: Nights) -> None
     assert run.data.metrics["night/new_after"] == nights.second.new_after
     assert run.data.tags["preceptor.outcome"] == "promoted"
     assert run.info.status == "FINISHED"
+    assert run.info.run_name == "night-0002"
+    assert client.get_experiment(run.info.experiment_id).name == "preceptor/adapt-student"
+    assert nights.second.mlflow == f"http://127.0.0.1:5000/#/experiments/1/runs/{run.info.run_id}"
+    model_inputs = [given.model_id for given in run.inputs.model_inputs]
+    assert model_inputs == [registry(nights).model_id("student", 1)]
+    assert {"evaluation.json"} <= names
+    (check,) = (check for check in nights.second.gate.checks if check.name == "new documents")  # type: ignore[union-attr]
+    assert run.data.metrics["change/new documents_ci_low"] == check.low
+    version = client.get_model_version("preceptor-student", "2")
+    assert "# Gate: PROMOTE" in version.description
+    assert "mlflow.pyfunc.load_model" in version.description
+
+
+_ELSEWHERE = """
+import json, sys
+
+class NotInstalled:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in ("pipelines", "student", "teacher", "evaluation"):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, NotInstalled())
+import mlflow, torch
+from peft import AutoPeftModelForCausalLM
+mlflow.set_tracking_uri(sys.argv[1])
+place = mlflow.artifacts.download_artifacts("models:/preceptor-student/1")
+logits = AutoPeftModelForCausalLM.from_pretrained(place).eval()(torch.arange(5, 25)[None]).logits
+student = mlflow.pyfunc.load_model("models:/preceptor-student/1")
+answers = student.predict(json.loads(sys.argv[2]))
+print(json.dumps([logits.sum(dtype=torch.float64).item(), answers]))
+"""
+
+
+def test_registered_student_is_opened_by_peft_and_mlflow_without_preceptor(nights: Nights, tmp_path: Path) -> None:
+    options = load(DEMO, NightConfig, SMALL).asking
+    ours = Answerer.from_registry(TrackingConfig(), nights.place, version=1, model="micro-student", options=options)
+    documents = [document for document in nights.drawn[0] if document.effective is None]
+    asked = [q.question for document in documents for q in document.as_task().comparison_questions][::3]
+    store = f"sqlite:///{nights.place / 'mlflow.db'}"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", _ELSEWHERE, store, json.dumps(asked)], cwd=tmp_path, check=False, text=True,
+        capture_output=True, env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    total, texts = json.loads(done.stdout.splitlines()[-1])
+    assert texts == [answer.guess or answer.text for answer in ours.answer_many(asked, by="weights")]
+    base = load_checkpoint("micro-student").model
+    student = PeftModel.from_pretrained(base, str(student_directory(nights.place, 1))).eval()
+    with torch.inference_mode():
+        logits = student(torch.arange(5, 25)[None])
+    assert total == pytest.approx(logits.logits.sum(dtype=torch.float64).item(), rel=1e-5)
+
+
+def shown_by_prefect(name: str) -> tuple[Any, str, list[str]]:
+    """Return a flow run's newest state, its report and its log, by the run's name."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter, LogFilter
+    from prefect.client.schemas.sorting import FlowRunSort
+    from prefect.logging.handlers import APILogWorker
+
+    APILogWorker.drain_all()
+    with get_client(sync_client=True) as client:
+        named = FlowRunFilter.model_validate({"name": {"any_": [name]}})
+        run = client.read_flow_runs(flow_run_filter=named, sort=FlowRunSort.START_TIME_DESC)[0]
+        mine = {"flow_run_id": {"any_": [run.id]}}
+        (shown,) = client.read_artifacts(artifact_filter=ArtifactFilter.model_validate(mine))
+        logs = client.read_logs(LogFilter.model_validate(mine))
+    return run.state, str(shown.data), [line.message for line in logs if line.name == "preceptor"]
+
+
+def test_prefect_shows_a_night_by_its_name_with_log_and_report(nights: Nights) -> None:
+    state, shown, log = shown_by_prefect("night-0002")
+    assert (state.type.value, state.name) == ("COMPLETED", "Completed")
+    assert state.message.startswith("The new student is the champion.")
+    assert "# night-0002: promoted" in shown
+    assert "# Gate: PROMOTE" in shown
+    assert nights.second.mlflow in shown
+    assert Path(nights.second.page).as_uri() in shown
+    assert any("of version 1 of the student" in line for line in log)
+    assert any(line.startswith("night-0002: promoted (version 2") for line in log)
 
 
 def test_backup_gives_the_same_answers_elsewhere_even_after_gc_and_a_rollback(nights: Nights, tmp_path: Path) -> None:
@@ -251,13 +348,56 @@ def test_backup_gives_the_same_answers_elsewhere_even_after_gc_and_a_rollback(ni
     assert registry(nights).aliases("student")[CHAMPION] == 2
 
 
-def test_later_nights_reject_find_nothing_and_roll_back_exactly(nights: Nights) -> None:
+class _Receiver(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.told.append(json.loads(body))  # type: ignore[attr-defined]
+        self.send_response(204)
+        self.end_headers()
+
+
+@pytest.fixture
+def told(prefect_server: None) -> Iterator[list[dict[str, str]]]:
+    """What people are told by the shipped automations, which listen from now on."""
+    from prefect.automations import Automation
+    from prefect.blocks.notifications import CustomWebhookNotificationBlock
+
+    receiver = ThreadingHTTPServer(("127.0.0.1", 0), _Receiver)
+    receiver.told = []  # type: ignore[attr-defined]
+    threading.Thread(target=receiver.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{receiver.server_port}/"
+    block = CustomWebhookNotificationBlock(
+        name="people", url=url, json_data={"subject": "{{subject}}", "body": "{{body}}"}
+    )
+    text = (DEMO.parents[1] / "docs" / "automations" / "night.yaml").read_text(encoding="utf-8")
+    for each in yaml.safe_load(text.replace("YOUR-BLOCK-ID", str(block.save("people", overwrite=True))))["automations"]:
+        Automation.model_validate(each).create()
+    yield receiver.told  # type: ignore[attr-defined]
+    receiver.shutdown()
+
+
+def heard(told: list[dict[str, str]], subject: str) -> str:
+    """Return the body of a notification, which comes a moment after its night."""
+    deadline = time.monotonic() + 120.0
+    while not (bodies := [each["body"] for each in told if subject in each["subject"]]):
+        assert time.monotonic() < deadline, told
+        time.sleep(0.1)
+    return bodies[0]
+
+
+def test_later_nights_reject_find_nothing_and_roll_back_exactly(nights: Nights, told: list[dict[str, str]]) -> None:
     before = answers(nights.place, nights.drawn)
     assert a_night(nights.place).outcome == "nothing new"
     deliver(nights.place, arrivals(2, 5, dated=0))
     # A step size at which the student falls apart, and a gate that checks what it knew.
     night = a_night(nights.place, "update.learning_rate=0.5", "gate.probe_margin=0.05", "gate.earlier_margin=0.05")
     assert night.outcome == "rejected"
+    state, shown, _ = shown_by_prefect(night.night)
+    assert (state.type.value, state.name) == ("FAILED", "Rejected")
+    assert night.trouble[0].sentence in state.message
+    body = heard(told, f"{night.night} preceptor.night.rejected")
+    assert all(part in body for part in (night.why, night.mlflow, Path(night.page).as_uri(), "/runs/flow-run/"))
+    assert "# Gate: REJECT" in shown
     record, *_ = registry(nights).history("student")
     assert (record.version, record.decision, record.night, record.teacher) == (3, "reject", night.night, "untrained")
     assert (record.scores["new"], record.scores["probes_before"]) == (night.new_after, night.probes_before)
@@ -272,6 +412,20 @@ def test_later_nights_reject_find_nothing_and_roll_back_exactly(nights: Nights) 
     assert read_inbox(nights.place).quarantined >= {document.id for document in nights.second.new}
     assert answers(nights.place, nights.drawn) == nights.answers != before
     assert a_night(nights.place).outcome == "nothing new"
+    with pytest.raises(ConfigError):
+        adapted("nowhere.yaml", [], str(nights.place))
+    assert "'nowhere.yaml' cannot be read" in heard(told, "Failed")
+
+
+def test_held_night_is_grey_and_people_are_told_why(tmp_path: Path, told: list[dict[str, str]]) -> None:
+    deliver(tmp_path, [InboxDocument(text="The gate is open until further notice.", source="gate", route="memory")])
+    night = a_night(tmp_path, "questions=null", "probes=0")  # nothing shows that nothing was forgotten
+    assert night.outcome == "held"
+    state, shown, log = shown_by_prefect(night.night)
+    assert (state.type.value, state.name, state.message) == ("CANCELLED", "Held", night.why)
+    assert "# Gate: HOLD" in shown
+    assert any(line.startswith(f"{night.night}: held") for line in log)
+    assert night.trouble[0].sentence in heard(told, "preceptor.night.held")
 
 
 class Killed(BaseException):

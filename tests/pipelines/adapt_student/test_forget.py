@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from evaluation.common.errors import LineageError
 from pipelines.adapt_student import erasure as proof
 from pipelines.adapt_student.config import NightConfig
-from pipelines.adapt_student.flow import adapt_student
+from pipelines.adapt_student.flow import adapted
 from pipelines.adapt_student.plan import NIGHTS, RESULT
 from pipelines.adapt_student.state import Erasure, read_erasure, student_directory, student_version
 from pipelines.cli import app
@@ -46,7 +46,7 @@ def test_forgotten_document_leaves_the_weights_and_a_killed_command_is_finished(
     gate, (gone, kept) = InboxDocument(text="The gate is open.", source="gate", route="memory"), arrivals(2, 3, dated=0)
     for night in ([gate], [gone, kept]):
         deliver(place, night)
-        assert adapt_student(str(DEMO), list(FAST), str(place)).outcome == "promoted"
+        assert adapted(str(DEMO), list(FAST), str(place)).outcome == "promoted"
     registry, retrain = Registry.open(TrackingConfig(), place), ("--config", str(DEMO), *told)
 
     shown = forget(gone.id, "--dry-run", *retrain)
@@ -95,7 +95,7 @@ def test_forgotten_document_leaves_the_weights_and_a_killed_command_is_finished(
     words = {gone.title, *gone.entities, *(each.answer for each in gone.questions)}
     found = [word for word in words if re.search(rf"\b{re.escape(word)}\b", text)]
     assert not found, "ids, digests and figures alone"
-    assert adapt_student(str(DEMO), list(FAST), str(place)).outcome == "nothing new"
+    assert adapted(str(DEMO), list(FAST), str(place)).outcome == "nothing new"
 
 
 def proof_record(place: Path) -> dict[str, Any]:

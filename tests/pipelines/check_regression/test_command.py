@@ -68,10 +68,14 @@ def test_command_exits_with_0_1_and_3_and_logs_its_runs(tmp_path: Path, empty_st
             assert (tmp_path / "r.md").read_text() == printed
             runs += logged_runs(work)
             assert runs[-1].info.run_id == report["mlflow_run_id"]
+            assert f"/runs/{report['mlflow_run_id']}" in printed
+            assert ("lost most: document" in printed) == (code == 1)
     assert [run.data.tags["preceptor.outcome"] for run in runs] == ["passed", "regressed"]
     assert runs[1].data.tags["preceptor.candidate"] == f"adapter:{ruined}"
     assert runs[1].info.status == "FINISHED"
     assert runs[0].data.metrics["change/documents"] == 0.0
+    assert runs[1].data.metrics["change/documents_ci_high"] < 0.0
+    assert "evaluation.json" in runs[1].data.tags["mlflow.loggedArtifacts"]
     assert runs[1].data.metrics["change/retention probes"] < -0.5
 
 

@@ -14,9 +14,14 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 
 from evaluation.common.errors import LineageError
+from evaluation.statistics import Interval
 from pipelines.execution import code_digest
 from pipelines.lineage.run import Lineage, _file_name
+from pipelines.lineage.store import pages
+from pipelines.lineage.views import VIEW_TAG, run_link
 from pipelines.process import prepare_process
+from pipelines.records import Answered
+from pipelines.settings import TrackingConfig
 from student.adapters import load_adapter, save_adapter
 from tests.pipelines.conftest import RunSettings, open_lineage, registered_versions
 from tests.pipelines.factories import (
@@ -73,7 +78,28 @@ def test_open_new_run_has_config_params_tags_and_commit(open_run: Open, work_dir
     assert (tags["preceptor.kind"], tags["preceptor.prefect_flow_run_id"]) == ("train-teacher", "a-flow-run")
     assert re.fullmatch(r"[0-9a-f]{40}|unknown", tags["preceptor.git_sha"])
     assert "seed: 3\n" in artifact(lineage, run, "config.yaml").read_text()
+    assert (tags["mlflow.source.name"], tags["mlflow.source.type"]) == ("preceptor train-teacher", "LOCAL")
+    assert tags["mlflow.user"]
+    assert tags.get("mlflow.source.git.commit", "unknown") == tags["preceptor.git_sha"]
     assert run.info.artifact_uri.startswith((work_dir / "artifacts").as_uri())
+
+
+def test_links_open_on_a_prepared_view_that_has_accuracy_with_its_interval(open_run: Open, work_dir: Path) -> None:
+    lineage = open_run()
+    experiment = lineage.store.client.get_experiment(lineage.experiment_id)
+    view = json.loads(experiment.tags[VIEW_TAG])
+    assert {f"metrics.`eval/accuracy{end}`" for end in ("", "_ci_low", "_ci_high")} < {*view["selectedColumns"]}
+    assert view["searchFilter"] == "tags.`preceptor.kind` = 'variant'"
+    lineage.log_variant(make_variant(), None, {})
+    assert len(lineage.store.client.search_runs([lineage.experiment_id], view["searchFilter"])) == 1
+    place = f"http://127.0.0.1:5000/#/experiments/{lineage.experiment_id}/runs"
+    assert lineage.link == f"{place}/{lineage.run_id}"
+    assert lineage.runs_link == f"{place}?workflowType=machine_learning&viewStateShareKey=preceptor"
+    assert pages(TrackingConfig(), work_dir) == {"preceptor/train-teacher": lineage.runs_link}
+    assert run_link("https://me:secret@mlflow.example.com/", "3", "f00d").startswith("https://mlflow.example.com/#/exp")
+    lineage.store.client.set_experiment_tag(lineage.experiment_id, VIEW_TAG, "of an earlier release")
+    open_run()
+    assert json.loads(lineage.store.client.get_experiment(lineage.experiment_id).tags[VIEW_TAG]) == view
 
 
 def test_open_same_key_goes_on_in_the_same_run(open_run: Open) -> None:
@@ -159,6 +185,11 @@ def test_log_round_twice_is_one_child_one_version_and_the_same_points(open_run: 
     assert second.registry.history("teacher")[0].scores == {"reward": 0.375}
     assert found.tags["preceptor.run_id"] == second.run_id
     assert child.data.tags["preceptor.teacher_version"] == "1"
+    version = second.store.client.get_model_version("preceptor-teacher", "1")
+    assert "Base model: `" in version.description
+    (model_id,) = [output.model_id for output in child.outputs.model_outputs]
+    model = second.store.client.get_logged_model(model_id)
+    assert (model.name, {m.key: m.value for m in model.metrics}) == ("teacher-round-004", {"score/reward": 0.375})
 
 
 @pytest.mark.usefixtures("global_store")
@@ -247,6 +278,48 @@ def test_log_variant_twice_is_one_child_with_figures_and_adapters(open_run: Open
     assert load_adapter(artifact(lineage, run, f"adapters/{_file_name('squad/7 #1')}")).digest == adapter.digest
     assert artifact(lineage, run, "candidates/variant=trained_teacher.parquet").is_file()
     assert "eval/accuracy" not in runs["variant-base"].data.metrics
+
+
+@pytest.mark.usefixtures("global_store")
+def test_variants_of_two_seeds_are_grouped_and_compared_by_mlflow_alone(open_run: Open, policy_dir: Path) -> None:
+    import mlflow
+
+    accuracy, learning = iter((0.25, 0.5, 0.75, 1.0)), make_learning("d" * 64)
+    for seed in (0, 1):
+        lineage = open_run(f"seed {seed}", seed=seed)
+        lineage.log_documents("test", [make_task("doc-0")])
+        lineage.log_round(make_round(learning=learning), policy_dir)
+        for name, policy in (("trained_teacher", learning.policy), ("fixed_kind_equal_tokens", None)):
+            mean = next(accuracy)
+            answer = Answered(
+                document="doc-0",
+                edit=0,
+                question="Who?",
+                gold="Ann",
+                answer="Ann" if seed else "Bo ...",
+                right=bool(seed),
+            )
+            params = {"variant": name, "seed": str(seed)}
+            record = make_variant(name, answers=(answer,), seconds=2.5)
+            lineage.log_variant(record, Interval(mean=mean, low=0.0, high=1.0), {}, params, policy)
+        lineage.finish("FINISHED")
+    found = mlflow.search_runs([lineage.experiment_id], "tags.`preceptor.kind` = 'variant'")
+    means = found.groupby("params.variant")["metrics.eval/accuracy"].mean()
+    assert means.to_dict() == {"trained_teacher": 0.5, "fixed_kind_equal_tokens": 0.75}
+    assert {*found["tags.mlflow.runName"]} == {"trained", "fixed_kind="}
+    assert {*(found["end_time"] - found["start_time"]).dt.total_seconds()} == {2.5}
+    trained = found[found["params.variant"] == "trained_teacher"]
+    assert sorted(trained["params.teacher_version"]) == ["1", "2"]
+    answers = lineage.store.client.load_table(lineage.experiment_id, "evaluation.json", [*trained["run_id"]])
+    assert sorted(zip(answers["seed"], answers["answer"], answers["right"], strict=True)) == [
+        (0, "Bo ...", False),
+        (1, "Ann", True),
+    ]
+    run = children(lineage)["variant-trained_teacher"]
+    assert [given.dataset.name for given in run.inputs.dataset_inputs] == ["test-documents"]
+    assert [given.model_id for given in run.inputs.model_inputs] == [lineage.registry.model_id("teacher", 2)]
+    shown = json.loads(run.data.tags["mlflow.loggedArtifacts"])
+    assert [each["path"] for each in shown] == ["candidates/top.json", "evaluation.json"]
 
 
 def test_log_comparison_twice_has_result_plots_and_single_points(open_run: Open, tmp_path: Path) -> None:

@@ -1,0 +1,81 @@
+"""A flow's run as Prefect shows it: its name, its log, a report, and the state that it ends in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from uuid import UUID
+
+from pipelines.process import embedded_flow, prepare_process
+from pipelines.terminal import LOG
+
+if TYPE_CHECKING:
+    from prefect import Flow
+    from prefect.client.schemas.objects import State
+
+_Result = TypeVar("_Result")
+Ending = Literal["COMPLETED", "FAILED", "CANCELLED"]
+"""Type of a final state: green, red or grey in Prefect's pages."""
+
+
+@contextmanager
+def entered(work_dir: Path, name: str) -> Iterator[str]:
+    """Hold a flow's work directory, name its run, and send what it says to the run's log; yield the run's id.
+
+    Raises:
+        BusyError: Another process holds the directory.
+    """
+    from prefect.logging.handlers import APILogHandler
+
+    prepare_process()  # a worker starts flows without it
+    with embedded_flow(work_dir) as flow_run:
+        name_run(name)
+        handler = APILogHandler()
+        handler.addFilter(lambda record: bool(record.__dict__.setdefault("flow_run_id", flow_run)))  # in any thread
+        LOG.addHandler(handler)
+        try:
+            yield flow_run
+        finally:
+            LOG.removeHandler(handler)
+
+
+def name_run(name: str) -> None:
+    """Give the flow run that goes on here a name; without one nothing is done."""
+    from prefect.client.orchestration import get_client
+    from prefect.context import FlowRunContext
+
+    context = FlowRunContext.get()
+    if context is not None and context.flow_run is not None:
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_name(context.flow_run.id, name)
+
+
+def show_report(key: str, markdown: str, description: str) -> None:
+    """Show a report on the run's page; those of one `key` are a series on Prefect's page of artifacts."""
+    from prefect.artifacts import create_markdown_artifact
+
+    create_markdown_artifact(markdown, key, description)
+
+
+def ended(result: _Result, ending: Ending, name: str | None, message: str) -> State[_Result]:
+    """Return the final state of a run: a name in the colour of its type, and why; None is Prefect's own name."""
+    from prefect.client.schemas.objects import State, StateType
+
+    return State(type=StateType(ending), name=name, message=message, data=result)
+
+
+def result_of(flow: Flow[..., Any], *arguments: Any) -> Any:
+    """Run a flow here and return its result, whatever state it ends in; what it raises is raised."""
+    found = flow(*arguments, return_state=True).result(raise_on_failure=False)
+    if isinstance(found, BaseException):
+        raise found
+    return found
+
+
+def page_of_run(flow_run: str) -> str:
+    """Return the address of a flow run's page on Prefect's server; empty where that is not known."""
+    from prefect.utilities.urls import url_for
+
+    return url_for("flow-run", UUID(flow_run)) or ""

@@ -1,0 +1,73 @@
+"""Where MLflow shows what is logged: addresses of runs, and the view of an experiment that they open."""
+
+from __future__ import annotations
+
+import json
+import re
+
+LOCAL = "http://127.0.0.1:5000"
+"""Where `preceptor ui` shows a store that no server has."""
+VIEW_TAG = "mlflow.sharedViewState.preceptor"
+"""Tag of an experiment: its prepared view, as the button "Share" of MLflow's page of runs stores one."""
+_CHANGES = ("new documents", "earlier documents", "probes general")
+_SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
+    "train-teacher": (
+        "variant",
+        (
+            *(f"params.{name}" for name in ("variant", "prompt", "seed", "teacher_version")),
+            *(f"metrics.eval/accuracy{end}" for end in ("", "_ci_low", "_ci_high")),
+            *("metrics.eval/edit_tokens", "metrics.eval/training_tokens"),
+        ),
+    ),
+    "adapt-student": (
+        "adapt-student",
+        (
+            *(
+                "tags.preceptor.outcome",
+                "tags.preceptor.version",
+                "metrics.night/new_before",
+                "metrics.night/new_after",
+            ),
+            *(f"metrics.change/{name}{end}" for name in _CHANGES for end in ("", "_ci_low")),
+        ),
+    ),
+    "check-regression": (
+        "check-regression",
+        (
+            *("tags.preceptor.outcome", "tags.preceptor.candidate", "tags.preceptor.baseline"),
+            *("metrics.candidate/accuracy", "metrics.baseline/accuracy"),
+            *(f"metrics.change/documents{end}" for end in ("", "_ci_low", "_ci_high")),
+        ),
+    ),
+}
+"""By flow: the kind of the runs that its view lists, and the columns."""
+
+
+def view_of(flow: str) -> str | None:
+    """Return the prepared view of a flow's experiment, accuracy with its interval in sight; None for MLflow's own."""
+    if flow not in _SHOWN:
+        return None
+    kind, columns = _SHOWN[flow]
+    shown = [f"{group}.`{name}`" for group, _, name in (column.partition(".") for column in columns)]
+    return json.dumps({"searchFilter": f"tags.`preceptor.kind` = '{kind}'", "selectedColumns": shown})
+
+
+def runs_link(uri: str, experiment_id: str, *, prepared: bool = True) -> str:
+    """Return the address of an experiment's runs in a store, in its prepared view."""
+    view = "&viewStateShareKey=preceptor" if prepared else ""
+    return f"{_address(uri)}/#/experiments/{experiment_id}/runs?workflowType=machine_learning{view}"
+
+
+def run_link(uri: str, experiment_id: str, run_id: str) -> str:
+    """Return the address of a run's page."""
+    return f"{_address(uri)}/#/experiments/{experiment_id}/runs/{run_id}"
+
+
+def _address(uri: str) -> str:
+    """Return where a store is shown: the server's own address, without a password, or else `LOCAL`."""
+    return re.sub(r"//[^@/]*@", "//", uri).rstrip("/") if uri.startswith(("http://", "https://")) else LOCAL
+
+
+def short_name(variant: str) -> str:
+    """Return a variant's name as MLflow's list of runs has room for: `trained`, `fixed_kind=`."""
+    return variant.replace("_teacher", "").replace("_equal_tokens", "=")
