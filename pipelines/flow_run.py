@@ -68,7 +68,8 @@ def ended(result: _Result, ending: Ending, name: str | None, message: str) -> St
 
 def result_of(flow: Flow[..., Any], *arguments: Any) -> Any:
     """Run a flow here and return its result, whatever state it ends in; what it raises is raised."""
-    found = flow(*arguments, return_state=True).result(raise_on_failure=False)
+    state: Any = flow(*arguments, return_state=True)
+    found = state.result(raise_on_failure=False)
     if isinstance(found, BaseException):
         raise found
     return found

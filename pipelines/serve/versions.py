@@ -137,8 +137,8 @@ class Versions:
         if error and self.current is not None and self.current.number != self.wanted:
             await self._stop_erased(self.current.number)
         if error and error != self.error:
-            now = self.current and f"Version {self.current.number} keeps answering."
-            typer.echo(f"{error} {now or 'No version answers.'}")
+            kept = self.current and f"Version {self.current.number} keeps answering."
+            typer.echo(f"{error} {kept or 'No version answers.'}")
         self.error = error
 
     async def _stop_erased(self, number: int) -> None:
