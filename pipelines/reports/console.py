@@ -29,7 +29,7 @@ from pipelines.reports.format import (
     tokens,
     wrapped,
 )
-from pipelines.terminal import LOG, check_terminated, guard_output
+from pipelines.terminal import LOG, check_terminated, guard_output, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -85,7 +85,7 @@ class Reporter:
         clock = f"{elapsed // 60:3d}:{elapsed % 60:02d}"
         text = Text.assemble((clock, "dim"), f" {line}")
         self._progress.console.print(text, highlight=False, soft_wrap=True)
-        LOG.info(line)
+        LOG.info(printable(line))
 
     @contextmanager
     def step(self, step: Step, what: str) -> Iterator[None]:
@@ -309,7 +309,7 @@ def print_run(
     """Print the table and the closing text, which is neither wrapped again nor read as markup."""
     console.print(run_table(comparison, variants))
     console.print(last_words, markup=False, highlight=False, soft_wrap=True)
-    LOG.info(last_words)
+    LOG.info(printable(last_words, "\n"))
 
 
 def run_markdown(comparison: VariantComparison, variants: Sequence[VariantScores], link: str) -> str:

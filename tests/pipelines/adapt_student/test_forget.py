@@ -32,6 +32,7 @@ class Killed(BaseException):
     """Raised in place of a step, as a kill would end the process there."""
 
 
+@pytest.mark.slow
 def test_forgotten_document_leaves_the_weights_and_a_killed_command_is_finished(
     tmp_path: Path, prefect_server: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

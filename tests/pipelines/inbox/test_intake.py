@@ -106,7 +106,7 @@ def test_row_has_all_fields_and_settings_fill_the_others() -> None:
     settings = {"source": "s", "effective": datetime.date(2000, 1, 1), "supersedes": ("x", "y"), "route": "weights"}
     full, bare = piped(json.dumps(row) + '\n{"text": "B."}', **settings).documents
     changed = {"text": "Ten days.\nNever more.", "effective": datetime.date(2026, 1, 31), "supersedes": ("kb-0",)}
-    changed |= {"name": row.pop("id"), "whole": "", "entities": ("Refund",)}
+    changed |= {"name": row.pop("id"), "whole": "", "entities": ("Refund",), "client": ""}
     changed["questions"] = ({"question": "How many days?", "answer": "Ten", "phrasing": "", "paraphrases": None},)
     changed["held_out_questions"] = (
         {"question": "In how many days?", "answer": "Ten", "phrasing": "", "paraphrases": None},
