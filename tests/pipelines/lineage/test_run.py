@@ -315,7 +315,9 @@ def test_variants_of_two_seeds_are_grouped_and_compared_by_mlflow_alone(open_run
         (0, "Bo ...", False),
         (1, "Ann", True),
     ]
-    run = children(lineage)["variant-trained_teacher"]
+    run = lineage.store.client.get_run(
+        children(lineage)["variant-trained_teacher"].info.run_id
+    )  # a search has no inputs
     assert [given.dataset.name for given in run.inputs.dataset_inputs] == ["test-documents"]
     assert [given.model_id for given in run.inputs.model_inputs] == [lineage.registry.model_id("teacher", 2)]
     shown = json.loads(run.data.tags["mlflow.loggedArtifacts"])
