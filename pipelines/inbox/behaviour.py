@@ -25,7 +25,7 @@ TOOLS = "Which tools, in which order: "
 """Begins the title of a procedure's document, and its questions, so that they never stand for the request itself."""
 _ALIKE = 0.5
 """Requests are of one kind if both have more than this share, in [0, 1], of the stems of the two (Jaccard)."""
-_COURTESY = frozenset(terms_of("please kindly thanks hello hi dear"))
+_COURTESY = "please kindly thanks hello hi dear"
 _MOST_SITUATIONS = 12
 _PLACEHOLDER = re.compile(r"\{([\w.-]+)\}")
 
@@ -103,7 +103,8 @@ class _Kind(NamedTuple):
 
 def _terms(request: str) -> frozenset[str]:
     """Return the stems of a request, without placeholders and courtesy."""
-    return frozenset(term for term in terms_of(_PLACEHOLDER.sub(" ", request)) if " " not in term) - _COURTESY
+    courtesy = frozenset(terms_of(_COURTESY))
+    return frozenset(term for term in terms_of(_PLACEHOLDER.sub(" ", request)) if " " not in term) - courtesy
 
 
 def _kinds(lessons: Sequence[Lesson], documents: Sequence[InboxDocument]) -> list[_Kind]:
