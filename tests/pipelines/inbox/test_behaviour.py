@@ -103,7 +103,7 @@ def test_of_one_client_the_last_procedure_holds() -> None:
 def test_preference_becomes_an_entry_for_its_client() -> None:
     german = chat("Always answer in German.")
     made = only(found := routed(german))
-    assert (made.route, made.source, made.supersedes) == ("memory", "feedback of ann", ())
+    assert (made.route, made.source, made.client, made.supersedes) == ("memory", "feedback of ann", "ann", ())
     assert made.text == "In which language does ann want answers? German."
     assert found.places == {german.id: made.id}
     french = chat("From now on answer in French.")
@@ -111,6 +111,7 @@ def test_preference_becomes_an_entry_for_its_client() -> None:
     assert changed.supersedes == (made.id,), "a later one of the same client"
     assert only(routed(german, french)).questions[0].answer == "French"
     assert routed(german, known=[made]).documents == []
+    assert accepted(made, [made]).client == "ann", "what a person releases remains hers"
     others = routed(french, chat("From now on answer in Dutch.", client="ben"), known=[made])
     assert len(others.documents) == 2
     assert others.quarantined == {}, "clients may differ"
@@ -155,7 +156,7 @@ def test_no_client_alone_opens_the_weights_however_the_chats_come(
         answer = made.questions[0].answer
         shown = {each.client for each in chats for lesson in lessons_of(each).lessons if lesson.says == answer}
         assert set(clients_of(made)) <= shown
-        assert made.route == "memory" or len(clients_of(made)) > 1
+        assert (made.route == "memory" and made.client) or len(clients_of(made)) > 1
         words = re.sub(r"\{\w+\}", " ", made.title.removeprefix(TOOLS))
         for term in (term for term in terms_of(words) if made.route is None and " " not in term):
             assert len({who for who, said, _ in history if term in terms_of(said)}) > 1
