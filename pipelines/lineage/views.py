@@ -49,7 +49,10 @@ def view_of(flow: str) -> str | None:
         return None
     kind, columns = _SHOWN[flow]
     shown = [f"{group}.`{name}`" for group, _, name in (column.partition(".") for column in columns)]
-    return json.dumps({"searchFilter": f"tags.`preceptor.kind` = '{kind}'", "selectedColumns": shown})
+    view: dict[str, object] = {"searchFilter": f"tags.`preceptor.kind` = '{kind}'", "selectedColumns": shown}
+    # In order of their date, runs within a run are folded up under it.
+    order = {"orderByKey": "metrics.`eval/accuracy`", "orderByAsc": False} if kind == "variant" else {}
+    return json.dumps(view | order)
 
 
 def runs_link(uri: str, experiment_id: str, *, prepared: bool = True) -> str:
