@@ -87,7 +87,7 @@ def prove(settings: NightConfig, registry: Registry, erasure: Erasure, work_dir:
         "gone": gone,
     }
     columns = {f"{what}/{name}": mine for what, each in probes.items() for name, mine in each._asdict().items()}
-    run = log_finished(
+    run, _ = log_finished(
         settings.tracking,
         work_dir,
         f"erasure of {counted(len(tasks), 'document')}",
