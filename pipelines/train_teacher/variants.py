@@ -266,7 +266,7 @@ class Comparing:
 
     def parameters(self, scores: VariantScores) -> dict[str, str]:
         """Return what tells a variant from others, and its run from those of other seeds and recipes."""
-        config, variant = self.config, next(v for v in self.config.listed if v.name == scores.name)
+        config, variant = self.config, self._variant(scores)
         source, recipe = variant.source, config.student.update
         if variant.objective is not None:
             recipe = recipe.model_copy(update={"objective": variant.objective})
@@ -288,8 +288,11 @@ class Comparing:
 
     def state_of(self, scores: VariantScores) -> str | None:
         """Return the state of the teacher that wrote a variant's self-edits; None where none that learned did."""
-        source = next(v for v in self.config.listed if v.name == scores.name).source
+        source = self._variant(scores).source
         return self.states.get(source.state) if isinstance(source, sources.TeacherSource) else None
+
+    def _variant(self, scores: VariantScores) -> Variant:
+        return next(variant for variant in self.config.listed if variant.name == scores.name)
 
     def _grades(self, scored: Sequence[ScoredUpdate]) -> dict[str, tuple[bool | None, ...]]:
         """Return the verdicts of all graders on the students' texts, the configured one first; none without texts."""
