@@ -343,6 +343,14 @@ def chat_format(tokenizer: Any) -> AnswerFormat:
     return AnswerFormat(opening=opening, prompt=_SLOT + rest, joiner="", ending=ending)
 
 
+def is_chat(tokenizer: Any, form: AnswerFormat) -> bool:
+    """Return whether `form` is the tokenizer's chat template."""
+    try:
+        return form == chat_format(tokenizer)
+    except ModelError:  # it has none, or none that fits
+        return False
+
+
 _ROLES = ("user", "assistant")
 
 

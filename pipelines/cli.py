@@ -334,6 +334,14 @@ def serve(
         bool, typer.Option("--learn", help="Keep chats and feedback for the next nights, redacted; see docs/inbox.md.")
     ] = False,
     retention_days: Annotated[int, typer.Option(min=1, max=3650, help="Days for which --learn keeps a chat.")] = 30,
+    idle_minutes: Annotated[
+        float | None,
+        typer.Option(min=0.01, max=1440, help="Without a request for so long, run the night of --config."),
+    ] = None,
+    slow_seconds: Annotated[
+        float,
+        typer.Option(min=0.01, max=3600, help="A request that takes longer stops it until the next idle time."),
+    ] = 5.0,
     vllm: Annotated[
         list[str] | None,
         typer.Argument(help="Arguments of vLLM, after `--`, such as --max-lora-rank for higher ranks to come."),
@@ -346,12 +354,15 @@ def serve(
     restart; a version that fails stays out, and /health says why.
     """
     from pipelines.ask.answers import asked_flow
+    from pipelines.serve.idle import IdleWindow
     from pipelines.serve.server import ServeOptions, run_server
     from pipelines.serve.versions import Variant
-    from pipelines.settings import TrackingConfig
+    from pipelines.settings import TrackingConfig, load
 
     if learn and role != "student":
         raise typer.BadParameter("is for a student's chats; leave it out, or --role", param_hint="--learn")
+    if idle_minutes is not None and (config is None or role != "student"):
+        raise typer.BadParameter("needs the configuration of a student's night: --config", param_hint="--idle-minutes")
     named: dict[str, Variant] = {name: name for name in get_args(Variant)}
     if unknown := sorted({*variants.split(",")} - {*named}):
         raise typer.BadParameter(f"got {unknown}, allowed are {', '.join(named)}", param_hint="--variants")
@@ -364,6 +375,9 @@ def serve(
         base = student or (flow.student if role == "student" else flow.teacher).model
         tracking, options = flow.tracking, options._replace(base=base, device=flow.device, dtype=flow.dtype)
         options = options._replace(asking=asking)
+        if idle_minutes is not None:
+            load(config, schemas()["adapt-student"])
+            options = options._replace(idle=IdleWindow(config, 60 * idle_minutes, slow_seconds))
     run_server(options, tracking, work_dir)
 
 

@@ -148,8 +148,7 @@ def with_answer_format(settings: _Loop) -> _Loop:
 def chat_of(ref: ModelRef, form: exact_match.AnswerFormat) -> Any:
     """Return the student's tokenizer where `form` is its chat template, else None."""
     tokenizer = open_student(ref).tokenizer
-    has_template = bool(getattr(tokenizer, "chat_template", None))
-    return tokenizer if has_template and form == exact_match.chat_format(tokenizer) else None
+    return tokenizer if exact_match.is_chat(tokenizer, form) else None
 
 
 class Teacher:

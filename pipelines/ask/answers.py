@@ -20,7 +20,8 @@ from evaluation.common.checkpoints import Checkpoint, ready_model
 from evaluation.common.data import Frozen
 from evaluation.common.errors import InputError, ModelError, ScoringError
 from evaluation.common.text import clean_text
-from evaluation.exact_match import AnswerFormat, context_length, end_tokens_of, first_line, prompt_ids
+from evaluation.exact_match import AnswerFormat, context_length, end_tokens_of, first_line, is_chat, prompt_ids
+from pipelines.inbox.lessons import instructions_for
 from student.config import PASSAGE_TEMPLATE
 from student.memory import LEAST_SCORE, MEMORY_FILE, ExternalMemory, Hit
 
@@ -221,14 +222,16 @@ class Composer:
         self.vocabulary, self.memory, self.options, self.version = vocabulary, memory, options, version
         self.answer_format = options.answer_format or AnswerFormat()
         """How questions are put."""
+        self._follows = is_chat(vocabulary.tokenizer, self.answer_format)
         self._has_adapter = has_adapter
 
     def prompt_for(self, question: str, by: By = "auto", client: str = "") -> Prompt:
         """Return the student's input for a question, with as many passages as fit into its context.
 
         `memory` and `both` use the best passages that share a word with the question, whatever their score; `auto` uses
-        those that reach `least_score`. Entries for one client are used for that `client` alone. Raises ScoringError for
-        a question that is too long for the student.
+        those that reach `least_score`. Entries for one client are used for that `client` alone; what it prefers is said
+        before each of its questions to a student with a chat template, since others follow no instruction. Raises
+        ScoringError for a question that is too long for the student.
         """
         options, (tokenizer, longest, _) = self.options, self.vocabulary
         question = clean_text(question)  # as texts and questions are learned
@@ -238,11 +241,12 @@ class Composer:
             hits = self.memory.search(question, options.passages, least, client)
         if by == "auto":
             by = "memory" if hits else "weights"
-        adapted = self._has_adapter and by != "memory"
+        adapted, wishes = self._has_adapter and by != "memory", self._wishes(client)
         for count in range(len(hits), -1, -1):
             # All passages as one, which the shipped student reads best.
             passages = " ".join(hit.passage for hit in hits[:count])
-            behind = self.answer_format.behind(PASSAGE_TEMPLATE.replace("{context}", passages) if count else "")
+            passage = PASSAGE_TEMPLATE.replace("{context}", passages) if count else ""
+            behind = self.answer_format.behind(passage + wishes)
             text = behind.render(question)
             if longest is None or len(prompt_ids(tokenizer, text)) + options.max_new_tokens <= longest:
                 return Prompt(question, text, adapted, hits[:count])
@@ -250,6 +254,11 @@ class Composer:
             f"ask: the question {question[:80]!r} is too long: with {options.max_new_tokens} tokens for the answer, it "
             "exceeds the student's context. Shorten it, or lower max_new_tokens."
         )
+
+    def _wishes(self, client: str) -> str:
+        """Return what the client prefers, as instructions."""
+        kept = [entry for entry in self.memory.entries if client and entry.client == client and self._follows]
+        return instructions_for(client, ((entry.title, entry.text) for entry in kept))
 
     def read(self, prompt: Prompt, tokens: Sequence[int], log_probabilities: Sequence[float]) -> Answer:
         """Return the answer in the tokens that a model wrote after a prompt; see `Answer.confidence`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
@@ -57,6 +57,25 @@ ASPECTS: Mapping[Aspect, str] = {
     "address": "How does {client} want to be addressed?",
 }
 """What a preference is about, and how it is asked for."""
+
+
+_INSTRUCTIONS: Mapping[Aspect, str] = {
+    "language": "Answer in {says}.",
+    "units": "Use {says} for units.",
+    "length": "Keep the answer to this length: {says}.",
+    "format": "Write the answer as {says}.",
+    "address": "Address the user as {says}.",
+}
+
+
+def instructions_for(client: str, entries: Iterable[tuple[str, str]]) -> str:
+    """Return what a client prefers as instructions to a chat model, each with a space behind it; empty for none.
+
+    `entries` are titles and texts of what is kept for this client.
+    """
+    aspects = {about.format(client=client): aspect for aspect, about in ASPECTS.items()}
+    said = ((aspects[title], text.removeprefix(title).strip(" .")) for title, text in entries if title in aspects)
+    return "".join(f"{_INSTRUCTIONS[aspect].format(says=says)} " for aspect, says in said)
 
 
 def is_preference(title: str, client: str) -> bool:

@@ -1,5 +1,6 @@
 """`preceptor serve --learn`: chats become interactions of the inbox after their reply was sent, and get feedback.
 
+Feedback comes in a request of its own, or in OpenAI's `metadata` of a later chat, which is answered once it is stored.
 Everything but passing bytes on happens in a thread, which leaves reading and redaction to a child process: no chat can
 delay a reply, and none that cannot be stored fails one.
 """
@@ -7,9 +8,12 @@ delay a reply, and none that cannot be stored fails one.
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import typer
 from prometheus_client import CollectorRegistry, Counter
@@ -25,9 +29,11 @@ from pipelines.inbox.interactions import Chat, Feedback, InteractionStore, inter
 from pipelines.inbox.redaction import redact
 from pipelines.inbox.store import InboxError
 from pipelines.inbox.worker import ReadingLimits, Worker
-from pipelines.serve.requests import CHAT, CLIENT, json_of
+from pipelines.serve.requests import CHAT, CLIENT, json_of, refusal
 
 FEEDBACK = "/v1/feedback"
+_FEEDBACK_ON = "feedback_on"
+"""In `metadata`, the id of the chat that `thumb` and `correction` are about."""
 _MOST_WAITING, _MOST_BYTES = 256, 1_000_000
 """Chats that wait to be stored, and size of one with its reply; beyond, they are not stored."""
 
@@ -67,9 +73,14 @@ class Learner:
         typer.echo(f"a chat was not stored for learning: {why}")
 
     async def feedback(self, request: Request) -> Response:
-        """Answer a request with feedback; HTTPException 400, 404, or 503 when the inbox cannot be written."""
+        """Answer a request with feedback; HTTPException as of `take`."""
+        given = await self.take(await json_of(request), request.scope[CLIENT])
+        return JSONResponse({"object": "feedback", "id": given.id})
+
+    async def take(self, content: Mapping[str, Any], client: str) -> Feedback:
+        """Store feedback of a client; HTTPException 400, 404, or 503 when the inbox cannot be written."""
         try:
-            given = Feedback.model_validate(await json_of(request))
+            given = Feedback.model_validate(content)
             if given.thumb is None and given.correction is None:
                 raise HTTPException(400, "feedback needs a `thumb` (up or down), a `correction`, or both")
         except ValidationError as error:
@@ -77,12 +88,12 @@ class Learner:
             raise HTTPException(400, "; ".join(wrong)) from error
         try:
             # Behind the chats that wait, of which it may mean the last.
-            found = await asyncio.wrap_future(self._thread.submit(self._give, given, request.scope[CLIENT]))
+            found = await asyncio.wrap_future(self._thread.submit(self._give, given, client))
         except Exception as error:
             raise HTTPException(503, f"feedback was not stored: {error}") from error
         if not found:
             raise HTTPException(404, f"no chat of this client with the id {given.id!r} is stored, or not any more")
-        return JSONResponse({"object": "feedback", "id": given.id})
+        return given
 
     def _give(self, feedback: Feedback, client: str) -> bool:
         if feedback.correction is not None:
@@ -104,12 +115,19 @@ class Learning:
         if scope["path"] != CHAT:
             await self._app(scope, receive, send)
             return
-        request, reply, status = bytearray(), bytearray(), 0
+        parts, reply, status = [await receive()], bytearray(), 0
+        while parts[-1].get("more_body"):
+            parts.append(await receive())
+        request, waiting = b"".join(part.get("body", b"") for part in parts), iter(parts)
+        try:
+            if about := _feedback_in(request):
+                await self._learner.take(about, scope[CLIENT])
+        except HTTPException as error:
+            await refusal(None, error)(scope, receive, send)
+            return
 
         async def received() -> Message:
-            message = await receive()
-            request.extend(message.get("body", b""))
-            return message
+            return next(waiting, None) or await receive()
 
         async def sent(message: Message) -> None:
             nonlocal status
@@ -120,4 +138,14 @@ class Learning:
         await self._app(scope, received, sent)
         if status == 200:
             said = Headers(scope=scope).get("x-preceptor-learn", "")
-            self._learner.hear(Chat(scope[CLIENT], said, bytes(request), bytes(reply)))
+            self._learner.hear(Chat(scope[CLIENT], said, request, bytes(reply)))
+
+
+def _feedback_in(request: bytes) -> dict[str, Any] | None:
+    """Return the feedback on an earlier chat in the `metadata` of a chat's request, if there is some."""
+    try:
+        metadata = json.loads(request)["metadata"]
+        about: str = metadata[_FEEDBACK_ON]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return {"id": about, **{name: metadata[name] for name in ("thumb", "correction") if name in metadata}}

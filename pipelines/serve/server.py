@@ -36,6 +36,7 @@ from pipelines.lineage.registry import Registry, Role
 from pipelines.lineage.store import require_store
 from pipelines.process import prepare_process
 from pipelines.serve.engine import LOOPBACK, EngineServer, chosen_engine
+from pipelines.serve.idle import IdleNights, IdleWindow, Watched, night_command
 from pipelines.serve.learning import FEEDBACK, Learner, Learning
 from pipelines.serve.requests import CHAT, COMPLETIONS, Forward, Front, Metrics, read_api_keys, refusal
 from pipelines.serve.versions import Variant, Versions
@@ -75,6 +76,8 @@ class ServeOptions(NamedTuple):
     """How a student's chats are answered; what is not set is the version's own."""
     learn_days: int | None = None
     """Days for which a student's chats are kept for learning; None keeps none."""
+    idle: IdleWindow | None = None
+    """When a night may run beside it; None runs none."""
 
 
 def clients_keys(options: ServeOptions) -> dict[str, str]:
@@ -140,6 +143,10 @@ class Server:
         self.versions = Versions(options, registry, directory, self.metrics)
         inbox, days = directory.parent / INBOX_FILE, options.learn_days
         self._learner = None if days is None else Learner(inbox, days, self.metrics.all)
+        self._nights: IdleNights | None = None
+        if window := options.idle:
+            command = night_command(window.config, directory.parent)
+            self._nights = IdleNights(window, directory.parent, self.metrics.all, command)
         self.restarts = 0
 
     async def run(self, listener: socket.socket, log: Path) -> None:
@@ -151,12 +158,14 @@ class Server:
         settings: dict[str, Any] = {"log_config": None, "access_log": False, "lifespan": "off"}
         front = uvicorn.Server(uvicorn.Config(self.app(), timeout_graceful_shutdown=_FINISH_SECONDS, **settings))
         serving, keeping = asyncio.create_task(front.serve(sockets=[listener])), asyncio.create_task(self._keep(log))
-        await asyncio.wait((serving, keeping), return_when=asyncio.FIRST_COMPLETED)
+        nights = [] if self._nights is None else [asyncio.create_task(self._nights.run())]
+        await asyncio.wait((serving, keeping, *nights), return_when=asyncio.FIRST_COMPLETED)
         front.should_exit = True
         await serving
-        keeping.cancel()
-        with suppress(asyncio.CancelledError):
-            await keeping
+        for task in (keeping, *nights):
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
 
     async def _keep(self, log: Path) -> NoReturn:
         """Start an engine, and another when it dies; ServeError as for `run`."""
@@ -199,12 +208,13 @@ class Server:
         hosts = Middleware(TrustedHostMiddleware, allowed_hosts=[LOOPBACK, "localhost", "::1", "[::1]"])
         front = Middleware(Front, metrics=self.metrics, keys=self._keys, paths=_ANSWERED)
         learning = [] if self._learner is None else [Middleware(Learning, learner=self._learner)]
+        watched = [] if self._nights is None else [Middleware(Watched, nights=self._nights)]
         if self._learner is not None:
             forward.append(Route(FEEDBACK, self._learner.feedback, methods=["POST"]))
         state = {"/health": self._health, "/metrics": self._metrics, "/v1/models": self._models}
         return Starlette(
             routes=[*(Route(path, answer) for path, answer in state.items()), *forward],
-            middleware=[*([front] if self._keys else [front, hosts]), *learning],
+            middleware=[*([front] if self._keys else [front, hosts]), *watched, *learning],
             exception_handlers={HTTPException: refusal},
         )
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from evaluation.common.checkpoints import MICRO_MODELS, load_checkpoint
 from evaluation.common.errors import InputError, ModelError
-from evaluation.exact_match import AnswerFormat
+from evaluation.exact_match import AnswerFormat, chat_format
 from pipelines.ask.answers import (
     FORMAT_FILE,
     UNKNOWN,
@@ -22,7 +22,10 @@ from pipelines.ask.answers import (
     calibrated_confidence,
     read_version,
 )
+from pipelines.inbox.behaviour import route_lessons
+from pipelines.inbox.lessons import Conversation, lessons_of
 from student.memory import MEMORY_FILE, ExternalMemory, MemoryEntry
+from tests.pipelines.inbox.chats import stored
 
 MEMORY = ExternalMemory([MemoryEntry(id="a", text="Zyx lives in Oldmere.")])
 
@@ -75,6 +78,34 @@ def test_uncertain_answers_from_the_weights_alone_are_unknown() -> None:
     assert (looked_up.text, looked_up.by, looked_up.sources[0].id) == ("sailor", "memory", "a")
     alone = Composer(vocabulary, MEMORY, options, has_adapter=False)
     assert alone.read(alone.prompt_for("Who?"), line, low).by == "base"
+
+
+def test_chat_model_is_told_what_its_client_prefers_and_nobody_else_s_wishes() -> None:
+    vocabulary = Vocabulary.open("micro-student")
+    vocabulary.tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    said = (stored("From now on answer in German."), stored("Always keep your answers brief.", name="b"))
+    lessons = [lesson for each in said for lesson in lessons_of(Conversation(each.id, "ann", each.messages)).lessons]
+    made = route_lessons(lessons, ()).documents
+    entries = [MemoryEntry(id=each.id, title=each.title, text=each.text, client=each.client) for each in made]
+    assert len(entries) == 2
+    memory, options = ExternalMemory([*MEMORY.entries, *entries]), AskOptions(least_score=0.1)
+
+    def asked(form: AnswerFormat, client: str) -> str:
+        used = options.model_copy(update={"answer_format": form})
+        prompt = Composer(vocabulary, memory, used, has_adapter=True).prompt_for("Where does Zyx live?", client=client)
+        assert [hit.entry.id for hit in prompt.hits] == ["a"]
+        return prompt.text
+
+    chat = chat_format(vocabulary.tokenizer)
+    told = asked(chat, "ann").partition("Zyx lives in Oldmere.\n")[2]
+    wishes = {"Answer in German.", "Keep the answer to this length: brief."}
+    assert {f"{wish}." for wish in told.partition(" Where does Zyx live?")[0].strip(".").split(". ")} == wishes
+    assert asked(chat, "ben") == asked(chat, "")
+    for form, client in ((chat, "ben"), (AnswerFormat(), "ann")):
+        assert not any(wish in asked(form, client) for wish in wishes)
 
 
 @given(st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.4, 0.7, 0.9, 1.0]), st.booleans()), max_size=12))

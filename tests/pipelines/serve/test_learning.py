@@ -112,6 +112,25 @@ async def test_store_that_fails_is_counted_and_no_reply_fails(
 
 
 @pytest.mark.anyio
+async def test_feedback_comes_with_a_later_chat_which_is_answered_once_it_is_stored(served: Served) -> None:
+    name = (await served.chat()).json()["id"]
+    given = {"feedback_on": name, "thumb": "down", "correction": "2029"}
+    assert (await served.chat("And now?", metadata=given)).status_code == 200
+    (first, _), (second, _) = served.kept()
+    assert (first.thumb, first.correction, second.thumb) == ("down", "2029", None)
+    for metadata, code in (
+        ({"feedback_on": name, "thumb": "sideways"}, 400),
+        ({"feedback_on": name}, 400),
+        ({"feedback_on": "chatcmpl-9", "thumb": "up"}, 404),
+    ):
+        refused = await served.chat(metadata=metadata)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (code, code)
+    assert served.chats == 2, "what is refused is not answered"
+    assert (await served.chat(metadata={"feedback_on": name, "thumb": "up", "learn": "no"})).status_code == 200
+    assert [each.thumb for each, _ in served.kept()] == ["up", None]
+
+
+@pytest.mark.anyio
 async def test_feedback_is_taken_from_the_client_whose_chat_it_was(served: Served) -> None:
     name = (await served.chat()).json()["id"]
     refused = await served.post(FEEDBACK, {"id": name, "thumb": "down"}, "ben")
