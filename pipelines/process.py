@@ -245,7 +245,8 @@ os._exit(0)
 """Prefect's server for one process. Nothing is ever written to its standard input, which ends when that process does,
 however it does; signals, which a terminal or a service manager sends to a whole group, are that process's to handle."""
 _SERVER_SETTINGS = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
-_START_SECONDS = 180.0
+_START_SECONDS = 600.0
+"""Patience with a server that starts beside other work; one that has died refuses at once."""
 
 
 class BusyError(PreceptorError, RuntimeError):

@@ -10,17 +10,19 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from evaluation.retention import rehearsal_questions
-from evaluation.tasks import Document
+from evaluation.tasks import Document, KnowledgeTask
 from pipelines.adapt_student.config import NightConfig
 from pipelines.adapt_student.plan import SELF_EDITS, UPDATE, NightPlan
 from pipelines.adapt_student.state import HeldDocument, StudentState, StudentVersion
+from pipelines.inbox.corrections import clients_in
 from pipelines.lineage.registry import Registry
 from pipelines.loop.loop import Loop
 from pipelines.loop.reward import judge
 from pipelines.loop.update import adapter_dir, bank_of
 from pipelines.models import ModelRef, open_student
 from pipelines.plan import Stage
-from pipelines.records import Candidate, Record, by_document
+from pipelines.records import Candidate, Edit, Record, by_document
+from pipelines.train_teacher.edits import written_line
 from student.adapters import load_adapter, save_adapter
 from student.updates import UpdateOutcome, make_request
 from teacher.rewards import RewardFailure
@@ -123,14 +125,30 @@ def best_edits(night: Night, state: str | None, stage: Stage) -> list[Candidate]
     with loop.reporter.step(sample, stage.name):
         seed = loop.seed("sample", plan.night)
         sampling = loop.sample(state, config.teacher.prompt, plan.to_weights, n=sample.each, seed=seed)
+    edits = (*sampling.edits, *as_said(plan.to_weights, sample.each))
     with loop.reporter.step(update, stage.name):
-        updates = loop.update(loop.trials(sampling.edits, plan.night), "rewards")
+        updates = loop.update(loop.trials(edits, plan.night), "rewards")
     # Sentences of the passage have a probability and no right answer.
     by_sentence = {task.id for task in plan.to_weights if task.questions[0].is_continuation}
     reward = config.teacher.reward
-    found = judge((e for e in sampling.edits if e.document_id not in by_sentence), reward, updates=updates)
+    found = judge((e for e in edits if e.document_id not in by_sentence), reward, updates=updates)
     reward = reward.model_copy(update={"metric": "token_probability"})
-    return found + judge((e for e in sampling.edits if e.document_id in by_sentence), reward, updates=updates)
+    return found + judge((e for e in edits if e.document_id in by_sentence), reward, updates=updates)
+
+
+def as_said(tasks: Sequence[KnowledgeTask], index: int) -> list[Edit]:
+    """Return a self-edit, of the given index, for each document that clients' chats became: what these say themselves.
+
+    Two clients have confirmed its questions with their answers, in their own words; a teacher that reads a line of a
+    chat badly must not stand between the two.
+    """
+    found = []
+    for task in tasks:
+        if clients_in(task.document.source):
+            lines = tuple(Implication(text=q.question, answer=q.answer) for q in task.questions)
+            text = "".join(map(written_line, lines))
+            found.append(Edit.written(task.id, SelfEdit(implications=lines), text, index=index))
+    return found
 
 
 def best_of_each(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
