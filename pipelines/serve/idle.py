@@ -1,6 +1,6 @@
 """Nights while nobody asks: `preceptor serve --idle-minutes` runs the night of its configuration in idle windows.
 
-The night is a child of the lowest priority. A request that takes too long beside it stops it, and so does the end of
+The night is a child of low priority. A request that takes too long beside it stops it, and so does the end of
 the server; the next idle window goes on with it, since a stopped night keeps what it has finished.
 """
 
@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -41,17 +41,24 @@ class IdleWindow(NamedTuple):
 
 
 def night_command(config: Path, work_dir: Path) -> list[str]:
-    """Return the command line of a night of the lowest priority."""
+    """Return the command line of a night of low priority."""
     program = [sys.executable, "-P", "-m", "pipelines.cli", "adapt-student", str(config), "--work-dir", str(work_dir)]
-    return (["nice", "-n", "19"] if shutil.which("nice") else []) + program
+    return (["nice", "-n", "10"] if shutil.which("nice") else []) + program
 
 
 class IdleNights:
     """Watches requests, and runs nights between them."""
 
-    def __init__(self, window: IdleWindow, work_dir: Path, metrics: CollectorRegistry, command: Sequence[str]) -> None:
-        """Run `command` when it is due, and count its ends in `metrics`."""
-        self._window, self._work_dir, self._command = window, work_dir, command
+    def __init__(
+        self,
+        window: IdleWindow,
+        work_dir: Path,
+        metrics: CollectorRegistry,
+        command: Sequence[str],
+        is_serving: Callable[[], bool],
+    ) -> None:
+        """Run `command` when it is due, and count its ends in `metrics`; while nothing serves, requests may wait."""
+        self._window, self._work_dir, self._command, self._is_serving = window, work_dir, command, is_serving
         self._begun: dict[object, float] = {}
         self._last, self._slowest = time.monotonic(), 0.0
         self._learned: object = None
@@ -74,7 +81,7 @@ class IdleNights:
         """Run nights until this is cancelled, which stops one that runs."""
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
-            idle = not self._begun and time.monotonic() - self._last >= self._window.seconds
+            idle = self._is_serving() and not self._begun and time.monotonic() - self._last >= self._window.seconds
             if idle and (arrived := self._arrived()) != self._learned:
                 await self._night(arrived)
 

@@ -146,7 +146,8 @@ class Server:
         self._nights: IdleNights | None = None
         if window := options.idle:
             command = night_command(window.config, directory.parent)
-            self._nights = IdleNights(window, directory.parent, self.metrics.all, command)
+            serving = lambda: self.versions.current is not None  # noqa: E731
+            self._nights = IdleNights(window, directory.parent, self.metrics.all, command, serving)
         self.restarts = 0
 
     async def run(self, listener: socket.socket, log: Path) -> None:

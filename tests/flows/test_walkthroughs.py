@@ -17,6 +17,7 @@ import pytest
 
 from pipelines.adapt_student.queue import champion, statuses
 from pipelines.inbox.documents import InboxDocument
+from pipelines.inbox.interactions import TEACHES_NOTHING, InteractionStore
 from pipelines.inbox.store import INBOX_FILE, InboxStore
 from pipelines.settings import load, to_yaml
 from pipelines.train_teacher.config import TrainTeacherConfig
@@ -91,6 +92,28 @@ def test_a_night_on_files_of_ones_own(tmp_path: Path, programs: Path) -> None:
     counted = (tmp_path / "metrics.txt").read_text()
     for source in ("weights", "memory"):
         assert re.search(f'preceptor_requests_total{{.*source="{source}"}} 1.0', counted)
+
+
+@pytest.mark.slow
+def test_an_agents_day(tmp_path: Path, programs: Path) -> None:
+    """What two clients agree on is answered from the weights by the next morning, without a restart; no poison is."""
+    printed = run_all(commands("agents.md"), tmp_path, programs)
+    before, after = (
+        re.findall(rf"^(.+\?) (.*) \(version {version}, (\w+)\)( right)?$", printed, re.MULTILINE) for version in (1, 2)
+    )
+    assert (len(before), len(after)) == (9, 9)
+    right = [bool(right) for *_, right in after[:8]]
+    assert sum(right) >= 6 > 2 > sum(bool(right) for *_, right in before)
+    assert [by for _, _, by, _ in after[:8]] == ["weights"] * 8
+    assert after[8] == before[8], "an insisting client changed what a document says"
+    with InteractionStore(tmp_path / "work" / INBOX_FILE) as store:
+        told = store.interactions()
+        assert not any("hunter2secret99" in str(each) for each in told)
+        assert sum(each.note.startswith(TEACHES_NOTHING) for each, _ in told) == 1
+        ((contradiction, _),) = store.quarantined().values()
+    page = (tmp_path / "work" / "nights" / "night-0002" / "morning.html").read_text(encoding="utf-8")
+    assert contradiction in page
+    assert "speaks about training" in page
 
 
 def check_own_files(printed: str, place: Path) -> list[tuple[str, str]]:

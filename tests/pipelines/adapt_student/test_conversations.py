@@ -73,7 +73,8 @@ def test_night_learns_what_two_clients_show_and_shows_a_person_what_it_does_not_
     procedure = told["feedback of ann, ben"]
     assert (procedure.place, procedure.questions) == ("weights", 1)
     rewards = [each.reward for each in night.candidates if each.document_id == procedure.id]
-    assert len(rewards) == 2, "its situations decide, as the questions of any document"
+    assert len(rewards) == 3, "its situations decide, as the questions of any document"
+    assert rewards[2] == max(each or 0.0 for each in rewards), "what the clients said themselves is tried, too"
     assert {each.place for source, each in told.items() if source.startswith("feedback") and each != procedure} == {
         "memory"
     }

@@ -42,7 +42,8 @@ class Idle:
         self.work_dir, self.metrics = work_dir, CollectorRegistry()
         command = [sys.executable, "-c", _NIGHT.format(seconds=seconds, code=code)]
         window = IdleWindow(work_dir / "night.yaml", 0.5, 1.0)
-        self.nights = IdleNights(window, work_dir, self.metrics, command)
+        self.serving = True
+        self.nights = IdleNights(window, work_dir, self.metrics, command, lambda: self.serving)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -77,10 +78,13 @@ async def until(reached: Callable[[], bool]) -> None:
 async def test_night_begins_when_nobody_asks_and_again_once_something_came(tmp_path: Path) -> None:
     it = Idle(tmp_path, 0.0)
     it.arrive("a")
+    it.serving = False
     async with it.running():
+        await asyncio.sleep(1.0)
+        it.serving = True
         with it.nights.busy():
             await asyncio.sleep(1.5)
-            assert it.said == [], "a request was being answered"
+            assert it.said == [], "nothing served yet, then a request was being answered"
         await until(lambda: it.ends("finished") == 1)
         await asyncio.sleep(1.5)
         assert it.said == ["began", "ended"], "nothing came since"
