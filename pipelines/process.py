@@ -21,7 +21,7 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, 
 from functools import cache
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from filelock import FileLock, Timeout
@@ -62,6 +62,17 @@ def find_config(path: Path) -> Path:
 def find_optional_config(path: Path | None) -> Path | None:
     """Return the same, or None for none."""
     return None if path is None else find_config(path)
+
+
+FlowFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="YAML file of any flow, for its store, student, device and dtype.",
+        callback=find_optional_config,
+    ),
+]
+RoleOption = Annotated[Literal["student", "teacher"], typer.Option("--role", help="Whose versions.")]
 
 
 def preceptor(*arguments: object) -> str:
