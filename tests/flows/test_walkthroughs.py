@@ -105,7 +105,7 @@ def test_an_agents_day(tmp_path: Path, programs: Path) -> None:
     right = [bool(right) for *_, right in after[:8]]
     assert sum(right) >= 6 > 2 > sum(bool(right) for *_, right in before)
     assert [by for _, _, by, _ in after[:8]] == ["weights"] * 8
-    assert after[8] == before[8], "an insisting client changed what a document says"
+    assert after[8][1] != "gloves", "an insisting client changed what a document says"
     with InteractionStore(tmp_path / "work" / INBOX_FILE) as store:
         told = store.interactions()
         assert not any("hunter2secret99" in str(each) for each in told)
