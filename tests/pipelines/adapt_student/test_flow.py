@@ -437,7 +437,7 @@ def started(place: Path) -> tuple[subprocess.Popen[bytes], str]:
     call = "import sys\nfrom pipelines.adapt_student.flow import adapt_student\n"
     call += "adapt_student(sys.argv[1], sys.argv[3:], sys.argv[2])"
     environment = {**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value()), "PREFECT_HOME": str(place / "home")}
-    command, note = [sys.executable, "-c", call, DEMO, place, *SMALL], place / "prefect" / "flow-run.json"
+    command, note = [sys.executable, "-c", call, str(DEMO), str(place), *SMALL], place / "prefect" / "flow-run.json"
     process = subprocess.Popen(command, env=environment)
     while not (place / NIGHTS / "current.json").is_file() or json.loads(note.read_text())["process"] != process.pid:
         assert process.poll() is None
@@ -483,7 +483,7 @@ def state_of(flow_run: str) -> tuple[str, str, str]:
     with get_client(sync_client=True) as client:
         state = client.read_flow_run(UUID(flow_run)).state
     assert state is not None
-    return state.type.value, state.name, state.message
+    return state.type.value, state.name or "", state.message or ""
 
 
 class Killed(BaseException):
