@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from uuid import UUID
 
+from evaluation.common.storage import write_atomically
 from pipelines.process import embedded_flow, prepare_process
 from pipelines.terminal import LOG
 
@@ -36,9 +40,39 @@ def entered(work_dir: Path, name: str) -> Iterator[str]:
         handler.addFilter(lambda record: bool(record.__dict__.setdefault("flow_run_id", flow_run)))  # in any thread
         LOG.addHandler(handler)
         try:
+            _close_dead_run(work_dir, flow_run)
             yield flow_run
         finally:
             LOG.removeHandler(handler)
+
+
+def _close_dead_run(work_dir: Path, flow_run: str) -> None:
+    """Mark the run that a dead process left behind in a work directory as crashed, and note the one that holds it.
+
+    A worker reports a flow's process that SIGKILL or SIGTERM ended. If it died with it, as in a power cut, or there is
+    none, nobody does, and a server of one's own would show the run as running for ever.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+    from prefect.states import Crashed
+
+    file = work_dir / "prefect" / "flow-run.json"
+    try:
+        last: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        last = {"flow_run": flow_run}
+    if last["flow_run"] != flow_run:  # else a retry of Prefect's
+        with get_client(sync_client=True) as client, suppress(ObjectNotFound):  # the last one was on another server
+            run = client.read_flow_run(UUID(last["flow_run"]))
+            if run.state is not None and run.state.type.value in ("PENDING", "RUNNING", "CANCELLING"):
+                message = (
+                    f"Process {last['process']} on {last['host']} died: its work directory was free for flow run "
+                    f"{flow_run}, which goes on from there."
+                )
+                client.set_flow_run_state(run.id, Crashed(message=message), force=True)
+                LOG.info(f"flow run {run.name} of a process that died is marked as crashed")
+    note = {"flow_run": flow_run, "process": os.getpid(), "host": socket.gethostname()}
+    write_atomically(file, json.dumps(note))
 
 
 def name_run(name: str) -> None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from evaluation.common.checkpoints import model_digest
 from evaluation.common.errors import ScoringError
-from evaluation.exact_match import first_line
+from evaluation.exact_match import AnswerScore, first_line
 from evaluation.graders import GradeItem, Grader
 from evaluation.statistics import known_mean
 from evaluation.tasks import Question
@@ -33,12 +35,15 @@ from pipelines.check_regression.suite import (
     variant_digest,
 )
 from pipelines.check_regression.verdict import (
-    ComparedQuestion,
+    MOST_LOST,
     EditsRecord,
     RegressionReport,
+    Reply,
     Scores,
     SubjectRecord,
+    compared_questions,
     find_verdict,
+    lost_questions,
 )
 from pipelines.loop.loop import STATES, Loop
 from pipelines.loop.reward import judge
@@ -79,7 +84,7 @@ def _score_students(
             )
         verdicts = iter([score.exact for score in slot] if grader is None else _graded(grader, asked, written))
         right = {task.id: [next(verdicts) for _ in task.comparison_questions] for task in content.tasks}
-        answers = iter(slot)
+        answers, replies = iter(slot), _replies(slot, written, student.tokenizer)
         documents = {task.id: [next(answers) for _ in task.comparison_questions] for task in content.tasks}
         scores.append(
             Scores(
@@ -88,10 +93,19 @@ def _score_students(
                 probes={f"probe {i}": float(each) for i, each in enumerate(verdicts) if each is not None},
                 empty=sum(score.empty for score in slot),
                 answered=len(slot),
+                replies={task.id: tuple(islice(replies, len(task.comparison_questions))) for task in content.tasks},
                 adapter_digest=None if adapter is None else adapter.digest,
             )
         )
     return scores
+
+
+def _replies(scores: Sequence[AnswerScore], texts: Sequence[str], tokenizer: Any) -> Iterator[Reply]:
+    """Yield a student's replies; `texts` are its answers, and empty where exact match needs none."""
+    said = tokenizer.batch_decode([score.written for score in scores], skip_special_tokens=True)
+    begun = (text.strip() if score.exact else f"{text.strip()} ..." for score, text in zip(scores, said, strict=True))
+    for score, text in zip(scores, map(first_line, texts) if texts else begun, strict=True):
+        yield Reply(text, score.probability)
 
 
 def _graded(grader: Grader, asked: Sequence[Question], texts: Sequence[str]) -> list[bool | None]:
@@ -168,6 +182,12 @@ def variant_scores(candidates: Sequence[Candidate], edits: EditsRecord, adapter_
         },
         empty=sum(update.empty for update in every),
         answered=sum(len(update.exact) for update in every),
+        replies={
+            name: tuple(
+                Reply("", sum(each) / len(each)) for each in zip(*(u.probability for u in updates), strict=True)
+            )
+            for name, updates in scored.items()
+        },
         adapter_digest=adapter_digest,
         edits=edits,
     )
@@ -206,6 +226,8 @@ def compare_subjects(suite: RegressionSuite, candidate: str, baseline: str, work
         close_models()
     names = [task.id for task in content.tasks]
     found = find_verdict(names, mine, theirs, suite.groups, suite.limits)
+    answers = compared_questions([task for task in content.tasks if task.id in found.compared], mine, theirs)
+    lost = lost_questions(answers)
     return RegressionReport(
         suite=suite.name,
         suite_digest=suite.digest,
@@ -218,14 +240,9 @@ def compare_subjects(suite: RegressionSuite, candidate: str, baseline: str, work
         documents=len(names),
         left_out=tuple(name for name in names if name not in found.compared),
         questions=sum(len(mine.documents[name]) for name in found.compared),
-        answers=tuple(
-            ComparedQuestion(document=task.id, question=q.question, gold=q.answer, candidate=ours, baseline=other)
-            for task in content.tasks
-            if task.id in found.compared
-            for q, ours, other in zip(
-                task.comparison_questions, mine.documents[task.id], theirs.documents[task.id], strict=True
-            )
-        ),
+        answers=answers,
+        lost=lost[:MOST_LOST],
+        lost_count=len(lost),
         seconds=time.perf_counter() - started,
     )
 

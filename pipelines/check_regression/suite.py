@@ -55,11 +55,11 @@ _STUDENTS = "base, adapter:DIRECTORY, version:student/NUMBER, version:student@AL
 _VARIANTS = "teacher:base, teacher:DIRECTORY, version:teacher/NUMBER, version:teacher@ALIAS, config:FILE"
 _VERSION = re.compile(r"version:(student|teacher)(?:/([1-9]\d*)|@([A-Za-z0-9_-]+))")
 _FILES = {
-    "adapter": "directory that PEFT wrote",
-    "teacher": "directory that `preceptor train-teacher` wrote",
-    "config": "YAML file of a run",
+    "adapter": ("directory that PEFT wrote", "adapter_config.json"),
+    "teacher": ("directory that `preceptor train-teacher` wrote", "policy.json"),
+    "config": ("YAML file of a run", ""),
 }
-"""What a subject with a path names, by its first word."""
+"""What a subject with a path names, by its first word, and a file that it has."""
 
 
 class AdaptationConfig(Frozen):
@@ -266,9 +266,9 @@ def parse_subject(text: str) -> Subject:
     kind, _, rest = text.partition(":")
     if kind not in _FILES or not rest:
         raise ConfigError(f"subject {text!r}: allowed are {_STUDENTS} for students, and {_VARIANTS} for variants.")
-    path = Path(rest).expanduser()
-    if not (path.is_file() if kind == "config" else path.is_dir()):
-        raise ConfigError(f"subject {text!r}: there is no {rest!r}. Give a {_FILES[kind]}.")
+    path, (what, part) = Path(rest).expanduser(), _FILES[kind]
+    if not (path / part).is_file():
+        raise ConfigError(f"subject {text!r}: there is no {str(path / part)!r}. Give a {what}.")
     if kind == "config":
         return Subject(text, "teacher", config=path)
     return Subject(text, "student" if kind == "adapter" else "teacher", directory=path)

@@ -10,7 +10,8 @@ self-edits and updates of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
@@ -30,15 +31,19 @@ from evaluation.gate.checks import (
     points,
 )
 from evaluation.statistics import minimum_detectable_difference
+from evaluation.tasks import KnowledgeTask
 from pipelines.records import Record
 
-Outcome = Literal["passed", "regressed", "undecided"]
+Outcome = Literal["passed", "regressed", "undecided", "misuse"]
+"""`undecided` is also an error. With `misuse` nothing was compared: an argument, the suite or its data were refused."""
 
 DOCUMENTS, PROBES = "documents", "retention probes"
 """Names of the two checks that decide; groups can only add a loss."""
 MOST_UNSCORED = 0.1
 """Share of the candidate's self-edits that may have no score, and of the documents that may be left out because one
 side has none for them; with more nothing passes. Students have no self-edits."""
+MOST_LOST = 10
+"""Questions that a report names of those that got worse."""
 
 
 class VerdictConfig(StatisticsConfig):
@@ -98,6 +103,16 @@ class SubjectRecord(Record):
     """None for students."""
 
 
+class Reply(NamedTuple):
+    """What a subject answers to one question."""
+
+    text: str
+    """The answer; empty for a variant, whose updates answer differently. Exact match writes none: then what greedy
+    decoding writes, which after its first token that is not the gold answer's ends with `...`."""
+    probability: float
+    """Of the gold answer, in [0, 1]; of a variant the mean over updates."""
+
+
 class Scores(NamedTuple):
     """Scores of a student, or of a variant whose documents each have adapters of their own."""
 
@@ -111,6 +126,8 @@ class Scores(NamedTuple):
     empty: int
     answered: int
     """Empty answers, and all of them, a student's to probes included."""
+    replies: Mapping[str, tuple[Reply, ...]] = MappingProxyType({})
+    """Document id -> the reply to each question, for the report alone."""
     adapter_digest: str | None = None
     """SHA-256 of the student's adapter, or of the teacher's policy; None for a base."""
     edits: EditsRecord | None = None
@@ -125,12 +142,50 @@ class ComparedQuestion(Record):
     gold: str
     candidate: float | None
     baseline: float | None
+    candidate_answer: str = ""
+    baseline_answer: str = ""
+    candidate_probability: float = 0.0
+    baseline_probability: float = 0.0
+    """See `Reply`."""
 
     @property
     def lost(self) -> float:
         """How much the candidate is worse; 0 where one has no score."""
         both = self.candidate is not None and self.baseline is not None
         return (self.baseline or 0.0) - (self.candidate or 0.0) if both else 0.0
+
+
+def compared_questions(tasks: Iterable[KnowledgeTask], mine: Scores, theirs: Scores) -> tuple[ComparedQuestion, ...]:
+    """Return the questions on documents that both subjects have scores for, with what both answer."""
+    return tuple(
+        ComparedQuestion(
+            document=task.id,
+            question=question.question,
+            gold=question.answer,
+            candidate=ours,
+            baseline=other,
+            candidate_answer=after.text,
+            baseline_answer=before.text,
+            candidate_probability=after.probability,
+            baseline_probability=before.probability,
+        )
+        for task in tasks
+        for question, ours, other, after, before in zip(
+            task.comparison_questions,
+            *(scores.documents[task.id] for scores in (mine, theirs)),
+            *(scores.replies[task.id] for scores in (mine, theirs)),
+            strict=True,
+        )
+    )
+
+
+def lost_questions(answers: Iterable[ComparedQuestion]) -> tuple[ComparedQuestion, ...]:
+    """Return the questions that the candidate answers worse, the worst first; the gold answer's probability decides."""
+
+    def order(each: ComparedQuestion) -> tuple[float, float]:
+        return -each.lost, each.candidate_probability - each.baseline_probability
+
+    return tuple(sorted((each for each in answers if each.lost > 0.0), key=order))
 
 
 class RegressionReport(Record):
@@ -152,7 +207,11 @@ class RegressionReport(Record):
     questions: int = 0
     """Documents of the suite, ids of those for which a variant has no score, and questions on the others."""
     answers: tuple[ComparedQuestion, ...] = Field(default=(), exclude=True)
-    """Every question; of the reports, the page alone shows those that were lost."""
+    """Every question, for MLflow."""
+    lost: tuple[ComparedQuestion, ...] = ()
+    """At most `MOST_LOST` that the candidate answers worse, the worst first."""
+    lost_count: int = 0
+    """All that it answers worse."""
     seconds: float = 0.0
     mlflow_run_id: str | None = None
     mlflow: str = ""
@@ -160,8 +219,8 @@ class RegressionReport(Record):
 
     @property
     def exit_code(self) -> int:
-        """Of the command; 2 is misuse."""
-        return {"passed": 0, "regressed": 1, "undecided": 3}[self.outcome]
+        """Of the command."""
+        return {"passed": 0, "regressed": 1, "misuse": 2, "undecided": 3}[self.outcome]
 
     @property
     def subjects(self) -> dict[str, SubjectRecord]:

@@ -31,6 +31,10 @@ def data(name: str) -> list[str]:
     return [*TRAIN, SPLIT[0], SPLIT[1] % name]
 
 
+def compared(candidate: str) -> list[str]:
+    return ["check-regression", "micro-world", "--candidate", candidate, "--baseline", "base"]
+
+
 PORT = free_port()
 MISTAKES: dict[str, tuple[list[str], list[str], dict[str, str]]] = {
     "wrong path": (["train-teacher", "configs/dmo.yaml"], ["did you mean demo", "nights-demo"], {}),
@@ -93,13 +97,26 @@ MISTAKES: dict[str, tuple[list[str], list[str], dict[str, str]]] = {
         ["--pin"],
         {},
     ),
+    "slip in a subject": (compared("bases"), ["'bases'", "allowed are base, adapter:DIRECTORY"], {}),
+    "adapter that is not there": (compared("adapter:nowhere"), ["there is no 'nowhere/adapter_config.json'"], {}),
+    "alias that is not there": (
+        [*compared("version:student@candidat"), "--work-dir", "one"],
+        ["no version with the alias 'candidat'"],
+        {},
+    ),
 }
 
 
 TOO_LATE = ("rollback of the first version", "two runs at once")
 """Nothing is wrong with the command itself: the exit code is 1."""
 
-WITH_MLFLOW = ("no champion yet", "rollback of the first version", "MLflow down", "no driver for a database")
+WITH_MLFLOW = (
+    "alias that is not there",
+    "no champion yet",
+    "rollback of the first version",
+    "MLflow down",
+    "no driver for a database",
+)
 """Only MLflow, which is imported for it, can tell."""
 
 

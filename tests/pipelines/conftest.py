@@ -98,5 +98,5 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     from prefect.testing.utilities import prefect_test_harness
 
     storage = tmp_path_factory.mktemp("storage")
-    with prefect_test_harness(server_startup_timeout=180), temporary_settings({PREFECT_LOCAL_STORAGE_PATH: storage}):
+    with prefect_test_harness(server_startup_timeout=600), temporary_settings({PREFECT_LOCAL_STORAGE_PATH: storage}):
         yield

@@ -17,7 +17,7 @@ from junitparser import JUnitXml
 
 from evaluation.gate.checks import GateCheck
 from pipelines.adapt_student.page import page_of
-from pipelines.check_regression.flow import junit_xml, regression_markdown
+from pipelines.check_regression.reports import junit_xml, regression_markdown
 from pipelines.check_regression.verdict import RegressionReport, VerdictConfig
 from pipelines.cli import app
 from pipelines.process import HUB_TOKENS, child, inherited

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from datetime import date
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import UUID
 
 import pytest
 import torch
@@ -376,10 +378,10 @@ def told(prefect_server: None) -> Iterator[list[dict[str, str]]]:
     receiver.shutdown()
 
 
-def heard(told: list[dict[str, str]], subject: str) -> str:
+def heard(told: list[dict[str, str]], subject: str, part: str = "") -> str:
     """Return the body of a notification, which comes a moment after its night."""
     deadline = time.monotonic() + 120.0
-    while not (bodies := [each["body"] for each in told if subject in each["subject"]]):
+    while not (bodies := [each["body"] for each in told if subject in each["subject"] and part in each["body"]]):
         assert time.monotonic() < deadline, told
         time.sleep(0.1)
     return bodies[0]
@@ -426,6 +428,62 @@ def test_held_night_is_grey_and_people_are_told_why(tmp_path: Path, told: list[d
     assert "# Gate: HOLD" in shown
     assert any(line.startswith(f"{night.night}: held") for line in log)
     assert night.trouble[0].sentence in heard(told, "preceptor.night.held")
+
+
+def started(place: Path) -> tuple[subprocess.Popen[bytes], str]:
+    """Return a night that runs in a process of its own, as under a worker, and the id of its flow run."""
+    from prefect.settings import PREFECT_API_URL
+
+    call = "import sys\nfrom pipelines.adapt_student.flow import adapt_student\n"
+    call += "adapt_student(sys.argv[1], sys.argv[3:], sys.argv[2])"
+    environment = {**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value()), "PREFECT_HOME": str(place / "home")}
+    command, note = [sys.executable, "-c", call, str(DEMO), str(place), *SMALL], place / "prefect" / "flow-run.json"
+    process = subprocess.Popen(command, env=environment)
+    while not (place / NIGHTS / "current.json").is_file() or json.loads(note.read_text())["process"] != process.pid:
+        assert process.poll() is None
+        time.sleep(0.05)
+    return process, json.loads(note.read_text())["flow_run"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_nights_that_wait_or_died_say_why_and_people_are_told(tmp_path: Path, told: list[dict[str, str]]) -> None:
+    waiting, place = tmp_path / "waiting", tmp_path / "died"
+    deliver(waiting, [InboxDocument(text=text, source=name) for name, text in ORDINARY.items()])
+    waits = a_night(waiting, "questions=null", "routing.volatile_patterns=[]")
+    state, shown, log = shown_by_prefect(load(DEMO, NightConfig).name)
+    assert (state.type.value, state.name, state.message) == ("COMPLETED", "Waiting", waits.why)
+    body = heard(told, "preceptor.night.documents-waiting")
+    assert all(document in text for document in waits.waiting for text in (shown, body, state.message))
+    assert any(line.startswith("2 documents wait: 2 without questions") for line in log)
+
+    deliver(place, arrivals(3))
+    dead = []
+    for number in (signal.SIGKILL, signal.SIGTERM):  # of which Prefect tells its worker alone
+        process, flow_run = started(place)
+        process.send_signal(number)
+        assert process.wait(timeout=600) == -number
+        assert state_of(flow_run)[:2] == ("RUNNING", "Running")
+        dead.append((process.pid, flow_run))
+    assert a_night(place).night == "night-0001"
+    state, _, log = shown_by_prefect("night-0001")
+    assert state.name == "Completed"
+    assert any("of a process that died is marked as crashed" in line for line in log)
+    for pid, flow_run in dead:
+        kind, name, message = state_of(flow_run)
+        assert (kind, name) == ("CRASHED", "Crashed")
+        assert message.startswith(f"Process {pid} on ")
+        assert heard(told, "Crashed", message)
+    assert dead[1][1] in state_of(dead[0][1])[2]  # each is marked by the start after it
+
+
+def state_of(flow_run: str) -> tuple[str, str, str]:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(UUID(flow_run)).state
+    assert state is not None
+    return state.type.value, state.name or "", state.message or ""
 
 
 class Killed(BaseException):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -112,21 +113,35 @@ def test_command_refuses_misuse_before_anything_heavy_is_imported(tmp_path: Path
         [str(suite), "--candidate", "teacher:base", "--baseline", "teacher:base"],
         [str(variants), "--candidate", f"config:{other}", "--baseline", "teacher:base"],
     ]
+    reports = ["--markdown", "r.md", "--json", "r.json", "--junit", "r.xml"]
     code = (
         "import sys, json\n"
+        "from pathlib import Path\n"
         "from pipelines.cli import main\n"
-        "codes = []\n"
+        "codes, told = [], []\n"
         f"for arguments in {cases!r}:\n"
-        "    sys.argv = ['preceptor', 'check-regression', *arguments]\n"
+        f"    sys.argv = ['preceptor', 'check-regression', *arguments, *{reports!r}]\n"
         "    try:\n"
         "        main()\n"
         "    except SystemExit as error:\n"
         "        codes.append(error.code)\n"
+        "    files = [Path(name) for name in sys.argv if name.startswith('r.')]\n"
+        "    told.append([file.read_text() if file.exists() else '' for file in files])\n"
+        "    [file.unlink(missing_ok=True) for file in files]\n"
         "heavy = [n for n in ('torch', 'transformers', 'mlflow', 'prefect') if n in sys.modules]\n"
-        "print(json.dumps([codes, heavy]))\n"
+        "print(json.dumps([codes, heavy, told]))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout.splitlines()[-1]) == [[2] * len(cases), []]
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(factories.ROOT)},
+    )  # fmt: skip
+    codes, heavy, told = json.loads(done.stdout.splitlines()[-1])
+    assert (codes, heavy) == ([2] * len(cases), [])
+    for arguments, (page, record, junit) in zip(cases, told, strict=True):
+        if arguments != ["--nothing"]:  # no option is known to be one then
+            assert page.startswith("# MISUSE")
+            assert json.loads(record)["problem"] in done.stderr
+            assert junit.count("<error ") == 1
     for message in ("allowed are base, adapter:DIRECTORY", "is a variant", "no section 'adaptation'", "elsewhere"):
         assert message in done.stderr
 
@@ -139,42 +154,98 @@ def test_command_pins_a_suite(tmp_path: Path) -> None:
     assert compare_subjects(load(suite, RegressionSuite), "base", "base", tmp_path).outcome == "passed"
 
 
-WORKFLOW = factories.ROOT / "docs" / "github-actions" / "regression.yml"
+ACTION = factories.ROOT / "docs" / "github-actions" / "check-regression"
+WORKFLOW = yaml.safe_load((ACTION.parent / "regression.yml").read_text(encoding="utf-8"))
+(USE,) = [step["with"] for step in WORKFLOW["jobs"]["regression"]["steps"] if "with" in step]
 
 
-def run_workflow(place: Path, changes: dict[str, str]) -> tuple[int, str]:
-    """Return the exit code of the workflow's first command that fails, as in CI, and the output of all commands."""
-    workflow = yaml.safe_load(WORKFLOW.read_text(encoding="utf-8"))
-    steps = [
-        step["run"] for step in workflow["jobs"]["regression"]["steps"] if "run" in step and step["name"] != "Install"
-    ]
-    place.mkdir()
-    for name in ("configs", "constraints.txt"):
-        (place / name).symlink_to(factories.ROOT / name)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    summary = place / "summary.md"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path, "GITHUB_STEP_SUMMARY": str(summary)}
-    environment |= {**workflow["env"], **changes}
-    output = ""
-    for step in steps:
-        done = subprocess.run(["bash", "-e", "-c", step], cwd=place, env=environment, capture_output=True, text=True)
-        output += done.stdout + done.stderr
-        if done.returncode:
-            return done.returncode, output
-    return 0, output + summary.read_text(encoding="utf-8")
+class Job:
+    """A job on GitHub that uses the action: a checkout of a repository, and Preceptor's environment as if cached."""
+
+    def __init__(self, place: Path) -> None:
+        self.place, self.temp, self.outputs = place / "repository", place / "temp", dict[str, str]()
+        self.place.mkdir()
+        self.temp.mkdir()
+        (self.place / "configs").symlink_to(factories.ROOT / "configs")
+        subprocess.run(["git", "init", "--quiet"], cwd=self.place, check=True)
+        (self.temp / "preceptor").symlink_to(Path(sys.executable).parents[1])
+
+    def run(self, inputs: dict[str, str], **changes: str) -> tuple[int, str, str]:
+        """Return exit code, output and summary of the action's scripts, as GitHub runs them; nothing is installed."""
+        action = yaml.safe_load((ACTION / "action.yml").read_text(encoding="utf-8"))
+        assert inputs.keys() <= action["inputs"].keys()
+        given = {name: each.get("default", "") for name, each in action["inputs"].items()} | inputs
+        files = {name: self.temp / name for name in ("GITHUB_STEP_SUMMARY", "GITHUB_OUTPUT")}
+        for file in files.values():
+            file.write_text("")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "GITHUB_ACTIONS": "true", "RUNNER_TEMP": str(self.temp)}
+        environment |= {**WORKFLOW["env"], "GITHUB_ACTION_PATH": str(ACTION), "PYTHONPATH": str(factories.ROOT)}
+        environment |= {**{name: str(file) for name, file in files.items()}, **changes}
+        output = ""
+        for step in action["runs"]["steps"]:
+            if "run" not in step or (step.get("if") == "inputs.setup != ''" and not given["setup"]):
+                continue
+            script = substituted(step["run"], given)
+            told = {name: substituted(value, given) for name, value in step.get("env", {}).items()}
+            checked = ["-n"] if step.get("name") == "Install" else []
+            bash = ["bash", "--noprofile", "--norc", *checked, "-eo", "pipefail", "-c", script]
+            done = subprocess.run(bash, cwd=self.place, env=environment | told, capture_output=True, text=True)
+            output += done.stdout + done.stderr
+            if done.returncode:
+                break
+        lines = files["GITHUB_OUTPUT"].read_text().splitlines()
+        self.outputs = dict(line.split("=", 1) for line in lines)
+        return done.returncode, output, files["GITHUB_STEP_SUMMARY"].read_text(encoding="utf-8")
+
+    @property
+    def junit(self) -> Any:
+        (suite,) = list(JUnitXml.fromfile(str(self.temp / "regression" / "regression.xml")))
+        return suite
+
+
+def substituted(text: str, inputs: dict[str, str]) -> str:
+    """Return a text with the inputs in place of `${{ inputs.NAME }}`, as GitHub does it."""
+    return re.sub(r"\$\{\{ inputs\.([a-z-]+) \}\}", lambda found: inputs[found[1]], text)
+
+
+def test_misuse_in_the_action_is_told_on_the_pull_request(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    code, output, summary = job.run({**USE, "setup": "", "candidate": "adaptor:build/candidate"})
+    assert code == 2, output
+    assert summary.startswith("# MISUSE")
+    assert "subject 'adaptor:build/candidate': allowed are base, adapter:DIRECTORY" in summary
+    assert "::error file=configs/suites/micro-world.yaml,title=check-regression%3A misuse::subject" in output
+    assert (job.outputs["outcome"], job.outputs["exit-code"]) == ("misuse", "2")
+    assert len(job.outputs["key"]) == 16
+    (case,) = job.junit
+    assert "allowed are base" in case.result[0].message
+    assert json.loads((tmp_path / "temp" / "regression" / "regression.json").read_text())["outcome"] == "misuse"
 
 
 @pytest.mark.slow
 @pytest.mark.flow
-def test_the_workflow_passes_unchanged_and_fails_on_a_planted_regression(tmp_path: Path) -> None:
-    code, output = run_workflow(tmp_path / "fine", {})
-    assert code == 0, output[-4000:]
-    assert output.count("# PASSED") == 2
-    code, output = run_workflow(tmp_path / "planted", {"LEFT_OUT": "0.11"})
+def test_the_action_names_the_questions_of_a_planted_regression_and_passes_an_unchanged_student(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    code, output, summary = job.run(USE, LEFT_OUT="0.11")
     assert code == 1, output[-4000:]
-    (junit,) = list(JUnitXml.fromfile(str(tmp_path / "planted" / "build" / "regression.xml")))
-    assert junit.failures == 1
-    assert "# REGRESSED" in (tmp_path / "planted" / "build" / "regression.md").read_text(encoding="utf-8")
+    assert summary.startswith("# REGRESSED")
+    record = json.loads((tmp_path / "temp" / "regression" / "regression.json").read_text())
+    assert (len(record["lost"]), record["lost_count"] > 10) == (10, True)
+    annotations = [
+        line for line in output.splitlines() if line.startswith("::error file=configs/suites/micro-world.yaml,")
+    ]
+    assert len(annotations) == 10
+    failure = next(case for case in job.junit if case.name == "documents").result[0]
+    for lost, annotation in zip(record["lost"], annotations, strict=True):
+        assert lost["candidate_answer"].endswith(" ...")
+        assert lost["baseline_answer"] == lost["gold"]
+        for shown in (summary, annotation, failure.text):
+            assert all(lost[name] in shown for name in ("question", "gold", "candidate_answer"))
+    assert job.outputs["outcome"] == "regressed"
+    code, output, summary = job.run({**USE, "setup": "", "candidate": USE["baseline"]})
+    assert code == 0, output[-4000:]
+    assert summary.startswith("# PASSED")
+    assert (job.outputs["outcome"], "\n::" in output) == ("passed", False)
 
 
 def test_the_example_student_leaves_whole_facts_out_by_its_seed() -> None:

@@ -179,13 +179,17 @@ def test_words_that_name_no_subject_are_refused(text: str) -> None:
 def test_subjects_are_read_in_all_their_forms(tmp_path: Path) -> None:
     assert parse_subject("base") == ("base", "student", None, None, None)
     assert parse_subject("teacher:base") == ("teacher:base", "teacher", None, None, None)
+    for name in ("adapter_config.json", "policy.json"):
+        (tmp_path / name).touch()
     assert parse_subject(f"adapter:{tmp_path}").directory == parse_subject(f"teacher:{tmp_path}").directory == tmp_path
     assert parse_subject("version:student/12")[1:4] == ("student", None, 12)
     assert parse_subject("version:teacher@champion")[1:4] == ("teacher", None, "champion")
     assert parse_subject(f"config:{DEMO}").config == DEMO
     assert all(parse_subject(text).is_variant for text in ("teacher:base", "version:teacher/1", f"config:{DEMO}"))
     assert not any(parse_subject(text).is_variant for text in ("base", "version:student/1", f"adapter:{tmp_path}"))
-    absent = (f"config:{tmp_path}", f"config:{tmp_path}/none.yaml", f"teacher:{tmp_path}/no", f"adapter:{tmp_path}/no")
+    (tmp_path / "empty").mkdir()
+    absent = [f"config:{tmp_path}", f"config:{tmp_path}/none.yaml", f"teacher:{tmp_path}/no", f"adapter:{tmp_path}/no"]
+    absent += [f"teacher:{tmp_path}/empty", f"adapter:{tmp_path}/empty"]
     for text in absent:
         with pytest.raises(ConfigError, match="there is no"):
             parse_subject(text)

@@ -1,18 +1,21 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from junitparser import JUnitXml
 
 from evaluation.gate.checks import GateCheck
-from pipelines.check_regression.flow import junit_xml, regression_markdown, write_reports
+from pipelines.check_regression.reports import junit_xml, regression_markdown, tell_github, write_reports
 from pipelines.check_regression.verdict import (
+    ComparedQuestion,
     EditsRecord,
     RegressionReport,
     SubjectRecord,
     VerdictConfig,
     check_unscored,
+    lost_questions,
 )
 
 SUBJECT = SubjectRecord(
@@ -58,6 +61,75 @@ def test_junit_has_a_case_for_each_check_with_its_figures() -> None:
     assert "Measured -9.0, bounds -12.0 to -6.0 points" in failure.message
     assert [type(result).__name__ for name in cases for result in cases[name].result] == ["Failure", "Error", "Skipped"]
     assert cases[FINE.name].is_passed
+
+
+def question(i: int, **changes: object) -> ComparedQuestion:
+    fields: dict[str, object] = {
+        "document": f"d{i}",
+        "question": f"Who has 50%, {i}|{i}?",
+        "gold": "Ann",
+        "candidate": 0.0,
+        "baseline": 1.0,
+        "candidate_answer": "Ben ...",
+        "baseline_answer": "Ann",
+        "candidate_probability": 0.125,
+        "baseline_probability": 0.75,
+    }
+    return ComparedQuestion.model_validate(fields | changes)
+
+
+def test_questions_that_got_worse_are_ordered_by_score_and_then_by_probability() -> None:
+    half = question(1, candidate=0.5)
+    unsure = question(2, candidate_probability=0.5)
+    others = [question(4, candidate=1.0), question(5, candidate=None), question(6, baseline=0.0)]
+    assert lost_questions([half, unsure, *others, question(3)]) == (question(3), unsure, half)
+
+
+def test_every_report_names_the_questions_that_got_worse() -> None:
+    variant = {"candidate": 0.5, "candidate_answer": "", "baseline_answer": ""}
+    found = report(lost=(question(0), question(1, **variant)), lost_count=31)
+    page = regression_markdown(found)
+    assert "31 questions got worse, the 2 worst of them" in page
+    assert "| d0 | Who has 50%, 0\\|0? | Ann | Ann (75.0%) | Ben ... (12.5%) |" in page
+    assert "| right (75.0%) | 50.0% right (12.5%) |" in page
+    record = json.loads(found.model_dump_json())
+    assert (record["lost"][0]["candidate_answer"], record["lost_count"]) == ("Ben ...", 31)
+    told = "document d0: Who has 50%, 0|0?\ngold: Ann\nbefore: Ann (75.0%)\nafter: Ben ... (12.5%)"
+    (suite,) = list(JUnitXml.fromstring(junit_xml(found)))
+    cases = {case.name: case for case in suite}
+    assert told in cases["documents"].result[0].text
+    assert not any(case.system_out for case in suite)
+    unsure = report(outcome="undecided", checks=(UNSURE, FINE), lost=found.lost, lost_count=2)
+    (suite,) = list(JUnitXml.fromstring(junit_xml(unsure)))
+    assert [bool(case.system_out) for case in suite] == [True, False]
+    assert told in next(iter(suite)).system_out
+
+
+def test_a_step_of_github_has_annotations_summary_and_outputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = report(lost=tuple(map(question, range(10))), lost_count=31)
+    tell_github(found, "suite.yaml")
+    assert not capsys.readouterr().out
+    for variable, name in {"GITHUB_STEP_SUMMARY": "SUMMARY", "GITHUB_OUTPUT": "OUTPUT"}.items():
+        monkeypatch.setenv(variable, str(tmp_path / name))
+        (tmp_path / name).write_text("before\n")
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    tell_github(found, "a,b:c.yaml")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 10
+    assert lines[0] == (
+        "::error file=a%2Cb%3Ac.yaml,title=got worse%3A d0::Who has 50%25, 0|0?%0Agold: Ann%0Abefore: Ann (75.0%25)"
+        "%0Aafter: Ben ... (12.5%25)"
+    )
+    assert (tmp_path / "SUMMARY").read_text() == "before\n" + regression_markdown(found)
+    assert (tmp_path / "OUTPUT").read_text() == "before\noutcome=regressed\nexit-code=1\n"
+    levels = {"passed": "notice", "undecided": "warning"}
+    for outcome, level in levels.items():
+        tell_github(found.model_copy(update={"outcome": outcome}), "suite.yaml")
+        assert capsys.readouterr().out.startswith(f"::{level} ")
+    tell_github(report(outcome="misuse", problem="two\nlines", checks=()), "suite.yaml")
+    assert capsys.readouterr().out == "::error file=suite.yaml,title=check-regression%3A misuse::two%0Alines\n"
 
 
 def test_the_page_starts_with_the_verdict_and_keeps_its_tables_whole() -> None:
