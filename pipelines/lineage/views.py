@@ -39,6 +39,18 @@ _SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
             *(f"metrics.change/documents{end}" for end in ("", "_ci_low", "_ci_high")),
         ),
     ),
+    "compare-students": (
+        "student",
+        (
+            *("params.suite", "params.student", "params.version"),
+            *(
+                f"metrics.{name}{end}"
+                for name in ("eval/accuracy", "gain/reference")
+                for end in ("", "_ci_low", "_ci_high")
+            ),
+            *("metrics.gain/reference_p_adjusted", "metrics.eval/probability"),
+        ),
+    ),
 }
 """By flow: the kind of the runs that its view lists, and the columns."""
 
@@ -51,7 +63,7 @@ def view_of(flow: str) -> str | None:
     shown = [f"{group}.`{name}`" for group, _, name in (column.partition(".") for column in columns)]
     view: dict[str, object] = {"searchFilter": f"tags.`preceptor.kind` = '{kind}'", "selectedColumns": shown}
     # In order of their date, runs within a run are folded up under it.
-    order = {"orderByKey": "metrics.`eval/accuracy`", "orderByAsc": False} if kind == "variant" else {}
+    order = {"orderByKey": "metrics.`eval/accuracy`", "orderByAsc": False} if kind in ("variant", "student") else {}
     return json.dumps(view | order)
 
 

@@ -1,0 +1,216 @@
+"""Students to compare: their words, what is refused before anything is scored, and their scores on suites.
+
+A student is one word of check-regression's grammar (`parse_subject`). With several training seeds it is a label with
+words (`LABEL=word,word`) or a word with a pattern (`adapter:runs/*/adapter`), and its scores are averaged over them.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, NamedTuple
+
+from evaluation.common.errors import ConfigError
+from evaluation.statistics import known_mean
+from pipelines.check_regression import suite as suites
+from pipelines.check_regression.suite import STUDENTS, RegressionSuite, Subject, SuiteContent, parse_subject
+from pipelines.checks import check
+from pipelines.compare_students import comparison as records
+from pipelines.settings import load
+
+if TYPE_CHECKING:
+    from pipelines.check_regression.students import StudentAnswers
+    from pipelines.reports.console import Reporter
+
+_LABEL = re.compile(r"([^:=,]+)=(.+)", re.DOTALL)
+_NEXT_WORD = re.compile(r",(?=base(?:,|$)|(?:adapter|version|model|endpoint):)")
+_PATTERN = frozenset("*?[")
+
+
+class Student(NamedTuple):
+    """A student with one subject for each training seed."""
+
+    label: str
+    seeds: tuple[Subject, ...]
+
+
+class ComparisonPlan(NamedTuple):
+    """What is compared, checked as far as that goes without opening a model."""
+
+    suites: tuple[RegressionSuite, ...]
+    students: tuple[Student, ...]
+    reference: str
+    """Label of one of them."""
+
+
+def parse_student(text: str) -> Student:
+    """Return the student that an argument names; raises ConfigError as `parse_subject`, and for other than students."""
+    labelled = _LABEL.fullmatch(text)
+    words = _NEXT_WORD.split(labelled[2]) if labelled else [text]
+    seeds = tuple(map(parse_subject, chain.from_iterable(map(_matching, words))))
+    if variants := [subject.text for subject in seeds if subject.is_variant]:
+        raise ConfigError(
+            f"student {text!r}: {variants[0]!r} is a variant, allowed are {STUDENTS}. For variants: preceptor "
+            "check-regression."
+        )
+    return Student(labelled[1].strip() if labelled else text, seeds)
+
+
+def _matching(word: str) -> list[str]:
+    """Return the words that a word with a pattern stands for, or itself."""
+    kind, _, path = word.partition(":")
+    if kind != "adapter" or not _PATTERN & set(path) or Path(path).is_dir():
+        return [word]
+    found = sorted(each for each in glob.glob(str(Path(path).expanduser())) if Path(each).is_dir())
+    if not found:
+        raise ConfigError(
+            f"subject {word!r}: no directory matches. Give a pattern in quotes, such as 'adapter:runs/*'."
+        )
+    return [f"{kind}:{each}" for each in found]
+
+
+def make_plan(paths: Sequence[Path], words: Sequence[str], reference: str | None, work_dir: Path) -> ComparisonPlan:
+    """Return a comparison that can begin: suites are pinned, subjects are there, and versions are registered.
+
+    Raises:
+        ConfigError: Something is invalid or missing.
+        InputError: Data were refused, or are not what was pinned.
+    """
+    students, listed = tuple(map(parse_student, words)), [load(path, RegressionSuite) for path in paths]
+    for what, names in {"student": [s.label for s in students], "suite": [s.name for s in listed]}.items():
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise ConfigError(f"compare: the {what} {twice[0]!r} is there twice. Give each once, or LABEL=WORD.")
+    if len(students) < 2 or not listed:
+        raise ConfigError(
+            "compare: give at least one suite and two students: SUITE.yaml --student base --student WORD."
+        )
+    chosen = reference or students[0].label
+    if chosen not in [student.label for student in students]:
+        raise ConfigError(f"compare: the reference {chosen!r} is none of {[student.label for student in students]}.")
+    for suite in listed:
+        pins = suites.pins_of(suite, suites.load_content(suite), suite.pins.student if suite.pins else "0" * 64)
+        suites.check_pins(suite, pins)
+        check(suite, work_dir, suites.suite_findings)
+    subjects = [subject for student in students for subject in student.seeds]
+    if any(subject.version is not None for subject in subjects):
+        from pipelines.lineage.store import require_store
+
+        for suite in listed:
+            require_store(suite.tracking, work_dir)
+            suites.require_versions(subjects, suite, work_dir)
+    return ComparisonPlan(tuple(listed), students, chosen)
+
+
+def run_plan(plan: ComparisonPlan, work_dir: Path, reporter: Reporter) -> records.StudentsComparison:
+    """Return the comparison; nothing is written to files or logged yet, and nothing is scored before all can be.
+
+    Raises:
+        PreceptorError: A student cannot be opened or scored; see `score_students`.
+    """
+    from pipelines.check_regression.students import check_students, score_students
+    from pipelines.models import ModelRef, close_models, student_digest
+
+    started, subjects = time.perf_counter(), [subject for student in plan.students for subject in student.seeds]
+    try:
+        with TemporaryDirectory(prefix="preceptor-compare-") as scratch:
+            ready = []
+            for suite in plan.suites:
+                content, place = suites.load_content(suite), Path(scratch) / suite.name
+                pins = suites.pins_of(suite, content, student_digest(ModelRef.of(suite.student, suite)))
+                suites.check_pins(suite, pins)
+                opened = [suites.download(subject, suite.tracking, work_dir, place) for subject in subjects]
+                check_students(suite, opened, work_dir)
+                ready.append((suite, content, opened))
+            found = []
+            for suite, content, opened in ready:
+                reporter.say(f"{suite.name}: scoring {len(opened)} students on {len(content.tasks)} documents")
+                answered = score_students(suite, content, opened, work_dir, texts=True)
+                found.append(_compared(plan, suite, content, list(zip(opened, answered, strict=True)), work_dir))
+    finally:
+        close_models()
+    return records.StudentsComparison(
+        reference=plan.reference, suites=tuple(found), seconds=time.perf_counter() - started
+    )
+
+
+Seeds = Sequence[tuple[Subject, "StudentAnswers"]]
+
+
+def _compared(
+    plan: ComparisonPlan, suite: RegressionSuite, content: SuiteContent, answered: Seeds, work_dir: Path
+) -> records.SuiteComparison:
+    from pipelines.check_regression.students import grading_of
+
+    rest, names = iter(answered), [task.id for task in content.tasks]
+    of = {student.label: [next(rest) for _ in student.seeds] for student in plan.students}
+    verdicts = {label: _verdicts(seeds, names) for label, seeds in of.items()}
+    statistics = {"resamples": suite.limits.resamples, "seed": suite.seed}
+    scores, found, pairs = records.compare_verdicts(verdicts, plan.reference, **statistics)
+    students = []
+    for label, seeds in of.items():
+        version = seeds[0][0].version if len(seeds) == 1 else None
+        number = version if isinstance(version, int) else None
+        students.append(
+            records.ScoredStudent(
+                label=label,
+                words=tuple(subject.text for subject, _ in seeds),
+                digests=tuple(its.scores.adapter_digest for _, its in seeds),
+                version=number,
+                night="" if number is None else _night(suite, number, work_dir),
+                accuracy=found.variants.get(label),
+                probability=known_mean(known_mean(its.scores.probability.values()) for _, its in seeds),
+                probes=known_mean(known_mean(its.scores.probes.values()) for _, its in seeds),
+                documents=scores[label],
+                answers=tuple(_answers(suite, content, seeds, verdicts[label])),
+            )
+        )
+    return records.SuiteComparison(
+        suite=suite.name,
+        suite_digest=suite.digest,
+        documents=len(found.documents),
+        left_out=tuple(name for name in names if name not in found.documents),
+        by_text=grading_of(suite, [subject for subject, _ in answered]) is not None,
+        students=tuple(students),
+        pairs=pairs,
+    )
+
+
+def _verdicts(seeds: Seeds, names: Sequence[str]) -> dict[str, list[float | None]]:
+    """Return by document the share of seeds that answer each question right; None where none has a verdict."""
+    return {
+        name: [known_mean(each) for each in zip(*(its.scores.documents[name] for _, its in seeds), strict=True)]
+        for name in names
+    }
+
+
+def _answers(
+    suite: RegressionSuite, content: SuiteContent, seeds: Seeds, verdicts: records.Verdicts
+) -> Iterator[records.StudentAnswer]:
+    groups = {name: group for group, ids in suite.groups.items() for name in ids}
+    asked = [(task, question) for task in content.tasks for question in task.comparison_questions]
+    for place, ((task, question), right) in enumerate(
+        zip(asked, chain.from_iterable(verdicts[task.id] for task in content.tasks), strict=True)
+    ):
+        yield records.StudentAnswer(
+            document=task.id,
+            title=task.document.title,
+            group=groups.get(task.id, task.group),
+            question=question.question,
+            gold=question.answer,
+            answer=" / ".join(dict.fromkeys(its.texts[place] for _, its in seeds)),
+            right=right,
+            probability=known_mean(its.probability[place] for _, its in seeds),
+        )
+
+
+def _night(suite: RegressionSuite, version: int, work_dir: Path) -> str:
+    from pipelines.lineage.registry import Registry
+    from pipelines.lineage.versions import NIGHT_TAG
+
+    return Registry.open(suite.tracking, work_dir).tags("student", version).get(NIGHT_TAG, "")
