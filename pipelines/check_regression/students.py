@@ -29,11 +29,13 @@ _BY_TEXT = GradingConfig(grader=ExactGrading())
 
 
 class StudentAnswers(NamedTuple):
-    """A student's answers to the questions on a suite's documents."""
+    """A student's answers to the questions on a suite's documents, in their order."""
 
     scores: Scores
+    right: tuple[bool | None, ...]
+    """None without a verdict of the grader."""
     probability: tuple[float | None, ...]
-    """Of the gold answer to each question, in [0, 1]; None where an endpoint answers, which does not say."""
+    """Of the gold answer, in [0, 1]; None where an endpoint answers, which does not say."""
     texts: tuple[str, ...]
     """What it writes; empty where neither a grader nor the caller asked for texts."""
 
@@ -175,7 +177,6 @@ def _student_answers(
     if found.scores is not None:
         chances, empty = [score.probability for score in found.scores], [score.empty for score in found.scores]
     counts = {task.id: len(task.comparison_questions) for task in content.tasks}
-    total = sum(counts.values())
     right, chance = iter(verdicts), iter(chances)
     scores = Scores(
         documents={name: tuple(known_mean([next(right)]) for _ in range(count)) for name, count in counts.items()},
@@ -185,5 +186,6 @@ def _student_answers(
         answered=len(empty),
         adapter_digest=found.digest,
     )
-    said = ["(no answer)" if text is None else first_line(text) for text in found.texts[:total]]
-    return StudentAnswers(scores, tuple(chances[:total]), tuple(said))
+    about = slice(sum(counts.values()))  # the others are probes
+    texts = ("(no answer)" if text is None else first_line(text) for text in found.texts[about])
+    return StudentAnswers(scores, tuple(verdicts[about]), tuple(chances[about]), tuple(texts))

@@ -6,82 +6,67 @@ import base64
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, compress
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from pydantic import Field
 
-from evaluation.gate.decisions import escaped
-from evaluation.statistics import POWER, Comparison, Interval, PairedTest, compare, known_mean, known_means
-from pipelines.records import Record
+from evaluation.statistics import Interval, PairedTest, known_mean, known_means
+from pipelines.records import Answered, Record, VariantComparison, VariantScores
 from pipelines.reports import format
 from pipelines.reports.console import reading
-from pipelines.reports.plots import PlottedScores
 from pipelines.terminal import printable
+from pipelines.train_teacher.comparison import compare_variants, gain_name
 
-CONFIDENCE = 0.95
-"""Level of all intervals."""
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
-class StudentAnswer(Record):
-    """A question with what one student answers."""
+class StudentAnswer(Answered):
+    """An answer of a student; `edit` is the place of its seed. Right ones are the gold answer under exact match."""
 
-    document: str
     title: str
     group: str
     """Of the document; empty for none."""
-    question: str
-    gold: str
-    answer: str
-    """Of several seeds, the different ones. Right ones are the gold answer where exact match decides."""
-    right: float | None
-    """Share of the seeds that answer right, in [0, 1]; None without a verdict."""
     probability: float | None
-    """Of the gold answer, in [0, 1], the mean over seeds; None where an endpoint answers."""
+    """Of the gold answer, in [0, 1]; None where an endpoint answers."""
 
 
-class ScoredStudent(Record):
-    """A student on a suite."""
+class ScoredStudent(VariantScores):
+    """A student on a suite; its name is its label. `accuracy` is over questions on which all have a verdict."""
 
-    label: str
     words: tuple[str, ...]
     """As given, one for each seed."""
-    digests: tuple[str | None, ...] = ()
+    digests: tuple[str | None, ...]
     """SHA-256 of each adapter, or of a model of its own; None for the base and for endpoints."""
     version: int | None = None
     night: str = ""
     """Of a single registered version: its number, and the night that made it."""
-    accuracy: Interval | None
-    """Over the documents that all students have scores for, in [0, 1]."""
     probability: float | None
     probes: float | None
     """Mean probability of the gold answers, and share of the retention probes answered, in [0, 1]; None without any."""
-    documents: dict[str, float]
-    """Accuracy by document id, over the questions on which all students have a verdict, in [0, 1]."""
     answers: tuple[StudentAnswer, ...]
-    """To every question, in the same order for all students."""
+    """To all questions in their order, then the same of the next seed."""
 
-    @property
-    def unanswered(self) -> int:
-        """Questions without a verdict."""
-        return sum(answer.right is None for answer in self.answers)
+    def seeds(self, question: int) -> tuple[StudentAnswer, ...]:
+        """Return the answer of each seed to a question by its place."""
+        return self.answers[question :: len(self.answers) // len(self.words)]
+
+    def shares(self) -> list[float | None]:
+        """Return for each question the share of seeds that answer right, in [0, 1]; None without a verdict."""
+        places = range(len(self.answers) // len(self.words))
+        return [known_mean(answer.right for answer in self.seeds(place)) for place in places]
 
 
-class PairedDifference(Record):
+class PairedDifference(NamedTuple):
     """A student less another on the same documents."""
 
     student: str
     other: str
     difference: Interval
-    """In [-1, 1]."""
     test: PairedTest
-    minimum_detectable: float | None
+    detectable: float | None
     """Smallest true difference that this many documents show with 80 % power; None if unknown."""
-
-    @property
-    def reading(self) -> str:
-        """`significant` or `within noise`."""
-        return reading(self.difference, self.test, CONFIDENCE)
+    reading: str
 
 
 class SuiteComparison(Record):
@@ -89,149 +74,100 @@ class SuiteComparison(Record):
 
     suite: str
     suite_digest: str
-    documents: int
-    """Documents that all students have scores for, the basis of all figures."""
-    left_out: tuple[str, ...] = ()
-    """Ids of the others."""
     by_text: bool
     """Whether answers are graded as texts."""
     students: tuple[ScoredStudent, ...]
-    pairs: tuple[PairedDifference, ...]
-    """To the reference, then between the others; their tests are corrected together."""
+    reference: str
+    found: VariantComparison
+    """Accuracy by label, and differences, whose tests are corrected together, by `LABEL_minus_LABEL`."""
+    left_out: tuple[str, ...]
+    """Ids of documents that a student has no score for."""
+    mlflow_run_id: str = ""
 
     @property
-    def title(self) -> str:
-        """Of a plot or table."""
-        return f"{self.suite}: {format.counted(self.documents, 'document')}"
-
-    def plotted(self) -> list[PlottedScores]:
-        """Return the students as rows of a plot."""
-        return [PlottedScores(each.label, tuple(each.documents.values()), each.accuracy) for each in self.students]
+    def pairs(self) -> list[PairedDifference]:
+        """The differences to the reference, then those between the others."""
+        found = []
+        for a, b in pairs_of(self.students, self.reference):
+            name = gain_name(f"{a}_minus_{b}")
+            if (gain := self.found.gains.get(name)) is not None:
+                test, least = self.found.tests[name], self.found.minimum_detectable.get(name)
+                found.append(PairedDifference(a, b, gain, test, least, reading(gain, test, self.found.confidence)))
+        return found
 
     @property
-    def versions(self) -> list[ScoredStudent]:
-        """The registered versions by number."""
-        found = [each for each in self.students if each.version is not None and each.accuracy is not None]
-        return sorted(found, key=lambda each: each.version or 0)
-
     def groups(self) -> dict[str, dict[str, float]]:
-        """Return the accuracy by group and student, where documents have groups."""
+        """Accuracy by group and student, where documents have groups."""
         of = {answer.document: answer.group for answer in self.students[0].answers if answer.group}
-        named = {group: [name for name in of if of[name] == group] for group in sorted(set(of.values()))}
         return {
-            group: known_means({s.label: [s.documents.get(name) for name in names] for s in self.students})
-            for group, names in named.items()
+            group: known_means({s.name: [s.accuracy.get(n) for n in of if of[n] == group] for s in self.students})
+            for group in sorted(set(of.values()))
         }
 
 
 class StudentsComparison(Record):
     """The result of `preceptor compare`."""
 
-    reference: str
-    """Label of the student that the others are compared with."""
-    suites: tuple[SuiteComparison, ...] = Field(min_length=1)
-    seconds: float = 0.0
-    mlflow_run_id: str = ""
+    suites: tuple[SuiteComparison, ...]
+    seconds: float
     mlflow: str = ""
-    """Address of that run in MLflow."""
+    """Where MLflow shows the students of all comparisons."""
 
 
-Verdicts = Mapping[str, Sequence[float | None]]
-"""Document id -> for each question, the share of seeds that answer right; None without a verdict."""
+def pairs_of(students: Sequence[VariantScores], reference: str) -> list[tuple[str, str]]:
+    """Return all pairs of students, those with the reference first."""
+    ordered = [reference, *(student.name for student in students if student.name != reference)]
+    return [(other, first) for first, other in combinations(ordered, 2)]
 
 
-class Compared(NamedTuple):
-    """The statistics of a suite."""
-
-    scores: dict[str, dict[str, float]]
-    """Student -> document id -> accuracy; without the questions on which a student has no verdict."""
-    comparison: Comparison
-    pairs: tuple[PairedDifference, ...]
-
-
-def compare_verdicts(
-    verdicts: Mapping[str, Verdicts], reference: str, *, confidence: float = CONFIDENCE, resamples: int, seed: int
-) -> Compared:
-    """Return intervals, paired differences and tests of at least two students, with documents as units.
-
-    Raises:
-        ScoringError: No document has a score for every student.
-    """
-    of_document = {name: [mine[name] for mine in verdicts.values()] for name in next(iter(verdicts.values()))}
-    whole = {
-        name: [None not in all_of_it for all_of_it in zip(*rows, strict=True)] for name, rows in of_document.items()
-    }
-    scores = {
-        label: known_means({name: compress(row, whole[name]) for name, row in mine.items()})
-        for label, mine in verdicts.items()
-    }
-    ordered = [reference, *(label for label in verdicts if label != reference)]
-    pairs = [(other, first) for first, other in combinations(ordered, 2)]
-    found = compare(scores, pairs, confidence=confidence, resamples=resamples, seed=seed)
-    differences = [
-        PairedDifference(
-            student=a,
-            other=b,
-            difference=found.gains[name],
-            test=found.tests[name],
-            minimum_detectable=found.minimum_detectable.get(name),
-        )
-        for a, b in pairs
-        if (name := f"{a}_minus_{b}") in found.gains
-    ]
-    return Compared(scores, found, tuple(differences))
+def with_accuracy(students: Sequence[ScoredStudent]) -> tuple[ScoredStudent, ...]:
+    """Return students with their accuracy by document, over the questions on which all have a verdict."""
+    shares = [student.shares() for student in students]
+    whole = [None not in row for row in zip(*shares, strict=True)]
+    counted = []
+    for student, mine in zip(students, shares, strict=True):
+        rows: dict[str, list[float | None]] = {}
+        for answer, share in compress(zip(student.answers, mine, strict=False), whole):
+            rows.setdefault(answer.document, []).append(share)
+        counted.append(student.model_copy(update={"accuracy": known_means(rows)}))
+    return tuple(counted)
 
 
-class ShownTable(NamedTuple):
-    """A table for terminals and Markdown."""
-
-    title: str
-    caption: str
-    heads: list[str]
-    rows: list[list[str]]
+def compare_scored(
+    students: Sequence[ScoredStudent], reference: str, intervals: Mapping[str, Any]
+) -> VariantComparison:
+    """Return intervals, all paired differences and their tests, with documents as units; see `compare_variants`."""
+    return compare_variants(students, intervals, pairs=pairs_of(students, reference))
 
 
-def tables_of(comparison: StudentsComparison) -> Iterator[ShownTable]:
-    """Yield the tables of each suite: the students, then their paired differences."""
-    for suite in comparison.suites:
-        left_out = (
-            f" {format.counted(len(suite.left_out), 'document')} without a score left out." if suite.left_out else ""
-        )
-        level = f"{100 * CONFIDENCE:g} % bootstrap intervals over documents"
-        figures = f"Accuracy in % with {level}; p(gold): probability of the gold answers in %."
-        heads = ["student", "accuracy", "p(gold)", "probes", "no verdict"]
-        rows = [
-            [
-                each.label + (f" ({len(each.words)} seeds)" if len(each.words) > 1 else ""),
-                format.percent_interval(each.accuracy),
-                *(format.percent(share) for share in (each.probability, each.probes)),
-                str(each.unanswered),
-            ]
-            for each in suite.students
-        ]
-        yield ShownTable(suite.title, figures + left_out, heads, rows)
-        tests = f"In points with {level}. p: sign flips, corrected by Holm for {len(suite.pairs)} differences; "
-        tests += f"detectable: with {POWER:.0%} power on this many documents."
-        pairs = [
-            [
-                f"{each.student} − {each.other}",
-                format.points_interval(each.difference),
-                format.p_value(each.test.adjusted),
-                each.reading,
-                format.percent(each.minimum_detectable),
-            ]
-            for each in suite.pairs
-        ]
-        yield ShownTable(f"{suite.suite}: differences", tests, ["pair", "difference", "p", "", "detectable"], pairs)
+def tables_of(suite: SuiteComparison) -> Iterator[Table]:
+    """Yield the tables of a suite for the terminal: its students, then their paired differences."""
+    level = f"{100 * suite.found.confidence:g} % bootstrap intervals over documents"
+    left_out = f"; left out: {', '.join(suite.left_out)}" if suite.left_out else ""
+    title = f"{suite.suite}: {format.counted(suite.found.documents, 'document')}"
+    notes = f"Accuracy in % with {level}{left_out}. p(gold): mean probability of the gold answers, in %."
+    rows: list[tuple[str, ...]] = []
+    for each in suite.students:
+        shares = map(format.percent, (each.probability, each.probes))
+        rows.append((each.label, format.percent_interval(suite.found.variants.get(each.name)), *shares))
+    yield _table(title, notes, ("student", "accuracy", "p(gold)", "probes"), rows)
+    rows = []
+    for a, b, gain, test, least, said in suite.pairs:
+        cells = format.points_interval(gain), format.p_value(test.adjusted), format.percent(least), said
+        rows.append((f"{a} minus {b}", *cells))
+    notes = f"In points with {level}; p: sign flips, Holm-corrected; detectable: with 80 % power on these documents."
+    yield _table("Paired differences", notes, ("pair", "difference", "p", "detectable", "reading"), rows)
 
 
-def comparison_markdown(comparison: StudentsComparison) -> str:
-    """Return the tables as Markdown."""
-    lines = ["# Students side by side", ""]
-    for table in tables_of(comparison):
-        rows = [[escaped(row[0]), *row[1:]] for row in table.rows]
-        lines += [f"## {escaped(table.title)}", "", format.markdown_table(table.heads, rows), "", table.caption, ""]
-    return printable("\n".join([*lines, *([f"MLflow: {comparison.mlflow}"] if comparison.mlflow else [])]) + "\n", "\n")
+def _table(title: str, notes: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    from rich.text import Text
+
+    table = format.plain_table(title, notes)
+    for i, head in enumerate(heads):
+        table.add_column(head, overflow="fold", no_wrap=i > 0)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
 
 
 def page_of(comparison: StudentsComparison) -> str:
@@ -242,29 +178,20 @@ def page_of(comparison: StudentsComparison) -> str:
     page = environment.get_template("page.html.j2").render(
         c=comparison,
         f=format,
-        questions=_questions,
+        rows=_rows,
         pc=lambda share: "" if share is None else f"{100 * share:.2f}",
-        known_mean=known_mean,
+        versions=lambda suite: sorted((s for s in suite.students if s.version), key=lambda s: s.version or 0),
     )
     return printable(page, "\n\t")
 
 
-def _questions(suite: SuiteComparison) -> Iterator[tuple[StudentAnswer, tuple[StudentAnswer, ...], bool]]:
-    """Yield each question with all students' answers, and whether these differ in being right."""
-    for row in zip(*(student.answers for student in suite.students), strict=True):
-        yield row[0], row, len({answer.right for answer in row}) > 1
-
-
-def metrics_of(student: ScoredStudent, suite: SuiteComparison) -> dict[str, Any]:
-    """Return a student's figures on a suite for MLflow; what is not known is None."""
-    figures: dict[str, float | None] = {
-        "eval/accuracy": None,
-        "eval/probability": student.probability,
-        "eval/probes": student.probes,
-    }
-    gain = next((each for each in suite.pairs if each.student == student.label), None)
-    for name, interval in {"eval/accuracy": student.accuracy, "gain/reference": gain and gain.difference}.items():
-        if interval is not None:
-            figures |= {name: interval.mean, f"{name}_ci_low": interval.low, f"{name}_ci_high": interval.high}
-    figures["gain/reference_p_adjusted"] = None if gain is None else gain.test.adjusted
-    return figures | {"eval/documents": suite.documents, "eval/unanswered": student.unanswered}
+def _rows(suite: SuiteComparison) -> Iterator[tuple[StudentAnswer, list[tuple[Any, ...]], bool]]:
+    """Yield each question with what each student answers, its share right and p(gold), and whether shares differ."""
+    shares = [student.shares() for student in suite.students]
+    for place, rights in enumerate(zip(*shares, strict=True)):
+        cells = []
+        for student, right in zip(suite.students, rights, strict=True):
+            seeds = student.seeds(place)
+            texts = " / ".join(dict.fromkeys(answer.answer or "(empty)" for answer in seeds))
+            cells.append((student.name, texts, right, known_mean(answer.probability for answer in seeds)))
+        yield suite.students[0].answers[place], cells, len(set(rights)) > 1

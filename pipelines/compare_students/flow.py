@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,26 +11,15 @@ from prefect.client.schemas.objects import State
 
 from evaluation.common.storage import write_atomically
 from pipelines.check_regression.suite import load_content
-from pipelines.compare_students.comparison import StudentsComparison, comparison_markdown, metrics_of, page_of
+from pipelines.compare_students.comparison import StudentsComparison, page_of
 from pipelines.compare_students.students import ComparisonPlan, make_plan, run_plan
 from pipelines.flow_run import ended, entered, show_link
 from pipelines.lineage.run import Lineage
 from pipelines.reports.console import Reporter
-from pipelines.reports.plots import plot_scores
-from pipelines.settings import Settings
+from pipelines.reports.plots import plot_accuracy
 from pipelines.terminal import open_console
 
 FLOW_NAME = "compare-students"
-
-
-class ComparisonSettings(Settings):
-    """The parameters of a comparison's run."""
-
-    suites: dict[str, str]
-    """Name -> SHA-256 of what may change a score."""
-    students: tuple[str, ...]
-    """As given."""
-    reference: str
 
 
 @flow(name=FLOW_NAME, persist_result=False)
@@ -57,7 +46,7 @@ def compare_students(
         with Reporter(open_console(stderr=True), len(plan.suites)) as reporter:
             found = run_plan(plan, place, reporter)
         _write(found, files or {})  # before MLflow is asked: its failure must not lose the figures
-        found = _log(plan, students, found, place, flow_run)
+        found = _log(plan, found, place, flow_run)
         _write(found, files or {})
         show_link(FLOW_NAME, found.mlflow, f"{name}: {len(students)} students")
     return ended(found, "COMPLETED", None, f"{len(students)} students on {name}")
@@ -69,31 +58,27 @@ def _write(found: StudentsComparison, files: Mapping[str, str]) -> None:
         write_atomically(Path(path), renderers[kind](found))
 
 
-def _log(
-    plan: ComparisonPlan, words: Sequence[str], found: StudentsComparison, work_dir: Path, flow_run: str
-) -> StudentsComparison:
-    """Log a comparison to MLflow, a child for each student on each suite; return it with its run's id and address."""
-    first = plan.suites[0]
-    tracking = first.tracking.model_copy(update={"experiment": f"{first.tracking.registry_prefix}/{FLOW_NAME}"})
-    settings = ComparisonSettings(
-        **first.model_dump(include={"name", "seed", "device", "dtype", "threads"}),
-        tracking=tracking,
-        suites={suite.name: suite.digest for suite in plan.suites},
-        students=tuple(words),
-        reference=plan.reference,
-    )
-    name = " ".join([*settings.suites, f"{len(plan.students)} students"])
-    lineage = Lineage(settings, work_dir, kind=FLOW_NAME, run_name=name, key=flow_run, flow_run=flow_run)
-    found = found.model_copy(update={"mlflow_run_id": lineage.run_id, "mlflow": lineage.link})
-    with lineage.failing():
-        for suite, scored in zip(plan.suites, found.suites, strict=True):
-            lineage.log_documents(suite.name, load_content(suite).tasks)
-            for student in scored.students:
-                lineage.log_student(suite.name, student, metrics_of(student, scored))
-        with TemporaryDirectory(prefix="preceptor-page-") as scratch:
+def _log(plan: ComparisonPlan, found: StudentsComparison, work_dir: Path, flow_run: str) -> StudentsComparison:
+    """Log a run for each suite, with a child for each student; return the comparison with addresses."""
+    suites, link = [], ""
+    for suite, part in zip(plan.suites, found.suites, strict=True):
+        tracking = suite.tracking.model_copy(update={"experiment": f"{suite.tracking.registry_prefix}/{FLOW_NAME}"})
+        settings = suite.model_copy(update={"tracking": tracking, "pins": None, "groups": {}})
+        name, key = f"{suite.name}: {len(part.students)} students", f"{flow_run}/{suite.name}"
+        lineage = Lineage(settings, work_dir, kind=FLOW_NAME, run_name=name, key=key, flow_run=flow_run)
+        with lineage.failing(), TemporaryDirectory(prefix="preceptor-page-") as scratch:
+            lineage.log_documents("test", load_content(suite).tasks)
+            for student in part.students:
+                params = {"suite": suite.name, "student": student.name, "words": ",".join(student.words)}
+                if student.version is not None:
+                    params |= {"version": str(student.version), "night": student.night}
+                lineage.log_variant(student, part.found.variants.get(student.name), {}, params)
             page, plot = Path(scratch, "comparison.html"), Path(scratch, "accuracy.png")
-            _write(found, {"html": str(page), "json": f"{scratch}/comparison.json"})
-            plot_scores({suite.title: suite.plotted() for suite in found.suites}, plot)
-            lineage.log_files([page, Path(scratch, "comparison.json")], [plot], comparison_markdown(found))
-        lineage.finish("FINISHED")
-    return found
+            plot_accuracy(part.found, part.students, plot)
+            suites.append(part.model_copy(update={"mlflow_run_id": lineage.run_id}))
+            link = link or (lineage.link if len(plan.suites) == 1 else lineage.runs_link)
+            found = found.model_copy(update={"mlflow": link})
+            _write(found, {"html": str(page)})
+            lineage.log_comparison(part.found, part, [plot], page)
+            lineage.finish("FINISHED")
+    return found.model_copy(update={"suites": tuple(suites)})

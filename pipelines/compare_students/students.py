@@ -10,7 +10,7 @@ import glob
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from pipelines.check_regression.students import StudentAnswers
     from pipelines.reports.console import Reporter
 
+CONFIDENCE = 0.95
+"""Level of all intervals."""
 _LABEL = re.compile(r"([^:=,]+)=(.+)", re.DOTALL)
 _NEXT_WORD = re.compile(r",(?=base(?:,|$)|(?:adapter|version|model|endpoint):)")
 _PATTERN = frozenset("*?[")
@@ -134,79 +136,71 @@ def run_plan(plan: ComparisonPlan, work_dir: Path, reporter: Reporter) -> record
                 found.append(_compared(plan, suite, content, list(zip(opened, answered, strict=True)), work_dir))
     finally:
         close_models()
-    return records.StudentsComparison(
-        reference=plan.reference, suites=tuple(found), seconds=time.perf_counter() - started
-    )
-
-
-Seeds = Sequence[tuple[Subject, "StudentAnswers"]]
+    return records.StudentsComparison(suites=tuple(found), seconds=time.perf_counter() - started)
 
 
 def _compared(
-    plan: ComparisonPlan, suite: RegressionSuite, content: SuiteContent, answered: Seeds, work_dir: Path
+    plan: ComparisonPlan,
+    suite: RegressionSuite,
+    content: SuiteContent,
+    answered: Sequence[tuple[Subject, StudentAnswers]],
+    work_dir: Path,
 ) -> records.SuiteComparison:
     from pipelines.check_regression.students import grading_of
 
     rest, names = iter(answered), [task.id for task in content.tasks]
-    of = {student.label: [next(rest) for _ in student.seeds] for student in plan.students}
-    verdicts = {label: _verdicts(seeds, names) for label, seeds in of.items()}
-    statistics = {"resamples": suite.limits.resamples, "seed": suite.seed}
-    scores, found, pairs = records.compare_verdicts(verdicts, plan.reference, **statistics)
-    students = []
-    for label, seeds in of.items():
-        version = seeds[0][0].version if len(seeds) == 1 else None
-        number = version if isinstance(version, int) else None
-        students.append(
-            records.ScoredStudent(
-                label=label,
-                words=tuple(subject.text for subject, _ in seeds),
-                digests=tuple(its.scores.adapter_digest for _, its in seeds),
-                version=number,
-                night="" if number is None else _night(suite, number, work_dir),
-                accuracy=found.variants.get(label),
-                probability=known_mean(known_mean(its.scores.probability.values()) for _, its in seeds),
-                probes=known_mean(known_mean(its.scores.probes.values()) for _, its in seeds),
-                documents=scores[label],
-                answers=tuple(_answers(suite, content, seeds, verdicts[label])),
-            )
-        )
+    scored = [_scored(suite, content, s.label, [next(rest) for _ in s.seeds], work_dir) for s in plan.students]
+    students = records.with_accuracy(scored)
+    intervals = {"confidence": CONFIDENCE, "resamples": suite.limits.resamples, "seed": suite.seed}
     return records.SuiteComparison(
         suite=suite.name,
         suite_digest=suite.digest,
-        documents=len(found.documents),
-        left_out=tuple(name for name in names if name not in found.documents),
         by_text=grading_of(suite, [subject for subject, _ in answered]) is not None,
-        students=tuple(students),
-        pairs=pairs,
+        students=students,
+        reference=plan.reference,
+        found=records.compare_scored(students, plan.reference, intervals),
+        left_out=tuple(name for name in names if not all(name in student.accuracy for student in students)),
     )
 
 
-def _verdicts(seeds: Seeds, names: Sequence[str]) -> dict[str, list[float | None]]:
-    """Return by document the share of seeds that answer each question right; None where none has a verdict."""
-    return {
-        name: [known_mean(each) for each in zip(*(its.scores.documents[name] for _, its in seeds), strict=True)]
-        for name in names
-    }
-
-
-def _answers(
-    suite: RegressionSuite, content: SuiteContent, seeds: Seeds, verdicts: records.Verdicts
-) -> Iterator[records.StudentAnswer]:
+def _scored(
+    suite: RegressionSuite,
+    content: SuiteContent,
+    label: str,
+    seeds: Sequence[tuple[Subject, StudentAnswers]],
+    work_dir: Path,
+) -> records.ScoredStudent:
+    version, answers = seeds[0][0].version if len(seeds) == 1 else None, [its for _, its in seeds]
     groups = {name: group for group, ids in suite.groups.items() for name in ids}
     asked = [(task, question) for task in content.tasks for question in task.comparison_questions]
-    for place, ((task, question), right) in enumerate(
-        zip(asked, chain.from_iterable(verdicts[task.id] for task in content.tasks), strict=True)
-    ):
-        yield records.StudentAnswer(
-            document=task.id,
-            title=task.document.title,
-            group=groups.get(task.id, task.group),
-            question=question.question,
-            gold=question.answer,
-            answer=" / ".join(dict.fromkeys(its.texts[place] for _, its in seeds)),
-            right=right,
-            probability=known_mean(its.probability[place] for _, its in seeds),
-        )
+    return records.ScoredStudent(
+        name=label,
+        label=label if len(seeds) == 1 else f"{label} ({len(seeds)} seeds)",
+        words=tuple(subject.text for subject, _ in seeds),
+        digests=tuple(its.scores.adapter_digest for its in answers),
+        version=version if isinstance(version, int) else None,
+        night=_night(suite, version, work_dir) if isinstance(version, int) else "",
+        accuracy={},
+        probability=known_mean(known_mean(its.probability) for its in answers),
+        probes=known_mean(known_mean(its.scores.probes.values()) for its in answers),
+        answers=tuple(
+            records.StudentAnswer(
+                document=task.id,
+                title=task.document.title,
+                group=groups.get(task.id, task.group),
+                edit=seed,
+                question=question.question,
+                gold=question.answer,
+                answer=text,
+                right=right,
+                probability=probability,
+            )
+            for seed, its in enumerate(answers)
+            for (task, question), right, probability, text in zip(
+                asked, its.right, its.probability, its.texts, strict=True
+            )
+        ),
+    )
 
 
 def _night(suite: RegressionSuite, version: int, work_dir: Path) -> str:

@@ -37,8 +37,8 @@ from pipelines.records import (
     Answered,
     Candidate,
     Learning,
+    Record,
     Round,
-    RunResult,
     VariantComparison,
     VariantScores,
     WarmStart,
@@ -47,7 +47,6 @@ from pipelines.settings import Settings, TrackingConfig, to_yaml
 
 if TYPE_CHECKING:
     from pipelines.adapt_student.page import NightResult
-    from pipelines.compare_students.comparison import ScoredStudent
     from pipelines.write_corpus.output import CorpusResult
 
 _RUN_KEY, _UNIT, _PARENT = "preceptor.run_key", "preceptor.unit", "mlflow.parentRunId"
@@ -114,7 +113,7 @@ class Lineage:
         """Where MLflow shows the experiment's runs with their figures."""
         return runs_link(self.store.uri, self.experiment_id)
 
-    def log_documents(self, name: str, tasks: Sequence[KnowledgeTask]) -> None:
+    def log_documents(self, name: Literal["train", "development", "test"], tasks: Sequence[KnowledgeTask]) -> None:
         """Log documents as a data set with a digest and as `documents/<name>.parquet`; without documents, nothing.
 
         Call it before rounds and variants, whose candidates name documents by digest.
@@ -219,13 +218,17 @@ class Lineage:
             for document_id, directory in adapters.items():
                 self.store.client.log_artifacts(run_id, str(directory), f"adapters/{_file_name(document_id)}")
 
-    def log_comparison(self, comparison: VariantComparison, result: RunResult, figures: Sequence[Path]) -> None:
-        """Log the comparison to the parent run: `result.json`, `graders.json`, metrics, and `plots/`."""
+    def log_comparison(
+        self, comparison: VariantComparison, result: Record, figures: Sequence[Path], page: Path | None = None
+    ) -> None:
+        """Log the comparison to the parent run: `result.json`, `graders.json`, metrics, `plots/`, and a page."""
         client = self.store.client
         with self._errors("comparison"):
             client.log_dict(self.run_id, result.model_dump(mode="json"), "result.json")
             for figure in figures:
                 client.log_artifact(self.run_id, str(figure), "plots")
+            if page is not None:
+                client.log_artifact(self.run_id, str(page))
             if comparison.graders is not None:
                 client.log_dict(self.run_id, comparison.graders.model_dump(mode="json"), "graders.json")
             self._log_metrics(self.run_id, tables.comparison_metrics(comparison), self._started, 0)
@@ -253,32 +256,6 @@ class Lineage:
             client.log_dict(self.run_id, result.model_dump(mode="json"), "result.json")
             client.log_artifact(self.run_id, str(card))
             self._log_metrics(self.run_id, tables.corpus_metrics(result), self._started, 0)
-
-    def log_student(self, suite: str, student: ScoredStudent, metrics: Mapping[str, float | None]) -> None:
-        """Log a student on a suite, whose documents are logged, as a child run with all its answers as a table."""
-        words = ",".join(student.words)
-        name = f"{student.label} on {suite}"
-        with self._unit(f"{suite}/{digest_json(student.label)[:12]}", "student", name, 0.0, {NOTE: words}) as child:
-            if child is None:
-                return
-            (run_id, end), client = child, self.store.client
-            params = {"suite": suite, "student": student.label, "words": words, "seeds": len(student.words)}
-            params |= {} if student.version is None else {"version": student.version, "night": student.night}
-            log_in_batches(client, run_id, params=params, tags={SHOWN_TABLES: shown_tables(EVALUATION)})
-            self._log_inputs(run_id, suite, student=student.version)
-            self._log_metrics(run_id, tables.known(metrics), end, 0)
-            columns = ("answer", "right", "probability")
-            client.log_dict(run_id, tables.evaluation_table(student.answers, self._seed, *columns), EVALUATION)
-            accuracy = {f"accuracy/{suite}/{tables.metric_part(student.label)}": metrics["eval/accuracy"]}
-            self._log_metrics(self.run_id, tables.known(accuracy), end, 0)
-
-    def log_files(self, files: Sequence[Path], plots: Sequence[Path], note: str) -> None:
-        """Log files and plots to the parent run, and a Markdown text that its page shows."""
-        client = self.store.client
-        with self._errors("files"):
-            for path in (*files, *plots):
-                client.log_artifact(self.run_id, str(path), "plots" if path in plots else None)
-            client.set_tag(self.run_id, NOTE, note)
 
     def finish(self, status: Literal["FINISHED", "FAILED"]) -> None:
         """End the parent run; incomplete units are marked as failed."""

@@ -162,19 +162,19 @@ def round_metrics(record: Round) -> Metrics:
     if rewards:
         levels = {"p10": 0.1, "p50": 0.5, "p90": 0.9, "max": 1.0}
         figures |= {f"candidate/reward_{name}": float(np.quantile(rewards, level)) for name, level in levels.items()}
-    return known(figures)
+    return _known(figures)
 
 
 def warm_start_metrics(record: WarmStart) -> Metrics:
     """Return the figures of a warm start; losses are in nats a token."""
     figures = {name: getattr(record, name) for name in (*_LEARNING, "loss_before", "loss_after", "seconds")}
     figures |= {"documents": len(record.document_ids), "left_out_documents": len(record.left_out)}
-    return known({f"warm_start/{name}": value for name, value in figures.items()})
+    return _known({f"warm_start/{name}": value for name, value in figures.items()})
 
 
 def variant_metrics(record: VariantScores, interval: Interval | None) -> Metrics:
     """Return a variant's figures; `interval` is its accuracy over the documents that all variants share."""
-    return known(
+    return _known(
         {
             **_interval("eval/accuracy", interval),
             "eval/documents": len(record.accuracy),
@@ -212,7 +212,7 @@ def comparison_metrics(comparison: VariantComparison) -> Metrics:
         figures[f"gain/{metric_part(name)}_minimum_detectable"] = comparison.minimum_detectable.get(name)
         if name in comparison.tests:
             figures[f"gain/{metric_part(name)}_p_adjusted"] = comparison.tests[name].adjusted
-    return known(figures)
+    return _known(figures)
 
 
 def _interval(name: str, interval: Interval | None) -> dict[str, float | None]:
@@ -221,8 +221,7 @@ def _interval(name: str, interval: Interval | None) -> dict[str, float | None]:
     return {name: interval.mean, f"{name}_ci_low": interval.low, f"{name}_ci_high": interval.high}
 
 
-def known(figures: Mapping[str, float | None]) -> Metrics:
-    """Return the figures that are not None."""
+def _known(figures: Mapping[str, float | None]) -> Metrics:
     return {name: float(value) for name, value in figures.items() if value is not None}
 
 
@@ -235,7 +234,7 @@ def night_metrics(result: NightResult) -> Metrics:
     """Return the figures of a night: shares of what is known before and after it, in [0, 1]."""
     figures = {f"night/{name}": getattr(result, name) for name in _NIGHT}
     changes = change_metrics(result.gate.checks if result.gate else ())
-    return known(figures | {"night/new_documents": len(result.new)}) | changes
+    return _known(figures | {"night/new_documents": len(result.new)}) | changes
 
 
 def change_metrics(checks: Iterable[GateCheck]) -> Metrics:
@@ -244,7 +243,7 @@ def change_metrics(checks: Iterable[GateCheck]) -> Metrics:
     for check in checks:
         name = f"change/{metric_part(check.name)}"
         figures |= {name: check.estimate, f"{name}_ci_low": check.low, f"{name}_ci_high": check.high}
-    return known(figures)
+    return _known(figures)
 
 
 def corpus_metrics(result: CorpusResult) -> Metrics:
@@ -256,4 +255,4 @@ def corpus_metrics(result: CorpusResult) -> Metrics:
         figures[f"tokens/{metric_part(kind)}"] = tokens
     for gain in result.gains:
         figures[f"gain/{metric_part(gain.kind)}"] = gain.per_tokens
-    return known(figures)
+    return _known(figures)

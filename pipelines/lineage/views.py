@@ -40,15 +40,11 @@ _SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "compare-students": (
-        "student",
+        "variant",
         (
-            *("params.suite", "params.student", "params.version"),
-            *(
-                f"metrics.{name}{end}"
-                for name in ("eval/accuracy", "gain/reference")
-                for end in ("", "_ci_low", "_ci_high")
-            ),
-            *("metrics.gain/reference_p_adjusted", "metrics.eval/probability"),
+            *(f"params.{name}" for name in ("suite", "student", "version", "night")),
+            *(f"metrics.eval/accuracy{end}" for end in ("", "_ci_low", "_ci_high")),
+            *("metrics.eval/probability", "metrics.eval/documents"),
         ),
     ),
 }
@@ -63,7 +59,7 @@ def view_of(flow: str) -> str | None:
     shown = [f"{group}.`{name}`" for group, _, name in (column.partition(".") for column in columns)]
     view: dict[str, object] = {"searchFilter": f"tags.`preceptor.kind` = '{kind}'", "selectedColumns": shown}
     # In order of their date, runs within a run are folded up under it.
-    order = {"orderByKey": "metrics.`eval/accuracy`", "orderByAsc": False} if kind in ("variant", "student") else {}
+    order = {"orderByKey": "metrics.`eval/accuracy`", "orderByAsc": False} if kind == "variant" else {}
     return json.dumps(view | order)
 
 

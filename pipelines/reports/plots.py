@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -53,56 +53,35 @@ def plot_accuracy(comparison: VariantComparison, variants: Sequence[VariantScore
 
     Variants are drawn from top to bottom, those that are not in the comparison without an interval.
     """
-    title = f"Accuracy by variant on {counted(comparison.documents, 'test document')}"
-    rows = [PlottedScores(v.label, tuple(v.accuracy.values()), comparison.variants.get(v.name)) for v in variants]
-    plot_scores({title: rows}, path, comparison.confidence)
-
-
-class PlottedScores(NamedTuple):
-    """A row of a plot of scores in [0, 1]."""
-
-    label: str
-    scores: tuple[float, ...]
-    """By document."""
-    interval: Interval | None
-
-
-def plot_scores(parts: Mapping[str, Sequence[PlottedScores]], path: Path, confidence: float = 0.95) -> None:
-    """Write a PNG of scores with their intervals, every document as a dot behind them, one below the other.
-
-    `parts` are rows by title; the first title is that of the figure.
-    """
-    heights = [1.12 + 0.62 * max(len(rows), 1) for rows in parts.values()]
-    subtitle = f"line: mean with {100 * confidence:g} % bootstrap interval over documents · dots: single documents"
-    figure = new_figure(7.2, 0.58 + sum(heights), next(iter(parts)), subtitle)
-    drawn = figure.subplots(len(parts), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for i, (axes, (title, rows)) in enumerate(zip(drawn, parts.items(), strict=True)):
-        if i:
-            axes.set_title(title, loc="left", fontsize=11, color=INK)
-        _draw_scores(axes, rows)
-    save_figure(figure, path)
-
-
-def _draw_scores(axes: Axes, rows: Sequence[PlottedScores]) -> None:
-    places = range(len(rows))
-    for place, row in zip(places, rows, strict=True):
-        scores = sorted(100 * score for score in row.scores)
+    figure = new_figure(
+        7.2,
+        1.7 + 0.62 * max(len(variants), 1),
+        f"Accuracy by variant on {counted(comparison.documents, 'test document')}",
+        f"line: mean with {100 * comparison.confidence:g} % bootstrap interval over documents · dots: single documents",
+    )
+    axes = figure.subplots()
+    places = range(len(variants))
+    for place, variant in zip(places, variants, strict=True):
+        scores = sorted(100 * score for score in variant.accuracy.values())
         strip = [place + shift for shift in _spread(scores)]
         axes.scatter(scores, strip, s=14, color=GREY, alpha=0.42, linewidths=0, zorder=2, clip_on=False)
-        if row.interval is not None:
-            draw_interval(axes, place, row.interval)
+        if variant.name in comparison.variants:
+            draw_interval(axes, place, comparison.variants[variant.name])
         else:
             right = axes.get_yaxis_transform()
             axes.text(1.03, place, "no scores", transform=right, va="center", color=GREY, fontsize=9)
-    seen = [score for row in rows for score in (*row.scores, *([row.interval.high] if row.interval else ()))]
+    seen = [score for variant in variants for score in variant.accuracy.values()]
+    seen += [interval.high for interval in comparison.variants.values()]
     end = 10 * math.ceil(10 * max(seen, default=1.0)) or 10
-    axes.set(xlim=(-0.02 * end, 1.02 * end), ylim=(len(rows) - 0.45, -0.55), yticks=places)
+    axes.set(xlim=(-0.02 * end, 1.02 * end), ylim=(len(variants) - 0.45, -0.55), yticks=places)
     axes.set_xlabel("questions answered exactly (%)")
     axes.text(1.03, 1.0, "mean", transform=axes.transAxes, va="bottom", color=BLUE, fontsize=9)
-    axes.set_yticklabels([row.label.replace(" (", "\n(").replace("$", r"\$") for row in rows])  # a break saves width
+    # A break saves width; a dollar would begin a formula.
+    axes.set_yticklabels([variant.label.replace(" (", "\n(").replace("$", r"\$") for variant in variants])
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color="#E4E4E4", linewidth=0.8)
     axes.spines["left"].set_visible(False)
+    save_figure(figure, path)
 
 
 def _draw_rewards(axes: Axes, rounds: Sequence[Round], numbers: Sequence[int]) -> None:
