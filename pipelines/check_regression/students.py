@@ -24,6 +24,8 @@ from teacher.samplers.openai import OpenAISampler, OpenAISampling
 from teacher.samplers.sampler import FailedCompletion
 
 _Part = TypeVar("_Part", AnswerScore, str)
+_Found = tuple[list[AnswerScore] | None, list[str | None], str | None]
+"""Scores, texts and the digest of the adapter, as far as a student has any."""
 _BY_TEXT = GradingConfig(grader=ExactGrading())
 """How answers are written that no suite's `grading` is about."""
 
@@ -38,12 +40,6 @@ class StudentAnswers(NamedTuple):
     """Of the gold answer, in [0, 1]; None where an endpoint answers, which does not say."""
     texts: tuple[str, ...]
     """What it writes; empty where neither a grader nor the caller asked for texts."""
-
-
-class _Answered(NamedTuple):
-    scores: list[AnswerScore] | None
-    texts: list[str | None]
-    digest: str | None
 
 
 def by_model(suite: RegressionSuite, subjects: Sequence[Subject]) -> dict[ModelRef | None, list[int]]:
@@ -81,7 +77,7 @@ def score_students(
     """
     asked = [*(question for task in content.tasks for question in task.comparison_questions), *content.probes]
     grading = grading_of(suite, subjects)
-    found: dict[int, _Answered] = {}
+    found: dict[int, _Found] = {}
     for ref, places in by_model(suite, subjects).items():
         mine = [subjects[place] for place in places]
         if ref is None:
@@ -90,7 +86,7 @@ def score_students(
             answered = _ask_bank(suite, ref, mine, asked, grading, texts=texts)
         found |= zip(places, answered, strict=True)
     grader = open_grader(grading, work_dir, suite.name)
-    return [_student_answers(content, asked, found[place], grader) for place in range(len(subjects))]
+    return [_student_answers(content, asked, *found[place], grader) for place in range(len(subjects))]
 
 
 def grading_of(suite: RegressionSuite, subjects: Sequence[Subject]) -> GradingConfig | None:
@@ -107,7 +103,7 @@ def _ask_bank(
     grading: GradingConfig | None,
     *,
     texts: bool,
-) -> list[_Answered]:
+) -> list[_Found]:
     """Return the scores of the students on one model; of texts that nobody grades, gold answers are not written."""
     adapters = [None if each.directory is None else load_adapter(each.directory) for each in subjects]
     student, form = open_student(ref), answer_format(suite, ModelRef.of(suite.student, suite))
@@ -119,13 +115,13 @@ def _ask_bank(
         if any(prompts):
             rank = max((a.rank for a in adapters if a), default=1)
             written = write_answers(ref, grading or _BY_TEXT, bank, adapters, prompts, rank)
-    answered = []
+    answered: list[_Found] = []
     each = zip(subjects, adapters, scores, needed, _whole(suite, subjects, written), strict=True)
     for subject, adapter, mine, asked_for, its in each:
         rest = iter(its)
         said: list[str | None] = [next(rest) if new else q.answer for q, new in zip(asked, asked_for, strict=True)]
         digest = student_digest(ref) if subject.model is not None else None if adapter is None else adapter.digest
-        answered.append(_Answered(mine, said if texts or grading is not None else [], digest))
+        answered.append((mine, said if texts or grading is not None else [], digest))
     return answered
 
 
@@ -151,7 +147,7 @@ def _endpoint_of(suite: RegressionSuite, subject: Subject, work_dir: Path) -> Op
     return open_endpoint(sampling, work_dir, f"{suite.name}/student")
 
 
-def _ask_endpoint(suite: RegressionSuite, subject: Subject, asked: Sequence[Question], work_dir: Path) -> _Answered:
+def _ask_endpoint(suite: RegressionSuite, subject: Subject, asked: Sequence[Question], work_dir: Path) -> _Found:
     """Return an endpoint's texts, None where it failed; a chat gets the question alone, for a form of its own."""
     chat = subject.endpoint is not None and subject.endpoint.api == "chat"
     form = answer_format(suite, ModelRef.of(suite.student, suite))
@@ -160,32 +156,34 @@ def _ask_endpoint(suite: RegressionSuite, subject: Subject, asked: Sequence[Ques
     failed = [reply for reply in replies if isinstance(reply, FailedCompletion)]
     if len(failed) == len(replies):
         raise ScoringError(f"subject {subject.text!r} answers no question: {failed[0].detail}. Ask it by hand first.")
-    return _Answered(None, [None if isinstance(reply, FailedCompletion) else reply.text for reply in replies], None)
+    return None, [None if isinstance(reply, FailedCompletion) else reply.text for reply in replies], None
 
 
 def _student_answers(
-    content: SuiteContent, asked: Sequence[Question], found: _Answered, grader: Grader | None
+    content: SuiteContent,
+    asked: Sequence[Question],
+    scored: list[AnswerScore] | None,
+    texts: list[str | None],
+    digest: str | None,
+    grader: Grader | None,
 ) -> StudentAnswers:
     if grader is None:
-        verdicts: list[bool | None] = [score.exact for score in found.scores or ()]
+        verdicts: list[bool | None] = [score.exact for score in scored or ()]
     else:
-        given = [(q, text) for q, text in zip(asked, found.texts, strict=True) if text is not None]
+        given = [(q, text) for q, text in zip(asked, texts, strict=True) if text is not None]
         grades = iter(grader.grade([GradeItem(q.question, q.answer, first_line(text)) for q, text in given]))
-        verdicts = [None if text is None else next(grades).correct for text in found.texts]
-    chances: list[float | None] = [None] * len(asked)
-    empty = [not text for text in found.texts]
-    if found.scores is not None:
-        chances, empty = [score.probability for score in found.scores], [score.empty for score in found.scores]
+        verdicts = [None if text is None else next(grades).correct for text in texts]
+    chances: list[float | None] = [score.probability for score in scored] if scored else [None] * len(asked)
+    empty = [score.empty for score in scored] if scored else [not text for text in texts]
     counts = {task.id: len(task.comparison_questions) for task in content.tasks}
-    right, chance = iter(verdicts), iter(chances)
+    right, chance, about = iter(verdicts), iter(chances), slice(sum(counts.values()))  # the others are probes
     scores = Scores(
         documents={name: tuple(known_mean([next(right)]) for _ in range(count)) for name, count in counts.items()},
         probability=known_means({name: [next(chance) for _ in range(count)] for name, count in counts.items()}),
         probes={f"probe {i}": float(each) for i, each in enumerate(right) if each is not None},
         empty=sum(empty),
         answered=len(empty),
-        adapter_digest=found.digest,
+        adapter_digest=digest,
     )
-    about = slice(sum(counts.values()))  # the others are probes
-    texts = ("(no answer)" if text is None else first_line(text) for text in found.texts[about])
-    return StudentAnswers(scores, tuple(verdicts[about]), tuple(chances[about]), tuple(texts))
+    said = ("(no answer)" if text is None else first_line(text) for text in texts[about])
+    return StudentAnswers(scores, tuple(verdicts[about]), tuple(chances[about]), tuple(said))

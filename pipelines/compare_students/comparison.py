@@ -32,7 +32,10 @@ class StudentAnswer(Answered):
 
 
 class ScoredStudent(VariantScores):
-    """A student on a suite; its name is its label. `accuracy` is over questions on which all have a verdict."""
+    """A student on a suite; its name is its label. `accuracy` is over questions on which all have a verdict.
+
+    `notes` are the mean `probability` of the gold answers and the share of `probes` answered, in [0, 1], if known.
+    """
 
     words: tuple[str, ...]
     """As given, one for each seed."""
@@ -41,9 +44,6 @@ class ScoredStudent(VariantScores):
     version: int | None = None
     night: str = ""
     """Of a single registered version: its number, and the night that made it."""
-    probability: float | None
-    probes: float | None
-    """Mean probability of the gold answers, and share of the retention probes answered, in [0, 1]; None without any."""
     answers: tuple[StudentAnswer, ...]
     """To all questions in their order, then the same of the next seed."""
 
@@ -148,7 +148,7 @@ def tables_of(suite: SuiteComparison) -> Iterator[Table]:
     notes = f"Accuracy in % with {level}{left_out}. p(gold): mean probability of the gold answers, in %."
     rows: list[tuple[str, ...]] = []
     for each in suite.students:
-        shares = map(format.percent, (each.probability, each.probes))
+        shares = (format.percent(each.notes.get(name)) for name in ("probability", "probes"))
         rows.append((each.label, format.percent_interval(suite.found.variants.get(each.name)), *shares))
     yield _table(title, notes, ("student", "accuracy", "p(gold)", "probes"), rows)
     rows = []

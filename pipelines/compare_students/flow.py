@@ -74,7 +74,7 @@ def _log(plan: ComparisonPlan, found: StudentsComparison, work_dir: Path, flow_r
                     params |= {"version": str(student.version), "night": student.night}
                 lineage.log_variant(student, part.found.variants.get(student.name), {}, params)
             page, plot = Path(scratch, "comparison.html"), Path(scratch, "accuracy.png")
-            plot_accuracy(part.found, part.students, plot)
+            plot_accuracy(part.found, part.students, plot, "student")
             suites.append(part.model_copy(update={"mlflow_run_id": lineage.run_id}))
             link = link or (lineage.link if len(plan.suites) == 1 else lineage.runs_link)
             found = found.model_copy(update={"mlflow": link})

@@ -21,7 +21,14 @@ from evaluation.statistics import known_mean
 from pipelines.check_regression import suite as suites
 from pipelines.check_regression.suite import STUDENTS, RegressionSuite, Subject, SuiteContent, parse_subject
 from pipelines.checks import check
-from pipelines.compare_students import comparison as records
+from pipelines.compare_students.comparison import (
+    ScoredStudent,
+    StudentAnswer,
+    StudentsComparison,
+    SuiteComparison,
+    compare_scored,
+    with_accuracy,
+)
 from pipelines.settings import load
 
 if TYPE_CHECKING:
@@ -99,7 +106,7 @@ def make_plan(paths: Sequence[Path], words: Sequence[str], reference: str | None
         pins = suites.pins_of(suite, suites.load_content(suite), suite.pins.student if suite.pins else "0" * 64)
         suites.check_pins(suite, pins)
         check(suite, work_dir, suites.suite_findings)
-    subjects = [subject for student in students for subject in student.seeds]
+    subjects = _subjects(students)
     if any(subject.version is not None for subject in subjects):
         from pipelines.lineage.store import require_store
 
@@ -109,7 +116,7 @@ def make_plan(paths: Sequence[Path], words: Sequence[str], reference: str | None
     return ComparisonPlan(tuple(listed), students, chosen)
 
 
-def run_plan(plan: ComparisonPlan, work_dir: Path, reporter: Reporter) -> records.StudentsComparison:
+def run_plan(plan: ComparisonPlan, work_dir: Path, reporter: Reporter) -> StudentsComparison:
     """Return the comparison; nothing is written to files or logged yet, and nothing is scored before all can be.
 
     Raises:
@@ -118,10 +125,9 @@ def run_plan(plan: ComparisonPlan, work_dir: Path, reporter: Reporter) -> record
     from pipelines.check_regression.students import check_students, score_students
     from pipelines.models import ModelRef, close_models, student_digest
 
-    started, subjects = time.perf_counter(), [subject for student in plan.students for subject in student.seeds]
+    started, subjects, ready, found = time.perf_counter(), _subjects(plan.students), [], []
     try:
         with TemporaryDirectory(prefix="preceptor-compare-") as scratch:
-            ready = []
             for suite in plan.suites:
                 content, place = suites.load_content(suite), Path(scratch) / suite.name
                 pins = suites.pins_of(suite, content, student_digest(ModelRef.of(suite.student, suite)))
@@ -129,82 +135,76 @@ def run_plan(plan: ComparisonPlan, work_dir: Path, reporter: Reporter) -> record
                 opened = [suites.download(subject, suite.tracking, work_dir, place) for subject in subjects]
                 check_students(suite, opened, work_dir)
                 ready.append((suite, content, opened))
-            found = []
             for suite, content, opened in ready:
                 reporter.say(f"{suite.name}: scoring {len(opened)} students on {len(content.tasks)} documents")
-                answered = score_students(suite, content, opened, work_dir, texts=True)
-                found.append(_compared(plan, suite, content, list(zip(opened, answered, strict=True)), work_dir))
+                answers = iter(zip(opened, score_students(suite, content, opened, work_dir, texts=True), strict=True))
+                scored = [_scored(suite, content, s.label, [next(answers) for _ in s.seeds]) for s in plan.students]
+                found.append(_compared(plan, suite, with_accuracy(scored), work_dir))
     finally:
         close_models()
-    return records.StudentsComparison(suites=tuple(found), seconds=time.perf_counter() - started)
+    return StudentsComparison(suites=tuple(found), seconds=time.perf_counter() - started)
 
 
 def _compared(
-    plan: ComparisonPlan,
-    suite: RegressionSuite,
-    content: SuiteContent,
-    answered: Sequence[tuple[Subject, StudentAnswers]],
-    work_dir: Path,
-) -> records.SuiteComparison:
+    plan: ComparisonPlan, suite: RegressionSuite, students: Sequence[ScoredStudent], work_dir: Path
+) -> SuiteComparison:
     from pipelines.check_regression.students import grading_of
+    from pipelines.lineage.registry import Registry
+    from pipelines.lineage.versions import NIGHT_TAG
 
-    rest, names = iter(answered), [task.id for task in content.tasks]
-    scored = [_scored(suite, content, s.label, [next(rest) for _ in s.seeds], work_dir) for s in plan.students]
-    students = records.with_accuracy(scored)
+    if any(student.version for student in students):
+        registry = Registry.open(suite.tracking, work_dir)
+        tags = {s.version: registry.tags("student", s.version) for s in students if s.version is not None}
+        nights = {version: tags[version].get(NIGHT_TAG, "") for version in tags}
+        students = [s.model_copy(update={"night": nights.get(s.version, "")}) for s in students]
     intervals = {"confidence": CONFIDENCE, "resamples": suite.limits.resamples, "seed": suite.seed}
-    return records.SuiteComparison(
+    asked = dict.fromkeys(answer.document for answer in students[0].answers)
+    return SuiteComparison(
         suite=suite.name,
         suite_digest=suite.digest,
-        by_text=grading_of(suite, [subject for subject, _ in answered]) is not None,
-        students=students,
+        by_text=grading_of(suite, _subjects(plan.students)) is not None,
+        students=tuple(students),
         reference=plan.reference,
-        found=records.compare_scored(students, plan.reference, intervals),
-        left_out=tuple(name for name in names if not all(name in student.accuracy for student in students)),
+        found=compare_scored(students, plan.reference, intervals),
+        left_out=tuple(name for name in asked if not all(name in student.accuracy for student in students)),
     )
 
 
 def _scored(
-    suite: RegressionSuite,
-    content: SuiteContent,
-    label: str,
-    seeds: Sequence[tuple[Subject, StudentAnswers]],
-    work_dir: Path,
-) -> records.ScoredStudent:
-    version, answers = seeds[0][0].version if len(seeds) == 1 else None, [its for _, its in seeds]
+    suite: RegressionSuite, content: SuiteContent, label: str, seeds: Sequence[tuple[Subject, StudentAnswers]]
+) -> ScoredStudent:
+    """Return a student without its accuracy, which depends on the others."""
     groups = {name: group for group, ids in suite.groups.items() for name in ids}
     asked = [(task, question) for task in content.tasks for question in task.comparison_questions]
-    return records.ScoredStudent(
+    answers = [
+        StudentAnswer(
+            document=task.id,
+            title=task.document.title,
+            group=groups.get(task.id, task.group),
+            edit=seed,
+            question=question.question,
+            gold=question.answer,
+            answer=text,
+            right=right,
+            probability=chance,
+        )
+        for seed, (_, its) in enumerate(seeds)
+        for (task, question), right, chance, text in zip(asked, its.right, its.probability, its.texts, strict=True)
+    ]
+    version = seeds[0][0].version if len(seeds) == 1 else None
+    probes = known_mean(known_mean(its.scores.probes.values()) for _, its in seeds)
+    notes = {"probability": known_mean(answer.probability for answer in answers), "probes": probes}
+    return ScoredStudent(
         name=label,
         label=label if len(seeds) == 1 else f"{label} ({len(seeds)} seeds)",
         words=tuple(subject.text for subject, _ in seeds),
-        digests=tuple(its.scores.adapter_digest for its in answers),
+        digests=tuple(its.scores.adapter_digest for _, its in seeds),
         version=version if isinstance(version, int) else None,
-        night=_night(suite, version, work_dir) if isinstance(version, int) else "",
         accuracy={},
-        probability=known_mean(known_mean(its.probability) for its in answers),
-        probes=known_mean(known_mean(its.scores.probes.values()) for its in answers),
-        answers=tuple(
-            records.StudentAnswer(
-                document=task.id,
-                title=task.document.title,
-                group=groups.get(task.id, task.group),
-                edit=seed,
-                question=question.question,
-                gold=question.answer,
-                answer=text,
-                right=right,
-                probability=probability,
-            )
-            for seed, its in enumerate(answers)
-            for (task, question), right, probability, text in zip(
-                asked, its.right, its.probability, its.texts, strict=True
-            )
-        ),
+        answers=tuple(answers),
+        notes={name: value for name, value in notes.items() if value is not None},
     )
 
 
-def _night(suite: RegressionSuite, version: int, work_dir: Path) -> str:
-    from pipelines.lineage.registry import Registry
-    from pipelines.lineage.versions import NIGHT_TAG
-
-    return Registry.open(suite.tracking, work_dir).tags("student", version).get(NIGHT_TAG, "")
+def _subjects(students: Sequence[Student]) -> list[Subject]:
+    return [subject for student in students for subject in student.seeds]

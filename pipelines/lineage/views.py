@@ -44,7 +44,7 @@ _SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
         (
             *(f"params.{name}" for name in ("suite", "student", "version", "night")),
             *(f"metrics.eval/accuracy{end}" for end in ("", "_ci_low", "_ci_high")),
-            *("metrics.eval/probability", "metrics.eval/documents"),
+            *("metrics.notes/probability", "metrics.eval/documents"),
         ),
     ),
 }
