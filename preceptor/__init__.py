@@ -107,7 +107,7 @@ def compare(
     from pipelines.compare_students.comparison import StudentsComparison
 
     first, *rest = [suites] if isinstance(suites, str | os.PathLike) else suites
-    options = [*map(os.fspath, rest), *(part for student in students for part in ("--student", student))]
+    options = [*(os.fspath(each) for each in rest), *(part for student in students for part in ("--student", student))]
     options += [] if reference is None else ["--reference", reference]
     return _run(StudentsComparison, "compare", first, *options, work_dir=work_dir)
 

@@ -15,7 +15,6 @@ from pipelines.records import Answered, Record, VariantComparison, VariantScores
 from pipelines.reports import format
 from pipelines.reports.console import reading
 from pipelines.terminal import printable
-from pipelines.train_teacher.comparison import compare_variants, gain_name
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -87,6 +86,8 @@ class SuiteComparison(Record):
     @property
     def pairs(self) -> list[PairedDifference]:
         """The differences to the reference, then those between the others."""
+        from pipelines.train_teacher.comparison import gain_name
+
         found = []
         for a, b in pairs_of(self.students, self.reference):
             name = gain_name(f"{a}_minus_{b}")
@@ -137,13 +138,15 @@ def compare_scored(
     students: Sequence[ScoredStudent], reference: str, intervals: Mapping[str, Any]
 ) -> VariantComparison:
     """Return intervals, all paired differences and their tests, with documents as units; see `compare_variants`."""
+    from pipelines.train_teacher.comparison import compare_variants  # which imports models
+
     return compare_variants(students, intervals, pairs=pairs_of(students, reference))
 
 
 def tables_of(suite: SuiteComparison) -> Iterator[Table]:
     """Yield the tables of a suite for the terminal: its students, then their paired differences."""
     level = f"{100 * suite.found.confidence:g} % bootstrap intervals over documents"
-    left_out = f"; left out: {', '.join(suite.left_out)}" if suite.left_out else ""
+    left_out = f"; {format.counted(len(suite.left_out), 'document')} left out" if suite.left_out else ""
     title = f"{suite.suite}: {format.counted(suite.found.documents, 'document')}"
     notes = f"Accuracy in % with {level}{left_out}. p(gold): mean probability of the gold answers, in %."
     rows: list[tuple[str, ...]] = []

@@ -53,9 +53,8 @@ def compare_students(
 
 
 def _write(found: StudentsComparison, files: Mapping[str, str]) -> None:
-    renderers = {"html": page_of, "json": lambda comparison: comparison.model_dump_json(indent=2) + "\n"}
     for kind, path in files.items():
-        write_atomically(Path(path), renderers[kind](found))
+        write_atomically(Path(path), page_of(found) if kind == "html" else found.model_dump_json(indent=2) + "\n")
 
 
 def _log(plan: ComparisonPlan, found: StudentsComparison, work_dir: Path, flow_run: str) -> StudentsComparison:

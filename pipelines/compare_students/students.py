@@ -29,6 +29,7 @@ from pipelines.compare_students.comparison import (
     compare_scored,
     with_accuracy,
 )
+from pipelines.lineage.store import require_store
 from pipelines.settings import load
 
 if TYPE_CHECKING:
@@ -102,17 +103,14 @@ def make_plan(paths: Sequence[Path], words: Sequence[str], reference: str | None
     chosen = reference or students[0].label
     if chosen not in [student.label for student in students]:
         raise ConfigError(f"compare: the reference {chosen!r} is none of {[student.label for student in students]}.")
+    versions = [subject for subject in _subjects(students) if subject.version is not None]
     for suite in listed:
+        if versions:
+            require_store(suite.tracking, work_dir)
         pins = suites.pins_of(suite, suites.load_content(suite), suite.pins.student if suite.pins else "0" * 64)
         suites.check_pins(suite, pins)
         check(suite, work_dir, suites.suite_findings)
-    subjects = _subjects(students)
-    if any(subject.version is not None for subject in subjects):
-        from pipelines.lineage.store import require_store
-
-        for suite in listed:
-            require_store(suite.tracking, work_dir)
-            suites.require_versions(subjects, suite, work_dir)
+        suites.require_versions(versions, suite, work_dir)
     return ComparisonPlan(tuple(listed), students, chosen)
 
 
@@ -154,9 +152,9 @@ def _compared(
 
     if any(student.version for student in students):
         registry = Registry.open(suite.tracking, work_dir)
-        tags = {s.version: registry.tags("student", s.version) for s in students if s.version is not None}
-        nights = {version: tags[version].get(NIGHT_TAG, "") for version in tags}
-        students = [s.model_copy(update={"night": nights.get(s.version, "")}) for s in students]
+        tags = [{} if s.version is None else registry.tags("student", s.version) for s in students]
+        each = zip(students, tags, strict=True)
+        students = [student.model_copy(update={"night": its.get(NIGHT_TAG, "")}) for student, its in each]
     intervals = {"confidence": CONFIDENCE, "resamples": suite.limits.resamples, "seed": suite.seed}
     asked = dict.fromkeys(answer.document for answer in students[0].answers)
     return SuiteComparison(

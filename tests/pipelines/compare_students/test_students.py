@@ -21,12 +21,15 @@ from pipelines.check_regression.suite import RegressionSuite, load_content, pars
 from pipelines.cli import app
 from pipelines.compare_students.comparison import StudentsComparison
 from pipelines.compare_students.students import make_plan, parse_student, run_plan
+from pipelines.lineage.run import Lineage
+from pipelines.lineage.versions import NIGHT_TAG
 from pipelines.models import close_models
 from pipelines.reports.console import Reporter
 from pipelines.settings import load
 from student.adapters import Adapter, save_adapter
 from tests.faults import MODEL, FaultyServer
 from tests.pipelines.check_regression.factories import made_adapter, saved_adapter, small_suite
+from tests.pipelines.lineage.test_registry import Open
 
 
 def test_students_are_read_with_labels_seeds_and_patterns(tmp_path: Path) -> None:
@@ -121,18 +124,26 @@ def test_a_checkpoint_of_its_own_and_an_endpoint_answer_beside_the_base(tmp_path
 
 
 @pytest.mark.flow
-def test_command_compares_logs_and_writes_the_page(tmp_path: Path, work_dir: Path, own_prefect: None) -> None:
+def test_command_compares_logs_and_writes_the_page(
+    tmp_path: Path, work_dir: Path, open_run: Open, own_prefect: None
+) -> None:
     suite = small_suite(tmp_path, groups={"some": ["test-0-0000", "test-0-0001"]})
     for seed in (1, 2):
         save_adapter(made_adapter(0.02 * seed, seed), tmp_path / f"seed-{seed}", "micro-student")
+    lineage: Lineage = open_run()
+    marks = {"digest": made_adapter(0.02, 1).digest, "tags": {NIGHT_TAG: "night-0007"}}
+    version = lineage.registry.register("student", tmp_path / "seed-1", run_id=lineage.run_id, **marks)
     words = ["base", f"several=adapter:{tmp_path}/seed-*", f"adapter:{saved_adapter(tmp_path / 'ruined', 1.0)}"]
+    words.append(f"version:student/{version}")
     options = [part for word in words for part in ("--student", word)]
     files = ["--html", str(tmp_path / "c.html"), "--json", str(tmp_path / "c.json"), "--work-dir", str(work_dir)]
     done = CliRunner().invoke(app, ["compare", str(suite), *options, *files], env={"COLUMNS": "120"})
     assert done.exit_code == 0, done.output
     found = StudentsComparison.model_validate_json((tmp_path / "c.json").read_text(encoding="utf-8"))
     (part,) = found.suites
-    base, several, ruined = part.students
+    base, several, ruined, registered = part.students
+    assert (registered.version, registered.night) == (version, "night-0007")
+    assert registered.answers == several.answers[:60]
     assert (len(base.answers), len(several.answers)) == (60, 120)
     checked = compare_subjects(load(suite, RegressionSuite), words[2], "base", tmp_path)
     assert [part.found.variants[s.name].mean for s in (ruined, base)] == [
@@ -140,7 +151,8 @@ def test_command_compares_logs_and_writes_the_page(tmp_path: Path, work_dir: Pat
     ]
     gain = part.found.gains[f"{words[2]}_minus_base"]
     assert gain.mean == pytest.approx(checked.checks[0].estimate)
-    assert gain.high < 0.0
+    assert gain.low <= gain.mean <= gain.high <= 0.0
+    assert ruined.notes["probes"] < base.notes["probes"] - 0.5
     assert set(part.groups) == {"some"}
     assert "several (2 seeds)" in done.output
     assert "check-regression" in done.output.splitlines()[-1]
