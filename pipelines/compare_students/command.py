@@ -37,15 +37,15 @@ def compare(
     from pipelines.compare_students.students import make_plan
 
     prepare_process()
-    paths, words = list(map(find_config, suite)), student or []
-    plan = make_plan(paths, words, reference, work_dir)
+    paths, given = list(map(find_config, suite)), student or []
+    plan = make_plan(paths, given, reference, work_dir)
     files = {name: str(file) for name, file in {"html": html, "json": json_file}.items() if file is not None}
     with flow_process(work_dir):
         from pipelines.compare_students.comparison import tables_of
         from pipelines.compare_students.flow import compare_students
         from pipelines.flow_run import result_of
 
-        found = result_of(compare_students, [*map(str, paths)], words, plan.reference, str(work_dir), files)
+        found = result_of(compare_students, [*map(str, paths)], given, plan.reference, str(work_dir), files)
     console = open_console()
     for part in found.suites:
         for table in tables_of(part):
@@ -53,10 +53,7 @@ def compare(
             console.print()
     page = html or "repeat the command with --html FILE, or open comparison.html in MLflow"
     sys.stdout.write(f"Every answer: {page}\nMLflow: {found.mlflow}\n")
-    accuracy = found.suites[0].found.variants
-    others = sorted(
-        (each for each in plan.students if each.label != plan.reference), key=lambda s: -accuracy[s.label].mean
-    )
-    (known,) = (each for each in plan.students if each.label == plan.reference)
-    subjects = "--candidate", others[0].seeds[0].text, "--baseline", known.seeds[0].text, "--work-dir", work_dir
+    accuracy, words = found.suites[0].found.variants, {each.label: each.seeds[0].text for each in plan.students}
+    best = max(words.keys() - {plan.reference}, key=lambda label: accuracy[label].mean)
+    subjects = "--candidate", words[best], "--baseline", words[plan.reference], "--work-dir", work_dir
     sys.stdout.write(f"For a verdict: {preceptor('check-regression', paths[0], *subjects)}\n")

@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from pipelines.reports.console import Reporter
 from pipelines.settings import load
 from student.adapters import Adapter, save_adapter
 from tests.faults import MODEL, FaultyServer
-from tests.pipelines.check_regression.factories import made_adapter, saved_adapter, small_suite
+from tests.pipelines.check_regression.factories import DATA, made_adapter, saved_adapter, small_suite
 from tests.pipelines.lineage.test_registry import Open
 
 
@@ -128,6 +129,8 @@ def test_command_compares_logs_and_writes_the_page(
     tmp_path: Path, work_dir: Path, open_run: Open, own_prefect: None
 ) -> None:
     suite = small_suite(tmp_path, groups={"some": ["test-0-0000", "test-0-0001"]})
+    (tmp_path / "other").mkdir()
+    other = small_suite(tmp_path / "other", name="other", data={**DATA, "test_documents": 20}, probes=0)
     for seed in (1, 2):
         save_adapter(made_adapter(0.02 * seed, seed), tmp_path / f"seed-{seed}", "micro-student")
     lineage: Lineage = open_run()
@@ -137,13 +140,15 @@ def test_command_compares_logs_and_writes_the_page(
     words.append(f"version:student/{version}")
     options = [part for word in words for part in ("--student", word)]
     files = ["--html", str(tmp_path / "c.html"), "--json", str(tmp_path / "c.json"), "--work-dir", str(work_dir)]
-    done = CliRunner().invoke(app, ["compare", str(suite), *options, *files], env={"COLUMNS": "120"})
+    done = CliRunner().invoke(app, ["compare", str(suite), str(other), *options, *files], env={"COLUMNS": "120"})
     assert done.exit_code == 0, done.output
     found = StudentsComparison.model_validate_json((tmp_path / "c.json").read_text(encoding="utf-8"))
-    (part,) = found.suites
+    part, second = found.suites
+    assert [(each.suite, each.found.documents) for each in found.suites] == [("small", 60), ("other", 20)]
     base, several, ruined, registered = part.students
     assert (registered.version, registered.night) == (version, "night-0007")
-    assert registered.answers == several.answers[:60]
+    texts = [[answer.answer for answer in mine] for mine in (registered.answers, several.answers[:60])]
+    assert texts[0] == texts[1]
     assert (len(base.answers), len(several.answers)) == (60, 120)
     checked = compare_subjects(load(suite, RegressionSuite), words[2], "base", tmp_path)
     assert [part.found.variants[s.name].mean for s in (ruined, base)] == [
@@ -157,11 +162,12 @@ def test_command_compares_logs_and_writes_the_page(
     assert "several (2 seeds)" in done.output
     assert "check-regression" in done.output.splitlines()[-1]
     page = (tmp_path / "c.html").read_text(encoding="utf-8")
-    assert found.mlflow in page
-    _check_runs(work_dir, part.mlflow_run_id, len(base.answers))
+    assert escape(found.mlflow) in page
+    for each in (part, second):
+        _check_runs(work_dir, each.mlflow_run_id, each.suite, each.found.documents)
 
 
-def _check_runs(work_dir: Path, run_id: str, questions: int) -> None:
+def _check_runs(work_dir: Path, run_id: str, name: str, questions: int) -> None:
     import mlflow
     from mlflow import MlflowClient
 
@@ -169,7 +175,8 @@ def _check_runs(work_dir: Path, run_id: str, questions: int) -> None:
     run = client.get_run(run_id)
     assert (run.data.tags["preceptor.kind"], run.info.status) == ("compare-students", "FINISHED")
     assert {"comparison.html", "result.json", "plots"} <= {each.path for each in client.list_artifacts(run_id)}
-    assert run.inputs.dataset_inputs or run.data.params["name"] == "small"
+    assert run.data.params["name"] == name
+    assert json.loads(run.inputs.dataset_inputs[0].dataset.profile)["num_rows"] == questions
     children = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'")
     assert {child.data.params["student"] for child in children} > {"base", "several"}
     for child in children:
