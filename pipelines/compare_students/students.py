@@ -17,10 +17,11 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple
 
 from evaluation.common.errors import ConfigError
+from evaluation.engines.endpoint import check_key
 from evaluation.statistics import known_mean
 from pipelines.check_regression import suite as suites
 from pipelines.check_regression.suite import STUDENTS, RegressionSuite, Subject, SuiteContent, parse_subject
-from pipelines.checks import check
+from pipelines.checks import check, model_finding, require
 from pipelines.compare_students.comparison import (
     ScoredStudent,
     StudentAnswer,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 CONFIDENCE = 0.95
 """Level of all intervals."""
-_LABEL = re.compile(r"([^:=,]+)=(.+)", re.DOTALL)
+_LABEL = re.compile(r"\s*([^:=,\s][^:=,]*)=(.+)", re.DOTALL)
 _NEXT_WORD = re.compile(r",(?=base(?:,|$)|(?:adapter|version|model|endpoint):)")
 _PATTERN = frozenset("*?[")
 
@@ -103,7 +104,11 @@ def make_plan(paths: Sequence[Path], words: Sequence[str], reference: str | None
     chosen = reference or students[0].label
     if chosen not in [student.label for student in students]:
         raise ConfigError(f"compare: the reference {chosen!r} is none of {[student.label for student in students]}.")
-    versions = [subject for subject in _subjects(students) if subject.version is not None]
+    subjects = _subjects(students)
+    for endpoint in (subject.endpoint for subject in subjects if subject.endpoint is not None):
+        check_key(endpoint)
+    require(model_finding("student", str(subject.model)) for subject in subjects if subject.model is not None)
+    versions = [subject for subject in subjects if subject.version is not None]
     for suite in listed:
         if versions:
             require_store(suite.tracking, work_dir)

@@ -111,7 +111,8 @@ def a_comparison() -> StudentsComparison:
         a_student("version:student@champion", taught, version=2, night="night-0002"),
         a_student("several", pattern, taught, label="several (2 seeds)"),
     )
-    return StudentsComparison(suites=(a_suite(*students),), seconds=1.0, mlflow="http://127.0.0.1:5000/#/runs")
+    suite = a_suite(*students)
+    return StudentsComparison(suites=(suite, suite), seconds=1.0, mlflow="http://127.0.0.1:5000/#/runs")
 
 
 def test_page_escapes_everything_and_fetches_nothing() -> None:
@@ -144,9 +145,9 @@ def test_real_browser_searches_filters_and_sorts_without_an_error(tmp_path: Path
       const shown = () => document.querySelector(".shown").textContent, found = [shown()];
       box.click(); found.push(shown());
       search.value = "who 3? ada"; search.dispatchEvent(new Event("input")); found.push(shown());
-      const head = document.querySelectorAll("table")[0].querySelectorAll("th button")[1];
+      const head = document.querySelector("section table").querySelectorAll("th button")[1];
       head.click(); head.click();
-      found.push(document.querySelectorAll("table")[0].tBodies[0].rows[0].cells[0].textContent.trim());
+      found.push(document.querySelector("section table").tBodies[0].rows[0].cells[0].textContent.trim());
       document.title = found.join("|");
     });</script></body>"""
     page = tmp_path / "page.html"

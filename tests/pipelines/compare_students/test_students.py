@@ -44,7 +44,11 @@ def test_students_are_read_with_labels_seeds_and_patterns(tmp_path: Path) -> Non
     odd = f"adapter:{tmp_path}/a,b=c"
     assert [each.text for each in parse_student(f"x={odd},base").seeds] == [odd, "base"]
     assert parse_student(odd).label == odd
-    for text, said in ((f"adapter:{tmp_path}/no-*", "no directory matches"), ("x=teacher:base", "is a variant")):
+    for text, said in (
+        (f"adapter:{tmp_path}/no-*", "no directory matches"),
+        ("x=teacher:base", "is a variant"),
+        (" =base", "allowed are"),
+    ):
         with pytest.raises(ConfigError, match=said):
             parse_student(text)
 
@@ -62,6 +66,8 @@ def test_misuse_is_found_before_prefect_or_a_model_is_imported(tmp_path: Path) -
         [suite, *base, "--student", "adapter:absent"],
         [suite, *base, *other, "--reference", "none"],
         [suite, *base, "--student", "version:student/1"],
+        [suite, *base, "--student", "endpoint:http://127.0.0.1:1/v1#m?key_env=NOT_SET_ANYWHERE"],
+        [suite, *base, "--student", f"model:{loose}"],
         [unpinned, *base, *other],
         [str(tmp_path / "none.yaml"), *base, *other],
     ]
