@@ -18,6 +18,7 @@ from pipelines.adapt_student.init import examples, get_model, init
 from pipelines.adapt_student.queue import list_documents, remove, show
 from pipelines.ask.answerer import ask
 from pipelines.check_regression.command import check_regression
+from pipelines.compare_students.command import compare
 from pipelines.experiments.micro_models import build_micro
 from pipelines.inbox.command import app as inbox_app
 from pipelines.process import (
@@ -45,7 +46,7 @@ _GROUPS = {
     "Learn": ("train-teacher", "build-micro"),
     "Night": ("get-model", "examples", "init", "inbox", "adapt-student", "ask", "forget"),
     "Corpus": ("write-corpus", "study"),
-    "Check": ("doctor", "check-regression", "config"),
+    "Check": ("doctor", "check-regression", "compare", "config"),
     "Serve": ("serve",),
     "Store": ("ui", "versions", "promote", "rollback", "backup", "restore", "gc"),
 }
@@ -363,6 +364,7 @@ app.command("write-corpus")(write_corpus)
 app.command("study")(study)
 app.command("doctor")(doctor)
 app.command("check-regression")(check_regression)
+app.command("compare")(compare)
 app.command("ask")(ask)
 app.command("get-model")(get_model)
 app.command("init")(init)

@@ -93,6 +93,13 @@ def show_report(key: str, markdown: str, description: str) -> None:
     create_markdown_artifact(markdown, key, description)
 
 
+def show_link(key: str, link: str, description: str) -> None:
+    """Show an address on the run's page; see `show_report`."""
+    from prefect.artifacts import create_link_artifact
+
+    create_link_artifact(link, key=key, description=description)
+
+
 def ended(result: _Result, ending: Ending, name: str | None, message: str) -> State[_Result]:
     """Return the final state of a run: a name in the colour of its type, and why; None is Prefect's own name."""
     from prefect.client.schemas.objects import State, StateType

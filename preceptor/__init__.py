@@ -35,9 +35,13 @@ if TYPE_CHECKING:
     from pipelines.adapt_student.page import NightResult
     from pipelines.ask.answers import Answer, By
     from pipelines.check_regression.verdict import RegressionReport
+    from pipelines.compare_students.comparison import StudentsComparison
     from pipelines.records import RunResult
 
-__all__ = ["ConfigError", "PreceptorError", "Student", "adapt", "ask", "compare", "load_student", "train_teacher"]
+__all__ = [
+    *("ConfigError", "PreceptorError", "Student", "adapt", "ask", "check_regression", "compare", "load_student"),
+    "train_teacher",
+]
 
 PathLike: TypeAlias = str | os.PathLike[str]
 _Result = TypeVar("_Result", bound="BaseModel")
@@ -81,11 +85,40 @@ def adapt(config: PathLike, *, overrides: Sequence[str] = (), work_dir: PathLike
     return _run(NightResult, "adapt-student", config, *_set(overrides), work_dir=work_dir)
 
 
-def compare(suite: PathLike, candidate: str, baseline: str, *, work_dir: PathLike = _WORK_DIR) -> RegressionReport:
-    """Compare two students or variants on a pinned suite, as `preceptor check-regression` does.
+def compare(
+    suites: PathLike | Sequence[PathLike],
+    students: Sequence[str],
+    reference: str | None = None,
+    *,
+    work_dir: PathLike = _WORK_DIR,
+) -> StudentsComparison:
+    """Compare several students on pinned suites, with every answer, as `preceptor compare` does.
 
     Args:
-        suite: YAML file, or the name of one that ships, such as `suites/micro-world`.
+        suites: YAML file, or the name of one that ships, such as `suites/micro-world`; or several.
+        students: Such as `base`, `version:student@champion` or `adapter:DIRECTORY`; `LABEL=WORD,WORD` is several seeds.
+        reference: The one that the others are compared with; None is the first.
+        work_dir: Directory with the embedded stores.
+
+    Raises:
+        ConfigError: Suites or students were refused.
+        PreceptorError: A student cannot be opened or scored.
+    """
+    from pipelines.compare_students.comparison import StudentsComparison
+
+    first, *rest = [suites] if isinstance(suites, str | os.PathLike) else suites
+    options = [*(os.fspath(each) for each in rest), *(part for student in students for part in ("--student", student))]
+    options += [] if reference is None else ["--reference", reference]
+    return _run(StudentsComparison, "compare", first, *options, work_dir=work_dir)
+
+
+def check_regression(
+    suite: PathLike, candidate: str, baseline: str, *, work_dir: PathLike = _WORK_DIR
+) -> RegressionReport:
+    """Test whether a student or variant is worse than another on a pinned suite, as `preceptor check-regression` does.
+
+    Args:
+        suite: See `compare`.
         candidate: What to test, such as `version:student@champion`, `adapter:DIRECTORY` or `base`.
         baseline: What to compare it with, of the same kind.
         work_dir: Directory with the embedded stores.

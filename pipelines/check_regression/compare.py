@@ -1,26 +1,20 @@
 """Scores of a candidate and a baseline on a suite, side by side.
 
-Students are scored in one bank, in one pass over the same questions. A variant is scored by the code of the comparison
-of `train-teacher`, with the suite's documents, questions, student and seeds. A self-edit without a score counts only in
-the number of those.
+Students are scored by `score_students`. A variant is scored by the code of the comparison of `train-teacher`, with the
+suite's documents, questions, student and seeds. A self-edit without a score counts only in the number of those.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from itertools import islice
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from evaluation.common.checkpoints import model_digest
-from evaluation.common.errors import ScoringError
-from evaluation.exact_match import AnswerScore, first_line
-from evaluation.graders import GradeItem, Grader
 from evaluation.statistics import known_mean
-from evaluation.tasks import Question
+from pipelines.check_regression.students import score_students
 from pipelines.check_regression.suite import (
     Pins,
     RegressionSuite,
@@ -47,71 +41,14 @@ from pipelines.check_regression.verdict import (
 )
 from pipelines.loop.loop import STATES, Loop
 from pipelines.loop.reward import judge
-from pipelines.loop.update import write_answers
-from pipelines.models import ModelRef, answer_format, close_models, open_grader, open_student, student_digest
+from pipelines.models import ModelRef, close_models, student_digest
 from pipelines.plan import Step
 from pipelines.records import Candidate, ScoredUpdate
 from pipelines.reports.console import Reporter
 from pipelines.terminal import open_console
-from student.adapters import load_adapter
-from student.bank.bank import LoraBank
-from student.bank.scoring import ScoringFailure
 from teacher.policy import PolicyRecord
 from teacher.rewards import RewardConfig, RewardFailure
 from teacher.samplers.openai import OpenAISampling
-
-
-def _score_students(
-    suite: RegressionSuite, content: SuiteContent, subjects: Sequence[Subject], work_dir: Path
-) -> list[Scores]:
-    adapters = [None if each.directory is None else load_adapter(each.directory) for each in subjects]
-    asked = [*(question for task in content.tasks for question in task.comparison_questions), *content.probes]
-    ref = ModelRef.of(suite.student, suite)
-    student, form = open_student(ref), answer_format(suite, ref)
-    with LoraBank(student.model, base_digest=student_digest(ref)) as bank:
-        found = bank.score(adapters, [asked] * len(adapters), student.tokenizer, form)
-        texts: Sequence[list[str] | ScoringFailure] = [[]] * len(adapters)
-        if suite.grading is not None:
-            prompts, rank = [form.render(q.question) for q in asked], max((a.rank for a in adapters if a), default=1)
-            texts = write_answers(ref, suite.grading, bank, adapters, [prompts] * len(adapters), rank)
-    grader, scores = open_grader(suite.grading, work_dir, suite.name), []
-    for subject, adapter, slot, written in zip(subjects, adapters, found, texts, strict=True):
-        if isinstance(slot, ScoringFailure) or isinstance(written, ScoringFailure):
-            reason = slot.reason if isinstance(slot, ScoringFailure) else getattr(written, "reason", "")
-            raise ScoringError(
-                f"subject {subject.text!r} cannot be scored: {reason}. Give an adapter that was trained on the "
-                f"suite's student {suite.student!r}."
-            )
-        verdicts = iter([score.exact for score in slot] if grader is None else _graded(grader, asked, written))
-        right = {task.id: [next(verdicts) for _ in task.comparison_questions] for task in content.tasks}
-        answers, replies = iter(slot), _replies(slot, written, student.tokenizer)
-        documents = {task.id: [next(answers) for _ in task.comparison_questions] for task in content.tasks}
-        scores.append(
-            Scores(
-                documents={name: tuple(known_mean([each]) for each in mine) for name, mine in right.items()},
-                probability={name: sum(s.probability for s in mine) / len(mine) for name, mine in documents.items()},
-                probes={f"probe {i}": float(each) for i, each in enumerate(verdicts) if each is not None},
-                empty=sum(score.empty for score in slot),
-                answered=len(slot),
-                replies={task.id: tuple(islice(replies, len(task.comparison_questions))) for task in content.tasks},
-                adapter_digest=None if adapter is None else adapter.digest,
-            )
-        )
-    return scores
-
-
-def _replies(scores: Sequence[AnswerScore], texts: Sequence[str], tokenizer: Any) -> Iterator[Reply]:
-    """Yield a student's replies; `texts` are its answers, and empty where exact match needs none."""
-    said = tokenizer.batch_decode([score.written for score in scores], skip_special_tokens=True)
-    begun = (text.strip() if score.exact else f"{text.strip()} ..." for score, text in zip(scores, said, strict=True))
-    for score, text in zip(scores, map(first_line, texts) if texts else begun, strict=True):
-        yield Reply(text, score.probability)
-
-
-def _graded(grader: Grader, asked: Sequence[Question], texts: Sequence[str]) -> list[bool | None]:
-    """Return a grader's verdicts on a student's answers; None where it gives none."""
-    items = [GradeItem(q.question, q.answer, first_line(text)) for q, text in zip(asked, texts, strict=True)]
-    return [grade.correct for grade in grader.grade(items)]
 
 
 def score_variant(
@@ -221,7 +158,7 @@ def compare_subjects(suite: RegressionSuite, candidate: str, baseline: str, work
                 with Reporter(open_console(stderr=True), 4) as reporter:  # each samples, then updates the student
                     mine, theirs = (score_variant(suite, content, each, work_dir, reporter) for each in both)
             else:
-                mine, theirs = _score_students(suite, content, both, work_dir)
+                mine, theirs = (each.scores for each in score_students(suite, content, both, work_dir))
     finally:
         close_models()
     names = [task.id for task in content.tasks]
@@ -254,7 +191,7 @@ def _record(subject: Subject, scores: Scores, documents: Sequence[str], probes: 
         adapter_digest=scores.adapter_digest,
         version=subject.version if isinstance(subject.version, int) else None,
         accuracy=known_mean(known_mean(scores.documents[name]) for name in documents),
-        probability=known_mean(scores.probability[name] for name in documents),
+        probability=known_mean(scores.probability.get(name) for name in documents),
         probes=known_mean(share for name, share in scores.probes.items() if name in probes),
         edits=scores.edits,
     )

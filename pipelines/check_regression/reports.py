@@ -61,9 +61,9 @@ def regression_markdown(report: RegressionReport) -> str:
 def _before_and_after(question: ComparedQuestion) -> tuple[str, str]:
     """Return what baseline and candidate answer, or else whether that is right, with the gold answer's probability."""
 
-    def shown(text: str, share: float | None, probability: float) -> str:
+    def shown(text: str, share: float | None, probability: float | None) -> str:
         verdict = {1.0: "right", 0.0: "wrong"}.get(share or 0.0, f"{format.percent(share)}% right")
-        return f"{text or verdict} ({format.percent(probability)}%)"
+        return text or verdict if probability is None else f"{text or verdict} ({format.percent(probability)}%)"
 
     return (
         shown(question.baseline_answer, question.baseline, question.baseline_probability),

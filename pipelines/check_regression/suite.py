@@ -14,15 +14,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self, cast
+from urllib.parse import parse_qsl
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from evaluation.common.data import Frozen, digest_json
 from evaluation.common.errors import ConfigError, InputError
 from evaluation.common.gguf import ModelName
 from evaluation.common.storage import write_atomically
 from evaluation.domains import DataConfig, load_split
+from evaluation.engines.endpoint import EndpointConfig
 from evaluation.retention import retention_probes
 from evaluation.tasks import KnowledgeTask, Question
 from pipelines.check_regression.verdict import VerdictConfig
@@ -51,11 +53,13 @@ WRITES = {"prompt", "chat", "sampling"}
 _SHA = r"^[0-9a-f]{64}$"
 _SHOWN = 5
 """Changed documents that a message names at most."""
-_STUDENTS = "base, adapter:DIRECTORY, version:student/NUMBER, version:student@ALIAS"
+STUDENTS = "base, adapter:DIRECTORY, version:student/NUMBER, version:student@ALIAS, model:DIRECTORY, endpoint:URL#MODEL"
+"""The words that name a student."""
 _VARIANTS = "teacher:base, teacher:DIRECTORY, version:teacher/NUMBER, version:teacher@ALIAS, config:FILE"
 _VERSION = re.compile(r"version:(student|teacher)(?:/([1-9]\d*)|@([A-Za-z0-9_-]+))")
 _FILES = {
     "adapter": ("directory that PEFT wrote", "adapter_config.json"),
+    "model": ("directory of a whole checkpoint, such as a merged one", "config.json"),
     "teacher": ("directory that `preceptor train-teacher` wrote", "policy.json"),
     "config": ("YAML file of a run", ""),
 }
@@ -249,6 +253,10 @@ class Subject(NamedTuple):
     """Number or alias of a registered version; a number once it is downloaded."""
     config: Path | None = None
     """YAML file of a run."""
+    model: Path | None = None
+    """Directory of a checkpoint that is a student of its own, without an adapter."""
+    endpoint: EndpointConfig | None = None
+    """Of a student that a server answers for, in text alone."""
 
     @property
     def is_variant(self) -> bool:
@@ -264,14 +272,31 @@ def parse_subject(text: str) -> Subject:
         role, number, alias = version.groups()
         return Subject(text, cast("Role", role), version=int(number) if number else alias)
     kind, _, rest = text.partition(":")
+    if kind == "endpoint":
+        return _endpoint(rest)
     if kind not in _FILES or not rest:
-        raise ConfigError(f"subject {text!r}: allowed are {_STUDENTS} for students, and {_VARIANTS} for variants.")
+        raise ConfigError(f"subject {text!r}: allowed are {STUDENTS} for students, and {_VARIANTS} for variants.")
     path, (what, part) = Path(rest).expanduser(), _FILES[kind]
     if not (path / part).is_file():
         raise ConfigError(f"subject {text!r}: there is no {str(path / part)!r}. Give a {what}.")
-    if kind == "config":
-        return Subject(text, "teacher", config=path)
+    if kind in ("config", "model"):
+        return Subject(text, "teacher", config=path) if kind == "config" else Subject(text, model=path)
     return Subject(text, "student" if kind == "adapter" else "teacher", directory=path)
+
+
+def _endpoint(address: str) -> Subject:
+    """Return the student at `URL#MODEL`; further fields of `EndpointConfig` follow as `?key_env=NAME&api=chat`."""
+    url, _, named = address.partition("#")
+    model, _, fields = named.partition("?")
+    try:
+        config = EndpointConfig.model_validate({"base_url": url, "model": model, **dict(parse_qsl(fields))})
+    except ValidationError as error:  # which says what was wrong without repeating a key
+        wrong = "; ".join(f"{'.'.join(map(str, each['loc'])) or 'address'}: {each['msg']}" for each in error.errors())
+        raise ConfigError(
+            f"subject 'endpoint:...': {wrong}. Allowed is endpoint:URL#MODEL, such as "
+            "endpoint:http://127.0.0.1:8000/v1#name, and after it ?key_env=NAME, budget_tokens=N or api=chat."
+        ) from error
+    return Subject(f"endpoint:{address}", endpoint=config)
 
 
 def resolve(suite: RegressionSuite, candidate: str, baseline: str, work_dir: Path) -> tuple[Subject, Subject]:
@@ -284,7 +309,7 @@ def resolve(suite: RegressionSuite, candidate: str, baseline: str, work_dir: Pat
     if both[0].is_variant is not both[1].is_variant:
         told = [f"{subject.text!r} is a {'variant' if subject.is_variant else 'student'}" for subject in both]
         raise ConfigError(
-            f"subjects: {told[0]} and {told[1]}, whose scores are not comparable. Compare students ({_STUDENTS}) with "
+            f"subjects: {told[0]} and {told[1]}, whose scores are not comparable. Compare students ({STUDENTS}) with "
             f"students, and variants ({_VARIANTS}) with variants."
         )
     for subject in both:

@@ -109,8 +109,8 @@ class Reply(NamedTuple):
     text: str
     """The answer; empty for a variant, whose updates answer differently. Exact match writes none: then what greedy
     decoding writes, which after its first token that is not the gold answer's ends with `...`."""
-    probability: float
-    """Of the gold answer, in [0, 1]; of a variant the mean over updates."""
+    probability: float | None
+    """Of the gold answer, in [0, 1]; of a variant the mean over updates; None for an endpoint, which does not say."""
 
 
 class Scores(NamedTuple):
@@ -144,8 +144,8 @@ class ComparedQuestion(Record):
     baseline: float | None
     candidate_answer: str = ""
     baseline_answer: str = ""
-    candidate_probability: float = 0.0
-    baseline_probability: float = 0.0
+    candidate_probability: float | None = 0.0
+    baseline_probability: float | None = 0.0
     """See `Reply`."""
 
     @property
@@ -183,7 +183,7 @@ def lost_questions(answers: Iterable[ComparedQuestion]) -> tuple[ComparedQuestio
     """Return the questions that the candidate answers worse, the worst first; the gold answer's probability decides."""
 
     def order(each: ComparedQuestion) -> tuple[float, float]:
-        return -each.lost, each.candidate_probability - each.baseline_probability
+        return -each.lost, (each.candidate_probability or 0.0) - (each.baseline_probability or 0.0)
 
     return tuple(sorted((each for each in answers if each.lost > 0.0), key=order))
 

@@ -37,8 +37,8 @@ from pipelines.records import (
     Answered,
     Candidate,
     Learning,
+    Record,
     Round,
-    RunResult,
     VariantComparison,
     VariantScores,
     WarmStart,
@@ -218,13 +218,17 @@ class Lineage:
             for document_id, directory in adapters.items():
                 self.store.client.log_artifacts(run_id, str(directory), f"adapters/{_file_name(document_id)}")
 
-    def log_comparison(self, comparison: VariantComparison, result: RunResult, figures: Sequence[Path]) -> None:
-        """Log the comparison to the parent run: `result.json`, `graders.json`, metrics, and `plots/`."""
+    def log_comparison(
+        self, comparison: VariantComparison, result: Record, figures: Sequence[Path], page: Path | None = None
+    ) -> None:
+        """Log the comparison to the parent run: `result.json`, `graders.json`, metrics, `plots/`, and a page."""
         client = self.store.client
         with self._errors("comparison"):
             client.log_dict(self.run_id, result.model_dump(mode="json"), "result.json")
             for figure in figures:
                 client.log_artifact(self.run_id, str(figure), "plots")
+            if page is not None:
+                client.log_artifact(self.run_id, str(page))
             if comparison.graders is not None:
                 client.log_dict(self.run_id, comparison.graders.model_dump(mode="json"), "graders.json")
             self._log_metrics(self.run_id, tables.comparison_metrics(comparison), self._started, 0)

@@ -213,7 +213,8 @@ def log_in_batches(client: Any, run_id: str, *, params: Mapping[str, Any], tags:
 
 def tag_filter(tags: Mapping[str, str]) -> str:
     """Return MLflow's search filter for all of the tags."""
-    return " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+    quotes = {name: '"' if "'" in value else "'" for name, value in tags.items()}
+    return " and ".join(f"tags.`{name}` = {quotes[name]}{value}{quotes[name]}" for name, value in tags.items())
 
 
 def flatten_params(content: Mapping[str, Any], prefix: str = "") -> dict[str, str | int | float]:

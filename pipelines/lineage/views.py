@@ -39,6 +39,14 @@ _SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
             *(f"metrics.change/documents{end}" for end in ("", "_ci_low", "_ci_high")),
         ),
     ),
+    "compare-students": (
+        "variant",
+        (
+            *(f"params.{name}" for name in ("suite", "student", "version", "night")),
+            *(f"metrics.eval/accuracy{end}" for end in ("", "_ci_low", "_ci_high")),
+            *("metrics.notes/probability", "metrics.eval/documents"),
+        ),
+    ),
 }
 """By flow: the kind of the runs that its view lists, and the columns."""
 

@@ -48,7 +48,9 @@ def plot_rewards(rounds: Sequence[Round], path: Path) -> None:
     save_figure(figure, path)
 
 
-def plot_accuracy(comparison: VariantComparison, variants: Sequence[VariantScores], path: Path) -> None:
+def plot_accuracy(
+    comparison: VariantComparison, variants: Sequence[VariantScores], path: Path, what: str = "variant"
+) -> None:
     """Write a PNG of each variant's accuracy with its interval, every document as a dot behind it.
 
     Variants are drawn from top to bottom, those that are not in the comparison without an interval.
@@ -56,7 +58,7 @@ def plot_accuracy(comparison: VariantComparison, variants: Sequence[VariantScore
     figure = new_figure(
         7.2,
         1.7 + 0.62 * max(len(variants), 1),
-        f"Accuracy by variant on {counted(comparison.documents, 'test document')}",
+        f"Accuracy by {what} on {counted(comparison.documents, 'test document')}",
         f"line: mean with {100 * comparison.confidence:g} % bootstrap interval over documents · dots: single documents",
     )
     axes = figure.subplots()
@@ -76,7 +78,8 @@ def plot_accuracy(comparison: VariantComparison, variants: Sequence[VariantScore
     axes.set(xlim=(-0.02 * end, 1.02 * end), ylim=(len(variants) - 0.45, -0.55), yticks=places)
     axes.set_xlabel("questions answered exactly (%)")
     axes.text(1.03, 1.0, "mean", transform=axes.transAxes, va="bottom", color=BLUE, fontsize=9)
-    axes.set_yticklabels([variant.label.replace(" (", "\n(") for variant in variants])  # a break saves width
+    # A break saves width; a dollar would begin a formula.
+    axes.set_yticklabels([variant.label.replace(" (", "\n(").replace("$", r"\$") for variant in variants])
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color="#E4E4E4", linewidth=0.8)
     axes.spines["left"].set_visible(False)

@@ -57,14 +57,17 @@ def pairs_of(names: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def compare_variants(
-    variants: Sequence[VariantScores], intervals: Mapping[str, Any], unknown: Unknown | None = None
+    variants: Sequence[VariantScores],
+    intervals: Mapping[str, Any],
+    unknown: Unknown | None = None,
+    pairs: Sequence[tuple[str, str]] = (),
 ) -> VariantComparison:
     """Return the variants with their intervals and paired gains, over the documents that all of them could score.
 
     `intervals` are `confidence`, `resamples` and `seed` of all bootstrap intervals, `unknown` the questions that the
-    base does not know, if it was asked.
+    base does not know, if it was asked, and `pairs` the differences to report, by default those of `pairs_of`.
     """
-    pairs = pairs_of([variant.name for variant in variants])
+    pairs = pairs or pairs_of([variant.name for variant in variants])
     accuracies = {variant.name: variant.accuracy for variant in variants}
     found = compare(accuracies, pairs, **intervals)
     verdicts = {variant.name: variant.verdicts for variant in variants}

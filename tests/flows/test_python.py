@@ -17,7 +17,9 @@ def test_mistake_is_an_exception_with_the_message_of_the_command(tmp_path: Path)
     with pytest.raises(preceptor.ConfigError, match="did you mean loop"):
         preceptor.train_teacher("demo", overrides=["loops.rounds=3"], work_dir=tmp_path)
     with pytest.raises(preceptor.ConfigError, match="allowed are"):
-        preceptor.compare("suites/micro-world", "nothing", "base", work_dir=tmp_path)
+        preceptor.check_regression("suites/micro-world", "nothing", "base", work_dir=tmp_path)
+    with pytest.raises(preceptor.ConfigError, match="reference 'other' is none of"):
+        preceptor.compare(["suites/micro-world"], ["base", "x=base"], "other", work_dir=tmp_path)
 
 
 @pytest.mark.flow

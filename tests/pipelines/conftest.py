@@ -100,3 +100,9 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     storage = tmp_path_factory.mktemp("storage")
     with prefect_test_harness(server_startup_timeout=600), temporary_settings({PREFECT_LOCAL_STORAGE_PATH: storage}):
         yield
+
+
+@pytest.fixture
+def own_prefect(tmp_path: Path, prefect_server: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PREFECT_HOME", "PREFECT_LOCAL_STORAGE_PATH", "PREFECT_MEMO_STORE_PATH"):
+        monkeypatch.setenv(name, str(tmp_path / "prefect"))  # else the command would set them for all later tests

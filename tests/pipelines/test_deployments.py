@@ -40,7 +40,7 @@ def test_schedules_are_valid_and_files_are_there() -> None:
     from prefect.client.schemas.schedules import CronSchedule
 
     by_name = {deployment["name"]: deployment for deployment in DEPLOYMENTS}
-    assert set(by_name) == {"weekly", "nightly", "on-demand", "corpus"}
+    assert set(by_name) == {"weekly", "nightly", "on-demand", "side-by-side", "corpus"}
     for deployment in DEPLOYMENTS:
         for schedule in deployment.get("schedules", ()):
             CronSchedule(**schedule)

@@ -33,12 +33,6 @@ def logged_runs(work: Path) -> list[Any]:
     return list(client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"]))
 
 
-@pytest.fixture
-def own_prefect(tmp_path: Path, prefect_server: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("PREFECT_HOME", "PREFECT_LOCAL_STORAGE_PATH", "PREFECT_MEMO_STORE_PATH"):
-        monkeypatch.setenv(name, str(tmp_path / "prefect"))  # else the command would set them for all later tests
-
-
 def run_command(place: Path, work: Path, suite: Path, candidate: str, baseline: str) -> tuple[int, str, Any, Any]:
     """Return the exit code, what was printed, the JUnit suite and the JSON report."""
     out = ["--junit", str(place / "r.xml"), "--json", str(place / "r.json"), "--markdown", str(place / "r.md")]

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from evaluation.common.errors import ConfigError, InputError, LineageError
+from evaluation.engines.endpoint import EndpointConfig
 from pipelines.check_regression.compare import current_pins
 from pipelines.check_regression.suite import (
     AdaptationConfig,
@@ -177,10 +178,20 @@ def test_words_that_name_no_subject_are_refused(text: str) -> None:
 
 
 def test_subjects_are_read_in_all_their_forms(tmp_path: Path) -> None:
-    assert parse_subject("base") == ("base", "student", None, None, None)
-    assert parse_subject("teacher:base") == ("teacher:base", "teacher", None, None, None)
-    for name in ("adapter_config.json", "policy.json"):
+    assert parse_subject("base")[:2] == ("base", "student")
+    assert parse_subject("teacher:base")[:2] == ("teacher:base", "teacher")
+    assert not any((*parse_subject("base")[2:], *parse_subject("teacher:base")[2:]))
+    for name in ("adapter_config.json", "policy.json", "config.json"):
         (tmp_path / name).touch()
+    assert parse_subject(f"model:{tmp_path}").model == tmp_path
+    remote = parse_subject("endpoint:http://127.0.0.1:1/v1#org/name?key_env=NAME&budget_tokens=9&api=chat").endpoint
+    assert remote == EndpointConfig(
+        base_url="http://127.0.0.1:1/v1", model="org/name", key_env="NAME", budget_tokens=9, api="chat"
+    )
+    for wrong, said in (("http://ann:secret@host/v1#name", "base_url"), ("http://h/v1", "model"), ("#m?x=secret", "x")):
+        with pytest.raises(ConfigError, match=said) as refused:
+            parse_subject(f"endpoint:{wrong}")
+        assert "secret" not in str(refused.value)
     assert parse_subject(f"adapter:{tmp_path}").directory == parse_subject(f"teacher:{tmp_path}").directory == tmp_path
     assert parse_subject("version:student/12")[1:4] == ("student", None, 12)
     assert parse_subject("version:teacher@champion")[1:4] == ("teacher", None, "champion")
