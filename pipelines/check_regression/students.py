@@ -127,8 +127,8 @@ def _ask_bank(
 
 def _begun(scores: Sequence[AnswerScore], tokenizer: Any) -> list[str | None]:
     """Return how greedy decoding begins: up to its first token that is not the gold answer's, with `...` behind it."""
-    said = tokenizer.batch_decode([score.written for score in scores], skip_special_tokens=True)
-    return [text.strip() if score.exact else f"{text.strip()} ..." for score, text in zip(scores, said, strict=True)]
+    said = (str(tokenizer.decode(score.written, skip_special_tokens=True)).strip() for score in scores)
+    return [text if score.exact else f"{text} ..." for score, text in zip(scores, said, strict=True)]
 
 
 def _whole(

@@ -36,6 +36,7 @@ from tests.pipelines.lineage.test_registry import Open
 def test_students_are_read_with_labels_seeds_and_patterns(tmp_path: Path) -> None:
     for name in ("seed-1", "seed-2", "a,b=c"):
         (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").touch()
     assert parse_student("base") == ("base", (parse_subject("base"),))
     both = (parse_subject(f"adapter:{tmp_path}/seed-1"), parse_subject(f"adapter:{tmp_path}/seed-2"))
     assert parse_student(f"mine=adapter:{tmp_path}/seed-*") == ("mine", both)
