@@ -19,8 +19,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Let links to a notebook, which a repository's browser shows, lead to its page."""
-    return markdown.replace(".ipynb)", ".md)")
+    """Let links to a notebook, which a repository's browser shows, lead to its page; show tables that fold."""
+    return markdown.replace(".ipynb)", ".md)").replace("\n<details>\n", "\n<details markdown>\n")
 
 
 def _parts(cell: dict[str, Any]) -> list[str]:
