@@ -194,7 +194,7 @@ def check_answers(config: NightConfig, adapter: Path | None, posed: Sequence[tup
             assert isinstance(found, list)
             assert isinstance(written, list)
             if config.grading is None:
-                begun = tokenizer.batch_decode([score.written for score in found], skip_special_tokens=True)
+                begun = [tokenizer.decode(list(score.written), skip_special_tokens=True) for score in found]
                 written = [text if score.exact else f"{text} ..." for text, score in zip(begun, found, strict=True)]
             for i, question, score in zip(mine, questions, found, strict=True):
                 scores[i] = score.token_probability if question.is_continuation else float(score.exact)
