@@ -318,18 +318,18 @@ class Lineage:
     ) -> None:
         """Log all candidates as `candidates/<name>.parquet`, with tables of the best and of answers, and a note."""
         client, shown = self.store.client, dict[str, Any]()
+        if answers:
+            shown[EVALUATION] = tables.evaluation_table(answers, self._seed)
         if candidates:
             with tempfile.TemporaryDirectory() as scratch:
                 path = Path(scratch) / f"{name}.parquet"
                 tables.write_candidates(candidates, self._digests, path)
                 client.log_artifact(run_id, str(path), "candidates")
             shown[_TOP] = tables.best_candidates(candidates)
-        if answers:
-            shown[EVALUATION] = tables.evaluation_table(answers, self._seed)
         for file, table in shown.items():  # `log_table` would append when repeated
             client.log_dict(run_id, table, file)
         client.set_tag(run_id, SHOWN_TABLES, shown_tables(*shown))
-        links = artifact_links(self.experiment_id, run_id, {file: _LABELS[file] for file in _LABELS if file in shown})
+        links = artifact_links(self.experiment_id, run_id, {file: _LABELS[file] for file in shown})
         client.set_tag(run_id, NOTE, "\n\n".join(filter(None, (links, note))))
 
 
