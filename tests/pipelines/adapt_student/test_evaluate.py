@@ -117,4 +117,5 @@ def test_answers_of_a_night_are_shown_right_and_wrong() -> None:
     told = {"a": ("Rome", "Ro ...")}
     after, other = evaluate.NightScores({"a": (1.0, 0.0)}, 0, told), evaluate.NightScores({}, 0)
     shown = evaluate.answered(evaluate.Measured(after, other, other, [], {"a": asked}))
-    assert [(each.gold, each.answer, each.right) for each in shown] == [("Rome", "Rome", True), ("Oslo", "Ro ...", False)]
+    rows = [(each.gold, each.answer, each.right) for each in shown]
+    assert rows == [("Rome", "Rome", True), ("Oslo", "Ro ...", False)]
