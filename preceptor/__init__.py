@@ -38,10 +38,8 @@ if TYPE_CHECKING:
     from pipelines.compare_students.comparison import StudentsComparison
     from pipelines.records import RunResult
 
-__all__ = [
-    *("ConfigError", "PreceptorError", "Student", "adapt", "ask", "check_regression", "compare", "load_student"),
-    "train_teacher",
-]
+__all__ = ["ConfigError", "PreceptorError", "Student", "adapt", "ask", "check_regression", "compare", "load_student"]
+__all__ += ["train_teacher"]
 
 PathLike: TypeAlias = str | os.PathLike[str]
 _Result = TypeVar("_Result", bound="BaseModel")

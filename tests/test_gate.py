@@ -18,7 +18,8 @@ def normal(name: str) -> str:
 
 def test_constraints_pin_every_dependency_that_make_installs() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["dev"], *extras["docs"], *extras["browser"]]
     names = {normal(found.group()) for line in wanted if (found := re.match(r"[\w.-]+", line))}
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     assert len(names) == len(wanted)

@@ -54,7 +54,8 @@ class Answers(Record):
     empty: int
     """Questions with an empty answer."""
     texts: tuple[str, ...] = ()
-    """By question: what the student writes; empty where exact match needs none."""
+    """By question: what the student writes; without a grader a wrong answer ends with `...` at its first token that is
+    not the gold answer's."""
 
 
 class NightScores(NamedTuple):
@@ -64,6 +65,8 @@ class NightScores(NamedTuple):
     """By document id, or name of a set of general questions: each question's score in [0, 1] (`Answers.scores`, or the
     grader's verdict); None without a verdict."""
     empty: int
+    texts: Mapping[str, Sequence[str]] = MappingProxyType({})
+    """What it answers (`Answers.texts`), by the same names."""
 
     def accuracy(self, *names: str) -> float | None:
         """Return the mean over documents of their mean score, in [0, 1]; None without any."""
@@ -147,9 +150,10 @@ def score_student(
     found = loop.execution.run(
         "night-scores", content, check_answers, config, student.directory, posed, describe=describe
     )
-    scores = iter(_verdicts(loop.grader, asked, found))
+    scores, texts = iter(_verdicts(loop.grader, asked, found)), iter(found.texts)
     right = {name: tuple(itertools.islice(scores, len(some))) for name, some in questions.items()}
-    return NightScores(right, found.empty)
+    written = {name: tuple(itertools.islice(texts, len(some))) for name, some in questions.items()}
+    return NightScores(right, found.empty, written)
 
 
 def _verdicts(grader: Grader | None, asked: Sequence[Question], found: Answers) -> list[float | None]:
@@ -164,7 +168,7 @@ def _verdicts(grader: Grader | None, asked: Sequence[Question], found: Answers) 
 
 
 def check_answers(config: NightConfig, adapter: Path | None, posed: Sequence[tuple[Question, bool]]) -> Answers:
-    """Return whether a student writes the gold answers, by one teacher-forced pass, and its texts for a grader.
+    """Return whether a student writes the gold answers, by one teacher-forced pass, and what it writes.
 
     `posed` has whole prompts with their gold answers, and whether the adapter (a directory) is used. Raises
     ScoringError.
@@ -189,12 +193,15 @@ def check_answers(config: NightConfig, adapter: Path | None, posed: Sequence[tup
                     raise ScoringError(f"night: the student cannot be scored: {failed.reason}")
             assert isinstance(found, list)
             assert isinstance(written, list)
+            if config.grading is None:
+                begun = [tokenizer.decode(list(score.written), skip_special_tokens=True) for score in found]
+                written = [text if score.exact else f"{text} ..." for text, score in zip(begun, found, strict=True)]
             for i, question, score in zip(mine, questions, found, strict=True):
                 scores[i] = score.token_probability if question.is_continuation else float(score.exact)
                 empty += score.empty and not question.is_continuation
-            for i, text in zip(mine, written, strict=False):
+            for i, text in zip(mine, written, strict=True):
                 texts[i] = first_line(text)
-    return Answers(scores=tuple(scores), empty=empty, texts=tuple(texts) if config.grading is not None else ())
+    return Answers(scores=tuple(scores), empty=empty, texts=tuple(texts))
 
 
 def known_questions(new: Sequence[KnowledgeTask], known: Mapping[str, Sequence[Question]]) -> tuple[KnownQuestion, ...]:
@@ -270,21 +277,18 @@ def measure(night: Night, student: StudentVersion, stage: Stage) -> Measured:
 
 
 def answered(measured: Measured) -> list[Answered]:
-    """Return the questions on documents with the verdicts on the night's student; a right answer is the gold one.
-
-    What it answers else is stored where the answer is graded as text.
-    """
+    """Return the questions on documents and probes with the answers of the night's student and their verdicts."""
     return [
         Answered(
             document=name,
             edit=0,
             question=question.question,
             gold=question.answer,
-            answer=question.answer if right == 1.0 else "",
+            answer=text,
             right=None if right is None else right >= 0.5,
         )
         for name, questions in measured.questions.items()
-        for question, right in zip(questions, measured.after.right[name], strict=True)
+        for question, right, text in zip(questions, measured.after.right[name], measured.after.texts[name], strict=True)
         if not question.is_continuation
     ]
 

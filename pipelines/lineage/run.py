@@ -32,7 +32,7 @@ from pipelines.lineage.store import (
     tag_filter,
 )
 from pipelines.lineage.versions import STATE_TAG, score_tags
-from pipelines.lineage.views import run_link, runs_link, short_name
+from pipelines.lineage.views import artifact_links, run_link, runs_link, short_name
 from pipelines.records import (
     Answered,
     Candidate,
@@ -54,6 +54,8 @@ _DIGEST_LENGTH, _LONGEST_TAG = 36, 5000
 """Longest data set digest, and tag, that MLflow takes."""
 EVALUATION = "evaluation.json"
 """Table of questions and answers, under the same name in every run that has one."""
+_TOP = "candidates/top.json"
+_LABELS = {EVALUATION: "Questions and answers", _TOP: "Self-edits, best first"}
 SHOWN_TABLES = "mlflow.loggedArtifacts"
 """Tag: the tables that MLflow's pages show and compare, see `shown_tables`."""
 NOTE = "mlflow.note.content"
@@ -203,7 +205,7 @@ class Lineage:
             params: The run's parameters, to which the number of the teacher's version is added.
             policy: `Learning.policy` of the teacher of this run that wrote its self-edits; None if none did.
         """
-        name, tags = short_name(record.name), {"preceptor.variant": record.name, NOTE: record.label}
+        name, tags = short_name(record.name), {"preceptor.variant": record.name}
         with self._unit(f"variant-{record.name}", "variant", name, record.seconds, tags) as child:
             if child is None:
                 return
@@ -214,7 +216,7 @@ class Lineage:
             version = {} if number is None else {"teacher_version": str(number)}
             log_in_batches(self.store.client, run_id, params={**params, **version}, tags={})
             self._log_metrics(run_id, tables.variant_metrics(record, interval), end, 0)
-            self._log_candidates(run_id, f"variant={record.name}", record.candidates, record.answers)
+            self._log_candidates(run_id, f"variant={record.name}", record.candidates, record.answers, record.label)
             for document_id, directory in adapters.items():
                 self.store.client.log_artifacts(run_id, str(directory), f"adapters/{_file_name(document_id)}")
 
@@ -240,14 +242,14 @@ class Lineage:
             client.log_dict(self.run_id, result.model_dump(mode="json"), "result.json")
             client.log_text(self.run_id, report, "gate-report.md")
             client.log_artifact(self.run_id, str(page))
-            self._log_candidates(self.run_id, f"night={result.night}", result.candidates, answers)
+            # The note is cut by MLflow at 8000 characters.
+            self._log_candidates(self.run_id, f"night={result.night}", result.candidates, answers, report)
             self._log_metrics(self.run_id, tables.night_metrics(result), self._started, 0)
             self._log_inputs(self.run_id, teacher=result.teacher_version, student=result.parent)
             tags = {"outcome": result.outcome, "version": result.version, "parent_version": result.parent}
             tags |= {"teacher_version": result.teacher_version}
             known = {f"preceptor.{name}": str(value) for name, value in tags.items() if value is not None}
             log_in_batches(client, self.run_id, params={}, tags=known)
-            client.set_tag(self.run_id, NOTE, report)  # cut by MLflow at 8000 characters
 
     def log_corpus(self, result: CorpusResult, card: Path) -> None:
         """Log a corpus to the parent run: metrics, `result.json` and the dataset card."""
@@ -316,21 +318,23 @@ class Lineage:
         self.store.client.log_batch(run_id, metrics=points)
 
     def _log_candidates(
-        self, run_id: str, name: str, candidates: Sequence[Candidate], answers: Sequence[Answered] = ()
+        self, run_id: str, name: str, candidates: Sequence[Candidate], answers: Sequence[Answered] = (), note: str = ""
     ) -> None:
-        """Log all candidates as `candidates/<name>.parquet`, with tables of the best and of answers."""
+        """Log all candidates as `candidates/<name>.parquet`, with tables of the best and of answers, and a note."""
         client, shown = self.store.client, dict[str, Any]()
+        if answers:
+            shown[EVALUATION] = tables.evaluation_table(answers, self._seed)
         if candidates:
             with tempfile.TemporaryDirectory() as scratch:
                 path = Path(scratch) / f"{name}.parquet"
                 tables.write_candidates(candidates, self._digests, path)
                 client.log_artifact(run_id, str(path), "candidates")
-            shown["candidates/top.json"] = tables.best_candidates(candidates)
-        if answers:
-            shown[EVALUATION] = tables.evaluation_table(answers, self._seed)
+            shown[_TOP] = tables.best_candidates(candidates)
         for file, table in shown.items():  # `log_table` would append when repeated
             client.log_dict(run_id, table, file)
         client.set_tag(run_id, SHOWN_TABLES, shown_tables(*shown))
+        links = artifact_links(self.experiment_id, run_id, {file: _LABELS[file] for file in shown})
+        client.set_tag(run_id, NOTE, "\n\n".join(filter(None, (links, note))))
 
 
 def shown_tables(*files: str) -> str:

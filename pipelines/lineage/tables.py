@@ -122,9 +122,11 @@ def best_candidates(candidates: Iterable[Candidate]) -> dict[str, list[Any]]:
 def evaluation_table(answers: Iterable[Record], seed: int, *found: str) -> dict[str, list[Any]]:
     """Return questions with what was found as an MLflow table, by default the fields of `Answered`.
 
-    The columns are the same for every run of a flow, so that MLflow compares runs.
+    The columns are the same for every run of a flow, so that MLflow compares runs: at first it shows the second column
+    of the chosen runs side by side, for each value of the first one.
     """
-    columns = ("document", "question", "gold", *(found or ("answer", "right", "edit")))
+    first, *rest = found or ("answer", "right", "edit")
+    columns = ("question", first, "gold", *rest, "document")
     rows = [[_storable(getattr(each, name)) for name in columns] + [seed] for each in answers]
     return {"columns": [*columns, "seed"], "data": rows}
 

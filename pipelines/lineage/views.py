@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 
 LOCAL = "http://127.0.0.1:5000"
 """Where `preceptor ui` shows a store that no server has."""
@@ -72,6 +73,12 @@ def runs_link(uri: str, experiment_id: str, *, prepared: bool = True) -> str:
 def run_link(uri: str, experiment_id: str, run_id: str) -> str:
     """Return the address of a run's page."""
     return f"{_address(uri)}/#/experiments/{experiment_id}/runs/{run_id}"
+
+
+def artifact_links(experiment_id: str, run_id: str, files: Mapping[str, str]) -> str:
+    """Return links to a run's artifacts, given with labels, in Markdown for its page, whatever server shows it."""
+    place = f"#/experiments/{experiment_id}/runs/{run_id}/artifacts"
+    return " · ".join(f"[{label}]({place}/{file})" for file, label in files.items())
 
 
 def _address(uri: str) -> str:

@@ -117,9 +117,9 @@ def test_every_variant_has_its_parameters_and_a_table_of_all_answers(client: Any
         assert [given.dataset.name for given in run.inputs.dataset_inputs] == ["test-documents"]
         table = client.download_artifacts(run.info.run_id, "evaluation.json")
         answers = json.loads(Path(table).read_text(encoding="utf-8"))
-        assert answers["columns"] == ["document", "question", "gold", "answer", "right", "edit", "seed"]
+        assert answers["columns"] == ["question", "answer", "gold", "right", "edit", "document", "seed"]
         assert answers["data"]
-        for _, _, gold, answer, right, *_ in answers["data"]:
+        for _, answer, gold, right, *_ in answers["data"]:
             assert answer == gold if right else answer.endswith(" ...")
     trained = units["variant-trained_teacher"].data.params
     assert (trained["teacher_version"], trained["prompt"]) == ("2", "micro-implications")

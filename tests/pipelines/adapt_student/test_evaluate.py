@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from evaluation.gate.decisions import GateConfig, GateEvidence, decide
 from evaluation.microworld.world import MicroworldData, Sheet, WorldDocument, draw_documents, known_facts
 from evaluation.retention import retention_probes
+from evaluation.tasks import Question
 from pipelines.adapt_student import evaluate
 from pipelines.adapt_student.base import ask_base
 from pipelines.adapt_student.config import NightConfig
@@ -109,3 +110,12 @@ def test_the_base_is_asked_before_the_first_night_and_a_wrong_form_is_named() ->
     assert "student.format" in told
     assert "few-shot: " in told
     assert list(ask_base(load(DEMO, NightConfig, ["probes=0"]))) == []
+
+
+def test_answers_of_a_night_are_shown_right_and_wrong() -> None:
+    asked = (Question(question="Where does Ann live?", answer="Rome"), Question(question="And Bob?", answer="Oslo"))
+    told = {"a": ("Rome", "Ro ...")}
+    after, other = evaluate.NightScores({"a": (1.0, 0.0)}, 0, told), evaluate.NightScores({}, 0)
+    shown = evaluate.answered(evaluate.Measured(after, other, other, [], {"a": asked}))
+    rows = [(each.gold, each.answer, each.right) for each in shown]
+    assert rows == [("Rome", "Rome", True), ("Oslo", "Ro ...", False)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ HOSTILE = "</td><script>alert(1)</script><img src=x onerror=alert(2)>\" ' & \u20
 FEW: dict[str, Any] = {"confidence": 0.95, "resamples": 200, "seed": 0}
 
 
-def a_student(name: str, *seeds: list[bool | None], per_document: int = 2, **fields: Any) -> ScoredStudent:
+def a_student(name: str, *seeds: Sequence[bool | None], per_document: int = 2, **fields: Any) -> ScoredStudent:
     """Return a student whose seeds answer the questions of documents of two questions each so."""
     answers = tuple(
         StudentAnswer(

@@ -141,7 +141,7 @@ def test_command_compares_logs_and_writes_the_page(
     for seed in (1, 2):
         save_adapter(made_adapter(0.02 * seed, seed), tmp_path / f"seed-{seed}", "micro-student")
     lineage: Lineage = open_run()
-    marks = {"digest": made_adapter(0.02, 1).digest, "tags": {NIGHT_TAG: "night-0007"}}
+    marks: dict[str, Any] = {"digest": made_adapter(0.02, 1).digest, "tags": {NIGHT_TAG: "night-0007"}}
     version = lineage.registry.register("student", tmp_path / "seed-1", run_id=lineage.run_id, **marks)
     words = ["base", f"several=adapter:{tmp_path}/seed-*", f"adapter:{saved_adapter(tmp_path / 'ruined', 1.0)}"]
     words.append(f"version:student/{version}")

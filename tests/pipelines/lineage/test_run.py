@@ -321,7 +321,10 @@ def test_variants_of_two_seeds_are_grouped_and_compared_by_mlflow_alone(open_run
     assert [given.dataset.name for given in run.inputs.dataset_inputs] == ["test-documents"]
     assert [given.model_id for given in run.inputs.model_inputs] == [lineage.registry.model_id("teacher", 2)]
     shown = json.loads(run.data.tags["mlflow.loggedArtifacts"])
-    assert [each["path"] for each in shown] == ["candidates/top.json", "evaluation.json"]
+    assert [each["path"] for each in shown] == ["evaluation.json", "candidates/top.json"]
+    place = f"#/experiments/{lineage.experiment_id}/runs/{run.info.run_id}/artifacts"
+    assert f"]({place}/evaluation.json)" in run.data.tags["mlflow.note.content"]
+    assert f"]({place}/candidates/top.json)" in run.data.tags["mlflow.note.content"]
 
 
 def test_log_comparison_twice_has_result_plots_and_single_points(open_run: Open, tmp_path: Path) -> None:
