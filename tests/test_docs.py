@@ -51,7 +51,7 @@ def test_stored_notebook_names_no_place_of_the_machine_that_ran_it() -> None:
 
 def test_site_is_strict_and_loads_nothing_from_the_network(tmp_path: Path) -> None:
     pytest.importorskip("material", reason="needs the extra `docs` (`make docs`)")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path / "site"]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     pages = {page.name: page.read_text(encoding="utf-8") for page in (tmp_path / "site").rglob("*.html")}
