@@ -65,8 +65,8 @@ def dashboards(work_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         ui.kill()
 
 
-def follow(dashboards: Dashboards, link: str, *clicks: Locator) -> str:
-    """Open a printed link, click at most as often as is allowed, and return what the page, or its new tab, says."""
+def follow(dashboards: Dashboards, link: str, *clicks: Locator) -> None:
+    """Open a printed link and click, at most as often as is allowed."""
     assert len(clicks) <= MOST_CLICKS
     page = dashboards.page
     page.goto(dashboards.links[link])

@@ -38,7 +38,7 @@ def programs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     if request.param == "checkout":
         return Path(sys.executable).parent
     place = tmp_path_factory.mktemp("wheel")
-    for package in ("configs", "evaluation", "pipelines", "student", "teacher"):
+    for package in ("configs", "evaluation", "pipelines", "preceptor", "student", "teacher"):
         shutil.copytree(ROOT / package, place / "source" / package, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, place / "source")
