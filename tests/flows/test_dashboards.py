@@ -72,7 +72,6 @@ def follow(dashboards: Dashboards, link: str, *clicks: Locator) -> None:
     page.goto(dashboards.links[link])
     for click in clicks:
         click.first.click()
-    return str(page.inner_text("body"))
 
 
 def table(dashboards: Dashboards, link: str, run: str, name: str, column: str) -> list[list[str]]:
