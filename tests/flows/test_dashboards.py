@@ -119,7 +119,7 @@ def test_five_variants_are_compared_by_parameters_accuracy_and_answers(dashboard
     page.get_by_text("Comparing 5 Runs").wait_for()
     page.get_by_text("eval/accuracy_ci_low").first.wait_for()
     shown = page.inner_text("body")
-    assert {"variant", "prompt", "seed", "eval/accuracy_ci_high"} <= set(re.split(r"\s+", shown))
+    assert {"variant", "seed", "eval/accuracy_ci_high"} <= set(re.split(r"\s+", shown))
     page.goto(f"{dashboards.links['preceptor/train-teacher']}&compareRunsMode=ARTIFACT")  # what the table's button does
     page.get_by_text("Filter by question").or_(page.get_by_placeholder("Filter by question")).first.wait_for()
     page.get_by_text(re.compile(r"\w \.\.\.$")).first.wait_for()
