@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,12 +79,17 @@ def plot_accuracy(
     axes.set(xlim=(-0.02 * end, 1.02 * end), ylim=(len(variants) - 0.45, -0.55), yticks=places)
     axes.set_xlabel("questions answered exactly (%)")
     axes.text(1.03, 1.0, "mean", transform=axes.transAxes, va="bottom", color=BLUE, fontsize=9)
-    # A break saves width; a dollar would begin a formula.
-    axes.set_yticklabels([variant.label.replace(" (", "\n(").replace("$", r"\$") for variant in variants])
+    axes.set_yticklabels([_tick_label(variant.label) for variant in variants])
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color="#E4E4E4", linewidth=0.8)
     axes.spines["left"].set_visible(False)
     save_figure(figure, path)
+
+
+def _tick_label(text: str) -> str:
+    """Return a label in short lines, such as one that is a path; a dollar would begin a formula."""
+    lines = (line for part in text.replace(" (", "\n(").split("\n") for line in textwrap.wrap(part, 38) or [part])
+    return "\n".join(lines).replace("$", r"\$")
 
 
 def _draw_rewards(axes: Axes, rounds: Sequence[Round], numbers: Sequence[int]) -> None:
