@@ -85,6 +85,12 @@ class AnswerScore(NamedTuple):
         return math.exp(self.log_probability / len(self.predicted))
 
 
+def begun_text(tokenizer: Any, score: AnswerScore) -> str:
+    """Return how greedy decoding begins: up to its first token that is not the gold answer's, with `...` behind it."""
+    text = str(tokenizer.decode(list(score.written), skip_special_tokens=True)).strip()
+    return text if score.exact else f"{text} ..."
+
+
 class LabelBatch(NamedTuple):
     """Right-padded rows with the positions of labels."""
 

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from evaluation.common.errors import ScoringError
-from evaluation.exact_match import AnswerFormat, first_line
+from evaluation.exact_match import AnswerFormat, begun_text, first_line
 from evaluation.gate.checks import PairedScore
 from evaluation.gate.decisions import GateEvidence, GateReport, decide
 from evaluation.graders import GradeItem, Grader
@@ -194,8 +194,7 @@ def check_answers(config: NightConfig, adapter: Path | None, posed: Sequence[tup
             assert isinstance(found, list)
             assert isinstance(written, list)
             if config.grading is None:
-                begun = [tokenizer.decode(list(score.written), skip_special_tokens=True) for score in found]
-                written = [text if score.exact else f"{text} ..." for text, score in zip(begun, found, strict=True)]
+                written = [begun_text(tokenizer, score) for score in found]
             for i, question, score in zip(mine, questions, found, strict=True):
                 scores[i] = score.token_probability if question.is_continuation else float(score.exact)
                 empty += score.empty and not question.is_continuation

@@ -22,7 +22,7 @@ from pipelines.loop.update import adapter_dir, bank_of
 from pipelines.models import ModelRef, open_student
 from pipelines.plan import Stage
 from pipelines.records import Candidate, Edit, Record, by_document
-from pipelines.train_teacher.edits import written_line
+from pipelines.train_teacher.edits import made_edit
 from student.adapters import load_adapter, save_adapter
 from student.updates import UpdateOutcome, make_request
 from teacher.rewards import RewardFailure
@@ -146,8 +146,7 @@ def as_said(tasks: Sequence[KnowledgeTask], index: int) -> list[Edit]:
     for task in tasks:
         if clients_in(task.document.source):
             lines = tuple(Implication(text=q.question, answer=q.answer) for q in task.questions)
-            text = "".join(map(written_line, lines))
-            found.append(Edit.written(task.id, SelfEdit(implications=lines), text, index=index))
+            found.append(made_edit(task.id, lines, index=index))
     return found
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import compress, islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from evaluation.common.errors import ScoringError
-from evaluation.exact_match import AnswerScore, first_line
+from evaluation.exact_match import AnswerScore, begun_text, first_line
 from evaluation.graders import ExactGrading, GradeItem, Grader
 from evaluation.statistics import known_mean, known_means
 from evaluation.tasks import Question
@@ -120,15 +120,10 @@ def _ask_bank(
     for subject, adapter, mine, asked_for, its in each:
         rest = iter(its)
         said: list[str | None] = [next(rest) if new else q.answer for q, new in zip(asked, asked_for, strict=True)]
+        begun: list[str | None] = [begun_text(student.tokenizer, score) for score in mine]
         digest = student_digest(ref) if subject.model is not None else None if adapter is None else adapter.digest
-        answered.append((mine, said if texts or grading is not None else _begun(mine, student.tokenizer), digest))
+        answered.append((mine, said if texts or grading is not None else begun, digest))
     return answered
-
-
-def _begun(scores: Sequence[AnswerScore], tokenizer: Any) -> list[str | None]:
-    """Return how greedy decoding begins: up to its first token that is not the gold answer's, with `...` behind it."""
-    said = (str(tokenizer.decode(score.written, skip_special_tokens=True)).strip() for score in scores)
-    return [text if score.exact else f"{text} ..." for score, text in zip(scores, said, strict=True)]
 
 
 def _whole(

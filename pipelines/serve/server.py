@@ -146,8 +146,9 @@ class Server:
         self._nights: IdleNights | None = None
         if window := options.idle:
             command = night_command(window.config, directory.parent)
-            serving = lambda: self.versions.current is not None  # noqa: E731
-            self._nights = IdleNights(window, directory.parent, self.metrics.all, command, serving)
+            self._nights = IdleNights(
+                window, directory.parent, self.metrics.all, command, lambda: self.versions.current is not None
+            )
         self.restarts = 0
 
     async def run(self, listener: socket.socket, log: Path) -> None:

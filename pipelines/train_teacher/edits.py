@@ -39,13 +39,15 @@ of three."""
 
 def null_edits(tasks: Sequence[KnowledgeTask]) -> tuple[Edit, ...]:
     """Return a self-edit for each document that says nothing."""
-    return tuple(_made(task.id, (Implication(text=NULL_LINE),)) for task in tasks)
+    return tuple(made_edit(task.id, (Implication(text=NULL_LINE),)) for task in tasks)
 
 
 def oracle_edits(tasks: Sequence[KnowledgeTask], sheets: Mapping[str, Sheet]) -> tuple[Edit, ...]:
     """Return a self-edit for each document that tells all facts of its sheet, each as a question and as a statement."""
     return tuple(
-        _made(task.id, tuple(Implication(text=text, answer=answer) for text, answer in oracle_lines(sheets[task.id])))
+        made_edit(
+            task.id, tuple(Implication(text=text, answer=answer) for text, answer in oracle_lines(sheets[task.id]))
+        )
         for task in tasks
     )
 
@@ -104,16 +106,16 @@ def at_budget(edits: Sequence[Edit], budget: int, count: Callable[[str], int]) -
         costs = [count(written_line(line)) for line in lines]
         for line, tokens in zip(lines, costs, strict=True):
             if taken and used + tokens > budget:
-                return _made(document_id, tuple(taken.values()), used)
+                return made_edit(document_id, tuple(taken.values()), used)
             taken.setdefault(_normalised(written_line(line)), line)
             used += tokens
         dropped = max(edit.tokens - sum(costs), 0) if lines else 0
         if taken and used + dropped > budget:
-            return _made(document_id, tuple(taken.values()), max(used, budget))
+            return made_edit(document_id, tuple(taken.values()), max(used, budget))
         used += dropped
     if not taken:
         return ordered[0].model_copy(update={"index": 0, "token_ids": (), "completion_tokens": 0})
-    return _made(document_id, tuple(taken.values()), used)
+    return made_edit(document_id, tuple(taken.values()), used)
 
 
 def budgeted(edits: Sequence[Edit], budgets: Mapping[str, int], count: Callable[[str], int]) -> tuple[Edit, ...]:
@@ -125,8 +127,11 @@ def _normalised(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _made(document_id: str, lines: tuple[Implication, ...], tokens: int = 0) -> Edit:
-    return Edit.written(document_id, SelfEdit(implications=lines), "".join(map(written_line, lines)), tokens=tokens)
+def made_edit(document_id: str, lines: Iterable[Implication], tokens: int = 0, index: int = 0) -> Edit:
+    """Return a self-edit of lines that nobody sampled as such; `tokens` is what writing them took."""
+    edit = SelfEdit(implications=tuple(lines))
+    text = "".join(map(written_line, edit.implications))
+    return Edit.written(document_id, edit, text, index=index, tokens=tokens)
 
 
 # Self-consistency
@@ -209,17 +214,15 @@ def in_turn(edits: Sequence[Edit]) -> Edit:
     All that was written counts as its tokens. Without any line it is the first of them, with its failure.
     """
     lines = [line for row in zip_longest(*map(_lines, edits)) for line in row if line is not None]
-    return _of_lines(edits[0], lines, sum(edit.tokens for edit in edits)) if lines else edits[0]
+    return (
+        made_edit(edits[0].document_id, lines, sum(edit.tokens for edit in edits), edits[0].index)
+        if lines
+        else edits[0]
+    )
 
 
 def _lines(edit: Edit) -> tuple[Implication, ...]:
     return edit.edit.implications if edit.edit else ()
-
-
-def _of_lines(like: Edit, lines: Iterable[Implication], tokens: int) -> Edit:
-    edit = SelfEdit(implications=tuple(lines))
-    text = "".join(map(written_line, edit.implications))
-    return Edit.written(like.document_id, edit, text, index=like.index, tokens=tokens)
 
 
 def only_missed(loop: Loop, sampling: Sampling, count: Callable[[str], int]) -> Sampling:
@@ -239,7 +242,8 @@ def only_missed(loop: Loop, sampling: Sampling, count: Callable[[str], int]) -> 
     for edit in sampling.edits:
         missed = [line for line in _lines(edit) if line.answer and not known.get((line.text, line.answer), True)]
         if missed:
-            edit = _of_lines(edit, missed, sum(count(written_line(line)) for line in missed))
+            tokens = sum(count(written_line(line)) for line in missed)
+            edit = made_edit(edit.document_id, missed, tokens, edit.index)
         elif edit.edit is not None:
             why = "no line has a question that the student misses"
             edit = edit.model_copy(update={"edit": None, "rejection": why, "failure": RewardFailure.PARSE_FAILED})
